@@ -1,0 +1,67 @@
+# Needs GNU make and Python 3.11 or newer. The first target called sets up .venv, which takes some minutes;
+# PYTHON=/path/to/python chooses the interpreter.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+
+# Threads that wait asleep: with spinning ones a busy machine samples several times slower.
+export OMP_WAIT_POLICY = PASSIVE
+export GOMP_SPINCOUNT = 0
+
+.PHONY: help demo world test check docs clean
+.DEFAULT_GOAL := help
+
+help:  ## these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-6s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.run-ready  ## the whole paper in a small world, to a report page: about 15 minutes on two cores
+	$(BIN)/dpa demo
+
+world: $(VENV)/.run-ready  ## the long run of the same, recipes/world.toml
+	$(BIN)/dpa run recipes/world.toml
+
+test: export OMP_NUM_THREADS = 1
+test: $(VENV)/.dev-ready  ## the default tests; ARGS="-m slow" or ARGS=tests/test_selection.py for others
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev-ready  ## format, lint, types, and whether the generated docs are up to date
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+docs: $(VENV)/.dev-ready  ## write docs/cli.md and docs/recipes.md from the code
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove .venv and the tools' caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+
+# Set up once: a stamp says so, and a change of the dependencies or the pins sets up again. torch goes in first and
+# alone: pip takes whichever build it is configured for, and the pin keeps every later install from replacing it.
+
+$(VENV)/.run-ready: pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		$(find_python); echo "Setting up $(VENV) with $$python"; "$$python" -m venv --clear $(VENV); fi
+	$(PIP) torch
+	$(PIP) --quiet --editable '.[train]'
+	@touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.run-ready
+	$(PIP) --quiet --editable '.[train,dev]'
+	@touch $@
+
+# The first Python that is new enough and can make a virtual environment.
+define find_python
+set -e; python=; \
+for candidate in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+	if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+		python=$$candidate; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "dpalign needs Python 3.11 or newer with its venv module; tried: $(or $(PYTHON),python3.13 python3.12 python3.11 python3)." >&2; \
+	echo "Install one (on Debian or Ubuntu also its python3-venv package), or name it: make PYTHON=/path/to/python" >&2; \
+	exit 1; \
+fi
+endef

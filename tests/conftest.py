@@ -1,0 +1,57 @@
+"""The tests' surroundings, set before anything imports torch; what a machine lacks is skipped with the reason.
+
+The default tier leaves out the markers of pyproject.toml; `pytest -m slow` (or gpu, vllm, ray, browser) asks for them.
+"""
+
+import importlib.util
+import os
+import shutil
+import time
+
+import pytest
+
+for name, value in {
+    "OMP_NUM_THREADS": "1",  # on a busy small machine more are many times slower
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "MPLBACKEND": "Agg",
+}.items():
+    os.environ.setdefault(name, value)
+
+STARTED = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", type=float, metavar="SECONDS", help="skip the tests that have not begun by then")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STARTED] = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers():
+        if lacking := _lacking(mark.name):
+            pytest.skip(f"this machine has no {lacking}")
+    budget = item.config.getoption("--budget")
+    if budget is not None and time.monotonic() - item.config.stash[STARTED] > budget:
+        pytest.skip(f"the budget of {budget:g} s is used up")
+
+
+def _lacking(marker: str) -> str | None:
+    """What a test with this marker needs and the machine does not have."""
+    match marker:
+        case "gpu":
+            import torch
+
+            return None if torch.cuda.is_available() else "CUDA device"
+        case "vllm" | "ray":
+            return None if importlib.util.find_spec(marker) else marker
+        case "browser":
+            return None if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) else "Chromium"
+        case _:
+            return None
