@@ -1,0 +1,83 @@
+"""Rejection sampling's choice: scalarize, then keep the best (section 2.2).
+
+Shapes: B prompts with a direction each, N candidates of one, M candidates in a prompt's whole pool, V directions of
+a prompt, K objectives. A tie goes to the lowest index, so that a choice never depends on the machine.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The kept candidate of each prompt, and its preference-conditioned reward."""
+
+    index_B: Index
+    score_B: Array
+
+
+def scalarize(reward_BNK: Array, preference_BK: Array) -> Array:
+    """Preference-conditioned reward R(x, v, y) = v . r(x, y) (Eq. 2); returns (B, N)."""
+    expected = (reward_BNK.shape[0], reward_BNK.shape[-1])
+    if reward_BNK.ndim != 3 or preference_BK.shape != expected:
+        raise ValueError(f"rewards {reward_BNK.shape} and directions {preference_BK.shape}; give (B, N, K) and (B, K)")
+    return np.asarray(np.einsum("bnk,bk->bn", reward_BNK, preference_BK), dtype=np.float64)
+
+
+def best_of_n(score_BN: Array) -> Best:
+    """The highest-ranked of each prompt's n candidates (section 2.2, step 1).
+
+    Raises:
+        ValueError: there are no candidates, or a score is NaN; the message names its row.
+    """
+    index_B = _argmax(score_BN)
+    return Best(index_B, np.take_along_axis(score_BN, index_B[:, None], axis=1)[:, 0])
+
+
+def pooled_best(reward_BMK: Array, preference_BVK: Array, distinct: bool = False) -> Index:
+    """index_BV: for each direction of a prompt the best of its whole pool, whatever direction sampled it.
+
+    `distinct` keeps no candidate twice: in the order given, a direction takes the best that those before it left.
+
+    Raises:
+        ValueError: shapes that do not fit, a reward that is NaN or infinite, or fewer candidates than `distinct`
+            directions.
+    """
+    if reward_BMK.ndim != 3 or preference_BVK.ndim != 3 or reward_BMK.shape[::2] != preference_BVK.shape[::2]:
+        raise ValueError(
+            f"rewards {reward_BMK.shape} and directions {preference_BVK.shape}; give (B, M, K) and (B, V, K)"
+        )
+    bad = np.argwhere(~np.isfinite(reward_BMK))
+    if len(bad):
+        row, candidate, k = bad[0]
+        raise ValueError(
+            f"row {row}: reward {k} of candidate {candidate} is {reward_BMK[row, candidate, k]}; score it again"
+        )
+    directions = preference_BVK.shape[1]
+    if distinct and reward_BMK.shape[1] < directions:
+        raise ValueError(
+            f"{directions} distinct answers of a pool of {reward_BMK.shape[1]}; sample more, or allow repeats"
+        )
+    index_BV = np.empty(preference_BVK.shape[:2], dtype=np.int64)
+    taken_BM = np.zeros(reward_BMK.shape[:2], dtype=bool)
+    for v in range(directions):
+        score_BM = scalarize(reward_BMK, preference_BVK[:, v])
+        index_BV[:, v] = _argmax(np.where(taken_BM, -np.inf, score_BM))
+        if distinct:
+            np.put_along_axis(taken_BM, index_BV[:, v, None], True, axis=1)
+    return index_BV
+
+
+def _argmax(score_BN: Array) -> Index:
+    if score_BN.ndim != 2 or score_BN.shape[1] == 0:
+        raise ValueError(f"scores of shape {score_BN.shape}; give (prompts, candidates) with at least one candidate")
+    bad = np.argwhere(np.isnan(score_BN))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(f"row {row}: the score of candidate {column} is NaN; score it again or leave it out")
+    return np.asarray(np.argmax(score_BN, axis=1), dtype=np.int64)
