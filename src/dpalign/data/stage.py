@@ -1,0 +1,172 @@
+"""The stages that read data: the world's files, and every data set into records."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dpalign.config import as_mapping
+from dpalign.data.filters import drop_held_out
+from dpalign.data.ratings import Rescaling
+from dpalign.data.report import ReadReport, render_reports, require_rows
+from dpalign.data.rows import Conversation, Prompt, Rated, prompts_of
+from dpalign.data.sources import read_source
+from dpalign.data.splits import HALVES, split_prompts
+from dpalign.data.ultrachat import read_ultrachat
+from dpalign.data.union import merge_repeats, read_rated
+from dpalign.objectives import head_indices
+from dpalign.recipe import Data, Recipe
+from dpalign.records import CONVERSATIONS, HEADS, PROMPTS, RATED, prompt_id, user_prompt, write_rows
+from dpalign.runs import write_json, write_text
+from dpalign.stages import Job
+from dpalign.world.files import write_world
+
+Read = tuple[list[Rated], list[Conversation], list[Prompt], list[ReadReport]]
+
+
+def write_world_files(job: Job) -> None:
+    """The world's prompts and ratings, as files in the real data sets' forms."""
+    counts = {
+        name.removesuffix("_prompts"): count
+        for name, count in as_mapping(job.recipe.world).items()
+        if name.endswith("_prompts")
+    }
+    rows = write_world(job.out, job.recipe.seed, counts)
+    job.work.tally.add(rows_out=sum(rows.values()))
+
+
+def read_data(job: Job) -> None:
+    """Rated answers, chats and prompts, split by prompt; with a table of what was read, kept and left out.
+
+    Raises:
+        ValueError: a malformed row, a data set that is empty after filtering, an objective without labels.
+    """
+    recipe = job.recipe
+    sources = _sources(recipe, job.inputs.get("world"))
+    rated, chats, validation, reports = _read(sources)
+    split_of = _split(recipe, sources, rated, validation)
+    asked = prompts_of([row for row in rated if row["source"] != "helpsteer"], split_of)
+    known = {prompt["prompt_id"] for prompt in asked}
+    prompts = [*asked, *(prompt for prompt in validation if prompt["prompt_id"] not in known)]
+    held_out = [prompt["messages"] for prompt in prompts if prompt["split"] == "validation"]
+    rated, dropped = drop_held_out(rated, held_out)
+    reports.append(_named(dropped, "rated answers"))
+    chats, dropped = drop_held_out(chats, held_out)
+    reports.append(_named(dropped, "chats"))
+    parts = {
+        "train": [row for row in rated if split_of[row["prompt_id"]] in HALVES],
+        "heldout": [row for row in rated if split_of[row["prompt_id"]] == "heldout"],
+        "judge": [row for row in rated if split_of[row["prompt_id"]] == "judge"],
+    }
+    require_rows(parts["train"], "rated training answers", reports)
+    require_rows(held_out, "validation prompts", reports)
+    _require_labels(recipe, parts["train"])
+    for name, rows in parts.items():
+        write_rows(job.out / name / "part-00000.parquet", rows, RATED)
+    if chats:
+        write_rows(job.out / "chats" / "part-00000.parquet", chats, CONVERSATIONS)
+    write_rows(job.out / "prompts" / "part-00000.parquet", prompts, PROMPTS)
+    write_json(job.out / "reports.json", [report.to_json() for report in reports])
+    write_text(job.out / "reports.txt", render_reports(reports))
+    job.work.run.log(render_reports(reports))
+    for report in reports:
+        job.work.tally.add(rows_in=report.read, rows_out=report.kept, filtered=report.filtered)
+
+
+def _sources(recipe: Recipe, world: Path | None) -> Data:
+    """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
+    if world is None:
+        paths = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "sft")
+        return replace(recipe.data, **{name: os.path.expandvars(getattr(recipe.data, name)) for name in paths})
+    fixed = {
+        "helpsteer": str(world / "helpsteer.jsonl"),
+        "ultrafeedback": str(world / "ultrafeedback.jsonl"),
+        "pairs": "",
+        "splits": "",
+        "prompts": str(world / f"{recipe.world.evaluate_on}.jsonl"),
+        "sft": str(world / "sft.jsonl"),
+    }
+    return replace(recipe.data, **fixed)
+
+
+def _read(sources: Data) -> Read:
+    scale = Rescaling(
+        helpsteer=sources.helpsteer_scale, aspects=sources.ultrafeedback_scale, overall=sources.overall_scale
+    )
+    rated: list[Rated] = []
+    reports: list[ReadReport] = []
+    for form, source in (
+        ("helpsteer", sources.helpsteer),
+        ("ultrafeedback", sources.ultrafeedback),
+        ("pairs", sources.pairs),
+    ):
+        if source:
+            rows, report = read_rated(form, source, _named_split(source, "train"), scale)  # type: ignore[arg-type]
+            rated += rows
+            reports.append(report)
+    rated, report = merge_repeats(rated)
+    reports.append(report)
+    chats: list[Conversation] = []
+    if sources.sft:
+        chats, report = read_ultrachat(sources.sft, _named_split(sources.sft, "train_sft"))
+        reports.append(report)
+    validation = _validation(sources)
+    reports.append(
+        ReadReport("validation prompts", sources.prompts or sources.splits, len(validation), len(validation), {})
+    )
+    return rated, chats, validation, reports
+
+
+def _named_split(source: str, split: str) -> str | None:
+    """A hub data set's split; a file is one already."""
+    return None if Path(source).suffix in (".jsonl", ".json", ".parquet") else split
+
+
+def _validation(sources: Data) -> list[Prompt]:
+    """Prompts that a file or the authors' split name as validation; none: they are drawn by hash later."""
+    chats = []
+    if sources.prompts:
+        chats = [user_prompt(row.text("prompt")) for row in read_source(sources.prompts)]
+    elif sources.splits:
+        chats = [
+            row.chat("chosen")[:-1] for row in read_source(sources.splits, _named_split(sources.splits, "test_prefs"))
+        ]
+    unique = {prompt_id(chat): chat for chat in chats}
+    return [{"prompt_id": key, "messages": chat, "split": "validation"} for key, chat in unique.items()]
+
+
+def _split(recipe: Recipe, sources: Data, rated: Sequence[Rated], validation: Sequence[Prompt]) -> dict[str, str]:
+    """A split for every prompt: validation, held out for the reward model, the judge's, or a half."""
+    shares = {"heldout": sources.heldout} | ({"judge": sources.judge} if sources.judge else {})
+    ids = [row["prompt_id"] for row in rated]
+    policy_ids = {row["prompt_id"] for row in rated if row["source"] != "helpsteer"}
+    named = {"validation": [prompt["prompt_id"] for prompt in validation]} if validation else {}
+    if not validation:
+        shares["validation"] = min(0.5, sources.validation_prompts / max(1, len(policy_ids)))
+    return split_prompts(policy_ids, recipe.seed, shares, named) | {
+        key: part if (part := others[key]) not in HALVES else "D1"
+        for others in [_split_others(recipe.seed, set(ids) - policy_ids, shares)]
+        for key in others
+    }
+
+
+def _split_others(seed: int, ids: Iterable[str], shares: dict[str, float]) -> dict[str, str]:
+    """Prompts that only the reward model trains on: held out and judge's shares as for the others."""
+    kept = {name: share for name, share in shares.items() if name != "validation"}
+    ids = list(ids)
+    return split_prompts(ids, seed, kept) if ids else {}
+
+
+def _require_labels(recipe: Recipe, rows: Sequence[Rated]) -> None:
+    """ValueError when an objective reads a head that no training answer has a label for."""
+    for objective in recipe.objective_list:
+        for index in head_indices(objective, HEADS):
+            if all(row["labels"][index] is None for row in rows):
+                raise ValueError(
+                    f"objective {objective.name!r} reads head {HEADS[index]!r}, and none of {len(rows)} training answers "
+                    "has a label for it; add a data set that has, or read another head in [objectives]"
+                )
+
+
+def _named(report: ReadReport, what: str) -> ReadReport:
+    return ReadReport(f"{report.source}: {what}", report.file, report.read, report.kept, report.filtered)

@@ -1,0 +1,310 @@
+"""The readers on small files in the official schemas: what is kept, filtered and refused."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dpalign.data.helpsteer import read_helpsteer
+from dpalign.data.pairs import read_binarized, read_preference_pairs
+from dpalign.data.ratings import Rescaling
+from dpalign.data.report import ReadReport, render_reports, require_rows
+from dpalign.data.rows import conversations_of, prompts_of
+from dpalign.data.sources import read_source
+from dpalign.data.ultrachat import read_ultrachat
+from dpalign.data.ultrafeedback import read_ultrafeedback, repair_ten
+from dpalign.data.union import merge_repeats, read_rated
+from dpalign.records import CONVERSATIONS, PROMPTS, RATED, prompt_id, read_rows, user_prompt, write_rows
+
+FIXTURES = Path(__file__).parent / "fixtures"
+HELPSTEER = str(FIXTURES / "helpsteer.jsonl")
+ULTRAFEEDBACK = str(FIXTURES / "ultrafeedback.jsonl")
+BINARIZED = str(FIXTURES / "ultrafeedback_binarized.jsonl")
+PAIRS = str(FIXTURES / "preference_pairs.jsonl")
+ULTRACHAT = str(FIXTURES / "ultrachat_200k.jsonl")
+
+HELPSTEER_ROW = {
+    "prompt": "Why?",
+    "response": "So.",
+    "helpfulness": 3,
+    "correctness": 4,
+    "coherence": 4,
+    "complexity": 2,
+    "verbosity": 2,
+}
+
+
+def write_jsonl(path: Path, *rows: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def first_ultrafeedback_row() -> dict[str, Any]:
+    row: dict[str, Any] = json.loads((FIXTURES / "ultrafeedback.jsonl").read_text().splitlines()[0])
+    return row
+
+
+def test_helpsteer_labels_go_to_heads_0_to_4_as_20l_plus_10() -> None:
+    rows, report = read_helpsteer(HELPSTEER)
+    assert rows[0]["labels"] == [90.0, 90.0, 90.0, 30.0, 10.0, None, None, None, None, None]
+    assert rows[0]["prompt_id"] == prompt_id(user_prompt("Why is the sky blue?"))
+    assert (report.read, report.kept, report.filtered) == (5, 4, {"empty response": 1})
+
+
+def test_the_full_range_is_a_knob() -> None:
+    rows, _ = read_helpsteer(HELPSTEER, rescaling=Rescaling(helpsteer="25l"))
+    assert rows[0]["labels"][:5] == [100.0, 100.0, 100.0, 25.0, 0.0]
+    rows, _ = read_ultrafeedback(ULTRAFEEDBACK, rescaling=Rescaling(aspects="25r-25", overall="100/9(s-1)"))
+    assert rows[0]["labels"][6:] == [100.0, 100.0, 100.0, 75.0]
+    assert rows[0]["labels"][5] == pytest.approx(750 / 9)
+    with pytest.raises(ValueError, match=r"rescaling\.helpsteer is '30l', expected one of 20l\+10, 25l"):
+        Rescaling(helpsteer="30l")  # type: ignore[arg-type]
+
+
+def test_ultrafeedback_quirks_are_counted_and_repaired() -> None:
+    rows, report = read_ultrafeedback(ULTRAFEEDBACK)
+    # overall, instruction following, truthfulness, honesty, helpfulness
+    assert [row["labels"][5:] for row in rows] == [
+        [80.0, 90.0, 90.0, 90.0, 70.0],
+        [5.0, 10.0, 10.0, 30.0, 30.0],  # 10, but the aspects' mean is 1.5: it was a 1
+        [None, 50.0, None, 50.0, 50.0],  # "10.0", mean 3: in doubt
+        [95.0, 90.0, 90.0, 70.0, 90.0],  # 10, mean 4.75: meant
+        [65.0, 90.0, 90.0, None, 70.0],  # "7"; honesty "N/A"
+    ]
+    assert all(row["labels"][:5] == [None] * 5 for row in rows)
+    assert (report.read, report.kept) == (7, 5)
+    assert report.filtered == {"empty response": 1, "no rating at all": 1}
+    assert report.notes == {
+        "prompt without completions": 1,
+        "aspect rated N/A": 6,
+        "overall_score missing": 1,
+        "overall_score 10 repaired to 1": 1,
+        "overall_score 10 in doubt, left out": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("aspects", "repaired"),
+    [([2, 2, 2, 2], 1.0), ([2, 2, 2, 3], None), ([4, 4, 4, 4], None), ([4, 4, 4, 5], 10.0), ([], None)],
+)
+def test_a_ten_is_repaired_by_the_mean_of_the_aspects(aspects: list[float], repaired: float | None) -> None:
+    assert repair_ten(aspects) == repaired
+
+
+def test_a_file_known_to_be_right_keeps_its_tens() -> None:
+    rows, _ = read_ultrafeedback(ULTRAFEEDBACK, repair_tens=False)
+    assert [row["labels"][5] for row in rows[:4]] == [80.0, 95.0, 95.0, 95.0]
+
+
+def test_pairs_label_the_overall_head_alone() -> None:
+    for rows in (read_binarized(BINARIZED)[0], read_preference_pairs(PAIRS)[0]):
+        assert all(sum(label is not None for label in row["labels"]) == 1 for row in rows)
+    assert [row["labels"][5] for row in read_binarized(BINARIZED)[0]] == [80.0, 5.0, 65.0]
+    assert [row["labels"][5] for row in read_preference_pairs(PAIRS)[0]] == [85.0, 40.0, 75.0, 75.0]
+    assert read_binarized(BINARIZED)[1].filtered == {"empty response": 1}
+
+
+def test_a_binarized_row_joins_the_raw_row_by_prompt_id() -> None:
+    assert read_binarized(BINARIZED)[0][0]["prompt_id"] == read_ultrafeedback(ULTRAFEEDBACK)[0][0]["prompt_id"]
+
+
+def test_a_chat_becomes_its_turns_and_its_last_answer() -> None:
+    rows, report = read_ultrachat(ULTRACHAT)
+    assert [message["content"] for message in rows[0]["messages"]] == ["Name a prime number.", "Seven.", "Another?"]
+    assert rows[0]["response"] == "Eleven."
+    assert (report.read, report.kept, report.filtered) == (3, 2, {"does not end with an answer": 1})
+
+
+def test_the_same_answer_again_is_one_row_with_the_labels_of_both() -> None:
+    rows = read_helpsteer(HELPSTEER)[0] + read_ultrafeedback(ULTRAFEEDBACK)[0]
+    merged, report = merge_repeats(rows)
+    # "Air scatters .." was rated 4 and 3 for helpfulness: 90 and 70; "Seven." stands in both data sets.
+    assert merged[0]["labels"][0] == 80.0
+    seven = next(row for row in merged if row["response"] == "Seven.")
+    assert seven["labels"] == [70.0, 90.0, 90.0, 10.0, 10.0, 80.0, 90.0, 90.0, 90.0, 70.0]
+    assert report.filtered == {"same answer again, labels averaged": 2}
+    assert (report.read, report.kept) == (9, 7)
+
+
+def test_every_form_is_read_by_its_name_and_fits_its_parquet_schema(tmp_path: Path) -> None:
+    rows = [
+        *read_rated("helpsteer", HELPSTEER)[0],
+        *read_rated("ultrafeedback", ULTRAFEEDBACK)[0],
+        *read_rated("ultrafeedback_binarized", BINARIZED)[0],
+        *read_rated("pairs", PAIRS)[0],
+    ]
+    assert write_rows(tmp_path / "rated.parquet", rows, RATED) == 16
+    assert next(read_rows(tmp_path / "rated.parquet", RATED)) == rows[0]
+    write_rows(
+        tmp_path / "sft.parquet", [*read_ultrachat(ULTRACHAT)[0], *conversations_of(rows, "replay")], CONVERSATIONS
+    )
+    prompts = prompts_of(rows, {row["prompt_id"]: "D1" for row in rows if row["source"] == "pairs"})
+    assert [prompt["messages"][0]["content"] for prompt in prompts] == ["Boil an egg.", "Boil an egg quickly."]
+    write_rows(tmp_path / "prompts.parquet", prompts, PROMPTS)
+
+
+def test_json_parquet_and_compressed_files_hold_the_same_rows(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(HELPSTEER).read_text().splitlines()]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(Path(HELPSTEER).read_bytes()))
+    for name in ("rows.json", "rows.parquet", "rows.jsonl.gz"):
+        assert read_helpsteer(str(tmp_path / name))[0] == read_helpsteer(HELPSTEER)[0]
+
+
+def test_a_null_or_nan_response_in_parquet_is_an_empty_one(tmp_path: Path) -> None:
+    rows = [{**HELPSTEER_ROW, "response": None}, HELPSTEER_ROW]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert read_helpsteer(str(tmp_path / "rows.parquet"))[1].filtered == {"empty response": 1}
+
+
+def test_a_row_cut_in_half_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl"
+    whole = json.dumps(HELPSTEER_ROW)
+    path.write_text(f"{whole}\n{whole[:40]}")
+    with pytest.raises(
+        ValueError, match=r"cut\.jsonl, line 2: not a whole JSON row .*may be cut short: fetch it again"
+    ):
+        read_helpsteer(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"verbosity": 7}, "line 2: verbosity is 7, expected a whole number from 0 to 4; correct or remove the row"),
+        ({"verbosity": -1}, "verbosity is -1, expected a whole number"),
+        ({"verbosity": "3"}, "verbosity is '3', expected a whole number"),
+        ({"verbosity": True}, "verbosity is True, expected a whole number"),
+        ({"verbosity": float("nan")}, "verbosity is nan, expected a whole number"),
+        ({"verbosity": None}, "verbosity is None, expected a whole number"),
+        ({"response": 12}, "response is 12, expected text"),
+        ({"response": "half a pair \ud83d"}, "half a surrogate pair"),
+    ],
+)
+def test_a_malformed_helpsteer_value_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    source = write_jsonl(tmp_path / "bad.jsonl", HELPSTEER_ROW, {**HELPSTEER_ROW, **change})
+    with pytest.raises(ValueError, match=message):
+        read_helpsteer(source)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "Rating",
+            "6",
+            r"line 1, completions\[0\], annotations, honesty: Rating is '6', expected a number from 1 to 5",
+        ),
+        ("Rating", "good", "Rating is 'good'"),
+        ("Rating", float("nan"), "Rating is nan"),
+        ("Rating", ["5"], r"Rating is \['5'\]"),
+        ("overall_score", 11, r"completions\[0\]: overall_score is 11, expected a number from 1 to 10"),
+        ("overall_score", float("nan"), "overall_score is nan"),
+    ],
+)
+def test_a_malformed_ultrafeedback_rating_is_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    row = first_ultrafeedback_row()
+    completion = row["completions"][0]
+    (completion["annotations"]["honesty"] if key == "Rating" else completion)[key] = value
+    with pytest.raises(ValueError, match=message):
+        read_ultrafeedback(write_jsonl(tmp_path / "bad.jsonl", row))
+
+
+def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    row = first_ultrafeedback_row()
+    del row["completions"][2]["annotations"]["truthfulness"]
+    with pytest.raises(
+        ValueError, match=r"completions\[2\], annotations: no column 'truthfulness' \(it has instruction_"
+    ):
+        read_ultrafeedback(write_jsonl(tmp_path / "bad.jsonl", row))
+    with pytest.raises(ValueError, match="no column 'instruction'"):
+        read_ultrafeedback(HELPSTEER)
+
+
+def test_pairs_and_chats_with_bad_values_are_refused(tmp_path: Path) -> None:
+    pair = json.loads(Path(PAIRS).read_text().splitlines()[0])
+    pair["metadata"]["score_rejected"] = 0
+    with pytest.raises(ValueError, match="line 1, metadata: score_rejected is 0, expected a number from 1 to 10"):
+        read_preference_pairs(write_jsonl(tmp_path / "pairs.jsonl", pair))
+    with pytest.raises(ValueError, match=r"messages\[0\]: role is 'robot', expected one of system, user, assistant"):
+        read_ultrachat(write_jsonl(tmp_path / "chat.jsonl", {"messages": [{"role": "robot", "content": "Hi"}]}))
+    with pytest.raises(ValueError, match=r"chosen is .* expected a chat that ends with the assistant's answer"):
+        read_binarized(write_jsonl(tmp_path / "bin.jsonl", {"chosen": [{"role": "user", "content": "Hi"}]}))
+
+
+def test_a_missing_file_and_a_broken_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "object.json").write_text('{"rows": []}')
+    (tmp_path / "list.jsonl").write_text("[1, 2]\n")
+    for name, message in [
+        ("none.jsonl", "none.jsonl: no such file"),
+        ("broken.parquet", "not a readable Parquet file"),
+        ("object.json", "expected a list of rows"),
+        ("list.jsonl", r"line 1: \[1, 2\] is not an object"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            list(read_source(str(tmp_path / name)))
+
+
+def test_a_file_is_one_split_whatever_the_hub_calls_it() -> None:
+    assert read_helpsteer(HELPSTEER, "train") == read_helpsteer(HELPSTEER)
+
+
+@pytest.mark.parametrize("split", [None, "train+test", "train[:10]"])
+def test_the_hub_gives_one_named_split_and_never_a_sum_of_splits(split: str | None) -> None:
+    with pytest.raises(ValueError, match="expected the name of one split"):
+        list(read_source("nvidia/HelpSteer", split))
+
+
+def test_a_copy_of_a_hub_folder_is_read_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    (tmp_path / "copy").mkdir()
+    write_jsonl(tmp_path / "copy" / "train.jsonl", HELPSTEER_ROW, HELPSTEER_ROW)
+    write_jsonl(tmp_path / "copy" / "test.jsonl", {**HELPSTEER_ROW, "prompt": "held out"})
+    rows, report = read_helpsteer(str(tmp_path / "copy"), "train")
+    assert [row["messages"][0]["content"] for row in rows] == ["Why?", "Why?"]
+    assert report.file.endswith("copy[train]")
+    with pytest.raises(ValueError, match="split 'validation' could not be read"):
+        read_helpsteer(str(tmp_path / "copy"), "validation")
+
+
+def test_the_table_says_what_was_read_kept_and_filtered() -> None:
+    reports = [
+        ReadReport("helpsteer", "data/h.jsonl", 1500, 1488, {"empty prompt": 2, "empty response": 10}),
+        ReadReport("pairs", "p.jsonl", 4, 4, {}, {"aspect rated N/A": 3}),
+    ]
+    assert render_reports(reports) == (
+        "source     file      read   kept  filtered\n"
+        "helpsteer  h.jsonl  1,500  1,488  10 empty response, 2 empty prompt\n"
+        "pairs      p.jsonl      4      4  -\n"
+        "                                  kept, but: 3 aspect rated N/A"
+    )
+
+
+def test_an_empty_data_set_is_refused_with_the_table() -> None:
+    report = ReadReport("helpsteer", "h.jsonl", 3, 0, {"empty response": 3})
+    with pytest.raises(ValueError, match=r"no rated answers left after filtering(.|\n)*3 empty response"):
+        require_rows([], "rated answers", [report])
+
+
+def test_a_report_that_loses_a_row_is_impossible() -> None:
+    with pytest.raises(AssertionError, match="unaccounted"):
+        ReadReport("helpsteer", "h.jsonl", 3, 1, {"empty response": 1})
+
+
+@pytest.mark.skipif("DPA_REAL_DATA" not in os.environ, reason="DPA_REAL_DATA is not set")
+def test_the_real_rows_are_read_without_a_loss() -> None:
+    folder = Path(os.environ["DPA_REAL_DATA"])
+    rows, report = read_helpsteer(str(folder / "helpsteer_500.jsonl"))
+    assert (report.read, report.kept, len({row["prompt_id"] for row in rows})) == (500, 500, 139)
+    assert merge_repeats(rows)[1].kept == 472
+    pairs, report = read_preference_pairs(str(folder / "ultrafeedback_pairs_1000.jsonl"))
+    assert (report.read, report.kept, len({row["prompt_id"] for row in pairs})) == (2000, 1998, 1000)
+    assert report.filtered == {"empty response": 2}
