@@ -1,0 +1,169 @@
+"""Control: does the answer follow the dial?
+
+The dial is the direction's angle in degrees (two objectives), and what it turns is the second one:
+verbosity in the paper. All figures are positive when the policy obeys: on the paper's arc verbosity
+falls as the angle goes from 0 to -45.
+
+Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 objectives unless said otherwise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpalign.evaluation.bootstrap import Array, Bootstrap, Estimate, Mask, replicate_means
+from dpalign.evaluation.points import SystemRewards, require_same_prompts
+from dpalign.preference import rng_for
+
+
+@dataclass(frozen=True)
+class Control:
+    """How the second objective (verbosity) follows the angle; intervals by prompt."""
+
+    kendall_tau: Estimate
+    """Mean over prompts of Kendall's tau-b of verbosity against angle."""
+    constant_prompts: int
+    """Prompts whose verbosity is the same at every direction: no rank to speak of, counted as tau 0."""
+    slope: Estimate
+    """Reward points a degree, by least squares through the means."""
+    span: Estimate
+    """Reward points between the first and the last direction."""
+    drops: tuple[Estimate, ...]
+    """Reward points from each direction to the next; each interval for itself, not for all at once."""
+    spearman: float | None
+    """Rank correlation of the V averages with the angle. Near 1 for any steady trend, however small: read
+    it last. None if all averages are equal."""
+
+    @property
+    def falls_at_every_step(self) -> bool:
+        """Every average drop is above 0."""
+        return all(drop.value > 0 for drop in self.drops)
+
+    @property
+    def steps_beyond_doubt(self) -> int:
+        """Steps whose whole interval lies above 0."""
+        return sum(drop.low is not None and drop.low > 0 for drop in self.drops)
+
+
+def angles(directions_V2: Array) -> Array:
+    """The angle of each direction, in degrees: (V,)."""
+    return np.degrees(np.arctan2(directions_V2[:, 1], directions_V2[:, 0]))
+
+
+def control(system: SystemRewards, senses_2: Array, bootstrap: Bootstrap) -> Control:
+    """Measure a policy sampled at two or more directions of two objectives.
+
+    Raises:
+        ValueError: the system has no directions, too few, or more than two objectives.
+    """
+    directions_V2 = _directions(system)
+    if directions_V2.shape[1] != 2 or len(directions_V2) < 2:
+        raise ValueError(
+            f"system {system.name!r} has {len(directions_V2)} directions of {directions_V2.shape[1]} objectives; "
+            "a dial needs at least two directions of two objectives"
+        )
+    angle_V = angles(directions_V2)
+    reward_PV = system.mean_PVK[:, :, 1]
+    mean_V = reward_PV.mean(axis=0)
+    weight_RP = bootstrap.weights(len(system.prompt_ids))
+    mean_RV = weight_RP @ reward_PV
+    tau_P, constant_P = kendall_tau_b(angle_V, reward_PV)
+    drop_V, drop_RV = senses_2[1] * np.diff(mean_V), senses_2[1] * np.diff(mean_RV, axis=1)
+    return Control(
+        kendall_tau=bootstrap.interval(tau_P.mean(), weight_RP @ tau_P),
+        constant_prompts=int(constant_P.sum()),
+        slope=bootstrap.interval(float(slope(angle_V, mean_V)), slope(angle_V, mean_RV)),
+        span=bootstrap.interval(drop_V.sum(), drop_RV.sum(axis=1)),
+        drops=tuple(bootstrap.interval(drop, drop_RV[:, v]) for v, drop in enumerate(drop_V)),
+        spearman=rank_correlation(angle_V, mean_V),
+    )
+
+
+def _directions(system: SystemRewards) -> Array:
+    if system.directions_VK is None:
+        raise ValueError(f"system {system.name!r} is not steered by direction, so it has no control to measure")
+    return system.directions_VK
+
+
+def kendall_tau_b(dial_V: Array, reward_PV: Array) -> tuple[Array, Mask]:
+    """Kendall's tau-b of each prompt's rewards against the dial, and which prompts have constant rewards.
+
+    tau-b = (concordant - discordant pairs) / sqrt(pairs not tied in one * pairs not tied in the other);
+    where all rewards of a prompt are tied it is undefined, and 0 here. Differences below 1e-9 reward
+    points are ties: they come from the order in which samples were summed.
+    """
+    i, j = np.triu_indices(len(dial_V), k=1)
+    dial_sign_I = np.sign(dial_V[i] - dial_V[j])
+    reward_sign_PI = np.sign(np.round(reward_PV[:, i] - reward_PV[:, j], 9))
+    untied_P = np.abs(reward_sign_PI).sum(axis=1) * np.abs(dial_sign_I).sum()
+    constant_P = untied_P == 0
+    return (reward_sign_PI @ dial_sign_I) / np.sqrt(np.where(constant_P, 1, untied_P)), constant_P
+
+
+def slope(dial_V: Array, mean_XV: Array) -> Array:
+    """The least-squares slope of the rewards on the dial, reward points a degree: (...,)."""
+    centred_V = dial_V - dial_V.mean()
+    return np.asarray(mean_XV @ centred_V / (centred_V @ centred_V))
+
+
+def rank_correlation(a_V: Array, b_V: Array) -> float | None:
+    """Spearman's rank correlation (ties share their mean rank); None if one of the two is constant."""
+    rank_a_V, rank_b_V = _ranks(a_V.round(9)), _ranks(b_V.round(9))
+    if rank_a_V.std() == 0 or rank_b_V.std() == 0:
+        return None
+    return float(np.corrcoef(rank_a_V, rank_b_V)[0, 1])
+
+
+def _ranks(value_V: Array) -> Array:
+    below_V = (value_V[None, :] < value_V[:, None]).sum(axis=1)
+    equal_V = (value_V[None, :] == value_V[:, None]).sum(axis=1)
+    return np.asarray(below_V + (equal_V + 1) / 2)
+
+
+def span_share(
+    system: SystemRewards, reference: SystemRewards, senses_2: Array, bootstrap: Bootstrap
+) -> Estimate | None:
+    """The system's span over a reference's (the true front's), paired by prompt; None where that one has no span."""
+    require_same_prompts([system, reference])
+    own_P, whole_P = (senses_2[1] * (one.mean_PVK[:, -1, 1] - one.mean_PVK[:, 0, 1]) for one in (system, reference))
+    weight_RP = bootstrap.weights(len(system.prompt_ids))
+    whole_R = weight_RP @ whole_P
+    if whole_P.mean() <= 0 or (whole_R <= 0).any():
+        return None
+    return bootstrap.interval(own_P.mean() / whole_P.mean(), (weight_RP @ own_P) / whole_R)
+
+
+def regret(system: SystemRewards, bootstrap: Bootstrap) -> Estimate:
+    """What asking for v loses against the best direction u for v: mean over v of max_u v . r(u) - v . r(v).
+
+    u is chosen on one half of the prompts and judged on the other, both ways, and the two are averaged:
+    on the same prompts the best of V noisy averages would always seem to gain something. So the figure
+    may fall below 0, when what was chosen on one half does no good on the other. Any K.
+
+    Raises:
+        ValueError: the system has no directions, or a single prompt.
+    """
+    directions_VK = _directions(system)
+    prompts = len(system.prompt_ids)
+    if prompts < 2:
+        raise ValueError(f"system {system.name!r} was evaluated on one prompt; regret needs two halves of prompts")
+    shuffled_P = rng_for("halves", bootstrap.seed, prompts).permutation(prompts)
+    halves = (shuffled_P[: prompts // 2], shuffled_P[prompts // 2 :])
+    first, second = (system.mean_PVK[half] for half in halves)
+    # each half is resampled on its own: a prompt in both would betray the choice to the judge
+    first_R = replicate_means(bootstrap.weights(len(first), "first half"), first)
+    second_R = replicate_means(bootstrap.weights(len(second), "second half"), second)
+    value = _regret_both_ways(first.mean(axis=0), second.mean(axis=0), directions_VK)
+    return bootstrap.interval(float(value), _regret_both_ways(first_R, second_R, directions_VK))
+
+
+def _regret_both_ways(a_XVK: Array, b_XVK: Array, directions_VK: Array) -> Array:
+    a_XUV, b_XUV = a_XVK @ directions_VK.T, b_XVK @ directions_VK.T
+    return (_regret(a_XUV, b_XUV) + _regret(b_XUV, a_XUV)) / 2
+
+
+def _regret(choosing_XUV: Array, judging_XUV: Array) -> Array:
+    chosen_X1V = choosing_XUV.argmax(axis=-2, keepdims=True)
+    best_XV = np.take_along_axis(judging_XUV, chosen_X1V, axis=-2).squeeze(-2)
+    asked_XV = np.diagonal(judging_XUV, axis1=-2, axis2=-1)
+    return np.asarray((best_XV - asked_XV).mean(axis=-1))

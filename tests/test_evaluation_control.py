@@ -1,0 +1,139 @@
+"""Does the answer follow the dial: tau, slope, span, steps, regret."""
+
+import numpy as np
+import pytest
+from scipy import stats  # type: ignore[import-untyped]
+
+from dpalign.evaluation.bootstrap import Array, Bootstrap
+from dpalign.evaluation.control import angles, control, kendall_tau_b, rank_correlation, regret, slope, span_share
+from dpalign.evaluation.points import SystemRewards
+
+SENSES = np.array([1.0, -1.0])
+FEW = Bootstrap(replicates=200)
+
+
+def arc(*degrees: float) -> Array:
+    radians = np.radians(degrees)
+    return np.stack([np.cos(radians), np.sin(radians)], axis=1)
+
+
+def dial(verbosity_PV: Array, directions_VK: Array, helpfulness: float = 70.0) -> SystemRewards:
+    reward_PVK = np.stack([np.full_like(verbosity_PV, helpfulness), verbosity_PV], axis=-1)
+    prompt_ids = tuple(f"prompt {p}" for p in range(len(verbosity_PV)))
+    return SystemRewards("t1", 1, prompt_ids, directions_VK, reward_PVK[:, :, None, :])
+
+
+def test_angles_are_degrees() -> None:
+    assert angles(np.array([[1.0, 0.0], [0.8, -0.6]])) == pytest.approx([0, -36.8699], abs=1e-4)
+
+
+def test_a_dial_that_works_has_positive_figures() -> None:
+    # three directions, two prompts: averages 65, 55, 40
+    verbosity_PV = np.array([[60.0, 50.0, 30.0], [70.0, 60.0, 50.0]])
+    found = control(dial(verbosity_PV, arc(0, -20, -40)), SENSES, FEW)
+    assert (found.kendall_tau.value, found.constant_prompts) == (1, 0)
+    assert found.span.value == pytest.approx(25)
+    assert (found.span.low, found.span.high) == pytest.approx((20, 30))  # the two prompts' own spans
+    assert [drop.value for drop in found.drops] == pytest.approx([10, 15])
+    assert found.slope.value == pytest.approx(25 / 40)  # evenly spaced: the ends alone count
+    assert found.spearman == pytest.approx(1)
+    assert found.falls_at_every_step
+    assert found.steps_beyond_doubt == 2
+
+
+def test_a_step_that_rises_on_average_is_no_fall_and_one_that_rises_on_some_prompts_is_in_doubt() -> None:
+    verbosity_PV = np.array([[60.0, 50.0, 30.0, 35.0], [60.0, 55.0, 60.0, 61.0]])
+    found = control(dial(verbosity_PV, arc(0, -10, -20, -30)), SENSES, FEW)
+    assert [drop.value for drop in found.drops] == pytest.approx([7.5, 7.5, -3])
+    assert not found.falls_at_every_step
+    assert found.steps_beyond_doubt == 1
+
+
+def test_an_arc_that_asks_for_more_is_obeyed_by_rising() -> None:
+    found = control(dial(np.array([[40.0, 60.0]]), arc(0, 30)), np.array([1.0, 1.0]), FEW)
+    assert (found.span.value, found.kendall_tau.value) == (20, 1)
+
+
+def test_tau_b_agrees_with_scipy_and_is_zero_for_constant_prompts() -> None:
+    rng = np.random.default_rng(6)
+    dial_V = np.linspace(0, -45, 6)
+    reward_PV = rng.integers(0, 4, (50, 6)).astype(float)  # many ties
+    reward_PV[7] = 3.0
+    tau_P, constant_P = kendall_tau_b(dial_V, reward_PV)
+    assert np.flatnonzero(constant_P).tolist() == [7]
+    assert tau_P[7] == 0
+    others = [p for p in range(50) if p != 7]
+    assert tau_P[others] == pytest.approx([stats.kendalltau(dial_V, reward_PV[p]).statistic for p in others])
+
+
+def test_tau_counts_sums_in_another_order_as_ties() -> None:
+    tau_P, constant_P = kendall_tau_b(np.array([0.0, -1.0]), np.array([[0.1 + 0.2, 0.3]]))
+    assert constant_P.tolist() == [True]
+    assert tau_P.tolist() == [0]
+
+
+def test_spearman_is_near_one_for_a_trend_too_small_to_matter() -> None:
+    dial_V = np.linspace(0, -45, 10)
+    assert rank_correlation(dial_V, 50 + dial_V * 1e-4) == pytest.approx(1)
+    assert rank_correlation(dial_V, np.full(10, 50.0)) is None
+    a, b = np.array([1.0, 2.0, 2.0, 5.0]), np.array([3.0, 1.0, 4.0, 4.0])
+    assert rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_the_slope_is_least_squares() -> None:
+    dial_V, mean_V = np.array([0.0, -10.0, -40.0]), np.array([60.0, 50.0, 45.0])
+    assert slope(dial_V, mean_V) == pytest.approx(np.polyfit(dial_V, mean_V, 1)[0])
+
+
+def test_the_span_share_is_paired_with_the_reference_by_prompt() -> None:
+    directions = arc(0, -45)
+    truth = dial(np.array([[70.0, 30.0], [60.0, 40.0]]), directions)
+    half = dial(np.array([[60.0, 40.0], [55.0, 45.0]]), directions)
+    share = span_share(half, truth, SENSES, FEW)
+    assert share is not None
+    assert (share.value, share.low, share.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert span_share(truth, dial(np.full((2, 2), 50.0), directions), SENSES, FEW) is None
+
+
+def test_regret_is_what_a_swapped_dial_loses() -> None:
+    directions = np.array([[1.0, 0.0], [0.8, -0.6]])
+    reward_PVK = np.tile([[[70.0, 30.0], [80.0, 60.0]]], (8, 1, 1))
+    swapped = SystemRewards("t1", 1, tuple("abcdefgh"), directions, reward_PVK[:, :, None, :])
+    # asked (1, 0): 70 where 80 could be had; asked (0.8, -0.6): 28 where 38 could: mean (10 + 10) / 2
+    found = regret(swapped, FEW)
+    assert (found.value, found.low, found.high) == pytest.approx((10, 10, 10))
+    obedient = SystemRewards("t1", 1, tuple("abcdefgh"), directions, reward_PVK[:, ::-1, None, :])
+    assert regret(obedient, FEW).value == 0
+
+
+def test_regret_is_judged_both_ways_between_the_halves() -> None:
+    # two prompts, so two halves. The first answers alike wherever it is asked; the second as a swapped dial.
+    directions = np.array([[1.0, 0.0], [0.8, -0.6]])
+    reward_PVK = np.array([[[71.0, 40.0], [70.0, 40.0]], [[70.0, 30.0], [80.0, 60.0]]])
+    found = regret(SystemRewards("t1", 1, ("a", "b"), directions, reward_PVK[:, :, None, :]), FEW)
+    # chosen on a: the first answer for both. On b: 70 - 70 = 0 at (1, 0), 38 - 28 = 10 at the other: mean 5
+    # chosen on b: each the other's. On a: 70 - 71 = -1, and 0.8 * 71 - 0.8 * 70 = 0.8: mean -0.1
+    assert found.value == pytest.approx((5 - 0.1) / 2)
+
+
+def test_regret_finds_nothing_in_noise_that_would_fool_a_choice_on_the_same_prompts() -> None:
+    rng, directions = np.random.default_rng(8), arc(*np.linspace(0, -45, 10))
+    split, same = [], []
+    for _ in range(100):
+        reward_PVK = rng.normal(50, 10, (40, 10, 2))
+        deaf = SystemRewards("t1", 1, tuple(map(str, range(40))), directions, reward_PVK[:, :, None, :])
+        split.append(regret(deaf, Bootstrap(replicates=2)).value)
+        score_UV = deaf.point_VK @ directions.T
+        same.append((score_UV.max(axis=0) - np.diagonal(score_UV)).mean())
+    assert abs(np.mean(split)) < 0.2
+    assert np.mean(same) > 2
+
+
+def test_figures_of_control_need_a_dial() -> None:
+    plain = SystemRewards("sft", None, ("a",), None, np.full((1, 1, 1, 2), 50.0))
+    with pytest.raises(ValueError, match="'sft' is not steered by direction"):
+        control(plain, SENSES, FEW)
+    with pytest.raises(ValueError, match="at least two directions of two objectives"):
+        control(dial(np.array([[50.0]]), arc(0)), SENSES, FEW)
+    with pytest.raises(ValueError, match="regret needs two halves"):
+        regret(dial(np.array([[50.0, 40.0]]), arc(0, -45)), FEW)
