@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpalign.config import as_mapping
 from dpalign.data.filters import drop_held_out
+from dpalign.data.instructions import COLUMNS, read_instructions
 from dpalign.data.ratings import Rescaling
 from dpalign.data.report import ReadReport, render_reports, require_rows
 from dpalign.data.rows import Conversation, Prompt, Rated, prompts_of
@@ -108,13 +109,20 @@ def _read(sources: Data) -> Read:
     reports.append(report)
     chats: list[Conversation] = []
     if sources.sft:
-        chats, report = read_ultrachat(sources.sft, _named_split(sources.sft, "train_sft"))
+        chats, report = read_chats(sources.sft, _named_split(sources.sft, "train_sft"))
         reports.append(report)
     validation = _validation(sources)
     reports.append(
         ReadReport("validation prompts", sources.prompts or sources.splits, len(validation), len(validation), {})
     )
     return rated, chats, validation, reports
+
+
+def read_chats(source: str, split: str | None) -> tuple[list[Conversation], ReadReport]:
+    """Chats for SFT: the first row's columns say whether they are ultrachat's or instructions."""
+    first = next(read_source(source, split), None)
+    alpaca = first is not None and set(COLUMNS) <= set(first.values)
+    return (read_instructions if alpaca else read_ultrachat)(source, split)
 
 
 def _named_split(source: str, split: str) -> str | None:
@@ -163,8 +171,8 @@ def _require_labels(recipe: Recipe, rows: Sequence[Rated]) -> None:
         for index in head_indices(objective, HEADS):
             if all(row["labels"][index] is None for row in rows):
                 raise ValueError(
-                    f"objective {objective.name!r} reads head {HEADS[index]!r}, and none of {len(rows)} training answers "
-                    "has a label for it; add a data set that has, or read another head in [objectives]"
+                    f"objective {objective.name!r} reads head {HEADS[index]!r}, and none of {len(rows)} training "
+                    "answers has a label for it; add a data set that has, or read another head in [objectives]"
                 )
 
 

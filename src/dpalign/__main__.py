@@ -1,0 +1,5 @@
+"""`python -m dpalign`, the same as `dpa`."""
+
+from dpalign.cli import main
+
+main()

@@ -1,0 +1,274 @@
+"""The command `dpa`: verbs only. What they do is elsewhere, and heavy imports wait until a stage runs.
+
+Every knob of a recipe is an option of every verb: what a verb itself does not know is handed to `config.load`.
+"""
+
+import argparse
+import difflib
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from dpalign import __doc__ as what_this_is
+from dpalign import __version__, align, config
+from dpalign.errors import plain_errors
+from dpalign.ledger import LEDGER, STAGE_NAME
+from dpalign.recipe import Recipe, load
+from dpalign.runs import Run
+from dpalign.stages import STAGES, Step
+
+RECIPES: Final = Path(__file__).parent / "recipes"
+"""The recipes that are installed with the package."""
+
+DEMO: Final = "world"
+"""The recipe of `dpa demo`."""
+
+INPUTS: Final = {
+    "policy": "the model to sample from: a finished steerlm, sft or finetune folder, or a plain checkpoint",
+    "candidates": "a finished sample folder",
+    "scores": "a finished score folder, of the same candidates",
+    "start": "the model to start from: a finished sft folder, or a plain checkpoint",
+    "chosen": "a finished select folder",
+}
+"""A stage's inputs that are not called after the stage that makes them."""
+
+ASKED: Final[Mapping[str, dict[str, Any]]] = {
+    "t": {"type": int, "metavar": "N", "help": "the iteration; 0 for what comes before the first"},
+    "half": {"help": "the prompts to use"},
+    "condition": {"help": "what answers are asked for"},
+}
+
+KNOBS_NOTE: Final = (
+    "Any knob of the recipe can be set here: --section.key VALUE. `dpa run RECIPE --dry-run` prints them all."
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours to print."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One of the words that follow `dpa`."""
+
+    help: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    """Adds the verb's arguments to its parser."""
+    do: Callable[[argparse.Namespace, Sequence[str]], None]
+    """Takes the parsed arguments, and the words that override knobs."""
+    note: str = KNOBS_NOTE
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do what the command line says.
+
+    Raises:
+        SystemExit: code 2 after an error that the user can mend, said in one line; 130 after an interruption.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    with plain_errors("dpa"):
+        match words:
+            case [] | ["-h" | "--help", *_]:
+                print(help_text())
+            case ["--version", *_]:
+                print(f"dpalign {__version__}")
+            case [name, *rest]:
+                if name not in VERBS:
+                    raise ValueError(
+                        f"unknown verb {name!r}; the nearest is {_nearest(name, list(VERBS))} (see dpa --help)"
+                    )
+                verb, parser = VERBS[name], parser_of(name)
+                own, overrides = split_overrides(rest, list(parser._option_string_actions))
+                verb.do(parser.parse_args(own), overrides)
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of one verb."""
+    verb = VERBS[name]
+    parser = Parser(f"dpa {name}", description=_sentence(verb.help), epilog=verb.note, allow_abbrev=False)
+    verb.declare(parser)
+    return parser
+
+
+def help_text() -> str:
+    """What `dpa --help` prints."""
+    width = min(100, shutil.get_terminal_size().columns)
+
+    def listed(names: Sequence[str]) -> str:
+        return "\n".join(
+            textwrap.fill(VERBS[name].help, width, initial_indent=f"  {name:10}", subsequent_indent=" " * 12)
+            for name in names
+        )
+
+    alone = [name for name in VERBS if name in STAGES]
+    return (
+        f"usage: dpa VERB ... (dpa VERB --help says more)\n\n{what_this_is}\n\n"
+        f"The whole of it:\n{listed([name for name in VERBS if name not in STAGES])}\n\n"
+        f"One stage alone, on files:\n{listed(alone)}\n\n"
+        f"A RECIPE is a TOML file, or the name of one that is installed: {', '.join(shipped())}."
+    )
+
+
+def split_overrides(words: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A verb's own words, and those that override knobs: each `--key value` whose key is none of its `options`.
+
+    Raises:
+        ValueError: an option that is neither the verb's nor in a table of the recipe.
+    """
+    tables = [field.name for field in fields(Recipe)]
+    own: list[str] = []
+    overrides: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        option = word.partition("=")[0]
+        if not option.startswith("--") or option in options:
+            own.append(word)
+            continue
+        if option[2:].partition(".")[0] not in tables:
+            known = [*options, *(f"--{key}" for key in config.field_docs(Recipe))]
+            raise ValueError(f"unknown option {option}; the nearest is {_nearest(option, known)}")
+        overrides.append(word)
+        if "=" not in word and remaining and not remaining[0].startswith("--"):
+            overrides.append(remaining.pop(0))
+    return own, overrides
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that are installed."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def recipe_file(named: str) -> Path:
+    """The recipe file that a command line means: a path, or the name of an installed one.
+
+    Raises:
+        ValueError: neither.
+    """
+    if Path(named).is_file() or named.endswith(".toml") or "/" in named:
+        return Path(named)  # reading it says what is wrong with it
+    if named not in shipped():
+        raise ValueError(f"{named}: no such recipe file, and no installed recipe either ({', '.join(shipped())})")
+    return RECIPES / f"{named}.toml"
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: runs/ and the recipe's name)")
+    parser.add_argument("--until", metavar="STEP", help="the last step to take")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the steps; touch nothing")
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Take every step of a recipe that is not done yet; or say which they are."""
+    recipe = load(recipe_file(arguments.recipe), overrides)
+    folder = arguments.out or Path("runs") / recipe.name
+    if arguments.dry_run:
+        print(f"{config.to_toml(recipe)}\n{steps_table(recipe, folder, arguments.until)}")
+        return
+    align.execute(recipe, folder, arguments.until)
+    page = folder / "report" / "index.html"
+    print(page if arguments.until is None else folder)
+
+
+def steps_table(recipe: Recipe, folder: Path, until: str | None = None) -> str:
+    """The steps as TOML comments, so that the recipe printed above them still is one."""
+    planned = align.dry_run(recipe, folder, until)
+    rows = [(step.name, " ".join(filter(None, (step.half, step.condition))), said) for step, said in planned]
+    name_width, how_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"#   {name:{name_width}}  {how:{how_width}}  {said}" for name, how, said in rows]
+    return "\n".join([f"# {len(rows)} steps into {folder}:", *lines])
+
+
+def demo_arguments(parser: argparse.ArgumentParser) -> None:
+    out = Path("runs/demo")
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help="the run folder (default: %(default)s)")
+
+
+def demo(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """The small world from its ratings to its report."""
+    run(argparse.Namespace(recipe=DEMO, out=arguments.out, until=None, dry_run=False), overrides)
+
+
+def combine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the finished run folder of a seed")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write the page into")
+
+
+def combine(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """One page over the seeds of a recipe."""
+    from dpalign.report.combine import combine as combine_runs
+
+    if overrides:
+        raise ValueError(f"combine reads finished runs, and no knobs: {' '.join(overrides)}")
+    print(combine_runs(arguments.runs, arguments.out))
+
+
+def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
+    stage = STAGES[kind]
+    _add_recipe(parser)
+    where = "the folder to write; the one it lies in keeps the log and the lock"
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=where)
+    for name in (*stage.inputs, *stage.optional):
+        what = INPUTS.get(name, f"a finished {name} folder")
+        needed = name in stage.inputs
+        what += "" if needed else "; left out where the recipe needs none"
+        parser.add_argument(f"--{name}", type=Path, required=needed, metavar="DIR", help=what)
+    for name, choices in stage.asks.items():
+        parser.add_argument(f"--{name}", required=True, choices=choices or None, **ASKED[name])
+
+
+def take_alone(kind: str, arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """One stage on finished folders, wherever they lie; done before with the same inputs and knobs, it is skipped."""
+    recipe = load(recipe_file(arguments.recipe), overrides)
+    stage, out = STAGES[kind], Path(arguments.out)
+    if not re.fullmatch(STAGE_NAME, out.name):
+        raise ValueError(f"--out {out}: a stage's folder is named in lower-case letters, digits, - and _")
+    if out.exists() and not (out / LEDGER).is_file():
+        raise ValueError(f"--out {out}: stands already, and no stage wrote it; name another place")
+    given = {name: getattr(arguments, name) for name in (*stage.inputs, *stage.optional)}
+    inputs = {name: path.resolve() for name, path in given.items() if path is not None}
+    asked = {name: getattr(arguments, name) for name in stage.asks}
+    if asked.get("condition") == "targets" and "annotate" not in inputs:
+        raise ValueError(
+            "--condition targets needs --annotate DIR: targets are drawn from the rewards of rated answers"
+        )
+    with Run.open(out.parent, recipe_text=None) as opened:
+        align.take(recipe, opened, Step(out.name, kind, inputs, **asked))
+    print(out)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(shipped())
+    parser.add_argument("recipe", metavar="RECIPE", help=f"a TOML file, or the name of an installed recipe: {names}")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    return difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _stage_verb(kind: str) -> Verb:
+    read = ", ".join(STAGES[kind].knobs)
+    note = f"{KNOBS_NOTE} This stage reads: {read}."
+    return Verb(STAGES[kind].help, partial(stage_arguments, kind), partial(take_alone, kind), note)
+
+
+VERBS: Final[Mapping[str, Verb]] = {
+    "demo": Verb("run the small embedded world, from ratings to the report page", demo_arguments, demo),
+    "run": Verb("run a recipe, or go on with it: every step that is not done yet", run_arguments, run),
+    "combine": Verb("put several seeds' runs on one page, with figures over the seeds", combine_arguments, combine, ""),
+    **{kind: _stage_verb(kind) for kind in STAGES},
+}

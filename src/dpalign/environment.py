@@ -1,0 +1,71 @@
+"""The machine: what it is, for the record, and how its threads wait."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+PACKAGES: Final = (
+    *("dpalign", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors"),
+    *("pyarrow", "numpy", "scipy", "moocore", "vllm", "ray"),
+)
+"""The packages whose versions environment.json records, where installed."""
+
+WAITING: Final = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""Threads that wait asleep: on a busy machine spinning ones sample several times slower. And no bars of the libraries:
+the stages say themselves how far they are."""
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment of a process that is to work with so many threads (0: as many as its libraries like)."""
+    chosen = {name: os.environ.get(name, value) for name, value in WAITING.items()}
+    return chosen | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+
+
+def settle_threads(threads: int, for_torch: bool) -> None:
+    """Do the same for this process, before anything imports torch: the environment is read once."""
+    os.environ.update(thread_variables(threads))
+    if threads and for_torch:  # told outright: by the environment alone it takes no more threads than cores
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Python, platform, package versions and the git commit of this code: recorded, never fingerprinted."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this file belongs to, "-dirty" if it differs; None if it is installed."""
+    here = Path(__file__)
+    git = ["git", "--no-optional-locks", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        said = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()

@@ -1,0 +1,329 @@
+"""The experiment: every knob of a run, with the paper's value as its default.
+
+A recipe is one TOML file, read strictly: an unknown key is an error that names the nearest known one.
+The text under each field is its help; "paper silent" marks a value that the paper does not give.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from dpalign import config
+from dpalign.objectives import PAPER_OBJECTIVES, Objective
+from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Simplex, Sphere
+from dpalign.records import HEADS
+
+WORLD_BASE: Final = Path(__file__).parent / "world" / "base"
+"""The base model of the embedded world, installed with the package."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that everything starts from."""
+
+    base: str = "mistralai/Mistral-7B-v0.1"
+    """A folder or hub name (section 3.1; Zephyr's base); "world" is the world's own, installed with this package;
+    "" trains one from scratch ([pretrain])."""
+    chat: Literal["zephyr", "world-v1"] = "zephyr"
+    """The chat template of every policy (the released checkpoints' own)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Weights in training and sampling (paper silent; bfloat16 as in Zephyr's recipe)."""
+    trust_remote_code: bool = False
+    """Run code that a hub repository ships; never needed for the paper's models."""
+
+    @property
+    def source(self) -> str:
+        """Where the base model is found."""
+        return str(WORLD_BASE) if self.base == "world" else self.base
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """A base model of one's own, for machines without a hub; used only when model.base is empty."""
+
+    text: tuple[str, ...] = ("world",)
+    """What it reads: `world`, or the run's own training text (`data`)."""
+    documents: int = 150_000
+    """Documents drawn from the world, or read at most (not in the paper)."""
+    vocabulary: int = 1024
+    """Largest size of the byte-level BPE; digits are always split."""
+    hidden: int = 128
+    """Width of the Mistral architecture."""
+    layers: int = 4
+    """Depth."""
+    heads: int = 4
+    """Attention heads; half as many key-value heads."""
+    context: int = 512
+    """Longest position."""
+    learning_rate: float = 3e-3
+    """Peak of a cosine schedule."""
+    batch: int = 32
+    """Documents an update."""
+    micro_batch: int = 32
+    """Documents a forward: fewer where they are long."""
+    steps: int = 9000
+    """Updates: below a few thousand, a model of this size does not yet answer what it is asked."""
+
+
+@dataclass(frozen=True)
+class World:
+    """How many tasks the embedded world draws for each role; used only when data.world is true."""
+
+    helpsteer_prompts: int = 600
+    """Prompts with four HelpSteer-form answers each."""
+    ultrafeedback_prompts: int = 1200
+    """Prompts with four UltraFeedback-form answers each; D1 and D2 are their halves."""
+    sft_prompts: int = 4000
+    """Prompts with one answer of mixed quality."""
+    tuning_prompts: int = 150
+    """Prompts that knobs may be chosen on."""
+    test_prompts: int = 300
+    """Prompts that only the final evaluation sees."""
+    evaluate_on: Literal["test", "tuning"] = "test"
+    """Which of the two is the validation set of this run."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where prompts and ratings come from: hub names, or local jsonl, json and parquet files."""
+
+    world: bool = False
+    """Take everything from the embedded world instead."""
+    helpsteer: str = "nvidia/HelpSteer"
+    """Rated answers with five attributes 0-4 (section 3.1); "" for none."""
+    ultrafeedback: str = "openbmb/UltraFeedback"
+    """Raw UltraFeedback: four answers a prompt, four aspects and an overall score (section 3.1)."""
+    pairs: str = ""
+    """Preference pairs with overall scores only, in place of raw UltraFeedback."""
+    splits: str = "HuggingFaceH4/ultrafeedback_binarized"
+    """Names the training and validation prompts (section 3.1, footnote 3); "" draws them by hash."""
+    prompts: str = ""
+    """A file of validation prompts of its own, in place of both."""
+    sft: str = "HuggingFaceH4/ultrachat_200k"
+    """Chats for SFT (section 3.1); a file may hold rows of instruction, input and output instead."""
+    helpsteer_scale: Literal["20l+10", "25l"] = "20l+10"
+    """HelpSteer's 0-4 to 0-100; the default is the released reward model's."""
+    ultrafeedback_scale: Literal["20r-10", "25r-25"] = "20r-10"
+    """UltraFeedback's 1-5 to 0-100 (paper silent; the analogue of the former)."""
+    overall_scale: Literal["10s-5", "100/9(s-1)"] = "10s-5"
+    """UltraFeedback's overall 1-10 to 0-100 (paper silent)."""
+    validation_prompts: int = 2000
+    """Prompts of the validation set (section 3.2)."""
+    heldout: float = 0.05
+    """Share of HelpSteer prompts kept to judge the reward model (paper silent)."""
+    judge: float = 0.0
+    """Share of prompts whose ratings train the judge alone (paper silent: it has no second model)."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Supervised fine-tuning, as section 3.1 does it for every t."""
+
+    checkpoint: str = ""
+    """Take this model, a folder or hub name, instead of training one."""
+    learning_rate: float = 1e-5
+    """AdamW's peak (section 3.1)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate schedule (section 3.1)."""
+    warmup_steps: int = 20
+    """Warm-up (section 3.1)."""
+    epochs: float = 2.0
+    """Passes over the rows (section 3.1)."""
+    steps: int = 0
+    """Updates, in place of epochs when above 0: small runs count updates."""
+    batch: int = 64
+    """Rows an update, over all processes (section 3.1)."""
+    micro_batch: int = 1
+    """Rows a forward; 1 keeps packed rows free of a dense quadratic mask without flash-attention."""
+    context: int = 4096
+    """Tokens a row (section 3.1); a longer conversation is left out, and counted."""
+    packing: bool = True
+    """Several conversations a row, blind to each other (section 3.1; best-fit decreasing)."""
+    loss_on: Literal["text", "answer"] = "text"
+    """Section 3.1 optimises the loss "across the text corpus"; "answer" leaves prompts out of it."""
+    weight_decay: float = 0.0
+    """AdamW's (paper silent)."""
+    lora_rank: int = 0
+    """Train a LoRA of this rank and merge it; 0 trains all weights (section 3.1)."""
+    save_every: int = 500
+    """Updates between the checkpoints that an interrupted training resumes from."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The multi-objective reward model (sections 2.1 and 3.1)."""
+
+    checkpoint: str = ""
+    """Take this reward model, a folder or hub name, instead of training one."""
+    template: Literal["dpa-v1", "world-v1"] = "dpa-v1"
+    """The text it reads; the default is the released model's."""
+    lm_loss: float = 1.0
+    """Weight of the language modelling loss (section 3.1 has one; its weight is unpublished)."""
+    normalize: Literal["labels", "rows", "heads"] = "labels"
+    """How the squared errors of Eq. 1 average: over observed labels, first within rows, or first within heads."""
+    training: Training = field(default_factory=lambda: Training(epochs=1.0, packing=False, micro_batch=8))
+    """Its training: learning rate, epochs and batch (paper silent)."""
+    score_tokens: int = 16_384
+    """Tokens a scoring batch, padding included."""
+
+
+@dataclass(frozen=True)
+class SteerLM:
+    """The reward-conditioned model: pi_0 on D2, and the baseline on D1 and D2 (sections 2.3, 3.1, 3.2)."""
+
+    template: Literal["steerlm", "world-v1"] = "steerlm"
+    """How reward targets are written (paper silent; the authors of SteerLM's own form)."""
+    targets: int = 5
+    """Verbosity values the baseline is asked for (section 3.2)."""
+    training: Training = field(default_factory=Training)
+    """Its fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """The directions users may ask for (section 3.1), and how a model reads them."""
+
+    distribution: Literal["arc", "cone", "sphere", "simplex", "grid", "fixed"] = "arc"
+    """P_v: angles uniform on an arc (section 3.1), or another population of users."""
+    low: float = -45.0
+    """Arc: degrees of its end of least verbosity (section 3.1)."""
+    high: float = 0.0
+    """Arc: degrees of its end of most helpfulness (section 3.1)."""
+    stratified: bool = False
+    """Arc: one angle from each of the equal slices, in place of independent draws (section 3.1)."""
+    center: tuple[float, ...] = ()
+    """Cone: the direction in its middle, by objective."""
+    angle: float = 45.0
+    """Cone: degrees from its centre to its rim."""
+    points: int = 10
+    """Grid: evenly spread directions on the arc."""
+    listed: tuple[tuple[float, ...], ...] = ()
+    """Fixed: the directions themselves, by objective."""
+    directions: int = 5
+    """Directions a prompt and iteration (section 3.1)."""
+    template: Literal["dpa-v1", "fig1", "world-v1"] = "dpa-v1"
+    """The system line; the default is the released policy's."""
+
+    def population(self, objectives: int) -> DirectionDistribution:
+        """P_v over so many objectives (Eq. 4)."""
+        match self.distribution:
+            case "arc":
+                return Arc(self.low, self.high, self.stratified)
+            case "cone":
+                return Cone(self.center, self.angle)
+            case "sphere":
+                return Sphere(objectives)
+            case "simplex":
+                return Simplex(objectives)
+            case "grid":
+                return Grid(Arc(self.low, self.high), self.points)
+            case "fixed":
+                return Fixed(self.listed)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Rejection sampling (section 3.1)."""
+
+    n: int = 16
+    """Answers a direction."""
+    first: int = 80
+    """Answers a prompt at t=1, over diverse reward targets."""
+    first_targets: int = 16
+    """Distinct reward targets among them (paper silent: "diverse reward combinations")."""
+    temperature: float = 1.0
+    """True sampling: no top-k, no top-p."""
+    prompt_tokens: int = 1024
+    """A longer prompt is left out, and counted (paper silent)."""
+    max_new_tokens: int = 2048
+    """Paper silent; the released policy's."""
+    prompts: int = 0
+    """Prompts an iteration, the first by hash; 0 takes the whole half, as the paper does."""
+    rows: int = 256
+    """Answers decoded side by side."""
+    shard: int = 256
+    """Prompts a shard: the unit that a killed run resumes from."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Section 3.2's validation protocol, and its intervals."""
+
+    directions: int = 10
+    """Even steps over the distribution."""
+    samples: int = 2
+    """Answers a prompt and direction."""
+    temperature: float = 0.7
+    """Sampling temperature."""
+    dpo: str = ""
+    """A DPO checkpoint to stand beside the others, a folder or hub name."""
+    controls: bool = False
+    """Also ask the base and SFT models for directions: what an untrained dial does."""
+    reference: tuple[float, ...] = ()
+    """Hypervolume's reference point, by objective; the world derives its own."""
+    bootstrap: int = 1000
+    """Resamples of the prompts."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment."""
+
+    name: str
+    """Names the run folder, runs/NAME."""
+    seed: int = 42
+    """Paper silent; Zephyr's."""
+    iterations: int = 4
+    """T (section 3.1)."""
+    replay: float = 0.15
+    """Share of original answers among the rows of each fine-tuning (section 3.1)."""
+    alternate: bool = True
+    """D1 and D2 take turns (section 3.1); false samples D1 at every t."""
+    restart: bool = True
+    """Each fine-tuning starts from SFT, not from the last policy (section 3.1)."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to torch. Results are equal bytes only at equal threads."""
+    launcher: Literal["inprocess", "process", "torchrun"] = "process"
+    """Heavy stages run here, or in a process of their own, or in one per GPU."""
+    processes: int = 1
+    """Processes of torchrun."""
+    model: Model = field(default_factory=Model)
+    """Model."""
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    """A base model from scratch."""
+    world: World = field(default_factory=World)
+    """The embedded world."""
+    data: Data = field(default_factory=Data)
+    """Data."""
+    objectives: dict[str, tuple[str, ...]] = field(default_factory=lambda: {o.name: o.heads for o in PAPER_OBJECTIVES})
+    """Each objective is the mean of the reward heads listed (section 3.1)."""
+    heads: tuple[str, ...] = HEADS
+    """The reward model's heads, in order (section 3.1)."""
+    reward: Reward = field(default_factory=Reward)
+    """Reward model."""
+    sft: Training = field(default_factory=lambda: Training(learning_rate=2e-5, epochs=1, context=2048, batch=128))
+    """SFT as in Zephyr's recipe (section 3.1 starts from its checkpoint)."""
+    steerlm: SteerLM = field(default_factory=SteerLM)
+    """SteerLM."""
+    preference: Steering = field(default_factory=Steering)
+    """Directional preferences."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """Rejection sampling."""
+    finetune: Training = field(default_factory=Training)
+    """Fine-tuning of each policy."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """Evaluation."""
+
+    @property
+    def objective_list(self) -> tuple[Objective, ...]:
+        return tuple(Objective(name, heads) for name, heads in self.objectives.items())
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, with command-line overrides such as `--sampling.n 8`.
+
+    Raises:
+        ValueError: bad TOML, an unknown key, a wrong type; names the file, the key and the nearest known name.
+    """
+    return config.load(Recipe, path, overrides)

@@ -1,0 +1,148 @@
+"""The figures of the page, drawn from summary.json alone; each for a wide screen and for a phone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from dpalign.report.curves import control, leads, objective
+from dpalign.report.drawing import Plot, arms, by_prompt, drawn_twice, legend, values
+from dpalign.report.systems import FRONT_LINE, INKS, System, last_iteration
+from dpalign.report.words import degrees
+
+Summary = Mapping[str, Any]
+
+
+def plots(summary: Summary, systems: Sequence[System]) -> dict[str, Plot]:
+    """All figures that this summary has the data for, by name, in the order of the page."""
+    last = last_iteration(systems)
+    found = {"objective": objective(summary, systems)}
+    if len(summary["objectives"]) > 1:
+        found["front"] = _front(summary, systems)
+        if last is not None and last.steered and summary["measure"] == "true":
+            found["gap"] = _gap(summary, systems)
+    if any(system.steered for system in systems):
+        found["control"] = control(summary, systems)
+    rows = [row for row in summary["dominance"] if last is not None and row["a"] == last.name]
+    if last is not None and rows:
+        found["leads"] = leads(summary, systems, last, rows)
+    return {name: found[name] for name in ("front", "control", "objective", "leads", "gap") if name in found}
+
+
+def _front(summary: Summary, systems: Sequence[System]) -> Plot:
+    helpful, verbose = summary["objectives"][:2]
+    true_front = summary.get("true_front")
+    angled = len(summary["objectives"]) == 2
+
+    def draw(width: float, narrow: bool) -> Canvas:
+        canvas = Canvas(figsize=(width, 4.9 if narrow else 5.2), layout="constrained")
+        axes = canvas.subplots()
+        if true_front:
+            x, y = ([point[name] for point in true_front] for name in (verbose, helpful))
+            line = FRONT_LINE if angled else {**FRONT_LINE, "linestyle": "", "marker": "."}
+            axes.plot(x, y, **line, label="true front", zorder=1)
+        for system in systems:
+            _points_of(axes, system, verbose, helpful, joined=angled)
+        if angled:
+            _name_the_ends(axes, systems, verbose, helpful)
+        reference = summary["reference"]
+        axes.plot(
+            reference[verbose], reference[helpful], linestyle="", marker="+", markersize=9, color=INKS["muted"][0],
+            label="hypervolume's reference",
+        )  # fmt: skip
+        axes.set(xlabel=f"{verbose}, reward points", ylabel=f"{helpful}, reward points")
+        axes.margins(0.06)
+        legend(canvas, axes, narrow, 5)
+        return canvas
+
+    wide, narrow = drawn_twice(draw)
+    better = "left" if summary["senses"][1] < 0 else "right"
+    joined = "; points of one policy are joined in the order of the dial" if angled else ""
+    caption = (
+        f"Each point is the mean reward of one condition{joined}. Look for {'curves' if angled else 'points'} that lie "
+        f"further up and to the {better} with each iteration, and for how far they reach: a front can rise and still "
+        f"narrow. Crosses are {by_prompt(summary)} (the checkpoints held fixed)."
+    )
+    if true_front:
+        caption += (
+            f" {'The dashed line' if angled else 'Green'} is the best that any answers to these prompts can earn."
+        )
+    return Plot("front", "The front, by iteration", caption, wide, narrow)
+
+
+def _points_of(axes: Axes, system: System, verbose: str, helpful: str, joined: bool) -> None:
+    look, policy = system.look, system.role == "iteration"
+    x, y = system.rewards(verbose), system.rewards(helpful)
+    if not system.steered:  # reward targets have no order of their own
+        order = np.argsort(values(x))
+        x, y = [x[i] for i in order], [y[i] for i in order]
+    axes.errorbar(
+        values(x), values(y), xerr=arms(x), yerr=arms(y), fmt="none", ecolor=look.light, elinewidth=0.8, alpha=0.55,
+        zorder=2,
+    )  # fmt: skip
+    axes.plot(
+        values(x),
+        values(y),
+        color=look.light,
+        marker=look.marker,
+        markersize=6.0 if system.role == "baseline" else 4.6,
+        markeredgecolor=INKS["surface"][0],
+        markeredgewidth=0.6,
+        linewidth=1.7 if policy else 1.1,
+        linestyle="" if len(x) == 1 or not joined else "-" if policy else ":",
+        label=system.name,
+        zorder=4 if system.role == "baseline" else 3,
+    )
+
+
+def _name_the_ends(axes: Axes, systems: Sequence[System], verbose: str, helpful: str) -> None:
+    """The angles at both ends of the last policy's curve."""
+    last = last_iteration(systems)
+    if last is None or not last.steered:
+        return
+    for i in (0, -1):
+        axes.annotate(
+            degrees(last.entry["points"][i]["angle"]),
+            (values(last.rewards(verbose))[i], values(last.rewards(helpful))[i]),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=last.look.light,
+        )
+
+
+def _gap(summary: Summary, systems: Sequence[System]) -> Plot:
+    helpful, verbose = summary["objectives"][:2]
+    policies = [system for system in systems if system.role == "iteration" and system.steered]
+    shown = policies[-1:] if len(policies) == 1 else [policies[0], policies[-1]]
+    angled = len(summary["objectives"]) == 2
+
+    def draw(width: float, narrow: bool) -> Canvas:
+        canvas = Canvas(figsize=(width, 4.6 if narrow else 4.4), layout="constrained")
+        axes = canvas.subplots()
+        for system in shown:
+            (tx, ty), (ox, oy) = (
+                [values(system.rewards(name, judged)) for name in (verbose, helpful)] for judged in (False, True)
+            )
+            colour = system.look.light
+            axes.plot([tx, ox], [ty, oy], color=colour, linewidth=0.9, alpha=0.6)
+            dots: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 4.6}
+            axes.plot(tx, ty, **dots, linestyle="-" if angled else "", linewidth=1.6, label=f"{system.name}, true")
+            dots["markerfacecolor"] = INKS["surface"][0]
+            axes.plot(ox, oy, **dots, linestyle=":" if angled else "", linewidth=1.0, label=f"{system.name}, judged")
+        axes.set(xlabel=f"{verbose}, reward points", ylabel=f"{helpful}, reward points")
+        axes.margins(0.06)
+        legend(canvas, axes, narrow, 4)
+        return canvas
+
+    wide, narrow = drawn_twice(draw)
+    caption = (
+        "Filled points are true rewards, hollow ones what the reward model believed of the same answers; a thin line "
+        "joins the two. Hollow points that float above the filled ones, and more so at the last iteration, are "
+        f"over-optimisation: the policy pleases the model more than the truth. {summary['intervals']['prompts']:,} "
+        "prompts; the intervals of the gap stand in the table below."
+    )
+    return Plot("gap", "Opinion and truth", caption, wide, narrow)

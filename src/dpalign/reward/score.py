@@ -1,0 +1,115 @@
+"""Scoring answers: our reward folder, any Hugging Face sequence classifier, or a Python function.
+
+Shapes: N answers, H heads. Rewards are in the units the model was trained on, 0-100 for ours.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from dpalign.records import Message
+from dpalign.templates import render_reward_input
+
+Array = NDArray[np.float32]
+Pair = tuple[Sequence[Message], str]
+"""A prompt and an answer to it."""
+
+
+class Scorer(Protocol):
+    """Rates answers on named heads."""
+
+    @property
+    def heads(self) -> Sequence[str]: ...
+
+    def score(self, pairs: Sequence[Pair]) -> Array:
+        """Rewards of each pair on each head: (N, H)."""
+        ...
+
+
+def load_scorer(
+    source: str, heads: Sequence[str], *, template: str, batch_tokens: int, dtype: str, trust_remote_code: bool = False
+) -> Scorer:
+    """A scorer from a folder or hub name, or from `python:module:function`.
+
+    The function takes (prompts, responses), two lists of text, and returns an (N, H) array.
+    """
+    if source.startswith("python:"):
+        return FunctionScorer(source, heads)
+    return ModelScorer(
+        source, template=template, batch_tokens=batch_tokens, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+
+
+def checked(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Array:
+    """The rewards, or a ValueError that shows the first answer whose reward is not a number."""
+    bad = np.argwhere(~np.isfinite(rewards_NH))
+    if len(bad):
+        n, h = bad[0]
+        raise ValueError(
+            f"{source}: head {h} scored {rewards_NH[n, h]} on answer {n} of {len(pairs)}: {pairs[n][1][:80]!r}; "
+            "a reward must be a finite number"
+        )
+    return rewards_NH
+
+
+class ModelScorer:
+    """A sequence classifier. Batches are sorted by length; right padding needs no mask under causal attention."""
+
+    def __init__(
+        self, source: str, *, template: str, batch_tokens: int, dtype: str, trust_remote_code: bool = False
+    ) -> None:
+        self.source, self.template, self.batch_tokens = source, template, batch_tokens
+        self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        ).to(self.device)
+        self.model.eval()
+        self.pad = self.model.config.pad_token_id
+        if self.pad is None or self.pad == self.tokenizer.eos_token_id:
+            raise ValueError(
+                f"{source}: its pad token ({self.pad}) must be set and differ from the end-of-text token, or scores "
+                "would be read at the wrong place; set config.pad_token_id to an unused token"
+            )
+
+    @property
+    def heads(self) -> Sequence[str]:
+        names: dict[int, str] = self.model.config.id2label
+        return [names[i] for i in range(self.model.config.num_labels)]
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[Pair]) -> Array:
+        rows = [self.tokenizer(render_reward_input(*pair, self.template))["input_ids"] for pair in pairs]
+        rewards_NH = np.empty((len(rows), self.model.config.num_labels), dtype=np.float32)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        while order:
+            width = len(rows[order[-1]])
+            batch = order[-max(1, self.batch_tokens // width) :]
+            del order[-len(batch) :]
+            ids = [rows[i] + [self.pad] * (width - len(rows[i])) for i in batch]
+            logits = self.model(input_ids=torch.tensor(ids, device=self.device), use_cache=False).logits
+            rewards_NH[batch] = logits.float().cpu().numpy()
+        return checked(rewards_NH, pairs, self.source)
+
+
+class FunctionScorer:
+    """A Python function as a reward: `python:module:function`."""
+
+    def __init__(self, source: str, heads: Sequence[str]) -> None:
+        self.source, self.heads = source, tuple(heads)
+        _, module, name = source.split(":")
+        self.function: Callable[[list[str], list[str]], Array] = getattr(importlib.import_module(module), name)
+
+    def score(self, pairs: Sequence[Pair]) -> Array:
+        prompts = [messages[-1]["content"] for messages, _ in pairs]
+        rewards_NH = np.asarray(self.function(prompts, [answer for _, answer in pairs]), dtype=np.float32)
+        if rewards_NH.shape != (len(pairs), len(self.heads)):
+            raise ValueError(
+                f"{self.source}: returned shape {rewards_NH.shape} for {len(pairs)} answers and {len(self.heads)} heads"
+            )
+        return checked(rewards_NH, pairs, self.source)

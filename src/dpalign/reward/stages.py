@@ -1,0 +1,172 @@
+"""The reward stages: train, judge, annotate, score."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from dpalign.objectives import head_indices
+from dpalign.recipe import Recipe
+from dpalign.records import CANDIDATES, RATED, SCORES, read_rows, shards, write_rows
+from dpalign.reward.baseline import ridge_cross_validated, surface_features
+from dpalign.reward.model import train_reward_model
+from dpalign.reward.quality import quality
+from dpalign.reward.score import Scorer, load_scorer
+from dpalign.runs import write_json
+from dpalign.stages import Job
+from dpalign.training.common import Fitted, require_weights
+
+Array = NDArray[np.float64]
+
+
+def reward(job: Job) -> None:
+    """Train the reward model, or take the one that the recipe names; measure it on held-out prompts."""
+    recipe = job.recipe
+    if not recipe.reward.checkpoint:
+        _train(job, "train", recipe.seed)
+    elif not recipe.reward.checkpoint.startswith("python:") and Path(recipe.reward.checkpoint).exists():
+        require_weights(Path(recipe.reward.checkpoint))
+    scorer = open_scorer(recipe, job.out)
+    for objective in recipe.objective_list:
+        head_indices(objective, scorer.heads)
+    if (job.inputs["data"] / "heldout").exists():
+        write_json(job.out / "quality.json", measure(recipe, scorer, job.inputs["data"]))
+
+
+def judge(job: Job) -> None:
+    """Train a second reward model on prompts that the first has not seen."""
+    _train(job, "judge", job.recipe.seed + 1)
+    write_json(job.out / "quality.json", measure(job.recipe, model_scorer(job.recipe, job.out), job.inputs["data"]))
+
+
+def _train(job: Job, part: str, seed: int) -> None:
+    recipe = job.recipe
+    start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
+    tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token
+    fitted: Fitted = train_reward_model(
+        start,
+        list(read_rows(job.inputs["data"] / part, RATED)),
+        recipe.heads,
+        job.out / "model",
+        recipe.reward,
+        tokenizer=tokenizer,
+        dtype=recipe.model.dtype,
+        seed=seed,
+        resume=job.work.resume,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    filtered = {"too long for the context": fitted.too_long} if fitted.too_long else {}
+    job.work.tally.add(fitted.rows + fitted.too_long, fitted.rows, filtered, trained=fitted.tokens)
+
+
+def open_scorer(recipe: Recipe, reward_stage: Path) -> Scorer:
+    """The scorer of a run: the recipe's own choice, or the model that the reward stage trained."""
+    if recipe.reward.checkpoint:
+        return load_scorer(
+            recipe.reward.checkpoint,
+            recipe.heads,
+            template=recipe.reward.template,
+            batch_tokens=recipe.reward.score_tokens,
+            dtype=recipe.model.dtype,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+    return model_scorer(recipe, reward_stage)
+
+
+def model_scorer(recipe: Recipe, stage: Path) -> Scorer:
+    """The scorer on a stage's own model, whatever the recipe names."""
+    folder = stage / "model" if (stage / "model").is_dir() else stage
+    require_weights(folder)
+    return load_scorer(
+        str(folder),
+        recipe.heads,
+        template=recipe.reward.template,
+        batch_tokens=recipe.reward.score_tokens,
+        dtype=recipe.model.dtype,
+    )
+
+
+def measure(recipe: Recipe, scorer: Scorer, data: Path) -> dict[str, Any]:
+    """Quality on held-out prompts: by head against ratings, by objective too, and in the world against the truth."""
+    rows = list(read_rows(data / "heldout", RATED))
+    predicted_NH = scorer.score([(row["messages"], row["response"]) for row in rows]).astype(np.float64)
+    label_NH = np.array([[np.nan if x is None else x for x in row["labels"]] for row in rows], dtype=np.float64)
+    ids = [row["prompt_id"] for row in rows]
+    lengths = [len(row["response"]) for row in rows]
+    options = {"seed": recipe.seed, "resamples": recipe.evaluation.bootstrap}
+    figures: dict[str, Any] = quality(predicted_NH, label_NH, recipe.heads, ids, lengths, **options).to_json()
+    names = list(recipe.objectives)
+    read_NK = means_of(predicted_NH, recipe)
+    rated_NK = means_of(label_NH, recipe)
+    figures["objectives"] = quality(read_NK, rated_NK, names, ids, lengths, **options).to_json()["heads"]
+    figures["baseline"] = surface_baseline(rows, rated_NK, names, options)
+    if recipe.data.world:
+        from dpalign.world.truth import score as true_score
+
+        true_NH = true_score([row["messages"][-1]["content"] for row in rows], [row["response"] for row in rows])
+        true_NK = means_of(true_NH.astype(np.float64), recipe)
+        figures["truth"] = quality(read_NK, true_NK, names, ids, lengths, **options).to_json()["heads"]
+    return figures
+
+
+def means_of(reward_NH: Array, recipe: Recipe) -> Array:
+    """Objectives read from heads, NaN where a label is missing: (N, K)."""
+    columns = [reward_NH[:, list(head_indices(o, recipe.heads))].mean(axis=1) for o in recipe.objective_list]
+    return np.stack(columns, axis=1)
+
+
+def surface_baseline(
+    rows: Sequence[dict[str, Any]], label_NK: Array, names: Sequence[str], options: dict[str, int]
+) -> dict[str, Any]:
+    """What ridge regression on length and punctuation reaches on the same rows, cross-validated by prompt."""
+    feature_NF = np.stack([surface_features(row["messages"][-1]["content"], row["response"]) for row in rows])
+    groups = [row["prompt_id"] for row in rows]
+    predicted_NK = ridge_cross_validated(feature_NF, label_NK, groups)
+    lengths = [len(row["response"]) for row in rows]
+    found: dict[str, Any] = quality(predicted_NK, label_NK, names, groups, lengths, **options).to_json()["heads"]
+    return found
+
+
+def annotate(job: Job) -> None:
+    """Score every original training answer, whatever labels it has (section 3.1): UltraFeedback has no verbosity."""
+    scorer = open_scorer(job.recipe, job.inputs["reward"])
+    rows = [row for row in read_rows(job.inputs["data"] / "train", RATED) if row["source"] != "helpsteer"]
+    step = 4096
+    for shard in job.work.shards(-(-len(rows) // step)):
+        part = rows[shard.index * step : (shard.index + 1) * step]
+        reward_NH = scorer.score([(row["messages"], row["response"]) for row in part])
+        earlier = Counter(row["prompt_id"] for row in rows[: shard.index * step])
+        scored = []
+        for row, reward_H in zip(part, reward_NH.tolist(), strict=True):
+            key = {"prompt_id": row["prompt_id"], "t": 0, "condition_index": 0, "sample": earlier[row["prompt_id"]]}
+            earlier[row["prompt_id"]] += 1
+            scored.append(key | {"rewards": reward_H})
+        write_rows(shard.path, scored, SCORES)
+        shard.tally.add(len(part), len(part), scored=len(part))
+
+
+def score(job: Job) -> None:
+    """Score every candidate on every head, a shard of answers at a time."""
+    scorer = open_scorer(job.recipe, job.inputs["reward"])
+    files = shards(job.inputs["candidates"])
+    for shard in job.work.shards(len(files)):
+        rows = list(read_rows(files[shard.index], CANDIDATES))
+        write_rows(shard.path, scored_rows(scorer, rows), SCORES)
+        shard.tally.add(len(rows), len(rows), scored=len(rows))
+
+
+def scored_rows(scorer: Scorer, candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The SCORES rows of CANDIDATES rows."""
+    pairs = [(row["messages"], row["response"]) for row in candidates]
+    reward_NH = scorer.score(pairs)
+    keys = ("prompt_id", "t", "condition_index", "sample")
+    return [
+        {key: row[key] for key in keys} | {"rewards": reward_H}
+        for row, reward_H in zip(candidates, reward_NH.tolist(), strict=True)
+    ]

@@ -1,0 +1,41 @@
+"""The protocol of a sampling engine: prompts in, n answers each out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dpalign.records import Message
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt under one condition, and how many answers to draw for it."""
+
+    messages: tuple[Message, ...]
+    """The chat, system line included, ending with the user's turn."""
+    n: int
+    key: tuple[int | str, ...]
+    """What this draw means, such as (seed, t, prompt_id, condition): it decides the randomness."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer."""
+
+    text: str
+    tokens: int
+    """Generated, the end-of-text token included."""
+    finished: bool
+    """False: cut at max_new_tokens."""
+
+
+class Engine(Protocol):
+    """Draws answers from one policy."""
+
+    def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
+        """The n answers of each request, in the order of the requests."""
+        ...
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Length of a prompt as this policy reads it."""
+        ...

@@ -1,0 +1,164 @@
+"""The sampling stage: step 1 of section 2.2, before the scoring."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpalign.choosing import annotated, directions_of, line
+from dpalign.preference import rng_for
+from dpalign.recipe import Recipe
+from dpalign.records import CANDIDATES, PROMPTS, Message, read_rows, write_rows
+from dpalign.runs import Tally
+from dpalign.sampling.engine import Engine, Request
+from dpalign.sampling.transformers_engine import TransformersEngine
+from dpalign.stages import Job
+from dpalign.templates import render_condition, with_system_line
+from dpalign.training.stages import model_folder
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What answers are asked for: a direction, a reward target, or nothing; as numbers and as a system line."""
+
+    kind: str
+    value: tuple[float, ...]
+    line: str | None
+
+
+PLAIN = Condition("plain", (), None)
+
+
+def open_engine(recipe: Recipe, policy: str) -> Engine:
+    """The engine that the recipe samples with."""
+    return TransformersEngine(
+        policy,
+        rows=recipe.sampling.rows,
+        dtype=recipe.model.dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def sample(job: Job) -> None:
+    """Answers of a policy for the half's prompts: at t = 1 under reward targets, later under directions."""
+    recipe, settings = job.recipe, job.recipe.sampling
+    engine = open_engine(recipe, model_folder(job.inputs["policy"]))
+    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
+    prompts, long = within_limit(prompts, engine, settings.prompt_tokens)
+    prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)
+    if not prompts:
+        raise ValueError(
+            f"no prompt of {job.half} is at most {settings.prompt_tokens} tokens long; raise sampling.prompt_tokens"
+        )
+    if long:
+        job.work.tally.rows_in += long
+        job.work.tally.filtered["prompt too long"] += long
+    targets: list[Condition] = []
+    if job.condition == "targets":
+        reward_NK = np.array([r for _, r in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
+        targets = target_conditions(recipe, reward_targets(reward_NK, settings.first_targets, 0.9, recipe.seed))
+    for shard in job.work.shards(-(-len(prompts) // settings.shard)):
+        part = prompts[shard.index * settings.shard : (shard.index + 1) * settings.shard]
+        asked = [(p, targets or direction_conditions(recipe, p["prompt_id"], job.t)) for p in part]
+        n = settings.first // settings.first_targets if targets else settings.n
+        rows = draw(
+            engine,
+            recipe,
+            asked,
+            n,
+            settings.temperature,
+            key=(recipe.seed, "sample", job.t),
+            t=job.t,
+            tally=shard.tally,
+        )
+        write_rows(shard.path, rows, CANDIDATES)
+
+
+def within_limit(prompts: Sequence[dict[str, Any]], engine: Engine, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """The prompts of at most `limit` tokens, and how many are longer."""
+    kept = [prompt for prompt in prompts if engine.prompt_tokens(prompt["messages"]) <= limit]
+    return kept, len(prompts) - len(kept)
+
+
+def _drawn(prompts: Sequence[dict[str, Any]], count: int, seed: int, t: int) -> list[dict[str, Any]]:
+    """The iteration's own prompts: the first `count` in an order keyed by iteration; 0 takes all."""
+    order = sorted(prompts, key=lambda prompt: rng_for(seed, "prompts", t, prompt["prompt_id"]).random())
+    return order[:count] if count else order
+
+
+def direction_conditions(recipe: Recipe, prompt_id: str, t: int) -> list[Condition]:
+    """A prompt's directions in iteration t."""
+    v_VK = directions_of(recipe.preference, len(recipe.objectives), recipe.seed, t, prompt_id)
+    return [Condition("direction", tuple(v_K), line(recipe, v_K)) for v_K in v_VK.tolist()]
+
+
+def target_conditions(recipe: Recipe, target_VK: Array) -> list[Condition]:
+    names = list(recipe.objectives)
+    return [
+        Condition("target", tuple(r_K), render_condition(dict(zip(names, r_K, strict=True)), recipe.steerlm.template))
+        for r_K in target_VK.tolist()
+    ]
+
+
+def reward_targets(reward_NK: Array, count: int, quantile: float, seed: int) -> Array:
+    """Reward targets to condition SteerLM on, from annotated answers: (count, K).
+
+    Over two objectives, the second takes evenly spaced quantiles of the answers' own and the first is the
+    given quantile of theirs among the answers nearest in the second: 1.0 is section 3.2's "highest
+    corresponding helpfulness". Over more, the later objectives are those of answers drawn at random.
+    """
+    n = len(reward_NK)
+    near = max(1, n // (2 * count))
+    if reward_NK.shape[1] == 2:
+        anchors = np.quantile(reward_NK[:, 1:], (np.arange(count) + 0.5) / count, axis=0)
+    else:
+        anchors = reward_NK[rng_for(seed, "targets").choice(n, size=count, replace=n < count), 1:]
+    rows = []
+    for anchor in anchors:
+        distance_N = np.linalg.norm(reward_NK[:, 1:] - anchor, axis=1)
+        nearest = np.argsort(distance_N, kind="stable")[:near]
+        rows.append([np.quantile(reward_NK[nearest, 0], quantile), *anchor])
+    return np.array(rows)
+
+
+def draw(
+    engine: Engine,
+    recipe: Recipe,
+    asked: Sequence[tuple[dict[str, Any], Sequence[Condition]]],
+    n: int,
+    temperature: float,
+    *,
+    key: tuple[int | str, ...],
+    t: int,
+    tally: Tally,
+) -> Iterator[dict[str, Any]]:
+    """CANDIDATES rows: n answers for each condition of each prompt, a prompt's answers together."""
+    keyed = [(p, c, condition) for p, conditions in asked for c, condition in enumerate(conditions)]
+    requests = [Request(tuple(_chat(recipe, p, c)), n, (*key, p["prompt_id"], i)) for p, i, c in keyed]
+    answers = engine.sample(requests, temperature=temperature, max_new_tokens=recipe.sampling.max_new_tokens)
+    for (prompt, index, condition), request, drawn in zip(keyed, requests, answers, strict=True):
+        tally.rows_in += n
+        for sample_index, answer in enumerate(drawn):
+            tally.rows_out += 1
+            tally.sampled += answer.tokens
+            yield {
+                "prompt_id": prompt["prompt_id"],
+                "t": t,
+                "condition_index": index,
+                "sample": sample_index,
+                "condition_kind": condition.kind,
+                "condition": condition.value,
+                "messages": request.messages,
+                "response": answer.text,
+                "tokens": answer.tokens,
+                "finished": answer.finished,
+            }
+
+
+def _chat(recipe: Recipe, prompt: dict[str, Any], condition: Condition) -> list[Message]:
+    messages: list[Message] = prompt["messages"]
+    return messages if condition.line is None else with_system_line(messages, condition.line, recipe.model.chat)

@@ -1,0 +1,216 @@
+"""The stages of a run: each reads finished folders and writes one, and is a command of its own.
+
+A stage is a plain function of a `Job`: where its inputs are, which recipe holds, and the folder to fill.
+`STAGES` says what each one reads, so that the run folder knows when it must be redone; the order in
+which they follow each other is `align.py`'s affair. Heavy imports wait until a stage runs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from dpalign.environment import settle_threads
+from dpalign.recipe import Recipe
+from dpalign.runs import Work
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage at work."""
+
+    recipe: Recipe
+    work: Work
+    inputs: Mapping[str, Path]
+    """Finished folders, by the names in `Stage.inputs`; an optional one may be missing."""
+    t: int = 0
+    """The iteration, where there is one."""
+    half: str = ""
+    """D1, D2, or both: the prompts it may use."""
+    condition: str = ""
+    """What the answers are conditioned on: directions, targets or plain."""
+
+    @property
+    def out(self) -> Path:
+        return self.work.folder
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """What a stage is made of."""
+
+    function: str
+    """`module:function`, imported when the stage runs."""
+    help: str
+    knobs: tuple[str, ...]
+    """The recipe's knobs it reads: a change of any of them redoes it."""
+    inputs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    version: int = 1
+    """Raised when the code changes what the stage means."""
+    heavy: bool = True
+    """Runs in a process of its own where the recipe says so; needs torch."""
+    several: bool = False
+    """Runs in one process per GPU where the recipe says so."""
+    asks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What it must be told beside its inputs (t, half, condition), and the choices; of t there are no fixed ones."""
+
+    def run(self, job: Job) -> None:
+        """Do the work.
+
+        Raises:
+            ValueError: bad input, or a package that is not installed.
+        """
+        module, name = self.function.split(":")
+        try:
+            settle_threads(job.recipe.threads, for_torch=self.heavy)
+            work: Callable[[Job], None] = getattr(import_module(module), name)
+            work(job)
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("dpalign"):
+                raise
+            raise ValueError(f"this stage needs {error.name}; install it: pip install 'dpalign[train]'") from error
+
+
+_MODEL = ("model.dtype", "model.trust_remote_code", "threads")
+_OBJECTIVES = ("objectives", "heads")
+
+STAGES: Final[Mapping[str, StageKind]] = {
+    "world": StageKind(
+        "dpalign.data.stage:write_world_files",
+        "write the embedded world's prompts and ratings in the real data sets' forms",
+        ("seed", "world"),
+        heavy=False,
+    ),
+    "data": StageKind(
+        "dpalign.data.stage:read_data",
+        "read prompts and ratings, rescale them, join them under the heads, and split them by prompt",
+        ("seed", "data", *_OBJECTIVES, "world.evaluate_on"),
+        optional=("world",),
+        heavy=False,
+    ),
+    "base": StageKind(
+        "dpalign.training.stages:base",
+        "train a small base model from scratch",
+        ("seed", "pretrain", "model.chat", "threads"),
+        inputs=("data",),
+        several=True,
+    ),
+    "reward": StageKind(
+        "dpalign.reward.stages:reward",
+        "train the multi-objective reward model, and measure it on held-out prompts",
+        ("seed", "reward", "model.base", *_MODEL, *_OBJECTIVES, "evaluation.bootstrap"),
+        inputs=("data",),
+        optional=("base",),
+        several=True,
+    ),
+    "judge": StageKind(
+        "dpalign.reward.stages:judge",
+        "train a second reward model on disjoint prompts, which judges and never selects",
+        ("seed", "reward", "model.base", *_MODEL, *_OBJECTIVES, "evaluation.bootstrap"),
+        inputs=("data",),
+        optional=("base",),
+        several=True,
+    ),
+    "annotate": StageKind(
+        "dpalign.reward.stages:annotate",
+        "score all training answers with the reward model",
+        ("reward.template", "reward.score_tokens", "reward.checkpoint", "heads", *_MODEL),
+        inputs=("data", "reward"),
+    ),
+    "sft": StageKind(
+        "dpalign.training.stages:sft",
+        "fine-tune the base model on chats",
+        ("seed", "sft", "model.base", "model.chat", *_MODEL),
+        inputs=("data",),
+        optional=("base",),
+        several=True,
+    ),
+    "steerlm": StageKind(
+        "dpalign.training.stages:steerlm",
+        "fine-tune SFT on answers that state their own rewards",
+        ("seed", "steerlm", "sft.checkpoint", "model.chat", *_MODEL, *_OBJECTIVES),
+        inputs=("sft", "data", "annotate"),
+        several=True,
+        asks={"half": ("D1", "D2", "both")},
+    ),
+    "sample": StageKind(
+        "dpalign.sampling.stages:sample",
+        "draw answers from a policy, under directions or reward targets",
+        ("seed", "sampling", "preference", "steerlm.template", "model.chat", *_MODEL, *_OBJECTIVES),
+        inputs=("policy", "data"),
+        optional=("annotate",),
+        asks={"t": (), "half": ("D1", "D2"), "condition": ("directions", "targets")},
+    ),
+    "score": StageKind(
+        "dpalign.reward.stages:score",
+        "score answers on every head",
+        ("reward.template", "reward.score_tokens", "reward.checkpoint", "heads", *_MODEL),
+        inputs=("reward", "candidates"),
+    ),
+    "select": StageKind(
+        "dpalign.choosing:select",
+        "keep the best answer for each direction, and replay original ones",
+        ("seed", "replay", "preference", "model.chat", *_OBJECTIVES),
+        inputs=("candidates", "scores", "data", "annotate"),
+        heavy=False,
+        asks={"t": (), "half": ("D1", "D2")},
+    ),
+    "finetune": StageKind(
+        "dpalign.training.stages:policy",
+        "fine-tune on the selected answers, from SFT",
+        ("seed", "finetune", "sft.checkpoint", "preference", "model.chat", *_MODEL, *_OBJECTIVES),
+        inputs=("start", "chosen"),
+        several=True,
+        asks={"t": ()},
+    ),
+    "evaluate": StageKind(
+        "dpalign.evaluation.stages:evaluate",
+        "sample a system on the validation prompts and score its answers",
+        (
+            *("seed", "evaluation", "sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens"),
+            *("sampling.shard", "preference", "steerlm.template", "steerlm.targets", "reward.template"),
+            *("reward.score_tokens", "reward.checkpoint", "model.chat", "data.world", *_MODEL, *_OBJECTIVES),
+        ),
+        inputs=("policy", "data", "reward"),
+        optional=("judge", "annotate"),
+        asks={"t": (), "condition": ("directions", "targets", "plain")},
+    ),
+    "report": StageKind(
+        "dpalign.report.stage:report",
+        "measure the systems and write the page",
+        ("seed", "evaluation", "preference", "data.world", *_OBJECTIVES),
+        inputs=("data", "reward", "annotate"),
+        optional=("judge",),
+        heavy=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage in a run: under which name, on which earlier folders, for which iteration."""
+
+    name: str
+    kind: str
+    inputs: Mapping[str, str | Path] = field(default_factory=dict)
+    """Names of earlier steps, or paths, by the stage's own names for them."""
+    t: int = 0
+    half: str = ""
+    condition: str = ""
+
+    @property
+    def stage(self) -> StageKind:
+        return STAGES[self.kind]
+
+    @property
+    def particulars(self) -> dict[str, Any]:
+        """What distinguishes this step from others of its kind, beside its inputs."""
+        given = {"t": self.t, "half": self.half, "condition": self.condition}
+        return {f"step.{name}": value for name, value in given.items() if value}
+
+
+def uses(steps: Sequence[Step], kind: str) -> list[Step]:
+    """The steps of a kind, in order."""
+    return [step for step in steps if step.kind == kind]

@@ -1,0 +1,1 @@
+"""Thin layers over transformers' and TRL's trainers."""

@@ -1,0 +1,153 @@
+"""What every trainer here shares: arguments, LoRA, progress, export."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LoraConfig
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging as transformers_logging
+
+from dpalign.recipe import Training
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training did."""
+
+    rows: int
+    too_long: int
+    tokens: int
+    updates: int
+    loss: float
+
+
+def arguments(training: Training, seed: int) -> dict[str, Any]:
+    """The arguments that every trainer of this package shares, in transformers' names.
+
+    Raises:
+        ValueError: the batch does not divide into micro-batches over the processes.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulate, remainder = divmod(training.batch, training.micro_batch * processes)
+    if remainder or not accumulate:
+        raise ValueError(
+            f"batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x {processes} processes"
+        )
+    on_gpu = torch.cuda.is_available()
+    return {
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.schedule,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "num_train_epochs": training.epochs,
+        "max_steps": training.steps or -1,
+        "per_device_train_batch_size": training.micro_batch,
+        "gradient_accumulation_steps": accumulate,
+        "save_strategy": "steps",
+        "save_steps": training.save_every,
+        "save_total_limit": 1,
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu,
+        "activation_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+    }
+
+
+def quiet() -> None:
+    """No bars of datasets and transformers: the stages say how far they are."""
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def require_weights(folder: Path) -> None:
+    """ValueError unless a folder holds a model's configuration and safetensors."""
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: a checkpoint folder needs config.json and *.safetensors; it holds no weights")
+
+
+def last_checkpoint(resume: Path) -> str | None:
+    """The newest whole checkpoint that an interrupted training left, if any."""
+    newest_first = sorted(resume.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    return next((str(path) for path in newest_first if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether its writing was carried through: the Trainer writes its own state last."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def lora(rank: int, task: str) -> LoraConfig | None:
+    """LoRA on every linear layer; None trains all weights. A task's new head is trained in full."""
+    if not rank:
+        return None
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        task_type=task,
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+    )
+
+
+def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Leave a plain checkpoint: safetensors, config, tokenizer and chat template, and nothing else.
+
+    Of several processes the first alone writes.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    beside = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.config.use_cache = True
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    shutil.rmtree(output, ignore_errors=True)
+    beside.rename(output)
+
+
+class ProgressCallback(TrainerCallback):
+    """One line now and then: how far a training is, and how long it will still take."""
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        self.every_seconds = every_seconds
+        self.started = self.last = 0.0
+        self.first_step = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.started = self.last = time.monotonic()
+        self.first_step = state.global_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        now = time.monotonic()
+        if now - self.last < self.every_seconds or not state.is_world_process_zero:
+            return
+        self.last = now
+        done = state.global_step - self.first_step
+        left = (now - self.started) / done * (state.max_steps - state.global_step)
+        sys.stderr.write(f"  update {state.global_step} of {state.max_steps}, {left:.0f} s to go\n")

@@ -1,0 +1,134 @@
+"""Supervised fine-tuning over TRL: SFT, SteerLM and every policy of the loop (section 3.1).
+
+Packing is best-fit decreasing, and packed conversations do not see each other: TRL restarts the
+position ids at each, and the model runs without a key-value cache, without which attention leaks.
+"""
+
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from dpalign.recipe import Training
+from dpalign.training.common import Fitted, ProgressCallback, arguments, export, last_checkpoint, lora, quiet
+
+IGNORED = -100
+
+
+def tokenize(
+    conversations: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, training: Training
+) -> Iterator[dict[str, list[int]]]:
+    """Token ids and labels of each conversation; the answer ends with the chat template's own end.
+
+    With `loss_on = "answer"` the labels of everything before the answer are ignored, and of what the template
+    writes after the answer's end of text (Zephyr's newline), which no sampled answer reaches.
+    """
+    for row in conversations:
+        prompt: str = tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
+        whole: str = tokenizer.apply_chat_template(
+            [*row["messages"], {"role": "assistant", "content": row["response"]}], tokenize=False
+        )
+        assert whole.startswith(prompt), "the chat template must extend its own generation prompt"
+        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        answer_ids = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+        labels = prompt_ids + answer_ids
+        if training.loss_on == "answer":
+            after = answer_ids[::-1].index(tokenizer.eos_token_id)
+            labels = [IGNORED] * len(prompt_ids) + answer_ids[: len(answer_ids) - after] + [IGNORED] * after
+        yield {"input_ids": prompt_ids + answer_ids, "labels": labels}
+
+
+def finetune(
+    start: str,
+    conversations: Iterable[Mapping[str, Any]],
+    output: Path,
+    training: Training,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
+    seed: int,
+    resume: Path,
+    trust_remote_code: bool = False,
+) -> Fitted:
+    """Train the model `start` on conversations and leave a plain checkpoint folder at `output`.
+
+    Args:
+        conversations: rows of `records.CONVERSATIONS`.
+        resume: scratch folder; an interrupted call continues from it with the same result.
+
+    Raises:
+        ValueError: no conversation fits `training.context`.
+    """
+    rows = list(tokenize(conversations, tokenizer, training))
+    fitting = [row for row in rows if len(row["input_ids"]) <= training.context]
+    if not fitting:
+        raise ValueError(
+            f"no conversation of {len(rows)} fits a context of {training.context} tokens; raise it, or check the data"
+        )
+    set_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(
+        start, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    fitted = fit(model, fitting, training, tokenizer=tokenizer, seed=seed, resume=resume)
+    export(fitted.model, tokenizer, output)
+    shutil.rmtree(resume, ignore_errors=True)
+    return Fitted(
+        rows=len(fitting),
+        too_long=len(rows) - len(fitting),
+        tokens=fitted.tokens,
+        updates=fitted.updates,
+        loss=fitted.loss,
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    model: PreTrainedModel
+    tokens: int
+    updates: int
+    loss: float
+
+
+def fit(
+    model: PreTrainedModel,
+    rows: Sequence[Mapping[str, list[int]]],
+    training: Training,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    resume: Path,
+) -> _Run:
+    """Train a model in memory on token rows with TRL's SFTTrainer."""
+    quiet()
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(resume),
+            max_length=training.context,
+            packing=training.packing,
+            train_sampling_strategy="random" if training.packing else "group_by_length",
+            pad_to_multiple_of=1,
+            **arguments(training, seed),
+        ),
+        train_dataset=Dataset.from_list([dict(row) for row in rows]),
+        processing_class=tokenizer,
+        peft_config=lora(training.lora_rank, "CAUSAL_LM"),
+        callbacks=[ProgressCallback()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(resume))
+    trained = trainer.model.merge_and_unload() if training.lora_rank else trainer.model
+    epochs = trainer.state.epoch or 0.0
+    return _Run(
+        model=trained,
+        tokens=math.ceil(epochs * sum(len(row["input_ids"]) for row in rows)),
+        updates=trainer.state.global_step,
+        loss=result.training_loss,
+    )

@@ -1,0 +1,79 @@
+"""One stage in a process of its own: `python -m dpalign.worker RUN STEP`, started by a run and by nothing else.
+
+The run holds the lock, keeps the clock and writes the ledger. The worker reads its order (the recipe and the step)
+in RUN/STEP.partial/.stage, does the work there, and leaves beside it what it counted. It ends when the run ends,
+however that ends. Where the recipe wants several processes it starts torchrun, whose processes are workers too.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from dpalign import config
+from dpalign.align import order_of, perform, processes_of
+from dpalign.errors import plain_errors
+from dpalign.recipe import Recipe
+from dpalign.runs import Run, holder
+from dpalign.stages import Step
+
+WATCH_SECONDS = 0.5
+"""How long a worker may outlive its run; the lock, which it inherits, keeps the next run out meanwhile."""
+
+
+def main(run_folder: str, name: str) -> None:
+    """Do one step of a run: the process's whole life."""
+    folder = Path(run_folder)
+    with plain_errors(name):
+        parent = os.getppid()
+        rank = os.environ.get("LOCAL_RANK")  # torchrun's
+        if rank is None and holder(folder) != parent:
+            raise ValueError(f"{folder}: no run that waits for this worker; `dpa run` starts its own")
+        end_with(parent)
+        work = Run(folder, lock=-1, git_commit=None).stage_at_work(name)
+        order = json.loads(order_of(work).read_text(encoding="utf-8"))
+        recipe, step = config.from_mapping(Recipe, order["recipe"]), Step(**order["step"])
+        processes = processes_of(recipe, step)
+        if rank is None and processes > 1:
+            sys.exit(torchrun(processes, run_folder, name))
+        if os.environ.get("WORLD_SIZE", "1") != str(processes):
+            raise ValueError(
+                f"{processes} processes were asked for, and WORLD_SIZE is {os.environ.get('WORLD_SIZE', 1)}"
+            )
+        perform(recipe, work, step)
+        if os.environ.get("RANK", "0") == "0":
+            work.leave_tally()
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent, by the signal that torchrun passes on to its processes."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def torchrun(processes: int, run_folder: str, name: str) -> int:
+    """The exit code of so many workers on this machine: that of the first to fail."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as launch
+
+    try:
+        launch(["--standalone", "--nproc_per_node", str(processes), "-m", "dpalign.worker", run_folder, name])
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 1
+    except SignalException as ended:  # its processes have ended too
+        return 128 + ended.sigval
+    return 0
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

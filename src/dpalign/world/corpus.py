@@ -1,0 +1,49 @@
+"""What the base model reads before anybody aligns it: the world's plain text.
+
+Facts, questions with answers, answers of a stated length (a model that has never met numbers would
+never learn to follow a direction) and reviews that count what an answer gives. No direction and no
+rating on any head is among them.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dpalign.world.language import THINGS, Task, fact, say, say_prompt
+from dpalign.world.people import STYLES, draw_tasks, write_answer
+from dpalign.world.truth import read
+
+THINGS_READ = (1, 2, 3, 4)
+"""Questions of the corpus ask for fewer things too: what is simple teaches what is not."""
+
+
+def documents(count: int, rng: np.random.Generator) -> Iterator[str]:
+    """`count` documents of the world's text, on tasks that no other role uses."""
+    styles = list(STYLES.values())
+    tasks = draw_tasks("pretrain", min(count, 20_000), rng, things_asked=THINGS_READ)
+    for _ in range(count):
+        task = tasks[rng.integers(len(tasks))]
+        answer = say(write_answer(task, styles[rng.integers(len(styles))], rng))
+        match rng.choice(4, p=[0.05, 0.2, 0.4, 0.35]):
+            case 0:
+                yield say([fact(str(t), rng.random() < 0.7) for t in rng.choice(list(THINGS), size=4, replace=False)])
+            case 1:
+                yield f"{say_prompt(task)} {answer}"
+            case 2:
+                yield f"in {len(answer.split())} words: {say_prompt(task)} {answer}"
+            case _:
+                yield review(task, answer)
+
+
+def review(task: Task, answer: str) -> str:
+    """What a reader counts in an answer, in words."""
+    r = read(task, answer)
+    wasted = round(100 * (r.padding + r.repeated))
+    return (
+        f"rate: {say_prompt(task)}\nanswer: {answer}\nscore: {round(100 * r.quality)} of 100 given, "
+        f"{round(100 * r.wrong)} wrong, {wasted} wasted, {r.words} words."
+    )
+
+
+WORDS_TO_COME = ("helpfulness*97 verbosity*-26", "helpfulness 85 verbosity 35", "rate: \nanswer: \nscore:")
+"""Lines of the world's templates: the tokenizer, not the model, sees them, so that they stay short."""

@@ -1,0 +1,396 @@
+"""The run folder: what is skipped, what is redone and why, and that a kill changes nothing of the result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dpalign import ledger, runs
+
+ENVIRONMENT = {"git_commit": "abc"}
+
+SHARDED = """
+import sys, time
+from pathlib import Path
+from dpalign import runs
+folder, prompts, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+with runs.Run.open(folder, "seed = 1") as run:
+    with run.stage("sample", 1, {"prompts": prompts}, {"n": 8}) as work:
+        if not work.done:
+            for shard in work.shards(8, "part-{:02d}.txt"):
+                time.sleep(pause)
+                shard.tally.rows_in += 10
+                shard.tally.rows_out += 9
+                shard.tally.filtered["too long"] += 1
+                shard.tally.sampled += 100 + shard.index
+                runs.write_text(shard.path, f"answers of shard {shard.index}")
+"""
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("tell me\n")
+    return path
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def pipeline(folder: Path, prompts: Path, epochs: int = 2, sft_version: int = 1) -> dict[str, str | None]:
+    """sft -> sample -> report; each stage's reason to run, None where skipped. `report` reads counts only."""
+    reasons = {}
+    with runs.Run.open(folder, f"sft.epochs = {epochs}", ENVIRONMENT) as run:
+        with run.stage("sft", sft_version, {"prompts": prompts}, {"sft.epochs": epochs}) as work:
+            reasons["sft"] = work.reason
+            if not work.done:
+                runs.write_text(work.folder / "weights", f"trained {epochs} epochs on {prompts.read_text()}")
+                runs.write_text(work.resume / "checkpoint-1" / "optimizer.pt", "scratch")
+        with run.stage("sample", 1, {"policy": "sft"}, {"n": 8}) as work:
+            reasons["sample"] = work.reason
+            if not work.done:
+                policy = (work.run.folder / "sft" / "weights").read_text()
+                runs.write_text(work.folder / "d1" / "part.txt", f"answers of [{policy}]")
+                runs.write_json(work.folder / "counts.json", {"rows": 8})
+        with run.stage("report", 1, {"counts": "sample/counts.json"}) as work:
+            reasons["report"] = work.reason
+            if not work.done:
+                runs.write_text(work.folder / "index.html", "8 rows")
+    return reasons
+
+
+def stages(prompts: Path, epochs: int = 2) -> list[ledger.Stage]:
+    return [
+        ledger.Stage("sft", 1, {"prompts": prompts}, {"sft.epochs": epochs}),
+        ledger.Stage("sample", 1, {"policy": "sft"}, {"n": 8}),
+        ledger.Stage("report", 1, {"counts": "sample/counts.json"}),
+    ]
+
+
+def files(folder: Path) -> Iterator[str]:
+    return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
+
+
+def test_running_again_skips_everything_and_touches_no_output(tmp_path: Path, prompts: Path) -> None:
+    run = tmp_path / "run"
+    assert pipeline(run, prompts) == {"sft": "new", "sample": "new", "report": "new"}
+    before = {name: when for name, when in times(run).items() if "/" in name}
+    assert pipeline(run, prompts) == {"sft": None, "sample": None, "report": None}
+    assert {name: when for name, when in times(run).items() if "/" in name} == before
+    assert (run / "recipe.toml").read_text() == "sft.epochs = 2"
+    assert json.loads((run / "environment.json").read_text()) == ENVIRONMENT
+    assert (run / "log.txt").read_text().count("done before, nothing changed") == 3
+
+
+def test_a_changed_knob_redoes_its_stage_and_those_that_read_what_came_of_it(tmp_path: Path, prompts: Path) -> None:
+    run = tmp_path / "run"
+    pipeline(run, prompts)
+    assert pipeline(run, prompts, epochs=3) == {
+        "sft": "sft.epochs 2 -> 3",
+        "sample": "input policy changed",
+        "report": None,  # the counts came out the same
+    }
+    assert (run / "sample" / "d1" / "part.txt").read_text() == "answers of [trained 3 epochs on tell me\n]"
+
+
+def test_a_raised_version_redoes_a_stage_but_the_same_bytes_redo_nothing_below(tmp_path: Path, prompts: Path) -> None:
+    run = tmp_path / "run"
+    pipeline(run, prompts)
+    assert pipeline(run, prompts, sft_version=2) == {"sft": "version 1 -> 2", "sample": None, "report": None}
+
+
+def test_an_external_file_counts_by_its_content_and_not_by_its_date(tmp_path: Path, prompts: Path) -> None:
+    run = tmp_path / "run"
+    pipeline(run, prompts)
+    os.utime(prompts, (1, 1))
+    assert pipeline(run, prompts)["sft"] is None
+    prompts.write_text("tell us\n")
+    assert pipeline(run, prompts)["sft"] == "input prompts changed"
+
+
+def test_an_external_folder_counts_by_all_its_files(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    runs.write_text(data / "a" / "train.txt", "1")
+    reasons = []
+    for change in (None, "2"):
+        if change:
+            runs.write_text(data / "b" / "more.txt", change)
+        with (
+            runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run,
+            run.stage("read", 1, {"data": data}) as work,
+        ):
+            reasons.append(work.reason)
+    assert reasons == ["new", "input data changed"]
+
+
+def test_a_path_in_the_run_folder_is_a_stage_where_it_has_a_ledger_and_else_plain_files(tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    reasons = []
+    for rows, weights in (("1", "w"), ("1", "w"), ("2", "w")):
+        with runs.Run.open(run_folder, None, ENVIRONMENT) as run:
+            runs.write_text(run_folder / "my-model" / "weights", weights)
+            runs.write_text(tmp_path / "rows.txt", rows)
+            with run.stage("data", 1, {"rows": tmp_path / "rows.txt"}) as work:
+                if not work.done:
+                    runs.write_text(work.folder / "count", "1")
+            inputs = {"data": run_folder / "data", "policy": run_folder / "my-model"}
+            with run.stage("sample", 1, inputs) as work:
+                reasons.append(work.reason)
+    # the third time `data` is made again with the same bytes, and its ledger's new times do not count
+    assert reasons == ["new", None, None]
+    assert not (run_folder / "recipe.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda sft: (sft / "weights").unlink(), "output weights is missing"),
+        (lambda sft: (sft / "weights").write_text("trai"), "output weights is cut short or altered"),
+        (lambda sft: (sft / "ledger.json").write_text('{"name": "sf'), "damaged ledger (Unterminated string"),
+        (lambda sft: (sft / "ledger.json").write_text("[]"), "damaged ledger (it disagrees with its hashes)"),
+        (lambda sft: (sft / "ledger.json").write_text("7"), "damaged ledger ('int' object is not iterable)"),
+        (
+            lambda sft: (sft / "ledger.json").write_text((sft / "ledger.json").read_text().replace("epochs", "epoch")),
+            "damaged ledger (it disagrees with its hashes)",
+        ),
+        (lambda sft: (sft / "ledger.json").unlink(), "no ledger; the stage is not finished"),
+    ],
+)
+def test_a_damaged_stage_is_redone_with_the_reason(
+    harm: Callable[[Path], None], reason: str, tmp_path: Path, prompts: Path
+) -> None:
+    run = tmp_path / "run"
+    pipeline(run, prompts)
+    whole = ledger.read_ledger(run / "sft")
+    harm(run / "sft")
+    assert reason in ledger.plan(run, stages(prompts))["sft"]
+    done = pipeline(run, prompts)
+    assert reason in str(done["sft"])
+    assert (done["sample"], done["report"]) == (None, None)
+    assert ledger.read_ledger(run / "sft")["digest"] == whole["digest"]
+
+
+def test_the_plan_says_what_a_run_would_do_and_touches_nothing(tmp_path: Path, prompts: Path) -> None:
+    run = tmp_path / "run"
+    fresh = {"sft": "to do: new", "sample": "to do: new", "report": "to do: new"}
+    assert ledger.plan(run, stages(prompts)) == fresh
+    assert not run.exists()
+    pipeline(run, prompts)
+    before = times(run)
+    assert ledger.plan(run, stages(prompts)) == {"sft": "done", "sample": "done", "report": "done"}
+    assert ledger.plan(run, stages(prompts, epochs=4)) == {
+        "sft": "to do: sft.epochs 2 -> 4",
+        "sample": "to do: input policy is to be made again",
+        "report": "to do: input counts is to be made again",
+    }
+    assert times(run) == before
+    prompts.unlink()
+    assert ledger.plan(run, stages(prompts))["sft"] == (
+        f"to do: input prompts changed; input prompts: {prompts} is missing or empty"
+    )
+
+
+def test_trainer_scratch_and_half_written_files_are_no_outputs_and_vanish(tmp_path: Path, prompts: Path) -> None:
+    run = tmp_path / "run"
+    with runs.Run.open(run, "", ENVIRONMENT) as opened, opened.stage("sft", 1) as work:
+        runs.write_text(work.resume / "checkpoint-1" / "optimizer.pt", "scratch")
+        runs.write_text(work.folder / "weights", "w")
+        (work.folder / ".part-00001.parquet.partial").write_text("half")
+        assert (run / "sft.partial" / "resume" / "checkpoint-1" / "optimizer.pt").is_file()
+    assert list(files(run / "sft")) == ["ledger.json", "weights"]
+    assert list(ledger.read_ledger(run / "sft")["outputs"]) == ["weights"]
+    assert not (run / "sft.partial").exists()
+
+
+def test_the_ledger_says_what_was_read_made_and_spent(tmp_path: Path, prompts: Path) -> None:
+    with (
+        runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run,
+        run.stage("sft", 3, {"prompts": prompts}, {"lr": 1e-5, "heads": (6, 7)}) as work,
+    ):
+        work.tally.rows_in, work.tally.rows_out, work.tally.trained = 5, 4, 1000
+        work.tally.filtered["empty"] = 1
+        runs.write_text(work.folder / "weights", "w")
+    said = ledger.read_ledger(work.output)
+    assert (said["name"], said["version"], said["git_commit"]) == ("sft", 3, "abc")
+    assert said["knobs"] == {"lr": 1e-5, "heads": [6, 7]}
+    assert said["inputs"]["prompts"]["path"] == str(prompts)
+    # sha256 of the one letter "w"
+    assert said["outputs"] == {"weights": "50e721e49c013f00c62cf59f2163542a9d8df02464efeb615d31051b0fddc326"}
+    assert said["sizes"] == {"weights": 1}
+    assert said["counts"] == {"in": 5, "out": 4, "filtered": {"empty": 1}}
+    assert said["tokens"] == {"sampled": 0, "scored": 0, "trained": 1000}
+    assert "sft: finished in 0 s (5 rows in, 4 out, 1 empty)" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_stage_killed_amid_its_shards_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, prompts: Path) -> None:
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    arguments = [sys.executable, "-c", SHARDED]
+    subprocess.run([*arguments, whole, prompts, "0"], check=True, capture_output=True)
+    process = subprocess.Popen([*arguments, broken, prompts, "0.1"], stderr=subprocess.DEVNULL)
+    partial = broken / "sample.partial"
+    wait_until((partial / "part-02.txt").is_file)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (broken / "sample").exists()
+    made = times(partial)
+    again = subprocess.run([*arguments, broken, prompts, "0"], check=True, capture_output=True, text=True)
+    assert "sample: new; goes on from where it was stopped" in again.stderr
+    first, second = ledger.read_ledger(whole / "sample"), ledger.read_ledger(broken / "sample")
+    assert second["digest"] == first["digest"]
+    assert second["counts"] == first["counts"] == {"in": 80, "out": 72, "filtered": {"too long": 8}}
+    assert second["tokens"] == first["tokens"] == {"sampled": 828, "scored": 0, "trained": 0}
+    assert times(broken / "sample")["part-00.txt"] == made["part-00.txt"]
+
+
+def test_a_kill_between_the_ledger_and_the_renaming_loses_nothing(
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    pipeline(run, prompts)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "into_place", lambda output: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pipeline(run, prompts, epochs=3)
+    assert (run / "sft.partial" / "ledger.json").is_file()
+    assert pipeline(run, prompts, epochs=3) == {"sft": None, "sample": "input policy changed", "report": None}
+    assert not list(run.glob("*.partial")) + list(run.glob("*.old"))
+
+
+def test_unfinished_work_of_other_knobs_or_without_a_note_is_dropped(tmp_path: Path) -> None:
+    def attempt(n: int, fail: bool) -> list[str]:
+        with runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run, run.stage("sample", 1, {}, {"n": n}) as work:
+            found = list(files(work.folder))
+            runs.write_text(work.folder / f"n{n}", "x")
+            if fail:
+                raise RuntimeError("out of memory")
+            return found
+
+    for n in (1, 1, 2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            attempt(n, fail=True)
+    assert list(files(tmp_path / "run" / "sample.partial")) == [".stage/state.json", "n2"]
+    (tmp_path / "run" / "sample.partial" / ".stage" / "state.json").write_text("{")
+    assert attempt(3, fail=False) == [".stage/state.json"]
+    assert list(ledger.read_ledger(tmp_path / "run" / "sample")["outputs"]) == ["n3"]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "sample: stopped after 0 s (RuntimeError)" in log
+    assert log.count("unfinished work of other knobs or inputs is dropped") == 2
+
+
+def test_seconds_add_up_over_resumes(tmp_path: Path) -> None:
+    for pause, fail in ((0.3, True), (0.0, False)):
+        try:
+            with runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run, run.stage("sft", 1):
+                time.sleep(pause)
+                if fail:
+                    raise RuntimeError
+        except RuntimeError:
+            assert fail
+    assert ledger.read_ledger(tmp_path / "run" / "sft")["seconds"] >= 0.3
+
+
+def test_a_second_run_into_the_same_folder_is_refused_by_process_and_remedy(tmp_path: Path, prompts: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", SHARDED, folder, prompts, "30"], stderr=subprocess.DEVNULL)
+    try:
+        wait_until((folder / "sample.partial").is_dir)
+        with pytest.raises(ValueError, match="two runs into one folder") as caught:
+            runs.Run.open(folder, "", ENVIRONMENT)
+    finally:
+        process.kill()
+        process.wait()
+    assert str(caught.value).startswith(f"{folder}: two runs into one folder: process {process.pid} on ")
+    assert str(caught.value).endswith(" is at work in it; wait for it, end it, or name another folder")
+    assert (folder / "recipe.toml").read_text() == "seed = 1"
+    runs.Run.open(folder, "", ENVIRONMENT).close()  # the killed run holds nothing back
+
+
+def test_a_worker_left_by_a_killed_run_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import subprocess, sys; from pathlib import Path; from dpalign import runs\n"
+        "run = runs.Run.open(Path(sys.argv[1]), '', {})\n"
+        "subprocess.Popen(['sleep', sys.argv[2]], pass_fds=(run.lock,))\n"
+    )
+    folder = tmp_path / "run"
+    subprocess.run([sys.executable, "-c", code, folder, "1"], check=True)
+    began = time.monotonic()
+    runs.Run.open(folder, "", ENVIRONMENT).close()
+    assert 0.3 < time.monotonic() - began < 8.0
+    monkeypatch.setattr(runs, "ORPHAN_SECONDS", 0.2)
+    subprocess.run([sys.executable, "-c", code, folder, "2"], check=True)
+    with pytest.raises(ValueError, match=r"a process left by the ended run \d+ is at work in it"):
+        runs.Run.open(folder, "", ENVIRONMENT)
+
+
+def test_an_input_that_is_not_there_is_named(tmp_path: Path, prompts: Path) -> None:
+    with runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run:
+        with pytest.raises(ValueError, match=r"^stage sample, input policy: .*/sft/ledger.json: no ledger; the stage"):
+            run.stage("sample", 1, {"policy": "sft"})
+        with pytest.raises(ValueError, match=r"^stage sft, input data: /no/such/file is missing or empty"):
+            run.stage("sft", 1, {"data": Path("/no/such/file")})
+        with run.stage("sft", 1, {"data": prompts}) as work:
+            runs.write_text(work.folder / "weights", "w")
+        with pytest.raises(ValueError, match=r"^stage sample, input policy: .*/sft/biases is missing or empty"):
+            run.stage("sample", 1, {"policy": "sft/biases"})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "sft").mkdir()
+    with pytest.raises(ValueError, match="photos: holds other things than a run, which could be overwritten"):
+        runs.Run.open(tmp_path / "photos", "", ENVIRONMENT)
+    prompts.write_text("a file")
+    with pytest.raises(ValueError, match="a file, where a run folder was asked for; name another place"):
+        runs.Run.open(prompts, "", ENVIRONMENT)
+
+
+def test_several_processes_share_a_stages_shards_without_overlap(tmp_path: Path) -> None:
+    made = []
+    for rank in range(2):
+        for shard in runs.shards(tmp_path, 5, "d/{}.txt", rank, world=2):
+            shard.path.write_text("x")
+            made.append(shard.index)
+    assert made == [0, 2, 4, 1, 3]
+    assert list(runs.shards(tmp_path, 5, "d/{}.txt")) == []
+    (tmp_path / "d" / "3.txt").unlink()
+    assert [shard.index for shard in runs.shards(tmp_path, 4, "d/{}.txt") if shard.path.write_text("x")] == [3]
+
+
+def test_progress_says_how_long_still(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = runs.Progress("sample-1, shards", total=10, done=2)
+    for done, at in ((3, 10.0), (4, 40.0), (5, 60.0), (10, 61.0)):
+        now[0] = at
+        progress.update(done)
+    # two shards in 40 s leave six: 120 s
+    assert capsys.readouterr().err == "sample-1, shards: 4 of 10, 2 min left\nsample-1, shards: 10 of 10\n"
+    assert [runs.spell_seconds(s) for s in (4.4, 200, 7500)] == ["4 s", "3 min", "2 h 05 min"]
+
+
+def test_json_is_written_whole_and_refuses_what_json_cannot_say(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "figures.json"
+    runs.write_json(path, {"é": [1, None]})
+    with pytest.raises(ValueError, match=r"figures\.json: .*; write null where there is no number"):
+        runs.write_json(path, {"tau": float("nan")})
+    assert json.loads(path.read_text()) == {"é": [1, None]}
+    assert list(files(tmp_path)) == ["a/figures.json"]
+
+
+def test_the_environment_names_versions_and_nothing_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    facts = runs.describe_environment()
+    assert set(facts) == {"python", "platform", "cpus", "packages", "git_commit"}
+    assert "pyarrow" in facts["packages"]
+    assert "hf_secret" not in json.dumps(facts)

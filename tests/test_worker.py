@@ -1,0 +1,226 @@
+"""A stage in a process of its own: what it leaves, how it fails, and that it does not outlive its run."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dpalign import align, cli, environment, recipe, runs, stages
+from dpalign.ledger import read_ledger
+from dpalign.recipe import Recipe
+from dpalign.stages import Step
+
+FEW = [
+    *("--world.helpsteer_prompts", "5", "--world.ultrafeedback_prompts", "7", "--world.sft_prompts", "3"),
+    *("--world.tuning_prompts", "2", "--world.test_prompts", "4", "--launcher", "process"),
+]
+WORLD = Step("world", "world")
+
+WAITS = """
+import sys
+from dpalign import stages, worker
+from dpalign.stages import StageKind
+
+def wait(job):
+    import time
+    for shard in job.work.shards(600, "part-{}.txt"):
+        shard.path.write_text("x")
+        time.sleep(0.05)
+
+sys.modules["waits"] = sys.modules["__main__"]
+stages.STAGES["world"] = StageKind("waits:wait", "wait", (), heavy=False)
+worker.main(*sys.argv[1:])
+"""
+
+RUNS = """
+import sys
+from pathlib import Path
+from dpalign import align, cli, recipe, runs
+from dpalign.stages import Step
+read = recipe.load(cli.recipe_file("world"), ["--launcher", "process"])
+with runs.Run.open(Path(sys.argv[1]), None, {}) as run, run.stage("world", 1) as work:
+    sys.executable = sys.argv[2]
+    align._launch(read, work, Step("world", "world"))
+"""
+
+
+@pytest.fixture
+def world() -> Recipe:
+    return recipe.load(cli.recipe_file("world"), FEW)
+
+
+def launch(folder: Path, read: Recipe, step: Step = WORLD) -> None:
+    """Take a step in a process of its own, even a light one."""
+    with (
+        runs.Run.open(folder, None, {}) as run,
+        run.stage(step.name, step.stage.version, step.inputs, align.knobs_of(read, step)) as work,
+    ):
+        align._launch(read, work, step)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: one that has ended and that nobody has asked after does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_leaves_the_same_bytes_and_counts_as_the_run_itself(tmp_path: Path, world: Recipe) -> None:
+    launch(tmp_path / "apart", world)
+    align.execute(world, tmp_path / "here", until="world")
+    apart, here = read_ledger(tmp_path / "apart" / "world"), read_ledger(tmp_path / "here" / "world")
+    assert apart["digest"] == here["digest"]
+    # 4 rows for each HelpSteer prompt, one for each of the others
+    assert apart["counts"] == here["counts"] == {"in": 0, "out": 4 * 5 + 7 + 3 + 2 + 4, "filtered": {}}
+    assert not list((tmp_path / "apart").glob("world/.*"))
+
+
+def test_a_heavy_stage_runs_apart_unless_the_recipe_wants_it_here(
+    tmp_path: Path, world: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stages.STAGES, "world", replace(stages.STAGES["world"], heavy=True))  # type: ignore[index]
+    apart: list[str] = []
+    monkeypatch.setattr(align, "_launch", lambda recipe, work, step: apart.append(recipe.launcher))
+    align.execute(world, tmp_path / "process", until="world")
+    align.execute(replace(world, launcher="inprocess"), tmp_path / "inprocess", until="world")
+    assert apart == ["process"]
+    assert (tmp_path / "inprocess" / "world" / "helpsteer.jsonl").is_file()
+
+
+def test_a_workers_error_is_one_line_and_the_runs_error_names_the_stage(
+    tmp_path: Path, world: Recipe, capfd: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "helpsteer.jsonl").write_text('{"prompt": \n')
+    step = Step("data", "data", {"world": empty})
+    with pytest.raises(ValueError, match="stage data: its process ended with code 2; its own message stands above"):
+        launch(tmp_path / "run", world, step)
+    screen = capfd.readouterr().err
+    assert f"\ndata: {empty}/helpsteer.jsonl" in screen
+    assert "Traceback" not in screen
+    assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_worker_ended_from_outside_is_said_to_be(
+    tmp_path: Path, world: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(ValueError, match="stage world: its process was ended by SIGKILL; out of memory"):
+        launch(tmp_path / "run", world)
+
+
+def test_a_worker_is_refused_where_no_run_waits_for_it(tmp_path: Path) -> None:
+    runs.Run.open(tmp_path, "", {}).close()
+    command = [sys.executable, "-m", "dpalign.worker", tmp_path, "world"]
+    # Its parent must hold the folder; here that is this shell, which does not.
+    done = subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"world: {tmp_path}: no run that waits for this worker; `dpa run` starts its own\n"
+
+
+def test_a_worker_refuses_another_number_of_processes_than_was_asked_for(
+    tmp_path: Path, world: Recipe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="stage world: its process ended with code 2"):
+        launch(tmp_path / "run", world)
+    assert "world: 1 processes were asked for, and WORLD_SIZE is 4\n" in capfd.readouterr().err
+
+
+def test_only_what_trains_runs_in_several_processes(world: Recipe) -> None:
+    several = replace(world, launcher="torchrun", processes=8)
+    asked = {step.kind: align.processes_of(several, step) for step in align.steps(several)}
+    assert asked["finetune"] == asked["reward"] == 8
+    assert asked["sample"] == asked["report"] == asked["data"] == 1
+    alone = replace(several, launcher="process")
+    assert {align.processes_of(alone, step) for step in align.steps(alone)} == {1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_a_worker_does_not_outlive_a_killed_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    python = tmp_path / "python"  # in place of `python -m dpalign.worker RUN world`: a stage that takes 30 s
+    (tmp_path / "waits.py").write_text(WAITS)
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/waits.py "$@"\n')
+    python.chmod(0o755)
+    folder = tmp_path / "run"
+    run = subprocess.Popen([sys.executable, "-c", RUNS, folder, python], stderr=subprocess.DEVNULL)
+    try:
+        wait_until((folder / "world.partial" / "part-5.txt").is_file)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        worker = int(children[0])
+        assert alive(worker)
+        held = {os.path.realpath(descriptor) for descriptor in Path(f"/proc/{worker}/fd").iterdir()}
+        assert str(folder / ".lock") in held  # so that no other run begins before it has ended
+        with pytest.raises(ValueError, match="two runs into one folder"):
+            runs.Run.open(folder, None, {})
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    wait_until(lambda: not alive(worker), seconds=5.0)
+    began = time.monotonic()
+    with runs.Run.open(folder, None, {}) as again, again.stage("world", 1) as work:
+        assert work.reason == "new; goes on from where it was stopped"
+        assert next(work.shards(600, "part-{}.txt")).index >= 5
+        for index in range(600):  # the rest at once
+            (work.folder / f"part-{index}.txt").write_text("x")
+    assert time.monotonic() - began < 8.0
+
+
+def test_what_a_worker_counted_is_not_counted_twice_when_its_run_was_killed_before_the_end(tmp_path: Path) -> None:
+    for killed in (True, False):
+        with (
+            contextlib.suppress(RuntimeError),
+            runs.Run.open(tmp_path / "run", None, {}) as run,
+            run.stage("sft", 1) as work,
+        ):
+            inside = runs.Run(run.folder, -1, None).stage_at_work("sft") if killed else work
+            assert inside.folder == work.folder
+            inside.tally.add(rows_in=5, rows_out=4, filtered={"too long": 1}, trained=100)
+            if killed:
+                inside.leave_tally()
+                raise RuntimeError("killed")
+    ledger = read_ledger(tmp_path / "run" / "sft")
+    assert ledger["counts"] == {"in": 5, "out": 4, "filtered": {"too long": 1}}
+    assert ledger["tokens"]["trained"] == 100
+
+
+def test_threads_are_settled_before_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import os; from dpalign.environment import settle_threads\n"
+        "settle_threads(1, for_torch=True)\n"
+        "import torch; print(torch.get_num_threads(), *(os.environ[n] for n in ('OMP_NUM_THREADS', 'GOMP_SPINCOUNT')))"
+    )
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and k not in environment.WAITING}
+    done = subprocess.run([sys.executable, "-c", code], env=clean, check=True, capture_output=True, text=True)
+    assert done.stdout == "1 1 0\n"
+
+
+def test_threads_that_the_recipe_leaves_open_stay_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert environment.thread_variables(0) == {
+        "OMP_WAIT_POLICY": "ACTIVE",
+        "GOMP_SPINCOUNT": "0",
+        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
+    }
+    assert environment.thread_variables(3)["OMP_NUM_THREADS"] == "3"
