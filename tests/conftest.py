@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
+MICRO = Path(__file__).parent.parent / "recipes" / "micro.toml"
 STARTED = pytest.StashKey[float]()
 
 
@@ -55,3 +57,22 @@ def _lacking(marker: str) -> str | None:
             return None if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) else "Chromium"
         case _:
             return None
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random causal model of two layers with the world's chat template; read it, do not write into it."""
+    pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
+    import tiny
+
+    return tiny.write_model(tmp_path_factory.mktemp("tiny") / "model", tiny.tokenizer())
+
+
+@pytest.fixture(scope="session")
+def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole loop of recipes/micro.toml, run once; read it, do not write into it."""
+    pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
+    from dpalign import align, recipe
+
+    folder = tmp_path_factory.mktemp("run") / "micro"
+    return align.execute(recipe.load(MICRO), folder)

@@ -26,7 +26,7 @@ from dpalign.stages import STAGES, Step
 RECIPES: Final = Path(__file__).parent / "recipes"
 """The recipes that are installed with the package."""
 
-DEMO: Final = "world"
+DEMO: Final = "demo"
 """The recipe of `dpa demo`."""
 
 INPUTS: Final = {

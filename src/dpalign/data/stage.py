@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dpalign.config import as_mapping
 from dpalign.data.filters import drop_held_out
@@ -77,9 +78,10 @@ def read_data(job: Job) -> None:
 def _sources(recipe: Recipe, world: Path | None) -> Data:
     """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
     if world is None:
-        paths = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "sft")
-        return replace(recipe.data, **{name: os.path.expandvars(getattr(recipe.data, name)) for name in paths})
-    fixed = {
+        names = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "sft")
+        paths: dict[str, Any] = {name: _expanded(name, getattr(recipe.data, name)) for name in names}
+        return replace(recipe.data, **paths)
+    fixed: dict[str, Any] = {
         "helpsteer": str(world / "helpsteer.jsonl"),
         "ultrafeedback": str(world / "ultrafeedback.jsonl"),
         "pairs": "",
@@ -88,6 +90,14 @@ def _sources(recipe: Recipe, world: Path | None) -> Data:
         "sft": str(world / "sft.jsonl"),
     }
     return replace(recipe.data, **fixed)
+
+
+def _expanded(name: str, source: str) -> str:
+    """A path with its environment variables filled in."""
+    path = os.path.expandvars(source)
+    if "$" in path:
+        raise ValueError(f"data.{name} is {source!r}, and the environment has no such variable; set it, or the path")
+    return path
 
 
 def _read(sources: Data) -> Read:

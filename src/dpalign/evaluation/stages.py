@@ -6,7 +6,6 @@ import numpy as np
 
 from dpalign.choosing import annotated, line
 from dpalign.preference import evaluation_grid
-from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, PROMPTS, SCORES, read_rows, write_rows
 from dpalign.reward.stages import model_scorer, open_scorer, scored_rows
 from dpalign.sampling.stages import (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dpalign.records import Message
-from dpalign.templates import render_reward_input
+from dpalign.templates import RewardTemplate, render_reward_input
 
 Array = NDArray[np.float32]
 Pair = tuple[Sequence[Message], str]
@@ -32,7 +32,13 @@ class Scorer(Protocol):
 
 
 def load_scorer(
-    source: str, heads: Sequence[str], *, template: str, batch_tokens: int, dtype: str, trust_remote_code: bool = False
+    source: str,
+    heads: Sequence[str],
+    *,
+    template: RewardTemplate,
+    batch_tokens: int,
+    dtype: str,
+    trust_remote_code: bool = False,
 ) -> Scorer:
     """A scorer from a folder or hub name, or from `python:module:function`.
 
@@ -61,7 +67,7 @@ class ModelScorer:
     """A sequence classifier. Batches are sorted by length; right padding needs no mask under causal attention."""
 
     def __init__(
-        self, source: str, *, template: str, batch_tokens: int, dtype: str, trust_remote_code: bool = False
+        self, source: str, *, template: RewardTemplate, batch_tokens: int, dtype: str, trust_remote_code: bool = False
     ) -> None:
         self.source, self.template, self.batch_tokens = source, template, batch_tokens
         self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)

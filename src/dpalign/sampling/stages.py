@@ -50,15 +50,16 @@ def sample(job: Job) -> None:
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
     prompts, long = within_limit(prompts, engine, settings.prompt_tokens)
     prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)
-    if not prompts:
-        raise ValueError(
-            f"no prompt of {job.half} is at most {settings.prompt_tokens} tokens long; raise sampling.prompt_tokens"
-        )
     if long:
         job.work.tally.rows_in += long
         job.work.tally.filtered["prompt too long"] += long
     targets: list[Condition] = []
     if job.condition == "targets":
+        if settings.first % settings.first_targets:
+            raise ValueError(
+                f"sampling.first {settings.first} answers do not divide among sampling.first_targets "
+                f"{settings.first_targets}; give a multiple"
+            )
         reward_NK = np.array([r for _, r in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
         targets = target_conditions(recipe, reward_targets(reward_NK, settings.first_targets, 0.9, recipe.seed))
     for shard in job.work.shards(-(-len(prompts) // settings.shard)):
@@ -79,8 +80,14 @@ def sample(job: Job) -> None:
 
 
 def within_limit(prompts: Sequence[dict[str, Any]], engine: Engine, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """The prompts of at most `limit` tokens, and how many are longer."""
+    """The prompts of at most `limit` tokens, and how many are longer.
+
+    Raises:
+        ValueError: all are longer.
+    """
     kept = [prompt for prompt in prompts if engine.prompt_tokens(prompt["messages"]) <= limit]
+    if not kept:
+        raise ValueError(f"none of {len(prompts)} prompts is at most {limit} tokens long; raise sampling.prompt_tokens")
     return kept, len(prompts) - len(kept)
 
 

@@ -56,8 +56,11 @@ def pretrain(
 
     Args:
         words: text that the tokenizer alone sees, to keep it short later.
+
+    Raises:
+        ValueError: no document fits `settings.context`; a longer one is left out, and counted.
     """
-    tokenizer = train_tokenizer([*documents, *words * 1000], settings.vocabulary, chat_template)
+    tokenizer = train_tokenizer([*documents, *list(words) * 1000], settings.vocabulary, chat_template)
     set_seed(seed)
     model = MistralForCausalLM(
         MistralConfig(
@@ -75,10 +78,10 @@ def pretrain(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    rows = []
-    for text in documents:
-        ids = [*tokenizer(text)["input_ids"][: settings.context - 1], tokenizer.eos_token_id]
-        rows.append({"input_ids": ids, "labels": ids})
+    encoded = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in documents]
+    rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) <= settings.context]
+    if not rows:
+        raise ValueError(f"no document of {len(encoded)} fits pretrain.context, {settings.context} tokens; raise it")
     training = Training(
         learning_rate=settings.learning_rate,
         warmup_steps=settings.steps // 20,
@@ -90,4 +93,10 @@ def pretrain(
     )
     run = fit(model, rows, training, tokenizer=tokenizer, seed=seed, resume=resume)
     export(run.model.to(torch.bfloat16), tokenizer, output)  # half the size; training goes on in the recipe's dtype
-    return Fitted(rows=len(rows), too_long=0, tokens=run.tokens, updates=run.updates, loss=run.loss)
+    return Fitted(
+        rows=len(rows),
+        too_long=len(encoded) - len(rows),
+        tokens=run.tokens,
+        updates=run.updates,
+        loss=run.loss,
+    )

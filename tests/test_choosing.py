@@ -1,0 +1,224 @@
+"""What the next policy learns: the best answer for each direction, never a cut one, and the replay."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpalign.choosing import directions_of, line, replay, scored_prompts, select
+from dpalign.recipe import Recipe, Steering
+from dpalign.records import (
+    CANDIDATES,
+    CONVERSATIONS,
+    PROMPTS,
+    RATED,
+    SCORES,
+    prompt_id,
+    read_rows,
+    user_prompt,
+    write_rows,
+)
+from dpalign.runs import Tally
+from dpalign.stages import Job
+from dpalign.templates import with_system_line
+
+HEADS = ("a", "b")
+RECIPE = Recipe(
+    name="test",
+    heads=HEADS,
+    objectives={"helpfulness": ("a",), "verbosity": ("b",)},
+    preference=Steering(directions=3, template="world-v1"),
+)
+ASKED = {half: [user_prompt(f"{half} prompt {i}") for i in range(20)] for half in ("D1", "D2")}
+
+
+def candidate(prompt: Any, condition: int, sample: int, response: str, **changes: Any) -> dict[str, Any]:
+    kind = changes.pop("kind", "direction")
+    return {
+        "prompt_id": prompt_id(prompt),
+        "t": 2,
+        "condition_index": condition,
+        "sample": sample,
+        "condition_kind": kind,
+        "condition": [1.0, 0.0],
+        "messages": [{"role": "system", "content": "as it was sampled"}, *prompt],
+        "response": response,
+        "tokens": 3,
+        "finished": True,
+    } | changes
+
+
+def job(
+    folder: Path, candidates: list[dict[str, Any]], rewards: list[list[float]], recipe: Recipe = RECIPE, t: int = 2
+) -> Job:
+    """A select job on answers and their rewards; every prompt has two original answers, `better` and `worse`."""
+    keys = ("prompt_id", "t", "condition_index", "sample")
+    scores = [{k: row[k] for k in keys} | {"rewards": r} for row, r in zip(candidates, rewards, strict=True)]
+    prompts = [{"prompt_id": prompt_id(p), "messages": p, "split": half} for half, all_ in ASKED.items() for p in all_]
+    rated, annotation = [], []
+    for prompt in prompts:
+        for i, (text, reward) in enumerate((("worse", 20.0), ("better", 80.0))):
+            rated.append(
+                prompt | {"response": f"{text} {prompt['split']}", "source": "ultrafeedback", "labels": [1.0, 1.0]}
+            )
+            annotation.append(
+                {"prompt_id": prompt["prompt_id"], "t": 0, "condition_index": 0, "sample": i, "rewards": [reward, 50.0]}
+            )
+    for row in rated:
+        del row["split"]
+    for path, rows, schema in (
+        ("sample/part-00000.parquet", candidates, CANDIDATES),
+        ("score/part-00000.parquet", scores, SCORES),
+        ("data/prompts/part-00000.parquet", prompts, PROMPTS),
+        ("data/train/part-00000.parquet", rated, RATED),
+        ("annotate/part-00000.parquet", annotation, SCORES),
+    ):
+        write_rows(folder / path, rows, schema)
+    inputs = {
+        "candidates": folder / "sample",
+        "scores": folder / "score",
+        "data": folder / "data",
+        "annotate": folder / "annotate",
+    }
+    work: Any = SimpleNamespace(folder=folder / "select", tally=Tally())
+    return Job(recipe, work, inputs, t=t, half="D1")
+
+
+def chosen(work: Job) -> list[dict[str, Any]]:
+    select(work)
+    return list(read_rows(work.out, CONVERSATIONS))
+
+
+ONE = ASKED["D1"][0]
+STEEP = replace(
+    RECIPE,
+    replay=0.0,
+    preference=Steering("fixed", listed=((1.0, 0.0), (0.6, -0.8)), directions=2, template="world-v1"),
+)
+"""Directions (1, 0) and (0.6, -0.8), in one order or the other for each prompt."""
+
+
+def of_direction(work: Job, prompt: Any = ONE) -> dict[tuple[float, ...], str]:
+    """The answer chosen for each of the prompt's directions."""
+    wanted_VK = directions_of(work.recipe.preference, 2, work.recipe.seed, work.t, prompt_id(prompt))
+    told = {row["messages"][0]["content"]: row["response"] for row in chosen(work)}
+    return {tuple(v_K): told.get(line(work.recipe, v_K), "none") for v_K in wanted_VK.round(6).tolist()}
+
+
+def order(t: int) -> list[tuple[float, ...]]:
+    v_VK = directions_of(STEEP.preference, 2, STEEP.seed, t, prompt_id(ONE))
+    return [tuple(v_K) for v_K in v_VK.round(6).tolist()]
+
+
+POOL = {"long": [90.0, 80.0], "short": [70.0, 20.0], "good": [80.0, 60.0], "poor": [30.0, 25.0]}
+"""At (1, 0) they are worth 90, 70, 80, 30; at (0.6, -0.8): -10, 26, 0, -2."""
+
+
+def test_at_first_each_direction_takes_the_best_of_all_answers(tmp_path: Path) -> None:
+    """Drawn under reward targets, no answer belongs to a direction."""
+    rows = [candidate(ONE, i // 2, i % 2, text, kind="target") for i, text in enumerate(POOL)]
+    work = job(tmp_path, rows, list(POOL.values()), STEEP, t=2)
+    assert of_direction(work) == {(1.0, 0.0): "long", (0.6, -0.8): "short"}
+
+
+def test_later_each_direction_takes_the_best_of_its_own(tmp_path: Path) -> None:
+    """The first direction was given `long` and `short`, the second `good` and `poor`: it cannot take the others."""
+    rows = [candidate(ONE, i // 2, i % 2, text) for i, text in enumerate(POOL)]
+    work = job(tmp_path, rows, list(POOL.values()), STEEP)
+    first, second = order(2)
+    best = {(1.0, 0.0): ("long", "good"), (0.6, -0.8): ("short", "good")}
+    assert of_direction(work) == {first: best[first][0], second: best[second][1]}
+
+
+@pytest.mark.parametrize("kind", ["target", "direction"])
+def test_an_answer_that_was_cut_is_never_chosen_and_counted(tmp_path: Path, kind: str) -> None:
+    """Cut are the best of all, and at t >= 2 all that the second direction has: it goes without."""
+    cut = ("long", "good", "poor")
+    rows = [candidate(ONE, i // 2, i % 2, text, kind=kind, finished=text not in cut) for i, text in enumerate(POOL)]
+    work = job(tmp_path, rows, list(POOL.values()), STEEP)
+    first, second = order(2)
+    assert of_direction(work) == {first: "short", second: "short" if kind == "target" else "none"}
+    assert work.work.tally.filtered["cut at max_new_tokens"] == 3
+
+
+def test_nothing_but_cut_answers_is_an_error_that_says_how_many(tmp_path: Path) -> None:
+    rows = [candidate(ONE, 0, i, text, finished=False) for i, text in enumerate(POOL)]
+    with pytest.raises(ValueError, match=r"no answer of 4 is left .* 4 were cut at sampling.max_new_tokens; raise it"):
+        select(job(tmp_path, rows, list(POOL.values())))
+
+
+def many(folder: Path, recipe: Recipe = RECIPE) -> Job:
+    """17 prompts of D1 with one answer for each of three directions: 51 rows to select."""
+    rows = [candidate(p, v, 0, f"answer {v}") for p in ASKED["D1"][:17] for v in range(3)]
+    return job(folder, rows, [[50.0, 50.0]] * len(rows), recipe)
+
+
+def test_replay_is_15_percent_of_all_rows_and_of_the_current_half(tmp_path: Path) -> None:
+    """51 selected and 9 replayed are 60 rows; each replayed prompt comes once, with its better answer, unsteered."""
+    rows = chosen(many(tmp_path))
+    assert Counter(row["origin"] for row in rows) == {"selected": 51, "replay": 9}
+    replayed = [row for row in rows if row["origin"] == "replay"]
+    assert {row["prompt_id"] for row in replayed} <= {prompt_id(p) for p in ASKED["D1"]}
+    assert len({row["prompt_id"] for row in replayed}) == 9
+    assert {row["response"] for row in replayed} == {"better D1"}
+    assert {message["role"] for row in replayed for message in row["messages"]} == {"user"}
+
+
+def test_another_share_of_replay_and_none(tmp_path: Path) -> None:
+    half = Counter(row["origin"] for row in chosen(many(tmp_path / "half", replace(RECIPE, replay=0.5))))
+    assert half == {"selected": 51, "replay": 51}  # of 20 prompts: each comes again
+    assert {row["origin"] for row in chosen(many(tmp_path / "none", replace(RECIPE, replay=0.0)))} == {"selected"}
+    work = many(tmp_path / "again")
+    repeated = Counter(row["prompt_id"] for row in replay(work, 340))  # 60 of 20 prompts
+    assert set(repeated.values()) == {3}
+    assert [row["prompt_id"] for row in replay(work, 51)] != [
+        row["prompt_id"] for row in replay(replace(work, t=3), 51)
+    ]
+
+
+def test_a_selected_row_is_the_bare_prompt_with_its_own_direction(tmp_path: Path) -> None:
+    """Not the system line under which it was sampled."""
+    work = many(tmp_path)
+    rows = [row for row in chosen(work) if row["origin"] == "selected"]
+    wanted_VK = directions_of(RECIPE.preference, 2, RECIPE.seed, 2, prompt_id(ONE))
+    for v_K, row in zip(wanted_VK, rows[:3], strict=True):
+        assert row["messages"] == with_system_line(ONE, line(RECIPE, v_K), "zephyr")
+    assert len({row["messages"][0]["content"] for row in rows}) > 10
+
+
+def test_a_prompts_directions_depend_on_seed_iteration_and_prompt_alone() -> None:
+    first = directions_of(RECIPE.preference, 2, 42, 1, "p")
+    np.testing.assert_array_equal(first, directions_of(RECIPE.preference, 2, 42, 1, "p"))
+    others = [directions_of(RECIPE.preference, 2, *key) for key in ((43, 1, "p"), (42, 2, "p"), (42, 1, "q"))]
+    assert not any(np.array_equal(first, other) for other in others)
+
+
+def test_scores_of_other_answers_are_refused(tmp_path: Path) -> None:
+    """The same number of scores, in another order of answers."""
+    work = many(tmp_path)
+    path = tmp_path / "score" / "part-00000.parquet"
+    rows = list(read_rows(path, SCORES))
+    write_rows(path, rows[1:] + rows[:1], SCORES)
+    with pytest.raises(ValueError, match=r"not the scores of .*; run the score stage on these answers again") as error:
+        select(work)
+    assert str(path) in str(error.value)
+
+
+def test_a_nan_score_is_refused_with_its_file_and_row(tmp_path: Path) -> None:
+    rows = [candidate(ONE, 0, i, text) for i, text in enumerate(POOL)]
+    work = job(tmp_path, rows, [[50.0, 50.0], [50.0, float("nan")], [50.0, 50.0], [50.0, 50.0]])
+    with pytest.raises(ValueError, match=r"row 1\b.*nan") as error:
+        list(scored_prompts(work.inputs["candidates"], work.inputs["scores"], RECIPE))
+    assert str(tmp_path / "score") in str(error.value)
+
+
+def test_an_annotation_of_other_data_is_refused(tmp_path: Path) -> None:
+    work = many(tmp_path)
+    path = tmp_path / "annotate" / "part-00000.parquet"
+    write_rows(path, list(read_rows(path, SCORES))[2:], SCORES)
+    with pytest.raises(ValueError, match=r"not the annotation of .*; run the annotate stage again"):
+        select(work)

@@ -1,0 +1,197 @@
+"""Sampling: the model's own distribution, the same answers in any company, and no forward wasted."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tiny
+from dpalign.preference import rng_for
+from dpalign.records import user_prompt
+from dpalign.sampling.engine import Answer, Request
+from dpalign.sampling.transformers_engine import TransformersEngine, draw
+
+QUESTIONS = (
+    "name owl.",
+    "explain fox, tea and iron.",
+    "explain rain, salt, wolf and moon. that is a good question. there is much to say.",
+    "name tea.",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sharp enough to prefer some tokens, and to end after a while: its end-of-text token is made likelier."""
+    folder = tiny.write_model(tmp_path_factory.mktemp("sharp") / "model", tiny.tokenizer(), tied=False, scale=0.4)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    with torch.no_grad():
+        model.lm_head.weight *= 2
+        model.lm_head.weight[model.config.eos_token_id] *= 2
+    model.save_pretrained(folder)
+    return folder
+
+
+def request(question: str, n: int, *key: int | str) -> Request:
+    return Request(tuple(user_prompt(question)), n, (7, "test", question, *key))
+
+
+def sampled(
+    folder: Path, requests: Sequence[Request], temperature: float = 1.0, rows: int = 64, new: int = 24
+) -> list[list[Answer]]:
+    engine = TransformersEngine(str(folder), rows=rows)
+    return list(engine.sample(requests, temperature=temperature, max_new_tokens=new))
+
+
+def test_temperature_zero_is_greedy_generation_token_for_token(folder: Path) -> None:
+    """Four prompts of different lengths, three answers each, left-padded side by side."""
+    answers = sampled(folder, [request(q, 3) for q in QUESTIONS], temperature=0.0)
+    tokens = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    for question, drawn in zip(QUESTIONS, answers, strict=True):
+        asked = tokens.apply_chat_template(user_prompt(question), add_generation_prompt=True, return_dict=False)
+        ids = model.generate(torch.tensor([asked]), do_sample=False, max_new_tokens=24)[0, len(asked) :].tolist()
+        finished = ids[-1] == tokens.eos_token_id
+        expected = Answer(tokens.decode(ids[:-1] if finished else ids, skip_special_tokens=True), len(ids), finished)
+        assert drawn == [expected] * 3
+    assert len({a[0].text for a in answers}) > 1
+
+
+def test_an_answer_is_the_same_in_any_company(folder: Path) -> None:
+    """Alone, three or sixty-four side by side, in another order, and with more answers asked for."""
+    requests = [request(q, 3) for q in QUESTIONS]
+    together = sampled(folder, requests)
+    assert sampled(folder, requests, rows=3) == sampled(folder, requests, rows=7) == together
+    assert [sampled(folder, [r])[0] for r in requests] == together
+    assert sampled(folder, requests[::-1])[::-1] == together
+    assert [drawn[:3] for drawn in sampled(folder, [request(q, 5) for q in QUESTIONS])] == together
+    assert len({answer.text for drawn in together for answer in drawn}) > 5
+
+
+def test_another_key_draws_another_answer_and_the_same_key_the_same(folder: Path) -> None:
+    first, again, other = (sampled(folder, [request("name owl.", 4, k)])[0] for k in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_first_tokens_follow_the_softmax(folder: Path) -> None:
+    """The shares of 4,000 first tokens differ from the model's own probabilities no more than by chance."""
+    engine = TransformersEngine(str(folder), rows=4000)
+    with torch.inference_mode():
+        logits_V = engine.model(torch.tensor([engine.prompt_ids(user_prompt("name owl."))])).logits[0, -1].double()
+    texts = [engine.tokenizer.decode([token], skip_special_tokens=True) for token in range(len(logits_V))]
+    shares = {}
+    for temperature in (1.0, 0.7):
+        expected: dict[str, float] = defaultdict(float)
+        for text, share in zip(texts, torch.softmax(logits_V / temperature, dim=-1).tolist(), strict=True):
+            expected[text] += share
+        (answers,) = engine.sample([request("name owl.", 4000)], temperature=temperature, max_new_tokens=1)
+        drawn = Counter(answer.text for answer in answers)
+        expected_T = np.array(list(expected.values()))
+        drawn_T = np.array([drawn[text] for text in expected]) / 4000
+        assert sum(drawn[text] for text in expected) == 4000
+        assert total_variation(drawn_T, expected_T) < noise(expected_T, 4000)
+        shares[temperature] = expected_T
+    assert total_variation(shares[1.0], shares[0.7]) > 2 * noise(shares[1.0], 4000)  # or the test could not tell
+
+
+def total_variation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).sum() / 2)
+
+
+def noise(share_V: np.ndarray, draws: int) -> float:
+    """1.3 times the total variation that so many true draws are expected to show."""
+    return float(1.3 * 0.5 * np.sqrt(2 / np.pi * share_V * (1 - share_V) / draws).sum())
+
+
+def test_no_token_is_cut_from_a_nearly_flat_distribution(tiny_folder: Path) -> None:
+    """Of 400 tokens, each a little likelier than the next, 86.8% of the draws lie beyond the 50 likeliest."""
+    logits_V = torch.linspace(0.1, 0.0, 400)  # no ties, which a cut to the 50 likeliest would spare
+    expected = torch.softmax(logits_V, dim=-1)[50:].sum().item()
+    assert expected == pytest.approx(0.868, abs=0.001)
+    drawn_R = draw(logits_V.expand(4000, -1), rng_for(0, "flat").random(4000), 1.0).numpy()
+    assert len(np.unique(drawn_R)) > 395
+    assert (drawn_R >= 50).mean() == pytest.approx(expected, abs=0.02)
+
+    engine = TransformersEngine(str(tiny_folder), rows=2000)
+    with torch.no_grad():
+        engine.model.get_output_embeddings().weight *= 1e-3
+    (answers,) = engine.sample([request("name owl.", 2000)], temperature=1.0, max_new_tokens=1)
+    assert np.mean([answer.finished for answer in answers]) == pytest.approx(1 / 400, abs=0.004)
+    assert len({answer.text for answer in answers}) > 200  # bytes that are no text read alike
+
+
+def test_equal_shares_of_the_uniform_choose_equal_tokens() -> None:
+    """By inversion: of probabilities 0.1, 0, 0.6 and 0.3, a draw below 0.1 is the first; the second never comes."""
+    logits_RV = torch.tensor([[0.1, 0.0, 0.6, 0.3]]).log().expand(6, -1)
+    assert draw(logits_RV, np.array([0.0, 0.0999, 0.1001, 0.6999, 0.7001, 0.99999999]), 1.0).tolist() == [
+        0,
+        0,
+        2,
+        2,
+        3,
+        3,
+    ]
+
+
+def forwards(engine: TransformersEngine) -> list[tuple[int, int]]:
+    """(rows, tokens a row) of every forward from now on."""
+    shapes: list[tuple[int, int]] = []
+    engine.model.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    return shapes
+
+
+def test_a_prompt_is_read_once_for_all_its_answers(folder: Path) -> None:
+    """Two prompts with sixteen answers each: the first forward has two rows, the next thirty-two of one token."""
+    engine = TransformersEngine(str(folder), rows=64)
+    shapes = forwards(engine)
+    requests = [request(q, 16) for q in QUESTIONS[:2]]
+    list(engine.sample(requests, temperature=1.0, max_new_tokens=4))
+    width = max(engine.prompt_tokens(user_prompt(q)) for q in QUESTIONS[:2])
+    assert shapes[0] == (2, width)
+    assert shapes[1][0] <= 32
+    assert all(tokens == 1 for _, tokens in shapes[1:])
+    assert len(shapes) <= 4  # the last token is drawn and not read
+
+
+def test_finished_answers_are_read_no_further(folder: Path) -> None:
+    """Each answer takes a forward for every token but its last: no row of the batch outlives its end of text."""
+    engine = TransformersEngine(str(folder), rows=64)
+    shapes = forwards(engine)
+    answers = [
+        a for drawn in engine.sample([request(QUESTIONS[0], 16)], temperature=1.0, max_new_tokens=24) for a in drawn
+    ]
+    assert len({a.tokens for a in answers}) > 3  # they end at different lengths
+    assert sum(rows for rows, _ in shapes[1:]) == sum(a.tokens - 1 for a in answers)
+
+
+def test_a_batch_takes_whole_requests_up_to_the_rows_allowed(folder: Path) -> None:
+    """Requests of 3 answers: two fit in 7 rows; one fits nowhere in 2 and goes alone."""
+    for rows, prompts in ((7, [2, 2]), (2, [1, 1, 1, 1]), (12, [4])):
+        engine = TransformersEngine(str(folder), rows=rows)
+        shapes = forwards(engine)
+        list(engine.sample([request(q, 3) for q in QUESTIONS], temperature=1.0, max_new_tokens=2))
+        assert [count for count, width in shapes if width > 1] == prompts
+
+
+def test_an_answer_cut_at_the_limit_is_unfinished(folder: Path) -> None:
+    answers = [a for drawn in sampled(folder, [request(q, 16) for q in QUESTIONS], new=3) for a in drawn]
+    assert {a.finished for a in answers} == {True, False}
+    assert all(a.tokens == 3 for a in answers if not a.finished)
+    assert not any("</s>" in a.text for a in answers)
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused_by_name_and_sizes(folder: Path) -> None:
+    engine = TransformersEngine(str(folder), rows=4)
+    count = engine.prompt_tokens(user_prompt(QUESTIONS[1]))
+    with pytest.raises(ValueError, match="exceed the model's context") as error:
+        list(engine.sample([request(QUESTIONS[1], 1)], temperature=1.0, max_new_tokens=tiny.CONTEXT))
+    for told in (QUESTIONS[1], f"{count} tokens", f"{tiny.CONTEXT} new ones", f"context of {tiny.CONTEXT}", "lower"):
+        assert told in str(error.value)
+    room = tiny.CONTEXT - count
+    assert len(list(engine.sample([request(QUESTIONS[1], 1)], temperature=1.0, max_new_tokens=room))) == 1

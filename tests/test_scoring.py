@@ -1,0 +1,153 @@
+"""Scoring: the order of the answers, the make-up of the batches, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer, MistralForSequenceClassification
+
+from dpalign.recipe import Recipe, Reward
+from dpalign.records import user_prompt
+from dpalign.reward.score import FunctionScorer, ModelScorer, load_scorer
+from dpalign.reward.stages import model_scorer, open_scorer, scored_rows
+
+HEADS = ("helpfulness", "verbosity")
+WORDS = ("fox", "is", "red.", "tea", "hot", "and", "owl", "wise.", "rain", "wet.")
+
+
+def write_classifier(start: Path, folder: Path, **changes: Any) -> Path:
+    """A random sequence classifier of two heads, its configuration changed."""
+    config = AutoConfig.from_pretrained(start)
+    config.update({"num_labels": 2, "id2label": dict(enumerate(HEADS)), "problem_type": "regression"} | changes)
+    torch.manual_seed(0)
+    MistralForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(start).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classifier(tiny_folder, tmp_path_factory.mktemp("classifier") / "model")
+
+
+def scorer(folder: Path, batch_tokens: int = 4096) -> ModelScorer:
+    return ModelScorer(str(folder), template="world-v1", batch_tokens=batch_tokens, dtype="float32")
+
+
+def pairs(count: int = 23) -> list[Any]:
+    """Answers of 1 to 40 words, in no order of length."""
+    rng = np.random.default_rng(0)
+    return [(user_prompt("name fox."), " ".join(rng.choice(WORDS, size=rng.integers(1, 41)))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 300, 100_000])
+def test_rewards_come_in_the_order_of_the_answers_whatever_the_batches(folder: Path, batch_tokens: int) -> None:
+    """Each equals the reward of the answer scored alone: neither padding nor sorting shows."""
+    asked = pairs()
+    one_by_one_NH = np.concatenate([scorer(folder).score([pair]) for pair in asked])
+    assert len(np.unique(one_by_one_NH[:, 0].round(4))) > 15  # the answers differ: a wrong order would show
+    np.testing.assert_allclose(scorer(folder, batch_tokens).score(asked), one_by_one_NH, atol=1e-5)
+
+
+def test_no_forward_holds_more_tokens_than_allowed(folder: Path) -> None:
+    """Padding included; an answer longer than that goes alone."""
+    model = scorer(folder, batch_tokens=100)
+    shapes = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    model.score(pairs())
+    assert sum(rows for rows, _ in shapes) == 23
+    assert max(rows * width for rows, width in shapes) <= 100 or all(r == 1 for r, w in shapes if r * w > 100)
+    assert 1 < len(shapes) < 23
+
+
+def test_no_answers_are_no_rewards(folder: Path) -> None:
+    assert scorer(folder).score([]).shape == (0, 2)
+
+
+def test_scores_carry_the_names_of_their_answers(folder: Path) -> None:
+    candidates = [
+        {"prompt_id": f"p{i // 2}", "t": 1, "condition_index": i, "sample": 0, "messages": m, "response": r}
+        for i, (m, r) in enumerate(pairs(4))
+    ]
+    rows = scored_rows(scorer(folder), candidates)
+    assert [(row["prompt_id"], row["condition_index"]) for row in rows] == [("p0", 0), ("p0", 1), ("p1", 2), ("p1", 3)]
+    expected_NH = scorer(folder).score(pairs(4))
+    np.testing.assert_allclose([row["rewards"] for row in rows], expected_NH, atol=1e-6)
+
+
+def test_a_system_line_does_not_reach_the_reward_model(folder: Path) -> None:
+    (asked, answer), *_ = pairs(1)
+    steered = [{"role": "system", "content": "helpfulness*71 verbosity*-71"}, *asked]
+    plain_NH, steered_NH = scorer(folder).score([(asked, answer)]), scorer(folder).score([(steered, answer)])
+    np.testing.assert_array_equal(plain_NH, steered_NH)
+
+
+def test_a_score_that_is_no_number_shows_its_answer(folder: Path, tmp_path: Path) -> None:
+    broken = scorer(folder)
+    with torch.no_grad():
+        broken.model.score.weight[1, 0] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"head 1 scored nan on answer 0 of 3: .*; a reward must be a finite number"
+    ) as e:
+        broken.score(pairs(3))
+    assert str(folder) in str(e.value)
+    assert repr(pairs(3)[0][1][:80]) in str(e.value)
+
+
+@pytest.mark.parametrize("pad", [None, "eos"])
+def test_a_pad_token_that_is_missing_or_ends_texts_is_refused(tiny_folder: Path, tmp_path: Path, pad: Any) -> None:
+    """Answers end where padding begins, so an end of text in an answer would be taken for padding."""
+    eos = AutoConfig.from_pretrained(tiny_folder).eos_token_id
+    write_classifier(tiny_folder, tmp_path / "model", pad_token_id=eos if pad else None)
+    with pytest.raises(
+        ValueError, match=r"its pad token .* must be set and differ from the end-of-text token"
+    ) as error:
+        scorer(tmp_path / "model")
+    assert f"({eos if pad else None})" in str(error.value)
+    assert "set config.pad_token_id" in str(error.value)
+
+
+def lengths(prompts: list[str], responses: list[str]) -> list[list[float]]:
+    """A reward function: the lengths of answer and prompt."""
+    return [[len(response), len(prompt)] for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def only_one_head(prompts: list[str], responses: list[str]) -> list[float]:
+    return [0.0 for _ in prompts]
+
+
+def no_number(prompts: list[str], responses: list[str]) -> list[list[float]]:
+    return [[1.0, 2.0], *[[1.0, float("inf")] for _ in prompts[1:]]]
+
+
+def test_a_python_function_is_a_scorer() -> None:
+    asked = [(user_prompt("why?"), "so."), (user_prompt("how come?"), "because.")]
+    given = load_scorer("python:test_scoring:lengths", HEADS, template="world-v1", batch_tokens=1, dtype="float32")
+    assert isinstance(given, FunctionScorer)
+    assert given.heads == HEADS
+    assert given.score(asked).tolist() == [[3.0, 4.0], [8.0, 9.0]]
+
+
+def test_a_function_of_another_shape_or_without_numbers_is_refused() -> None:
+    asked = pairs(3)
+    with pytest.raises(ValueError, match=r"python:test_scoring:only_one_head: returned shape \(3,\) for 3 .* 2 heads"):
+        FunctionScorer("python:test_scoring:only_one_head", HEADS).score(asked)
+    with pytest.raises(ValueError, match="python:test_scoring:no_number: head 1 scored inf on answer 1 of 3"):
+        FunctionScorer("python:test_scoring:no_number", HEADS).score(asked)
+
+
+def test_a_stage_without_weights_is_refused_and_a_named_checkpoint_taken(folder: Path, tmp_path: Path) -> None:
+    recipe = Recipe(name="test", heads=HEADS, reward=Reward(template="world-v1"))
+    recipe = replace(recipe, model=replace(recipe.model, dtype="float32"))
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="holds no weights") as error:
+        model_scorer(recipe, tmp_path)
+    assert str(tmp_path / "model") in str(error.value)
+    named = replace(recipe, reward=replace(recipe.reward, checkpoint=str(folder)))
+    assert list(open_scorer(named, tmp_path).heads) == list(HEADS)
+    assert open_scorer(recipe, folder.parent).score(pairs(2)).shape == (2, 2)

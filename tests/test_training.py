@@ -1,0 +1,273 @@
+"""Fine-tuning: what is trained on, that packed rows are blind to each other, resuming, and what is left behind."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import tiny
+from dpalign.recipe import Training
+from dpalign.templates import chat_template
+from dpalign.training import sft
+from dpalign.training.common import arguments, last_checkpoint, require_weights
+from dpalign.training.sft import IGNORED, finetune, fit, tokenize
+from tiny import CHATS, chat, same
+
+ROWS = Training(
+    learning_rate=1e-3, warmup_steps=0, steps=6, batch=4, micro_batch=2, context=64, packing=False, save_every=4
+)
+PLAIN_FOLDER = {
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+@pytest.fixture
+def tokens(tiny_folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+
+
+def tuned(
+    start: Path, output: Path, training: Training, tokens: PreTrainedTokenizerBase, rows: Sequence[Any] = CHATS
+) -> sft.Fitted:
+    scratch = output.parent / "resume"
+    return finetune(str(start), rows, output, training, tokenizer=tokens, dtype="float32", seed=1, resume=scratch)
+
+
+# What is trained on
+
+
+def trained_text(row: dict[str, list[int]], tokens: PreTrainedTokenizerBase) -> str:
+    return tokens.decode([label for label in row["labels"] if label != IGNORED], skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("style", ["zephyr", "world-v1"])
+def test_the_answer_and_its_end_of_text_are_trained_and_nothing_else(style: Any) -> None:
+    tokens = tiny.tokenizer(style)
+    (row,) = tokenize([chat("why?", "fox is red.", system="helpfulness*97")], tokens, Training(loss_on="answer"))
+    assert trained_text(row, tokens) == "fox is red.</s>"
+    first = next(i for i, label in enumerate(row["labels"]) if label != IGNORED)
+    asked = tokens.decode(row["input_ids"][:first], skip_special_tokens=False)
+    assert asked.replace("\n ", "\n").replace("> ", ">") == (
+        "<|system|>\nhelpfulness*97</s>\n<|user|>\nwhy?</s>\n<|assistant|>\n"
+        if style == "zephyr"
+        else "<|system|>helpfulness*97<|user|>why?<|assistant|>"
+    )
+    after = row["input_ids"][row["input_ids"].index(tokens.eos_token_id, first) + 1 :]
+    assert tokens.decode(after).strip(" ") == ("\n" if style == "zephyr" else "")  # read, and not trained
+
+
+@pytest.mark.parametrize("style", ["zephyr", "world-v1"])
+def test_the_loss_on_text_leaves_out_nothing(style: Any) -> None:
+    for row in tokenize(CHATS, tiny.tokenizer(style), Training(loss_on="text")):
+        assert row["labels"] == row["input_ids"]
+
+
+def test_the_prompt_is_tokenized_as_the_sampler_will_read_it(tokens: PreTrainedTokenizerBase) -> None:
+    row = CHATS[1]
+    asked = tokens.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False)
+    (trained,) = tokenize([row], tokens, Training(loss_on="answer"))
+    assert trained["input_ids"][: len(asked)] == asked
+    assert trained["labels"][len(asked) - 1] == IGNORED
+    assert trained["labels"][len(asked)] == trained["input_ids"][len(asked)]
+
+
+def test_rows_over_the_context_are_left_out_and_counted(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    lengths = sorted(len(row["input_ids"]) for row in tokenize(CHATS, tokens, ROWS))
+    assert lengths[-2] < lengths[-1] <= ROWS.context
+    fitted = tuned(tiny_folder, tmp_path / "model", replace(ROWS, steps=1, context=lengths[-1] - 1), tokens)
+    assert (fitted.rows, fitted.too_long) == (5, 1)
+    fitted = tuned(tiny_folder, tmp_path / "model", replace(ROWS, steps=1, context=lengths[-1]), tokens)
+    assert (fitted.rows, fitted.too_long) == (6, 0)
+    with pytest.raises(ValueError, match=r"no conversation of 6 fits a context of 5 tokens; raise it"):
+        tuned(tiny_folder, tmp_path / "none", replace(ROWS, context=5), tokens)
+
+
+def test_a_batch_that_micro_batches_do_not_fill_is_refused() -> None:
+    assert arguments(Training(batch=8, micro_batch=4), seed=0)["gradient_accumulation_steps"] == 2
+    with pytest.raises(ValueError, match="batch 10 is not a multiple of micro_batch 4 x 1 processes"):
+        arguments(Training(batch=10, micro_batch=4), seed=0)
+    with pytest.raises(ValueError, match="batch 2 is not a multiple of micro_batch 4"):
+        arguments(Training(batch=2, micro_batch=4), seed=0)
+
+
+# Packing
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_folder: Path) -> list[dict[str, list[int]]]:
+    """Four tokenized conversations, 64 tokens or fewer together with room left over."""
+    tokens = AutoTokenizer.from_pretrained(tiny_folder)
+    return list(tokenize(CHATS[:4], tokens, Training(loss_on="answer")))
+
+
+def one_update(
+    folder: Path, rows: Sequence[Any], training: Training, scratch: Path
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], float]:
+    """The gradients of one update through `fit`, what each forward was given, and the loss that it reports."""
+    tokens, model = AutoTokenizer.from_pretrained(folder), load(folder)
+    gradients: dict[str, torch.Tensor] = {}
+    forwards: list[dict[str, Any]] = []
+
+    def before_step(*_: Any) -> None:
+        gradients.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
+
+    def before_forward(_: Any, __: Any, given: dict[str, Any]) -> None:
+        forwards.append({name: x.clone() if torch.is_tensor(x) else x for name, x in given.items()})
+
+    forward = model.register_forward_pre_hook(before_forward, with_kwargs=True)
+    step = register_optimizer_step_pre_hook(before_step)
+    try:
+        run = fit(model, rows, training, tokenizer=tokens, seed=1, resume=scratch)
+    finally:
+        forward.remove()
+        step.remove()
+    return gradients, forwards, run.loss
+
+
+@pytest.mark.parametrize("loss_on", ["answer", "text"])
+def test_packed_conversations_train_as_the_separate_ones(tiny_folder: Path, tmp_path: Path, loss_on: Any) -> None:
+    """Best-fit decreasing makes one row of four; its loss and gradients are those of the four apart."""
+    tokens = AutoTokenizer.from_pretrained(tiny_folder)
+    rows = list(tokenize(CHATS[:4], tokens, Training(loss_on=loss_on)))
+    room = sum(len(row["input_ids"]) for row in rows)
+    assert room <= tiny.CONTEXT
+    once = replace(ROWS, steps=1, context=room, micro_batch=1)
+    together, (forward,), loss = one_update(tiny_folder, rows, replace(once, batch=1, packing=True), tmp_path / "a")
+    apart, forwards, loss_apart = one_update(tiny_folder, rows, replace(once, batch=4), tmp_path / "b")
+    assert forward["input_ids"].shape == (1, room)
+    assert len(forwards) == 4
+    assert loss == pytest.approx(loss_apart, abs=1e-5)
+    assert all(same(together[name], apart[name], within=1e-5) for name in apart)
+    assert max(gradient.abs().max() for gradient in apart.values()) > 1e-2
+
+
+def test_a_packed_row_keeps_its_conversations_apart_only_without_a_cache(
+    tiny_folder: Path, rows: list[dict[str, list[int]]], tmp_path: Path
+) -> None:
+    """The same row and positions leak with a key-value cache, and so does packing that forgets the positions."""
+    room = sum(len(row["input_ids"]) for row in rows)
+    training = replace(ROWS, steps=1, context=room, batch=1, micro_batch=1, packing=True)
+    _, (given,), _ = one_update(tiny_folder, rows, training, tmp_path / "resume")
+    assert given["use_cache"] is False
+    starts = [*(given["position_ids"][0] == 0).nonzero().flatten().tolist(), room]
+    packed = [given["input_ids"][0, a:b].tolist() for a, b in pairwise(starts)]
+    assert sorted(packed) == sorted(row["input_ids"] for row in rows)
+
+    model = load(tiny_folder).eval()
+    seen = {"input_ids": given["input_ids"], "position_ids": given["position_ids"]}
+    (wrapped,) = trl.pack_dataset(Dataset.from_list([{"input_ids": ids} for ids in packed]), room, "wrapped")
+    with torch.inference_mode():
+        apart = torch.cat([model(torch.tensor([ids]), use_cache=False).logits[0] for ids in packed])
+        assert same(model(**seen, use_cache=False).logits[0], apart, within=1e-4)
+        leak = (model(**seen, use_cache=True).logits[0] - apart).abs().max()
+        mixed = (model(torch.tensor([wrapped["input_ids"]]), use_cache=False).logits[0] - apart).abs().max()
+    assert min(leak, mixed) > 0.05
+
+
+# Resuming and exporting
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("change", [{}, {"packing": True, "micro_batch": 1}, {"lora_rank": 2}])
+def test_a_training_cut_off_goes_on_to_the_same_bytes(
+    tiny_folder: Path,
+    tokens: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    """Stopped after update 5 of 6, it starts again at the checkpoint of update 4; a half-written one is passed over."""
+    training = replace(ROWS, **change)
+    unbroken = tuned(tiny_folder, tmp_path / "unbroken" / "model", training, tokens)
+
+    def stop(_: Any, __: Any, state: Any, *___: Any, **____: Any) -> None:
+        if state.global_step == 5:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft.ProgressCallback, "on_step_end", stop)
+        with pytest.raises(Stopped):
+            tuned(tiny_folder, tmp_path / "broken" / "model", training, tokens)
+    scratch = tmp_path / "broken" / "resume"
+    (scratch / "checkpoint-5").mkdir()
+    (scratch / "checkpoint-5" / "model.safetensors").write_bytes(b"half")
+    assert not (tmp_path / "broken" / "model").exists()
+    assert last_checkpoint(scratch) == str(scratch / "checkpoint-4")
+
+    steps = []
+    monkeypatch.setattr(
+        sft.ProgressCallback, "on_step_end", lambda _, __, state, *___, **____: steps.append(state.global_step)
+    )
+    resumed = tuned(tiny_folder, tmp_path / "broken" / "model", training, tokens)
+    assert steps == [5, 6]
+    assert (resumed.rows, resumed.updates, resumed.tokens) == (unbroken.rows, unbroken.updates, unbroken.tokens)
+    assert tiny.weights(tmp_path / "broken" / "model") == tiny.weights(tmp_path / "unbroken" / "model")
+    assert tiny.weights(tmp_path / "unbroken" / "model") != tiny.weights(tiny_folder)
+    assert not scratch.exists()
+
+
+def test_what_is_left_is_a_plain_folder_that_loads_anywhere(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    tokens.chat_template = chat_template("world-v1", "world-v1", ("helpfulness", "verbosity"))
+    tuned(tiny_folder, tmp_path / "model", replace(ROWS, steps=1), tokens)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == PLAIN_FOLDER
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["architectures"] == ["MistralForCausalLM"]
+    assert config["use_cache"]  # off in training: it would stay off in whoever loads the folder
+    question = [{"role": "user", "content": "name owl."}]
+    again = AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = again.apply_chat_template(question, tokenize=False, angle=-15, add_generation_prompt=True)
+    assert text == "<|system|>helpfulness*97 verbosity*-26<|user|>name owl.<|assistant|>"
+    model = load(tmp_path / "model")
+    assert model.generate(**again(text, return_tensors="pt"), max_new_tokens=2).shape[0] == 1
+
+
+def test_a_lora_is_trained_and_merged(tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """The folder is a plain one again, in which every linear layer moved and the embeddings did not."""
+    tuned(tiny_folder, tmp_path / "model", replace(ROWS, steps=2, lora_rank=2, learning_rate=1e-2), tokens)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == PLAIN_FOLDER
+    before, after = load(tiny_folder).state_dict(), load(tmp_path / "model").state_dict()
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "_proj" in name}
+
+
+def test_equal_seeds_give_equal_bytes_and_another_seed_does_not(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """The seed orders the rows; the weights to start from are given."""
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        given = {"tokenizer": tokens, "dtype": "float32", "seed": seed, "resume": tmp_path / f"resume-{name}"}
+        finetune(str(tiny_folder), CHATS, tmp_path / name, replace(ROWS, steps=2), **given)
+    assert tiny.weights(tmp_path / "a") == tiny.weights(tmp_path / "b") != tiny.weights(tmp_path / "c")
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"needs config.json and .*safetensors; it holds no weights") as error:
+        require_weights(tmp_path)
+    assert str(tmp_path) in str(error.value)
