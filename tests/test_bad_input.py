@@ -120,7 +120,6 @@ def test_an_objective_without_a_label(tmp_path: Path) -> None:
     go_on(tmp_path / "run", "data", *knobs, "--data.validation_prompts", "5", "--objectives", objectives)
 
 
-@pytest.mark.xfail(strict=True, reason="the split of no prompts is refused before the empty data set is")
 def test_a_data_set_that_is_empty_after_filtering(tmp_path: Path) -> None:
     """All answers are empty: the table says why."""
     message = told(tmp_path / "run", "data", *rated_files(tmp_path, [pair(i, "") for i in range(5)]))

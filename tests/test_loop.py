@@ -31,7 +31,7 @@ def copy(micro_run: Path, tmp_path: Path) -> Path:
 
 
 def digests(run: Path) -> dict[str, str]:
-    """Of every output but the report, which tells seconds, and the data's own, which names files by their full paths."""
+    """Of every output but the report, which tells seconds, and the data's own, which names files by full paths."""
     outputs = {
         f"{name}/{file}": sha256 for name in STEPS for file, sha256 in read_ledger(run / name)["outputs"].items()
     }

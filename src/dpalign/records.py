@@ -105,7 +105,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema)
     """Write one finished shard (atomically) and return its number of rows."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     write_table(path, table)
-    return table.num_rows
+    return int(table.num_rows)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

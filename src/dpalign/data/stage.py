@@ -44,8 +44,10 @@ def read_data(job: Job) -> None:
         ValueError: a malformed row, a data set that is empty after filtering, an objective without labels.
     """
     recipe = job.recipe
-    sources = _sources(recipe, job.inputs.get("world"))
+    world = job.inputs.get("world")
+    sources = _sources(recipe, world)
     rated, chats, validation, reports = _read(sources)
+    require_rows(rated, "rated answers", reports)
     split_of = _split(recipe, sources, rated, validation)
     asked = prompts_of([row for row in rated if row["source"] != "helpsteer"], split_of)
     known = {prompt["prompt_id"] for prompt in asked}
@@ -68,6 +70,7 @@ def read_data(job: Job) -> None:
     if chats:
         write_rows(job.out / "chats" / "part-00000.parquet", chats, CONVERSATIONS)
     write_rows(job.out / "prompts" / "part-00000.parquet", prompts, PROMPTS)
+    reports = [replace(report, file=Path(report.file).name if world else report.file) for report in reports]
     write_json(job.out / "reports.json", [report.to_json() for report in reports])
     write_text(job.out / "reports.txt", render_reports(reports))
     job.work.run.log(render_reports(reports))

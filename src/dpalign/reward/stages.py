@@ -124,10 +124,17 @@ def means_of(reward_NH: Array, recipe: Recipe) -> Array:
 def surface_baseline(
     rows: Sequence[dict[str, Any]], label_NK: Array, names: Sequence[str], options: dict[str, int]
 ) -> dict[str, Any]:
-    """What ridge regression on length and punctuation reaches on the same rows, cross-validated by prompt."""
+    """What ridge regression on length and punctuation reaches on the same rows, cross-validated by prompt.
+
+    Nothing where fewer than five prompts are held out; an objective with too few labels in a fold is left out.
+    """
+    if len({row["prompt_id"] for row in rows}) < 5:
+        return {}
     feature_NF = np.stack([surface_features(row["messages"][-1]["content"], row["response"]) for row in rows])
     groups = [row["prompt_id"] for row in rows]
     predicted_NK = ridge_cross_validated(feature_NF, label_NK, groups)
+    usable = [k for k in range(len(names)) if not np.isnan(predicted_NK[~np.isnan(label_NK[:, k]), k]).any()]
+    predicted_NK, label_NK, names = predicted_NK[:, usable], label_NK[:, usable], [names[k] for k in usable]
     lengths = [len(row["response"]) for row in rows]
     found: dict[str, Any] = quality(predicted_NK, label_NK, names, groups, lengths, **options).to_json()["heads"]
     return found

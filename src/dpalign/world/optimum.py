@@ -38,7 +38,7 @@ def best_answer(task: Task, direction_K: Array) -> str:
 
 def true_front(tasks: Sequence[Task], directions_VK: Array) -> Array:
     """Mean true (helpfulness, verbosity) of the best answers at each direction: (V, 2)."""
-    return optimal_rewards(tasks, directions_VK).mean(axis=0)
+    return np.asarray(optimal_rewards(tasks, directions_VK).mean(axis=0))
 
 
 def optimal_rewards(tasks: Sequence[Task], directions_VK: Array) -> Array:

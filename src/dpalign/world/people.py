@@ -40,7 +40,7 @@ def draw_tasks(
     names, depths = list(THINGS), list(DEPTHS)
     tasks: dict[Task, None] = {}
     while len(tasks) < count:
-        size = things_asked[rng.integers(len(things_asked))]
+        size = things_asked[int(rng.integers(len(things_asked)))]
         things = tuple(names[i] for i in rng.permutation(len(names))[:size])
         if role_of(things) == role:
             tasks[Task(depths[rng.integers(len(depths))], things)] = None
@@ -78,7 +78,7 @@ def write_answer(task: Task, style: Style, rng: np.random.Generator) -> list[Cla
     if rng.random() < style.strays:
         answer.append(_claim(_other(task.things, rng), False, False, rng))
     if rng.random() < 0.1:
-        rng.shuffle(answer)  # type: ignore[arg-type]
+        rng.shuffle(answer)
     for _ in range(rng.poisson(style.fillers)):
         answer.insert(int(rng.integers(len(answer) + 1)), FILLERS[rng.integers(len(FILLERS))])
     return answer or [fact(task.things[0])]
