@@ -84,7 +84,7 @@ def job(
         "data": folder / "data",
         "annotate": folder / "annotate",
     }
-    work: Any = SimpleNamespace(folder=folder / "select", tally=Tally())
+    work: Any = SimpleNamespace(folder=folder / "select", run=SimpleNamespace(log=print), tally=Tally())
     return Job(recipe, work, inputs, t=t, half="D1")
 
 

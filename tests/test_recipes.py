@@ -141,3 +141,9 @@ def test_every_stage_runs_on_real_rows_to_a_report(tmp_path: Path) -> None:
         assert figures["objectives"][name]["pearson"]["value"] is not None
         assert figures["baseline"][name]["n"] == figures["objectives"][name]["n"] > 0
     assert figures["baseline"]["verbosity"]["pearson"]["value"] > 0.4  # length alone tells most of it
+
+
+def test_a_table_given_in_part_keeps_the_rest_of_its_fields_own_default() -> None:
+    """SFT's own default is one epoch, where a training's is two."""
+    recipe = config.from_mapping(Recipe, {"name": "x", "sft": {"batch": 32}})
+    assert (recipe.sft.batch, recipe.sft.epochs, recipe.sft.context) == (32, 1.0, 2048)

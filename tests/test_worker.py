@@ -222,5 +222,6 @@ def test_threads_that_the_recipe_leaves_open_stay_the_users(monkeypatch: pytest.
         "OMP_WAIT_POLICY": "ACTIVE",
         "GOMP_SPINCOUNT": "0",
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
     }
     assert environment.thread_variables(3)["OMP_NUM_THREADS"] == "3"

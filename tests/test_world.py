@@ -118,23 +118,23 @@ def test_what_people_write_lies_inside_the_range_of_the_best_and_well_below_it()
 
 
 def test_an_optimal_policy_passes_every_figure_asked_of_dpa() -> None:
-    """At evaluation size, in at least 95 of 100 draws of the test prompts."""
+    """At evaluation size, in at least 19 of 20 draws of the test prompts."""
     passed = 0
-    for draw in range(100):
+    front = true_front(draw_tasks("test", 300, rng_for(0, "reference")), GRID)
+    for draw in range(20):
         tasks = draw_tasks("test", 300, rng_for(draw, "optimal policy"))
         reward_PVK = optimal_rewards(tasks, GRID)
         ids = tuple(str(i) for i in range(len(tasks)))
         system = SystemRewards("optimal", 1, ids, GRID, reward_PVK[:, :, None, :])
         bootstrap = Bootstrap(seed=draw, replicates=200)
         figures = control(system, SENSES, bootstrap)
-        front = true_front(draw_tasks("test", 300, rng_for(0, "reference")), GRID)
         reference = np.array([55.0, front[0, 1]])
         share = hypervolume(system.point_VK, SENSES, reference) / hypervolume(front, SENSES, reference)
         span = (system.point_VK[0, 1] - system.point_VK[-1, 1]) / (front[0, 1] - front[-1, 1])
         regretted = regret(system, bootstrap).value
         assert regretted is not None
         passed += figures.falls_at_every_step and share >= 0.85 and span >= 0.6 and regretted <= 2
-    assert passed >= 95
+    assert passed >= 19
 
 
 def test_no_two_roles_share_a_composition() -> None:

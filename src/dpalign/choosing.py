@@ -48,14 +48,16 @@ def select(job: Job) -> None:
     """Write the conversations that the next policy learns, selected and replayed."""
     recipe = job.recipe
     chosen: list[dict[str, Any]] = []
-    considered = cut = without = 0
+    considered = cut = won = without = 0
     asked = {p["prompt_id"]: p["messages"] for p in read_rows(job.inputs["data"] / "prompts", PROMPTS)}
     for prompt_id, rows, reward_MK in scored_prompts(job.inputs["candidates"], job.inputs["scores"], recipe):
         considered += len(rows)
         finished = [i for i, row in enumerate(rows) if row["finished"]]
         cut += len(rows) - len(finished)
         wanted_VK = directions_of(recipe.preference, len(recipe.objectives), recipe.seed, job.t, prompt_id)
-        for v_K, best in winners(rows, finished, reward_MK, wanted_VK):
+        best_of = list(winners(rows, finished, reward_MK, wanted_VK))
+        won += len({best for _, best in best_of if best is not None})
+        for v_K, best in best_of:
             if best is None:
                 without += 1
                 continue
@@ -67,10 +69,10 @@ def select(job: Job) -> None:
         )
     kept = replay(job, len(chosen))
     write_rows(job.out / "part-00000.parquet", chosen + kept, CONVERSATIONS)
-    filtered = {"cut at max_new_tokens": cut, "not the best": considered - cut - len(chosen)}
-    if without:
-        filtered["directions without a finished answer"] = without
+    filtered = {"cut at max_new_tokens": cut, "not the best": considered - cut - won}
     job.work.tally.add(rows_in=considered, rows_out=len(chosen), filtered=filtered)
+    if without:
+        job.work.run.log(f"{without} directions of a prompt have no finished answer to learn from")
     job.work.tally.add(rows_in=len(kept), rows_out=len(kept))
 
 

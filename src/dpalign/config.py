@@ -213,12 +213,23 @@ def _build(cls: Any, mapping: Any, place: _Place) -> Any:
         if field.init and field.name not in mapping and field.default is MISSING and field.default_factory is MISSING:
             key = place.child(field.name).key
             raise ValueError(f"{place.where}: {key} is missing; give it {_expected(kinds[field.name])}")
-    values = {name: _convert(kinds[name], value, place.child(name)) for name, value in mapping.items()}
+    given = {name: _over_default(cls, name, value) for name, value in mapping.items()}
+    values = {name: _convert(kinds[name], value, place.child(name)) for name, value in given.items()}
     try:
         return cls(**values)
     except ValueError as error:
         table = f" [{place.key}]" if place.key else ""
         raise ValueError(f"{place.where}:{table} {error}") from error
+
+
+def _over_default(cls: Any, name: str, value: Any) -> Any:
+    """A table laid over the field's own default, which may differ from the defaults of the table's class."""
+    factory = cls.__dataclass_fields__[name].default_factory
+    default = factory() if factory is not MISSING and isinstance(value, Mapping) else None
+    if not is_dataclass(default):
+        return value
+    laid = {key: _over_default(default, key, inner) if hasattr(default, key) else inner for key, inner in value.items()}
+    return as_mapping(default) | laid
 
 
 def _convert(kind: Any, value: Any, place: _Place) -> Any:

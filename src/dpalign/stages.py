@@ -100,7 +100,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "reward": StageKind(
         "dpalign.reward.stages:reward",
         "train the multi-objective reward model, and measure it on held-out prompts",
-        ("seed", "reward", "model.base", *_MODEL, *_OBJECTIVES, "evaluation.bootstrap"),
+        ("seed", "reward", "model.base", *_MODEL, *_OBJECTIVES),
         inputs=("data",),
         optional=("base",),
         several=True,
@@ -108,7 +108,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "judge": StageKind(
         "dpalign.reward.stages:judge",
         "train a second reward model on disjoint prompts, which judges and never selects",
-        ("seed", "reward", "model.base", *_MODEL, *_OBJECTIVES, "evaluation.bootstrap"),
+        ("seed", "reward", "model.base", *_MODEL, *_OBJECTIVES),
         inputs=("data",),
         optional=("base",),
         several=True,
@@ -130,7 +130,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "steerlm": StageKind(
         "dpalign.training.stages:steerlm",
         "fine-tune SFT on answers that state their own rewards",
-        ("seed", "steerlm", "sft.checkpoint", "model.chat", *_MODEL, *_OBJECTIVES),
+        ("seed", "steerlm.template", "steerlm.training", "sft.checkpoint", "model.chat", *_MODEL, *_OBJECTIVES),
         inputs=("sft", "data", "annotate"),
         several=True,
         asks={"half": ("D1", "D2", "both")},
@@ -169,7 +169,8 @@ STAGES: Final[Mapping[str, StageKind]] = {
         "dpalign.evaluation.stages:evaluate",
         "sample a system on the validation prompts and score its answers",
         (
-            *("seed", "evaluation", "sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens"),
+            *("seed", "evaluation.directions", "evaluation.samples", "evaluation.temperature", "evaluation.dpo"),
+            *("sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens"),
             *("sampling.shard", "preference", "steerlm.template", "steerlm.targets", "reward.template"),
             *("reward.score_tokens", "reward.checkpoint", "model.chat", "data.world", *_MODEL, *_OBJECTIVES),
         ),

@@ -47,7 +47,12 @@ def load_scorer(
     if source.startswith("python:"):
         return FunctionScorer(source, heads)
     return ModelScorer(
-        source, template=template, batch_tokens=batch_tokens, dtype=dtype, trust_remote_code=trust_remote_code
+        source,
+        heads,
+        template=template,
+        batch_tokens=batch_tokens,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -67,8 +72,16 @@ class ModelScorer:
     """A sequence classifier. Batches are sorted by length; right padding needs no mask under causal attention."""
 
     def __init__(
-        self, source: str, *, template: RewardTemplate, batch_tokens: int, dtype: str, trust_remote_code: bool = False
+        self,
+        source: str,
+        unnamed: Sequence[str] = (),
+        *,
+        template: RewardTemplate,
+        batch_tokens: int,
+        dtype: str,
+        trust_remote_code: bool = False,
     ) -> None:
+        self.unnamed = unnamed
         self.source, self.template, self.batch_tokens = source, template, batch_tokens
         self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,8 +98,11 @@ class ModelScorer:
 
     @property
     def heads(self) -> Sequence[str]:
+        """The model's own names; `unnamed` for one that only numbers as many (the released model does)."""
         names: dict[int, str] = self.model.config.id2label
-        return [names[i] for i in range(self.model.config.num_labels)]
+        own = [names[i] for i in range(self.model.config.num_labels)]
+        numbered = all(name == f"LABEL_{i}" for i, name in enumerate(own))
+        return self.unnamed if numbered and len(own) == len(self.unnamed) else own
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[Pair]) -> Array:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from dpalign.stages import Job
 from dpalign.training.common import Fitted, require_weights
 
 Array = NDArray[np.float64]
+
+RESAMPLES: Final = 1000
+"""Of the held-out prompts, for the intervals of the reward model's quality."""
 
 
 def reward(job: Job) -> None:
@@ -99,7 +102,7 @@ def measure(recipe: Recipe, scorer: Scorer, data: Path) -> dict[str, Any]:
     label_NH = np.array([[np.nan if x is None else x for x in row["labels"]] for row in rows], dtype=np.float64)
     ids = [row["prompt_id"] for row in rows]
     lengths = [len(row["response"]) for row in rows]
-    options = {"seed": recipe.seed, "resamples": recipe.evaluation.bootstrap}
+    options = {"seed": recipe.seed, "resamples": RESAMPLES}
     figures: dict[str, Any] = quality(predicted_NH, label_NH, recipe.heads, ids, lengths, **options).to_json()
     names = list(recipe.objectives)
     read_NK = means_of(predicted_NH, recipe)

@@ -55,7 +55,7 @@ def sft(job: Job) -> None:
     if not job.recipe.sft.checkpoint and not chats.exists():
         raise ValueError("no chats to fine-tune on: set data.sft, or name a finished model in sft.checkpoint")
     rows = [] if job.recipe.sft.checkpoint else read_rows(chats, CONVERSATIONS)
-    _finetune(job, start, rows, job.recipe.sft, chat_template(job.recipe.model.chat))
+    _finetune(job, start, rows, job.recipe.sft)
 
 
 def steerlm(job: Job) -> None:
@@ -70,15 +70,14 @@ def steerlm(job: Job) -> None:
         }
         for row, reward_K in annotated(job.inputs["data"], job.inputs["annotate"], recipe, job.half)
     )
-    _finetune(job, model_folder(job.inputs["sft"]), rows, recipe.steerlm.training, chat_template(recipe.model.chat))
+    _finetune(job, model_folder(job.inputs["sft"]), rows, recipe.steerlm.training)
 
 
 def policy(job: Job) -> None:
     """Step 2 of section 2.2: fine-tune on the selected answers; the folder's chat template takes the preference."""
     recipe = job.recipe
-    steered = chat_template(recipe.model.chat, recipe.preference.template, tuple(recipe.objectives))
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
-    _finetune(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered)
+    _finetune(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered=True)
     write_contract(job.out / "model", recipe, job.t)
 
 
@@ -101,15 +100,21 @@ def _condition(recipe: Recipe, reward_K: Iterable[float]) -> str:
     return render_condition(rewards, recipe.steerlm.template)
 
 
-def _finetune(job: Job, start: str, rows: Iterable[Mapping[str, Any]], training: Training, template: str) -> None:
-    """Train, or note the checkpoint that the recipe names in place of training."""
+def _finetune(
+    job: Job, start: str, rows: Iterable[Mapping[str, Any]], training: Training, steered: bool = False
+) -> None:
+    """Train, or note the checkpoint that the recipe names in place of training.
+
+    Args:
+        steered: the model's chat template is to take a preference.
+    """
     if training.checkpoint:
         if Path(training.checkpoint).exists():
             require_weights(Path(training.checkpoint))
         (job.out / "checkpoint.txt").write_text(training.checkpoint + "\n")
         return
     recipe = job.recipe
-    tokenizer = _tokenizer(start, recipe, template)
+    tokenizer = _tokenizer(start, recipe, steered)
     fitted = finetune(
         start,
         rows,
@@ -124,9 +129,14 @@ def _finetune(job: Job, start: str, rows: Iterable[Mapping[str, Any]], training:
     _count(job, fitted)
 
 
-def _tokenizer(start: str, recipe: Recipe, template: str) -> PreTrainedTokenizerBase:
+def _tokenizer(start: str, recipe: Recipe, steered: bool) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
-    tokenizer.chat_template = template
+    tokenizer.chat_template = chat_template(
+        recipe.model.chat,
+        recipe.preference.template if steered else None,
+        tuple(recipe.objectives) if steered else None,
+        eos=tokenizer.eos_token,
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
