@@ -16,11 +16,12 @@ export GOMP_SPINCOUNT = 0
 help:  ## these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-6s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.run-ready  ## the whole paper in a small world, to a report page: about 15 minutes on two cores
+demo: $(VENV)/.run-ready  ## the whole paper in a small world, to a report page: about 10 minutes on two cores
 	$(BIN)/dpa demo
 
-world: $(VENV)/.run-ready  ## the long run of the same, recipes/world.toml
-	$(BIN)/dpa run recipes/world.toml
+world: $(VENV)/.run-ready  ## the long run of the same: three seeds of recipes/world.toml on one page
+	for seed in 1 2 3; do $(BIN)/dpa run world --seed $$seed --out runs/world-$$seed || exit 1; done
+	$(BIN)/dpa combine runs/world-1 runs/world-2 runs/world-3 --out runs/world-seeds
 
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.dev-ready  ## the default tests; ARGS="-m slow" or ARGS=tests/test_selection.py for others

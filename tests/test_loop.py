@@ -1,7 +1,6 @@
 """The whole loop on a tiny model in the embedded world: once through, again, with changes, and killed."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -158,23 +157,27 @@ SAVE_OFTEN = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "seconds"), [("inprocess", 1.0), ("process", 8.0)])
+@pytest.mark.parametrize(("launcher", "seconds"), [("inprocess", 1.0), ("process", 6.0)])
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     micro_run: Path, tmp_path: Path, launcher: str, seconds: float
 ) -> None:
-    """kill -9 at random moments after a stage has begun; checkpoints are written every other update."""
+    """kill -9 at ten random moments, each after a stage has begun; checkpoints are written every other update."""
     folder, rng = tmp_path / "killed", random.Random(launcher)
     command = [sys.executable, "-c", RUN, str(MICRO), str(folder), "--launcher", launcher, *SAVE_OFTEN]
+    stages = ("base", "reward", "judge", "sft", "sample-1", "policy-1", "sample-2", "select-2", "policy-2", "steerlm")
+    kills = 0
     with (tmp_path / "said.txt").open("w") as said:
-        for name in ("base", "reward", "sft", "sample-1", "policy-1", "select-2", "evaluate-steerlm"):
+        for name in stages:
             process = subprocess.Popen(command, stderr=said)
-            while process.poll() is None and not (folder / f"{name}.partial").exists():
+            while process.poll() is None and not (folder / f"{name}.partial").exists() and not (folder / name).exists():
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, seconds))
-            assert process.poll() is None, f"ended before it was killed, see {said.name}"
-            os.kill(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
             process.wait()
         subprocess.run(command, stderr=said, check=True)
+    assert kills >= 8, f"ended before it was killed, see {tmp_path}"  # a fast machine may end a run first
     assert digests(folder) == digests(micro_run)
     assert output_files(folder / "report") == output_files(micro_run / "report")
     assert summary(folder) == summary(micro_run)
