@@ -150,7 +150,8 @@ def test_the_splits_share_no_text(micro_run: Path) -> None:
     texts: dict[str, set[str]] = defaultdict(set)
     for row in read_rows(micro_run / "data" / "prompts", PROMPTS):
         texts[" ".join(message["content"] for message in row["messages"])].add(row["split"])
-    assert {split for found in texts.values() for split in found} == {"D1", "D2", "validation", "heldout", "judge"}
+    every = {"D1", "D2", "validation", "tuning", "heldout", "judge"}
+    assert {split for found in texts.values() for split in found} == every
     assert all(len(found) == 1 for found in texts.values())
 
 
@@ -162,6 +163,7 @@ def test_no_rating_that_judges_the_reward_model_trained_it(micro_run: Path) -> N
     assert not parts["train"] & parts["judge"]
     assert not parts["heldout"] & parts["judge"]
     chats = {row["prompt_id"] for row in read_rows(micro_run / "data" / "chats", CONVERSATIONS)}
-    assert not splits(micro_run)["validation"] & (parts["train"] | parts["heldout"] | parts["judge"] | chats)
+    trained = parts["train"] | parts["heldout"] | parts["judge"] | chats
+    assert not (splits(micro_run)["validation"] | splits(micro_run)["tuning"]) & trained
     validated = {row["prompt_id"] for row in read_rows(micro_run / "evaluate-policy-2" / "answers", CANDIDATES)}
     assert validated == splits(micro_run)["validation"]

@@ -9,22 +9,52 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, Final
 
-from dpalign import config, ledger, runs
+from dpalign import compare, config, ledger, runs
 from dpalign.environment import thread_variables
+from dpalign.ledger import hash_of
 from dpalign.recipe import Recipe
 from dpalign.stages import Job, Step
 
 
-def steps(recipe: Recipe) -> list[Step]:
-    """Every step of an experiment, in order."""
-    return list(_steps(recipe))
+def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
+    """Every step of an experiment, in order.
+
+    Args:
+        compared: with every other system that the recipe compares (`compare.py`).
+    """
+    made = [*preparation(recipe), *loop(recipe)]
+    steerlm = Step("steerlm", "steerlm", {"sft": "sft"} | ANNOTATED, half="both")
+    evaluated = list(evaluations(recipe))
+    if compared:
+        contenders = compare.contenders(recipe)
+        tuned = compare.tuned_systems(contenders)
+        given = scored(recipe)
+        for contender in contenders:
+            made += contender.made_by
+            evaluated += compare.evaluations(contender, given, contender.system in tuned)
+        for name, changed, knobs in compare.ablated(recipe):
+            made += ablation(changed, name, knobs)
+            evaluated.append(_last_evaluated(changed, name, knobs))
+    systems = {step.name: step.name for step in evaluated}
+    report = Step("report", "report", scored(recipe) | systems)
+    return without_repeats(recipe, [*made, steerlm, *evaluated, report])
 
 
-def _steps(recipe: Recipe) -> Iterator[Step]:
+ANNOTATED: Final = {"data": "data", "annotate": "annotate"}
+
+
+def scored(recipe: Recipe) -> dict[str, str]:
+    """What every evaluation reads beside the system itself."""
+    return {"reward": "reward"} | ANNOTATED | ({"judge": "judge"} if recipe.data.judge else {})
+
+
+def preparation(recipe: Recipe) -> Iterator[Step]:
+    """Data, reward model and SFT: what all systems start from."""
     world = {}
     if recipe.data.world:
         world = {"world": "world"}
@@ -34,53 +64,90 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     if not recipe.model.base:
         base = {"base": "base"}
         yield Step("base", "base", {"data": "data"})
-
     yield Step("reward", "reward", {"data": "data"} | base)
-    judged = {}
     if recipe.data.judge:
-        judged = {"judge": "judge"}
         yield Step("judge", "judge", {"data": "data"} | base)
-    annotated = {"data": "data", "annotate": "annotate"}
     yield Step("annotate", "annotate", {"data": "data", "reward": "reward"})
     yield Step("sft", "sft", {"data": "data"} | base)
 
+
+def loop(recipe: Recipe) -> Iterator[Step]:
+    """The iterations of section 2.2, from the SteerLM that samples for the first (section 3.1)."""
     # t = 0: SFT knows no directions, so a SteerLM on D2 alone answers for diverse rewards (section 3.1).
-    yield Step("steerlm-d2", "steerlm", {"sft": "sft"} | annotated, half="D2" if recipe.alternate else "D1")
-    policies = ["steerlm-d2"]
+    yield Step("steerlm-d2", "steerlm", {"sft": "sft"} | ANNOTATED, half="D2" if recipe.alternate else "D1")
+    policy = "steerlm-d2"
     for t in range(1, recipe.iterations + 1):
         half = "D2" if recipe.alternate and t % 2 == 0 else "D1"
         condition = "targets" if t == 1 else "directions"
         candidates, scores = f"sample-{t}", f"score-{t}"
-        yield Step(candidates, "sample", {"policy": policies[-1]} | annotated, t, half, condition)
+        yield Step(candidates, "sample", {"policy": policy} | ANNOTATED, t, half, condition)
         yield Step(scores, "score", {"reward": "reward", "candidates": candidates}, t)
-        yield Step(f"select-{t}", "select", {"candidates": candidates, "scores": scores} | annotated, t, half)
-        start = "sft" if recipe.restart or t == 1 else policies[-1]
-        yield Step(f"policy-{t}", "finetune", {"start": start, "chosen": f"select-{t}"}, t)
-        policies.append(f"policy-{t}")
+        yield Step(f"select-{t}", "select", {"candidates": candidates, "scores": scores} | ANNOTATED, t, half)
+        start = "sft" if recipe.restart or t == 1 else policy
+        policy = f"policy-{t}"
+        yield Step(policy, "finetune", {"start": start, "chosen": f"select-{t}"}, t)
 
-    yield Step("steerlm", "steerlm", {"sft": "sft"} | annotated, half="both")
-    scored = {"reward": "reward"} | annotated | judged
-    evaluated = []
+
+def evaluations(recipe: Recipe) -> Iterator[Step]:
+    """The policies of all iterations, and what stands beside them in any case."""
+    given = scored(recipe)
+    policies = ["steerlm-d2", *(f"policy-{t}" for t in range(1, recipe.iterations + 1))]
     for t, policy in enumerate(policies):
         condition = "directions" if t else "targets"
-        evaluated.append(Step(f"evaluate-{policy}", "evaluate", {"policy": policy} | scored, t, condition=condition))
-    evaluated.append(Step("evaluate-steerlm", "evaluate", {"policy": "steerlm"} | scored, condition="targets"))
-    evaluated.append(Step("evaluate-sft", "evaluate", {"policy": "sft"} | scored, condition="plain"))
+        yield Step(f"evaluate-{policy}", "evaluate", {"policy": policy} | given, t, condition=condition)
+    yield Step("evaluate-steerlm", "evaluate", {"policy": "steerlm"} | given, condition="targets")
+    yield Step("evaluate-sft", "evaluate", {"policy": "sft"} | given, condition="plain")
     if recipe.evaluation.dpo:
-        evaluated.append(Step("evaluate-dpo", "evaluate", scored, condition="plain"))
+        yield Step("evaluate-dpo", "evaluate", given, condition="plain")
     if recipe.evaluation.controls:
-        evaluated.append(Step("evaluate-sft-asked", "evaluate", {"policy": "sft"} | scored, condition="directions"))
-        if base:
-            asked = Step("evaluate-base-asked", "evaluate", {"policy": "base"} | scored, condition="directions")
-            evaluated.append(asked)
-    yield from evaluated
-    systems = {step.name: step.name for step in evaluated}
-    yield Step("report", "report", {"reward": "reward"} | annotated | judged | systems)
+        yield Step("evaluate-sft-asked", "evaluate", {"policy": "sft"} | given, condition="directions")
+        if not recipe.model.base:
+            yield Step("evaluate-base-asked", "evaluate", {"policy": "base"} | given, condition="directions")
 
 
-def steps_until(recipe: Recipe, until: str | None) -> list[Step]:
+def ablation(changed: Recipe, name: str, knobs: Mapping[str, Any]) -> Iterator[Step]:
+    """The loop of a changed recipe beside the recipe's own: its steps under names of their own."""
+    own = [*preparation(changed), *loop(changed)]
+    names = {step.name for step in own}
+    for step in own:
+        inputs = {key: _under(name, value) if value in names else value for key, value in step.inputs.items()}
+        yield replace(step, name=_under(name, step.name), inputs=inputs, knobs=knobs)
+
+
+def _last_evaluated(changed: Recipe, name: str, knobs: Mapping[str, Any]) -> Step:
+    """The last policy of an ablation, scored by the unchanged reward model."""
+    inputs = {"policy": _under(name, f"policy-{changed.iterations}")} | scored(changed)
+    return Step(f"evaluate-{_under(name, 'policy')}", "evaluate", inputs, changed.iterations, condition="directions")
+
+
+def _under(ablation: str, step: str | Path) -> str:
+    return f"{ablation.lower().replace(' ', '-')}-{step}"
+
+
+def without_repeats(recipe: Recipe, planned: Sequence[Step]) -> list[Step]:
+    """The steps, without those that would do again what an earlier one does: what reads them reads that one."""
+    kept: list[Step] = []
+    first: dict[str, str] = {}
+    same: dict[str, str] = {}
+    for step in planned:
+        inputs = {name: same.get(str(value), value) for name, value in step.inputs.items()}
+        what = hash_of([step.kind, {name: str(value) for name, value in inputs.items()}, knobs_of(recipe, step)])
+        if what in first:
+            same[step.name] = first[what]
+        else:
+            first[what] = step.name
+            kept.append(replace(step, inputs=inputs))
+    return kept
+
+
+def recipe_of(recipe: Recipe, step: Step) -> Recipe:
+    """The recipe as a step reads it: with the knobs that the step sets for itself."""
+    return config.changed(recipe, step.knobs) if step.knobs else recipe
+
+
+def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> list[Step]:
     """The steps up to one of them; None takes all."""
-    planned = steps(recipe)
+    planned = steps(recipe, compared)
     if until is None:
         return planned
     names = [step.name for step in planned]
@@ -89,16 +156,17 @@ def steps_until(recipe: Recipe, until: str | None) -> list[Step]:
     return planned[: names.index(until) + 1]
 
 
-def execute(recipe: Recipe, folder: Path, until: str | None = None) -> Path:
+def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> Path:
     """Take every step that is not done yet, and return the run folder.
 
     Args:
         until: the last step to take; None takes all.
+        compared: with every other system that the recipe compares.
 
     Raises:
         ValueError: another process holds the folder, an unknown `until`, or bad input on the way.
     """
-    planned = steps_until(recipe, until)
+    planned = steps_until(recipe, until, compared)
     with runs.Run.open(folder, config.to_toml(recipe)) as run:
         for step in planned:
             take(recipe, run, step)
@@ -120,7 +188,7 @@ def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:
     """Do a step's work in this process; where it fails, log.txt keeps the whole traceback."""
     inputs = {name: work.run.folder / value for name, value in step.inputs.items()}
     try:
-        step.stage.run(Job(recipe, work, inputs, step.t, step.half, step.condition))
+        step.stage.run(Job(recipe_of(recipe, step), work, inputs, step.t, step.half, step.condition))
     except Exception:
         work.run.note(traceback.format_exc().rstrip())
         raise
@@ -128,7 +196,7 @@ def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:
 
 def knobs_of(recipe: Recipe, step: Step) -> dict[str, object]:
     """The knobs a step read, for its ledger."""
-    return config.knobs(recipe, *step.stage.knobs) | step.particulars
+    return config.knobs(recipe_of(recipe, step), *step.stage.knobs) | step.particulars
 
 
 def processes_of(recipe: Recipe, step: Step) -> int:
@@ -157,9 +225,11 @@ def _launch(recipe: Recipe, work: runs.Work, step: Step) -> None:
         raise ValueError(f"stage {step.name}: its process ended with code {code}; its own message stands above")
 
 
-def dry_run(recipe: Recipe, folder: Path, until: str | None = None) -> Sequence[tuple[Step, str]]:
+def dry_run(
+    recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False
+) -> Sequence[tuple[Step, str]]:
     """The steps, and for each "done" or why it is to do; touches nothing."""
-    planned = steps_until(recipe, until)
+    planned = steps_until(recipe, until, compared)
     stages = [ledger.Stage(s.name, s.stage.version, s.inputs, knobs_of(recipe, s)) for s in planned]
     said = ledger.plan(folder, stages)
     return [(step, said[step.name]) for step in planned]

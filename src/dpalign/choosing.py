@@ -2,7 +2,8 @@
 
 At t >= 2 the n answers of a direction were drawn under that direction, and its best is kept. At t = 1
 they were drawn under reward targets, so none belongs to a direction: each of the prompt's directions
-takes the best of all of them. An answer that was cut at the longest allowed length is never kept.
+takes the best of all of them. So it is for a model without a dial, which answers plainly and learns
+so. An answer that was cut at the longest allowed length is never kept.
 
 Shapes: B prompts, M answers a prompt, N answers a direction, V directions, K objectives.
 """
@@ -61,7 +62,9 @@ def select(job: Job) -> None:
             if best is None:
                 without += 1
                 continue
-            messages = with_system_line(asked[prompt_id], line(recipe, v_K), recipe.model.chat)
+            messages = asked[prompt_id]
+            if rows[best]["condition_kind"] != "plain":  # what answered without a direction learns without one
+                messages = with_system_line(messages, line(recipe, v_K), recipe.model.chat)
             chosen.append(_conversation(prompt_id, messages, rows[best]["response"], "selected"))
     if not chosen:
         raise ValueError(

@@ -168,21 +168,21 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the steps; touch nothing")
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+def run(arguments: argparse.Namespace, overrides: Sequence[str], compared: bool = False) -> None:
     """Take every step of a recipe that is not done yet; or say which they are."""
     recipe = load(recipe_file(arguments.recipe), overrides)
     folder = arguments.out or Path("runs") / recipe.name
     if arguments.dry_run:
-        print(f"{config.to_toml(recipe)}\n{steps_table(recipe, folder, arguments.until)}")
+        print(f"{config.to_toml(recipe)}\n{steps_table(recipe, folder, arguments.until, compared)}")
         return
-    align.execute(recipe, folder, arguments.until)
+    align.execute(recipe, folder, arguments.until, compared)
     page = folder / "report" / "index.html"
     print(page if arguments.until is None else folder)
 
 
-def steps_table(recipe: Recipe, folder: Path, until: str | None = None) -> str:
+def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> str:
     """The steps as TOML comments, so that the recipe printed above them still is one."""
-    planned = align.dry_run(recipe, folder, until)
+    planned = align.dry_run(recipe, folder, until, compared)
     rows = [(step.name, " ".join(filter(None, (step.half, step.condition))), said) for step, said in planned]
     name_width, how_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     lines = [f"#   {name:{name_width}}  {how:{how_width}}  {said}" for name, how, said in rows]
@@ -223,6 +223,9 @@ def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
         needed = name in stage.inputs
         what += "" if needed else "; left out where the recipe needs none"
         parser.add_argument(f"--{name}", type=Path, required=needed, metavar="DIR", help=what)
+    if stage.repeated:
+        what = f"a finished folder of any name, any number of times: the stage calls it {stage.repeated}-NAME"
+        parser.add_argument(f"--{stage.repeated}", action="append", default=[], metavar="NAME=DIR", help=what)
     for name, choices in stage.asks.items():
         parser.add_argument(f"--{name}", required=True, choices=choices or None, **ASKED[name])
 
@@ -237,6 +240,8 @@ def take_alone(kind: str, arguments: argparse.Namespace, overrides: Sequence[str
         raise ValueError(f"--out {out}: stands already, and no stage wrote it; name another place")
     given = {name: getattr(arguments, name) for name in (*stage.inputs, *stage.optional)}
     inputs = {name: path.resolve() for name, path in given.items() if path is not None}
+    if stage.repeated:
+        inputs |= dict(_named_folder(stage.repeated, word) for word in getattr(arguments, stage.repeated))
     asked = {name: getattr(arguments, name) for name in stage.asks}
     if asked.get("condition") == "targets" and "annotate" not in inputs:
         raise ValueError(
@@ -245,6 +250,14 @@ def take_alone(kind: str, arguments: argparse.Namespace, overrides: Sequence[str
     with Run.open(out.parent, recipe_text=None) as opened:
         align.take(recipe, opened, Step(out.name, kind, inputs, **asked))
     print(out)
+
+
+def _named_folder(repeated: str, word: str) -> tuple[str, Path]:
+    """NAME=DIR of an input that may be given any number of times."""
+    name, equals, folder = word.partition("=")
+    if not equals or not name or not folder:
+        raise ValueError(f"--{repeated} {word}: give NAME=DIR")
+    return f"{repeated}-{name}", Path(folder).resolve()
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -269,6 +282,11 @@ def _stage_verb(kind: str) -> Verb:
 VERBS: Final[Mapping[str, Verb]] = {
     "demo": Verb("run the small embedded world, from ratings to the report page", demo_arguments, demo),
     "run": Verb("run a recipe, or go on with it: every step that is not done yet", run_arguments, run),
+    "compare": Verb(
+        "run a recipe with every system that the paper compares, tuned and measured alike",
+        run_arguments,
+        partial(run, compared=True),
+    ),
     "combine": Verb("put several seeds' runs on one page, with figures over the seeds", combine_arguments, combine, ""),
     **{kind: _stage_verb(kind) for kind in STAGES},
 }

@@ -77,11 +77,9 @@ class World:
     sft_prompts: int = 4000
     """Prompts with one answer of mixed quality."""
     tuning_prompts: int = 150
-    """Prompts that knobs may be chosen on."""
+    """Prompts that knobs are chosen on (`evaluation.split`)."""
     test_prompts: int = 300
     """Prompts that only the final evaluation sees."""
-    evaluate_on: Literal["test", "tuning"] = "test"
-    """Which of the two is the validation set of this run."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,8 @@ class Data:
     """Names the training and validation prompts (section 3.1, footnote 3); "" draws them by hash."""
     prompts: str = ""
     """A file of validation prompts of its own, in place of both."""
+    tuning_prompts: str = ""
+    """A file of prompts that settings may be chosen on, in place of a share of the training prompts."""
     sft: str = "HuggingFaceH4/ultrachat_200k"
     """Chats for SFT (section 3.1); a file may hold rows of instruction, input and output instead."""
     helpsteer_scale: Literal["20l+10", "25l"] = "20l+10"
@@ -114,6 +114,8 @@ class Data:
     """Share of HelpSteer prompts kept to judge the reward model (paper silent)."""
     judge: float = 0.0
     """Share of prompts whose ratings train the judge alone (paper silent: it has no second model)."""
+    tuning: float = 0.0
+    """Share of prompts that settings may be chosen on (paper silent); `dpa compare` needs some."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,94 @@ class SteerLM:
     """How reward targets are written (paper silent; the authors of SteerLM's own form)."""
     targets: int = 5
     """Verbosity values the baseline is asked for (section 3.2)."""
+    quantile: float = 1.0
+    """The helpfulness asked for with each: this quantile among the annotated answers nearest in verbosity; 1 is
+    section 3.2's "highest corresponding"."""
     training: Training = field(default_factory=Training)
     """Its fine-tuning."""
+
+
+@dataclass(frozen=True)
+class DPO:
+    """Direct preference optimisation, the paper's strongest baseline (section 3.1): Zephyr-beta's settings."""
+
+    beta: float = 0.1
+    """Strength of the pull towards SFT."""
+    pairs: Literal["ratings", "candidates"] = "ratings"
+    """Of the data's own ratings (Zephyr's), or the best and the worst of the run's first candidates by the reward
+    model, at the direction of most helpfulness."""
+    training: Training = field(
+        default_factory=lambda: Training(
+            learning_rate=5e-7, schedule="linear", epochs=3.0, batch=32, context=1024, packing=False, loss_on="answer"
+        )
+    )
+    """Its training; a pair longer than `context` is left out, and counted."""
+
+
+@dataclass(frozen=True)
+class RL:
+    """Online reinforcement learning of one scalar reward, for Table 1's row PPO (not run in the paper)."""
+
+    algorithm: Literal["grpo", "rloo"] = "grpo"
+    """TRL's online trainers; PPO itself left TRL after 1.12."""
+    beta: float = 0.04
+    """Weight of the KL divergence from SFT."""
+    samples: int = 8
+    """Answers a prompt, which are each other's baseline."""
+    temperature: float = 1.0
+    """Sampling temperature, without top-k or top-p."""
+    training: Training = field(
+        default_factory=lambda: Training(learning_rate=1e-6, steps=500, batch=64, packing=False, loss_on="answer")
+    )
+    """Its training; `batch` counts answers, and `epochs` is not used."""
+
+
+@dataclass(frozen=True)
+class RSF:
+    """Scalar rejection sampling at one fixed direction (RAFT): about the ceiling of DPA there."""
+
+    n: int = 16
+    """Answers a prompt, of which the best is kept: as for one of DPA's directions."""
+    prompts: int = 0
+    """Prompts an iteration; 0 takes the whole half."""
+
+
+@dataclass(frozen=True)
+class Soups:
+    """Rewarded soups (section 2.3): experts whose weights are mixed for each direction."""
+
+    experts: tuple[tuple[float, ...], ...] = ((1.0, 0.0), (0.0, -1.0))
+    """The direction each expert was trained for, in the order of the experts."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """What stands beside DPA in `dpa compare`, and the settings it may choose among on the tuning prompts."""
+
+    systems: tuple[Literal["dpo", "steerlm", "soups", "rsf", "rl", "brief", "best-of-n"], ...] = (
+        "dpo",
+        "steerlm",
+        "soups",
+        "rsf",
+        "rl",
+        "brief",
+        "best-of-n",
+    )
+    """Every system of the paper's Table 1, and what users try first."""
+    dpo_betas: tuple[float, ...] = (0.05, 0.1, 0.5)
+    """DPO's settings."""
+    steerlm_quantiles: tuple[float, ...] = (1.0, 0.9, 0.75)
+    """SteerLM's target grids (`steerlm.quantile`); 1 is the paper's."""
+    soups: tuple[Literal["axes", "ends"], ...] = ("axes", "ends")
+    """Pairs of experts: one an objective, or one for each end of the dial."""
+    rsf_directions: int = 3
+    """Even steps over the distribution, each with a specialist of its own."""
+    rl_directions: int = 2
+    """The same for RL."""
+    rl_betas: tuple[float, ...] = (0.04,)
+    """RL's settings, at each of its directions."""
+    ablations: tuple[Literal["no replay", "no restart", "one half", "no LM loss"], ...] = ()
+    """The loop again, each time without one of its parts; each costs about as much as the loop."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +338,8 @@ class Sampling:
 class Evaluation:
     """Section 3.2's validation protocol, and its intervals."""
 
+    split: Literal["validation", "tuning"] = "validation"
+    """The prompts: the paper's, or those that knobs may be chosen on."""
     directions: int = 10
     """Even steps over the distribution."""
     samples: int = 2
@@ -258,6 +348,10 @@ class Evaluation:
     """Sampling temperature."""
     dpo: str = ""
     """A DPO checkpoint to stand beside the others, a folder or hub name."""
+    brevity: str = "Answer as briefly as you can."
+    """What a model is told, in its system message, when it is merely asked for brevity (not in the paper)."""
+    best_of: int = 16
+    """Answers that the reward model chooses among in best-of-n at inference (not in the paper)."""
     controls: bool = False
     """Also ask the base and SFT models for directions: what an untrained dial does."""
     reference: tuple[float, ...] = ()
@@ -314,6 +408,16 @@ class Recipe:
     """Fine-tuning of each policy."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Evaluation."""
+    compare: Compare = field(default_factory=Compare)
+    """Comparison."""
+    dpo: DPO = field(default_factory=DPO)
+    """DPO."""
+    rl: RL = field(default_factory=RL)
+    """RL."""
+    rsf: RSF = field(default_factory=RSF)
+    """Scalar rejection sampling."""
+    soups: Soups = field(default_factory=Soups)
+    """Rewarded soups."""
 
     @property
     def objective_list(self) -> tuple[Objective, ...]:

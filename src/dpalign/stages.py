@@ -29,7 +29,7 @@ class Job:
     half: str = ""
     """D1, D2, or both: the prompts it may use."""
     condition: str = ""
-    """What the answers are conditioned on: directions, targets or plain."""
+    """What the answers are conditioned on: directions, targets, nothing (plain), or a wish in words (brief)."""
 
     @property
     def out(self) -> Path:
@@ -53,6 +53,8 @@ class StageKind:
     """Runs in a process of its own where the recipe says so; needs torch."""
     several: bool = False
     """Runs in one process per GPU where the recipe says so."""
+    repeated: str = ""
+    """Inputs of which it takes any number, each under a name of its own: `expert` stands for expert-NAME."""
     asks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What it must be told beside its inputs (t, half, condition), and the choices; of t there are no fixed ones."""
 
@@ -73,8 +75,19 @@ class StageKind:
             raise ValueError(f"this stage needs {error.name}; install it: pip install 'dpalign[train]'") from error
 
 
+EVALUATED_UNDER: Final = ("directions", "targets", "plain", "brief", "best-of-n")
+"""What a system may be asked for when it is evaluated; best-of-n answers plainly, and the reward model chooses."""
+
 _MODEL = ("model.dtype", "model.trust_remote_code", "threads")
 _OBJECTIVES = ("objectives", "heads")
+_TARGETS = ("steerlm.template", "steerlm.targets", "steerlm.quantile")
+EVALUATION: Final = (
+    *("seed", "evaluation.split", "evaluation.directions", "evaluation.samples", "evaluation.temperature"),
+    *("sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens", "sampling.shard", "preference"),
+    *("reward.template", "reward.score_tokens", "reward.checkpoint", "model.chat", "data.world"),
+    *(*_MODEL, *_OBJECTIVES),
+)
+"""The knobs of section 3.2's protocol, whatever is evaluated."""
 
 STAGES: Final[Mapping[str, StageKind]] = {
     "world": StageKind(
@@ -86,7 +99,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "data": StageKind(
         "dpalign.data.stage:read_data",
         "read prompts and ratings, rescale them, join them under the heads, and split them by prompt",
-        ("seed", "data", *_OBJECTIVES, "world.evaluate_on"),
+        ("seed", "data", *_OBJECTIVES),
         optional=("world",),
         heavy=False,
     ),
@@ -141,7 +154,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
         ("seed", "sampling", "preference", "steerlm.template", "model.chat", *_MODEL, *_OBJECTIVES),
         inputs=("policy", "data"),
         optional=("annotate",),
-        asks={"t": (), "half": ("D1", "D2"), "condition": ("directions", "targets")},
+        asks={"t": (), "half": ("D1", "D2"), "condition": ("directions", "targets", "plain")},
     ),
     "score": StageKind(
         "dpalign.reward.stages:score",
@@ -165,26 +178,63 @@ STAGES: Final[Mapping[str, StageKind]] = {
         several=True,
         asks={"t": ()},
     ),
+    "specialist": StageKind(
+        "dpalign.training.stages:specialist",
+        "fine-tune on the answers selected for one fixed direction, from SFT: scalar rejection sampling",
+        ("seed", "finetune", "sft.checkpoint", "model.chat", *_MODEL),
+        inputs=("start", "chosen"),
+        several=True,
+        asks={"t": ()},
+    ),
+    "pairs": StageKind(
+        "dpalign.training.pairs:pairs",
+        "make preference pairs of rated answers, or of scored candidates",
+        ("seed", "dpo.pairs", "preference", *_OBJECTIVES),
+        inputs=("data",),
+        optional=("candidates", "scores"),
+        heavy=False,
+    ),
+    "dpo": StageKind(
+        "dpalign.training.dpo:dpo",
+        "train a policy on preference pairs, from SFT",
+        ("seed", "dpo.beta", "dpo.training", "sft.checkpoint", "model.chat", *_MODEL),
+        inputs=("start", "pairs"),
+        several=True,
+    ),
+    "rl": StageKind(
+        "dpalign.training.rl:rl",
+        "train a policy by reinforcement at one fixed direction, from SFT",
+        (
+            *("seed", "rl", "preference", "sampling.max_new_tokens", "sampling.prompt_tokens", "reward.template"),
+            *("reward.score_tokens", "reward.checkpoint", "sft.checkpoint", "model.chat", *_MODEL, *_OBJECTIVES),
+        ),
+        inputs=("start", "data", "reward"),
+        several=True,
+    ),
     "evaluate": StageKind(
         "dpalign.evaluation.stages:evaluate",
         "sample a system on the validation prompts and score its answers",
-        (
-            *("seed", "evaluation.directions", "evaluation.samples", "evaluation.temperature", "evaluation.dpo"),
-            *("sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens"),
-            *("sampling.shard", "preference", "steerlm.template", "steerlm.targets", "reward.template"),
-            *("reward.score_tokens", "reward.checkpoint", "model.chat", "data.world", *_MODEL, *_OBJECTIVES),
-        ),
+        (*EVALUATION, "evaluation.dpo", "evaluation.brevity", "evaluation.best_of", *_TARGETS),
         inputs=("policy", "data", "reward"),
         optional=("judge", "annotate"),
-        asks={"t": (), "condition": ("directions", "targets", "plain")},
+        asks={"t": (), "condition": EVALUATED_UNDER},
+    ),
+    "soup": StageKind(
+        "dpalign.evaluation.soups:evaluate_soup",
+        "mix experts for each direction, sample the mixtures on the validation prompts and score their answers",
+        ("soups.experts", *EVALUATION),
+        inputs=("data", "reward"),
+        optional=("judge",),
+        repeated="expert",
     ),
     "report": StageKind(
         "dpalign.report.stage:report",
         "measure the systems and write the page",
-        ("seed", "evaluation", "preference", "data.world", *_OBJECTIVES),
+        ("seed", "evaluation", "preference", "data.world", "compare", *_OBJECTIVES),
         inputs=("data", "reward", "annotate"),
         optional=("judge",),
         heavy=False,
+        repeated="evaluate",
     ),
 }
 
@@ -200,6 +250,8 @@ class Step:
     t: int = 0
     half: str = ""
     condition: str = ""
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    """Knobs that differ from the recipe's for this step alone, by dotted name."""
 
     @property
     def stage(self) -> StageKind:

@@ -18,7 +18,7 @@ from dpalign.data.ultrachat import read_ultrachat
 from dpalign.data.union import merge_repeats, read_rated
 from dpalign.objectives import head_indices
 from dpalign.recipe import Data, Recipe
-from dpalign.records import CONVERSATIONS, HEADS, PROMPTS, RATED, prompt_id, user_prompt, write_rows
+from dpalign.records import CONVERSATIONS, HEADS, PROMPTS, RATED, Message, prompt_id, user_prompt, write_rows
 from dpalign.runs import write_json, write_text
 from dpalign.stages import Job
 from dpalign.world.files import write_world
@@ -46,13 +46,13 @@ def read_data(job: Job) -> None:
     recipe = job.recipe
     world = job.inputs.get("world")
     sources = _sources(recipe, world)
-    rated, chats, validation, reports = _read(sources)
+    rated, chats, evaluated, reports = _read(sources)
     require_rows(rated, "rated answers", reports)
-    split_of = _split(recipe, sources, rated, validation)
+    split_of = _split(recipe, sources, rated, evaluated)
     asked = prompts_of([row for row in rated if row["source"] != "helpsteer"], split_of)
     known = {prompt["prompt_id"] for prompt in asked}
-    prompts = [*asked, *(prompt for prompt in validation if prompt["prompt_id"] not in known)]
-    held_out = [prompt["messages"] for prompt in prompts if prompt["split"] == "validation"]
+    prompts = [*asked, *(prompt for prompt in evaluated if prompt["prompt_id"] not in known)]
+    held_out = [prompt["messages"] for prompt in prompts if prompt["split"] in ("validation", "tuning")]
     rated, dropped = drop_held_out(rated, held_out)
     reports.append(_named(dropped, "rated answers"))
     chats, dropped = drop_held_out(chats, held_out)
@@ -63,7 +63,7 @@ def read_data(job: Job) -> None:
         "judge": [row for row in rated if split_of[row["prompt_id"]] == "judge"],
     }
     require_rows(parts["train"], "rated training answers", reports)
-    require_rows(held_out, "validation prompts", reports)
+    require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
     _require_labels(recipe, parts["train"])
     for name, rows in parts.items():
         write_rows(job.out / name / "part-00000.parquet", rows, RATED)
@@ -81,7 +81,7 @@ def read_data(job: Job) -> None:
 def _sources(recipe: Recipe, world: Path | None) -> Data:
     """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
     if world is None:
-        names = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "sft")
+        names = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
         paths: dict[str, Any] = {name: _expanded(name, getattr(recipe.data, name)) for name in names}
         return replace(recipe.data, **paths)
     fixed: dict[str, Any] = {
@@ -89,7 +89,8 @@ def _sources(recipe: Recipe, world: Path | None) -> Data:
         "ultrafeedback": str(world / "ultrafeedback.jsonl"),
         "pairs": "",
         "splits": "",
-        "prompts": str(world / f"{recipe.world.evaluate_on}.jsonl"),
+        "prompts": str(world / "test.jsonl"),
+        "tuning_prompts": str(world / "tuning.jsonl"),
         "sft": str(world / "sft.jsonl"),
     }
     return replace(recipe.data, **fixed)
@@ -128,7 +129,10 @@ def _read(sources: Data) -> Read:
     reports.append(
         ReadReport("validation prompts", sources.prompts or sources.splits, len(validation), len(validation), {})
     )
-    return rated, chats, validation, reports
+    tuning = _prompt_file(sources.tuning_prompts, "tuning") if sources.tuning_prompts else []
+    if tuning:
+        reports.append(ReadReport("tuning prompts", sources.tuning_prompts, len(tuning), len(tuning), {}))
+    return rated, chats, validation + tuning, reports
 
 
 def read_chats(source: str, split: str | None) -> tuple[list[Conversation], ReadReport]:
@@ -145,25 +149,35 @@ def _named_split(source: str, split: str) -> str | None:
 
 def _validation(sources: Data) -> list[Prompt]:
     """Prompts that a file or the authors' split name as validation; none: they are drawn by hash later."""
-    chats = []
     if sources.prompts:
-        chats = [user_prompt(row.text("prompt")) for row in read_source(sources.prompts)]
-    elif sources.splits:
-        chats = [
-            row.chat("chosen")[:-1] for row in read_source(sources.splits, _named_split(sources.splits, "test_prefs"))
-        ]
+        return _prompt_file(sources.prompts, "validation")
+    if not sources.splits:
+        return []
+    rows = read_source(sources.splits, _named_split(sources.splits, "test_prefs"))
+    return _unique([row.chat("chosen")[:-1] for row in rows], "validation")
+
+
+def _prompt_file(source: str, split: str) -> list[Prompt]:
+    return _unique([user_prompt(row.text("prompt")) for row in read_source(source)], split)
+
+
+def _unique(chats: Iterable[list[Message]], split: str) -> list[Prompt]:
     unique = {prompt_id(chat): chat for chat in chats}
-    return [{"prompt_id": key, "messages": chat, "split": "validation"} for key, chat in unique.items()]
+    return [{"prompt_id": key, "messages": chat, "split": split} for key, chat in unique.items()]
 
 
-def _split(recipe: Recipe, sources: Data, rated: Sequence[Rated], validation: Sequence[Prompt]) -> dict[str, str]:
-    """A split for every prompt: validation, held out for the reward model, the judge's, or a half."""
+def _split(recipe: Recipe, sources: Data, rated: Sequence[Rated], evaluated: Sequence[Prompt]) -> dict[str, str]:
+    """A split for every prompt: validation, tuning, held out for the reward model, the judge's, or a half."""
     shares = {"heldout": sources.heldout} | ({"judge": sources.judge} if sources.judge else {})
     ids = [row["prompt_id"] for row in rated]
     policy_ids = {row["prompt_id"] for row in rated if row["source"] != "helpsteer"}
-    named = {"validation": [prompt["prompt_id"] for prompt in validation]} if validation else {}
-    if not validation:
+    named: dict[str, list[str]] = {}
+    for prompt in evaluated:
+        named.setdefault(prompt["split"], []).append(prompt["prompt_id"])
+    if "validation" not in named:
         shares["validation"] = min(0.5, sources.validation_prompts / max(1, len(policy_ids)))
+    if "tuning" not in named and sources.tuning:
+        shares["tuning"] = sources.tuning
     return split_prompts(policy_ids, recipe.seed, shares, named) | {
         key: part if (part := others[key]) not in HALVES else "D1"
         for others in [_split_others(recipe.seed, set(ids) - policy_ids, shares)]
@@ -173,7 +187,7 @@ def _split(recipe: Recipe, sources: Data, rated: Sequence[Rated], validation: Se
 
 def _split_others(seed: int, ids: Iterable[str], shares: dict[str, float]) -> dict[str, str]:
     """Prompts that only the reward model trains on: held out and judge's shares as for the others."""
-    kept = {name: share for name, share in shares.items() if name != "validation"}
+    kept = {name: share for name, share in shares.items() if name not in ("validation", "tuning")}
     ids = list(ids)
     return split_prompts(ids, seed, kept) if ids else {}
 

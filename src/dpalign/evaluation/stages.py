@@ -26,7 +26,9 @@ def evaluate(job: Job) -> None:
     recipe = job.recipe
     policy = model_folder(job.inputs["policy"]) if "policy" in job.inputs else recipe.evaluation.dpo
     engine = open_engine(recipe, policy)
-    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == "validation"]
+    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == recipe.evaluation.split]
+    if not prompts:
+        raise ValueError(f"no {recipe.evaluation.split} prompts to evaluate on; hold some out with data.tuning")
     prompts, long = within_limit(prompts, engine, recipe.sampling.prompt_tokens)
     if long:
         job.work.tally.rows_in += long
@@ -68,7 +70,9 @@ def _conditions(job: Job) -> list[Condition]:
         case "targets":
             scored = annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")
             reward_NK = np.array([reward_K for _, reward_K in scored])
-            return target_conditions(recipe, reward_targets(reward_NK, recipe.steerlm.targets, 1.0, recipe.seed))
+            return target_conditions(
+                recipe, reward_targets(reward_NK, recipe.steerlm.targets, recipe.steerlm.quantile, recipe.seed)
+            )
         case _:
             return [PLAIN]
 

@@ -44,7 +44,7 @@ def open_engine(recipe: Recipe, policy: str) -> Engine:
 
 
 def sample(job: Job) -> None:
-    """Answers of a policy for the half's prompts: at t = 1 under reward targets, later under directions."""
+    """Answers of a policy for the half's prompts: at t = 1 under reward targets, later under directions, or plainly."""
     recipe, settings = job.recipe, job.recipe.sampling
     engine = open_engine(recipe, model_folder(job.inputs["policy"]))
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
@@ -53,7 +53,7 @@ def sample(job: Job) -> None:
     if long:
         job.work.tally.rows_in += long
         job.work.tally.filtered["prompt too long"] += long
-    targets: list[Condition] = []
+    fixed = [PLAIN] if job.condition == "plain" else []
     if job.condition == "targets":
         if settings.first % settings.first_targets:
             raise ValueError(
@@ -61,11 +61,11 @@ def sample(job: Job) -> None:
                 f"{settings.first_targets}; give a multiple"
             )
         reward_NK = np.array([r for _, r in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
-        targets = target_conditions(recipe, reward_targets(reward_NK, settings.first_targets, 0.9, recipe.seed))
+        fixed = target_conditions(recipe, reward_targets(reward_NK, settings.first_targets, 0.9, recipe.seed))
+    n = settings.first // settings.first_targets if job.condition == "targets" else settings.n
     for shard in job.work.shards(-(-len(prompts) // settings.shard)):
         part = prompts[shard.index * settings.shard : (shard.index + 1) * settings.shard]
-        asked = [(p, targets or direction_conditions(recipe, p["prompt_id"], job.t)) for p in part]
-        n = settings.first // settings.first_targets if targets else settings.n
+        asked = [(p, fixed or direction_conditions(recipe, p["prompt_id"], job.t)) for p in part]
         rows = draw(
             engine,
             recipe,

@@ -81,6 +81,12 @@ def policy(job: Job) -> None:
     write_contract(job.out / "model", recipe, job.t)
 
 
+def specialist(job: Job) -> None:
+    """Fine-tune on the answers selected for one fixed direction: a model without a dial."""
+    rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
+    _finetune(job, model_folder(job.inputs["start"]), rows, job.recipe.finetune)
+
+
 def model_folder(stage: Path) -> str:
     """The model that a training stage left: its folder, or the name of the checkpoint taken in its place.
 

@@ -1,0 +1,199 @@
+"""What stands beside DPA: every system of Table 1 as a list of steps, tuned, evaluated and reported with it.
+
+All systems share the run's data, SFT start, reward model and evaluation. A system with several settings
+(DPO's beta, SteerLM's target grid, the soups' experts) is evaluated in each of them on the tuning prompts,
+by the reward model alone; the report shows on the validation prompts the one that is best there. Steps
+that would do the same work twice are one: the soups' experts are the specialists of scalar rejection sampling.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from dpalign.config import changed
+from dpalign.evaluation.points import senses_of
+from dpalign.preference import evaluation_grid
+from dpalign.recipe import Recipe
+from dpalign.report.words import arithmetic, listed
+from dpalign.stages import Step
+
+ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "no replay": {"replay": 0.0},
+    "no restart": {"restart": False},
+    "one half": {"alternate": False},
+    "no LM loss": {"reward.lm_loss": 0.0},
+}
+"""The knobs of each ablation of the loop."""
+
+Vector = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A system in one of its settings: how it is made, and how it is asked."""
+
+    name: str
+    """Its steps are evaluate-NAME and, where the system has settings to choose among, tune-NAME."""
+    system: str
+    """What the page calls it."""
+    setting: str = ""
+    """What tells it from the system's other settings."""
+    made_by: tuple[Step, ...] = ()
+    asked: Step = field(default_factory=lambda: Step("", "evaluate"))
+    """Its evaluation, without a name, the data and the reward model."""
+
+
+def contenders(recipe: Recipe) -> list[Contender]:
+    """All systems that the recipe compares, in the order of the page."""
+    wanted = recipe.compare.systems
+    made: list[Contender] = []
+    if "dpo" in wanted:
+        made += _dpo(recipe, "", "DPO", "plain")
+    if "brief" in wanted:
+        asked = Step("", "evaluate", {"policy": "sft"}, condition="brief")
+        made.append(Contender("sft-brief", "SFT, asked to be brief", asked=asked))
+        made += _dpo(recipe, "-brief", "DPO, asked to be brief", "brief") if "dpo" in wanted else []
+    if "steerlm" in wanted:
+        made += _steerlm(recipe)
+    if "rsf" in wanted:
+        made += _specialists(recipe)
+    if "rl" in wanted:
+        made += _rl(recipe)
+    if "soups" in wanted:
+        made += _soups(recipe)
+    if "best-of-n" in wanted:
+        asked = Step("", "evaluate", {"policy": "sft"}, condition="best-of-n")
+        made.append(Contender("sft-best-of-n", f"SFT, best of {recipe.evaluation.best_of}", asked=asked))
+    return made
+
+
+def evaluations(contender: Contender, inputs: Mapping[str, str], tuned: bool) -> Iterator[Step]:
+    """A contender's evaluation on the validation prompts, and before it, if `tuned`, on the tuning prompts."""
+    asked = contender.asked
+    takes = {*asked.stage.inputs, *asked.stage.optional}
+    given = {name: path for name, path in inputs.items() if name in takes} | dict(asked.inputs)
+
+    def step(prefix: str, knobs: Mapping[str, Any]) -> Step:
+        return Step(
+            f"{prefix}-{contender.name}", asked.kind, given, condition=asked.condition, knobs={**asked.knobs, **knobs}
+        )
+
+    if tuned:
+        yield step("tune", {"evaluation.split": "tuning"})
+    yield step("evaluate", {})
+
+
+def tuned_systems(compared: Sequence[Contender]) -> set[str]:
+    """The systems with more than one setting."""
+    systems = [contender.system for contender in compared]
+    return {system for system in systems if systems.count(system) > 1}
+
+
+def _dpo(recipe: Recipe, suffix: str, title: str, condition: str) -> Iterator[Contender]:
+    pairs: dict[str, str | Any] = {"data": "data"}
+    if recipe.dpo.pairs == "candidates":
+        pairs |= {"candidates": "sample-1", "scores": "score-1"}
+    for i, beta in enumerate(recipe.compare.dpo_betas, start=1):
+        policy = f"dpo-{i}"
+        yield Contender(
+            f"{policy}{suffix}",
+            title,
+            f"beta {beta:g}",
+            (
+                Step("pairs", "pairs", pairs),
+                Step(policy, "dpo", {"start": "sft", "pairs": "pairs"}, knobs={"dpo.beta": beta}),
+            ),
+            Step("", "evaluate", {"policy": policy}, condition=condition),
+        )
+
+
+def _steerlm(recipe: Recipe) -> Iterator[Contender]:
+    for i, quantile in enumerate(recipe.compare.steerlm_quantiles, start=1):
+        asked = Step(
+            "", "evaluate", {"policy": "steerlm"}, condition="targets", knobs={"steerlm.quantile": float(quantile)}
+        )
+        yield Contender(f"steerlm-{i}", "SteerLM, tuned", f"helpfulness at its {quantile:g} quantile", asked=asked)
+
+
+def _specialists(recipe: Recipe) -> Iterator[Contender]:
+    for i, v_K in enumerate(_grid(recipe, recipe.compare.rsf_directions), start=1):
+        made_by = tuple(scalar_rejection_sampling(recipe, f"rsf-{i}", v_K))
+        asked = Step("", "evaluate", {"policy": made_by[-1].name}, condition="plain")
+        yield Contender(f"rsf-{i}", f"RSF at {spelled(recipe, v_K)}", made_by=made_by, asked=asked)
+
+
+def _rl(recipe: Recipe) -> Iterator[Contender]:
+    for i, v_K in enumerate(_grid(recipe, recipe.compare.rl_directions), start=1):
+        for j, beta in enumerate(recipe.compare.rl_betas, start=1):
+            name = f"rl-{i}-{j}"
+            knobs = fixed(v_K) | {"rl.beta": beta}
+            made = Step(name, "rl", {"start": "sft", "data": "data", "reward": "reward"}, knobs=knobs)
+            asked = Step("", "evaluate", {"policy": name}, condition="plain")
+            title = f"{recipe.rl.algorithm.upper()} at {spelled(recipe, v_K)}"
+            yield Contender(name, title, f"beta {beta:g}", (made,), asked)
+
+
+def _soups(recipe: Recipe) -> Iterator[Contender]:
+    grid_UK = _grid(recipe, recipe.evaluation.directions)
+    experts_of = {"axes": axes(grid_UK), "ends": (grid_UK[0], grid_UK[-1])}
+    for i, pair in enumerate(recipe.compare.soups, start=1):
+        made_by: list[Step] = []
+        inputs: dict[str, str | Any] = {}
+        for j, v_K in enumerate(experts_of[pair], start=1):
+            steps = list(scalar_rejection_sampling(recipe, f"soup-{i}-expert-{j}", v_K))
+            made_by += steps
+            inputs[f"expert-{j}"] = steps[-1].name
+        names = listed([spelled(recipe, v_K) for v_K in experts_of[pair]])
+        knobs = {"soups.experts": [list(v_K) for v_K in experts_of[pair]]}
+        yield Contender(f"soup-{i}", "rewarded soups", names, tuple(made_by), Step("", "soup", inputs, knobs=knobs))
+
+
+def scalar_rejection_sampling(recipe: Recipe, name: str, v_K: Vector) -> Iterator[Step]:
+    """DPA's loop at one fixed direction, without a dial: as many iterations, the halves in turn, each from SFT."""
+    drawn = {"sampling.n": recipe.rsf.n, "sampling.prompts": recipe.rsf.prompts}  # of SFT, the same for all directions
+    annotated = {"data": "data", "annotate": "annotate"}
+    policy = "sft"
+    for t in range(1, recipe.iterations + 1):
+        half = "D2" if recipe.alternate and t % 2 == 0 else "D1"
+        candidates, scores, chosen = (f"{name}-{verb}-{t}" for verb in ("sample", "score", "select"))
+        yield Step(candidates, "sample", {"policy": policy} | annotated, t, half, "plain", drawn)
+        yield Step(scores, "score", {"reward": "reward", "candidates": candidates}, t)
+        yield Step(
+            chosen, "select", {"candidates": candidates, "scores": scores} | annotated, t, half, knobs=fixed(v_K)
+        )
+        policy = f"{name}-policy-{t}"
+        yield Step(policy, "specialist", {"start": "sft", "chosen": chosen}, t)
+
+
+def fixed(v_K: Vector) -> dict[str, Any]:
+    """The knobs of a population of users that all want the same."""
+    return {
+        "preference.distribution": "fixed",
+        "preference.listed": [[float(w) for w in v_K]],
+        "preference.directions": 1,
+    }
+
+
+def axes(grid_UK: Sequence[Vector]) -> tuple[Vector, ...]:
+    """One direction an objective: as the population has it, more of it or less."""
+    senses_K = senses_of(np.array(grid_UK))
+    return tuple(tuple(row) for row in (np.diag(senses_K) + 0.0).tolist())
+
+
+def spelled(recipe: Recipe, v_K: Vector) -> str:
+    """A direction as the paper writes it, for a title."""
+    return arithmetic(dict(zip(recipe.objectives, v_K, strict=True)), [1.0 if w > 0 else -1.0 for w in v_K])
+
+
+def _grid(recipe: Recipe, n: int) -> list[Vector]:
+    population = recipe.preference.population(len(recipe.objectives))
+    grid_UK = evaluation_grid(population, n).round(12) + 0.0
+    return [tuple(v_K) for v_K in grid_UK.tolist()]
+
+
+def ablated(recipe: Recipe) -> Iterator[tuple[str, Recipe, Mapping[str, Any]]]:
+    """Each ablation that the recipe asks for: its name, its recipe, and the knobs that make it."""
+    for name in recipe.compare.ablations:
+        yield name, changed(recipe, ABLATIONS[name]), ABLATIONS[name]
