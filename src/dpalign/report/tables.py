@@ -48,8 +48,13 @@ def word(text: str) -> Cell:
     return Cell(text, tone="word")
 
 
-def _name(system: System) -> Cell:
-    return Cell(system.name, tone="word", colour=system.look.name)
+def called(name: str, shown: Mapping[str, System]) -> Cell:
+    """A system by its name, with its colour where the page shows it."""
+    return name_of(shown[name]) if name in shown else word(name)
+
+
+def name_of(system: System) -> Cell:
+    return Cell(system.label, tone="word", colour=system.look.name)
 
 
 def without_empty_columns(table: Table) -> Table:
@@ -71,7 +76,7 @@ def systems_table(summary: Summary, systems: Sequence[System], judged: bool = Fa
         rows.append(
             Row(
                 (
-                    _name(system),
+                    name_of(system),
                     cell(figure(entry, "objective")),
                     cell(figure(entry, "hypervolume"), 0),
                     cell(percent(figure(entry, "true_front_share"))),
@@ -110,14 +115,14 @@ def dominance_tables(
 ) -> tuple[Table | None, Table | None]:
     """The pairs of the last iteration, and all others."""
     last = last_iteration(systems)
-    colours = {system.name: system.look.name for system in systems}
+    shown = {system.name: system for system in systems}
     rows = summary.get(key) or []
     own = [row for row in rows if last is not None and row["a"] == last.name]
     others = [row for row in rows if row not in own]
-    return _dominance(own, colours), _dominance(others, colours)
+    return _dominance(own, shown), _dominance(others, shown)
 
 
-def _dominance(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Table | None:
+def _dominance(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, System]) -> Table | None:
     if not rows:
         return None
     columns = (
@@ -136,16 +141,16 @@ def _dominance(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) ->
         "columns count B's points under A's interpolated front, out of those inside A's range, and apart from them "
         "those outside it."
     )
-    return Table(caption, columns, tuple(_dominance_row(row, colours) for row in rows))
+    return Table(caption, columns, tuple(_dominance_row(row, shown) for row in rows))
 
 
-def _dominance_row(row: Mapping[str, Any], colours: Mapping[str, str]) -> Row:
+def _dominance_row(row: Mapping[str, Any], shown: Mapping[str, System]) -> Row:
     outside = row.get("outside") or 0
     beaten = f"{row.get('outside_dominated', 0)} of them beaten all the same" if outside else ""
     return Row(
         (
-            Cell(row["a"], tone="word", colour=colours.get(row["a"], "")),
-            Cell(row["b"], tone="word", colour=colours.get(row["b"], "")),
+            called(row["a"], shown),
+            called(row["b"], shown),
             Cell("yes", tone="yes") if row["dominates"] else Cell("not shown", tone="no"),
             cell(Figure.read(row["margin"])),
             Cell(probability(row.get("p_holm"))),
@@ -167,7 +172,7 @@ def gap_table(summary: Summary, systems: Sequence[System]) -> Table | None:
             cell(Figure.read(system.entry["opinion_gap"].get(name)), 2, sign=True) for name in summary["objectives"]
         ]
         true, judged = figure(system.entry, "objective"), figure(system.entry["judged"], "objective")
-        rows.append(Row((_name(system), *gaps, cell(true), cell(judged)), strong=system is last_iteration(systems)))
+        rows.append(Row((name_of(system), *gaps, cell(true), cell(judged)), strong=system is last_iteration(systems)))
     columns = ("system", *(f"gap in {name}" for name in summary["objectives"]), "E_v J(v), true", "E_v J(v), judged")
     caption = "Opinion minus truth in reward points, over all conditions of a system; intervals over prompts."
     return Table(caption, columns, tuple(rows))
@@ -190,7 +195,7 @@ def sensitivity_table(summary: Summary, systems: Sequence[System]) -> Table | No
         rows.append(
             Row(
                 (
-                    _name(system),
+                    name_of(system),
                     Cell(number(None if main.value is None else scale * main.value, digits)),
                     Cell(number(min(own), digits)),
                     Cell(number(max(own), digits)),
@@ -215,7 +220,7 @@ def seeds_tables(summary: Summary, systems: Sequence[System]) -> list[Table]:
     seeds = summary.get("seeds") or {}
     if not seeds.get("systems"):
         return []
-    looks = {system.name: system.look.name for system in systems}
+    shown = {system.name: system for system in systems}
     runs = seed_count(summary)
     figures = {"objective": ("E_v J(v)", 1, 1), "true_front_share": ("share of the true front, %", 100, 1),
                "hypervolume": ("hypervolume", 1, 0), "kendall_tau": ("Kendall tau", 1, 2), "span": ("span", 1, 1),
@@ -223,7 +228,7 @@ def seeds_tables(summary: Summary, systems: Sequence[System]) -> list[Table]:
     rows = tuple(
         Row(
             (
-                Cell(name, tone="word", colour=looks.get(name, "")),
+                called(name, shown),
                 *(_over_seeds(found.get(key), scale, digits) for key, (_, scale, digits) in figures.items()),
             )
         )
@@ -247,8 +252,8 @@ def seeds_tables(summary: Summary, systems: Sequence[System]) -> list[Table]:
                     tuple(
                         Row(
                             (
-                                Cell(a, tone="word", colour=looks.get(a, "")),
-                                Cell(b, tone="word", colour=looks.get(b, "")),
+                                called(a, shown),
+                                called(b, shown),
                                 Cell(f"{margins[a, b]['dominates_in']} of {runs}" if (a, b) in margins else MISSING),
                                 _over_seeds(margins.get((a, b), {}).get("margin"), 1, 1, each=True),
                                 _over_seeds(leads.get((a, b)), 1, 1, each=True),

@@ -81,6 +81,16 @@ def whole(n: float | None) -> str:
     return f"{n:,.0f}"
 
 
+def size(bytes_on_disk: float | None) -> str:
+    """3.9 MB; a dash where it is not known."""
+    if not bytes_on_disk:
+        return MISSING
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if bytes_on_disk >= scale:
+            return f"{bytes_on_disk / scale:.3g}\N{NO-BREAK SPACE}{unit}"
+    return f"{bytes_on_disk:.0f}\N{NO-BREAK SPACE}B"
+
+
 def degrees(angle: float) -> str:
     """-15 as the dial shows it; a tenth only where there is one."""
     rounded = round(angle, 1)
