@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dpalign.report.systems import System
-from dpalign.report.words import Figure, listed, size
+from dpalign.report.words import Figure, agreeing, listed, seed_count, size
 
 Summary = Mapping[str, Any]
 
@@ -24,25 +24,30 @@ class Claim:
 
 
 def rivals_claims(summary: Summary, systems: Sequence[System]) -> list[Claim]:
-    """What else a comparison claims: of the soups, of the specialists, and of each rival that is ahead."""
+    """What else a comparison claims: of the soups, of the specialists, and of each rival that is ahead.
+
+    With several seeds of the whole pipeline the claims rest on them, else on the intervals by prompt.
+    """
     compared = summary.get("comparison")
     if not compared or compared["last"] is None:
         return []
     shown = {system.name: system for system in systems}
+    seeds = summary["seeds"] if seed_count(summary) > 1 else None
+    ratios = {row["b"]: row["ratio"] for row in seeds.get("hypervolume_ratios", ())} if seeds else {
+        row["system"]: row["hypervolume_ratio"] for row in compared["differences"]
+    }  # fmt: skip
+    families = seeds.get("specialists", {}) if seeds else compared["specialists"]["families"]
     claims = [
-        _soup_claim(summary, row, shown[row["system"]])
-        for row in compared["differences"]
-        if shown[row["system"]].role == "soup" and row["hypervolume_ratio"]
+        _soup_claim(summary, Figure.read(ratio), shown[name])
+        for name, ratio in ratios.items()
+        if ratio and name in shown and shown[name].role == "soup"
     ]
-    claims += [
-        _specialists_claim(compared["last"], family, Figure.read(mean))
-        for family, mean in compared["specialists"]["families"].items()
-    ]
+    claims += [_specialists_claim(compared["last"], family, Figure.read(mean)) for family, mean in families.items()]
     return claims + _wins(summary, shown)
 
 
-def _soup_claim(summary: Summary, row: Mapping[str, Any], soup: System) -> Claim:
-    last, ratio = summary["comparison"]["last"], Figure.read(row["hypervolume_ratio"])
+def _soup_claim(summary: Summary, ratio: Figure, soup: System) -> Claim:
+    last = summary["comparison"]["last"]
     kept = {one["system"]: one for one in summary["comparison"]["table_1"]}
     models = (
         f" with {_models(kept[last])} in place of {_models(kept[soup.name])}"
@@ -78,22 +83,30 @@ def turned(found: Figure) -> Figure:
 
 def _wins(summary: Summary, shown: Mapping[str, System]) -> list[Claim]:
     """Where another system beats the last iteration, said as plainly as the reverse."""
-    last = summary["comparison"]["last"]
-    claims = [
-        Claim(True, f"{shown[row['a']].said} beats {last} at every direction: {_smallest(row)}.", rival=True)
-        for row in summary["dominance"]
-        if row["b"] == last and row["dominates"] and shown[row["a"]].role != "iteration"
-    ]
-    for row in summary["comparison"]["differences"]:
-        system, lead = shown[row["system"]], Figure.read(row["objective"])
-        if system.role == "ablation" or system.copied or lead.high is None or lead.high >= 0:
+    last, runs = summary["comparison"]["last"], seed_count(summary)
+    if runs > 1:
+        rows = summary["seeds"].get("dominance") or []
+        beating = [row for row in rows if row["b"] == last and row["dominates_in"] == runs]
+        leads = {row["b"]: row["objective"] for row in summary["seeds"].get("differences") or [] if row["a"] == last}
+    else:
+        beating = [row for row in summary["dominance"] if row["b"] == last and row["dominates"]]
+        leads = {row["system"]: row["objective"] for row in summary["comparison"]["differences"]}
+    claims = []
+    for row in beating:
+        rival, margin = shown[row["a"]], Figure.read(row["margin"])
+        if rival.role != "iteration" and margin.above_zero:
+            beats = agreeing([rival.said], "beats", "beat")
+            text = f"{rival.said} {beats} {last} at every direction: smallest lead {margin}."
+            claims.append(Claim(True, text, rival=True))
+    for name, found in leads.items():
+        lead = Figure.read(found)
+        if name not in shown or shown[name].role == "ablation" or shown[name].copied or lead.high is None:
             continue
-        claims.append(Claim(True, f"{system.said} has a higher E_v J(v) than {last}: by {turned(lead)}.", rival=True))
+        if lead.high < 0:
+            has = agreeing([shown[name].said], "has", "have")
+            text = f"{shown[name].said} {has} a higher E_v J(v) than {last}: by {turned(lead)}."
+            claims.append(Claim(True, text, rival=True))
     return claims
-
-
-def _smallest(row: Mapping[str, Any]) -> str:
-    return f"smallest lead {Figure.read(row['margin'])}"
 
 
 def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:

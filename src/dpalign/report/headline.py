@@ -11,7 +11,19 @@ from typing import Any
 
 from dpalign.report.compared_words import Claim, rivals_claims
 from dpalign.report.systems import System, last_iteration
-from dpalign.report.words import MISSING, Figure, between, degrees, figure, listed, number, percent, probability
+from dpalign.report.words import (
+    MISSING,
+    Figure,
+    agreeing,
+    between,
+    degrees,
+    figure,
+    listed,
+    number,
+    percent,
+    probability,
+    seed_count,
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,6 @@ def _level(summary: Mapping[str, Any]) -> str:
     return f"{100 * summary['intervals']['bootstrap']['level']:.0f}%"
 
 
-def seed_count(summary: Mapping[str, Any]) -> int:
-    return len((summary.get("seeds") or {}).get("seeds") or [])
-
-
 def _sentence(summary: Mapping[str, Any], systems: Sequence[System], last: System) -> str:
     baselines = [s.name for s in systems if s.role in ("baseline", "soup") and not s.copied]
     said = {system.name: system.said for system in systems}
@@ -88,7 +96,7 @@ def _sentence(summary: Mapping[str, Any], systems: Sequence[System], last: Syste
         where = "all of them" if beaten else every
         clauses.append(f"{subject} is not shown to beat {spoken(rest)} at {where}")
     if lost:
-        clauses.append(f"{spoken(lost)} {'beats' if len(lost) == 1 else 'beat'} {last.name} at {every}")
+        clauses.append(f"{spoken(lost)} {agreeing(lost, 'beats', 'beat')} {last.name} at {every}")
     follows = _dial_words(summary, last, "its" if clauses else f"{last.name}'s")
     if follows is not None:
         clauses.append(f"in the run shown, {follows.text}" if seeds > 1 else follows.text)

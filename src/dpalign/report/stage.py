@@ -170,7 +170,8 @@ def _pairwise(job: Job) -> dict[str, Any] | None:
 
 
 def _quality(job: Job, systems: Sequence[Evaluated]) -> dict[str, Any]:
-    """Held-out quality, and how well the reward model ranks each system's own answers."""
+    """Held-out quality, and how well the reward model ranks systems' own answers; not specialists' and ablations'."""
+    systems = [s for s in systems if s.entrant.role not in ("specialist", "ablation")]
     path = job.inputs["reward"] / "quality.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     labels = {s.entrant.title: s.rewards.true_reward_PVSK for s in systems}

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dpalign.report.headline import seed_count
 from dpalign.report.systems import System, last_iteration
 from dpalign.report.words import MISSING, Figure, between, figure, number, percent, probability
 
@@ -38,6 +37,9 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        assert all(len(row.cells) == len(self.columns) for row in self.rows), self.columns
 
 
 def cell(found: Figure, digits: int = 1, sign: bool = False) -> Cell:
@@ -213,66 +215,3 @@ def sensitivity_table(summary: Summary, systems: Sequence[System]) -> Table | No
         "the choice of reference does not matter."
     )
     return Table(caption, ("system", what, "least", "most", "rank"), tuple(rows))
-
-
-def seeds_tables(summary: Summary, systems: Sequence[System]) -> list[Table]:
-    """Figures, differences and dominance over seeds of the whole pipeline."""
-    seeds = summary.get("seeds") or {}
-    if not seeds.get("systems"):
-        return []
-    shown = {system.name: system for system in systems}
-    runs = seed_count(summary)
-    figures = {"objective": ("E_v J(v)", 1, 1), "true_front_share": ("share of the true front, %", 100, 1),
-               "hypervolume": ("hypervolume", 1, 0), "kendall_tau": ("Kendall tau", 1, 2), "span": ("span", 1, 1),
-               "span_share": ("share of the true span, %", 100, 0), "regret": ("regret", 1, 2)}  # fmt: skip
-    rows = tuple(
-        Row(
-            (
-                called(name, shown),
-                *(_over_seeds(found.get(key), scale, digits) for key, (_, scale, digits) in figures.items()),
-            )
-        )
-        for name, found in seeds["systems"].items()
-    )
-    caption = (
-        f"Means over {runs} runs of the whole pipeline (seeds {', '.join(map(str, seeds['seeds']))}), with "
-        "t-intervals: what another training run would have given."
-    )
-    columns = ("system", *(label for label, _, _ in figures.values()))
-    tables = [without_empty_columns(Table(caption, columns, rows))]
-    leads = {(row["a"], row["b"]): row["objective"] for row in seeds.get("differences") or []}
-    margins = {(row["a"], row["b"]): row for row in seeds.get("dominance") or []}
-    pairs = [*margins, *(pair for pair in leads if pair not in margins)]
-    if pairs:
-        tables.append(
-            without_empty_columns(
-                Table(
-                    "Pairs, compared within each seed. Each seed's own lead stands below the mean.",
-                    ("A", "over B", "dominates in", "smallest lead", "lead in E_v J(v)"),
-                    tuple(
-                        Row(
-                            (
-                                called(a, shown),
-                                called(b, shown),
-                                Cell(f"{margins[a, b]['dominates_in']} of {runs}" if (a, b) in margins else MISSING),
-                                _over_seeds(margins.get((a, b), {}).get("margin"), 1, 1, each=True),
-                                _over_seeds(leads.get((a, b)), 1, 1, each=True),
-                            )
-                        )
-                        for a, b in pairs
-                    ),
-                )
-            )
-        )
-    return tables
-
-
-def _over_seeds(found: Mapping[str, Any] | None, scale: float, digits: int, each: bool = False) -> Cell:
-    if found is None:
-        return Cell(MISSING)
-    value, low, high = (None if x is None else scale * x for x in Figure.read(found))
-    note = between(low, high, digits)
-    if each:
-        values = ", ".join(number(scale * x, digits) for x in found.get("values", ()))
-        note = f"{note} [{values}]" if note else values
-    return Cell(number(value, digits), note)

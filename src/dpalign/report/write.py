@@ -25,8 +25,9 @@ from dpalign.report.dial import dial_data
 from dpalign.report.drawing import Plot, inline, png, svg
 from dpalign.report.figures import plots
 from dpalign.report.headline import headline
+from dpalign.report.seeds_tables import seeds_of_comparison, seeds_tables
 from dpalign.report.systems import System, colours, last_iteration, systems_of
-from dpalign.report.tables import dominance_tables, gap_table, seeds_tables, sensitivity_table, systems_table
+from dpalign.report.tables import dominance_tables, gap_table, sensitivity_table, systems_table
 from dpalign.report.trust_tables import feasibility_tables, pairwise_table, trust_table
 from dpalign.runs import write_json, write_text
 
@@ -107,7 +108,7 @@ def render_page(
         dominance=dominance,
         more_dominance=more_dominance,
         dominance_judged=judged,
-        seeds=seeds_tables(summary, systems),
+        seeds=[*seeds_tables(summary, systems), *seeds_of_comparison(summary, systems)],
         gap=gap_table(summary, systems),
         comparison=comparison_part(summary, systems),
         trust=trust_table(summary),
@@ -116,7 +117,7 @@ def render_page(
         quality=quality_tables(jsonable(quality)),
         sensitivity=sensitivity_table(summary, systems),
         stages=stages_table(stages),
-        costs=costs_table(summary),
+        costs=costs_table(summary) if not summary.get("comparison") else None,  # which has budgets of its own
         data=data_table(data_reports),
         recipe_text=recipe_text,
         palette=palette,
