@@ -102,10 +102,13 @@ def parser_of(name: str) -> Parser:
 def help_text() -> str:
     """What `dpa --help` prints."""
     width = min(100, shutil.get_terminal_size().columns)
+    column = 2 + max(map(len, VERBS))
 
     def listed(names: Sequence[str]) -> str:
         return "\n".join(
-            textwrap.fill(VERBS[name].help, width, initial_indent=f"  {name:10}", subsequent_indent=" " * 12)
+            textwrap.fill(
+                VERBS[name].help, width, initial_indent=f"  {name:{column}}", subsequent_indent=" " * (column + 2)
+            )
             for name in names
         )
 
