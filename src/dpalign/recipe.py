@@ -396,7 +396,7 @@ class Recipe:
     """The reward model's heads, in order (section 3.1)."""
     reward: Reward = field(default_factory=Reward)
     """Reward model."""
-    sft: Training = field(default_factory=lambda: Training(learning_rate=2e-5, epochs=1, context=2048, batch=128))
+    sft: Training = field(default_factory=lambda: Training(learning_rate=2e-5, epochs=1.0, context=2048, batch=128))
     """SFT as in Zephyr's recipe (section 3.1 starts from its checkpoint)."""
     steerlm: SteerLM = field(default_factory=SteerLM)
     """SteerLM."""
