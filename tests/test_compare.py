@@ -83,7 +83,7 @@ def test_a_specialist_takes_turns_starts_from_sft_and_knows_one_direction() -> N
 
 
 def test_what_two_systems_need_is_made_once() -> None:
-    """SFT's own answers serve all specialists; the experts of the soups are specialists; only minus verbosity is new."""
+    """SFT's answers serve all specialists, which are the soups' experts too: only that for fewer words is new."""
     steps = plan(PAPER)
     firsts = [step for step in steps.values() if step.kind == "sample" and step.condition == "plain" and step.t == 1]
     assert [step.name for step in firsts] == ["rsf-1-sample-1"]
