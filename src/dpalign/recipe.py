@@ -47,7 +47,10 @@ class Pretrain:
     documents: int = 150_000
     """Documents drawn from the world, or read at most (not in the paper)."""
     vocabulary: int = 1024
-    """Largest size of the byte-level BPE; digits are always split."""
+    """Largest size of the byte-level BPE."""
+    split_digits: bool = True
+    """A token a digit, as Mistral's tokenizer has it. A tiny model then reads little more of a direction than its
+    first digit: false makes each number that is met often one token."""
     hidden: int = 128
     """Width of the Mistral architecture."""
     layers: int = 4

@@ -1,8 +1,9 @@
 """What the base model reads before anybody aligns it: the world's plain text.
 
-Facts, questions with answers, answers of a stated length and content (a model that has never met
-numbers would never learn to follow a direction: as words, and as shares from 0 to 100, alone and in
-pairs) and reviews that count what an answer gives. No direction and no rating on any head is among them.
+Facts, questions with answers, plainly and as chats (a model that answers in one form alone forgets how
+in another), answers of a stated length and content (one that has never met numbers from 0 to 100 would
+never learn to follow a direction) and reviews that count what an answer gives. No direction and no
+rating on any head is among them.
 """
 
 from collections.abc import Iterator
@@ -32,10 +33,11 @@ def documents(count: int, rng: np.random.Generator) -> Iterator[str]:
             case 2:
                 yield f"in {len(answer.split())} words: {say_prompt(task)} {answer}"
             case 3:
-                yield f"long {length_share(answer)}: {say_prompt(task)} {answer}"
+                yield f"<|user|>{say_prompt(task)}<|assistant|>{answer}"
             case 4:
                 given = round(100 * read(task, answer).quality)
-                yield f"given {given} long {length_share(answer)}: {say_prompt(task)} {answer}"
+                told = f"given {given} long {length_share(answer)}"
+                yield f"<|system|>{told}<|user|>{say_prompt(task)}<|assistant|>{answer}"
             case _:
                 yield review(task, answer)
 
