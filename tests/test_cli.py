@@ -70,7 +70,7 @@ def test_every_verb_has_its_line_of_help_and_a_help_of_its_own(capsys: pytest.Ca
     cli.main([])
     overview = capsys.readouterr().out
     for verb in cli.VERBS:
-        assert f"\n  {verb:10}{cli.VERBS[verb].help[:30]}" in overview
+        assert f"\n  {verb:12}{cli.VERBS[verb].help[:30]}" in overview
         with pytest.raises(SystemExit) as ended:
             cli.main([verb, "--help"])
         assert ended.value.code == 0
