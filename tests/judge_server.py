@@ -1,11 +1,13 @@
 """A judge for the tests, over real HTTP on 127.0.0.1: it prefers the shorter answer, unless told to misbehave.
 
 It speaks /chat/completions as OpenAI-compatible servers do, and counts what it was asked and what it answered.
+`python tests/judge_server.py` serves one until it is interrupted, for trying `dpa alpaca-eval` out.
 """
 
 import json
 import math
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -121,9 +123,16 @@ def serving(behave: Behaviour = lambda number, body: None) -> Iterator[Judge]:
 
     server = Server(("127.0.0.1", 0), Handler)
     judge.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield judge
     finally:
         server.shutdown()
         server.server_close()
+
+
+if __name__ == "__main__":
+    with serving() as running:
+        sys.stdout.write(f"{running.url}\n")
+        sys.stdout.flush()
+        threading.Event().wait()

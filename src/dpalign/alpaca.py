@@ -10,6 +10,7 @@ the command ends when the answers are drawn.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -248,10 +249,10 @@ def _judged_and_shown(run: Run, recipe: Recipe, order: Order, points: "Sequence[
     from dpalign.evaluation.alpaca.stages import Task, judge_point, open_store
 
     assert order.reference is not None
-    store = open_store(order.store, judge)
     tasks = [Task(point, order.source, order.reference, order.limit) for point in points]
-    for task in tasks:
-        judge_point(run, task, judge, store, retry_failed=order.retry_failed)
+    with contextlib.closing(open_store(order.store, judge)) as store:
+        for task in tasks:
+            judge_point(run, task, judge, store, retry_failed=order.retry_failed)
     from dpalign.report.alpaca import figure
 
     folder = figure(run, recipe, tasks, judge, difficulty=order.difficulty, paper=order.paper)

@@ -232,8 +232,8 @@ def _notes(numbers: Numbers) -> list[str]:
     points = [point for system in numbers["systems"].values() for point in system["points"]]
     if any(point["extrapolated"] for point in points):
         notes.append(
-            "* Nearly all of these answers are longer than the reference's, or shorter: their rate at equal length is an "
-            "extrapolation."
+            "* Nearly all of these answers are longer than the reference's, or shorter: their rate at equal length is "
+            "extrapolated."
         )
     reasons: dict[str, int] = {}
     for point in points:

@@ -114,8 +114,13 @@ class LogprobJudge:
         self.client.stop.clear()
 
         def one(pair: Pair) -> None:
-            if not self.client.stop.is_set():
+            if self.client.stop.is_set():
+                return
+            try:
                 keep(pair, self.judge(pair))
+            except BaseException:
+                self.client.stop.set()  # before this thread takes the next pair
+                raise
 
         with ThreadPoolExecutor(self.workers) as pool:
             asked = [pool.submit(one, pair) for pair in pairs]

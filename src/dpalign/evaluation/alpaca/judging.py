@@ -49,6 +49,7 @@ def judge_pairs(pairs: Sequence[Pair], judge: Judge, store: Store, about: str) -
     todo = pending(pairs, judge.identity, store)
     if not todo:
         return 0
+    store.hold()  # before anything is paid for
     progress = Progress(f"{about}, judgements", len(pairs), len(pairs) - len(todo))
     tally: Counter[bool] = Counter()
     reasons: Counter[str] = Counter()

@@ -6,6 +6,7 @@ costs no more than the pairs under way. Its leaderboards and downloads are left 
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import io
 import logging
 import math
@@ -110,9 +111,8 @@ def _annotator(name: str, seed: int) -> Any:
     Raises:
         ValueError: the package is not installed, or knows no such annotator.
     """
-    _stand_in_for_pkg_resources()
     try:
-        with _listening([]):
+        with _listening([]), pkg_resources_stand_in():
             from alpaca_eval import constants
             from alpaca_eval.annotators import PairwiseAnnotator
 
@@ -126,18 +126,21 @@ def _annotator(name: str, seed: int) -> Any:
         raise ValueError(f"the package alpaca_eval has no annotator {name!r}; it has {', '.join(known)}") from None
 
 
-def _stand_in_for_pkg_resources() -> None:
-    """alpaca_eval 0.6.6 imports two functions of pkg_resources, which setuptools 82 no longer has."""
-    with contextlib.suppress(ModuleNotFoundError):
-        import pkg_resources  # noqa: F401
-
+@contextlib.contextmanager
+def pkg_resources_stand_in() -> Iterator[None]:
+    """Import alpaca_eval within this: 0.6.6 wants two functions of pkg_resources, which setuptools 82 no longer has."""
+    if importlib.util.find_spec("pkg_resources") is not None:
+        yield
         return
     from packaging.version import parse
 
     module: Any = types.ModuleType("pkg_resources")
-    module.parse_version = parse
-    module.get_distribution = importlib.metadata.distribution
+    module.parse_version, module.get_distribution = parse, importlib.metadata.distribution
     sys.modules["pkg_resources"] = module
+    try:
+        yield
+    finally:
+        del sys.modules["pkg_resources"]
 
 
 @contextlib.contextmanager

@@ -62,29 +62,39 @@ class Store:
     def _append(self, record: Record) -> None:
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         with self._lock:
-            if self._file is None:
-                self._file = self._hold()
+            self.hold()
+            assert self._file is not None
             self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
             self._take(record)
 
-    def _hold(self) -> BinaryIO:
-        """The file to append to, held by this process alone, and without the line that a kill cut short.
+    def hold(self) -> None:
+        """Take the file for this process alone, until `close`; what a kill cut short goes from its end.
 
         Raises:
             ValueError: another process writes into it, or has since it was read.
         """
+        if self._file is not None:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.close()
             raise ValueError(f"{self.path}: another process keeps judgements in it; wait for it") from None
         if self.path.stat().st_size != self._size:
+            file.close()
             raise ValueError(f"{self.path}: another process kept judgements in it meanwhile; run the command again")
         file.truncate(self._sound)
-        return file
+        self._file = file
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._size = self._sound = self.path.stat().st_size
 
     def _take(self, record: Record) -> None:
         if record.get("again"):

@@ -34,10 +34,9 @@ class Answers:
                 f"{self.name}: preferences and lengths of shapes {sorted(shapes)}; each instruction has both"
             )
         lengths = np.concatenate([self.length_P, self.reference_length_P])
-        if not np.isfinite(lengths).all() or (lengths < 0).any():
-            raise ValueError(
-                f"{self.name}: a length is {lengths[~(lengths >= 0)][0]}; lengths are counted in characters"
-            )
+        bad_N = lengths[~(np.isfinite(lengths) & (lengths >= 0))]
+        if bad_N.size:
+            raise ValueError(f"{self.name}: a length is {bad_N[0]}; lengths are counted in characters")
         judged_N = self.preference_P[self.judged_P]
         if not judged_N.size:
             said = "; ".join(f"{n} times {reason}" for reason, n in self.reasons.most_common(3)) or "there are none"
