@@ -138,7 +138,7 @@ def test_a_judge_that_asks_for_too_long_a_pause_or_refuses_too_often_is_left_for
         with pytest.raises(ValueError, match="no answer after 4 tries, the last: HTTP 429: slow down") as error:
             judge_pairs(pairs(), judge, store, "dpa@-15")
         assert str(error.value).startswith(f"dpa@-15: {server.url}/chat/completions: ")
-        assert str(error.value).endswith("(10 of 12 are judged and kept; the same command goes on)")
+        assert str(error.value).endswith("(10 of 12 are answered and kept; the same command goes on)")
         assert len(server.requests) == 14
     store.close()
     wall = Says({}, 429, {"Retry-After": "3600"})
@@ -177,7 +177,7 @@ def test_a_judge_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
         url = server.url
     with pytest.raises(ValueError, match=r"unreachable \(.*refused\); is the URL right") as error:
         judge_pairs(pairs(), judge_at(url, pause=100.0), Store(tmp_path / "s.jsonl"), "dpa")
-    assert "(0 of 12 are judged and kept" in str(error.value)
+    assert "(0 of 12 are answered and kept" in str(error.value)
 
 
 def test_a_judge_that_never_answers_is_timed_out() -> None:

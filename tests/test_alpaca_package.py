@@ -89,7 +89,7 @@ def test_a_judge_that_is_lost_is_said_and_what_it_judged_is_kept(
 
     with judge_server.serving(behave) as server:
         judge, store = judge_at(server.url, workers=1), Store(tmp_path / "s.jsonl")
-        with pytest.raises(ValueError, match=r"AuthenticationError: .*\(3 of 6 are judged and kept") as error:
+        with pytest.raises(ValueError, match=r"AuthenticationError: .*\(3 of 6 are answered and kept") as error:
             judge_pairs(pairs(), judge, store, "dpa")
         assert "sk-secret-123" not in str(error.value)
         assert len(store.records) == 3
@@ -100,7 +100,7 @@ def test_a_judge_that_is_lost_is_said_and_what_it_judged_is_kept(
     limited = Says({"error": {"message": "rate limit"}}, 429, {"Retry-After": "0.01"})
     with judge_server.serving(lambda number, body: limited) as server:
         again = judge_at(server.url, workers=1)
-        with pytest.raises(ValueError, match=r"no answer after the package's retries; .*\(3 of 6 are judged"):
+        with pytest.raises(ValueError, match=r"no answer after the package's retries; .*\(3 of 6 are answered"):
             judge_pairs(pairs(), again, store, "dpa")
     assert len(store.records) == 3
 

@@ -44,7 +44,7 @@ def judge_pairs(pairs: Sequence[Pair], judge: Judge, store: Store, about: str) -
     """Ask for what the store lacks, and keep each judgement as it comes; how many were asked for.
 
     Raises:
-        ValueError: the judge cannot be asked, or fails from the first; it says how many are judged, and kept.
+        ValueError: the judge cannot be asked, or fails from the first; it says how many are answered, and kept.
     """
     todo = pending(pairs, judge.identity, store)
     if not todo:
@@ -74,7 +74,7 @@ def judge_pairs(pairs: Sequence[Pair], judge: Judge, store: Store, about: str) -
     except ValueError as error:
         left = len(pending(pairs, judge.identity, store))
         raise ValueError(
-            f"{about}: {error} ({len(pairs) - left} of {len(pairs)} are judged and kept; the same command goes on)"
+            f"{about}: {error} ({len(pairs) - left} of {len(pairs)} are answered and kept; the same command goes on)"
         ) from error
     return tally.total()
 
