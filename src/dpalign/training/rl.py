@@ -59,7 +59,10 @@ class Reinforced:
 
 
 def rl(job: Job) -> None:
-    """Reinforce answers to the prompts of both halves at the recipe's one direction, from SFT."""
+    """Reinforce answers to the prompts of both halves at the recipe's one direction, from SFT.
+
+    Beside the model, `updates.json` keeps how reward, divergence and length went from update to update.
+    """
     recipe, settings = job.recipe, job.recipe.rl
     if taken(job, settings.training):
         return
