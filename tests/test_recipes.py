@@ -93,10 +93,17 @@ def test_every_training_of_a_shipped_recipe_splits_its_batch_evenly() -> None:
     for name in SHIPPED:
         recipe = shipped(name)
         processes = recipe.processes if recipe.launcher == "torchrun" else 1
-        trainings = (recipe.reward.training, recipe.sft, recipe.steerlm.training, recipe.finetune, recipe.dpo.training)
-        for training in trainings:
+        for training in (
+            recipe.reward.training,
+            recipe.sft,
+            recipe.steerlm.training,
+            recipe.finetune,
+            recipe.dpo.training,
+            recipe.rl.training,
+        ):
             assert training.batch % (training.micro_batch * processes) == 0
         assert recipe.pretrain.batch % recipe.pretrain.micro_batch == 0
+        assert recipe.rl.training.batch % recipe.rl.samples == 0
 
 
 def test_an_answer_and_its_prompt_fit_every_context_of_the_real_recipe() -> None:

@@ -224,7 +224,7 @@ class RL:
     algorithm: Literal["grpo", "rloo"] = "grpo"
     """TRL's online trainers; PPO itself left TRL after 1.12."""
     beta: float = 0.04
-    """Weight of the KL divergence from SFT."""
+    """Weight of the KL divergence from SFT, against a reward of about unit spread."""
     samples: int = 8
     """Answers a prompt, which are each other's baseline."""
     temperature: float = 1.0
@@ -232,7 +232,8 @@ class RL:
     training: Training = field(
         default_factory=lambda: Training(learning_rate=1e-6, steps=500, batch=64, packing=False, loss_on="answer")
     )
-    """Its training; `batch` counts answers, and `epochs` is not used."""
+    """Its training: `steps` counts updates and `batch` answers. `epochs`, `packing` and `loss_on` are not used, nor is
+    `context`: prompts and answers are as long as [sampling] lets them be."""
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,13 @@ from dpalign.training.common import (
     quiet,
 )
 from dpalign.training.sft import IGNORED, tokenize
-from dpalign.training.stages import count, model_folder, policy_tokenizer, takes_checkpoint
+from dpalign.training.stages import count, model_folder, policy_tokenizer, taken
 
 
 def dpo(job: Job) -> None:
     """Train a policy on preference pairs, from SFT; it has no dial."""
     recipe = job.recipe
-    if takes_checkpoint(job, recipe.dpo.training):
+    if taken(job, recipe.dpo.training):
         return
     start = model_folder(job.inputs["start"])
     fitted = optimise(

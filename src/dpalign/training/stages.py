@@ -114,7 +114,7 @@ def _finetune(
     Args:
         steered: the model's chat template is to take a preference.
     """
-    if takes_checkpoint(job, training):
+    if taken(job, training):
         return
     recipe = job.recipe
     tokenizer = policy_tokenizer(start, recipe, steered)
@@ -132,8 +132,8 @@ def _finetune(
     count(job, fitted)
 
 
-def takes_checkpoint(job: Job, training: Training) -> bool:
-    """Whether the recipe names a model in place of training one: then it is noted, and nothing is left to do."""
+def taken(job: Job, training: Training) -> bool:
+    """Whether the recipe names a checkpoint in place of this training; it is noted where `model_folder` reads it."""
     if not training.checkpoint:
         return False
     if Path(training.checkpoint).exists():
@@ -143,10 +143,10 @@ def takes_checkpoint(job: Job, training: Training) -> bool:
 
 
 def policy_tokenizer(start: str, recipe: Recipe, steered: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model to start from, with the recipe's chat template.
+    """The tokenizer of a policy trained from `start`, with the recipe's chat template and a pad token.
 
     Args:
-        steered: the template is to take a preference.
+        steered: the chat template is to take a preference.
     """
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.chat_template = chat_template(
