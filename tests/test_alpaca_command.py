@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def test_an_interruption_waits_for_the_answer_under_way_which_is_paid_for(files:
     with judge_server.serving(hold_the_fifth) as server:
         words = [*files, "--judge-url", server.url, "--judge-model", "short", "--workers", "1"]
         command = [sys.executable, "-m", "dpalign", "alpaca-eval", *words]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are deaf to Ctrl-C
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
         assert reached.wait(300)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
