@@ -14,6 +14,7 @@ from dpalign.config import changed
 from dpalign.evaluation.beyond import TRAINED, Wish, figures
 from dpalign.evaluation.bootstrap import Bootstrap
 from dpalign.evaluation.points import SystemRewards
+from dpalign.ledger import TIMES
 from dpalign.preference import evaluation_grid, rng_for
 from dpalign.recipe import Recipe, load
 from dpalign.records import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, write_rows
@@ -190,7 +191,7 @@ class World:
         work.tally.add(len(rows), len(rows), scored=len(rows))
         work.tally.sampled += sum(row["tokens"] for row in rows)
         if step.kind == "soup":
-            write_json(work.folder / "soup.json", {"switch_seconds": 0.12})
+            write_json(work.folder / TIMES, {"switch_seconds": {"0": 0.1, "1": 0.14}})
 
     def _feasibility(self, work: Work, step: Step) -> None:
         rng = np.random.default_rng(3)

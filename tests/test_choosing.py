@@ -222,3 +222,12 @@ def test_an_annotation_of_other_data_is_refused(tmp_path: Path) -> None:
     write_rows(path, list(read_rows(path, SCORES))[2:], SCORES)
     with pytest.raises(ValueError, match=r"not the annotation of .*; run the annotate stage again"):
         select(work)
+
+
+def test_what_answered_without_a_direction_learns_without_one(tmp_path: Path) -> None:
+    """Scalar rejection sampling at (0.6, -0.8): 0.6 * 60 - 0.8 * 20 = 20 beats 0.6 * 80 - 0.8 * 60 = 0."""
+    recipe = replace(STEEP, preference=replace(STEEP.preference, listed=((0.6, -0.8),), directions=1))
+    answers = [candidate(ONE, 0, i, text, kind="plain") for i, text in enumerate(("long", "short"))]
+    (row,) = chosen(job(tmp_path, answers, [[80.0, 60.0], [60.0, 20.0]], recipe))
+    assert row["response"] == "short"
+    assert row["messages"] == ONE

@@ -95,9 +95,17 @@ def test_every_training_of_a_shipped_recipe_splits_its_batch_evenly() -> None:
     for name in SHIPPED:
         recipe = shipped(name)
         processes = recipe.processes if recipe.launcher == "torchrun" else 1
-        for training in (recipe.reward.training, recipe.sft, recipe.steerlm.training, recipe.finetune):
+        for training in (
+            recipe.reward.training,
+            recipe.sft,
+            recipe.steerlm.training,
+            recipe.finetune,
+            recipe.dpo.training,
+            recipe.rl.training,
+        ):
             assert training.batch % (training.micro_batch * processes) == 0
         assert recipe.pretrain.batch % recipe.pretrain.micro_batch == 0
+        assert recipe.rl.training.batch % recipe.rl.samples == 0
 
 
 def test_an_answer_and_its_prompt_fit_every_context_of_the_real_recipe() -> None:
@@ -149,3 +157,9 @@ def test_a_table_given_in_part_keeps_the_rest_of_its_fields_own_default() -> Non
     """SFT's own default is one epoch, where a training's is two."""
     recipe = config.from_mapping(Recipe, {"name": "x", "sft": {"batch": 32}})
     assert (recipe.sft.batch, recipe.sft.epochs, recipe.sft.context) == (32, 1.0, 2048)
+
+
+def test_a_warm_up_is_a_number_of_updates_or_a_share_of_them() -> None:
+    recipe = shipped("paper", "--finetune.warmup_steps", "30", "--sft.warmup_steps", "0.25")
+    assert (recipe.finetune.warmup_steps, recipe.sft.warmup_steps, recipe.dpo.training.warmup_steps) == (30, 0.25, 0.1)
+    assert isinstance(recipe.finetune.warmup_steps, int)  # not 30.0, which would redo what was trained with 30

@@ -144,7 +144,7 @@ def test_table_1_counts_objectives_models_and_bytes(summary: dict[str, Any]) -> 
     }  # fmt: skip
     assert rows["DPA t=2"]["bytes"] == 4_000_000
     assert rows["rewarded soups"]["bytes"] == 8_000_000
-    assert rows["rewarded soups"]["switch_seconds"] == 0.12
+    assert rows["rewarded soups"]["switch_seconds"] == pytest.approx(0.12)
     assert (rows["SFT, best of 16"]["answers_a_reply"], rows["DPO"]["answers_a_reply"]) == (16, 1)
     assert rows["DPO"]["kendall_tau"] is None
     for name in ("DPA t=2", "SteerLM", "RSF", "rewarded soups"):

@@ -6,18 +6,23 @@ from typing import Any
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from dpalign.preference import rng_for
 from dpalign.records import Message, prompt_id, user_prompt
 from dpalign.templates import ChatStyle, chat_template
 from dpalign.training.pretrain import train_tokenizer
-from dpalign.world.corpus import documents
+from dpalign.world.language import THINGS, fact, say
 
 CONTEXT = 256
+
+TEXTS = [
+    *(f"explain {thing}, tea and iron. {say([fact(thing, detailed=True)])}" for thing in THINGS),
+    *(f"helpfulness*{n} verbosity*-{100 - n}" for n in range(101)),
+]
+"""What the tokenizer is trained on: the words of the world, in few forms, whatever its corpus becomes."""
 
 
 def tokenizer(style: ChatStyle = "world-v1", vocabulary: int = 400) -> PreTrainedTokenizerFast:
     """A tokenizer of the world's text, with a chat template."""
-    return train_tokenizer(documents(200, rng_for(0, "tiny")), vocabulary, chat_template(style))
+    return train_tokenizer(TEXTS, vocabulary, chat_template(style))
 
 
 def write_model(

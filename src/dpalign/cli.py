@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from dpalign import __doc__ as what_this_is
-from dpalign import __version__, align, config
+from dpalign import __version__, align, alpaca, config
 from dpalign.errors import plain_errors
 from dpalign.ledger import LEDGER, STAGE_NAME
 from dpalign.recipe import Recipe, load
@@ -103,10 +103,13 @@ def parser_of(name: str) -> Parser:
 def help_text() -> str:
     """What `dpa --help` prints."""
     width = min(100, shutil.get_terminal_size().columns)
+    column = 2 + max(map(len, VERBS))
 
     def listed(names: Sequence[str]) -> str:
         return "\n".join(
-            textwrap.fill(VERBS[name].help, width, initial_indent=f"  {name:10}", subsequent_indent=" " * 12)
+            textwrap.fill(
+                VERBS[name].help, width, initial_indent=f"  {name:{column}}", subsequent_indent=" " * (column + 2)
+            )
             for name in names
         )
 
@@ -214,6 +217,12 @@ def combine(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(combine_runs(arguments.runs, arguments.out))
 
 
+def alpaca_eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Fig. 5: answers to AlpacaEval's instructions, a judge, win rates against length."""
+    recipe = load(recipe_file(arguments.recipe), overrides)
+    print(alpaca.execute(alpaca.read_order(arguments), recipe))
+
+
 def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
     stage = STAGES[kind]
     _add_recipe(parser)
@@ -287,6 +296,11 @@ VERBS: Final[Mapping[str, Verb]] = {
         "run a recipe with every system that the paper compares, tuned and measured alike",
         run_arguments,
         partial(run, compared=True),
+    ),
+    "alpaca-eval": Verb(
+        "answer AlpacaEval's instructions at several directions, have a judge compare, and draw Fig. 5",
+        alpaca.declare,
+        alpaca_eval,
     ),
     "combine": Verb("put several seeds' runs on one page, with figures over the seeds", combine_arguments, combine, ""),
     **{kind: _stage_verb(kind) for kind in STAGES},

@@ -21,6 +21,8 @@ from dpalign.config import changes
 LEDGER: Final = "ledger.json"
 SCRATCH: Final = ("resume", ".stage")
 """Folders of a stage that are no outputs: the trainer's checkpoints, and our own notes on a stage at work."""
+TIMES: Final = "times.json"
+"""What a stage measured by the clock: kept beside its outputs, in no digest, since it differs from run to run."""
 STAGE_NAME: Final = r"[a-z0-9][a-z0-9_-]*"
 
 
@@ -201,12 +203,12 @@ def move_away(folder: Path) -> Path:
 
 
 def output_files(folder: Path) -> list[str]:
-    """The relative paths of a stage's outputs: all but the ledger, scratch folders and half-written files."""
+    """The relative paths of a stage's outputs: all but ledger, times, scratch folders and half-written files."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(
         file.as_posix()
         for file in files
-        if file.parts[0] not in (*SCRATCH, LEDGER) and not re.fullmatch(r"\..*\.partial", file.name)
+        if file.parts[0] not in (*SCRATCH, LEDGER, TIMES) and not re.fullmatch(r"\..*\.partial", file.name)
     )
 
 

@@ -47,7 +47,10 @@ class Pretrain:
     documents: int = 150_000
     """Documents drawn from the world, or read at most (not in the paper)."""
     vocabulary: int = 1024
-    """Largest size of the byte-level BPE; digits are always split."""
+    """Largest size of the byte-level BPE."""
+    split_digits: bool = True
+    """A token a digit, as Mistral's tokenizer has it. A tiny model then reads little more of a direction than its
+    first digit: false makes each number that is met often one token."""
     hidden: int = 128
     """Width of the Mistral architecture."""
     layers: int = 4
@@ -124,12 +127,15 @@ class Training:
 
     checkpoint: str = ""
     """Take this model, a folder or hub name, instead of training one."""
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """Section 3.1 has AdamW. Zephyr's DPO was trained with RMSprop: its model card says Adam, its authors that the card
+    is wrong (alignment-handbook, issue 43)."""
     learning_rate: float = 1e-5
-    """AdamW's peak (section 3.1)."""
+    """The optimizer's peak (section 3.1)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate schedule (section 3.1)."""
-    warmup_steps: int = 20
-    """Warm-up (section 3.1)."""
+    warmup_steps: int | float = 20
+    """Updates of warm-up (section 3.1); below 1 they are a share of all updates."""
     epochs: float = 2.0
     """Passes over the rows (section 3.1)."""
     steps: int = 0
@@ -145,7 +151,7 @@ class Training:
     loss_on: Literal["text", "answer"] = "text"
     """Section 3.1 optimises the loss "across the text corpus"; "answer" leaves prompts out of it."""
     weight_decay: float = 0.0
-    """AdamW's (paper silent)."""
+    """The optimizer's (paper silent)."""
     lora_rank: int = 0
     """Train a LoRA of this rank and merge it; 0 trains all weights (section 3.1)."""
     save_every: int = 500
@@ -195,14 +201,23 @@ class DPO:
     beta: float = 0.1
     """Strength of the pull towards SFT."""
     pairs: Literal["ratings", "candidates"] = "ratings"
-    """Of the data's own ratings (Zephyr's), or the best and the worst of the run's first candidates by the reward
-    model, at the direction of most helpfulness."""
+    """Of the data's own ratings, the best answer and one of the others (Zephyr's); or the best and the worst of the
+    run's first candidates by the reward model's first objective."""
     training: Training = field(
         default_factory=lambda: Training(
-            learning_rate=5e-7, schedule="linear", epochs=3.0, batch=32, context=1024, packing=False, loss_on="answer"
+            optimizer="rmsprop",
+            learning_rate=5e-7,
+            schedule="linear",
+            warmup_steps=0.1,
+            epochs=3.0,
+            batch=32,
+            context=1024,
+            packing=False,
+            loss_on="answer",
         )
     )
-    """Its training; a pair longer than `context` is left out, and counted."""
+    """Its training; `batch` counts pairs, and a pair of which either side is longer than `context` is left out, and
+    counted."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +227,7 @@ class RL:
     algorithm: Literal["grpo", "rloo"] = "grpo"
     """TRL's online trainers; PPO itself left TRL after 1.12."""
     beta: float = 0.04
-    """Weight of the KL divergence from SFT."""
+    """Weight of the KL divergence from SFT, against a reward of about unit spread."""
     samples: int = 8
     """Answers a prompt, which are each other's baseline."""
     temperature: float = 1.0
@@ -220,7 +235,8 @@ class RL:
     training: Training = field(
         default_factory=lambda: Training(learning_rate=1e-6, steps=500, batch=64, packing=False, loss_on="answer")
     )
-    """Its training; `batch` counts answers, and `epochs` is not used."""
+    """Its training: `steps` counts updates and `batch` answers. `epochs`, `packing` and `loss_on` are not used, nor is
+    `context`: prompts and answers are as long as [sampling] lets them be."""
 
 
 @dataclass(frozen=True)
@@ -418,7 +434,7 @@ class Recipe:
     """The reward model's heads, in order (section 3.1)."""
     reward: Reward = field(default_factory=Reward)
     """Reward model."""
-    sft: Training = field(default_factory=lambda: Training(learning_rate=2e-5, epochs=1, context=2048, batch=128))
+    sft: Training = field(default_factory=lambda: Training(learning_rate=2e-5, epochs=1.0, context=2048, batch=128))
     """SFT as in Zephyr's recipe (section 3.1 starts from its checkpoint)."""
     steerlm: SteerLM = field(default_factory=SteerLM)
     """SteerLM."""

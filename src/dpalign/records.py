@@ -86,6 +86,18 @@ CONVERSATIONS: Final = pa.schema(
     ]
 )
 
+PAIRS: Final = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("messages", _MESSAGES),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_score", pa.float32()),  # 0-100: a rating, or the reward model's
+        ("rejected_score", pa.float32()),
+        ("origin", pa.string()),  # ratings | candidates
+    ]
+)
+
 
 def user_prompt(text: str) -> list[Message]:
     """A single-turn prompt as a chat."""

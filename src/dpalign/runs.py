@@ -2,6 +2,7 @@
 
 RUN/recipe.toml, environment.json, log.txt     what was asked, where it ran, what happened
 RUN/<stage>/...                                a finished stage's outputs, beside its ledger.json
+RUN/<stage>/times.json                         what some stages measured by the clock: no output, in no digest
 RUN/<stage>.partial/...                        a stage at work, or killed at work: its finished shards are kept
 RUN/<stage>[.partial]/resume/                  trainer checkpoints: no output, gone when the stage is finished
 """

@@ -193,7 +193,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "pairs": StageKind(
         "dpalign.training.pairs:pairs",
         "make preference pairs of rated answers, or of scored candidates",
-        ("seed", "dpo.pairs", "preference", *_OBJECTIVES),
+        ("seed", "dpo.pairs", *_OBJECTIVES),
         inputs=("data",),
         optional=("candidates", "scores"),
         heavy=False,

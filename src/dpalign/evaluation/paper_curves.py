@@ -1,8 +1,9 @@
-"""Fig. 4 of the paper, digitised: an overlay for our own fronts, and figures to test the metrics on.
+"""Figs. 4 and 5 of the paper, digitised: overlays for our own figures, and figures to test the metrics on.
 
-Read off the figure by eye, within 0.2 reward points. Of SteerLM and of iterations 0 to 3 only the two
-ends of the curve were read. The rewards are those of the paper's reward model on 2,000 UltraFeedback
-prompts (section 3.2): another model's rewards share the axes and not the scale.
+Read off the figures by eye, within 0.2 points. In Fig. 4, of SteerLM and of iterations 0 to 3 only the two
+ends of the curve were read; its rewards are those of the paper's reward model on 2,000 UltraFeedback
+prompts (section 3.2): another model's rewards share the axes and not the scale. Fig. 5 is the raw win
+rate against GPT-4 Turbo by GPT-4 Turbo's judgement: another judge's, or another reference's, shares no scale.
 """
 
 from typing import Final
@@ -32,6 +33,22 @@ FIG_4: Final[dict[str, tuple[tuple[float, float], ...]]] = {
     ),
 }
 """(verbosity, helpfulness) of each curve's points, as the figure's axes have them."""
+
+FIG_5: Final[dict[str, tuple[tuple[float, float], ...]]] = {
+    "DPA": (
+        (763, 6.8),
+        (975, 7.2),
+        (1048, 7.5),
+        (1282, 8.0),
+        (1480, 10.4),
+        (1566, 11.4),
+        (1776, 12.0),
+    ),
+    "SteerLM": ((429, 5.7), (863, 6.6), (1050, 7.6), (1546, 8.2)),
+    "SFT": ((1031, 4.7),),
+    "DPO": ((1445, 11.0),),
+}
+"""(average length in characters, win rate in %) on AlpacaEval 2; DPA is its fourth iteration, DPO Zephyr-beta."""
 
 
 def fig_4_points(name: str) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpalign import config
-from dpalign.ledger import LEDGER, Ledger, read_ledger
+from dpalign.ledger import LEDGER, TIMES, Ledger, read_ledger
 from dpalign.preference import draw_directions, rng_for
 from dpalign.recipe import Steering
 
@@ -141,14 +141,20 @@ class Footprint(NamedTuple):
 
 
 def footprint(folder: Path) -> Footprint:
-    """The models behind an evaluate folder; a soup's evaluation may tell more of its own in soup.json."""
+    """The models behind an evaluate folder."""
     sizes = [weight_bytes(stage) for stage in made_from(folder).values()]
     if not sizes and (folder / LEDGER).is_file():  # a checkpoint that the recipe names
         sizes = [_named_bytes(read_ledger(folder)["knobs"].get("evaluation.dpo"))]
     whole = None if None in sizes or not sizes else sum(size for size in sizes if size is not None)
-    soup = folder / "soup.json"
-    told: dict[str, Any] = json.loads(soup.read_text(encoding="utf-8")) if soup.is_file() else {}
-    return Footprint(max(1, len(sizes)), told.get("bytes", whole), told.get("switch_seconds"))
+    return Footprint(max(1, len(sizes)), whole, _switch_seconds(folder))
+
+
+def _switch_seconds(folder: Path) -> float | None:
+    """The mean time of a switch to another direction; None where none was timed."""
+    if not (folder / TIMES).is_file():
+        return None
+    times: dict[str, float] = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("switch_seconds", {})
+    return sum(times.values()) / len(times) if times else None
 
 
 def weight_bytes(stage: Path) -> int | None:

@@ -29,13 +29,17 @@ class Answer:
     """False: cut at max_new_tokens."""
 
 
-class Engine(Protocol):
+class Reader(Protocol):
+    """Knows how long a prompt is."""
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Length of a prompt as a policy reads it."""
+        ...
+
+
+class Engine(Reader, Protocol):
     """Draws answers from one policy."""
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """The n answers of each request, in the order of the requests."""
-        ...
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """Length of a prompt as this policy reads it."""
         ...

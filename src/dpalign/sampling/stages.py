@@ -12,8 +12,8 @@ from dpalign.preference import rng_for
 from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, PROMPTS, Message, read_rows, write_rows
 from dpalign.runs import Tally
-from dpalign.sampling.engine import Engine, Request
-from dpalign.sampling.transformers_engine import TransformersEngine
+from dpalign.sampling.engine import Engine, Reader, Request
+from dpalign.sampling.transformers_engine import PromptReader, TransformersEngine
 from dpalign.stages import Job
 from dpalign.templates import render_condition, with_system_line
 from dpalign.training.stages import model_folder
@@ -41,6 +41,11 @@ def open_engine(recipe: Recipe, policy: str) -> Engine:
         dtype=recipe.model.dtype,
         trust_remote_code=recipe.model.trust_remote_code,
     )
+
+
+def open_reader(recipe: Recipe, policy: str) -> Reader:
+    """What measures prompts as that engine reads them, without its model."""
+    return PromptReader(policy, trust_remote_code=recipe.model.trust_remote_code)
 
 
 def sample(job: Job) -> None:
@@ -79,13 +84,13 @@ def sample(job: Job) -> None:
         write_rows(shard.path, rows, CANDIDATES)
 
 
-def within_limit(prompts: Sequence[dict[str, Any]], engine: Engine, limit: int) -> tuple[list[dict[str, Any]], int]:
+def within_limit(prompts: Sequence[dict[str, Any]], reader: Reader, limit: int) -> tuple[list[dict[str, Any]], int]:
     """The prompts of at most `limit` tokens, and how many are longer.
 
     Raises:
         ValueError: all are longer.
     """
-    kept = [prompt for prompt in prompts if engine.prompt_tokens(prompt["messages"]) <= limit]
+    kept = [prompt for prompt in prompts if reader.prompt_tokens(prompt["messages"]) <= limit]
     if not kept:
         raise ValueError(f"none of {len(prompts)} prompts is at most {limit} tokens long; raise sampling.prompt_tokens")
     return kept, len(prompts) - len(kept)
@@ -142,9 +147,14 @@ def draw(
     key: tuple[int | str, ...],
     t: int,
     tally: Tally,
+    first: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """CANDIDATES rows: n answers for each condition of each prompt, a prompt's answers together."""
-    keyed = [(p, c, condition) for p, conditions in asked for c, condition in enumerate(conditions)]
+    """CANDIDATES rows: n answers for each condition of each prompt, a prompt's answers together.
+
+    Args:
+        first: the index of the first condition, where others are drawn apart.
+    """
+    keyed = [(p, c, condition) for p, conditions in asked for c, condition in enumerate(conditions, start=first)]
     requests = [Request(tuple(_chat(recipe, p, c)), n, (*key, p["prompt_id"], i)) for p, i, c in keyed]
     answers = engine.sample(requests, temperature=temperature, max_new_tokens=recipe.sampling.max_new_tokens)
     for (prompt, index, condition), request, drawn in zip(keyed, requests, answers, strict=True):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
 from dpalign.preference import rng_for
 from dpalign.records import Message
@@ -27,6 +27,19 @@ class _Row:
     finished: bool = False
 
 
+class PromptReader:
+    """A `Reader` on the tokenizer of a policy folder or hub name, without its weights."""
+
+    def __init__(self, folder: str, *, trust_remote_code: bool = False) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return prompt_ids(self.tokenizer, messages)
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        return len(self.prompt_ids(messages))
+
+
 class TransformersEngine:
     """An `Engine` on a plain Hugging Face causal language model.
 
@@ -36,7 +49,8 @@ class TransformersEngine:
     """
 
     def __init__(self, folder: str, *, rows: int, dtype: str = "float32", trust_remote_code: bool = False) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        self.reader = PromptReader(folder, trust_remote_code=trust_remote_code)
+        self.tokenizer = self.reader.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
@@ -45,11 +59,10 @@ class TransformersEngine:
         self.rows = rows
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.reader.prompt_ids(messages)
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self.prompt_ids(messages))
+        return self.reader.prompt_tokens(messages)
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """See `Engine.sample`. Batches are cut by the order of the requests alone.
@@ -135,6 +148,12 @@ class TransformersEngine:
             logits_to_keep=1,
         ).logits[:, -1]
         return cache, mask_BT, logits
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """A prompt as a policy reads it, up to where its answer begins; the chat template writes all special tokens."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def draw(logits_RV: torch.Tensor, uniform_R: np.ndarray, temperature: float) -> torch.Tensor:

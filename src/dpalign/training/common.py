@@ -5,25 +5,34 @@ import os
 import shutil
 import sys
 import time
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import datasets
 import torch
 from peft import LoraConfig
+from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging as transformers_logging
 
+from dpalign.preference import rng_for
 from dpalign.recipe import Training
+
+OPTIMIZERS: Final = {"adamw": "adamw_torch_fused", "rmsprop": "rmsprop"}
+"""By the recipe's names, in transformers'."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,16 @@ class Fitted:
 
     rows: int
     too_long: int
+    tokens: int
+    updates: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model in memory, and what its training did."""
+
+    model: PreTrainedModel
     tokens: int
     updates: int
     loss: float
@@ -51,6 +70,7 @@ def arguments(training: Training, seed: int) -> dict[str, Any]:
         )
     on_gpu = torch.cuda.is_available()
     return {
+        "optim": OPTIMIZERS[training.optimizer],
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule,
         "warmup_steps": training.warmup_steps,
@@ -75,7 +95,9 @@ def arguments(training: Training, seed: int) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """No bars of datasets and transformers: the stages say how far they are."""
+    """No bars of datasets, transformers and TRL: the stages say how far they are."""
+    os.environ["TQDM_DISABLE"] = "1"  # what TRL's DPO trainer asks
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # TRL's own use of it
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -129,6 +151,27 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: P
     tokenizer.save_pretrained(beside)
     shutil.rmtree(output, ignore_errors=True)
     beside.rename(output)
+
+
+class RowsByLength(Sampler[int]):
+    """Rows of like length in each update, in an order that depends on the seed and the epoch alone.
+
+    The Trainer's own order (`group_by_length`) is drawn from the process's generator: a training that resumes within
+    its second epoch, or a later one, would go on in another order, and so would another number of processes.
+    """
+
+    def __init__(self, trainer: Trainer, lengths: Sequence[int]) -> None:
+        self.trainer, self.lengths = trainer, lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        args = self.trainer.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epoch = int(self.trainer.state.epoch or 0)
+        seed = int(rng_for(args.data_seed, "order of rows", epoch).integers(2**62))
+        yield from get_length_grouped_indices(self.lengths, batch, generator=torch.Generator().manual_seed(seed))
 
 
 class ProgressCallback(TrainerCallback):

@@ -14,16 +14,24 @@ from dpalign.training.sft import fit
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int, chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that splits every digit, so that numbers are read, not memorised.
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, chat_template: str | None = None, split_digits: bool = True
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with the tokens of a chat.
 
     Every text, and every turn of a chat, is read as if a space stood before it: a word is the same token
     at its start and in its middle. Decoding takes that space away.
+
+    Args:
+        split_digits: a token a digit, so that any number can be read; else a number met often is one token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(r"\d" if split_digits else r"\d+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     tokenizer.train_from_iterator(
@@ -60,7 +68,8 @@ def pretrain(
     Raises:
         ValueError: no document fits `settings.context`; a longer one is left out, and counted.
     """
-    tokenizer = train_tokenizer([*documents, *list(words) * 1000], settings.vocabulary, chat_template)
+    texts = [*documents, *list(words) * 1000]
+    tokenizer = train_tokenizer(texts, settings.vocabulary, chat_template, settings.split_digits)
     set_seed(seed)
     model = MistralForCausalLM(
         MistralConfig(

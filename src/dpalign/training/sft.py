@@ -7,7 +7,6 @@ position ids at each, and the model runs without a key-value cache, without whic
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from trl import SFTConfig, SFTTrainer
 
 from dpalign.recipe import Training
-from dpalign.training.common import Fitted, ProgressCallback, arguments, export, last_checkpoint, lora, quiet
+from dpalign.training.common import Fitted, ProgressCallback, Trained, arguments, export, last_checkpoint, lora, quiet
 
 IGNORED = -100
 
@@ -88,14 +87,6 @@ def finetune(
     )
 
 
-@dataclass(frozen=True)
-class _Run:
-    model: PreTrainedModel
-    tokens: int
-    updates: int
-    loss: float
-
-
 def fit(
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, list[int]]],
@@ -104,7 +95,7 @@ def fit(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     resume: Path,
-) -> _Run:
+) -> Trained:
     """Train a model in memory on token rows with TRL's SFTTrainer."""
     quiet()
     trainer = SFTTrainer(
@@ -126,7 +117,7 @@ def fit(
     result = trainer.train(resume_from_checkpoint=last_checkpoint(resume))
     trained = trainer.model.merge_and_unload() if training.lora_rank else trainer.model
     epochs = trainer.state.epoch or 0.0
-    return _Run(
+    return Trained(
         model=trained,
         tokens=math.ceil(epochs * sum(len(row["input_ids"]) for row in rows)),
         updates=trainer.state.global_step,

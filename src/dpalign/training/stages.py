@@ -37,7 +37,7 @@ def base(job: Job) -> None:
     fitted = pretrain(
         texts, job.out / "model", settings, chat_template=template, seed=seed, resume=job.work.resume, words=words
     )
-    _count(job, fitted)
+    count(job, fitted)
 
 
 def _data_texts(data: Path) -> Iterator[str]:
@@ -114,13 +114,10 @@ def _finetune(
     Args:
         steered: the model's chat template is to take a preference.
     """
-    if training.checkpoint:
-        if Path(training.checkpoint).exists():
-            require_weights(Path(training.checkpoint))
-        (job.out / "checkpoint.txt").write_text(training.checkpoint + "\n")
+    if taken(job, training):
         return
     recipe = job.recipe
-    tokenizer = _tokenizer(start, recipe, steered)
+    tokenizer = policy_tokenizer(start, recipe, steered)
     fitted = finetune(
         start,
         rows,
@@ -132,10 +129,25 @@ def _finetune(
         resume=job.work.resume,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    _count(job, fitted)
+    count(job, fitted)
 
 
-def _tokenizer(start: str, recipe: Recipe, steered: bool) -> PreTrainedTokenizerBase:
+def taken(job: Job, training: Training) -> bool:
+    """Whether the recipe names a checkpoint in place of this training; it is noted where `model_folder` reads it."""
+    if not training.checkpoint:
+        return False
+    if Path(training.checkpoint).exists():
+        require_weights(Path(training.checkpoint))
+    (job.out / "checkpoint.txt").write_text(training.checkpoint + "\n")
+    return True
+
+
+def policy_tokenizer(start: str, recipe: Recipe, steered: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy trained from `start`, with the recipe's chat template and a pad token.
+
+    Args:
+        steered: the chat template is to take a preference.
+    """
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.chat_template = chat_template(
         recipe.model.chat,
@@ -148,7 +160,8 @@ def _tokenizer(start: str, recipe: Recipe, steered: bool) -> PreTrainedTokenizer
     return tokenizer
 
 
-def _count(job: Job, fitted: Fitted) -> None:
+def count(job: Job, fitted: Fitted) -> None:
+    """Enter a training in the stage's ledger."""
     too_long = {"too long for the context": fitted.too_long} if fitted.too_long else {}
     job.work.tally.add(
         rows_in=fitted.rows + fitted.too_long, rows_out=fitted.rows, filtered=too_long, trained=fitted.tokens

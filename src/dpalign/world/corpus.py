@@ -1,6 +1,7 @@
 """What the base model reads before anybody aligns it: the world's plain text.
 
-Facts, questions with answers, answers of a stated length (a model that has never met numbers would
+Facts, questions with answers, plainly and as chats (a model that answers in one form alone forgets how
+in another), answers of a stated length and content (one that has never met numbers from 0 to 100 would
 never learn to follow a direction) and reviews that count what an answer gives. No direction and no
 rating on any head is among them.
 """
@@ -11,7 +12,7 @@ import numpy as np
 
 from dpalign.world.language import THINGS, Task, fact, say, say_prompt
 from dpalign.world.people import STYLES, draw_tasks, write_answer
-from dpalign.world.truth import read
+from dpalign.world.truth import WORDS_AT_FULL_VERBOSITY, read
 
 THINGS_READ = (1, 2, 3, 4)
 """Questions of the corpus ask for fewer things too: what is simple teaches what is not."""
@@ -24,15 +25,26 @@ def documents(count: int, rng: np.random.Generator) -> Iterator[str]:
     for _ in range(count):
         task = tasks[rng.integers(len(tasks))]
         answer = say(write_answer(task, styles[rng.integers(len(styles))], rng))
-        match rng.choice(4, p=[0.05, 0.2, 0.4, 0.35]):
+        match rng.choice(6, p=[0.05, 0.1, 0.15, 0.15, 0.2, 0.35]):
             case 0:
                 yield say([fact(str(t), rng.random() < 0.7) for t in rng.choice(list(THINGS), size=4, replace=False)])
             case 1:
                 yield f"{say_prompt(task)} {answer}"
             case 2:
                 yield f"in {len(answer.split())} words: {say_prompt(task)} {answer}"
+            case 3:
+                yield f"<|user|>{say_prompt(task)}<|assistant|>{answer}"
+            case 4:
+                given = round(100 * read(task, answer).quality)
+                told = f"given {given} long {length_share(answer)}"
+                yield f"<|system|>{told}<|user|>{say_prompt(task)}<|assistant|>{answer}"
             case _:
                 yield review(task, answer)
+
+
+def length_share(answer: str) -> int:
+    """An answer's words, in percent of the longest that anybody would write."""
+    return round(100 * min(1.0, len(answer.split()) / WORDS_AT_FULL_VERBOSITY))
 
 
 def review(task: Task, answer: str) -> str:

@@ -19,8 +19,9 @@ ROLES: Final = {"pretrain": 20, "sft": 15, "helpsteer": 15, "ultrafeedback": 35,
 
 THINGS_ASKED: Final = (3, 4)
 
-RATER_NOISE: Final = 6.0
-"""Standard deviation of a rater's opinion around the truth, in points of 0-100."""
+RATER_NOISE: Final = 10.0
+"""Standard deviation of a rater's opinion around the truth, in points of 0-100: less than half a level of the coarsest
+scale, enough for the mean of many ratings to be nearly a line in the truth and no staircase."""
 
 
 def role_of(things: tuple[str, ...]) -> str:
@@ -99,7 +100,10 @@ def _other(things: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def rate(true_reward: float, low: int, high: int, rng: np.random.Generator) -> int:
-    """A rater's integer opinion on low..high, whose levels stand at the middles of equal parts of 0-100."""
+    """A rater's integer opinion on low..high: the level nearest to what he sees, of levels spread evenly over 0-100.
+
+    The ends of the scale stand for the worst and the best there is: so good answers do not all look alike.
+    """
     seen = true_reward + rng.normal(0, RATER_NOISE)
-    width = 100 / (high - low + 1)
-    return int(np.clip(np.floor(seen / width) + low, low, high))
+    level = np.rint(seen * (high - low) / 100)
+    return int(np.clip(level, 0, high - low) + low)

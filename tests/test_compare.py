@@ -1,0 +1,144 @@
+"""The plan of a comparison: which systems stand beside DPA, what they share, and what each step is told."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dpalign import align, config
+from dpalign.compare import axes, contenders, spelled, tuned_systems
+from dpalign.recipe import Compare, Recipe
+from dpalign.stages import Step
+
+PAPER = Recipe(name="paper", iterations=2)
+
+
+def plan(recipe: Recipe) -> dict[str, Step]:
+    planned = align.steps(recipe, compared=True)
+    names = Counter(step.name for step in planned)
+    assert set(names.values()) == {1}
+    return {step.name: step for step in planned}
+
+
+def knob(step: Step, name: str) -> object:
+    return align.knobs_of(PAPER, step)[name]
+
+
+def test_every_system_of_table_1_is_compared() -> None:
+    systems = {contender.system.split(" at ")[0] for contender in contenders(PAPER)}
+    assert systems == {
+        "DPO",
+        "DPO, asked to be brief",
+        "SFT, asked to be brief",
+        "SteerLM, tuned",
+        "RSF",
+        "GRPO",
+        "rewarded soups",
+        "SFT, best of 16",
+    }
+
+
+def test_a_comparison_contains_the_plain_run() -> None:
+    """In the same order and under the same names, so that a finished run goes on to a comparison."""
+    plain = align.steps(PAPER)
+    compared = plan(PAPER)
+    order = list(compared)
+    assert [order.index(step.name) for step in plain] == sorted(order.index(step.name) for step in plain)
+    assert all(compared[step.name] == step for step in plain if step.kind != "report")
+
+
+def test_every_step_reads_only_what_stands_before_it() -> None:
+    done: set[str] = set()
+    ablations = ("no replay", "no restart", "one half", "no LM loss")
+    recipe = replace(PAPER, compare=Compare(ablations=ablations))  # type: ignore[arg-type]
+    for step in plan(recipe).values():
+        assert {str(value) for value in step.inputs.values()} <= done, step.name
+        done.add(step.name)
+
+
+def test_settings_are_chosen_on_the_tuning_prompts_and_shown_on_the_validation_prompts() -> None:
+    steps = plan(PAPER)
+    assert tuned_systems(contenders(PAPER)) == {"DPO", "DPO, asked to be brief", "SteerLM, tuned", "rewarded soups"}
+    tuned = [step for name, step in steps.items() if name.startswith("tune-")]
+    assert len(tuned) == 3 + 3 + 3 + 2
+    for step in tuned:
+        assert knob(step, "evaluation.split") == "tuning"
+        shown = steps.get(step.name.replace("tune-", "evaluate-"))
+        if shown is not None:  # SteerLM's paper setting is evaluated anyway, under its own name
+            assert knob(shown, "evaluation.split") == "validation"
+            assert shown.inputs == step.inputs
+    assert [knob(steps[f"dpo-{i}"], "dpo.beta") for i in (1, 2, 3)] == [0.05, 0.1, 0.5]
+
+
+def test_a_specialist_takes_turns_starts_from_sft_and_knows_one_direction() -> None:
+    steps = plan(PAPER)
+    assert [steps[f"rsf-3-sample-{t}"].half for t in (2,)] == ["D2"]
+    assert steps["rsf-3-sample-2"].inputs["policy"] == "rsf-3-policy-1"
+    assert steps["rsf-3-policy-2"].inputs == {"start": "sft", "chosen": "rsf-3-select-2"}
+    assert steps["rsf-3-policy-2"].kind == "specialist"
+    listed = knob(steps["rsf-3-select-2"], "preference.listed")
+    assert np.allclose(listed, [[np.sqrt(0.5), -np.sqrt(0.5)]])  # -45 degrees
+    assert knob(steps["rsf-3-select-2"], "preference.directions") == 1
+
+
+def test_what_two_systems_need_is_made_once() -> None:
+    """SFT's answers serve all specialists, which are the soups' experts too: only that for fewer words is new."""
+    steps = plan(PAPER)
+    firsts = [step for step in steps.values() if step.kind == "sample" and step.condition == "plain" and step.t == 1]
+    assert [step.name for step in firsts] == ["rsf-1-sample-1"]
+    assert steps["evaluate-soup-1"].inputs["expert-1"] == "rsf-1-policy-2"
+    assert steps["evaluate-soup-1"].inputs["expert-2"] == "soup-1-expert-2-policy-2"
+    assert steps["evaluate-soup-2"].inputs["expert-2"] == "rsf-3-policy-2"
+    assert knob(steps["evaluate-soup-1"], "soups.experts") == [[1.0, 0.0], [0.0, -1.0]]
+    assert steps["report"].inputs["evaluate-steerlm-1"] == "evaluate-steerlm"
+
+
+@pytest.mark.parametrize(
+    ("ablation", "shared", "own"),
+    [
+        ("no replay", "score-1", "no-replay-select-1"),
+        ("no restart", "policy-1", "no-restart-policy-2"),
+        ("one half", "annotate", "one-half-steerlm-d2"),
+        ("no LM loss", "sft", "no-lm-loss-reward"),
+    ],
+)
+def test_an_ablation_goes_its_own_way_from_the_step_that_it_changes(ablation: str, shared: str, own: str) -> None:
+    steps = plan(replace(PAPER, compare=Compare(systems=(), ablations=(ablation,))))  # type: ignore[arg-type]
+    name = ablation.lower().replace(" ", "-")
+    assert own in steps
+    assert f"{name}-{shared}" not in steps
+    evaluated = steps[f"evaluate-{name}-policy"]
+    assert evaluated.inputs["policy"] == f"{name}-policy-2"
+    assert evaluated.inputs["reward"] == "reward"  # all are judged by the same model
+
+
+def test_without_restart_the_second_policy_goes_on_from_the_first() -> None:
+    steps = plan(replace(PAPER, compare=Compare(systems=(), ablations=("no restart",))))
+    assert steps["no-restart-policy-2"].inputs == {"start": "policy-1", "chosen": "select-2"}
+
+
+def test_a_step_runs_under_its_own_knobs_and_the_ledger_knows_them() -> None:
+    step = Step("dpo-1", "dpo", knobs={"dpo.beta": 0.5})
+    assert align.recipe_of(PAPER, step).dpo.beta == 0.5
+    assert align.knobs_of(PAPER, step)["dpo.beta"] == 0.5
+    assert align.recipe_of(PAPER, Step("dpo-2", "dpo")) is PAPER
+
+
+def test_a_changed_knob_is_checked_as_a_file_would_be() -> None:
+    assert config.changed(PAPER, {"sampling.n": 8, "seed": 3}).sampling.n == 8
+    with pytest.raises(ValueError, match=r"unknown key sampling\.m; the nearest is"):
+        config.changed(PAPER, {"sampling.m": 8})
+    with pytest.raises(ValueError, match=r"sampling\.n must be an int"):
+        config.changed(PAPER, {"sampling.n": "many"})
+
+
+def test_the_axes_point_where_the_population_does() -> None:
+    """More help, fewer words; of three objectives that all are wanted, more of each."""
+    assert axes([[1.0, 0.0], [0.8, -0.6]]) == ((1.0, 0.0), (0.0, -1.0))
+    assert axes([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]) == ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+
+
+def test_directions_are_spelled_as_the_paper_writes_them() -> None:
+    assert spelled(PAPER, (1.0, 0.0)) == "helpfulness*1.00 - verbosity*0.00"
+    assert spelled(PAPER, (0.8, -0.6)) == "helpfulness*0.80 - verbosity*0.60"

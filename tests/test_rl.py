@@ -1,0 +1,404 @@
+"""Reinforcement: which reward, for which prompts and tokens, what is counted, that it rises, and that it resumes."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralForCausalLM, PreTrainedTokenizerBase
+
+import tiny
+from dpalign.objectives import Objective
+from dpalign.recipe import RL, Recipe, Sampling, Steering, Training
+from dpalign.records import PROMPTS, Message, prompt_id, user_prompt, write_rows
+from dpalign.reward.score import FunctionScorer
+from dpalign.runs import Tally
+from dpalign.sampling.transformers_engine import TransformersEngine
+from dpalign.stages import Job
+from dpalign.training import rl as module
+from dpalign.training.rl import (
+    Reinforced,
+    configuration,
+    direction,
+    drawn,
+    reinforce,
+    rl,
+    scalar_reward,
+    within_limit,
+)
+from test_training import PLAIN_FOLDER, Stopped
+
+HEADS = ("pleased", "length", "correct")
+OBJECTIVES = {"helpfulness": ("pleased", "correct"), "verbosity": ("length",)}
+SETTINGS = RL(
+    samples=4,
+    training=Training(learning_rate=1e-2, warmup_steps=0, steps=6, batch=8, micro_batch=4, packing=False, save_every=4),
+)
+RECIPE = Recipe(
+    name="test",
+    heads=HEADS,
+    objectives=OBJECTIVES,
+    rl=SETTINGS,
+    preference=Steering(distribution="fixed", listed=((0.8, -0.6),), directions=1),
+    sampling=Sampling(max_new_tokens=8, prompt_tokens=16),
+)
+RECIPE = replace(
+    RECIPE,
+    model=replace(RECIPE.model, chat="world-v1", dtype="float32"),
+    reward=replace(RECIPE.reward, checkpoint="python:test_rl:rate"),
+)
+ASKED = [user_prompt(text) for text in ("name fox.", "explain tea.", "name owl and rain.")]
+SEEN: list[tuple[str, str]] = []
+"""The prompts and answers that `rate` was given."""
+
+
+def rate(prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    """Pleased by every letter e, correct by every a, and the length in letters."""
+    SEEN.extend(zip(prompts, answers, strict=True))
+    return np.array([[10.0 * a.count("e"), len(a), 10.0 * a.count("a")] for a in answers]).reshape(-1, 3)
+
+
+def no_number(prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    return np.array([[1.0, np.nan if i == 2 else 1.0, 1.0] for i in range(len(answers))])
+
+
+@pytest.fixture
+def tokens(tiny_folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+def reinforced(
+    start: Path, output: Path, tokens: PreTrainedTokenizerBase, reward: Any, settings: RL = SETTINGS, new: int = 8
+) -> Reinforced:
+    training = settings.training
+    prompts = drawn(ASKED, training.steps * training.batch // settings.samples, seed=1)
+    args = configuration(settings, new, seed=1, resume=output.parent / "resume")
+    given = {"tokenizer": tokens, "dtype": "float32", "lora_rank": training.lora_rank}
+    return reinforce(str(start), prompts, output, args, reward, **given)
+
+
+# The reward
+
+
+class Table:
+    """A scorer of given rewards, which keeps what it was asked."""
+
+    heads = HEADS
+
+    def __init__(self, rewards: list[list[float]]) -> None:
+        self.rewards, self.asked = rewards, []
+
+    def score(self, pairs: Sequence[Any]) -> np.ndarray:
+        self.asked += pairs
+        return np.array(self.rewards, dtype=np.float32)
+
+
+def test_the_reward_is_the_direction_times_the_objectives_read_from_their_heads(
+    tokens: PreTrainedTokenizerBase,
+) -> None:
+    """Helpfulness is (60 + 80) / 2 = 70 and verbosity 40, so v . r = 0.8 * 70 - 0.6 * 40 = 32; the first head is 60."""
+    scorer = Table([[60.0, 40.0, 80.0], [20.0, 90.0, 10.0]])
+    objectives = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
+    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens)
+    answers = [[*tokens("fox is red.")["input_ids"], tokens.eos_token_id], tokens("tea is")["input_ids"]]
+    given = {"completions": None, "trainer_state": None}  # what TRL passes beside them
+    assert reward(prompts=ASKED[:2], completion_ids=answers, **given) == pytest.approx([32.0, -42.0])
+    assert scorer.asked == [(ASKED[0], "fox is red."), (ASKED[1], "tea is")]
+
+
+def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    scorer = FunctionScorer("python:test_rl:no_number", HEADS)
+    objectives = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
+    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens)
+    with pytest.raises(ValueError, match=r"no_number: head 1 scored nan on answer 2 of 8: '.*'; a reward must be"):
+        reinforced(tiny_folder, tmp_path / "model", tokens, reward)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_divergence_is_weighed_in_the_rewards_own_units(tmp_path: Path) -> None:
+    """GRPO divides rewards by their spread; RLOO takes the divergence from points, 25 of which are about a spread."""
+    settings = replace(SETTINGS, beta=0.04)
+    assert configuration(settings, 8, seed=1, resume=tmp_path).beta == 0.04
+    assert configuration(replace(settings, algorithm="rloo"), 8, seed=1, resume=tmp_path).beta == 1.0
+
+
+def test_a_direction_is_one_and_weighs_every_objective() -> None:
+    def asked(**steering: Any) -> Recipe:
+        return replace(RECIPE, preference=Steering(directions=1, **steering))
+
+    assert direction(asked(distribution="fixed", listed=((3.0, -4.0),))).tolist() == pytest.approx([0.6, -0.8])
+    with pytest.raises(ValueError, match=r"one direction, and preference.distribution is 'arc' of \[\]; give 'fixed'"):
+        direction(asked())
+    with pytest.raises(ValueError, match=r"one direction, and preference.distribution is 'fixed' of \[\(1.0, 0.0\), "):
+        direction(asked(distribution="fixed", listed=((1.0, 0.0), (0.0, -1.0))))
+    with pytest.raises(ValueError, match=r"preference.listed weighs 3 objectives of 2"):
+        direction(asked(distribution="fixed", listed=((1.0, 0.0, 0.0),)))
+
+
+# Prompts and sampling
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What each call of `generate` was given."""
+    calls: list[dict[str, Any]] = []
+    plain = MistralForCausalLM.generate
+
+    def generate(self: Any, **given: Any) -> Any:
+        calls.append(given)
+        return plain(self, **given)
+
+    monkeypatch.setattr(MistralForCausalLM, "generate", generate)
+    return calls
+
+
+def prompts_of(call: dict[str, Any]) -> Iterator[tuple[int, ...]]:
+    for ids, mask in zip(call["input_ids"].tolist(), call["attention_mask"].tolist(), strict=True):
+        yield tuple(token for token, seen in zip(ids, mask, strict=True) if seen)
+
+
+@pytest.mark.parametrize("style", ["zephyr", "world-v1"])
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_prompts_are_read_token_for_token_as_in_sampling(
+    tmp_path: Path, generated: list[dict[str, Any]], style: Any, algorithm: Any
+) -> None:
+    """Also where the tokenizer itself would write a start of text, which the chat template does not."""
+    tokens = tiny.tokenizer(style)
+    start = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokens.bos_token_id)])
+    tokens.backend_tokenizer.post_processor = start
+    folder = tiny.write_model(tmp_path / "start", tokens)
+    assert tokens("fox")["input_ids"][0] == tokens.bos_token_id
+    settings = replace(SETTINGS, algorithm=algorithm, training=replace(SETTINGS.training, steps=3))
+    reinforced(folder, tmp_path / "model", tokens, lambda prompts, **_: [0.0] * len(prompts), settings, new=2)
+    engine = TransformersEngine(str(folder), rows=8)
+    order = [tuple(engine.prompt_ids(messages)) for messages in drawn(ASKED, 6, seed=1)]
+    assert [ids for call in generated for ids in prompts_of(call)] == [ids for ids in order for _ in range(4)]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_answers_are_drawn_from_the_whole_distribution(
+    tmp_path: Path, generated: list[dict[str, Any]], algorithm: Any
+) -> None:
+    """Of 400 tokens about as likely, 160 first tokens to one prompt are more different ones than the usual 50."""
+    tokens = tiny.tokenizer()
+    folder = tiny.write_model(tmp_path / "start", tokens, scale=1e-3)
+    firsts: list[int] = []
+
+    def reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        firsts.extend(ids[0] for ids in completion_ids)
+        return [0.0] * len(completion_ids)
+
+    training = replace(SETTINGS.training, steps=1, batch=160, micro_batch=160)
+    settings = RL(algorithm=algorithm, samples=160, temperature=0.9, training=training)
+    reinforced(folder, tmp_path / "model", tokens, reward, settings, new=1)
+    assert len(set(firsts)) > 100
+    config = generated[0]["generation_config"]
+    assert (config.temperature, config.top_k, config.top_p, config.min_p) == (0.9, 0, 1.0, None)
+
+
+def test_every_prompt_has_its_turn_before_any_has_a_second() -> None:
+    """Seven groups of three prompts: two whole rounds in orders of their own, and one prompt of the third."""
+    order = [messages[0]["content"] for messages in drawn(ASKED, 7, seed=1)]
+    assert Counter(order[:3]) == Counter(order[3:6]) == Counter(messages[0]["content"] for messages in ASKED)
+    assert drawn(ASKED, 7, seed=1) == drawn(ASKED, 7, seed=1)
+    assert len({tuple(m[0]["content"] for m in drawn(ASKED, 3, seed=seed)) for seed in range(20)}) > 1
+
+
+def test_prompts_over_the_limit_are_left_out_and_none_left_is_an_error(tokens: PreTrainedTokenizerBase) -> None:
+    lengths = [len(tokens.apply_chat_template(m, add_generation_prompt=True, return_dict=False)) for m in ASKED]
+    limit = sorted(lengths)[1]
+    assert within_limit(ASKED, tokens, limit) == [m for m, n in zip(ASKED, lengths, strict=True) if n <= limit]
+    assert len(within_limit(ASKED, tokens, limit)) == 2
+    with pytest.raises(ValueError, match=r"none of 3 prompts is at most 2 tokens long; raise sampling.prompt_tokens"):
+        within_limit(ASKED, tokens, 2)
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"a prompt of \d+ tokens and 250 new ones exceed the model's context of 256"):
+        reinforced(tiny_folder, tmp_path / "model", tokens, None, new=250)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, r"rl.training.steps is 0; reinforcement counts updates"),
+        ({"samples": 1}, r"rl.samples is 1; an answer is weighed against others"),
+        ({"samples": 3}, r"rl.training.batch 8 is not a multiple of rl.samples 3"),
+        ({"micro_batch": 3}, r"batch 8 is not a multiple of micro_batch 3"),
+    ],
+)
+def test_a_batch_that_holds_no_whole_groups_is_refused(tmp_path: Path, change: dict[str, int], message: str) -> None:
+    samples = change.pop("samples", SETTINGS.samples)
+    settings = replace(SETTINGS, samples=samples, training=replace(SETTINGS.training, **change))
+    with pytest.raises(ValueError, match=message):
+        configuration(settings, 8, seed=1, resume=tmp_path)
+
+
+# Training
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_trivial_reward_rises_within_a_few_updates(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path, algorithm: Any
+) -> None:
+    """100 points for tokens of even number alone: half of a random model's, nearly all after twelve updates."""
+
+    def reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        return [100 * float(np.mean([token % 2 == 0 for token in ids])) for ids in completion_ids]
+
+    training = replace(SETTINGS.training, learning_rate=3e-2, schedule="constant", steps=12, batch=32, micro_batch=32)
+    done = reinforced(tiny_folder, tmp_path / "model", tokens, reward, RL(algorithm, samples=16, training=training))
+    mean_U = [update["reward"] for update in done.updates]
+    assert np.mean(mean_U[:2]) < 60
+    assert np.mean(mean_U[-2:]) > 75
+    assert done.updates[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the start
+    assert done.updates[-1]["kl"] > 1e-3
+
+
+def test_what_is_counted_is_what_was_sampled_scored_and_trained(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Short answers of this model are cut or end by chance: both kinds are scored, and their tokens counted."""
+    asked: list[list[Message]] = []
+    answers: list[list[int]] = []
+
+    def reward(prompts: Any, completion_ids: Sequence[list[int]], **_: Any) -> list[float]:
+        asked.extend(prompts)
+        answers.extend(completion_ids)
+        return [float(len(ids) == 5) for ids in completion_ids]
+
+    ends = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    with torch.no_grad():  # make the end of text as likely as not
+        ends.get_input_embeddings().weight[tokens.eos_token_id] *= 4
+    ends.save_pretrained(tmp_path / "start")
+    training = replace(SETTINGS.training, steps=3, batch=16, learning_rate=1e-6)
+    done = reinforced(tmp_path / "start", tmp_path / "model", tokens, reward, replace(SETTINGS, training=training), 5)
+    finished = [ids[-1] == tokens.eos_token_id for ids in answers]
+    assert 0 < sum(finished) < 48 == len(answers) == done.scored
+    assert done.sampled == sum(map(len, answers))
+    lengths = [len(tokens.apply_chat_template(m, add_generation_prompt=True, return_dict=False)) for m in asked]
+    assert done.trained == done.sampled + sum(lengths)
+    assert sum(update["cut"] for update in done.updates) == 48 - sum(finished)
+    assert [update["update"] for update in done.updates] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"algorithm": "rloo"}, {"lora_rank": 2}, {"beta": 0.0}], ids=["grpo", "rloo", "lora", "no reference"]
+)
+def test_a_training_cut_off_goes_on_to_the_same_bytes(
+    tiny_folder: Path,
+    tokens: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    """Stopped after update 5 of 6, it starts again at update 4, draws the same answers and counts all six once."""
+    training = replace(SETTINGS.training, lora_rank=change.pop("lora_rank", 0))
+    settings = replace(SETTINGS, training=training, **change)
+    drawn_answers: list[Any] = []
+
+    def reward(completion_ids: Sequence[list[int]], **_: Any) -> list[float]:
+        drawn_answers.append(completion_ids)
+        return [float(sum(ids)) for ids in completion_ids]
+
+    unbroken = reinforced(tiny_folder, tmp_path / "unbroken" / "model", tokens, reward, settings)
+    whole = drawn_answers.copy()
+    drawn_answers.clear()
+
+    def stop(_: Any, __: Any, state: Any, *___: Any, **____: Any) -> None:
+        if state.global_step == 5:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.ProgressCallback, "on_step_end", stop)
+        with pytest.raises(Stopped):
+            reinforced(tiny_folder, tmp_path / "broken" / "model", tokens, reward, settings)
+    assert not (tmp_path / "broken" / "model").exists()
+    drawn_answers.clear()
+    resumed = reinforced(tiny_folder, tmp_path / "broken" / "model", tokens, reward, settings)
+    assert drawn_answers == whole[4:]
+    assert len({str(answers) for answers in whole}) == 6
+    assert resumed == unbroken
+    assert tiny.weights(tmp_path / "broken" / "model") == tiny.weights(tmp_path / "unbroken" / "model")
+    assert tiny.weights(tmp_path / "unbroken" / "model") != tiny.weights(tiny_folder)
+    assert not (tmp_path / "broken" / "resume").exists()
+
+
+# The stage
+
+
+def job(folder: Path, start: Path, recipe: Recipe = RECIPE) -> Job:
+    """An rl job on four prompts of D1 and D2, one of them too long, and one of validation."""
+    split = {"name fox.": "D1", "explain tea.": "D2", "name owl.": "validation", "name rain.": "D1"}
+    split["explain rain, salt and wolf, then iron and owl and tea and fox."] = "D2"
+    prompts = [
+        {"prompt_id": prompt_id(user_prompt(p)), "messages": user_prompt(p), "split": s} for p, s in split.items()
+    ]
+    write_rows(folder / "data" / "prompts" / "part-00000.parquet", prompts, PROMPTS)
+    said: list[str] = []
+    run = SimpleNamespace(log=said.append, said=said)
+    work = SimpleNamespace(folder=folder / "out", tally=Tally(), resume=folder / "out" / "resume", run=run)
+    (folder / "out").mkdir()
+    return Job(recipe, work, {"start": start, "data": folder / "data", "reward": folder / "reward"})  # type: ignore[arg-type]
+
+
+def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(tiny_folder: Path, tmp_path: Path) -> None:
+    """Six updates of two groups reach all three prompts that fit; 48 answers are scored."""
+    SEEN.clear()
+    work = job(tmp_path, tiny_folder)
+    rl(work)
+    assert {prompt for prompt, _ in SEEN} == {"name fox.", "explain tea.", "name rain."}
+    tally = work.work.tally
+    assert (tally.rows_in, tally.rows_out, dict(tally.filtered)) == (4, 3, {"prompt too long": 1})
+    assert tally.scored == 48 == len(SEEN)
+    updates = json.loads((work.out / "updates.json").read_text())
+    by_hand = [0.8 * (5 * a.count("e") + 5 * a.count("a")) - 0.6 * len(a) for _, a in SEEN]
+    assert [update["reward"] for update in updates] == pytest.approx(
+        np.mean(np.reshape(by_hand, (6, 8)), axis=1), rel=1e-5
+    )
+    assert tally.sampled == sum(round(8 * update["tokens"]) for update in updates)
+    assert tally.trained > tally.sampled
+    cut = sum(update["cut"] for update in updates)
+    assert work.work.run.said == [f"{cut} of 48 answers were cut at sampling.max_new_tokens, and scored as they were"]
+
+
+def test_prompts_that_no_update_reaches_are_counted(tiny_folder: Path, tmp_path: Path) -> None:
+    training = replace(SETTINGS.training, steps=1)
+    work = job(tmp_path, tiny_folder, replace(RECIPE, rl=replace(SETTINGS, training=training)))
+    rl(work)
+    tally = work.work.tally
+    assert (tally.rows_in, tally.rows_out, dict(tally.filtered)) == (4, 2, {"prompt too long": 1, "not reached": 1})
+
+
+def test_what_is_left_is_a_plain_folder_without_a_dial(tiny_folder: Path, tmp_path: Path) -> None:
+    work = job(tmp_path, tiny_folder)
+    rl(work)
+    folder = work.out / "model"
+    assert {path.name for path in folder.iterdir()} == PLAIN_FOLDER
+    for name in ("config.json", "generation_config.json"):  # nothing of the training's own sampling stays behind
+        assert json.loads((folder / name).read_text()) == json.loads((tiny_folder / name).read_text())
+    again = AutoTokenizer.from_pretrained(folder)
+    text = again.apply_chat_template(ASKED[0], tokenize=False, add_generation_prompt=True)
+    assert text == "<|user|>name fox.<|assistant|>"
+    with pytest.raises(Exception, match="this model takes no preference"):
+        again.apply_chat_template(ASKED[0], tokenize=False, angle=-15)
+    assert not work.work.resume.exists()
+
+
+def test_a_checkpoint_that_the_recipe_names_is_taken_in_place_of_training(tiny_folder: Path, tmp_path: Path) -> None:
+    training = replace(SETTINGS.training, checkpoint=str(tiny_folder))
+    work = job(tmp_path, tiny_folder, replace(RECIPE, rl=replace(SETTINGS, training=training)))
+    rl(work)
+    assert (work.out / "checkpoint.txt").read_text() == f"{tiny_folder}\n"
+    assert [path.name for path in work.out.iterdir()] == ["checkpoint.txt"]
