@@ -215,8 +215,8 @@ def test_what_another_system_wins_is_said_as_plainly(tmp_path: Path) -> None:
     said = headline(told, systems)
     assert "rewarded soups beat DPA t=2 at every one of 10 directions" in said.sentence
     ahead = [claim.text for claim in rivals_claims(told, systems) if claim.rival]
-    assert any(text.startswith("rewarded soups beat DPA t=2 at every direction: smallest lead") for text in ahead)
-    assert any(text.startswith("rewarded soups have a higher E_v J(v) than DPA t=2: by") for text in ahead)
+    assert any(text.startswith("Rewarded soups beat DPA t=2 at every direction: smallest lead") for text in ahead)
+    assert any(text.startswith("Rewarded soups have a higher E_v J(v) than DPA t=2: by") for text in ahead)
     text = Reader(page(told)).text
     assert "Where another is ahead" in text
 
@@ -238,7 +238,7 @@ def test_what_is_not_significant_is_listed(summary: dict[str, Any]) -> None:
     row = next(row for row in summary["comparison"]["differences"] if row["system"] == "DPO")
     row["objective"] = {"value": 0.1, "low": -0.4, "high": 0.6}
     found = undecided(summary, systems_of(summary))
-    assert found[0] == ("The lead of DPA t=2 in E_v J(v) is not significant over DPO (0.1 (\N{MINUS SIGN}0.4 to 0.6)).")
+    assert found[0] == ("The lead of DPA t=2 in E_v J(v) is not significant over DPO: 0.1 (\N{MINUS SIGN}0.4 to 0.6).")
 
 
 def test_the_section_says_what_was_run_and_shows_every_table(summary: dict[str, Any]) -> None:

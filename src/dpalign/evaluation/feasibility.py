@@ -22,7 +22,7 @@ from dpalign.evaluation.degeneracy import Faults, faults
 from dpalign.evaluation.points import SystemRewards
 from dpalign.preference import Arc, Preference
 from dpalign.recipe import Recipe
-from dpalign.records import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows, read_table, write_rows
+from dpalign.records import CANDIDATES, HEADS, SCORES, read_table
 from dpalign.runs import write_json
 from dpalign.stages import Job
 from dpalign.templates import parse_condition, render_condition
@@ -30,48 +30,34 @@ from dpalign.templates import parse_condition, render_condition
 
 def feasibility(job: Job) -> None:
     """Ask a system for what it can give and for more; write the answers, their rewards and feasibility.json."""
-    from dpalign.reward.score import FunctionScorer, Scorer
-    from dpalign.reward.stages import open_scorer, scored_rows
-    from dpalign.sampling.stages import Condition, draw, open_engine, within_limit
+    from dpalign.evaluation.stages import evaluation_prompts, open_scorers, part_of, shards_of, write_scored
+    from dpalign.sampling.stages import Condition, draw, open_engine
     from dpalign.training.stages import model_folder
 
     recipe, settings = job.recipe, job.recipe.feasibility
     engine = open_engine(recipe, model_folder(job.inputs["policy"]))
     wishes = wishes_of(job)
-    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == recipe.evaluation.split]
-    prompts, long = within_limit(prompts, engine, recipe.sampling.prompt_tokens)
-    prompts = sorted(prompts, key=lambda prompt: prompt["prompt_id"])[: settings.prompts or None]
-    if long:
-        job.work.tally.add(rows_in=long, filtered={"prompt too long": long})
+    prompts = evaluation_prompts(job, engine)
+    prompts = sorted(prompts, key=lambda prompt: str(prompt["prompt_id"]))[: settings.prompts or None]
     conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes]
-    scorers: dict[str, Scorer] = {"scores": open_scorer(recipe, job.inputs["reward"])}
-    if recipe.data.world:
-        scorers["truth"] = FunctionScorer("python:dpalign.world.truth:score", HEADS)
-    size = recipe.sampling.shard
-    for shard in job.work.shards(-(-len(prompts) // size), "answers/part-{:05d}.parquet"):
-        part = prompts[shard.index * size : (shard.index + 1) * size]
-        rows = list(
-            draw(
-                engine,
-                recipe,
-                [(prompt, conditions) for prompt in part],
-                settings.samples,
-                recipe.evaluation.temperature,
-                key=(recipe.seed, "feasibility"),
-                t=job.t,
-                tally=shard.tally,
-            )
+    scorers = open_scorers(job)
+    for shard in job.work.shards(shards_of(recipe, prompts), "answers/part-{:05d}.parquet"):
+        rows = draw(
+            engine,
+            recipe,
+            [(prompt, conditions) for prompt in part_of(recipe, prompts, shard)],
+            settings.samples,
+            recipe.evaluation.temperature,
+            key=(recipe.seed, "feasibility"),
+            t=job.t,
+            tally=shard.tally,
         )
-        for name, scorer in scorers.items():
-            write_rows(job.out / name / shard.path.name, scored_rows(scorer, rows), SCORES)
-        shard.tally.scored += len(rows)
-        write_rows(shard.path, rows, CANDIDATES)
+        write_scored(job, shard, list(rows), scorers)
     system, fault_PVS = _read(job.out, recipe, wishes)
     bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     optimum_VK = _optimum(job.out, wishes) if recipe.data.world and job.condition == "directions" else None
-    write_json(
-        job.out / "feasibility.json", figures(system, fault_PVS, wishes, settings.repetition, bootstrap, optimum_VK)
-    )
+    found = figures(system, fault_PVS, wishes, settings.repetition, bootstrap, optimum_VK)
+    write_json(job.out / "feasibility.json", found)
 
 
 def wishes_of(job: Job) -> list[Wish]:

@@ -110,7 +110,7 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
     second = summary["objectives"][-1]
     columns = (
         *("system", "objectives trained on", "told by", "Kendall tau", "Spearman", f"span of {second}"),
-        *("models to keep", "degenerate, %", "asked for more", "the paper's Table 1"),
+        *("models to keep", "degenerate, %", "asked for more, %", "the paper's Table 1"),
     )
     caption = (
         f"Control is how {second} follows what was asked: within a prompt (Kendall), over the averages (Spearman), and "

@@ -97,7 +97,7 @@ def _wins(summary: Summary, shown: Mapping[str, System]) -> list[Claim]:
         if rival.role != "iteration" and margin.above_zero:
             beats = agreeing([rival.said], "beats", "beat")
             text = f"{rival.said} {beats} {last} at every direction: smallest lead {margin}."
-            claims.append(Claim(True, text, rival=True))
+            claims.append(Claim(True, text[0].upper() + text[1:], rival=True))
     for name, found in leads.items():
         lead = Figure.read(found)
         if name not in shown or shown[name].role == "ablation" or shown[name].copied or lead.high is None:
@@ -105,7 +105,7 @@ def _wins(summary: Summary, shown: Mapping[str, System]) -> list[Claim]:
         if lead.high < 0:
             has = agreeing([shown[name].said], "has", "have")
             text = f"{shown[name].said} {has} a higher E_v J(v) than {last}: by {turned(lead)}."
-            claims.append(Claim(True, text, rival=True))
+            claims.append(Claim(True, text[0].upper() + text[1:], rival=True))
     return claims
 
 
@@ -120,10 +120,10 @@ def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:
     parts = [
         f"{compared['last'] or 'No policy'} beside {named['baseline']}" if "baseline" in named else "",
         f"soups of specialists' weights ({named['soup']})" if "soup" in named else "",
-        f"{len(by_role.get('specialist', []))} specialists for one direction each ({named['specialist']})"
+        f"{_counted(len(by_role['specialist']), 'specialist')} for one direction each ({named['specialist']})"
         if "specialist" in named
         else "",
-        f"{len(by_role.get('ablation', []))} ablations of the loop" if "ablation" in named else "",
+        f"{_counted(len(by_role['ablation']), 'ablation')} of the loop" if "ablation" in named else "",
     ]
     ran = "; ".join(part for part in parts if part)
     ran += ". All share the run's data, SFT start, reward model and evaluation."
@@ -155,34 +155,40 @@ def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:
     return [part for part in (ran, chosen.strip(), chance.strip()) if part]
 
 
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def undecided(summary: Summary, systems: Sequence[System]) -> list[str]:
     """What the intervals do not decide, one sentence a kind."""
     compared = summary["comparison"]
     last, shown = compared["last"], {system.name: system for system in systems}
     found = []
     level = [
-        f"{shown[row['system']].said} ({Figure.read(row['objective'])})"
+        f"{shown[row['system']].said}: {Figure.read(row['objective'])}"
         for row in compared["differences"]
         if shown[row["system"]].role != "iteration"
         and not shown[row["system"]].copied
         and _holds_zero(row["objective"])
     ]
     if level:
-        found.append(f"The lead of {last} in E_v J(v) is not significant over {listed(level)}.")
+        found.append(f"The lead of {last} in E_v J(v) is not significant over {'; '.join(level)}.")
     decided = {(row["a"], row["b"]): row["dominates"] for row in summary["dominance"]}
     neither = [b for (a, b), holds in decided.items() if a == last and not holds and not decided.get((b, a), False)]
     neither = [shown[name].said for name in neither if shown[name].role != "iteration" and not shown[name].copied]
     if neither:
         found.append(f"Dominance is not shown over {listed(neither)}, nor theirs over {last} where it was asked.")
     ratios = [
-        f"{shown[row['system']].said} ({ratio.said(2)})"
+        f"{shown[row['system']].said}: {ratio.said(2)}"
         for row in compared["differences"]
         if (ratio := Figure.read(row["hypervolume_ratio"])).low is not None
         and ratio.low <= 1 <= (ratio.high or 0)
         and not shown[row["system"]].copied
     ]
     if ratios:
-        found.append(f"The hypervolumes of {last} and of {listed(ratios)} do not differ significantly (ratio).")
+        found.append(
+            f"The ratio of {last}'s hypervolume to that of another does not differ from 1: {'; '.join(ratios)}."
+        )
     return found
 
 

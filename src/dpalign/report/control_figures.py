@@ -75,8 +75,9 @@ def _ranges(axes: Axes, rows: Sequence[tuple[str, tuple[Figure, Figure], str, st
                 values([end]), [place], xerr=arms([end]), fmt=marker, color=colour, markersize=5, elinewidth=1.1,
                 markerfacecolor=face, markeredgecolor=colour, markeredgewidth=1.1,
             )  # fmt: skip
+        right = max(one.high if one.high is not None else one.value or 0.0 for one in (first, last))
         axes.annotate(
-            number(abs(float(ends[0] - ends[1]))), (ends.max(), place), xytext=(12, 0), textcoords="offset points",
+            number(abs(float(ends[0] - ends[1]))), (right, place), xytext=(7, 0), textcoords="offset points",
             va="center", fontsize=7.5, color=_MUTED,
         )  # fmt: skip
     axes.set_yticks(places, [name for name, *_ in rows])
