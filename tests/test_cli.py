@@ -95,6 +95,17 @@ def test_the_help_of_a_stage_is_made_of_what_it_reads(
     assert said.endswith("This stage reads: seed, replay, preference, model.chat, objectives, heads.\n")
 
 
+def test_a_report_takes_any_number_of_each_kind_of_folder(capsys: pytest.CaptureFixture[str], paper: Path) -> None:
+    given = ["--data", "d", "--reward", "r", "--annotate", "a"]
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--help"])
+    said = capsys.readouterr().out
+    assert all(f"--{kind} NAME=DIR" in said for kind in ("evaluate", "tune", "feasible"))
+    assert refused(capsys, "report", str(paper), "--out", "x/report", *given, "--tune", "dpo-1") == (
+        "--tune dpo-1: give NAME=DIR"
+    )
+
+
 def test_bad_commands_are_answered_in_one_line(capsys: pytest.CaptureFixture[str], paper: Path) -> None:
     file = str(paper)
     assert refused(capsys, "rnu") == "unknown verb 'rnu'; the nearest is run (see dpa --help)"

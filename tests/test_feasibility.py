@@ -9,7 +9,7 @@ import pytest
 from conftest import MICRO
 from dpalign import align
 from dpalign.config import changed
-from dpalign.evaluation.beyond import AS_ANNOTATED, TRAINED, Wish, distance, figures, follows_on
+from dpalign.evaluation.beyond import AS_ANNOTATED, TRAINED, Wish, distance, figures, follows_on, more_than_annotated
 from dpalign.evaluation.bootstrap import Bootstrap
 from dpalign.evaluation.control import following, regret
 from dpalign.evaluation.degeneracy import degenerate_share, faults, repetition
@@ -115,6 +115,20 @@ def test_the_distance_is_between_what_was_asked_and_each_answer() -> None:
     # helpfulness: 22 and 18, then 27 and 23; verbosity: 8 and 12, then 2 and 2
     assert found["helpfulness"].value == pytest.approx((22 + 18 + 27 + 23) / 4)
     assert found["verbosity"].value == pytest.approx((8 + 12 + 2 + 2) / 4)
+
+
+def test_asking_for_more_is_compared_with_the_annotated_target_beside_it() -> None:
+    """Off by 20 and by 5 as annotated at verbosity 20 and 40; asked 10 points more at 20 alone, off by 34."""
+    about = {"highest": 0.0, "share": 0.5}
+    wishes = [*asked((80.0, 20.0), (90.0, 40.0)), Wish("target", (90.0, 20.0), "", "beyond", NAMES, about)]
+    system = given([[60.0, 25.0], [85.0, 45.0], [56.0, 30.0]])
+    fault_PVS = [[[()], [("empty",)], [("empty",)]], [[()], [()], [()]]]
+    found = more_than_annotated(system, fault_PVS, wishes, [2], FEW)
+    assert found is not None
+    assert found["distance"]["helpfulness"].value == pytest.approx(34 - 20)
+    assert found["distance"]["verbosity"].value == pytest.approx(10 - 5)
+    assert found["degenerate"].value == pytest.approx(0.5)  # and not against the mean over both annotated targets
+    assert more_than_annotated(system, fault_PVS, wishes, [0, 1], FEW) is None
 
 
 def dial(*angles: float) -> tuple[list[Wish], np.ndarray]:

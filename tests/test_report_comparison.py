@@ -16,9 +16,10 @@ from dpalign.report import stage
 from dpalign.report.combine import pairs_to_compare
 from dpalign.report.compared_figures import compared_plots
 from dpalign.report.compared_words import rivals_claims, trust_warning, undecided, what_was_run
+from dpalign.report.drawing import inline, svg
 from dpalign.report.headline import headline
 from dpalign.report.ledgers import cost, footprint, lineage, made_from, objectives_read
-from dpalign.report.systems import systems_of
+from dpalign.report.systems import colours, systems_of
 from dpalign.report.write import render_page
 from dpalign.runs import Run
 from test_report_page import Reader
@@ -279,6 +280,13 @@ def test_the_figures_of_a_comparison_are_drawn(summary: dict[str, Any]) -> None:
     assert [label.get_text() for label in paper.get_yticklabels()] == ["SteerLM", "t=0", "t=1", "t=2", "t=3", "t=4"]
     assert "18.4" in {note.get_text() for note in paper.texts}  # from 38.1 to 56.5
     assert "DPA t=2, no replay" not in {label.get_text() for label in this_run.get_yticklabels()}
+
+
+def test_every_colour_of_these_figures_has_a_dark_form(summary: dict[str, Any]) -> None:
+    systems = systems_of(summary)
+    for plot in compared_plots(summary, systems).values():
+        element = inline(svg(plot.wide, plot.name), plot.name, plot.title, colours(systems))
+        assert set(re.findall(r"#[0-9a-f]{6}\b", element)) == set(), plot.name
 
 
 def test_looks_tell_the_systems_apart(summary: dict[str, Any]) -> None:

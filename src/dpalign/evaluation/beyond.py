@@ -15,7 +15,7 @@ import numpy as np
 
 from dpalign.evaluation.bootstrap import Array, Bootstrap, Estimate
 from dpalign.evaluation.control import regret
-from dpalign.evaluation.degeneracy import RUN, SENTENCE_WORDS, Faults, degenerate_share
+from dpalign.evaluation.degeneracy import RUN, SENTENCE_WORDS, Faults, degenerate_share, share_by_prompt
 from dpalign.evaluation.points import SystemRewards, judged_by_truth, points
 from dpalign.evaluation.summary import jsonable
 
@@ -82,7 +82,7 @@ def figures(
                     "name": name,
                     "conditions": len(at),
                     "degenerate": degenerate_share([[row[v] for v in at] for row in fault_PVS], bootstrap),
-                    **_of_group(measured, wishes, at, names, bootstrap),
+                    **_of_group(measured, fault_PVS, wishes, at, bootstrap),
                 }
                 for name, at in groups.items()
             ],
@@ -92,22 +92,59 @@ def figures(
 
 
 def _of_group(
-    system: SystemRewards, wishes: Sequence[Wish], at: Sequence[int], names: Sequence[str], bootstrap: Bootstrap
+    system: SystemRewards, fault_PVS: Faults, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    if wishes[0].kind == "target":
-        return {"distance": distance(system, wishes, at, names, bootstrap)}
-    found: dict[str, Any] = {"regret": regret(system, bootstrap, at) if len(system.prompt_ids) > 1 else None}
-    return found | {"follows": follows_on(system, wishes, at, bootstrap)}
+    if wishes[0].kind == "direction":
+        found: dict[str, Any] = {"regret": regret(system, bootstrap, at) if len(system.prompt_ids) > 1 else None}
+        return found | {"follows": follows_on(system, wishes, at, bootstrap)}
+    own = {"distance": distance(system, wishes, at, wishes[0].objectives, bootstrap)}
+    return own | {"more_than_annotated": more_than_annotated(system, fault_PVS, wishes, at, bootstrap)}
 
 
 def distance(
     system: SystemRewards, wishes: Sequence[Wish], at: Sequence[int], names: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """|asked - got| in reward points, an answer at a time, averaged over some conditions: by objective."""
+    return _estimates(_off(system, wishes, at), names, bootstrap)
+
+
+def more_than_annotated(
+    system: SystemRewards, fault_PVS: Faults, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap
+) -> dict[str, Any] | None:
+    """What asking for more does, against the annotated target that differs in the first objective alone, by prompt.
+
+    Groups may hold other targets (at the top of the scale there is no more to ask for), so their own means do not
+    compare.
+
+    Returns:
+        degenerate: the change of the share; distance: that of |asked - got|, by objective. None of what can be had.
+    """
+    if wishes[at[0]].group == AS_ANNOTATED:
+        return None
+    base = [_annotated_beside(wishes, v) for v in at]
+    before, after = ([[row[v] for v in which] for row in fault_PVS] for which in (base, at))
+    more_P = share_by_prompt(after) - share_by_prompt(before)
+    off_PK = _off(system, wishes, at) - _off(system, wishes, base)
+    return {
+        "degenerate": bootstrap.interval(more_P.mean(), bootstrap.weights(len(more_P)) @ more_P),
+        "distance": _estimates(off_PK, wishes[0].objectives, bootstrap),
+    }
+
+
+def _annotated_beside(wishes: Sequence[Wish], v: int) -> int:
+    """The annotated target that asks for the same of all objectives but the first."""
+    same = [u for u, wish in enumerate(wishes) if wish.group == AS_ANNOTATED and wish.value[1:] == wishes[v].value[1:]]
+    return same[0]
+
+
+def _off(system: SystemRewards, wishes: Sequence[Wish], at: Sequence[int]) -> Array:
     asked_VK = np.array([wishes[v].value for v in at])
-    off_PK = np.abs(system.reward_PVSK[:, list(at)] - asked_VK[None, :, None]).mean(axis=(1, 2))
-    replicate_RK = bootstrap.weights(len(off_PK)) @ off_PK
-    return {name: bootstrap.interval(off_PK[:, k].mean(), replicate_RK[:, k]) for k, name in enumerate(names)}
+    return np.asarray(np.abs(system.reward_PVSK[:, list(at)] - asked_VK[None, :, None]).mean(axis=(1, 2)))
+
+
+def _estimates(value_PK: Array, names: Sequence[str], bootstrap: Bootstrap) -> dict[str, Estimate]:
+    replicate_RK = bootstrap.weights(len(value_PK)) @ value_PK
+    return {name: bootstrap.interval(value_PK[:, k].mean(), replicate_RK[:, k]) for k, name in enumerate(names)}
 
 
 def follows_on(

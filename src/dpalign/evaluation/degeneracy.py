@@ -64,11 +64,15 @@ def degenerate_share(fault_PVS: Faults, bootstrap: Bootstrap) -> dict[str, Any]:
         share: an Estimate; reasons: reason -> share of the answers (an answer may have several).
     """
     answers = [answer for conditions in fault_PVS for samples in conditions for answer in samples]
-    bad_P: Array = np.array(
-        [np.mean([bool(answer) for samples in conditions for answer in samples]) for conditions in fault_PVS]
-    )
+    bad_P = share_by_prompt(fault_PVS)
     share: Estimate = bootstrap.interval(bad_P.mean(), bootstrap.weights(len(bad_P)) @ bad_P)
     reasons: Mapping[str, float] = {
         reason: sum(reason in answer for answer in answers) / len(answers) for reason in REASONS
     }
     return {"share": share, "reasons": reasons}
+
+
+def share_by_prompt(fault_PVS: Faults) -> Array:
+    """The share of each prompt's answers that are degenerate: (P,)."""
+    flags = [[bool(answer) for samples in conditions for answer in samples] for conditions in fault_PVS]
+    return np.array([np.mean(own) for own in flags])

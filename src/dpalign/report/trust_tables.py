@@ -35,24 +35,25 @@ def _shares(group: Mapping[str, Any]) -> tuple[Cell, Cell]:
 
 def _targets(summary: Summary, found: Mapping[str, Any]) -> Table:
     names = summary["objectives"]
-    rows = tuple(
-        Row(
-            (
-                word(group["name"]),
-                Cell(str(group["conditions"])),
-                *_shares(group),
-                *(cell(Figure.read(group["distance"][name])) for name in names),
-            )
-        )
-        for group in found["groups"]
+    rows = []
+    for group in found["groups"]:
+        more = group.get("more_than_annotated") or {"degenerate": None, "distance": {}}
+        cells = [*_shares(group), cell(percent(Figure.read(more["degenerate"])), sign=True)]
+        for name in names:
+            cells += [cell(Figure.read(group["distance"][name]))]
+            cells += [cell(Figure.read(more["distance"].get(name)), sign=True)]
+        rows.append(Row((word(group["name"]), Cell(str(group["conditions"])), *cells)))
+    columns = (
+        *("asked for", "targets", "degenerate, %", "why", "change"),
+        *(column for name in names for column in (f"off in {name}, points", "change")),
     )
-    columns = ("asked for", "targets", "degenerate, %", "why", *(f"off in {name}, points" for name in names))
     caption = (
         f"As annotated: {names[0]} as high as the best annotated answers near each target; beyond: that share of the "
         "way from there to the top of the scale. Off: the distance of an answer's reward from what was asked, "
-        f"{'true' if found['measure'] == 'true' else 'by the reward model'}. {_rule(found)}"
+        f"{'true' if found['measure'] == 'true' else 'by the reward model'}. Change: against the annotated target that "
+        f"asks for the same of the rest, paired by prompt; groups may hold other targets. {_rule(found)}"
     )
-    return Table(caption, columns, rows)
+    return Table(caption, columns, tuple(rows))
 
 
 def _angles(summary: Summary, found: Mapping[str, Any]) -> Table:
