@@ -78,7 +78,9 @@ def test_the_papers_recipe_departs_from_the_defaults_only_where_it_says_so() -> 
         written = json.dumps(defaults[name])
         assert re.search(rf"^{name.split('.')[-1]} = [^\n]*\n?(\s*#[^\n]*\n)*", text, re.MULTILINE)
         assert f"default {written}" in re.sub(r"\s*\n\s*#\s*", " ", text), name
-    assert departing == {"launcher", "processes", "data.tuning", "evaluation.dpo", "evaluation.reference"}
+    assert departing == {
+        *("launcher", "processes", "data.tuning", "evaluation.dpo", "evaluation.reference", "compare.paper_curves"),
+    }
 
 
 def test_the_papers_plan_has_four_iterations_on_alternating_halves_and_all_of_its_baselines() -> None:

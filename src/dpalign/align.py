@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dpalign import compare, config, ledger, runs
-from dpalign.environment import thread_variables
+from dpalign.environment import expanded, thread_variables
 from dpalign.ledger import hash_of
 from dpalign.recipe import Recipe
 from dpalign.stages import Job, Step
@@ -40,6 +40,9 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
         for name, changed, knobs in compare.ablated(recipe):
             made += ablation(changed, name, knobs)
             evaluated.append(_last_evaluated(changed, name, knobs))
+        evaluated += compare.feasibility(recipe, given)
+    if recipe.reward.pairwise:
+        evaluated.append(pairwise(recipe))
     systems = {step.name: step.name for step in evaluated}
     report = Step("report", "report", scored(recipe) | systems)
     return without_repeats(recipe, [*made, steerlm, *evaluated, report])
@@ -103,6 +106,12 @@ def evaluations(recipe: Recipe) -> Iterator[Step]:
         yield Step("evaluate-sft-asked", "evaluate", {"policy": "sft"} | given, condition="directions")
         if not recipe.model.base:
             yield Step("evaluate-base-asked", "evaluate", {"policy": "base"} | given, condition="directions")
+
+
+def pairwise(recipe: Recipe) -> Step:
+    """The reward model on a file of pairs."""
+    file = Path(expanded("reward.pairwise", recipe.reward.pairwise)).absolute()
+    return Step("pairwise", "pairwise", {"reward": "reward", "pairs": file})
 
 
 def ablation(changed: Recipe, name: str, knobs: Mapping[str, Any]) -> Iterator[Step]:

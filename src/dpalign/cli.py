@@ -35,6 +35,7 @@ INPUTS: Final = {
     "scores": "a finished score folder, of the same candidates",
     "start": "the model to start from: a finished sft folder, or a plain checkpoint",
     "chosen": "a finished select folder",
+    "pairs": "a finished pairs folder; for pairwise, a file of rows {prompt, chosen, rejected[, subset]}",
 }
 """A stage's inputs that are not called after the stage that makes them."""
 
@@ -232,9 +233,9 @@ def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
         needed = name in stage.inputs
         what += "" if needed else "; left out where the recipe needs none"
         parser.add_argument(f"--{name}", type=Path, required=needed, metavar="DIR", help=what)
-    if stage.repeated:
-        what = f"a finished folder of any name, any number of times: the stage calls it {stage.repeated}-NAME"
-        parser.add_argument(f"--{stage.repeated}", action="append", default=[], metavar="NAME=DIR", help=what)
+    for repeated in stage.repeated:
+        what = f"a finished folder of any name, any number of times: the stage calls it {repeated}-NAME"
+        parser.add_argument(f"--{repeated}", action="append", default=[], metavar="NAME=DIR", help=what)
     for name, choices in stage.asks.items():
         parser.add_argument(f"--{name}", required=True, choices=choices or None, **ASKED[name])
 
@@ -249,8 +250,8 @@ def take_alone(kind: str, arguments: argparse.Namespace, overrides: Sequence[str
         raise ValueError(f"--out {out}: stands already, and no stage wrote it; name another place")
     given = {name: getattr(arguments, name) for name in (*stage.inputs, *stage.optional)}
     inputs = {name: path.resolve() for name, path in given.items() if path is not None}
-    if stage.repeated:
-        inputs |= dict(_named_folder(stage.repeated, word) for word in getattr(arguments, stage.repeated))
+    for repeated in stage.repeated:
+        inputs |= dict(_named_folder(repeated, word) for word in getattr(arguments, repeated))
     asked = {name: getattr(arguments, name) for name in stage.asks}
     if asked.get("condition") == "targets" and "annotate" not in inputs:
         raise ValueError(

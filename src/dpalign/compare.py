@@ -85,6 +85,20 @@ def evaluations(contender: Contender, inputs: Mapping[str, str], tuned: bool) ->
     yield step("evaluate", {})
 
 
+def feasibility(recipe: Recipe, inputs: Mapping[str, str]) -> Iterator[Step]:
+    """What the last policy, and SteerLM where it is compared, answer when they are asked for more than can be had.
+
+    Beyond what a policy was trained on lies beyond the ends of an arc; other populations have no such ends.
+    """
+    given = {name: inputs[name] for name in ("data", "reward", "annotate")}
+    if recipe.preference.distribution == "arc":
+        policy = f"policy-{recipe.iterations}"
+        asked = {"policy": policy} | given
+        yield Step(f"feasible-{policy}", "feasibility", asked, recipe.iterations, condition="directions")
+    if "steerlm" in recipe.compare.systems:
+        yield Step("feasible-steerlm", "feasibility", {"policy": "steerlm"} | given, condition="targets")
+
+
 def tuned_systems(compared: Sequence[Contender]) -> set[str]:
     """The systems with more than one setting."""
     systems = [contender.system for contender in compared]

@@ -39,6 +39,18 @@ def settle_threads(threads: int, for_torch: bool) -> None:
         torch.set_num_threads(threads)
 
 
+def expanded(knob: str, path: str) -> str:
+    """A path with its environment variables filled in.
+
+    Raises:
+        ValueError: the environment has no such variable; the message names the recipe's knob.
+    """
+    found = os.path.expandvars(path)
+    if "$" in found:
+        raise ValueError(f"{knob} is {path!r}, and the environment has no such variable; set it, or the path")
+    return found
+
+
 def describe_environment() -> dict[str, Any]:
     """Python, platform, package versions and the git commit of this code: recorded, never fingerprinted."""
     versions = {}

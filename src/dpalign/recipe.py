@@ -174,6 +174,9 @@ class Reward:
     """Its training: learning rate, epochs and batch (paper silent)."""
     score_tokens: int = 16_384
     """Tokens a scoring batch, padding included."""
+    pairwise: str = ""
+    """A local file of rows {prompt, chosen, rejected[, subset]} in RewardBench's form, on which to count how often the
+    chosen answer is rated higher on the first objective; "" for none (not in the paper)."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,25 @@ class Compare:
     """RL's settings, at each of its directions."""
     ablations: tuple[Literal["no replay", "no restart", "one half", "no LM loss"], ...] = ()
     """The loop again, each time without one of its parts; each costs about as much as the loop."""
+    paper_curves: bool = False
+    """Draw the paper's Fig. 4 beside the run's own: only with a reward model of the same scale can they be compared."""
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    """Asked for what cannot be had (section 2.3; Table 1's last column): `dpa compare` measures what the paper says."""
+
+    prompts: int = 200
+    """Evaluation prompts, the first by hash; 0 takes all."""
+    samples: int = 1
+    """Answers a prompt and condition."""
+    angles: tuple[float, ...] = (15.0, 7.5, 0.0, -15.0, -30.0, -45.0, -52.5, -60.0, -75.0)
+    """Degrees that the last policy is asked for: over its arc, and beyond both ends."""
+    reach: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """SteerLM is asked for the first objective this share of the way from the highest annotated near each target to the
+    top of the scale; 0 asks for section 3.2's targets."""
+    repetition: float = 0.3
+    """Share of an answer's runs of four words that occurred in it before, above which it counts as degenerate."""
 
 
 @dataclass(frozen=True)
@@ -375,7 +397,7 @@ class Evaluation:
     reference: tuple[float, ...] = ()
     """Hypervolume's reference point, by objective; the world derives its own."""
     bootstrap: int = 1000
-    """Resamples of the prompts."""
+    """Resamples of the prompts; `dpa compare` takes more where its pairs cannot be decided with so few."""
 
 
 @dataclass(frozen=True)
@@ -428,6 +450,8 @@ class Recipe:
     """Evaluation."""
     compare: Compare = field(default_factory=Compare)
     """Comparison."""
+    feasibility: Feasibility = field(default_factory=Feasibility)
+    """Feasibility."""
     dpo: DPO = field(default_factory=DPO)
     """DPO."""
     rl: RL = field(default_factory=RL)

@@ -53,7 +53,7 @@ class StageKind:
     """Runs in a process of its own where the recipe says so; needs torch."""
     several: bool = False
     """Runs in one process per GPU where the recipe says so."""
-    repeated: str = ""
+    repeated: tuple[str, ...] = ()
     """Inputs of which it takes any number, each under a name of its own: `expert` stands for expert-NAME."""
     asks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What it must be told beside its inputs (t, half, condition), and the choices; of t there are no fixed ones."""
@@ -81,6 +81,10 @@ EVALUATED_UNDER: Final = ("directions", "targets", "plain", "brief", "best-of-n"
 _MODEL = ("model.dtype", "model.trust_remote_code", "threads")
 _OBJECTIVES = ("objectives", "heads")
 _TARGETS = ("steerlm.template", "steerlm.targets", "steerlm.quantile")
+_REWARD_TRAINING = (
+    *("seed", "reward.checkpoint", "reward.template", "reward.lm_loss", "reward.normalize", "reward.training"),
+    "reward.score_tokens",
+)
 EVALUATION: Final = (
     *("seed", "evaluation.split", "evaluation.directions", "evaluation.samples", "evaluation.temperature"),
     *("sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens", "sampling.shard", "preference"),
@@ -113,7 +117,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "reward": StageKind(
         "dpalign.reward.stages:reward",
         "train the multi-objective reward model, and measure it on held-out prompts",
-        ("seed", "reward", "model.base", *_MODEL, *_OBJECTIVES),
+        (*_REWARD_TRAINING, "model.base", *_MODEL, *_OBJECTIVES),
         inputs=("data",),
         optional=("base",),
         several=True,
@@ -121,7 +125,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "judge": StageKind(
         "dpalign.reward.stages:judge",
         "train a second reward model on disjoint prompts, which judges and never selects",
-        ("seed", "reward", "model.base", *_MODEL, *_OBJECTIVES),
+        (*_REWARD_TRAINING, "model.base", *_MODEL, *_OBJECTIVES),
         inputs=("data",),
         optional=("base",),
         several=True,
@@ -225,16 +229,36 @@ STAGES: Final[Mapping[str, StageKind]] = {
         ("soups.experts", *EVALUATION),
         inputs=("data", "reward"),
         optional=("judge",),
-        repeated="expert",
+        repeated=("expert",),
+    ),
+    "feasibility": StageKind(
+        "dpalign.evaluation.feasibility:feasibility",
+        "ask a system for what it can give and for more, and count degenerate answers",
+        (
+            *("seed", "feasibility", "evaluation.split", "evaluation.temperature", "evaluation.bootstrap"),
+            *("sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens", "sampling.shard", "preference"),
+            *("reward.template", "reward.score_tokens", "reward.checkpoint", "model.chat", "data.world"),
+            *("steerlm.template", "steerlm.targets", *_MODEL, *_OBJECTIVES),
+        ),
+        inputs=("policy", "data", "reward"),
+        optional=("annotate",),
+        asks={"t": (), "condition": ("directions", "targets")},
+    ),
+    "pairwise": StageKind(
+        "dpalign.reward.pairwise:pairwise",
+        "count how often the reward model rates the chosen answer of a pair higher (RewardBench's form)",
+        ("seed", "reward.template", "reward.score_tokens", "reward.checkpoint", *_MODEL, *_OBJECTIVES),
+        inputs=("reward", "pairs"),
     ),
     "report": StageKind(
         "dpalign.report.stage:report",
         "measure the systems and write the page",
         ("seed", "evaluation", "preference", "data.world", "compare", *_OBJECTIVES),
         inputs=("data", "reward", "annotate"),
-        optional=("judge",),
+        optional=("judge", "pairwise"),
+        version=2,
         heavy=False,
-        repeated="evaluate",
+        repeated=("evaluate", "tune", "feasible"),
     ),
 }
 

@@ -1,6 +1,5 @@
 """The stages that read data: the world's files, and every data set into records."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from dpalign.data.sources import read_source
 from dpalign.data.splits import HALVES, split_prompts
 from dpalign.data.ultrachat import read_ultrachat
 from dpalign.data.union import merge_repeats, read_rated
+from dpalign.environment import expanded
 from dpalign.objectives import head_indices
 from dpalign.recipe import Data, Recipe
 from dpalign.records import CONVERSATIONS, HEADS, PROMPTS, RATED, Message, prompt_id, user_prompt, write_rows
@@ -82,7 +82,7 @@ def _sources(recipe: Recipe, world: Path | None) -> Data:
     """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
     if world is None:
         names = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
-        paths: dict[str, Any] = {name: _expanded(name, getattr(recipe.data, name)) for name in names}
+        paths: dict[str, Any] = {name: expanded(f"data.{name}", getattr(recipe.data, name)) for name in names}
         return replace(recipe.data, **paths)
     fixed: dict[str, Any] = {
         "helpsteer": str(world / "helpsteer.jsonl"),
@@ -94,14 +94,6 @@ def _sources(recipe: Recipe, world: Path | None) -> Data:
         "sft": str(world / "sft.jsonl"),
     }
     return replace(recipe.data, **fixed)
-
-
-def _expanded(name: str, source: str) -> str:
-    """A path with its environment variables filled in."""
-    path = os.path.expandvars(source)
-    if "$" in path:
-        raise ValueError(f"data.{name} is {source!r}, and the environment has no such variable; set it, or the path")
-    return path
 
 
 def _read(sources: Data) -> Read:

@@ -7,6 +7,7 @@ falls as the angle goes from 0 to -45.
 Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 objectives unless said otherwise.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +121,39 @@ def _ranks(value_V: Array) -> Array:
     return np.asarray(below_V + (equal_V + 1) / 2)
 
 
+@dataclass(frozen=True)
+class Following:
+    """How the second objective follows what was asked of it outright (SteerLM's reward targets)."""
+
+    kendall_tau: Estimate
+    spearman: float | None
+    span: Estimate
+    """Reward points from the least that was asked to the most."""
+
+
+def following(system: SystemRewards, asked_V: Array, bootstrap: Bootstrap) -> Following:
+    """Measure a system whose conditions ask for the second objective itself, as `control` measures a dial.
+
+    Args:
+        asked_V: what each condition asks for, in reward points.
+    """
+    if len(asked_V) != system.reward_PVSK.shape[1] or len(asked_V) < 2:
+        raise ValueError(
+            f"system {system.name!r} has {system.reward_PVSK.shape[1]} conditions and {len(asked_V)} asked values; "
+            "one each is needed, and at least two"
+        )
+    order_V = np.argsort(asked_V, kind="stable")
+    dial_V, reward_PV = asked_V[order_V], system.mean_PVK[:, order_V, 1]
+    weight_RP = bootstrap.weights(len(system.prompt_ids))
+    tau_P, _ = kendall_tau_b(dial_V, reward_PV)
+    span_P = reward_PV[:, -1] - reward_PV[:, 0]
+    return Following(
+        kendall_tau=bootstrap.interval(tau_P.mean(), weight_RP @ tau_P),
+        spearman=rank_correlation(dial_V, reward_PV.mean(axis=0)),
+        span=bootstrap.interval(span_P.mean(), weight_RP @ span_P),
+    )
+
+
 def span_share(
     system: SystemRewards, reference: SystemRewards, senses_2: Array, bootstrap: Bootstrap
 ) -> Estimate | None:
@@ -133,12 +167,15 @@ def span_share(
     return bootstrap.interval(own_P.mean() / whole_P.mean(), (weight_RP @ own_P) / whole_R)
 
 
-def regret(system: SystemRewards, bootstrap: Bootstrap) -> Estimate:
+def regret(system: SystemRewards, bootstrap: Bootstrap, at: Sequence[int] | None = None) -> Estimate:
     """What asking for v loses against the best direction u for v: mean over v of max_u v . r(u) - v . r(v).
 
     u is chosen on one half of the prompts and judged on the other, both ways, and the two are averaged:
     on the same prompts the best of V noisy averages would always seem to gain something. So the figure
     may fall below 0, when what was chosen on one half does no good on the other. Any K.
+
+    Args:
+        at: the v to average over, by their place among the system's directions; None takes all.
 
     Raises:
         ValueError: the system has no directions, or a single prompt.
@@ -153,8 +190,10 @@ def regret(system: SystemRewards, bootstrap: Bootstrap) -> Estimate:
     # each half is resampled on its own: a prompt in both would betray the choice to the judge
     first_R = replicate_means(bootstrap.weights(len(first), "first half"), first)
     second_R = replicate_means(bootstrap.weights(len(second), "second half"), second)
-    value = _regret_both_ways(first.mean(axis=0), second.mean(axis=0), directions_VK)
-    return bootstrap.interval(float(value), _regret_both_ways(first_R, second_R, directions_VK))
+    asked = list(range(len(directions_VK)) if at is None else at)
+    value = _regret_both_ways(first.mean(axis=0), second.mean(axis=0), directions_VK)[asked].mean()
+    replicate_R = _regret_both_ways(first_R, second_R, directions_VK)[:, asked].mean(axis=1)
+    return bootstrap.interval(float(value), replicate_R)
 
 
 def _regret_both_ways(a_XVK: Array, b_XVK: Array, directions_VK: Array) -> Array:
@@ -166,4 +205,4 @@ def _regret(choosing_XUV: Array, judging_XUV: Array) -> Array:
     chosen_X1V = choosing_XUV.argmax(axis=-2, keepdims=True)
     best_XV = np.take_along_axis(judging_XUV, chosen_X1V, axis=-2).squeeze(-2)
     asked_XV = np.diagonal(judging_XUV, axis1=-2, axis2=-1)
-    return np.asarray((best_XV - asked_XV).mean(axis=-1))
+    return np.asarray(best_XV - asked_XV)

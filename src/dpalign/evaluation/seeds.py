@@ -83,6 +83,62 @@ def combine_seeds(
             for a, b in differences
         ],
         "dominance": _dominance([run["dominance"] for run in runs], level),
+        **_compared(runs, level),
+    }
+
+
+def _compared(runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
+    """What comparisons add, where every run is one: ratios of hypervolume, specialists, settings, feasibility.
+
+    Returns:
+        hypervolume_ratios: [{a, b, ratio}]; specialists: family -> mean shortfall; settings: system -> the setting that
+        each seed's tuning chose; degenerate: system -> group -> share; trust: how proxy and check changed.
+    """
+    found: dict[str, Any] = {}
+    trusts = [run.get("trust") for run in runs]
+    if all(trust and trust["change"] for trust in trusts):
+        found["trust"] = {
+            name: _json(over_seeds([trust["change"][name]["value"] for trust in trusts if trust], level))
+            for name in ("proxy", "check")
+        } | {"warned_in": sum(bool(trust and trust["warning"]) for trust in trusts)}
+    compared = [run.get("comparison") for run in runs]
+    if not all(compared):
+        return found
+    each = [one for one in compared if one]
+    ratios = [{row["system"]: row["hypervolume_ratio"] for row in one["differences"]} for one in each]
+    families = [one["specialists"]["families"] for one in each]
+    tried = [run.get("tuning") or {} for run in runs]
+    asked = [
+        {
+            (system, group["name"]): group["degenerate"]["share"]
+            for system, one in feasible.items()
+            for group in one["groups"]
+        }
+        for feasible in (run.get("feasibility") or {} for run in runs)
+    ]
+    degenerate: dict[str, dict[str, Any]] = {}
+    for (system, group), share in _of_all(asked, level).items():
+        degenerate.setdefault(system, {})[group] = share
+    return found | {
+        "hypervolume_ratios": [
+            {"a": each[0]["last"], "b": system, "ratio": ratio} for system, ratio in _of_all(ratios, level).items()
+        ],
+        "specialists": _of_all(families, level),
+        "settings": {
+            system: [next(row["setting"] for row in one[system] if row["chosen"]) for one in tried]
+            for system in tried[0]
+            if all(system in one for one in tried)
+        },
+        "degenerate": degenerate,
+    }
+
+
+def _of_all(tables: Sequence[Mapping[Any, Any]], level: float) -> dict[Any, dict[str, Any]]:
+    """The estimates that every run has under a name, over seeds."""
+    return {
+        key: _json(over_seeds([table[key]["value"] for table in tables], level))
+        for key in tables[0]
+        if all(table.get(key) is not None for table in tables)
     }
 
 

@@ -34,7 +34,7 @@ from dpalign.evaluation.points import (
     senses_of,
 )
 
-COSTS = ("sampled_tokens", "scored_responses", "trained_tokens", "seconds")
+COSTS = ("sampled_tokens", "scored_responses", "scored_tokens", "trained_tokens", "total_tokens", "seconds")
 """What a system cost, as the stages' ledgers count it."""
 
 
@@ -241,7 +241,7 @@ def dominance_table(
     if unknown:
         raise ValueError(f"the dominance table asks for system {unknown[0]!r}; known are {', '.join(by_name)}")
     error_rate = 1 - setting.bootstrap.level
-    fewest = math.ceil(len(pairs) / error_rate)
+    fewest = fewest_replicates(len(pairs), setting.bootstrap.level)
     if setting.bootstrap.replicates < fewest:
         raise ValueError(
             f"{setting.bootstrap.replicates} bootstrap replicates cannot decide {len(pairs)} pairs at once: "
@@ -272,6 +272,11 @@ def dominance_table(
         )
     plain: list[dict[str, Any]] = jsonable(rows)
     return plain
+
+
+def fewest_replicates(pairs: int, level: float) -> int:
+    """The bootstrap replicates without which no decision over so many pairs could be reached (Holm)."""
+    return math.ceil(round(pairs / (1 - level), 9))
 
 
 def claims(systems: Sequence[SystemRewards]) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Several full-pipeline seeds of one recipe on one page: the claims that a paper makes rest on these."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,20 @@ def combine(runs: Sequence[Path], out: Path) -> Path:
             raise ValueError(f"{run}: seed {seed} a second time; a seed counts once")
         summaries[seed] = summary
     first, page = _read(runs[0], "summary.json"), _read(runs[0], "page.json")
-    policies = [name for name, system in first["systems"].items() if system["iteration"]]
-    differences = [(policies[-1], name) for name in policies[:-1]]
-    seeds = combine_seeds(summaries, differences)
+    seeds = combine_seeds(summaries, pairs_to_compare(list(summaries.values())))
     write_json(out / "seeds.json", seeds)
     return write_report(out, first | {"seeds": seeds}, answers=_read(runs[0], "answers.json"), **page)
+
+
+def pairs_to_compare(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The last iteration against every other system that all runs share."""
+    shared = {
+        name: system["iteration"]
+        for name, system in summaries[0]["systems"].items()
+        if all(name in summary["systems"] for summary in summaries)
+    }
+    last = max((name for name in shared if shared[name]), key=lambda name: shared[name] or 0, default=None)
+    return [(last, name) for name in shared if name != last] if last is not None else []
 
 
 def _read(run: Path, name: str) -> Any:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from dpalign.report.drawing import Plot, arms, by_prompt, drawn_twice, legend, values
-from dpalign.report.systems import FRONT_LINE, INKS, System
+from dpalign.report.systems import FRONT_LINE, INKS, System, headliners
 from dpalign.report.words import DEGREE, MINUS, Figure, figure
 
 Summary = Mapping[str, Any]
@@ -22,13 +22,15 @@ def control(summary: Summary, systems: Sequence[System]) -> Plot:
     angled = len(objectives) == 2
     shown = objectives[::-1] if angled else objectives
     at = dial(summary)
+    turned = [s for s in systems if s.role in ("soup", "baseline") and s.steered]
+    shown_systems = [s for s in systems if s in turned or s in headliners(summary, systems)]
 
     def draw(width: float, narrow: bool) -> Canvas:
         shape = (len(shown), 1) if narrow else (1, len(shown))
         canvas = Canvas(figsize=(width, 3.1 * len(shown) + 0.7 if narrow else 4.1), layout="constrained")
         grid = canvas.subplots(*shape, squeeze=False)
         for axes, name in zip(grid.ravel(), shown, strict=True):
-            _against_dial(axes, summary, systems, name, at)
+            _against_dial(axes, summary, shown_systems, name, at)
             axes.set_title(f"{name}, reward points")
             _set_dial(axes, at, angled)
             axes.set_xlabel(_dial_name(angled))
@@ -108,7 +110,8 @@ def objective(summary: Summary, systems: Sequence[System]) -> Plot:
         for place, system, one in zip(places, systems, found, strict=True):
             axes.errorbar(
                 values([one]), [place], xerr=arms([one]), fmt=system.look.marker, color=system.look.light,
-                markersize=6, elinewidth=1.6, markeredgecolor=_SURFACE, markeredgewidth=0.6,
+                markersize=6, elinewidth=1.6, markeredgecolor=system.look.light if system.look.hollow else _SURFACE,
+                markerfacecolor=_SURFACE if system.look.hollow else system.look.light, markeredgewidth=0.8,
             )  # fmt: skip
         if optimum is not None:
             axes.axvline(optimum, **FRONT_LINE)
@@ -116,12 +119,13 @@ def objective(summary: Summary, systems: Sequence[System]) -> Plot:
                 "true front", (optimum, 1), xycoords=("data", "axes fraction"), xytext=(-5, -2),
                 textcoords="offset points", ha="right", va="top", fontsize=8.5, color=FRONT_LINE["color"],
             )  # fmt: skip
-        axes.set_yticks(places, [system.name for system in systems])
+        axes.set_yticks(places, [system.label for system in systems])
         axes.tick_params(axis="y", labelcolor=_INK)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("E$_v$ J(v), reward points")
-        axes.margins(x=0.08, y=0.09)
+        axes.margins(x=0.08)
+        axes.set_ylim(-0.6, len(systems) - 0.4)
         return canvas
 
     wide, narrow = drawn_twice(draw)
@@ -147,7 +151,7 @@ def best_objective(summary: Summary) -> float | None:
 def leads(summary: Summary, systems: Sequence[System], last: System, rows: Sequence[Mapping[str, Any]]) -> Plot:
     """The last iteration against every other system, a small panel each; `rows` of the dominance table."""
     at, angled = dial(summary), len(summary["objectives"]) == 2
-    looks = {system.name: system.look for system in systems}
+    shown = {system.name: system for system in systems}
 
     def draw(width: float, narrow: bool) -> Canvas:
         columns = min(len(rows), 2 if narrow else 4)
@@ -155,11 +159,11 @@ def leads(summary: Summary, systems: Sequence[System], last: System, rows: Seque
         canvas = Canvas(figsize=(width, (1.75 if narrow else 2.15) * lines + 0.35), layout="constrained")
         grid = canvas.subplots(lines, columns, sharey=True, squeeze=False)
         for axes, row in zip(grid.ravel(), rows, strict=False):
-            found, colour = [Figure.read(one) for one in row["leads"]], looks[row["b"]].light
+            found, colour = [Figure.read(one) for one in row["leads"]], shown[row["b"]].look.light
             axes.axhline(0, color=_INK, linewidth=0.9)
             _band(axes, at, found, colour, 0.22)
             axes.plot(at, values(found), color=colour, marker="o", markersize=3, linewidth=1.6)
-            axes.set_title(f"over {row['b']}")
+            axes.set_title(f"over {shown[row['b']].label}")
             _set_dial(axes, at, angled)
         for axes in grid.ravel()[len(rows) :]:
             axes.set_visible(False)
@@ -174,3 +178,37 @@ def leads(summary: Summary, systems: Sequence[System], last: System, rows: Seque
         f"({by_prompt(summary)}, resampled in pairs)."
     )
     return Plot("leads", f"The lead of {last.name}, direction by direction", caption, wide, narrow)
+
+
+def trust(summary: Summary) -> Plot:
+    found_trust = summary["trust"]
+    lines = [("proxy", "the reward model, which selects", INKS["ink"][0], "o", "-")]
+    name = "the truth" if found_trust["check"] == "truth" else "the judge, which never selects"
+    lines.append(("check", name, INKS["front"][0], "s", "-"))
+    if all("judge" in row for row in found_trust["curve"]):
+        lines.append(("judge", "the judge, which never selects", _MUTED, "D", ":"))
+    at = [row["iteration"] for row in found_trust["curve"]]
+
+    def draw(width: float, narrow: bool) -> Canvas:
+        canvas = Canvas(figsize=(width, 3.9 if narrow else 3.7), layout="constrained")
+        axes = canvas.subplots()
+        for key, label, colour, marker, style in lines:
+            found = [Figure.read(row[key]) for row in found_trust["curve"]]
+            axes.errorbar(
+                at, values(found), yerr=arms(found), color=colour, marker=marker, linestyle=style, linewidth=1.5,
+                markersize=5, elinewidth=0.9, label=label,
+            )  # fmt: skip
+        axes.set_xticks(at, [f"t={t}" for t in at])
+        axes.set(ylabel="E$_v$ J(v), reward points")
+        axes.margins(x=0.06, y=0.1)
+        legend(canvas, axes, narrow, 1 if narrow else 3)
+        return canvas
+
+    wide, narrow = drawn_twice(draw)
+    caption = (
+        "What the reward model believes of each iteration, and what a check that had no part in selecting says. Look "
+        "for lines that part: a proxy that rises while the check falls is over-optimised (Goodhart's law). The "
+        f"distance of the lines is a matter of scale, their slopes are not. Bars are {by_prompt(summary)}; the test "
+        "below pairs the iterations by prompt."
+    )
+    return Plot("trust", "Over-optimisation: proxy and check", caption, wide, narrow)

@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from dpalign.report.curves import control, leads, objective
-from dpalign.report.drawing import Plot, arms, by_prompt, drawn_twice, legend, values
-from dpalign.report.systems import FRONT_LINE, INKS, System, last_iteration
-from dpalign.report.words import degrees
+from dpalign.report.compared_figures import compared_plots
+from dpalign.report.curves import control, leads, objective, trust
+from dpalign.report.drawing import Plot, by_prompt, drawn_twice, legend, values
+from dpalign.report.fronts import end_angles, points_of, reference_and_front
+from dpalign.report.systems import INKS, System, headliners, last_iteration
 
 Summary = Mapping[str, Any]
 
@@ -28,30 +27,27 @@ def plots(summary: Summary, systems: Sequence[System]) -> dict[str, Plot]:
     rows = [row for row in summary["dominance"] if last is not None and row["a"] == last.name]
     if last is not None and rows:
         found["leads"] = leads(summary, systems, last, rows)
-    return {name: found[name] for name in ("front", "control", "objective", "leads", "gap") if name in found}
+    if summary.get("trust") and len(summary["trust"]["curve"]) > 1:
+        found["trust"] = trust(summary)
+    found |= compared_plots(summary, systems)
+    order = ("front", "control", "objective", "leads", "comparison", "range", "tokens", "feasibility", "ablations")
+    return {name: found[name] for name in (*order, "gap", "trust") if name in found}
 
 
 def _front(summary: Summary, systems: Sequence[System]) -> Plot:
     helpful, verbose = summary["objectives"][:2]
     true_front = summary.get("true_front")
     angled = len(summary["objectives"]) == 2
+    shown = headliners(summary, systems)
 
     def draw(width: float, narrow: bool) -> Canvas:
         canvas = Canvas(figsize=(width, 4.9 if narrow else 5.2), layout="constrained")
         axes = canvas.subplots()
-        if true_front:
-            x, y = ([point[name] for point in true_front] for name in (verbose, helpful))
-            line = FRONT_LINE if angled else {**FRONT_LINE, "linestyle": "", "marker": "."}
-            axes.plot(x, y, **line, label="true front", zorder=1)
-        for system in systems:
-            _points_of(axes, system, verbose, helpful, joined=angled)
+        for system in shown:
+            points_of(axes, system, verbose, helpful, joined=angled)
         if angled:
-            _name_the_ends(axes, systems, verbose, helpful)
-        reference = summary["reference"]
-        axes.plot(
-            reference[verbose], reference[helpful], linestyle="", marker="+", markersize=9, color=INKS["muted"][0],
-            label="hypervolume's reference",
-        )  # fmt: skip
+            end_angles(axes, systems, verbose, helpful)
+        reference_and_front(axes, summary, verbose, helpful)
         axes.set(xlabel=f"{verbose}, reward points", ylabel=f"{helpful}, reward points")
         axes.margins(0.06)
         legend(canvas, axes, narrow, 5)
@@ -70,48 +66,6 @@ def _front(summary: Summary, systems: Sequence[System]) -> Plot:
             f" {'The dashed line' if angled else 'Green'} is the best that any answers to these prompts can earn."
         )
     return Plot("front", "The front, by iteration", caption, wide, narrow)
-
-
-def _points_of(axes: Axes, system: System, verbose: str, helpful: str, joined: bool) -> None:
-    look, policy = system.look, system.role == "iteration"
-    x, y = system.rewards(verbose), system.rewards(helpful)
-    if not system.steered:  # reward targets have no order of their own
-        order = np.argsort(values(x))
-        x, y = [x[i] for i in order], [y[i] for i in order]
-    axes.errorbar(
-        values(x), values(y), xerr=arms(x), yerr=arms(y), fmt="none", ecolor=look.light, elinewidth=0.8, alpha=0.55,
-        zorder=2,
-    )  # fmt: skip
-    axes.plot(
-        values(x),
-        values(y),
-        color=look.light,
-        marker=look.marker,
-        markersize=6.0 if system.role == "baseline" else 4.6,
-        markeredgecolor=INKS["surface"][0],
-        markeredgewidth=0.6,
-        linewidth=1.7 if policy else 1.1,
-        linestyle="" if len(x) == 1 or not joined else "-" if policy else ":",
-        label=system.name,
-        zorder=4 if system.role == "baseline" else 3,
-    )
-
-
-def _name_the_ends(axes: Axes, systems: Sequence[System], verbose: str, helpful: str) -> None:
-    """The angles at both ends of the last policy's curve."""
-    last = last_iteration(systems)
-    if last is None or not last.steered:
-        return
-    for i in (0, -1):
-        axes.annotate(
-            degrees(last.entry["points"][i]["angle"]),
-            (values(last.rewards(verbose))[i], values(last.rewards(helpful))[i]),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8.5,
-            color=last.look.light,
-        )
 
 
 def _gap(summary: Summary, systems: Sequence[System]) -> Plot:

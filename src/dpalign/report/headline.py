@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from dpalign.report.compared_words import Claim, rivals_claims
 from dpalign.report.systems import System, last_iteration
-from dpalign.report.words import MISSING, Figure, between, degrees, figure, listed, number, percent, probability
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence, and whether the intervals support it."""
-
-    holds: bool
-    text: str
+from dpalign.report.words import (
+    MISSING,
+    Figure,
+    agreeing,
+    between,
+    degrees,
+    figure,
+    listed,
+    number,
+    percent,
+    probability,
+    seed_count,
+)
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,17 @@ def _level(summary: Mapping[str, Any]) -> str:
     return f"{100 * summary['intervals']['bootstrap']['level']:.0f}%"
 
 
-def seed_count(summary: Mapping[str, Any]) -> int:
-    return len((summary.get("seeds") or {}).get("seeds") or [])
-
-
 def _sentence(summary: Mapping[str, Any], systems: Sequence[System], last: System) -> str:
-    baselines = [system.name for system in systems if system.role == "baseline"]
+    baselines = [s.name for s in systems if s.role in ("baseline", "soup") and not s.copied]
+    said = {system.name: system.said for system in systems}
+
+    def spoken(names: Sequence[str]) -> str:
+        return listed([said[name] for name in names])
+
     leads = {name: lead for name in baselines if (lead := _lead(summary, last.name, name)) is not None}
     beaten = [name for name, (holds, _) in leads.items() if holds]
-    rest = [name for name in leads if name not in beaten]
+    lost = [name for name in baselines if (back := _lead(summary, name, last.name)) is not None and back[0]]
+    rest = [name for name in leads if name not in beaten and name not in lost]
     every = f"every one of {len(summary['directions'])} directions"
     seeds = seed_count(summary)
     start = f"Over {seeds} seeds of the whole pipeline, " if seeds > 1 and leads else ""
@@ -83,10 +90,13 @@ def _sentence(summary: Mapping[str, Any], systems: Sequence[System], last: Syste
         margin = min((leads[name][1] for name in beaten), key=lambda found: found.value or 0.0)
         interval = between(margin.low, margin.high)
         least = f"{number(margin.value)} reward points" + (f" ({interval})" if interval else "")
-        clauses.append(f"{last.name} beats {listed(beaten)} at {every}, by at least {least}")
+        clauses.append(f"{last.name} beats {spoken(beaten)} at {every}, by at least {least}")
     if rest:
         subject = "it" if beaten else last.name
-        clauses.append(f"{subject} is not shown to beat {listed(rest)} at {every if not beaten else 'all of them'}")
+        where = "all of them" if beaten else every
+        clauses.append(f"{subject} is not shown to beat {spoken(rest)} at {where}")
+    if lost:
+        clauses.append(f"{spoken(lost)} {agreeing(lost, 'beats', 'beat')} {last.name} at {every}")
     follows = _dial_words(summary, last, "its" if clauses else f"{last.name}'s")
     if follows is not None:
         clauses.append(f"in the run shown, {follows.text}" if seeds > 1 else follows.text)
@@ -134,12 +144,15 @@ def _dial_words(summary: Mapping[str, Any], system: System, whose: str) -> Claim
 
 def _claims(summary: Mapping[str, Any], systems: Sequence[System], last: System) -> tuple[Claim, ...]:
     iterations = [system for system in systems if system.role == "iteration"]
-    pairs = [(last.name, system.name) for system in systems if system.role != "iteration"]
+    claimed = ("baseline", "control", "soup")
+    pairs = [(last.name, system.name) for system in systems if system.role in claimed and not system.copied]
     pairs += [(b.name, a.name) for a, b in pairwise(iterations)]
-    claims = [_dominance_claim(summary, a, b) for a, b in pairs]
+    said = {system.name: system.said for system in systems}
+    claims = [_dominance_claim(summary, a, b, said) for a, b in pairs]
     first = next((system for system in iterations if system.entry["iteration"] >= 1), None)
     if first is not None and first is not last:
         claims.append(_growth_claim(summary, first.name, last.name))
+    claims += rivals_claims(summary, systems)
     follows = _dial_words(summary, last, f"{last.name}'s")
     if follows is not None:
         where = "In the run shown, " if seed_count(summary) > 1 else ""
@@ -147,7 +160,7 @@ def _claims(summary: Mapping[str, Any], systems: Sequence[System], last: System)
     return tuple(claim for claim in claims if claim is not None)
 
 
-def _dominance_claim(summary: Mapping[str, Any], a: str, b: str) -> Claim | None:
+def _dominance_claim(summary: Mapping[str, Any], a: str, b: str, said: Mapping[str, str]) -> Claim | None:
     lead = _lead(summary, a, b)
     if lead is None:
         return None
@@ -161,7 +174,7 @@ def _dominance_claim(summary: Mapping[str, Any], a: str, b: str) -> Claim | None
         assert row is not None
         p = probability(row["p_holm"])
         why = f"{margin}; Holm p {p if p.startswith('<') else f'= {p}'}"
-    return Claim(holds, f"{a} beats {b} at every direction: smallest lead {why}.")
+    return Claim(holds, f"{said[a]} beats {said[b]} at every direction: smallest lead {why}.")
 
 
 def _growth_claim(summary: Mapping[str, Any], first: str, last: str) -> Claim | None:

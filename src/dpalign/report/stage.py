@@ -8,15 +8,20 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.choosing import annotated, objective_rewards
+from dpalign.choosing import annotated
 from dpalign.config import to_toml
 from dpalign.evaluation.bootstrap import Bootstrap
+from dpalign.evaluation.comparison import comparison_pairs
+from dpalign.evaluation.control import angles
 from dpalign.evaluation.points import SystemRewards, senses_of
-from dpalign.evaluation.summary import Setting, summarize
-from dpalign.ledger import Ledger, read_ledger
+from dpalign.evaluation.summary import Setting, claims, fewest_replicates, summarize
 from dpalign.preference import Preference, evaluation_grid
 from dpalign.recipe import Recipe
-from dpalign.records import CANDIDATES, HEADS, SCORES, read_table
+from dpalign.records import CANDIDATES, HEADS, read_table
+from dpalign.report.compared import comparison, feasibility, trust, tuning
+from dpalign.report.entrants import Entrant, Evaluated, Trial, entrants, read
+from dpalign.report.ledgers import cost, lineage, sweep_cost
+from dpalign.report.reading import mean_answer_tokens, rewards, true_front
 from dpalign.report.write import write_report
 from dpalign.reward.quality import quality
 from dpalign.runs import write_json
@@ -27,116 +32,106 @@ Array = NDArray[np.float64]
 SHOWN_PROMPTS: Final = 12
 """Validation prompts whose real answers the page shows."""
 
-TITLES: Final = {
-    "evaluate-sft": "SFT",
-    "evaluate-steerlm": "SteerLM",
-    "evaluate-dpo": "DPO",
-    "evaluate-sft-asked": "SFT, asked",
-    "evaluate-base-asked": "base, asked",
-}
-
 
 def report(job: Job) -> None:
     """Write index.html, summary.json, answers.json and the figures."""
     recipe = job.recipe
-    folders = {name: path for name, path in job.inputs.items() if name.startswith("evaluate-")}
-    if not folders:
+    if not any(name.startswith("evaluate-") for name in job.inputs):
         raise ValueError("nothing to report: give at least one evaluate- folder")
-    systems = {name: read_system(recipe, name, path) for name, path in folders.items()}
     grid_UK = evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)
-    front = true_front(recipe, next(iter(folders.values())), grid_UK) if recipe.data.world else None
-    setting = Setting(
-        tuple(recipe.objectives),
-        grid_UK,
-        reference_point(job, systems, front, grid_UK),
-        Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap),
-    )
-    data_reports = json.loads((job.inputs["data"] / "reports.json").read_text())
-    ledgers = list(lineage(job.out.parent, list(folders)))
+    chance = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
+    shown, trials = entrants(recipe, job.inputs, grid_UK, chance)
+    systems = [read(recipe, entrant) for entrant in shown]
+    pairs = pairs_of(systems)
+    chance = enough(job, chance, len(pairs)) if is_comparison(systems) else chance
+    front = true_front(recipe, shown[0].folder, grid_UK) if recipe.data.world else None
+    setting = Setting(tuple(recipe.objectives), grid_UK, reference_point(job, systems, front, grid_UK), chance)
+    ledgers = [made.ledger for made in lineage([entrant.folder for entrant in shown])]
+    tokens = mean_answer_tokens(sft_of(systems, systems[0]).entrant.folder)
     summary = summarize(
-        list(systems.values()),
+        [system.rewards for system in systems],
         setting,
         front,
-        costs={systems[name].name: cost(job.out.parent, name) for name in folders},
+        pairs,
+        costs={system.entrant.title: cost([system.entrant.folder], tokens) for system in systems},
         reward_model=_reward_model(job),
         counts={ledger["name"]: ledger["counts"] for ledger in ledgers},
         seeds={"seeds": [recipe.seed]},
     )
+    add_what_entrants_are(summary, systems, trials, tokens)
+    summary["trust"] = trust(systems, setting)
+    summary["pairwise"] = _pairwise(job)
+    if is_comparison(systems):
+        summary |= {
+            "comparison": comparison(recipe, systems, setting, summary["systems"]),
+            "tuning": tuning(recipe, trials, setting),
+            "feasibility": feasibility(job.inputs, systems),
+        }
     page = {
         "quality": _quality(job, systems),
-        "data_reports": data_reports,
+        "data_reports": json.loads((job.inputs["data"] / "reports.json").read_text()),
         "stages": ledgers,
         "recipe_text": to_toml(recipe),
         "title": recipe.name,
     }
-    write_report(job.out, summary, answers=list(shown_answers(recipe, folders)), **page)
+    write_report(job.out, summary, answers=list(shown_answers(recipe, shown)), **page)
     write_json(job.out / "page.json", page)
     job.work.tally.add(rows_in=len(systems), rows_out=len(systems))
 
 
-def title_of(step: str) -> str:
-    """How a system is called on the page: by iteration, or by what it is."""
-    if step in TITLES:
-        return TITLES[step]
-    return f"DPA t={iteration_of(step)}"
+def is_comparison(systems: Sequence[Evaluated]) -> bool:
+    """Whether more was evaluated than the loop itself and what stands beside it in any case."""
+    return any(
+        system.entrant.setting or system.entrant.role in ("specialist", "soup", "ablation") for system in systems
+    ) or any("brief" in system.entrant.step or "best-of-n" in system.entrant.step for system in systems)
 
 
-def iteration_of(step: str) -> int | None:
-    """The iteration of an evaluated policy; pi_0, the SteerLM on D2, is t = 0 as in Fig. 4."""
-    if step.startswith("evaluate-policy-"):
-        return int(step.rsplit("-", 1)[1])
-    return 0 if step == "evaluate-steerlm-d2" else None
+def pairs_of(systems: Sequence[Evaluated]) -> list[tuple[str, str]]:
+    """Who is compared with whom: the paper's claims, or of a comparison what it needs (Holm pays for each pair)."""
+    if not is_comparison(systems):
+        return claims([system.rewards for system in systems])
+    iterated = sorted((s for s in systems if s.entrant.role == "iteration"), key=lambda s: s.entrant.iteration or 0)
+    others = [s for s in systems if s.entrant.role not in ("iteration", "ablation")]
+    rivals = [s for s in others if s.entrant.role in ("baseline", "soup") and s.rewards.reward_PVSK.shape[1] > 1]
+    names = [[system.entrant.title for system in group] for group in (iterated, others, rivals)]
+    return comparison_pairs(*names)
 
 
-def read_system(recipe: Recipe, step: str, folder: Path) -> SystemRewards:
-    """The rewards of an evaluate folder as an array over prompts, conditions, samples and objectives."""
-    keys = read_table(
-        folder / "answers", CANDIDATES, ["prompt_id", "condition_index", "sample", "condition_kind", "condition"]
-    )
-    ids = list(dict.fromkeys(keys["prompt_id"].to_pylist()))
-    conditions = max(keys["condition_index"].to_pylist()) + 1
-    shape = (len(ids), conditions, recipe.evaluation.samples, len(recipe.objectives))
-    directions = None
-    if keys["condition_kind"][0].as_py() == "direction":
-        directions = np.array(
-            [_unit(v_K, recipe) for v_K in keys["condition"].to_pylist()[: shape[1] * shape[2] : shape[2]]]
+def enough(job: Job, bootstrap: Bootstrap, pairs: int) -> Bootstrap:
+    """The bootstrap, with more replicates where a decision over the pairs needs more; the log says so."""
+    needed = 2 * fewest_replicates(pairs, bootstrap.level)  # with the fewest a p-value just reaches the level
+    if needed <= bootstrap.replicates or not pairs:
+        return bootstrap
+    job.work.run.log(f"report: {needed} bootstrap replicates to decide {pairs} pairs, not {bootstrap.replicates}")
+    return Bootstrap(bootstrap.seed, needed, bootstrap.level)
+
+
+def sft_of(systems: Sequence[Evaluated], otherwise: Evaluated) -> Evaluated:
+    return next((system for system in systems if system.entrant.step == "evaluate-sft"), otherwise)
+
+
+def add_what_entrants_are(
+    summary: dict[str, Any],
+    systems: Sequence[Evaluated],
+    trials: Mapping[str, Sequence[Trial]],
+    answer_tokens: float,
+) -> None:
+    """To each system of the summary: its role, its setting, what tuning it cost, and whose copy it is."""
+    first: dict[Path, str] = {}
+    for system in systems:
+        entrant = system.entrant
+        entry = summary["systems"][entrant.title]
+        entry |= {"role": entrant.role, "setting": entrant.setting or None, "family": entrant.family or None}
+        entry["trained_for"] = (
+            float(angles(np.array([entrant.direction]))[0]) if len(entrant.direction or ()) == 2 else None
         )
-    truth = folder / "truth"
-    return SystemRewards(
-        title_of(step),
-        iteration_of(step),
-        tuple(ids),
-        directions,
-        _rewards(folder / "scores", recipe.heads, recipe).reshape(shape),
-        _rewards(truth, HEADS, recipe).reshape(shape) if truth.exists() else None,
-    )
+        entry["same_as"] = first.get(entrant.folder)
+        first.setdefault(entrant.folder, entrant.title)
+        tried = trials.get(entrant.title, ())
+        entry["sweep"] = sweep_cost([trial.tuned_in for trial in tried], answer_tokens) if tried else None
 
 
-def _unit(v_K: Sequence[float], recipe: Recipe) -> tuple[float, ...]:
-    return Preference.from_vector(v_K, tuple(recipe.objectives)).v
-
-
-def _rewards(folder: Path, heads: Sequence[str], recipe: Recipe) -> Array:
-    rewards = read_table(folder, SCORES, ["rewards"])["rewards"].to_pylist()
-    return objective_rewards(rewards, heads, recipe.objective_list, folder)
-
-
-def true_front(recipe: Recipe, folder: Path, grid_UK: Array) -> SystemRewards:
-    """The best answers of the world to the same prompts."""
-    from dpalign.world.language import read_prompt
-    from dpalign.world.optimum import optimal_rewards
-
-    rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "messages"])
-    prompts = dict(zip(rows["prompt_id"].to_pylist(), rows["messages"].to_pylist(), strict=True))
-    reward_PVK = optimal_rewards([read_prompt(messages[-1]["content"]) for messages in prompts.values()], grid_UK)
-    return SystemRewards(
-        "true front", None, tuple(prompts), grid_UK, reward_PVK[:, :, None, :], reward_PVK[:, :, None, :]
-    )
-
-
-def reference_point(
-    job: Job, systems: Mapping[str, SystemRewards], front: SystemRewards | None, grid_UK: Array
-) -> Array:
+def reference_point(job: Job, systems: Sequence[Evaluated], front: SystemRewards | None, grid_UK: Array) -> Array:
     """Hypervolume's reference: the recipe's; or SFT's mean where more is better, and where less is better
     the true optimum's at the first direction, or without a truth the original answers' 95% quantile."""
     recipe = job.recipe
@@ -147,7 +142,7 @@ def reference_point(
                 f"{', '.join(recipe.objectives)}"
             )
         return np.array(recipe.evaluation.reference)
-    sft = systems.get("evaluate-sft")
+    sft = next((system.rewards for system in systems if system.entrant.step == "evaluate-sft"), None)
     if sft is None:
         raise ValueError("no SFT among the systems to take hypervolume's reference from; set evaluation.reference")
     if front is not None and sft.true_reward_PVSK is not None:
@@ -158,34 +153,6 @@ def reference_point(
     return np.where(senses_of(grid_UK) > 0, low_K, high_K)
 
 
-def lineage(run: Path, steps: Sequence[str]) -> Iterator[Ledger]:
-    """The ledgers of these steps and of all that they were made from, each once, the earliest first."""
-    seen: set[str] = set()
-
-    def visit(name: str) -> Iterator[Ledger]:
-        if name in seen or not (run / name / "ledger.json").is_file():
-            return
-        seen.add(name)
-        ledger = read_ledger(run / name)
-        for entry in ledger["inputs"].values():
-            yield from visit(entry["path"])
-        yield ledger
-
-    for step in steps:
-        yield from visit(step)
-
-
-def cost(run: Path, step: str) -> dict[str, float]:
-    """What a system took to make, without its evaluation: tokens, scored responses, seconds."""
-    made = [ledger for ledger in lineage(run, [step]) if not ledger["name"].startswith("evaluate-")]
-    return {
-        "sampled_tokens": sum(ledger["tokens"]["sampled"] for ledger in made),
-        "scored_responses": sum(ledger["tokens"]["scored"] for ledger in made),
-        "trained_tokens": sum(ledger["tokens"]["trained"] for ledger in made),
-        "seconds": sum(ledger["seconds"] for ledger in made),
-    }
-
-
 def _reward_model(job: Job) -> dict[str, Any]:
     """The contract's short form: head -> r2, pearson, spearman, length_correlation."""
     path = job.inputs["reward"] / "quality.json"
@@ -194,25 +161,34 @@ def _reward_model(job: Job) -> dict[str, Any]:
     return {head: {name: figures[name]["value"] for name in short} for head, figures in heads.items()}
 
 
-def _quality(job: Job, systems: Mapping[str, SystemRewards]) -> dict[str, Any]:
-    """Held-out quality, and how well the reward model ranks each system's own answers."""
+def _pairwise(job: Job) -> dict[str, Any] | None:
+    """The reward model on a file of preference pairs, where the recipe names one."""
+    if "pairwise" not in job.inputs:
+        return None
+    found: dict[str, Any] = json.loads((job.inputs["pairwise"] / "accuracy.json").read_text())
+    return found
+
+
+def _quality(job: Job, systems: Sequence[Evaluated]) -> dict[str, Any]:
+    """Held-out quality, and how well the reward model ranks systems' own answers; not specialists' and ablations'."""
+    systems = [s for s in systems if s.entrant.role not in ("specialist", "ablation")]
     path = job.inputs["reward"] / "quality.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    on_policy = {}
-    for name, system in systems.items():
-        label = system.true_reward_PVSK
-        if label is None and (judged := job.inputs[name] / "judged").exists():
-            label = _rewards(judged, job.recipe.heads, job.recipe).reshape(system.reward_PVSK.shape)
-        if label is not None:
-            on_policy[system.name] = _on_policy(job, name, system, label)
+    labels = {s.entrant.title: s.rewards.true_reward_PVSK for s in systems}
+    labels |= {s.entrant.title: s.judged_PVSK for s in systems if labels[s.entrant.title] is None}
+    on_policy = {
+        system.entrant.title: _on_policy(job, system, label)
+        for system in systems
+        if (label := labels[system.entrant.title]) is not None
+    }
     return found | {"on_policy": on_policy}
 
 
-def _on_policy(job: Job, step: str, system: SystemRewards, label_PVSK: Array) -> dict[str, Any]:
-    rows = read_table(job.inputs[step] / "answers", CANDIDATES, ["prompt_id", "response"])
+def _on_policy(job: Job, system: Evaluated, label_PVSK: Array) -> dict[str, Any]:
+    rows = read_table(system.entrant.folder / "answers", CANDIDATES, ["prompt_id", "response"])
     k = len(job.recipe.objectives)
     figures: dict[str, Any] = quality(
-        system.reward_PVSK.reshape(-1, k),
+        system.rewards.reward_PVSK.reshape(-1, k),
         label_PVSK.reshape(-1, k),
         list(job.recipe.objectives),
         rows["prompt_id"].to_pylist(),
@@ -223,28 +199,34 @@ def _on_policy(job: Job, step: str, system: SystemRewards, label_PVSK: Array) ->
     return figures
 
 
-def shown_answers(recipe: Recipe, folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
-    """One answer a condition to the first prompts, of the last two policies and of what stands beside them."""
-    policies = [name for name in folders if (iteration_of(name) or 0) > 0]
-    for step in ("evaluate-sft", "evaluate-dpo", "evaluate-sft-asked", *policies[-2:]):
-        if step not in folders:
+def shown_answers(recipe: Recipe, shown: Sequence[Entrant]) -> Iterator[dict[str, Any]]:
+    """One answer a condition to the first prompts, of the last two policies and of what stands beside them.
+
+    Of systems that answer to reward targets none is shown: the dial has no place for targets.
+    """
+    policies = [entrant for entrant in shown if (entrant.iteration or 0) > 0][-2:]
+    beside = [
+        entrant for entrant in shown if entrant.role in ("baseline", "soup") or entrant.step.endswith("-sft-asked")
+    ]
+    names = list(recipe.objectives)
+    for entrant in (*beside, *policies):
+        rows = read_table(entrant.folder / "answers", CANDIDATES).to_pylist()
+        if rows[0]["condition_kind"] == "target":
             continue
-        folder = folders[step]
-        rows = read_table(folder / "answers", CANDIDATES).to_pylist()
-        judged_NK = _rewards(folder / "scores", recipe.heads, recipe)
-        truth_NK = _rewards(folder / "truth", HEADS, recipe) if (folder / "truth").exists() else None
-        shown = list(dict.fromkeys(row["prompt_id"] for row in rows))[:SHOWN_PROMPTS]
-        names = list(recipe.objectives)
+        truth = entrant.folder / "truth"
+        judged_NK = rewards(entrant.folder / "scores", recipe.heads, recipe)
+        truth_NK = rewards(truth, HEADS, recipe) if truth.exists() else None
+        prompts = list(dict.fromkeys(row["prompt_id"] for row in rows))[:SHOWN_PROMPTS]
         for n, row in enumerate(rows):
-            if row["sample"] or row["prompt_id"] not in shown:
+            if row["sample"] or row["prompt_id"] not in prompts:
                 continue
             direction = (
                 Preference.from_vector(row["condition"], tuple(names)) if row["condition_kind"] == "direction" else None
             )
             yield {
                 "prompt": row["messages"][-1]["content"],
-                "system": title_of(step),
-                "iteration": iteration_of(step),
+                "system": entrant.title,
+                "iteration": entrant.iteration,
                 "condition": direction.weights if direction else None,
                 "angle": direction.angle if direction and len(names) == 2 else None,
                 "response": row["response"],

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dpalign.report.headline import seed_count
 from dpalign.report.systems import System, last_iteration
 from dpalign.report.words import MISSING, Figure, between, figure, number, percent, probability
 
@@ -39,6 +38,9 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
 
+    def __post_init__(self) -> None:
+        assert all(len(row.cells) == len(self.columns) for row in self.rows), self.columns
+
 
 def cell(found: Figure, digits: int = 1, sign: bool = False) -> Cell:
     return Cell(number(found.value, digits, sign), between(found.low, found.high, digits))
@@ -48,8 +50,13 @@ def word(text: str) -> Cell:
     return Cell(text, tone="word")
 
 
-def _name(system: System) -> Cell:
-    return Cell(system.name, tone="word", colour=system.look.name)
+def called(name: str, shown: Mapping[str, System]) -> Cell:
+    """A system by its name, with its colour where the page shows it."""
+    return name_of(shown[name]) if name in shown else word(name)
+
+
+def name_of(system: System) -> Cell:
+    return Cell(system.label, tone="word", colour=system.look.name)
 
 
 def without_empty_columns(table: Table) -> Table:
@@ -71,7 +78,7 @@ def systems_table(summary: Summary, systems: Sequence[System], judged: bool = Fa
         rows.append(
             Row(
                 (
-                    _name(system),
+                    name_of(system),
                     cell(figure(entry, "objective")),
                     cell(figure(entry, "hypervolume"), 0),
                     cell(percent(figure(entry, "true_front_share"))),
@@ -110,14 +117,14 @@ def dominance_tables(
 ) -> tuple[Table | None, Table | None]:
     """The pairs of the last iteration, and all others."""
     last = last_iteration(systems)
-    colours = {system.name: system.look.name for system in systems}
+    shown = {system.name: system for system in systems}
     rows = summary.get(key) or []
     own = [row for row in rows if last is not None and row["a"] == last.name]
     others = [row for row in rows if row not in own]
-    return _dominance(own, colours), _dominance(others, colours)
+    return _dominance(own, shown), _dominance(others, shown)
 
 
-def _dominance(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Table | None:
+def _dominance(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, System]) -> Table | None:
     if not rows:
         return None
     columns = (
@@ -136,16 +143,16 @@ def _dominance(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) ->
         "columns count B's points under A's interpolated front, out of those inside A's range, and apart from them "
         "those outside it."
     )
-    return Table(caption, columns, tuple(_dominance_row(row, colours) for row in rows))
+    return Table(caption, columns, tuple(_dominance_row(row, shown) for row in rows))
 
 
-def _dominance_row(row: Mapping[str, Any], colours: Mapping[str, str]) -> Row:
+def _dominance_row(row: Mapping[str, Any], shown: Mapping[str, System]) -> Row:
     outside = row.get("outside") or 0
     beaten = f"{row.get('outside_dominated', 0)} of them beaten all the same" if outside else ""
     return Row(
         (
-            Cell(row["a"], tone="word", colour=colours.get(row["a"], "")),
-            Cell(row["b"], tone="word", colour=colours.get(row["b"], "")),
+            called(row["a"], shown),
+            called(row["b"], shown),
             Cell("yes", tone="yes") if row["dominates"] else Cell("not shown", tone="no"),
             cell(Figure.read(row["margin"])),
             Cell(probability(row.get("p_holm"))),
@@ -167,7 +174,7 @@ def gap_table(summary: Summary, systems: Sequence[System]) -> Table | None:
             cell(Figure.read(system.entry["opinion_gap"].get(name)), 2, sign=True) for name in summary["objectives"]
         ]
         true, judged = figure(system.entry, "objective"), figure(system.entry["judged"], "objective")
-        rows.append(Row((_name(system), *gaps, cell(true), cell(judged)), strong=system is last_iteration(systems)))
+        rows.append(Row((name_of(system), *gaps, cell(true), cell(judged)), strong=system is last_iteration(systems)))
     columns = ("system", *(f"gap in {name}" for name in summary["objectives"]), "E_v J(v), true", "E_v J(v), judged")
     caption = "Opinion minus truth in reward points, over all conditions of a system; intervals over prompts."
     return Table(caption, columns, tuple(rows))
@@ -190,7 +197,7 @@ def sensitivity_table(summary: Summary, systems: Sequence[System]) -> Table | No
         rows.append(
             Row(
                 (
-                    _name(system),
+                    name_of(system),
                     Cell(number(None if main.value is None else scale * main.value, digits)),
                     Cell(number(min(own), digits)),
                     Cell(number(max(own), digits)),
@@ -208,66 +215,3 @@ def sensitivity_table(summary: Summary, systems: Sequence[System]) -> Table | No
         "the choice of reference does not matter."
     )
     return Table(caption, ("system", what, "least", "most", "rank"), tuple(rows))
-
-
-def seeds_tables(summary: Summary, systems: Sequence[System]) -> list[Table]:
-    """Figures, differences and dominance over seeds of the whole pipeline."""
-    seeds = summary.get("seeds") or {}
-    if not seeds.get("systems"):
-        return []
-    looks = {system.name: system.look.name for system in systems}
-    runs = seed_count(summary)
-    figures = {"objective": ("E_v J(v)", 1, 1), "true_front_share": ("share of the true front, %", 100, 1),
-               "hypervolume": ("hypervolume", 1, 0), "kendall_tau": ("Kendall tau", 1, 2), "span": ("span", 1, 1),
-               "span_share": ("share of the true span, %", 100, 0), "regret": ("regret", 1, 2)}  # fmt: skip
-    rows = tuple(
-        Row(
-            (
-                Cell(name, tone="word", colour=looks.get(name, "")),
-                *(_over_seeds(found.get(key), scale, digits) for key, (_, scale, digits) in figures.items()),
-            )
-        )
-        for name, found in seeds["systems"].items()
-    )
-    caption = (
-        f"Means over {runs} runs of the whole pipeline (seeds {', '.join(map(str, seeds['seeds']))}), with "
-        "t-intervals: what another training run would have given."
-    )
-    columns = ("system", *(label for label, _, _ in figures.values()))
-    tables = [without_empty_columns(Table(caption, columns, rows))]
-    leads = {(row["a"], row["b"]): row["objective"] for row in seeds.get("differences") or []}
-    margins = {(row["a"], row["b"]): row for row in seeds.get("dominance") or []}
-    pairs = [*margins, *(pair for pair in leads if pair not in margins)]
-    if pairs:
-        tables.append(
-            without_empty_columns(
-                Table(
-                    "Pairs, compared within each seed. Each seed's own lead stands below the mean.",
-                    ("A", "over B", "dominates in", "smallest lead", "lead in E_v J(v)"),
-                    tuple(
-                        Row(
-                            (
-                                Cell(a, tone="word", colour=looks.get(a, "")),
-                                Cell(b, tone="word", colour=looks.get(b, "")),
-                                Cell(f"{margins[a, b]['dominates_in']} of {runs}" if (a, b) in margins else MISSING),
-                                _over_seeds(margins.get((a, b), {}).get("margin"), 1, 1, each=True),
-                                _over_seeds(leads.get((a, b)), 1, 1, each=True),
-                            )
-                        )
-                        for a, b in pairs
-                    ),
-                )
-            )
-        )
-    return tables
-
-
-def _over_seeds(found: Mapping[str, Any] | None, scale: float, digits: int, each: bool = False) -> Cell:
-    if found is None:
-        return Cell(MISSING)
-    value, low, high = (None if x is None else scale * x for x in Figure.read(found))
-    note = between(low, high, digits)
-    if each:
-        values = ", ".join(number(scale * x, digits) for x in found.get("values", ()))
-        note = f"{note} [{values}]" if note else values
-    return Cell(number(value, digits), note)

@@ -37,6 +37,11 @@ class Figure(NamedTuple):
         return number(self.value, digits, sign) + (f" ({interval})" if interval else "")
 
 
+def seed_count(summary: Mapping[str, Any]) -> int:
+    """Runs of the whole pipeline that a summary speaks of."""
+    return len((summary.get("seeds") or {}).get("seeds") or [])
+
+
 def figure(entry: Mapping[str, Any] | None, name: str) -> Figure:
     """A figure of a system's summary: bare, its interval under "intervals", or whole, as hypervolume is."""
     found = (entry or {}).get(name)
@@ -81,6 +86,16 @@ def whole(n: float | None) -> str:
     return f"{n:,.0f}"
 
 
+def size(bytes_on_disk: float | None) -> str:
+    """3.9 MB; a dash where it is not known."""
+    if not bytes_on_disk:
+        return MISSING
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if bytes_on_disk >= scale:
+            return f"{bytes_on_disk / scale:.3g}\N{NO-BREAK SPACE}{unit}"
+    return f"{bytes_on_disk:.0f}\N{NO-BREAK SPACE}B"
+
+
 def degrees(angle: float) -> str:
     """-15 as the dial shows it; a tenth only where there is one."""
     rounded = round(angle, 1)
@@ -90,6 +105,11 @@ def degrees(angle: float) -> str:
 def listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def agreeing(names: Sequence[str], singular: str, plural: str) -> str:
+    """The verb that goes with a list of names: `SteerLM beats`, `SteerLM and DPO beat`, `rewarded soups beat`."""
+    return plural if len(names) > 1 or names[0].endswith("s") else singular
 
 
 def arithmetic(weights: Mapping[str, float], senses: Sequence[float]) -> str:

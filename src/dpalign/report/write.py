@@ -12,12 +12,23 @@ from markupsafe import Markup, escape
 
 from dpalign.evaluation.summary import jsonable
 from dpalign.report.accounts import costs_table, data_table, quality_tables, stages_table
+from dpalign.report.compared_tables import (
+    ablation_table,
+    budget_table,
+    differences_table,
+    specialists_table,
+    table_1,
+    tuning_table,
+)
+from dpalign.report.compared_words import trust_warning, undecided, what_was_run
 from dpalign.report.dial import dial_data
 from dpalign.report.drawing import Plot, inline, png, svg
 from dpalign.report.figures import plots
 from dpalign.report.headline import headline
-from dpalign.report.systems import colours, last_iteration, systems_of
-from dpalign.report.tables import dominance_tables, gap_table, seeds_tables, sensitivity_table, systems_table
+from dpalign.report.seeds_tables import seeds_of_comparison, seeds_tables
+from dpalign.report.systems import System, colours, last_iteration, systems_of
+from dpalign.report.tables import dominance_tables, gap_table, sensitivity_table, systems_table
+from dpalign.report.trust_tables import feasibility_tables, pairwise_table, trust_table
 from dpalign.runs import write_json, write_text
 
 
@@ -97,12 +108,16 @@ def render_page(
         dominance=dominance,
         more_dominance=more_dominance,
         dominance_judged=judged,
-        seeds=seeds_tables(summary, systems),
+        seeds=[*seeds_tables(summary, systems), *seeds_of_comparison(summary, systems)],
         gap=gap_table(summary, systems),
+        comparison=comparison_part(summary, systems),
+        trust=trust_table(summary),
+        warning=trust_warning(summary),
+        pairwise=pairwise_table(summary),
         quality=quality_tables(jsonable(quality)),
         sensitivity=sensitivity_table(summary, systems),
         stages=stages_table(stages),
-        costs=costs_table(summary),
+        costs=costs_table(summary) if not summary.get("comparison") else None,  # which has budgets of its own
         data=data_table(data_reports),
         recipe_text=recipe_text,
         palette=palette,
@@ -110,6 +125,23 @@ def render_page(
         css=Markup(_resource("page.css")),
         js=Markup(_resource("page.js")),
     )
+
+
+def comparison_part(summary: Mapping[str, Any], systems: Sequence[System]) -> dict[str, Any] | None:
+    """What the section of a comparison holds; None of a run without one."""
+    if not summary.get("comparison"):
+        return None
+    return {
+        "words": what_was_run(summary, systems),
+        "undecided": undecided(summary, systems),
+        "differences": differences_table(summary, systems),
+        "table_1": table_1(summary, systems),
+        "specialists": specialists_table(summary, systems),
+        "tuning": tuning_table(summary),
+        "budget": budget_table(summary, systems),
+        "feasibility": feasibility_tables(summary),
+        "ablations": ablation_table(summary, systems),
+    }
 
 
 def _inlined(plot: Plot, palette: Mapping[str, tuple[str, str]]) -> dict[str, Any]:

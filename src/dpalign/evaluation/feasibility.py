@@ -1,0 +1,169 @@
+"""Asked for what cannot be had: Table 1's last column, measured (section 2.3).
+
+A SteerLM is asked for the rewards that the paper's rule asks for, and for more helpfulness at the same verbosity
+than any annotated answer near it had: part of the way to the top of the scale, or all of it. A policy that follows
+directions is asked over its whole arc, and beyond both of its ends: a direction asks for no rewards, so there is
+none that it cannot follow, but it may still be one that the policy never saw. Of both: how often is the answer
+degenerate (`degeneracy.py`)? Of the first: how far is it from what was asked? Of the second: does the answer still
+follow the dial, and what is lost by asking there (regret)?
+
+Shapes: P prompts, V conditions, S samples, K objectives, N annotated answers.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dpalign.choosing import annotated, line, objective_rewards
+from dpalign.evaluation.beyond import AS_ANNOTATED, TRAINED, Wish, figures
+from dpalign.evaluation.bootstrap import Array, Bootstrap
+from dpalign.evaluation.degeneracy import Faults, faults
+from dpalign.evaluation.points import SystemRewards
+from dpalign.preference import Arc, Preference
+from dpalign.recipe import Recipe
+from dpalign.records import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows, read_table, write_rows
+from dpalign.runs import write_json
+from dpalign.stages import Job
+from dpalign.templates import parse_condition, render_condition
+
+
+def feasibility(job: Job) -> None:
+    """Ask a system for what it can give and for more; write the answers, their rewards and feasibility.json."""
+    from dpalign.reward.score import FunctionScorer, Scorer
+    from dpalign.reward.stages import open_scorer, scored_rows
+    from dpalign.sampling.stages import Condition, draw, open_engine, within_limit
+    from dpalign.training.stages import model_folder
+
+    recipe, settings = job.recipe, job.recipe.feasibility
+    engine = open_engine(recipe, model_folder(job.inputs["policy"]))
+    wishes = wishes_of(job)
+    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == recipe.evaluation.split]
+    prompts, long = within_limit(prompts, engine, recipe.sampling.prompt_tokens)
+    prompts = sorted(prompts, key=lambda prompt: prompt["prompt_id"])[: settings.prompts or None]
+    if long:
+        job.work.tally.add(rows_in=long, filtered={"prompt too long": long})
+    conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes]
+    scorers: dict[str, Scorer] = {"scores": open_scorer(recipe, job.inputs["reward"])}
+    if recipe.data.world:
+        scorers["truth"] = FunctionScorer("python:dpalign.world.truth:score", HEADS)
+    size = recipe.sampling.shard
+    for shard in job.work.shards(-(-len(prompts) // size), "answers/part-{:05d}.parquet"):
+        part = prompts[shard.index * size : (shard.index + 1) * size]
+        rows = list(
+            draw(
+                engine,
+                recipe,
+                [(prompt, conditions) for prompt in part],
+                settings.samples,
+                recipe.evaluation.temperature,
+                key=(recipe.seed, "feasibility"),
+                t=job.t,
+                tally=shard.tally,
+            )
+        )
+        for name, scorer in scorers.items():
+            write_rows(job.out / name / shard.path.name, scored_rows(scorer, rows), SCORES)
+        shard.tally.scored += len(rows)
+        write_rows(shard.path, rows, CANDIDATES)
+    system, fault_PVS = _read(job.out, recipe, wishes)
+    bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
+    optimum_VK = _optimum(job.out, wishes) if recipe.data.world and job.condition == "directions" else None
+    write_json(
+        job.out / "feasibility.json", figures(system, fault_PVS, wishes, settings.repetition, bootstrap, optimum_VK)
+    )
+
+
+def wishes_of(job: Job) -> list[Wish]:
+    """All conditions, the reachable ones first."""
+    if job.condition == "directions":
+        return directions_beyond(job.recipe)
+    scored = annotated(job.inputs["data"], job.inputs["annotate"], job.recipe, "both")
+    return targets_beyond(job.recipe, np.array([reward_K for _, reward_K in scored]))
+
+
+def directions_beyond(recipe: Recipe) -> list[Wish]:
+    """The recipe's angles, told apart by the trained range.
+
+    Raises:
+        ValueError: the trained directions are no arc, or an angle lies outside -90..90 degrees.
+    """
+    population = recipe.preference.population(len(recipe.objectives))
+    if not isinstance(population, Arc):
+        raise ValueError(
+            f'preference.distribution is "{recipe.preference.distribution}": feasibility asks beyond the ends of an arc'
+        )
+    wishes = []
+    for angle in recipe.feasibility.angles:
+        if not -90 <= angle <= 90:
+            raise ValueError(f"feasibility.angles has {angle}; an angle beyond -90..90 asks for less of the first")
+        v_K = Preference.from_angle(angle, tuple(recipe.objectives)).v
+        group = TRAINED
+        if angle < population.low:
+            group = f"below {population.low:g} degrees"
+        elif angle > population.high:
+            group = f"above {population.high:g} degrees"
+        wishes.append(Wish("direction", v_K, line(recipe, v_K), group, tuple(recipe.objectives), {"angle": angle}))
+    if not any(wish.group == TRAINED for wish in wishes):
+        raise ValueError(f"feasibility.angles {recipe.feasibility.angles} has none within the trained arc; give some")
+    return sorted(wishes, key=lambda wish: -wish.about["angle"])
+
+
+def targets_beyond(recipe: Recipe, reward_NK: Array) -> list[Wish]:
+    """Section 3.2's targets, and beyond each the recipe's shares of the way to the top of the scale.
+
+    What counts as asked is what the line states: a template rounds, and cannot state more than its scale has.
+    """
+    from dpalign.sampling.stages import reward_targets
+
+    names, template = list(recipe.objectives), recipe.steerlm.template
+    highest_VK = reward_targets(reward_NK, recipe.steerlm.targets, 1.0, recipe.seed)
+    wishes: dict[str, Wish] = {}
+    for share in sorted(recipe.feasibility.reach):
+        for highest_K in highest_VK.tolist():
+            asked = dict(zip(names, highest_K, strict=True))
+            asked[names[0]] += share * (100 - asked[names[0]])
+            text = render_condition(asked, template)
+            stated = parse_condition(text, template)
+            group = AS_ANNOTATED if share == 0 else f"{100 * share:g}% of the way beyond"
+            value = tuple(stated[name] for name in names)
+            about = {"highest": highest_K[0], "share": share}
+            wishes.setdefault(
+                text, Wish("target", value, text, group, tuple(names), about)
+            )  # rounding may make two the same
+    return list(wishes.values())
+
+
+def _read(folder: Path, recipe: Recipe, wishes: Sequence[Wish]) -> tuple[SystemRewards, Faults]:
+    """The rewards of the answers, and the faults of each."""
+    rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "response", "finished"])
+    ids = list(dict.fromkeys(rows["prompt_id"].to_pylist()))
+    shape = (len(ids), len(wishes), recipe.feasibility.samples)
+    found = [
+        faults(text, finished, recipe.feasibility.repetition)
+        for text, finished in zip(rows["response"].to_pylist(), rows["finished"].to_pylist(), strict=True)
+    ]
+    step = shape[1] * shape[2]
+    fault_PVS = [
+        [found[p * step + v * shape[2] : p * step + (v + 1) * shape[2]] for v in range(shape[1])]
+        for p in range(shape[0])
+    ]
+
+    def rewards(name: str, heads: Sequence[str]) -> Array:
+        scores = read_table(folder / name, SCORES, ["rewards"])["rewards"].to_pylist()
+        return objective_rewards(scores, heads, recipe.objective_list, folder / name).reshape(*shape, -1)
+
+    truth = rewards("truth", HEADS) if (folder / "truth").exists() else None
+    directions = np.array([wish.value for wish in wishes]) if wishes[0].kind == "direction" else None
+    return SystemRewards("asked", None, tuple(ids), directions, rewards("scores", recipe.heads), truth), fault_PVS
+
+
+def _optimum(folder: Path, wishes: Sequence[Wish]) -> Array:
+    """The best that any answers of the world earn at each direction: (V, K)."""
+    from dpalign.world.language import read_prompt
+    from dpalign.world.optimum import true_front
+
+    rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "messages"])
+    prompts = dict(zip(rows["prompt_id"].to_pylist(), rows["messages"].to_pylist(), strict=True))
+    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
+    return true_front(tasks, np.array([wish.value for wish in wishes]))

@@ -1,0 +1,278 @@
+"""The tables of a comparison, as data that the template lays out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from dpalign.report.systems import System
+from dpalign.report.tables import Cell, Row, Table, cell, name_of, without_empty_columns, word
+from dpalign.report.words import MISSING, Figure, degrees, figure, listed, number, percent, size, whole
+from dpalign.runs import spell_seconds
+
+Summary = Mapping[str, Any]
+
+PAPER_TABLE_1: Final = {
+    "PPO": "no, no, yes, yes",
+    "DPO": "no, no, yes, yes",
+    "rewarded soups": "yes, yes, no, yes",
+    "SteerLM": "yes, yes, yes, no",
+    "DPA": "yes, yes, yes, yes",
+}
+"""The paper's Table 1: multi-objective rewards, preference arithmetic, single model, feasibility guarantee."""
+STANDS_FOR: Final = {"GRPO": "PPO", "RLOO": "PPO", "SteerLM, tuned": "SteerLM"}
+"""Rows of that table by the systems that stand for them here."""
+
+
+def differences_table(summary: Summary, systems: Sequence[System]) -> Table | None:
+    """Every other system beside the last iteration, and who is ahead."""
+    compared = summary["comparison"]
+    last, shown = compared["last"], {system.name: system for system in systems}
+    if last is None:
+        return None
+    decided = {(row["a"], row["b"]): row["dominates"] for row in summary["dominance"]}
+    leads = {row["system"]: row for row in compared["differences"]}
+    own = shown[last].entry
+    dash = Cell(MISSING)
+    rows = [
+        Row((name_of(shown[last]), cell(figure(own, "objective")), dash, word(MISSING),
+             cell(figure(own, "hypervolume"), 0), dash, dash, dash), strong=True)
+    ]  # fmt: skip
+    for system in systems:
+        if system.name not in leads or system.role == "ablation" or system.copied:
+            continue
+        lead = Figure.read(leads[system.name]["objective"])
+        rows.append(
+            Row(
+                (
+                    name_of(system),
+                    cell(figure(system.entry, "objective")),
+                    cell(lead, sign=True),
+                    word(ahead(lead, last, system.said)),
+                    cell(figure(system.entry, "hypervolume"), 0),
+                    cell(Figure.read(leads[system.name]["hypervolume_ratio"]), 2),
+                    _yes_or_not(decided.get((last, system.name))),
+                    _yes_or_not(decided.get((system.name, last))),
+                )
+            )
+        )
+    columns = (
+        *("system", "E_v J(v)", f"lead of {last}", "ahead", "hypervolume", f"{last}'s over it"),
+        *(f"{last} dominates it", f"it dominates {last}"),
+    )
+    caption = (
+        f"The lead is E_v J(v) of {last} minus the other's, paired by prompt; an interval each, not adjusted for their "
+        "number. Systems that no direction steers serve each v with the best of their points. Dominance is decided "
+        f"after Holm over all pairs of the run; whether a system dominates {last} is asked where it has a front."
+    )
+    return without_empty_columns(Table(caption, columns, tuple(rows)))
+
+
+def ahead(lead: Figure, last: str, other: str) -> str:
+    """Who is ahead by an interval of the lead; nobody where it holds 0."""
+    if lead.low is None or lead.high is None or lead.low <= 0 <= lead.high:
+        return "not significant"
+    return last if lead.low > 0 else other
+
+
+def _yes_or_not(decided: bool | None) -> Cell:
+    if decided is None:
+        return Cell(MISSING)
+    return Cell("yes", tone="yes") if decided else Cell("not shown", tone="no")
+
+
+def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
+    """The paper's Table 1, measured."""
+    rows = summary["comparison"]["table_1"]
+    if not rows:
+        return None
+    looks = {system.family: system.look.name for system in systems}
+    body = []
+    for row in rows:
+        first, beyond = _degenerate(summary, row["system"])
+        body.append(
+            Row(
+                (
+                    Cell(row["system"], tone="word", colour=looks.get(row["system"], "")),
+                    Cell(
+                        str(len(row["objectives_read"])), listed(row["objectives_read"]) or "none of them", tone="word"
+                    ),
+                    word(row["told_by"]),
+                    cell(Figure.read(row["kendall_tau"]), 2),
+                    Cell(number(row["spearman"], 2)),
+                    cell(Figure.read(row["span"])),
+                    Cell(str(row["models"]), _upkeep(row), tone="word"),
+                    first,
+                    beyond,
+                    word(_paper_says(row["system"])),
+                ),
+                strong=row["role"] == "iteration",
+            )
+        )
+    second = summary["objectives"][-1]
+    columns = (
+        *("system", "objectives trained on", "told by", "Kendall tau", "Spearman", f"span of {second}"),
+        *("models to keep", "degenerate, %", "asked for more", "the paper's Table 1"),
+    )
+    caption = (
+        f"Control is how {second} follows what was asked: within a prompt (Kendall), over the averages (Spearman), and "
+        "from end to end (span); of specialists, over the models. Models to keep are those without which some "
+        "direction could not be served, the reward model among them where it chooses at inference. Degenerate answers "
+        "are counted where the system was asked for what it was trained on, and for more than can be had (see below). "
+        "The paper's columns: multi-objective rewards, preference arithmetic, single model, feasibility guarantee; "
+        "PPO's row is run with the online trainer named."
+    )
+    return without_empty_columns(Table(caption, columns, tuple(body)))
+
+
+def _upkeep(row: Mapping[str, Any]) -> str:
+    """The bytes of the weights, the time from one direction to the next where that was timed, the answers sampled."""
+    switch, sampled = row["switch_seconds"], row["answers_a_reply"]
+    parts = [size(row["bytes"])] if row["bytes"] else []
+    parts += [f"{number(switch, 2)} s to switch"] if switch is not None else []
+    return ", ".join([*parts, *([f"{sampled} answers sampled a reply"] if sampled > 1 else [])])
+
+
+def _paper_says(system: str) -> str:
+    method = "DPA" if system.startswith("DPA ") else STANDS_FOR.get(system, system)
+    said = PAPER_TABLE_1.get(method, MISSING)
+    return said if method in (system, "DPA") or said == MISSING else f"{method}: {said}"
+
+
+def _degenerate(summary: Summary, system: str) -> tuple[Cell, Cell]:
+    """The share of degenerate answers where the system was asked for what it knows, and the worst beyond."""
+    found = (summary.get("feasibility") or {}).get(system)
+    if not found:
+        return Cell(MISSING), Cell(MISSING)
+    first, *beyond = found["groups"]
+    inside = next((group for group in found["groups"] if group["name"] == "trained range"), first)
+    others = [group for group in (first, *beyond) if group is not inside]
+    worst = max(others, key=lambda group: group["degenerate"]["share"]["value"], default=None)
+    cells = [percent(Figure.read(group["degenerate"]["share"])) if group else Figure(None) for group in (inside, worst)]
+    return cell(cells[0]), cell(cells[1])
+
+
+def tuning_table(summary: Summary) -> Table | None:
+    """Every setting that was tried, and which was chosen."""
+    tried = summary.get("tuning") or {}
+    if not tried:
+        return None
+    rows = tuple(
+        Row(
+            (
+                word(system),
+                word(row["setting"]),
+                cell(Figure.read(row["tuning_objective"])),
+                cell(Figure.read(row["objective"])),
+                Cell("chosen", tone="yes") if row["chosen"] else Cell(MISSING),
+            ),
+            strong=row["chosen"],
+        )
+        for system, found in tried.items()
+        for row in found
+    )
+    measure = "true" if summary["measure"] == "true" else "judged"
+    columns = ("system", "setting", "E_v J(v), tuning prompts, judged", f"E_v J(v), validation, {measure}", "")
+    caption = (
+        "Each setting was evaluated on the tuning prompts, and the best by the reward model's opinion stands for its "
+        "system everywhere else: neither the truth nor a validation prompt chose. The validation figures show what "
+        "another choice would have given. DPA has one setting, that of the recipe."
+    )
+    return Table(caption, columns, rows)
+
+
+def budget_table(summary: Summary, systems: Sequence[System]) -> Table | None:
+    """What each system took to make, and what it reached for it."""
+    rows = []
+    for system in systems:
+        entry, sweep = system.entry, system.entry.get("sweep") or {}
+        if not entry.get("total_tokens") or system.copied:
+            continue
+        rows.append(
+            Row(
+                (
+                    Cell(system.label, entry.get("setting") or "", tone="word", colour=system.look.name),
+                    *(Cell(whole(entry.get(key))) for key in ("sampled_tokens", "scored_responses", "trained_tokens")),
+                    Cell(whole(entry["total_tokens"])),
+                    Cell(spell_seconds(entry["seconds"])),
+                    Cell(whole(sweep.get("total_tokens"))),
+                    Cell(spell_seconds(sweep["seconds"]) if sweep else MISSING),
+                    cell(figure(entry, "objective")),
+                    cell(figure(entry, "hypervolume"), 0),
+                ),
+                strong=system.name == summary["comparison"]["last"],
+            )
+        )
+    columns = (
+        *("system", "tokens sampled", "answers scored", "tokens trained", "tokens in all", "time"),
+        *("tokens, all settings", "time, all settings", "E_v J(v)", "hypervolume"),
+    )
+    caption = (
+        "All that was needed to make a system (SFT needs no reward model, DPO on ratings none either); stages that "
+        "systems share count for each, so the rows do not add up. Tokens in all are sampled, scored and trained ones, "
+        "prompts left out. All settings: those that were tried to find the one shown, their evaluations on the tuning "
+        "prompts, and the reward model that chose."
+    )
+    return without_empty_columns(Table(caption, columns, tuple(rows))) if rows else None
+
+
+def specialists_table(summary: Summary, systems: Sequence[System]) -> Table | None:
+    """The last iteration at each specialist's own direction."""
+    compared = summary["comparison"]
+    if not compared["specialists"]["rows"]:
+        return None
+    looks = {system.name: system for system in systems}
+    rows = [
+        Row(
+            (
+                name_of(looks[row["system"]]),
+                Cell(_direction(looks[row["system"]])),
+                cell(Figure.read(row["specialist"])),
+                cell(Figure.read(row["steered"])),
+                cell(Figure.read(row["shortfall"])),
+            )
+        )
+        for row in compared["specialists"]["rows"]
+    ]
+    for family, mean in compared["specialists"]["families"].items():
+        rows.append(Row((word(f"{family}, mean"), Cell(""), Cell(""), Cell(""), cell(Figure.read(mean))), strong=True))
+    columns = ("specialist", "trained for", "v . r there", f"v . r of {compared['last']} there", "what DPA loses")
+    caption = (
+        "A specialist is trained for one direction alone and is about the ceiling there; DPA is asked at the "
+        "evaluation directions nearest to it. Negative: DPA is better. Paired by prompt, an interval each."
+    )
+    return Table(caption, columns, tuple(rows))
+
+
+def _direction(system: System) -> str:
+    angle = system.entry.get("trained_for")
+    return degrees(angle) if angle is not None else MISSING
+
+
+def ablation_table(summary: Summary, systems: Sequence[System]) -> Table | None:
+    """What each part of the loop is worth."""
+    leads = {row["system"]: row for row in summary["comparison"]["differences"]}
+    ablated = [system for system in systems if system.role == "ablation"]
+    whole_loop = next((system for system in systems if system.name == summary["comparison"]["last"]), None)
+    if not ablated or whole_loop is None:
+        return None
+    rows = [
+        Row(
+            (
+                name_of(system),
+                cell(figure(system.entry, "objective")),
+                cell(Figure.read((leads.get(system.name) or {}).get("objective"))),
+                cell(Figure.read((leads.get(system.name) or {}).get("hypervolume_ratio")), 2),
+                cell(figure(system.entry, "span")),
+                word(ahead(Figure.read(leads[system.name]["objective"]), "with it", "without it"))
+                if system.name in leads
+                else word(MISSING),
+            ),
+            strong=system is whole_loop,
+        )
+        for system in (whole_loop, *ablated)
+    ]
+    columns = ("system", "E_v J(v)", "lost without it", "hypervolume, with over without", "span", "better")
+    caption = (
+        f"E_v J(v) of {whole_loop.name} minus that of the same loop without one part, paired by prompt: above 0 the "
+        "part helps. One training each: another seed may differ by more than these intervals."
+    )
+    return Table(caption, columns, tuple(rows))

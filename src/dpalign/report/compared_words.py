@@ -1,0 +1,205 @@
+"""What a comparison shows, in words: what was run, what a rival wins, and what is not significant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dpalign.report.systems import System
+from dpalign.report.words import Figure, agreeing, listed, seed_count, size
+
+Summary = Mapping[str, Any]
+
+SHORTFALL: Final = 3.0
+"""Reward points that a steered policy may lose to a specialist at its own direction."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, and whether the intervals support it."""
+
+    holds: bool
+    text: str
+    rival: bool = False
+    """It says where another system is ahead."""
+
+
+def rivals_claims(summary: Summary, systems: Sequence[System]) -> list[Claim]:
+    """What else a comparison claims: of the soups, of the specialists, and of each rival that is ahead.
+
+    With several seeds of the whole pipeline the claims rest on them, else on the intervals by prompt.
+    """
+    compared = summary.get("comparison")
+    if not compared or compared["last"] is None:
+        return []
+    shown = {system.name: system for system in systems}
+    seeds = summary["seeds"] if seed_count(summary) > 1 else None
+    ratios = {row["b"]: row["ratio"] for row in seeds.get("hypervolume_ratios", ())} if seeds else {
+        row["system"]: row["hypervolume_ratio"] for row in compared["differences"]
+    }  # fmt: skip
+    families = seeds.get("specialists", {}) if seeds else compared["specialists"]["families"]
+    claims = [
+        _soup_claim(summary, Figure.read(ratio), shown[name])
+        for name, ratio in ratios.items()
+        if ratio and name in shown and shown[name].role == "soup"
+    ]
+    claims += [_specialists_claim(compared["last"], family, Figure.read(mean)) for family, mean in families.items()]
+    return claims + _wins(summary, shown)
+
+
+def _soup_claim(summary: Summary, ratio: Figure, soup: System) -> Claim:
+    last = summary["comparison"]["last"]
+    kept = {one["system"]: one for one in summary["comparison"]["table_1"]}
+    models = (
+        f" with {_models(kept[last])} in place of {_models(kept[soup.name])}"
+        if {last, soup.name} <= kept.keys()
+        else ""
+    )
+    return Claim(
+        ratio.low is not None and ratio.low >= 1,
+        f"{last} reaches at least the hypervolume of {soup.name}{models}: {ratio.said(2)} of theirs.",
+    )
+
+
+def _models(row: Mapping[str, Any]) -> str:
+    count = "one model" if row["models"] == 1 else f"{row['models']} models"
+    return f"{count} ({size(row['bytes'])})" if row["bytes"] else count
+
+
+def _specialists_claim(last: str, family: str, mean: Figure) -> Claim:
+    gains = mean.value is not None and mean.value < 0
+    change = f"it is {turned(mean)} ahead" if gains else f"it loses {mean}"
+    return Claim(
+        mean.high is not None and mean.high <= SHORTFALL,
+        f"{last} stays within {SHORTFALL:g} reward points of the {family} specialists at their own directions: "
+        f"{change} on average.",
+    )
+
+
+def turned(found: Figure) -> Figure:
+    """The same difference the other way round."""
+    value, high, low = (None if one is None else -one for one in found)
+    return Figure(value, low, high)
+
+
+def _wins(summary: Summary, shown: Mapping[str, System]) -> list[Claim]:
+    """Where another system beats the last iteration, said as plainly as the reverse."""
+    last, runs = summary["comparison"]["last"], seed_count(summary)
+    if runs > 1:
+        rows = summary["seeds"].get("dominance") or []
+        beating = [row for row in rows if row["b"] == last and row["dominates_in"] == runs]
+        leads = {row["b"]: row["objective"] for row in summary["seeds"].get("differences") or [] if row["a"] == last}
+    else:
+        beating = [row for row in summary["dominance"] if row["b"] == last and row["dominates"]]
+        leads = {row["system"]: row["objective"] for row in summary["comparison"]["differences"]}
+    claims = []
+    for row in beating:
+        rival, margin = shown[row["a"]], Figure.read(row["margin"])
+        if rival.role != "iteration" and margin.above_zero:
+            beats = agreeing([rival.said], "beats", "beat")
+            text = f"{rival.said} {beats} {last} at every direction: smallest lead {margin}."
+            claims.append(Claim(True, text, rival=True))
+    for name, found in leads.items():
+        lead = Figure.read(found)
+        if name not in shown or shown[name].role == "ablation" or shown[name].copied or lead.high is None:
+            continue
+        if lead.high < 0:
+            has = agreeing([shown[name].said], "has", "have")
+            text = f"{shown[name].said} {has} a higher E_v J(v) than {last}: by {turned(lead)}."
+            claims.append(Claim(True, text, rival=True))
+    return claims
+
+
+def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:
+    """The paragraphs that open the section: systems, choices, prompts, seeds and intervals."""
+    compared, tried = summary["comparison"], summary.get("tuning") or {}
+    by_role: dict[str, list[str]] = {}
+    for system in systems:
+        if not system.copied:
+            by_role.setdefault(system.role, []).append(system.family.replace(",", ""))
+    named = {role: listed(list(dict.fromkeys(names))) for role, names in by_role.items()}
+    parts = [
+        f"{compared['last'] or 'No policy'} beside {named['baseline']}" if "baseline" in named else "",
+        f"soups of specialists' weights ({named['soup']})" if "soup" in named else "",
+        f"{len(by_role.get('specialist', []))} specialists for one direction each ({named['specialist']})"
+        if "specialist" in named
+        else "",
+        f"{len(by_role.get('ablation', []))} ablations of the loop" if "ablation" in named else "",
+    ]
+    ran = "; ".join(part for part in parts if part)
+    ran += ". All share the run's data, SFT start, reward model and evaluation."
+    settings = sum(len(found) for found in tried.values())
+    tuned = listed([name.replace(",", "") for name in tried])
+    chosen = (
+        f"{len(tried)} systems were tuned over {settings} settings ({tuned}): the best by the reward "
+        "model's E_v J(v) on the tuning prompts is shown, and the sweep's cost is counted beside its own. "
+        if tried
+        else ""
+    )
+    copies = [f"{system.said} is {system.entry['same_as']}" for system in systems if system.copied]
+    if copies:
+        chosen += f"The tuning chose the setting that had been there before: {listed(copies)}. "
+    boot = summary["intervals"]["bootstrap"]
+    seeds = (summary.get("seeds") or {}).get("seeds") or []
+    chance = (
+        f"Intervals are {100 * boot['level']:.0f}% by {boot['replicates']:,} bootstrap replicates over "
+        f"{summary['intervals']['prompts']:,} validation prompts with the checkpoints held fixed; "
+        f"{len(summary['dominance'])} pairs are decided at once (Holm). "
+    )
+    chance += (
+        f"Seed {seeds[0]}: one training of each system, so another seed may differ by more than any interval here."
+        if len(seeds) == 1
+        else f"Seeds {listed([str(seed) for seed in seeds])}; this section shows the first, the section on seeds all."
+        if seeds
+        else ""
+    )
+    return [part for part in (ran, chosen.strip(), chance.strip()) if part]
+
+
+def undecided(summary: Summary, systems: Sequence[System]) -> list[str]:
+    """What the intervals do not decide, one sentence a kind."""
+    compared = summary["comparison"]
+    last, shown = compared["last"], {system.name: system for system in systems}
+    found = []
+    level = [
+        f"{shown[row['system']].said} ({Figure.read(row['objective'])})"
+        for row in compared["differences"]
+        if shown[row["system"]].role != "iteration"
+        and not shown[row["system"]].copied
+        and _holds_zero(row["objective"])
+    ]
+    if level:
+        found.append(f"The lead of {last} in E_v J(v) is not significant over {listed(level)}.")
+    decided = {(row["a"], row["b"]): row["dominates"] for row in summary["dominance"]}
+    neither = [b for (a, b), holds in decided.items() if a == last and not holds and not decided.get((b, a), False)]
+    neither = [shown[name].said for name in neither if shown[name].role != "iteration" and not shown[name].copied]
+    if neither:
+        found.append(f"Dominance is not shown over {listed(neither)}, nor theirs over {last} where it was asked.")
+    ratios = [
+        f"{shown[row['system']].said} ({ratio.said(2)})"
+        for row in compared["differences"]
+        if (ratio := Figure.read(row["hypervolume_ratio"])).low is not None
+        and ratio.low <= 1 <= (ratio.high or 0)
+        and not shown[row["system"]].copied
+    ]
+    if ratios:
+        found.append(f"The hypervolumes of {last} and of {listed(ratios)} do not differ significantly (ratio).")
+    return found
+
+
+def _holds_zero(found: Mapping[str, Any]) -> bool:
+    lead = Figure.read(found)
+    return lead.low is not None and lead.high is not None and lead.low <= 0 <= lead.high
+
+
+def trust_warning(summary: Summary) -> str | None:
+    """Said where the proxy rose and the check fell."""
+    trust = summary.get("trust")
+    if not trust or not trust["warning"]:
+        return None
+    change = trust["change"]
+    check = "the truth" if trust["check"] == "truth" else "the judge"
+    return (
+        f"From {change['b']} to {change['a']} the reward model's E_v J(v) rose by {Figure.read(change['proxy'])} while "
+        f"by {check} it changed by {Figure.read(change['check'])}: the policy pleases the reward model at the expense "
+        "of what it stands for. Trust an earlier iteration, or a better reward model, more than the last one."
+    )
