@@ -69,7 +69,8 @@ STYLES: Final[Mapping[str, Style]] = {
 }
 
 
-RATED_STYLES: Final[Mapping[str, Style]] = STYLES | {
+RATED_STYLES: Final[Mapping[str, Style]] = {
+    **STYLES,
     "straying": Style(covers=0.9, details=0.7, strays=0.7),
 }
 """How the answers that raters see are written. Good answers that say more than was asked are among them: a reward
