@@ -271,7 +271,8 @@ def test_a_training_cut_off_goes_on_to_the_same_bytes(
     tied: bool,
     change: dict[str, Any],
 ) -> None:
-    start, settings = tiny_folder if tied else untied_folder, with_training(**change)
+    """Stopped after update 5 of 6, it starts again at update 3's checkpoint, within the second of three epochs."""
+    start, settings = tiny_folder if tied else untied_folder, with_training(save_every=3, **change)
     unbroken = train(start, tmp_path / "unbroken" / "model", settings)
 
     def stop(_: Any, __: Any, state: Any, *___: Any, **____: Any) -> None:
@@ -282,7 +283,7 @@ def test_a_training_cut_off_goes_on_to_the_same_bytes(
         patch.setattr(reward_model.ProgressCallback, "on_step_end", stop)
         with pytest.raises(Stopped):
             train(start, tmp_path / "broken" / "model", settings)
-    assert (tmp_path / "broken" / "resume" / "checkpoint-4").is_dir()
+    assert (tmp_path / "broken" / "resume" / "checkpoint-3").is_dir()
     resumed = train(start, tmp_path / "broken" / "model", settings)
     assert (resumed.rows, resumed.updates, resumed.tokens) == (unbroken.rows, unbroken.updates, unbroken.tokens)
     assert tiny.weights(tmp_path / "broken" / "model") == tiny.weights(tmp_path / "unbroken" / "model")

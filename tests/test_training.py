@@ -199,8 +199,9 @@ def test_a_training_cut_off_goes_on_to_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     change: dict[str, Any],
 ) -> None:
-    """Stopped after update 5 of 6, it starts again at the checkpoint of update 4; a half-written one is passed over."""
-    training = replace(ROWS, **change)
+    """Stopped after update 5 of 6, it starts again at the checkpoint of update 3, within the second of the epochs of
+    two updates; a half-written one is passed over."""
+    training = replace(ROWS, save_every=3, **change)
     unbroken = tuned(tiny_folder, tmp_path / "unbroken" / "model", training, tokens)
 
     def stop(_: Any, __: Any, state: Any, *___: Any, **____: Any) -> None:
@@ -215,14 +216,14 @@ def test_a_training_cut_off_goes_on_to_the_same_bytes(
     (scratch / "checkpoint-5").mkdir()
     (scratch / "checkpoint-5" / "model.safetensors").write_bytes(b"half")
     assert not (tmp_path / "broken" / "model").exists()
-    assert last_checkpoint(scratch) == str(scratch / "checkpoint-4")
+    assert last_checkpoint(scratch) == str(scratch / "checkpoint-3")
 
     steps = []
     monkeypatch.setattr(
         sft.ProgressCallback, "on_step_end", lambda _, __, state, *___, **____: steps.append(state.global_step)
     )
     resumed = tuned(tiny_folder, tmp_path / "broken" / "model", training, tokens)
-    assert steps == [5, 6]
+    assert steps == [4, 5, 6]
     assert (resumed.rows, resumed.updates, resumed.tokens) == (unbroken.rows, unbroken.updates, unbroken.tokens)
     assert tiny.weights(tmp_path / "broken" / "model") == tiny.weights(tmp_path / "unbroken" / "model")
     assert tiny.weights(tmp_path / "unbroken" / "model") != tiny.weights(tiny_folder)

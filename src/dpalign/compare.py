@@ -167,6 +167,7 @@ def _soups(recipe: Recipe) -> Iterator[Contender]:
 def scalar_rejection_sampling(recipe: Recipe, name: str, v_K: Vector) -> Iterator[Step]:
     """DPA's loop at one fixed direction, without a dial: as many iterations, the halves in turn, each from SFT."""
     drawn = {"sampling.n": recipe.rsf.n, "sampling.prompts": recipe.rsf.prompts}  # of SFT, the same for all directions
+    trained = {"finetune.steps": recipe.rsf.steps} if recipe.rsf.steps else {}
     annotated = {"data": "data", "annotate": "annotate"}
     policy = "sft"
     for t in range(1, recipe.iterations + 1):
@@ -178,7 +179,7 @@ def scalar_rejection_sampling(recipe: Recipe, name: str, v_K: Vector) -> Iterato
             chosen, "select", {"candidates": candidates, "scores": scores} | annotated, t, half, knobs=fixed(v_K)
         )
         policy = f"{name}-policy-{t}"
-        yield Step(policy, "specialist", {"start": "sft", "chosen": chosen}, t)
+        yield Step(policy, "specialist", {"start": "sft", "chosen": chosen}, t, knobs=trained)
 
 
 def fixed(v_K: Vector) -> dict[str, Any]:

@@ -247,6 +247,8 @@ class RSF:
     """Answers a prompt, of which the best is kept: as for one of DPA's directions."""
     prompts: int = 0
     """Prompts an iteration; 0 takes the whole half."""
+    steps: int = 0
+    """Updates of each fine-tuning; 0 takes finetune's steps or epochs. A specialist has fewer rows than DPA."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,16 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dpalign.recipe import Reward
 from dpalign.templates import render_reward_input
-from dpalign.training.common import Fitted, ProgressCallback, arguments, export, last_checkpoint, lora, quiet
+from dpalign.training.common import (
+    Fitted,
+    ProgressCallback,
+    RowsByLength,
+    arguments,
+    export,
+    last_checkpoint,
+    lora,
+    quiet,
+)
 
 Normalize = Literal["labels", "rows", "heads"]
 
@@ -122,13 +131,12 @@ def train_reward_model(
         from peft import get_peft_model
 
         model = get_peft_model(model, lora(settings.training.lora_rank, "SEQ_CLS"))
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(resume),
             remove_unused_columns=False,
             label_names=["targets"],
-            train_sampling_strategy="group_by_length",
             **arguments(settings.training, seed),
         ),
         train_dataset=Dataset.from_list(rows),
@@ -148,6 +156,13 @@ def train_reward_model(
         updates=trainer.state.global_step,
         loss=result.training_loss,
     )
+
+
+class _Trainer(Trainer):
+    """transformers', with an order of rows that a resumed training finds again."""
+
+    def _get_train_sampler(self, _: Dataset | None = None) -> RowsByLength:
+        return RowsByLength(self, [len(ids) for ids in self.train_dataset["input_ids"]])
 
 
 def load_trainable(

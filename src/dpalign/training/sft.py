@@ -11,11 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from dpalign.recipe import Training
-from dpalign.training.common import Fitted, ProgressCallback, Trained, arguments, export, last_checkpoint, lora, quiet
+from dpalign.training.common import (
+    Fitted,
+    ProgressCallback,
+    RowsByLength,
+    Trained,
+    arguments,
+    export,
+    last_checkpoint,
+    lora,
+    quiet,
+)
 
 IGNORED = -100
 
@@ -87,6 +98,15 @@ def finetune(
     )
 
 
+class _Trainer(SFTTrainer):
+    """TRL's, with an order of unpacked rows that a resumed training finds again."""
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
+        if self.args.packing:
+            return super()._get_train_sampler(dataset)
+        return RowsByLength(self, [len(ids) for ids in self.train_dataset["input_ids"]])
+
+
 def fit(
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, list[int]]],
@@ -98,13 +118,12 @@ def fit(
 ) -> Trained:
     """Train a model in memory on token rows with TRL's SFTTrainer."""
     quiet()
-    trainer = SFTTrainer(
+    trainer = _Trainer(
         model=model,
         args=SFTConfig(
             output_dir=str(resume),
             max_length=training.context,
             packing=training.packing,
-            train_sampling_strategy="random" if training.packing else "group_by_length",
             pad_to_multiple_of=1,
             **arguments(training, seed),
         ),

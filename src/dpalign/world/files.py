@@ -14,7 +14,7 @@ import numpy as np
 from dpalign.preference import rng_for
 from dpalign.records import HEADS, prompt_id, user_prompt
 from dpalign.world.language import Task, say, say_prompt
-from dpalign.world.people import STYLES, Style, draw_tasks, rate, write_answer
+from dpalign.world.people import RATED_STYLES, STYLES, Style, draw_tasks, rate, write_answer
 from dpalign.world.truth import true_rewards
 
 ANSWERS: Final = 4
@@ -50,9 +50,11 @@ def write_world(folder: Path, seed: int, counts: Mapping[str, int]) -> dict[str,
     }
 
 
-def _answers(task: Task, count: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+def _answers(
+    task: Task, count: int, rng: np.random.Generator, written: Mapping[str, Style] = RATED_STYLES
+) -> Iterator[tuple[str, str]]:
     """Distinct answers in as many styles: (style, text)."""
-    styles: list[tuple[str, Style]] = list(STYLES.items())
+    styles = list(written.items())
     seen: set[str] = set()
     while len(seen) < count:
         name, style = styles[rng.integers(len(styles))]
@@ -101,7 +103,7 @@ def _ultrafeedback_rows(task: Task, rng: np.random.Generator) -> Iterator[dict[s
 
 def _chat_rows(task: Task, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     prompt = say_prompt(task)
-    for _, answer in _answers(task, 1, rng):
+    for _, answer in _answers(task, 1, rng, STYLES):
         yield {
             "prompt": prompt,
             "prompt_id": prompt_id(user_prompt(prompt)),

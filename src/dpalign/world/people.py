@@ -69,6 +69,14 @@ STYLES: Final[Mapping[str, Style]] = {
 }
 
 
+RATED_STYLES: Final[Mapping[str, Style]] = {
+    **STYLES,
+    "straying": Style(covers=0.9, details=0.7, strays=0.7),
+}
+"""How the answers that raters see are written. Good answers that say more than was asked are among them: a reward
+model that has not met them takes all that is true for help, and policies learn to stray."""
+
+
 def write_answer(task: Task, style: Style, rng: np.random.Generator) -> list[Claim | str]:
     """An answer to a task in a style; at least one sentence."""
     answer: list[Claim | str] = []
