@@ -13,7 +13,7 @@ from dpalign.evaluation import stages as evaluation_stages
 from dpalign.ledger import Ledger, read_ledger
 from dpalign.recipe import Evaluation, Recipe, Reward, Sampling, Steering, SteerLM
 from dpalign.records import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.report.stage import read_system
+from dpalign.report.reading import read_system
 from dpalign.reward.score import FunctionScorer
 from dpalign.runs import Run
 from dpalign.sampling.engine import Answer, Request
@@ -103,7 +103,7 @@ def test_asked_to_be_brief_a_model_is_told_so_after_the_users_own_system_message
     ]
     assert {row["condition_kind"] for row in rows} == {"plain"}
     assert [row["condition"] for row in rows] == [[]] * 4
-    system = read_system(RECIPE, "evaluate-sft-brief", folder)
+    system = read_system(RECIPE, "evaluate-sft-brief", None, folder)
     assert system.directions_VK is None
     assert system.point_VK.tolist() == [[65.0, 35.0]]  # one point, as for a system that is asked for nothing
     assert ledger["tokens"] == {"sampled": 60 + 50 + 70 + 80, "scored": 4, "trained": 0}
@@ -186,7 +186,7 @@ def other(prompts: list[str], responses: list[str]) -> list[list[float]]:
 
 def test_best_of_n_is_reported_as_a_steered_system(evaluated: Any) -> None:
     folder, _, _ = evaluated("best-of-n", SCRIPT)
-    system = read_system(RECIPE, "evaluate-sft-best-of-n", folder)
+    system = read_system(RECIPE, "evaluate-sft-best-of-n", None, folder)
     assert system.reward_PVSK.shape == (2, 2, 2, 2)
     np.testing.assert_allclose(system.directions_VK, [[1, 0], [0.70711, -0.70711]], atol=1e-5)
     # helpfulness 90, 50, 80, 50 and 70, 40, 30, 50; verbosity 80, 50, 80, 50 and 20, 10, 0, 50

@@ -18,7 +18,7 @@ from dpalign.evaluation import soups
 from dpalign.ledger import read_ledger
 from dpalign.recipe import Recipe, load
 from dpalign.records import CANDIDATES, HEADS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.report.stage import read_system
+from dpalign.report.reading import read_system
 from dpalign.reward.score import FunctionScorer
 from dpalign.reward.stages import scored_rows
 from dpalign.runs import Run
@@ -93,7 +93,7 @@ def test_its_answers_are_those_of_a_steered_system(soup: Path) -> None:
         scored = list(read_rows(soup / part, SCORES))
         assert [(row["prompt_id"], row["condition_index"], row["sample"]) for row in scored] == order
 
-    system = read_system(RECIPE, "evaluate-soup-1", soup)
+    system = read_system(RECIPE, "evaluate-soup-1", None, soup)
     assert system.reward_PVSK.shape == (3, 3, 2, 2)
     np.testing.assert_allclose(system.directions_VK, [[1, 0], [0.92388, -0.38268], [0.70711, -0.70711]], atol=1e-5)
     np.testing.assert_array_equal(system.true_reward_PVSK, system.reward_PVSK)  # the scorer here is the truth
