@@ -45,7 +45,7 @@ def _fig_4(summary: Summary, systems: Sequence[System]) -> Plot:
     )
 
     def draw(width: float, narrow: bool) -> Canvas:
-        canvas = Canvas(figsize=(width, 5.8 if narrow else 6.0), layout="constrained")
+        canvas = Canvas(figsize=(width, 6.8 if narrow else 6.0), layout="constrained")
         axes = canvas.subplots()
         for name, points in curves.items():
             x, y = zip(*points, strict=True)
@@ -108,7 +108,7 @@ def _tokens(summary: Summary, systems: Sequence[System]) -> Plot:
     ]
 
     def draw(width: float, narrow: bool) -> Canvas:
-        canvas = Canvas(figsize=(width, 5.2 if narrow else 4.8), layout="constrained")
+        canvas = Canvas(figsize=(width, 6.2 if narrow else 4.8), layout="constrained")
         axes = canvas.subplots()
         labelled: set[str] = set()
         iterated = [s for s in shown if s.role == "iteration"]

@@ -122,7 +122,7 @@ def feasibility(summary: Summary, systems: Sequence[System]) -> Plot:
     if "targets" in told:
         parts.append(
             "Of a model that is told rewards: what was asked (hollow) joined to the mean of what it gave (filled), the "
-            "darker the further beyond all annotated answers"
+            "fuller its colour, the further beyond all annotated answers"
         )
     caption = ". ".join(parts) + f". Bars are {by_prompt(summary)}." if parts else ""
     return Plot("feasibility", "Within what was trained on, and beyond", caption, wide, narrow)

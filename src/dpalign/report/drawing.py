@@ -119,7 +119,9 @@ def drawn_twice(draw: Callable[[float, bool], Canvas]) -> tuple[Canvas, Canvas]:
 def legend(canvas: Canvas, axes: Axes, narrow: bool, columns: int) -> None:
     """One legend above all axes of a figure."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(len(labels), 3 if narrow else columns)
+    if narrow:
+        columns = 2 if max(map(len, labels), default=0) > 18 else 3
+    columns = min(len(labels), columns)
     canvas.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.2)
 
 
