@@ -11,7 +11,6 @@ Shapes: N answers, H heads, K objectives.
 import math
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,19 +214,17 @@ def reinforce(
     _check_context(model.config, prompts, tokenizer, args.max_completion_length)
     args.trust_remote_code = trust_remote_code  # of the reference model, which is `start` again
     resume = Path(args.output_dir)
-    with warnings.catch_warnings():  # TRL asks models for this by a name that transformers is renaming
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        trainer = (GRPOTrainer if isinstance(args, GRPOConfig) else RLOOTrainer)(
-            model=model,
-            reward_funcs=reward,
-            args=args,
-            train_dataset=Dataset.from_list([{"prompt": messages} for messages in prompts]),
-            processing_class=tokenizer,
-            peft_config=lora(lora_rank, "CAUSAL_LM"),
-            callbacks=[ProgressCallback()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=last_checkpoint(resume))
+    trainer = (GRPOTrainer if isinstance(args, GRPOConfig) else RLOOTrainer)(
+        model=model,
+        reward_funcs=reward,
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": messages} for messages in prompts]),
+        processing_class=tokenizer,
+        peft_config=lora(lora_rank, "CAUSAL_LM"),
+        callbacks=[ProgressCallback()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(resume))
     export(trainer.model.merge_and_unload() if lora_rank else trainer.model, tokenizer, output)
     shutil.rmtree(resume, ignore_errors=True)
     return _account(trainer.state, args.generation_batch_size)
