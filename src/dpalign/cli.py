@@ -21,6 +21,7 @@ from dpalign.errors import plain_errors
 from dpalign.ledger import LEDGER, STAGE_NAME
 from dpalign.recipe import Recipe, load
 from dpalign.runs import Run
+from dpalign.serving import export as exporting
 from dpalign.stages import STAGES, Step
 
 RECIPES: Final = Path(__file__).parent / "recipes"
@@ -223,6 +224,13 @@ def alpaca_eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     print(alpaca.execute(alpaca.read_order(arguments), recipe))
 
 
+def export(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """A policy as a plain folder for others to serve."""
+    if overrides:
+        raise ValueError(f"export takes what was trained, and no knobs: {' '.join(overrides)}")
+    print(exporting.execute(arguments))
+
+
 def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
     stage = STAGES[kind]
     _add_recipe(parser)
@@ -303,5 +311,11 @@ VERBS: Final[Mapping[str, Verb]] = {
         alpaca_eval,
     ),
     "combine": Verb("put several seeds' runs on one page, with figures over the seeds", combine_arguments, combine, ""),
+    "export": Verb(
+        "write a policy as a plain Hugging Face folder, its dial in the chat template, with a model card",
+        exporting.declare,
+        export,
+        "",
+    ),
     **{kind: _stage_verb(kind) for kind in STAGES},
 }
