@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 from dpalign import __doc__ as what_this_is
 from dpalign import __version__, align, alpaca, config
+from dpalign.doctor import verb as examining
 from dpalign.errors import plain_errors
 from dpalign.ledger import LEDGER, STAGE_NAME
 from dpalign.recipe import Recipe, load
@@ -231,6 +232,16 @@ def export(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(exporting.execute(arguments))
 
 
+def doctor(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """What this machine can run, and whether a model's folder is sound."""
+    if overrides:
+        raise ValueError(f"doctor looks, and takes no knobs: {' '.join(overrides)}")
+    said, well = examining.execute(arguments)
+    print(said)
+    if not well:
+        sys.exit(1)
+
+
 def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
     stage = STAGES[kind]
     _add_recipe(parser)
@@ -315,6 +326,12 @@ VERBS: Final[Mapping[str, Verb]] = {
         "write a policy as a plain Hugging Face folder, its dial in the chat template, with a model card",
         exporting.declare,
         export,
+        "",
+    ),
+    "doctor": Verb(
+        "say what this machine can run, and whether a model's folder is sound, with the command that mends it",
+        examining.declare,
+        doctor,
         "",
     ),
     **{kind: _stage_verb(kind) for kind in STAGES},

@@ -70,7 +70,7 @@ def find_source(named: Path, iteration: int | None, form: str | None, told: Cont
             raise ValueError(f"{named}: no such folder; fetch it (`{fetch}`), then `dpa export FOLDER --form {named}`")
         raise ValueError(f"{named}: no such folder; give a run, a finished policy or a local checkpoint")
     if (named / "recipe.toml").is_file() and not (named / CONFIG).is_file():
-        named = _policy_of(named, iteration)
+        named = policy_of(named, iteration)
     elif iteration is not None:
         raise ValueError(f"--iteration {iteration}: {named} is no run folder, whose iterations could be chosen from")
     stage = named.parent if named.name == "model" and (named.parent / LEDGER).is_file() else named
@@ -92,7 +92,12 @@ def find_source(named: Path, iteration: int | None, form: str | None, told: Cont
     return _with_run(source, stage, run) if at_home else source
 
 
-def _policy_of(run: Path, iteration: int | None) -> Path:
+def policy_of(run: Path, iteration: int | None) -> Path:
+    """The finished policy of an iteration of a run; None takes the last.
+
+    Raises:
+        ValueError: there is none.
+    """
     finished = {
         int(path.parent.name.removeprefix("policy-")): path.parent
         for path in run.glob(f"policy-*/{LEDGER}")
