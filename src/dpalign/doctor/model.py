@@ -7,6 +7,7 @@ package `tokenizers` is installed.
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,7 +91,7 @@ def _found(named: Path) -> Path | Finding:
 
 
 def _policy(folder: Folder) -> Iterator[Finding]:
-    yield from _checked(folder, _weights, _pickles, _tokens, _sampling)
+    yield from _checked(folder, weights=_weights, pickles=_pickles, tokens=_tokens, sampling=_sampling)
     try:
         contract = read_contract(folder.path)
     except ValueError as error:
@@ -102,29 +103,29 @@ def _policy(folder: Folder) -> Iterator[Finding]:
         yield Finding("bad", "contract", said, f"dpa export {folder.path} --template T --objectives NAME... --out DIR")
         return
     yield _said_of(contract)
-    yield from _checked(folder, *(_with(contract, check) for check in (_template, _golden, _lengths, _manifest)))
+    yield from _checked(
+        folder,
+        template=partial(_template, contract=contract),
+        golden=partial(_golden, contract=contract),
+        tokenizer=partial(_lengths, contract=contract),
+        files=_manifest,
+    )
     if contract.reward is not None:
         yield from _reward_beside(folder, contract)
 
 
-def _with(
-    contract: Contract, check: Callable[[Folder, Contract], Finding | None]
-) -> Callable[[Folder], Finding | None]:
-    return lambda folder: check(folder, contract)
-
-
 def _reward_model(folder: Folder) -> Iterator[Finding]:
-    yield from _checked(folder, _weights, _pickles, _tokens, _labels)
+    yield from _checked(folder, weights=_weights, pickles=_pickles, tokens=_tokens, labels=_labels)
 
 
-def _checked(folder: Folder, *checks: Callable[[Folder], Finding | None]) -> Iterator[Finding]:
-    """What each check says; a damaged file is a finding, and the others are looked at all the same."""
-    for check in checks:
+def _checked(folder: Folder, **checks: Callable[[Folder], Finding | None]) -> Iterator[Finding]:
+    """What each check says; one that cannot be made is a finding too, and the others are made all the same."""
+    for what, check in checks.items():
         try:
             finding = check(folder)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            finding = Finding("bad", "files", said, "fetch or write the folder again")
+            finding = Finding("bad", what, said, "export the model again, or fetch it again")
         if finding is not None:
             yield finding
 
@@ -167,7 +168,7 @@ def _tokens(folder: Folder) -> Finding:
                 wrong.append(f"{what}_token {token!r} is not in the vocabulary")
         if ids and max(ids.values()) >= int(config.get("vocab_size") or 0):
             wrong.append(f"token {max(ids.values())} for a model of {config.get('vocab_size')} tokens")
-    ends = _ids(config.get("eos_token_id")) | _ids(_generation(folder).get("eos_token_id"))
+    ends = _ids(_generation(folder).get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if tokens.eos_id is not None and ends and tokens.eos_id not in ends:
         wrong.append(f"eos_token is token {tokens.eos_id}, but the model stops at {sorted(ends)}")
     if tokens.pad is None:
@@ -240,7 +241,7 @@ def _template(folder: Folder, contract: Contract) -> Finding:
                 said = f"{where} it writes {_short(found)}, where the model was trained on {_short(meant)}"
                 return Finding("bad", "template", said, mend)
     try:
-        golden.render(text, golden.chats(dial.chat)[0], preference={"no such objective": 1.0})
+        golden.render(text, golden.chats(dial.chat)[0], preference={contract.names[0]: 1.0, "no such": 1.0})
     except ValueError:
         said = f"takes preference{' and angle' if len(contract.objectives) == 2 else ''}, refuses unknown names"
         return Finding("ok", "template", f"{said}; {len(asked)} directions give the prompts of {FILE}")
@@ -248,15 +249,17 @@ def _template(folder: Folder, contract: Contract) -> Finding:
 
 
 def _golden(folder: Folder, contract: Contract) -> Finding | None:
+    """The prompts that an export publishes: what the template writes, and what the contract means."""
     prompts, text = golden.read_golden(folder.path), template_of(folder.path)
     if not prompts or text is None:
         return None
     for one in prompts:
         found = golden.render(text, one.messages, preference=one.preference)
-        if found != one.text:
+        dial, eos = Dial.of(contract), special_tokens(folder.path).eos or ""
+        if not found == one.text == golden.expected(dial, one.messages, dial.read(one.preference), eos):
             said = f"{golden.FILE} has {_short(one.text)}, the template writes {_short(found)}"
-            return Finding("bad", "golden prompts", said, "export the policy again: dpa export")
-    return Finding("ok", "golden prompts", f"{len(prompts)}, all as the template writes them")
+            return Finding("bad", "golden", said, "export the policy again: dpa export")
+    return Finding("ok", "golden", f"{len(prompts)} golden prompts, all as the template writes them")
 
 
 def _lengths(folder: Folder, contract: Contract) -> Finding | None:
@@ -283,7 +286,7 @@ def _lengths(folder: Folder, contract: Contract) -> Finding | None:
     return Finding("ok", "tokenizer", f"tokens of the prompt {question!r}: {', '.join(said)}")
 
 
-def _manifest(folder: Folder, contract: Contract) -> Finding | None:
+def _manifest(folder: Folder) -> Finding | None:
     """The files that an export lists."""
     listed_sizes = read_object(folder.path / FILE).get("files")
     if not isinstance(listed_sizes, dict):
