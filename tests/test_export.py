@@ -17,8 +17,7 @@ from dpalign import cli
 from dpalign.modelfolder import check_weights, special_tokens
 from dpalign.preference import Preference, Sphere, draw_directions, rng_for
 from dpalign.records import Message
-from dpalign.serving import export as exporting
-from dpalign.serving import golden
+from dpalign.serving import folder, golden
 from dpalign.serving.dial import Dial
 
 TWO = ("helpfulness", "verbosity")
@@ -388,7 +387,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, "write_card", interrupt)
+    monkeypatch.setattr(folder, "write_card", interrupt)
     with pytest.raises(SystemExit):
         export(tiny_folder, tmp_path / "out", "--form", "RLHFlow/DPA-v1-Mistral-7B")
     assert list(tmp_path.iterdir()) == []
