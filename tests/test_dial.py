@@ -244,6 +244,7 @@ def test_a_contract_is_read_as_it_was_written(population: DirectionDistribution 
         "</s>",
         front,
         "reward",
+        "dpa-v1",
     )
     write_contract(tmp_path, contract)
     read = read_contract(tmp_path)
@@ -269,6 +270,7 @@ def test_a_recipes_contract_tells_the_trained_arc(tmp_path: Path) -> None:
     said = json.loads((tmp_path / "dpa.json").read_text())
     assert said["objectives"]["verbosity"] == ["helpsteer-verbosity"]
     assert (said["format"], said["iteration"], said["units"], len(said["heads"])) == (2, 3, "0-100", 10)
+    assert said["reward_template"] == "dpa-v1"
 
 
 def test_a_file_of_the_first_format_is_still_read(tmp_path: Path) -> None:
@@ -308,6 +310,7 @@ def test_a_file_of_the_first_format_is_still_read(tmp_path: Path) -> None:
         ({"distribution": "bell"}, "distribution 'bell'; known: arc, grid"),
         ({"front": [{"direction": {"helpfulness": 1}, "rewards": {"helpfulness": 1}}]}, "KeyError: 'verbosity'"),
         ({"eos": 2}, "2, where text is needed"),
+        ({"reward_template": "poem"}, "reward_template 'poem'; known: dpa-v1, world-v1"),
     ],
 )
 def test_a_damaged_contract_is_refused_by_name(change: dict[str, Any], said: str, tmp_path: Path) -> None:

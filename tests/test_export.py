@@ -161,6 +161,7 @@ def test_the_contract_of_an_export_tells_the_measured_front(from_run: Path, micr
         p["rewards"]["verbosity"]["mean"] for p in points
     ]
     assert (said["eos"], said["stop"], said["iteration"], said["reward"]) == ("</s>", ["</s>"], 2, "reward")
+    assert said["reward_template"] == "world-v1"
     assert len(Dial.load(from_run).front) == len(points)
     sizes = {p.relative_to(from_run).as_posix(): p.stat().st_size for p in from_run.rglob("*") if p.is_file()}
     assert said["files"] == {name: size for name, size in sizes.items() if name != "dpa.json"}
