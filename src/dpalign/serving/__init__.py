@@ -1,0 +1,1 @@
+"""The aligned model in use: the dial, the API server, the page."""
