@@ -1,1 +1,1 @@
-"""The aligned model in use: the dial, the API server, the page."""
+"""The aligned model in people's hands: the dial, and what stands behind it."""
