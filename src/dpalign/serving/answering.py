@@ -95,12 +95,15 @@ class Service:
         given = [field for field, value in asked.items() if value is not None]
         if at and given:
             raise Refusal(
-                400, f"the model's name gives a direction, and {given[0]} another; give one", param=given[0], code="preference"
+                400,
+                f"the model's name gives a direction, and {given[0]} another; give one",
+                param=given[0],
+                code="preference",
             )
         try:
             return self.dial.parse(words) if at else self.dial.read(**asked)
         except ValueError as error:
-            raise Refusal(400, str(error), param="model" if at else (given or [None])[0], code="preference") from None
+            raise Refusal(400, str(error), param="model" if at else given[0], code="preference") from None
 
     async def read(self, body: ChatRequest) -> Order:
         """Check a request against model and limits.
@@ -194,7 +197,9 @@ class Service:
     async def best(self, order: Order) -> Best:
         """The best of `best_of` answers drawn around the direction, by the reward model at the direction itself."""
         asked, rewards, n = order.preference, self.rewards, order.best_of
-        assert asked is not None and rewards is not None and n is not None
+        assert asked is not None
+        assert rewards is not None
+        assert n is not None
         around = neighbours(asked, n, order.spread, self.dial.arc)
         sampling = order.sampling
         lines = {self.dial.line(near): near for near in around}

@@ -32,7 +32,7 @@ OURS: Final = ("preference", "warnings")
 _T = TypeVar("_T")
 
 
-class Gone(Exception):  # noqa: N818 - nobody is left to be told of an error
+class Gone(Exception):
     """The client has left."""
 
 
@@ -60,7 +60,12 @@ def create_app(
             service.rewards.close()
 
     app = FastAPI(
-        title="dpalign", version=__version__, lifespan=life, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json"
+        title="dpalign",
+        version=__version__,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
     )
     refusals.install(app)
     _add_chat(app, service)

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from dpalign.records import Message
 from dpalign.serving.decoder import Decoder
 from dpalign.serving.generation import Delta, GenerationError, Sampling
 from dpalign.serving.prompts import Prompts
-from dpalign.serving.text import Detokenizer, StopStrings
+from dpalign.serving.text import AnswerText, Detokenizer
 
 log = logging.getLogger("dpalign.serving")
 
@@ -44,8 +45,7 @@ class _Row:
 
     ticket: _Ticket
     index: int
-    detokenizer: Detokenizer
-    stops: StopStrings
+    text: AnswerText
     uniforms: np.ndarray
     tokens: int = 0
 
@@ -73,15 +73,16 @@ class BatchingGenerator:
     def __init__(self, folder: str, *, rows: int, dtype: str = "auto", prefill_tokens: int = 4096) -> None:
         self.rows, self.prefill_tokens = rows, prefill_tokens
         self.prompts = Prompts(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # the thread's own
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # the thread's own
+        self.decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         ).to(device)
         model.eval()
-        self.ends = _end_tokens(model.generation_config, self.tokenizer.eos_token_id)
-        self.special = frozenset(self.tokenizer.all_special_ids)
-        pad = self.tokenizer.pad_token_id
+        self.ends = _end_tokens(model.generation_config, tokenizer.eos_token_id)
+        self.special = self.ends.union(tokenizer.all_special_ids)
+        pad = tokenizer.pad_token_id
         self.decoder = Decoder(model, pad if pad is not None else min(self.ends, default=0))
         self._context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         self.shared = _Waiting()
@@ -203,22 +204,14 @@ class BatchingGenerator:
         self.steps += 1
 
     def _row(self, ticket: _Ticket, index: int) -> _Row:
-        def decode(ids: list[int]) -> str:
-            return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
         uniforms = rng_for("serve", ticket.sampling.seed, index).random(ticket.sampling.max_tokens)
-        return _Row(ticket, index, Detokenizer(decode, self.special), StopStrings(ticket.sampling.stop), uniforms)
+        text = AnswerText(Detokenizer(self.decode, self.special), ticket.sampling.stop)
+        return _Row(ticket, index, text, uniforms)
 
     def _delta(self, row: _Row, token: int) -> Delta:
         row.tokens += 1
-        ended = token in self.ends
-        text, stopped = row.stops.push(row.detokenizer.flush() if ended else row.detokenizer.push(token))
-        cut = row.tokens == row.ticket.sampling.max_tokens
-        if cut and not ended and not stopped:
-            more, stopped = row.stops.push(row.detokenizer.flush())
-            text += more
-        if (ended or cut) and not stopped:
-            text += row.stops.flush()
+        ended, cut = token in self.ends, row.tokens == row.ticket.sampling.max_tokens
+        text, stopped = row.text.push([token], last=ended or cut)
         return Delta(row.index, text, 1, "stop" if ended or stopped else "length" if cut else None)
 
     def _keep(self, going: Sequence[int]) -> None:

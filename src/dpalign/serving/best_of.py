@@ -18,9 +18,7 @@ from dpalign.selection import best_of_n, scalarize
 Array = NDArray[np.float64]
 
 
-def neighbours(
-    asked: Preference, n: int, spread: float, arc: tuple[float, float] | None = None
-) -> list[Preference]:
+def neighbours(asked: Preference, n: int, spread: float, arc: tuple[float, float] | None = None) -> list[Preference]:
     """n directions around the asked one, at most `spread` degrees away; the same at every call.
 
     Over two objectives they are the middles of n even slices of the arc of 2 x spread degrees, an odd n the asked

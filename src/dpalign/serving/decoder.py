@@ -86,9 +86,7 @@ class Decoder:
         self.position_R, self.logits_RV = self.position_R[kept], self.logits_RV[kept]
 
     @torch.inference_mode()
-    def draw(
-        self, uniform_R: Sequence[float], temperature_R: Sequence[float], top_p_R: Sequence[float]
-    ) -> list[int]:
+    def draw(self, uniform_R: Sequence[float], temperature_R: Sequence[float], top_p_R: Sequence[float]) -> list[int]:
         """The next token of each row; the rows are not moved on."""
         return draw_rows(self.logits_RV, np.array(uniform_R), np.array(temperature_R), np.array(top_p_R)).tolist()
 

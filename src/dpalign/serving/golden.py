@@ -111,9 +111,7 @@ def render(template: str, messages: Sequence[Message], **asked: Any) -> str:
         ValueError: the template refuses what it is asked, or is no Jinja.
     """
     try:
-        return _environment().from_string(template).render(
-            messages=list(messages), add_generation_prompt=True, **asked
-        )
+        return _environment().from_string(template).render(messages=list(messages), add_generation_prompt=True, **asked)
     except TemplateError as error:
         raise ValueError(f"the chat template says: {error}") from error
 

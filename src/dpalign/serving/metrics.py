@@ -20,16 +20,21 @@ class Metrics:
 
     def __init__(self, now: Callable[[], Mapping[str, float]]) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
-        self.requests = Counter("dpa_requests", "Requests answered, by route and status code", ("route", "code"), **own)
-        self.seconds = Histogram("dpa_request_seconds", "From request to last byte", ("route",), buckets=SECONDS, **own)
-        self.first = Histogram(
-            "dpa_first_token_seconds", "From request to the first token of its answer", buckets=SECONDS, **own
+        own = self.registry
+        routed = ("route",)
+        self.requests = Counter(
+            "dpa_requests", "Requests answered, by route and status code", (*routed, "code"), registry=own
         )
-        self.prompt_tokens = Counter("dpa_prompt_tokens", "Tokens of prompts answered", **own)
-        self.generated_tokens = Counter("dpa_generated_tokens", "Tokens drawn", **own)
-        self.gone = Counter("dpa_disconnects", "Clients that left before their answer was complete", **own)
-        self.scored = Counter("dpa_scored_answers", "Answers that the reward model scored", **own)
+        self.seconds = Histogram(
+            "dpa_request_seconds", "From request to last byte", routed, buckets=SECONDS, registry=own
+        )
+        self.first = Histogram(
+            "dpa_first_token_seconds", "From request to the first of its answer", buckets=SECONDS, registry=own
+        )
+        self.prompt_tokens = Counter("dpa_prompt_tokens", "Tokens of prompts answered", registry=own)
+        self.generated_tokens = Counter("dpa_generated_tokens", "Tokens drawn", registry=own)
+        self.gone = Counter("dpa_disconnects", "Clients that left before their answer was complete", registry=own)
+        self.scored = Counter("dpa_scored_answers", "Answers that the reward model scored", registry=own)
         self.registry.register(_Now(now))
 
     def text(self) -> bytes:

@@ -115,7 +115,7 @@ class ChatRequest(BaseModel):
             Refusal: naming the field, and the nearest known one where nobody knows it.
         """
         for name, value in (self.model_extra or {}).items():
-            if name in IGNORED or value is None and name in REFUSED:
+            if name in IGNORED or (value is None and name in REFUSED):
                 continue
             if name not in REFUSED:
                 known = [*type(self).model_fields, *IGNORED, *REFUSED]
@@ -154,7 +154,10 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[Message]:
     """
     if messages[-1].role != "user":
         raise Refusal(
-            400, f"the last message is the {messages[-1].role}'s; end with the user's", param="messages", code="invalid_value"
+            400,
+            f"the last message is the {messages[-1].role}'s; end with the user's",
+            param="messages",
+            code="invalid_value",
         )
     return [message.plain(i) for i, message in enumerate(messages)]
 

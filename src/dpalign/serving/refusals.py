@@ -17,7 +17,7 @@ log = logging.getLogger("dpalign.serving")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer
+class Refusal(Exception):
     """A request that is answered with an error."""
 
     def __init__(
@@ -55,9 +55,7 @@ def refusal_of(error: Exception) -> Refusal:
         case Refusal():
             return error
         case Busy():
-            return Refusal(
-                429, str(error), code="queue_full", headers={"Retry-After": str(error.retry_after)}
-            )
+            return Refusal(429, str(error), code="queue_full", headers={"Retry-After": str(error.retry_after)})
         case GenerationError() if "shutting down" in str(error):
             return closing()
         case GenerationError():

@@ -20,10 +20,12 @@ from dpalign.serving.limits import Limits
 if TYPE_CHECKING:
     from uvicorn import Config, Server
 
+    from dpalign.contract import Contract
     from dpalign.serving.answering import Service
-    from dpalign.serving.api import Guard
     from dpalign.serving.generation import Generator
+    from dpalign.serving.guard import Guard
     from dpalign.serving.rewards import Rewards
+    from dpalign.templates import RewardTemplate
 
 KEY: Final = "DPA_API_KEY"
 """The environment variable with the API key."""
@@ -123,19 +125,24 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
         raise ValueError(f"{model}: no config.json here: not a model's folder")
     dial, contract = Dial.load(model), read_contract(model)
     assert contract is not None
-    own = model / contract.reward if contract.reward else None
-    source = arguments.reward or (str(own) if own is not None and own.is_dir() else None)
-    rewards: Rewards | None = None
-    if source is not None:
-        from dpalign.serving.rewards import Rewards
-
-        template = arguments.reward_template or ("world-v1" if dial.template == "world-v1" else "dpa-v1")
-        rewards = Rewards(_reward_folder(source), contract, template)
+    rewards = open_rewards(arguments, model, contract)
     name = arguments.name or _name_of(model)
     if "@" in name or not name.strip():
         raise ValueError(f"--name {name!r}: a name without '@', which divides it from a direction")
     generator = open_generator(arguments, model)
     return Service(name, dial, generator, limits, rewards=rewards, temperature=arguments.temperature)
+
+
+def open_rewards(arguments: argparse.Namespace, model: Path, contract: "Contract") -> "Rewards | None":
+    """The reward model that is named, or the one that an export has inside."""
+    own = model / contract.reward if contract.reward else None
+    source = arguments.reward or (str(own) if own is not None and own.is_dir() else None)
+    if source is None:
+        return None
+    from dpalign.serving.rewards import Rewards
+
+    like_the_policy: RewardTemplate = "world-v1" if contract.template == "world-v1" else "dpa-v1"
+    return Rewards(_reward_folder(source), contract, arguments.reward_template or like_the_policy)
 
 
 def open_generator(arguments: argparse.Namespace, model: Path) -> "Generator":

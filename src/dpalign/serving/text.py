@@ -64,6 +64,23 @@ class StopStrings:
         return held
 
 
+class AnswerText:
+    """The text of an answer as its tokens come, up to its first stop string."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
+        self.detokenizer, self.stops = detokenizer, StopStrings(stops)
+
+    def push(self, tokens: Sequence[int], last: bool) -> tuple[str, bool]:
+        """What these tokens add, and whether a stop string ended the answer.
+
+        Args:
+            last: no more will come; nothing is held back.
+        """
+        text = "".join(map(self.detokenizer.push, tokens))
+        shown, stopped = self.stops.push(text + self.detokenizer.flush() if last else text)
+        return (shown + self.stops.flush() if last and not stopped else shown), stopped
+
+
 def _overlap(text: str, stop: str) -> int:
     """The length of the longest end of the text that a stop string begins with."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
