@@ -18,7 +18,8 @@ from typing import Any
 
 PAGE = files("dpalign") / "serving" / "page"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
-WORDS = "tea is dark and hot. tea grows on hills and dries in pans. iron is hard and heavy. iron rusts in rain.".split()
+TEXT = "tea is dark and hot. tea grows on hills and dries in pans. iron is hard and heavy. iron rusts in rain."
+WORDS = TEXT.split()
 FRONT = [(0, 97.1, 72.1), (-15, 94.7, 64.7), (-30, 90.2, 54.0), (-45, 79.1, 43.4)]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dial_server import PAGE, Model, serving
 
+from dial_server import PAGE, Model, serving
 from dpalign.report.systems import INKS
 
 Opener = Callable[..., AbstractContextManager[Any]]
@@ -50,7 +50,9 @@ def opened(chromium: Any) -> Opener:
     """Opens the page of a model in a window of its own; any error that the page logs fails the test."""
 
     @contextmanager
-    def open_page(model: Model, address: str = "", size: tuple[int, int] = (1280, 860), **options: Any) -> Iterator[Any]:
+    def open_page(
+        model: Model, address: str = "", size: tuple[int, int] = (1280, 860), **options: Any
+    ) -> Iterator[Any]:
         window = chromium.new_context(viewport={"width": size[0], "height": size[1]}, **options)
         page = window.new_page()
         page.set_default_timeout(15_000)
@@ -166,7 +168,9 @@ def test_beyond_the_trained_range_the_page_warns(opened: Opener) -> None:
         expect(page.locator("article.B .warning")).to_have_text("-60 degrees lies outside")
         page.get_by_label("Direction B in degrees").fill("170")  # far beyond: the whole circle is drawn
         page.keyboard.press("Enter")
-        expect(page.get_by_role("slider", name="Direction B")).to_have_attribute("aria-valuenow", re.compile("-190|170"))
+        expect(page.get_by_role("slider", name="Direction B")).to_have_attribute(
+            "aria-valuenow", re.compile("-190|170")
+        )
 
 
 @pytest.mark.browser

@@ -21,6 +21,7 @@ from dpalign.errors import plain_errors
 from dpalign.ledger import LEDGER, STAGE_NAME
 from dpalign.recipe import Recipe, load
 from dpalign.runs import Run
+from dpalign.serving import chat
 from dpalign.serving import run as serving
 from dpalign.stages import STAGES, Step
 
@@ -302,6 +303,12 @@ VERBS: Final[Mapping[str, Verb]] = {
         "answer AlpacaEval's instructions at several directions, have a judge compare, and draw Fig. 5",
         alpaca.declare,
         alpaca_eval,
+    ),
+    "chat": Verb(
+        "chat in the terminal, with a dial; or answer one question, or those of a pipe",
+        chat.declare,
+        chat.chat,
+        "",
     ),
     "serve": Verb(
         "answer chats over HTTP, as OpenAI's servers do, at the direction that each request asks for",

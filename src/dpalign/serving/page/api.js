@@ -57,13 +57,14 @@ export async function rewards(messages, response, signal) {
 // An answer: {text}, {warnings} and {finish} as they come.
 export async function* chat(body, signal) {
   const response = await call("v1/chat/completions", { ...body, stream: true }, signal);
-  const header = response.headers.get("x-dpa-warning");
-  if (header) yield { warnings: [header] };
-  let finished = false;
+  const header = response.headers.get("x-dpa-warning"); // the same in ASCII, for servers that send no field
+  let [first, finished] = [true, false];
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(String(chunk.error.message ?? chunk.error), 500);
+    if (header && first && !chunk.warnings) yield { warnings: [header] };
+    first = false;
     if (chunk.warnings?.length) yield { warnings: chunk.warnings.map(String) };
     const choice = chunk.choices?.[0];
     if (choice?.delta?.content) yield { text: choice.delta.content };

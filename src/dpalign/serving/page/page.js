@@ -15,7 +15,7 @@ let dial = null;
 let front = null;
 let turns = [];
 let asking = null; // the AbortController of the answers being written
-let scored = true; // until the server says that it has no reward model
+let scored = true; // whether the server has a reward model, as far as it has said
 let followed = 0; // the timer of "answer again as the dial turns"
 
 const two = () => at("two").getAttribute("aria-pressed") === "true";
@@ -33,6 +33,7 @@ async function open() {
   quiet();
   at("model").textContent = contract.model || "model";
   document.title = `${contract.model || "model"} \u00b7 dpalign`;
+  scored = contract.rewards !== false;
   if (dial) return;
   front = new Front(contract);
   dial = new Dial(contract, turned);
