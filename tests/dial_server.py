@@ -49,6 +49,7 @@ class Model:
     breaks: bool = False
     """The connection ends within the answer."""
     warning: str | None = None
+    template: str = "fig1"
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """The bodies of all chat completions."""
@@ -72,7 +73,8 @@ class Model:
             "model": "world",
             "objectives": list(self.objectives),
             "arc": self.arc and list(self.arc),
-            "template": "world-v1",
+            "template": self.template,
+            "rewards": self.rewards,
             "front": front or None,
         }
 

@@ -45,6 +45,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=0.7, metavar="T", help=text)
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same answer (default: %(default)s)")
     add("--max-tokens", type=int, metavar="N", help="the longest answer (default: 2048, as far as the context goes)")
+    text = "each message stands alone, as it always does for models of the small world: they know no second question"
+    add("--no-memory", action="store_true", help=text)
     add("--once", action="store_true", help="all of stdin is one question; else each of its lines is a turn")
     add("--no-history", action="store_true", help="keep no questions for the next chat")
     text = "of the weights: auto, float32, bfloat16 or float16 (default: %(default)s, as they are stored)"
@@ -157,6 +159,7 @@ def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Ter
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
         scoring=speaker.scores,
+        memory=not arguments.no_memory and not (speaker.dial is not None and speaker.dial.template == "world-v1"),
     )
 
 
@@ -240,7 +243,8 @@ def _greet(session: "Session") -> None:
         screen.draw(arc.drawn(screen, session.dial, session.preference))
     else:
         screen.say("This model takes no directions, as far as is known.", "dim")
-    screen.say("/dial -30 turns, /compare -45 0 shows two, /help says more.", "dim")
+    alone = "" if session.memory else " Each message stands alone."
+    screen.say(f"/dial -30 turns, /compare -45 0 shows two, /help says more.{alone}", "dim")
     screen.say()
 
 

@@ -112,6 +112,14 @@ def _system(session: Session, rest: str) -> None:
     session.terminal.say(f"system message: {session.system or 'none'}", "dim")
 
 
+def _memory(session: Session, rest: str) -> None:
+    if rest not in ("", "on", "off"):
+        raise ValueError(f"/memory {rest}: give on or off")
+    session.memory = rest == "on" if rest else not session.memory
+    what = "is read with those before it" if session.memory else "stands alone"
+    session.terminal.say(f"each message {what}", "dim")
+
+
 def _seed(session: Session, rest: str) -> None:
     if rest:
         session.seed = int(_a_number("seed", rest, whole=True))
@@ -178,6 +186,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "compare": Command("A B", "answer the last message, or the next, at two directions side by side", _compare),
     "score": Command("[on|off]", "show what the reward model gives each answer", _score),
     "system": Command("[TEXT|off]", "the system message before the chat", _system),
+    "memory": Command("[on|off]", "whether a message is read with those before it", _memory),
     "seed": Command("[N]", "what decides the draws: the same seed, the same answer", _seed),
     "temperature": Command("[T]", "0 takes the likeliest word each time", _temperature),
     "tokens": Command("[N|off]", "the longest answer", _tokens),

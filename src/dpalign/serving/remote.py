@@ -17,6 +17,7 @@ from typing import Any, Final
 from dpalign.records import Message
 from dpalign.serving.dial import Dial
 from dpalign.serving.speakers import Ask, Piece
+from dpalign.templates import PreferenceTemplate
 
 TIMEOUT: Final = 300.0
 """Seconds without a word from the server."""
@@ -46,7 +47,7 @@ class Remote:
         told = self._told()
         self.ours = told is not None
         if told is not None:
-            self.dial: Dial | None = _dial_of(told["objectives"], told.get("arc"))
+            self.dial: Dial | None = _dial_of(told["objectives"], told.get("arc"), told.get("template"))
             self.name, self.scores = model or str(told["model"]), bool(told.get("rewards", True))
             return
         self.dial = _dial_of(objectives, None)
@@ -104,16 +105,17 @@ class Remote:
         """What /v1/dial says; None from a server that does not know it."""
         try:
             with closing(self._ask("/dial")) as reply:
-                told = json.loads(reply.read())
-            return told if isinstance(told, dict) and told.get("objectives") else None
+                text = reply.read()
         except _Refused as refused:
             if refused.status in (404, 405):
                 return None
             raise
+        try:
+            told = json.loads(text)
         except ValueError:
-            raise ValueError(
-                f"{self.base}/dial: no JSON there; is this the base of an OpenAI-compatible server?"
-            ) from None
+            where = f"{self.base}/dial"
+            raise ValueError(f"{where}: no JSON there; is this the base of an OpenAI-compatible server?") from None
+        return told if isinstance(told, dict) and told.get("objectives") else None
 
     def _first_model(self) -> str:
         with closing(self._ask("/models")) as reply:
@@ -165,12 +167,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _dial_of(objectives: Sequence[str], arc: Sequence[float] | None) -> Dial | None:
+def _dial_of(objectives: Sequence[str], arc: Sequence[float] | None, template: str | None = None) -> Dial | None:
     """A dial that reads and warns; the line itself is written where the model is."""
     if not objectives:
         return None
     low_high = None if arc is None else (float(arc[0]), float(arc[1]))
-    return Dial(tuple(objectives), "fig1", "zephyr", low_high)
+    known: PreferenceTemplate = "world-v1" if template == "world-v1" else "dpa-v1" if template == "dpa-v1" else "fig1"
+    return Dial(tuple(objectives), known, "zephyr", low_high)
 
 
 def _message(said: Any) -> str:

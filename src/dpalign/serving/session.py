@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from dpalign.ledger import write_json
 from dpalign.preference import Preference
@@ -15,6 +15,8 @@ from dpalign.serving import arc
 from dpalign.serving.dial import Dial
 from dpalign.serving.speakers import Ask, Piece, Speaker
 from dpalign.serving.terminal import Style, Terminal
+
+_SIDES: Final[tuple[Style, Style]] = ("a", "b")
 
 
 @dataclass
@@ -54,6 +56,8 @@ class Session:
     seed: int = 0
     max_tokens: int | None = None
     scoring: bool = False
+    memory: bool = True
+    """A message is read with those before it; off for models that know single questions alone."""
     turns: list[Turn] = field(default_factory=list)
     compared: tuple[Preference, Preference] | None = None
     """The two directions that the next message is answered at."""
@@ -66,7 +70,7 @@ class Session:
     def said(self, before: Sequence[Turn] | None = None) -> list[Message]:
         """The chat so far as a model reads it, without a direction."""
         messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in self.turns if before is None else before:
+        for turn in (self.turns if before is None else before) if self.memory else ():
             messages.append({"role": "user", "content": turn.question})
             messages.append({"role": "assistant", "content": turn.answer})
         return messages
@@ -92,11 +96,10 @@ class Session:
         """Answer a message side by side; the first answer is returned, to go on with."""
         turns = [Turn(question, preference, self.seed, self.temperature) for preference in pair]
         titles = [self.label(preference) for preference in pair]
-        if self.terminal.tty and self.terminal.columns >= 80:
+        if self.terminal.in_columns:
             self.terminal.side_by_side(titles, self._together(turns, before))
         else:
-            styles: tuple[Style, Style] = ("a", "b")
-            for title, style, turn in zip(titles, styles, turns, strict=True):
+            for title, style, turn in zip(titles, _SIDES, turns, strict=True):
                 self.terminal.say(title, style)
                 self.terminal.stream(self._texts(turn, before))
         self._after(turns, before)
@@ -166,7 +169,9 @@ class Session:
         """What is said under one answer or two: how it ended, warnings, rewards."""
         notes = {"stopped": "(stopped)", "length": "(cut at the longest answer: /tokens sets it)"}
         for turn in turns:
-            if turn.finish in notes and self.terminal.tty:
+            if turn.finish == "stop" and not turn.answer.strip():
+                self.terminal.say("(an empty answer)", "dim")
+            if turn.finish in notes:
                 self.terminal.say(notes[turn.finish], "dim")
             for warning in turn.warnings:
                 self.terminal.say(warning, "warning")
@@ -178,27 +183,25 @@ class Session:
                 turn.rewards = self.speaker.rewards(messages, turn.answer)
             except ValueError as error:
                 self.terminal.say(f"not scored: {error}", "warning")
-        self.terminal.draw(self._scored(turns))
+        scored = [self._scored(turn, style) for turn, style in zip(turns, _SIDES, strict=False)]
+        if len(turns) > 1 and self.terminal.in_columns:
+            self.terminal.draw(self.terminal.beside(*scored))
+            return
+        for turn, style, lines in zip(turns, _SIDES, scored, strict=False):
+            title = [self.terminal.styled(self.label(turn.preference), style)] if len(turns) > 1 else []
+            self.terminal.draw([*title, *lines])
 
-    def _scored(self, turns: Sequence[Turn]) -> list[str]:
-        styles: tuple[Style, Style] = ("a", "b")
-        lines = []
-        for style, turn in zip(styles, turns, strict=False):
-            if turn.rewards is None:
-                continue
-            title = self.label(turn.preference) if len(turns) > 1 else ""
-            lines += [self.terminal.styled(title, style)] if title else []
-            lines += self.terminal.bars(turn.rewards, style)
-            if turn.preference is not None and self.dial is not None:
-                total = sum(w * turn.rewards[name] for name, w in turn.preference.weights.items())
-                name_width = max(map(len, turn.rewards))
-                formula = arc.words(self.dial, turn.preference)
-                lines.append(
-                    self.terminal.styled(f"{'v.r':{name_width}}", "dim")
-                    + f" {number(total):>5}"
-                    + self.terminal.styled(f" {formula}", "dim")
-                )
-        return lines
+    def _scored(self, turn: Turn, style: Style) -> list[str]:
+        """Its rewards as bars, and what they come to for its user."""
+        if turn.rewards is None:
+            return []
+        lines = self.terminal.bars(turn.rewards, style)
+        if turn.preference is None or self.dial is None:
+            return lines
+        total = sum(w * turn.rewards[name] for name, w in turn.preference.weights.items())
+        name = self.terminal.styled(f"{'v.r':{max(map(len, turn.rewards))}}", "dim")
+        formula = self.terminal.styled(arc.words(self.dial, turn.preference), "dim")
+        return [*lines, f"{name} {number(total):>5} {formula}"]
 
     def save(self, path: Path) -> None:
         """The chat as JSON: the messages as a model reads them, and every turn with how it was drawn.

@@ -1,18 +1,20 @@
-"""The chat's terminal: words that wrap as they stream, two answers in columns, bars for rewards, keys and history.
+"""The chat's terminal: what is read and written, in colours or without, rewards as bars, keys and history.
 
 What a model says is never trusted with the terminal: control characters are shown, not obeyed. Colours are the
 terminal's own, on a tty alone and not with NO_COLOR (no-color.org).
 """
 
 import contextlib
+import io
 import os
 import re
 import shutil
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TextIO
+
+from dpalign.serving.flowing import GAP, Columns, Wrapper, at, fit, harmless
 
 Style = Literal["a", "b", "dim", "bold", "warning", "error", "plain"]
 
@@ -27,8 +29,6 @@ _CODES: Final[Mapping[str, str]] = {
 }
 WIDEST: Final = 96
 """Columns of a line of text: longer ones are hard to read."""
-GAP: Final = 3
-"""Columns between two answers."""
 HISTORY: Final = 1000
 """Questions kept from chat to chat."""
 
@@ -61,13 +61,27 @@ class Terminal:
     def columns(self) -> int:
         return max(20, self.size()[0])
 
+    @property
+    def in_columns(self) -> bool:
+        """There is room for two answers side by side."""
+        return self.tty and self.columns >= 80
+
+    @property
+    def half(self) -> int:
+        """Columns of each of two answers."""
+        return (min(self.columns, 2 * WIDEST) - GAP) // 2
+
     def styled(self, text: str, style: Style) -> str:
         code = _CODES[style]
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour and code and text else text
 
+    def spelled(self, text: str) -> str:
+        """Our own words in characters that this terminal has."""
+        return text.translate({0x2212: "-", 0xB0: " deg"}) if self.ascii else text
+
     def read(self, prompt: str, style: Style) -> str:
         """A line from the user; EOFError at the end of the input."""
-        marked = self.styled(prompt, style)
+        marked = self.styled(self.spelled(prompt), style)
         if self.colour:  # readline must not count what takes no room
             marked = re.sub(r"(\x1b\[[\d;]*m)", "\x01\\1\x02", marked)
         return self._read(marked)
@@ -76,12 +90,12 @@ class Terminal:
         """A line that is no answer; off a tty only if it matters."""
         if not self.tty and style == "dim":
             return
-        self.notes.write(self.styled(text, style) + "\n")
+        self.notes.write(self.styled(self.spelled(text), style) + "\n")
         self.notes.flush()
 
     def draw(self, lines: Sequence[str]) -> None:
         """Lines that are styled already."""
-        self.notes.write("".join(f"{line}\n" for line in lines))
+        self.notes.write("".join(f"{self.spelled(line)}\n" for line in lines))
         self.notes.flush()
 
     def stream(self, texts: Iterator[str]) -> None:
@@ -97,20 +111,25 @@ class Terminal:
 
     def side_by_side(self, titles: Sequence[str], texts: Iterator[tuple[int, str]]) -> None:
         """Two answers as they come, in columns: rows that can still change are painted again."""
-        width = (min(self.columns, 2 * WIDEST) - GAP) // 2
-        painter = Columns(self, width)
-        left, right = titles
-        self.out.write(f"{self.styled(_fit(left, width), 'a')}{' ' * GAP}{self.styled(right, 'b')}\n")
+        width = self.half
+        painter = Columns(self.out, width, lambda: self.size()[1])
+        left, right = map(self.spelled, titles)
+        self.out.write(f"{self.styled(fit(left, width), 'a')}{' ' * GAP}{self.styled(right, 'b')}\n")
         try:
             for side, text in texts:
                 painter.push(side, harmless(text))
         finally:
             painter.finish()
 
-    def bars(self, rewards: Mapping[str, float], style: Style, room: int | None = None) -> list[str]:
+    def beside(self, left: Sequence[str], right: Sequence[str]) -> list[str]:
+        """Lines that are styled already, in two columns."""
+        rows = range(max(len(left), len(right)))
+        return [f"{fit(at(left, i), self.half)}{' ' * GAP}{at(right, i)}".rstrip() for i in rows]
+
+    def bars(self, rewards: Mapping[str, float], style: Style) -> list[str]:
         """A line an objective: its name, its reward of 0-100 as a bar and a number."""
         name_width = max(map(len, rewards))
-        long = min(30, max(8, (room or self.columns) - name_width - 9))
+        long = min(24, max(8, self.half - name_width - 8))
         lines = []
         for name, reward in rewards.items():
             bar = self.styled(self.bar(reward / 100, long), style)
@@ -122,121 +141,6 @@ class Terminal:
         if self.ascii:
             return "#" * (eighths // 8)
         return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-class Wrapper:
-    """Breaks lines between words while they stream; a word is held back until it is whole."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self.column = 0
-        self.space = ""
-        self.word = ""
-
-    def push(self, text: str) -> str:
-        out = ""
-        for part in re.findall(r"\n|[^\S\n]+|\S+", text):
-            if part == "\n":
-                out += self._place() + "\n"
-                self.column, self.space = 0, ""
-            elif part.isspace():
-                out += self._place()
-                self.space += part
-            else:
-                self.word += part
-        return out
-
-    def flush(self) -> str:
-        return self._place()
-
-    def _place(self) -> str:
-        """The word that is whole now, on this line or the next."""
-        word, self.word = self.word, ""
-        if not word:
-            return ""
-        space, self.space = self.space.replace("\t", "    "), ""
-        broken = self.column and self.column + wide(space) + wide(word) > self.width
-        if broken:
-            space, self.column = "", 0
-        text, at = "", self.column + wide(space)
-        for character in word:  # one that fits no line is cut
-            if at and at + wide(character) > self.width:
-                text, at = text + "\n", 0
-            text, at = text + character, at + wide(character)
-        self.column = at
-        return ("\n" if broken else "") + space + text
-
-
-class Columns:
-    """Two texts that grow side by side. What can still change is kept within the window: the faster one waits."""
-
-    def __init__(self, terminal: Terminal, width: int) -> None:
-        self.terminal, self.width = terminal, width
-        self.wrappers = [Wrapper(width), Wrapper(width)]
-        self.texts = ["", ""]
-        self.over = False
-        self.fixed = 0
-        """Rows that will not change any more."""
-        self.loose = 0
-        """Rows below them that are on the screen."""
-
-    def push(self, side: int, text: str) -> None:
-        self.texts[side] += self.wrappers[side].push(text)
-        self._paint()
-
-    def finish(self) -> None:
-        self.texts = [text + wrapper.flush() for text, wrapper in zip(self.texts, self.wrappers, strict=True)]
-        self.over = True
-        self._paint()
-
-    def _paint(self) -> None:
-        sides = [text.split("\n") for text in self.texts]
-        last = max(map(len, sides))
-        shown = last if self.over else min(last, self.fixed + max(2, self.terminal.size()[1] - 2))
-        rows = [
-            _fit(_at(sides[0], i), self.width) + " " * GAP + _at(sides[1], i).rstrip() for i in range(self.fixed, shown)
-        ]
-        back = f"\x1b[{self.loose}A\r\x1b[J" if self.loose else ""
-        self.terminal.out.write(back + "".join(f"{row.rstrip()}\n" for row in rows))
-        self.terminal.out.flush()
-        done = last if self.over else max(self.fixed, min(min(map(len, sides)) - 1, shown))
-        self.loose = shown - done
-        self.fixed = done
-
-
-def harmless(text: str) -> str:
-    """Without what a terminal would obey: control characters are shown as their pictures."""
-    shown = ""
-    for character in text:
-        code = ord(character)
-        if character in "\n\t" or (code >= 32 and not 127 <= code < 160 and character not in "\u2028\u2029"):
-            shown += character
-        elif code < 32:
-            shown += chr(0x2400 + code)
-        else:
-            shown += "\N{REPLACEMENT CHARACTER}"
-    return shown
-
-
-def wide(text: str) -> int:
-    """The columns that a text takes."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(c) or unicodedata.category(c) in ("Cf", "Me", "Mn") else _cells(c) for c in text
-    )
-
-
-def _cells(character: str) -> int:
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def _fit(text: str, width: int) -> str:
-    return text + " " * max(0, width - wide(text))
-
-
-def _at(lines: Sequence[str], i: int) -> str:
-    return lines[i] if i < len(lines) else ""
 
 
 def _can_say(out: TextIO, text: str) -> bool:
@@ -289,6 +193,9 @@ def history_file() -> Path:
 
 def of_this_process(quiet: bool) -> Terminal:
     """The terminal that the command was started in; quiet, only answers go to stdout."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a model may say what the terminal has no letters for
     if quiet:
         return Terminal(sys.stdout, sys.stderr, tty=False)
     return Terminal(sys.stdout, sys.stdout)

@@ -35,6 +35,7 @@ async function open() {
   document.title = `${contract.model || "model"} \u00b7 dpalign`;
   scored = contract.rewards !== false;
   if (dial) return;
+  at("memory").checked = contract.template !== "world-v1"; // models of the small world know no second question
   front = new Front(contract);
   dial = new Dial(contract, turned);
   at("two").parentNode.hidden = !contract.objectives.length;
@@ -103,7 +104,7 @@ async function copyLink() {
 function messages(side, before) {
   const system = at("system").value.trim();
   const said = system ? [{ role: "system", content: system }] : [];
-  for (const turn of before) {
+  for (const turn of at("memory").checked ? before : []) {
     said.push({ role: "user", content: turn.question }, { role: "assistant", content: turn.answer(side) });
   }
   return said;
