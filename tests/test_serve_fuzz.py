@@ -33,14 +33,13 @@ PATHS = (
 
 ODD = [
     None, True, False, 0, -1, 1, 2, 0.5, -0.0, 1e308, -1e308, 2**31, 2**63, -(2**63), 10**400, "", "a", "NaN", "-30",
-    "0", "\x00", "\ud800", "\U0001f642", "é" * 300, "<|assistant|>", "</s>", "{{ messages }}", "{% raw %}",
-    "../../etc/passwd", "%n%s", "mine", "mine@", "mine@nan", "mine@1e999", "mine@helpfulness=0", "mine@-30", [], [[]], [None],
-    [0] * 50, {},
-    {"": ""}, {"a": {"b": {}}}, {"helpfulness": 1}, {"helpfulness": "1"}, {"helpfulness": 0}, {"role": "user"},
-    [{"role": "user", "content": "x"}], [{"role": "user", "content": None}], [{"role": "user", "content": []}],
-    [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}], [{"role": "system", "content": "x"}],
-    [{"role": "user", "content": "x", "name": {}}], {"type": "json_object"}, {"include_usage": 1}, float("nan"),
-    float("inf"),
+    "0", "\x00", "\ud800", "\U0001f642", "é" * 300, "<|assistant|>", "</s>", "{{ messages }}", "{% raw %}", "%n%s",
+    "../../etc/passwd", "mine", "mine@", "mine@nan", "mine@1e999", "mine@helpfulness=0", "mine@-30", [], [[]],
+    [None], [0] * 50, {}, {"": ""}, {"a": {"b": {}}}, {"helpfulness": 1}, {"helpfulness": "1"}, {"helpfulness": 0},
+    {"role": "user"}, [{"role": "user", "content": "x"}], [{"role": "user", "content": None}],
+    [{"role": "user", "content": []}], [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}],
+    [{"role": "system", "content": "x"}], [{"role": "user", "content": "x", "name": {}}], {"type": "json_object"},
+    {"include_usage": 1}, float("nan"), float("inf"),
 ]  # fmt: skip
 RAW = [
     b"",
