@@ -7,7 +7,7 @@ taken and ignored; any other field is an error that names the nearest known one.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dpalign.preference import name_hint
 from dpalign.records import Message
@@ -50,10 +50,22 @@ REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
 _STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
+def _whole(text: str) -> str:
+    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair, which is no text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
 class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(BaseModel):
@@ -61,7 +73,7 @@ class ChatMessage(BaseModel):
 
     model_config = _STRICT
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
 
     def plain(self, place: int) -> Message:
         """The turn as the chat template takes it."""
@@ -79,7 +91,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
+StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 Messages = Annotated[list[ChatMessage], Field(min_length=1)]
 
 
@@ -143,7 +155,7 @@ class RewardRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     messages: Messages
-    response: str
+    response: Text
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[Message]:

@@ -14,7 +14,7 @@ from dpalign.contract import Contract
 from dpalign.objectives import Objective, head_indices, read_objectives
 from dpalign.records import Message
 from dpalign.reward.score import ModelScorer, load_scorer
-from dpalign.templates import RewardTemplate, render_reward_input
+from dpalign.templates import RewardTemplate, render_reward_input, reward_input_frame
 
 Array = NDArray[np.float64]
 
@@ -57,6 +57,7 @@ class Rewards:
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._score, messages, answers)
 
     def _score(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
+        reward_input_frame(messages, self.template)
         if isinstance(self.scorer, ModelScorer):
             longest = max((render_reward_input(messages, answer, self.template) for answer in answers), key=len)
             tokens = len(self.scorer.tokenizer(longest)["input_ids"])
