@@ -122,7 +122,8 @@ def test_retry_draws_the_next_seed_where_the_dial_stands_now() -> None:
 
 def test_two_directions_stand_side_by_side_in_a_wide_terminal_and_below_each_other_in_a_narrow_one() -> None:
     wide_said, session = chat("tea?", "/compare -45 0")
-    assert re.search(r"^\u221245\u00b0 {47}0\u00b0$", wide_said, re.MULTILINE)
+    first, second = "helpfulness*0.71 - verbosity*0.71", "helpfulness*1.00 - verbosity*0.00"
+    assert f"\u221245\u00b0  {first}{' ' * 12}0\u00b0  {second}\n" in wide_said
     assert re.search(r"^tea\? at -45 seed 0 {33}tea\? at 0 seed 0$", last_screen(wide_said), re.MULTILINE)
     assert [turn.answer for turn in session.turns] == ["tea? at 0 seed 0"]  # the chat goes on as it was
     narrow_said, _ = chat("tea?", "/compare -45 0", columns=60)
@@ -154,8 +155,8 @@ def test_before_the_first_message_compare_waits_for_it_and_the_first_answer_goes
 def test_scores_show_what_an_answer_is_worth_to_its_user() -> None:
     said, session = chat("/dial -45", "/score on", "tea?", "/score off", "iron?")
     # 80 * 0.7071 - 18 * 0.7071 = 43.8: "tea? at -45 seed 0" has 18 characters
-    assert re.search(r"helpfulness  80\.0 \u2588+", said)
-    assert "v.r          43.8 helpfulness*0.71 - verbosity*0.71" in said
+    assert re.search(r"helpfulness  80\.0  \u2501+", said)
+    assert "v.r          43.8  helpfulness*0.71 - verbosity*0.71" in said
     assert [turn.rewards is None for turn in session.turns] == [False, True]
     assert "no reward model here" in chat("/score", speaker=Parrot(scores=False))[0]
 

@@ -67,6 +67,7 @@ def chat(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     quiet = question is not None or arguments.once or not sys.stdin.isatty() or not sys.stdout.isatty()
     screen = terminal.of_this_process(quiet)
+    screen.say(f"opening {arguments.url or model}", "dim")
     with contextlib.closing(_speaker(arguments, model)) as speaker:
         session = open_session(arguments, speaker, screen)
         if question is not None:
@@ -137,7 +138,7 @@ def local_speaker(arguments: argparse.Namespace, model: Path) -> "Speaker":
 
     logging.disable_progress_bar()
     rewards = None if contract is None else open_rewards(arguments, folder, contract)
-    whole = folder.resolve()
+    whole = folder.absolute()
     name = whole.parent.name if whole.name == "model" else whole.name
     return Local(name, folder, BatchingGenerator(str(folder), rows=2, dtype=arguments.dtype), rewards)
 

@@ -95,7 +95,7 @@ class Session:
     def compare(self, question: str, pair: tuple[Preference, Preference], before: Sequence[Turn] | None = None) -> Turn:
         """Answer a message side by side; the first answer is returned, to go on with."""
         turns = [Turn(question, preference, self.seed, self.temperature) for preference in pair]
-        titles = [self.label(preference) for preference in pair]
+        titles = [self._title(preference) for preference in pair]
         if self.terminal.in_columns:
             self.terminal.side_by_side(titles, self._together(turns, before))
         else:
@@ -104,6 +104,11 @@ class Session:
                 self.terminal.stream(self._texts(turn, before))
         self._after(turns, before)
         return turns[0]
+
+    def _title(self, preference: Preference) -> str:
+        """The direction over an answer of two: with its arithmetic where there is room."""
+        label, formula = self.label(preference), "" if self.dial is None else arc.words(self.dial, preference)
+        return f"{label}  {formula}" if len(label) + len(formula) + 2 <= self.terminal.half else label
 
     def label(self, preference: Preference | None) -> str:
         return "" if self.dial is None else arc.label(self.dial, preference)
@@ -175,15 +180,16 @@ class Session:
                 self.terminal.say(notes[turn.finish], "dim")
             for warning in turn.warnings:
                 self.terminal.say(warning, "warning")
-        if not self.scoring or not self.speaker.scores:
+        if not self.scoring or not self.speaker.scores or not any(turn.answer.strip() for turn in turns):
             return
+        self.terminal.say(style="dim")
         for turn in turns:
             messages: list[Message] = [*self.said(before), {"role": "user", "content": turn.question}]
             try:
                 turn.rewards = self.speaker.rewards(messages, turn.answer)
             except ValueError as error:
                 self.terminal.say(f"not scored: {error}", "warning")
-        scored = [self._scored(turn, style) for turn, style in zip(turns, _SIDES, strict=False)]
+        scored = [self._scored(turn, style, len(turns) == 1) for turn, style in zip(turns, _SIDES, strict=False)]
         if len(turns) > 1 and self.terminal.in_columns:
             self.terminal.draw(self.terminal.beside(*scored))
             return
@@ -191,8 +197,8 @@ class Session:
             title = [self.terminal.styled(self.label(turn.preference), style)] if len(turns) > 1 else []
             self.terminal.draw([*title, *lines])
 
-    def _scored(self, turn: Turn, style: Style) -> list[str]:
-        """Its rewards as bars, and what they come to for its user."""
+    def _scored(self, turn: Turn, style: Style, said: bool) -> list[str]:
+        """Its rewards as bars, and what they come to for its user; with the arithmetic, if it is to be said."""
         if turn.rewards is None:
             return []
         lines = self.terminal.bars(turn.rewards, style)
@@ -200,8 +206,8 @@ class Session:
             return lines
         total = sum(w * turn.rewards[name] for name, w in turn.preference.weights.items())
         name = self.terminal.styled(f"{'v.r':{max(map(len, turn.rewards))}}", "dim")
-        formula = self.terminal.styled(arc.words(self.dial, turn.preference), "dim")
-        return [*lines, f"{name} {number(total):>5} {formula}"]
+        formula = f"  {arc.words(self.dial, turn.preference)}" if said else ""
+        return [*lines, f"{name} {number(total):>5}{self.terminal.styled(formula, 'dim')}"]
 
     def save(self, path: Path) -> None:
         """The chat as JSON: the messages as a model reads them, and every turn with how it was drawn.

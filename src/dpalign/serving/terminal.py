@@ -129,18 +129,21 @@ class Terminal:
     def bars(self, rewards: Mapping[str, float], style: Style) -> list[str]:
         """A line an objective: its name, its reward of 0-100 as a bar and a number."""
         name_width = max(map(len, rewards))
-        long = min(24, max(8, self.half - name_width - 8))
+        long = min(24, max(8, self.half - name_width - 9))
         lines = []
         for name, reward in rewards.items():
-            bar = self.styled(self.bar(reward / 100, long), style)
-            lines.append(f"{self.styled(f'{name:{name_width}}', 'dim')} {reward:5.1f} {bar}")
+            lines.append(
+                f"{self.styled(f'{name:{name_width}}', 'dim')} {reward:5.1f}  {self.bar(reward / 100, long, style)}"
+            )
         return lines
 
-    def bar(self, share: float, columns: int) -> str:
-        eighths = round(min(1.0, max(0.0, share)) * columns * 8)
+    def bar(self, share: float, columns: int, style: Style) -> str:
+        """A share of a line, the rest of it dim; in half columns."""
+        halves = round(min(1.0, max(0.0, share)) * columns * 2)
         if self.ascii:
-            return "#" * (eighths // 8)
-        return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+            return "#" * (halves // 2)
+        full = "━" * (halves // 2) + "╸" * (halves % 2)
+        return self.styled(full, style) + self.styled("─" * (columns - len(full)) if self.colour else "", "dim")
 
 
 def _can_say(out: TextIO, text: str) -> bool:

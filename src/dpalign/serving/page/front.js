@@ -3,7 +3,7 @@
 import { at, degrees, number, shape } from "./draw.js";
 import { angleOf, near, unit } from "./direction.js";
 
-const [WIDTH, HEIGHT] = [320, 216];
+const [WIDTH, HEIGHT] = [320, 188];
 const value = (found) => (found !== null && typeof found === "object" ? found.mean ?? found.value : found);
 
 export class Front {

@@ -133,7 +133,8 @@ async function answer(turn) {
   asking = own;
   busy(true);
   remember();
-  turn.section.scrollIntoView({ block: "nearest" });
+  following = true;
+  follow();
   const outcomes = await Promise.all(Object.keys(turn.cards).map((side) => write(turn, side, own.signal)));
   if (asking !== own) return; // another question has taken its place
   asking = null;
@@ -165,10 +166,8 @@ async function write(turn, side, signal) {
   try {
     for await (const piece of api.chat(body, signal)) {
       if (piece.text) {
-        const low = atBottom();
         card.add(piece.text);
         live.soon();
-        if (low) scrollTo({ top: document.body.scrollHeight, behavior: "instant" });
       }
       if (piece.finish) reason = piece.finish;
       for (const warning of piece.warnings ?? []) card.warn([...warnings.add(warning)].join(" "));
@@ -263,7 +262,13 @@ function grow() {
   box.style.height = `${Math.min(box.scrollHeight + 2, 220)}px`;
 }
 
-const atBottom = () => innerHeight + scrollY > document.body.scrollHeight - 80;
+// The end of the last answer stays in sight, above the question's box, until the reader scrolls away from it.
+let following = false;
+const below = () => at("turns").getBoundingClientRect().bottom + at("ask").offsetHeight - innerHeight;
+
+function follow() {
+  if (following && turns.length && below() > 0) scrollBy({ top: below(), behavior: "instant" });
+}
 
 // --- listening ---
 
@@ -303,6 +308,8 @@ at("key-form").addEventListener("submit", (event) => {
   pending = null;
   retry();
 });
+addEventListener("scroll", () => (following = below() < 80), { passive: true });
+new ResizeObserver(follow).observe(at("turns"));
 addEventListener("hashchange", () => dial && restore());
 if (api.key.get()) at("key").placeholder = "a key is in use";
 open();
