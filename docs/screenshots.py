@@ -58,7 +58,7 @@ def shoot_page(browser: Any, url: str) -> None:
         page.goto(f"{url}/{address}")
         page.wait_for_selector("#send:enabled")
         questions = ["explain needle, whale, iron and fox.", "describe drum, crown, desert and river."]
-        for i, question in enumerate(questions[-1:] if name == "page-phone" else questions):
+        for i, question in enumerate(questions if name == "page" else questions[-1:]):
             page.locator("#question").fill(question)
             page.keyboard.press("Enter")
             page.locator(".rating b").nth(2 * i + 1).wait_for()

@@ -1,5 +1,6 @@
 """The chat in the terminal: its commands, what it draws, what it asks for, and how quiet it is in a pipe."""
 
+import contextlib
 import io
 import json
 import os
@@ -420,6 +421,31 @@ def test_a_model_here_answers_as_its_own_template_has_it(tmp_path: Path, capsys:
     assert said[0] == said[1]
     assert len(set(said)) > 1
     assert all(text.endswith("\n") for text in said)
+
+
+def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the server needs the extra dpalign[serve]")
+    pytest.importorskip("transformers", reason="a model needs the extra dpalign[train]")
+    import api_server
+    from dpalign.serving.batching import BatchingGenerator
+    from dpalign.serving.local import Local
+
+    folder = api_server.write_policy(tmp_path / "mine")
+    message: Message = {"role": "user", "content": "explain fox, tea and iron."}
+    asks = [Ask([message], Preference.from_angle(angle, DIAL.objectives), 0.7, 3, 24) for angle in (0, -45)]
+    with contextlib.closing(Local("mine", folder, BatchingGenerator(str(folder), rows=2))) as local:
+        here = ["".join(piece.text for piece in local.stream(ask)) for ask in asks]
+        with pytest.raises(ValueError, match="/clear begins a new one"):
+            list(local.stream(Ask([message] * 400, None, 0.7, 0, None)))
+    with api_server.serving(folder, reward=True) as running:
+        remote = Remote(running.url, key=None, key_from="K")
+        there = ["".join(piece.text for piece in remote.stream(ask)) for ask in asks]
+        outside = Ask([message], Preference.from_angle(-90, DIAL.objectives), 0.7, 3, 4)
+        warnings = [warning for piece in remote.stream(outside) for warning in piece.warnings]
+        assert set(remote.rewards([message], there[0])) == {"helpfulness", "verbosity"}
+    assert here == there
+    assert here[0]
+    assert len(warnings) == 1
 
 
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path) -> None:

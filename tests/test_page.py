@@ -3,7 +3,7 @@
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def test_the_page_has_the_inks_of_the_report() -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra dpalign[browser]")
+    playwright = pytest.importorskip("playwright.sync_api")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=found, args=FLAGS)
@@ -340,6 +340,66 @@ def test_what_goes_wrong_is_said_where_it_happens(opened: Opener) -> None:
         expect(page.locator(".reward")).to_have_count(0)
     with serving(Model(dial=False)) as model, opened(model) as page:
         expect(page.locator("#problem")).to_have_text("not found")
+
+
+@pytest.mark.browser
+def test_the_reader_stays_with_the_end_of_an_answer_or_where_they_scrolled(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving(Model(answer=lambda _: "tea is hot. " * 300, pause=0.002)) as model, opened(model) as page:
+        ask(page, "explain tea at length.")
+        expect(page.locator("article.A header > span").last).to_have_text(re.compile("[3-8][0-9][0-9] words"))
+        page.mouse.move(900, 300)
+        page.mouse.wheel(0, -400)
+        page.wait_for_timeout(150)
+        there = page.evaluate("scrollY")
+        whole(page)
+        assert page.evaluate("scrollY") == there
+        model.pause = 0
+        ask(page, "and again.")
+        whole(page, 4)
+        page.wait_for_timeout(200)
+        ends = [page.locator(selector).bounding_box() for selector in (".turn:last-child article.A", "#ask")]
+    assert ends[0]["y"] + ends[0]["height"] <= ends[1]["y"] + 1
+
+
+@pytest.mark.browser
+def test_on_the_real_server_the_model_reads_what_its_template_writes_at_five_directions(
+    opened: Opener, tmp_path: Path
+) -> None:
+    pytest.importorskip("fastapi", reason="the server needs the extra dpalign[serve]")
+    pytest.importorskip("transformers", reason="a model needs the extra dpalign[train]")
+    from playwright.sync_api import expect
+    from transformers import AutoTokenizer
+
+    import api_server
+
+    folder = api_server.write_policy(tmp_path / "mine")
+    tokens = AutoTokenizer.from_pretrained(folder)
+    angles, read = (0.0, -11.25, -22.5, -33.75, -45.0), []
+    with api_server.serving(folder, reward=True, key="sesame") as running:
+        stream = running.generator.stream
+
+        def noted(prompt: Sequence[int], sampling: Any) -> Any:
+            read.append(list(prompt))
+            return stream(prompt, sampling)
+
+        running.generator.stream = noted
+        with opened(Model(url=running.url, key="sesame"), "#sides=1&max=12") as page:
+            page.get_by_label("API key").fill("sesame")
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#send:enabled")
+            for i, angle in enumerate(angles):
+                page.get_by_label("Direction A in degrees").fill(str(angle))
+                ask(page, "explain fox, tea and iron.")
+                whole(page, i + 1)
+                expect(page.locator(".reward output").first).to_have_text(re.compile(r"^\d+\.\d$"))
+    chat = [{"role": "user", "content": "explain fox, tea and iron."}]
+    expected = [
+        tokens.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, angle=angle) for angle in angles
+    ]
+    assert read == [tokens(text, add_special_tokens=False)["input_ids"] for text in expected]
+    assert "helpfulness*71 verbosity*-71" in expected[-1]
 
 
 def test_the_page_is_installed_with_the_package() -> None:

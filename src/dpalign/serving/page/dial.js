@@ -95,7 +95,7 @@ export class Dial {
     for (const side of SIDES) {
       const handle = shape(svg, "g", { class: `handle ${side}`, role: "slider", tabindex: 0, "aria-label": `Direction ${side}` });
       const arrow = shape(handle, "line", { class: "arrow", x1: 0, y1: 0 });
-      const knob = shape(handle, "circle", { class: "knob", r: 6.4 });
+      const knob = shape(handle, "circle", { class: "knob", r: 7 });
       const letter = shape(handle, "text", { class: "letter", "text-anchor": "middle" }, side);
       const label = shape(handle, "text", { class: "angle" });
       this.handles[side] = { handle, arrow, knob, letter, label };
@@ -151,7 +151,7 @@ export class Dial {
     const trained = this.arc ?? [low, high];
     const corners = [[0, 0], ...curve(low, high)];
     const [xs, ys] = [0, 1].map((axis) => corners.map((corner) => corner[axis]));
-    const box = [Math.min(...xs) - 4, Math.min(...ys) - 14, Math.max(...xs) + 25, Math.max(...ys) + 14];
+    const box = [Math.min(...xs) - 4, Math.min(...ys) - 14, Math.max(...xs) + 30, Math.max(...ys) + 14];
     if (high - low > 300) box[0] -= 20;
     svg.setAttribute("viewBox", [box[0], box[1], box[2] - box[0], box[3] - box[1]].map((x) => x.toFixed(1)).join(" "));
     this.face.replaceChildren();
@@ -171,7 +171,7 @@ export class Dial {
   drawAxes(box) {
     const [first, second] = this.objectives;
     shape(this.face, "text", { class: "axis", x: 5, y: -4 }, `${first} \u2192`);
-    if (box[1] < -40) shape(this.face, "text", { class: "axis", x: box[0] + 1, y: box[1] + 7 }, `\u2191 more ${second}`);
+    if (box[1] < -40) shape(this.face, "text", { class: "axis", x: box[0] + 1, y: box[1] + 8 }, `\u2191 more ${second}`);
     if (box[3] > 40) shape(this.face, "text", { class: "axis", x: box[0] + 1, y: box[3] - 3 }, `\u2193 less ${second}`);
   }
 
@@ -187,11 +187,11 @@ export class Dial {
       const [hx, hy] = on(angles[side], RADIUS - 7);
       // labels that would cover each other stand apart, each on its own side
       const apart = close ? (angles[side] > angles[side === "A" ? "B" : "A"] || (angles.A === angles.B && side === "A") ? 5 : -5) : 0;
-      const [tx, ty] = on(angles[side] + apart, RADIUS + 10);
+      const [tx, ty] = on(angles[side] + apart, RADIUS + 11);
       set(arrow, { x2: hx, y2: hy });
       set(knob, { cx: x, cy: y });
-      set(letter, { x, y: y + 2.4 });
-      set(label, { x: tx, y: ty + 2.8, "text-anchor": tx < -20 ? "end" : "start" });
+      set(letter, { x, y: y + 2.6 });
+      set(label, { x: tx, y: ty + 3.2, "text-anchor": tx < -20 ? "end" : "start" });
       label.textContent = degrees(this.angle(side));
       const outside = this.warning(side) ? "; outside the trained range" : "";
       set(handle, {

@@ -264,6 +264,7 @@ function grow() {
 
 // The end of the last answer stays in sight, above the question's box, until the reader scrolls away from it.
 let following = false;
+let height = 0; // where the reader was
 const below = () => at("turns").getBoundingClientRect().bottom + at("ask").offsetHeight - innerHeight;
 
 function follow() {
@@ -308,7 +309,11 @@ at("key-form").addEventListener("submit", (event) => {
   pending = null;
   retry();
 });
-addEventListener("scroll", () => (following = below() < 80), { passive: true });
+addEventListener("scroll", () => {
+  if (below() < 80) following = true;
+  else if (scrollY < height - 2) following = false;
+  height = scrollY;
+}, { passive: true });
 new ResizeObserver(follow).observe(at("turns"));
 addEventListener("hashchange", () => dial && restore());
 if (api.key.get()) at("key").placeholder = "a key is in use";
