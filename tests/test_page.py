@@ -128,6 +128,17 @@ def test_keys_turn_the_dial_and_the_request_follows(opened: Opener) -> None:
 
 
 @pytest.mark.browser
+def test_the_handle_in_use_lies_on_top_and_keeps_the_focus(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving() as model, opened(model, "#a=-10&b=-12") as page:
+        for side in "ABA":
+            page.get_by_role("slider", name=f"Direction {side}").focus()
+            expect(page.get_by_role("slider", name=f"Direction {side}")).to_be_focused()
+            assert page.locator("#arc > .handle").last.get_attribute("aria-label") == f"Direction {side}"
+
+
+@pytest.mark.browser
 def test_a_hand_turns_the_dial(opened: Opener) -> None:
     from playwright.sync_api import expect
 

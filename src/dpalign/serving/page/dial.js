@@ -100,6 +100,11 @@ export class Dial {
       const label = shape(handle, "text", { class: "angle" });
       this.handles[side] = { handle, arrow, knob, letter, label };
       handle.addEventListener("keydown", (event) => this.onKey(side, event));
+      // the handle in use lies on top; it is the other that moves, for a moved element loses the focus
+      handle.addEventListener("focus", () => {
+        const other = this.handles[SIDES.find((one) => one !== side)].handle;
+        if (handle.nextElementSibling === other) svg.insertBefore(other, handle);
+      });
     }
     this.listen(svg);
   }

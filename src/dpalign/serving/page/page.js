@@ -1,13 +1,13 @@
 // One page over the server's own API: a dial, a chat at two directions, an address that restores both.
 "use strict";
 import * as api from "./api.js";
+import { fill } from "./answering.js";
 import { Dial } from "./dial.js";
 import { at, SIDES } from "./draw.js";
 import { Front } from "./front.js";
 import { readAddress, writeAddress } from "./address.js";
 import { Turn } from "./turns.js";
 
-const LIVE = 900; // milliseconds between two scorings of an answer that is still being written
 const DEFAULTS = { seed: 0, temperature: 0.7 };
 
 let contract = { objectives: [], arc: null, front: null, model: "" };
@@ -15,7 +15,6 @@ let dial = null;
 let front = null;
 let turns = [];
 let asking = null; // the AbortController of the answers being written
-let scored = true; // whether the server has a reward model, as far as it has said
 let followed = 0; // the timer of "answer again as the dial turns"
 
 const two = () => at("two").getAttribute("aria-pressed") === "true";
@@ -33,7 +32,6 @@ async function open() {
   quiet();
   at("model").textContent = contract.model || "model";
   document.title = `${contract.model || "model"} \u00b7 dpalign`;
-  scored = contract.rewards !== false;
   if (dial) return;
   at("memory").checked = contract.template !== "world-v1"; // models of the small world know no second question
   front = new Front(contract);
@@ -151,7 +149,7 @@ async function answer(turn) {
   at("said").textContent = Object.entries(turn.cards).map(([side, card]) => `${side}: ${card.count.textContent}`).join("; ");
 }
 
-// One side's answer, piece by piece; returns what went wrong.
+// One side's answer; returns what went wrong.
 async function write(turn, side, signal) {
   const card = turn.cards[side];
   const asked = [...messages(side, turns.slice(0, turns.indexOf(turn))), { role: "user", content: turn.question }];
@@ -159,59 +157,8 @@ async function write(turn, side, signal) {
   body.temperature = numberIn("temperature") ?? DEFAULTS.temperature;
   if (numberIn("max-tokens")) body.max_tokens = numberIn("max-tokens");
   if (contract.objectives.length) body.preference = dial.preference(side);
-  const warnings = new Set();
-  const live = new Scoring(card, asked, signal);
   card.begin(dial);
-  let reason = "failed";
-  try {
-    for await (const piece of api.chat(body, signal)) {
-      if (piece.text) {
-        card.add(piece.text);
-        live.soon();
-      }
-      if (piece.finish) reason = piece.finish;
-      for (const warning of piece.warnings ?? []) card.warn([...warnings.add(warning)].join(" "));
-    }
-    if (reason === "failed") reason = "stop";
-    card.end(reason);
-  } catch (error) {
-    if (error.name === "AbortError") card.end("stopped");
-    else {
-      card.end("failed");
-      card.warn(error.message);
-    }
-    if (error.name !== "AbortError") return error;
-  }
-  await live.last();
-  return null;
-}
-
-// The rewards of an answer, while it is written and once it is whole; one request at a time.
-class Scoring {
-  constructor(card, asked, signal) {
-    Object.assign(this, { card, asked, signal, at: performance.now(), under: null });
-  }
-
-  soon() {
-    if (!scored || this.under || performance.now() - this.at < LIVE) return;
-    this.under = this.now().finally(() => (this.under = null));
-  }
-
-  async last() {
-    await this.under;
-    if (scored && this.card.text.trim()) await this.now();
-  }
-
-  async now() {
-    this.at = performance.now();
-    try {
-      const found = await api.rewards(this.asked, this.card.text, this.signal.aborted ? undefined : this.signal);
-      if (found === null) scored = false;
-      this.card.score(found);
-    } catch (error) {
-      if (error.name !== "AbortError") this.card.bars.title = error.message;
-    }
-  }
+  return fill(card, body, signal, contract.rewards !== false);
 }
 
 // --- what goes wrong, and small words ---
