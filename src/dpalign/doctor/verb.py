@@ -6,11 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from dpalign.doctor.findings import Part, as_json, as_text, sound
-from dpalign.doctor.machine import machine
-from dpalign.doctor.model import examine
-from dpalign.doctor.software import software
-
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
@@ -23,6 +18,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def execute(given: argparse.Namespace) -> tuple[str, bool]:
     """(what to print, whether all is well)."""
+    from dpalign.doctor.findings import Part, as_json, as_text, sound
+    from dpalign.doctor.machine import machine
+    from dpalign.doctor.model import examine
+    from dpalign.doctor.software import software
+
     found = tuple(machine())
     parts = [Part("machine", found)]
     if not given.quick and sys.stderr.isatty():

@@ -7,12 +7,12 @@ transformers sets it up, so that neither an export nor a check of one needs tran
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -113,9 +113,14 @@ def render(template: str, messages: Sequence[Message], **asked: Any) -> str:
         ValueError: the template refuses what it is asked, or is no Jinja.
     """
     try:
-        return _environment().from_string(template).render(messages=list(messages), add_generation_prompt=True, **asked)
+        return _compiled(template).render(messages=list(messages), add_generation_prompt=True, **asked)
     except TemplateError as error:
         raise ValueError(f"the chat template says: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
+    return _environment().from_string(template)
 
 
 @cache

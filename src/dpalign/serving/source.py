@@ -18,7 +18,12 @@ from dpalign.report.systems import systems_of
 
 FORMS: Final[Mapping[str, Contract]] = {
     "RLHFlow/DPA-v1-Mistral-7B": Contract(
-        "dpa-v1", "zephyr", {objective.name: objective.heads for objective in PAPER_OBJECTIVES}, HEADS, Arc()
+        "dpa-v1",
+        "zephyr",
+        {objective.name: objective.heads for objective in PAPER_OBJECTIVES},
+        HEADS,
+        Arc(),
+        reward_template="dpa-v1",
     )
 }
 """Checkpoints that others released, by their name on the hub: what their directions mean."""
@@ -142,6 +147,7 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
         return replace(source, notes=("the run's recipe has changed since this policy was trained: it is left out",))
     if contract.population is None:  # format 1 told no more than an arc
         contract = replace(contract, population=own.population)
+    contract = replace(contract, reward_template=own.reward_template)
     summary = _summary_of(run, stage, notes)
     reports = run / "data" / "reports.json"
     read = json.loads(reports.read_text(encoding="utf-8")) if reports.is_file() else []
