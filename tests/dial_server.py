@@ -48,6 +48,8 @@ class Model:
     """Set, an answer goes on after its first word."""
     breaks: bool = False
     """The connection ends within the answer."""
+    bare: bool = False
+    """An answer is its text and [DONE]: no reason is given for its end; an answer of NUL is no JSON at all."""
     warning: str | None = None
     template: str = "fig1"
     url: str = ""
@@ -133,7 +135,10 @@ def serving(model: Model | None = None) -> Iterator[Model]:
                             self.wfile.write(b": still here\n\n")  # notices that the client has left
                     time.sleep(model.pause)
                     self.event({"choices": [{"index": 0, "delta": {"content": f" {word}" if i else word}}]})
-                self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+                if text == "\0":
+                    self.wfile.write(b"data: [nonsense\n\n")
+                if not model.bare:
+                    self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
                 self.wfile.write(b"data: [DONE]\n\n")
             except OSError:
                 model.gone += 1

@@ -346,6 +346,17 @@ def test_any_other_server_gets_the_direction_in_its_template_arguments() -> None
     assert not {"preference", "max_tokens"} & set(model.requests[0])
 
 
+def test_servers_that_say_little_are_understood_and_those_that_say_nonsense_are_not() -> None:
+    with serving(Model(bare=True)) as model:
+        remote = Remote(model.url, key=None, key_from="K")
+        pieces = list(remote.stream(Ask([{"role": "user", "content": "x"}], None, 0.7, 0, None)))
+        assert pieces[-1].finish == "stop"
+    with serving(Model(bare=True, answer=lambda _: "\x00")) as model:
+        remote = Remote(model.url, key=None, key_from="K")
+        with pytest.raises(ValueError, match="is no JSON object"):
+            list(remote.stream(Ask([{"role": "user", "content": "x"}], None, 0.7, 0, None)))
+
+
 def test_a_server_that_refuses_or_fails_is_an_error_in_words() -> None:
     with serving(Model(key="sesame")) as model:
         with pytest.raises(ValueError, match=r"HTTP 401: give the API key.*the key \(\$DPA_KEY\) is not set"):
@@ -389,7 +400,8 @@ def test_one_question_gets_one_answer_and_nothing_else(capsys: pytest.CaptureFix
     with serving() as model:
         cli.main(["chat", "--url", model.url, "--dial", "-45", "explain tea."])
         cli.main(["chat", "explain tea.", "--url", model.url, "--dial", "helpfulness*0.8 - verbosity*0.6"])
-    assert capsys.readouterr().out == "tea is dark\ntea is dark and hot. tea\n"
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("tea is dark\ntea is dark and hot. tea\n", "")
     assert model.requests[0]["messages"] == [{"role": "user", "content": "explain tea."}]
 
 

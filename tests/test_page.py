@@ -163,6 +163,24 @@ def test_a_hand_turns_the_dial(opened: Opener) -> None:
 
 
 @pytest.mark.browser
+def test_a_finger_turns_the_dial_and_does_not_scroll_the_page(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving() as model, opened(model, size=(390, 500), has_touch=True, is_mobile=True) as page:
+        box = page.locator(".handle.B .knob").bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        session = page.context.new_cdp_session(page)
+        session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        for step in range(1, 9):  # upwards along the arc
+            point = {"x": x + 3 * step, "y": y - 8 * step}
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        handle = page.get_by_role("slider", name="Direction B")
+        expect(handle).to_have_attribute("aria-valuenow", re.compile(r"^-(1[0-9]|2[0-9])$"))
+        assert page.evaluate("scrollY") == 0
+
+
+@pytest.mark.browser
 def test_beyond_the_trained_range_the_page_warns(opened: Opener) -> None:
     from playwright.sync_api import expect
 

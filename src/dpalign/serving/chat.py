@@ -37,7 +37,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--objectives", metavar="NAMES", help=text)
     text = "-30, 'helpfulness=0.8 verbosity=-0.6', or none for the plain model (default: the first objective alone)"
     add("--dial", metavar="DIRECTION", help=text)
-    add("--reward", metavar="DIR", help="a reward model: shows what each answer earns")
+    text = "a reward folder, to show what each answer earns (default: the one inside MODEL, if any; quiet in a pipe)"
+    add("--reward", metavar="DIR", help=text)
     text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: as MODEL's preference line is called)"
     add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
     add("--system", default="", metavar="TEXT", help="the system message before the chat")
@@ -159,7 +160,7 @@ def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Ter
         temperature=arguments.temperature,
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
-        scoring=speaker.scores,
+        scoring=speaker.scores and (screen.tty or bool(arguments.reward)),
         memory=not arguments.no_memory and not (speaker.dial is not None and speaker.dial.template == "world-v1"),
     )
 

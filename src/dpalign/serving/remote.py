@@ -79,8 +79,10 @@ class Remote:
                     continue
                 data = line[5:].strip()
                 if data == b"[DONE]":
+                    if not finished:  # some servers say no more than this
+                        yield Piece(finish="stop")
                     return
-                chunk = json.loads(data)
+                chunk = self._chunk(data)
                 if "error" in chunk:
                     raise ValueError(f"{self.base}: {_message(chunk)}")
                 choice: dict[str, Any] = next(iter(chunk.get("choices") or []), {})
@@ -91,6 +93,15 @@ class Remote:
             raise ValueError(f"{self.base}: the answer broke off ({error})") from error
         if not finished:
             raise ValueError(f"{self.base}: the answer broke off: the connection was lost")
+
+    def _chunk(self, data: bytes) -> dict[str, Any]:
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            chunk = None
+        if not isinstance(chunk, dict):
+            raise ValueError(f"{self.base}: a chunk of the answer is no JSON object: {data[:80]!r}")
+        return chunk
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         """See `Speaker.rewards`."""

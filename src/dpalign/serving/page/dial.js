@@ -128,6 +128,8 @@ export class Dial {
       if (!own) this.turnTo(dragged, angle, false);
       event.preventDefault();
     });
+    // a finger on the arc turns, and does not scroll: touch-action does not reach into every browser's SVG
+    svg.addEventListener("touchstart", (event) => event.target.closest(".grip, .handle") && event.preventDefault(), { passive: false });
     svg.addEventListener("pointermove", (event) => dragged && this.turnTo(dragged, angleAt(event), false));
     for (const end of ["pointerup", "pointercancel"]) {
       svg.addEventListener(end, () => {
