@@ -170,19 +170,32 @@ def run(guard: "Guard", service: "Service", listening: socket.socket, *, access_
         timeout_keep_alive=30,
         timeout_graceful_shutdown=int(service.limits.grace) + 5,
     )
-    host, port = listening.getsockname()[:2]
-    for told in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again when all is done: that is the end
-        signal.signal(told, lambda *_: None)
-    sys.stdout.write(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
-    sys.stdout.flush()
-    server_of(config, guard, service).run(sockets=[listening])
+    server = server_of(config, guard, service)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    for told in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # until uvicorn listens to them, and when it raises them again at its end
+        signal.signal(told, stop)
+    server.run(sockets=[listening])
 
 
 def server_of(config: "Config", guard: "Guard", service: "Service") -> "Server":
-    """A server that takes no new requests once it is told to stop, and ends what is running after the grace time."""
+    """A server that says where it answers, takes no new requests once it is told to stop, and then ends what is running
+    after the grace time."""
     import uvicorn
 
     class GracefulServer(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for listening in sockets or []:
+                host, port = listening.getsockname()[:2]
+                sys.stdout.write(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
+                sys.stdout.flush()
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             guard.closing = True
             ending = asyncio.create_task(end_after_grace())
