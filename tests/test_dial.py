@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 
 from dpalign.cli import recipe_file
 from dpalign.contract import Contract, FrontPoint, contract_of, read_contract, write_contract
-from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Preference, Simplex, Sphere
+from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Preference, Simplex, Sphere, rng_for
 from dpalign.recipe import load
 from dpalign.records import Message
+from dpalign.serving import golden
 from dpalign.serving.dial import Dial
+from dpalign.templates import chat_template
 
 TWO = ("helpfulness", "verbosity")
 DIAL = Dial(TWO, "world-v1", "world-v1", (-45.0, 0.0))
@@ -166,6 +169,59 @@ def test_a_dial_warns_of_its_arc_and_not_where_nobody_said_what_was_trained() ->
     assert replace(DIAL, arc=None).warning(DIAL.parse("-60")) is None
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "1" * 999 + "x",
+        "helpfulness=" + " " * 980 + "x",
+        "a" * 999,
+        "helpfulness" + "-" * 980,
+        "- " * 499,
+        "9" * 1_000_000,
+        "helpfulness=1 " * 70,
+    ],
+)
+def test_hostile_words_are_refused_at_once(words: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match="known: helpfulness, verbosity") as error:
+        DIAL.parse(words)
+    assert time.process_time() - began < 0.25
+    assert len(str(error.value)) < 400
+
+
+def test_a_name_of_any_length_is_refused_at_once() -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match="unknown objective 'aaaa"):
+        DIAL.read({"a" * 1_000_000: 1.0})
+    assert time.process_time() - began < 0.25
+
+
+@pytest.mark.parametrize("style", ["world-v1", "dpa-v1", "fig1"])
+def test_what_the_dial_takes_the_template_takes_and_with_the_same_text(style: Any) -> None:
+    """Requests as JSON can spell them, well and badly formed."""
+    values = [0, 1, -1, 0.5, -1e-300, 1e300, 3.7, math.nan, math.inf, -math.inf, True, None, "1", "", [1], {"a": 1}]
+    rng = rng_for("requests")
+    dial = replace(DIAL, template=style, chat="zephyr")
+    template = chat_template("zephyr", style, TWO)
+    chat: list[Message] = [{"role": "user", "content": "Hi"}]
+    taken = 0
+    for _ in range(400):
+        drawn = [values[i] for i in rng.integers(len(values), size=4)]
+        names = ["helpfulness", "verbosity", "wit"] if rng.random() < 0.1 else ["helpfulness", "verbosity"]
+        asked: dict[str, Any] = {"preference": dict(zip(names, drawn, strict=False))}
+        if rng.random() < 0.3:
+            asked = {"angle": drawn[0], "preference": None if rng.random() < 0.9 else drawn[1]}
+        try:
+            text = golden.expected(dial, chat, dial.read(**asked), "</s>")
+        except ValueError:
+            with pytest.raises(ValueError, match="the chat template says"):
+                golden.render(template, chat, **asked)
+        else:
+            assert golden.render(template, chat, **asked) == text
+            taken += 1
+    assert 100 < taken < 300
+
+
 def test_a_direction_over_other_objectives_is_refused() -> None:
     with pytest.raises(ValueError, match="a direction over helpfulness, verbosity for a model that weighs helpfulness"):
         THREE.line(DIAL.parse("-30"))
@@ -188,6 +244,7 @@ def test_a_contract_is_read_as_it_was_written(population: DirectionDistribution 
         "</s>",
         front,
         "reward",
+        "dpa-v1",
     )
     write_contract(tmp_path, contract)
     read = read_contract(tmp_path)
@@ -213,6 +270,7 @@ def test_a_recipes_contract_tells_the_trained_arc(tmp_path: Path) -> None:
     said = json.loads((tmp_path / "dpa.json").read_text())
     assert said["objectives"]["verbosity"] == ["helpsteer-verbosity"]
     assert (said["format"], said["iteration"], said["units"], len(said["heads"])) == (2, 3, "0-100", 10)
+    assert said["reward_template"] == "dpa-v1"
 
 
 def test_a_file_of_the_first_format_is_still_read(tmp_path: Path) -> None:
@@ -252,6 +310,7 @@ def test_a_file_of_the_first_format_is_still_read(tmp_path: Path) -> None:
         ({"distribution": "bell"}, "distribution 'bell'; known: arc, grid"),
         ({"front": [{"direction": {"helpfulness": 1}, "rewards": {"helpfulness": 1}}]}, "KeyError: 'verbosity'"),
         ({"eos": 2}, "2, where text is needed"),
+        ({"reward_template": "poem"}, "reward_template 'poem'; known: dpa-v1, world-v1"),
     ],
 )
 def test_a_damaged_contract_is_refused_by_name(change: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from dpalign.preference import (
 )
 from dpalign.recipe import Recipe
 from dpalign.runs import write_json
-from dpalign.templates import ChatStyle, PreferenceTemplate
+from dpalign.templates import ChatStyle, PreferenceTemplate, RewardTemplate
 
 FILE: Final = "dpa.json"
 FORMAT: Final = 2
@@ -69,6 +69,8 @@ class Contract:
     """Measured on validation prompts, in an export of a run."""
     reward: str | None = None
     """The folder of the reward model inside an export."""
+    reward_template: RewardTemplate | None = None
+    """How that model reads a chat and an answer; None where nobody said."""
 
     def __post_init__(self) -> None:
         for name, heads in self.objectives.items():
@@ -103,6 +105,8 @@ class Contract:
             **_said_of(self.population),
             "iteration": self.iteration,
         }
+        if self.reward_template is not None:
+            said["reward_template"] = self.reward_template
         if self.eos is not None:
             said |= {"eos": self.eos, "stop": [self.eos]}
         if self.front:
@@ -121,6 +125,7 @@ def contract_of(recipe: Recipe, iteration: int) -> Contract:
         recipe.heads,
         recipe.preference.population(len(recipe.objectives)),
         iteration,
+        reward_template=recipe.reward.template,
     )
 
 
@@ -145,8 +150,13 @@ def read_contract(model: Path) -> Contract | None:
         raise _damaged(path, error) from error
     if version not in range(1, FORMAT + 1):
         raise ValueError(f"{path}: format {version!r}; this version reads 1 to {FORMAT}: install a newer dpalign")
-    for what, word, known in (("template", template, PreferenceTemplate), ("chat", chat, ChatStyle)):
-        if word not in get_args(known):
+    closed = {
+        "template": (template, PreferenceTemplate),
+        "chat": (chat, ChatStyle),
+        "reward_template": (said.get("reward_template"), RewardTemplate),
+    }
+    for what, (word, known) in closed.items():
+        if word not in get_args(known) and (word is not None or what != "reward_template"):
             raise ValueError(f"{path}: {what} {word!r}; known: {', '.join(get_args(known))}")
     try:
         return _read(said)
@@ -172,6 +182,7 @@ def _read(said: Mapping[str, Any]) -> Contract:
         None if said.get("eos") is None else _text(said["eos"]),
         tuple(_front_point(point, names) for point in said.get("front", ())),
         None if said.get("reward") is None else _text(said["reward"]),
+        said.get("reward_template"),
     )
 
 

@@ -18,13 +18,15 @@ from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Preferen
 from dpalign.records import Message
 from dpalign.templates import ChatStyle, PreferenceTemplate, render_preference, with_system_line
 
-_NUMBER: Final = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_NUMBER: Final = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _NAME: Final = r"[A-Za-z][A-Za-z0-9_-]*"
 _ANGLE: Final = re.compile(rf"([+-]?{_NUMBER})\s*(?:°|deg|degrees?)?")
 _TERM: Final = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?:(?P<name>{_NAME})\s*[=*:]\s*(?P<weight>[+-]?\s*{_NUMBER})"
+    rf"(?P<sign>[+-]?)\s*(?:(?P<name>{_NAME})\s*[=*:]\s*(?P<weight>(?:[+-]\s*)?{_NUMBER})"
     rf"|(?P<first>{_NUMBER})\s*\*\s*(?P<last>{_NAME}))(?:[\s,;]+|(?=[+-])|$)"
 )
+_LONGEST: Final = 1000
+"""Characters of words, and of a name, that are looked at: they may come from a network."""
 _CLOSE: Final = 1e-6
 """Degrees, and parts of a weight, that are no step out of the trained range."""
 
@@ -78,6 +80,9 @@ class Dial:
                 return None
             if not isinstance(preference, Mapping):
                 raise ValueError(f"preference is {_shown(preference)}; give weights by name")
+            for name in preference:
+                if not isinstance(name, str) or len(name) > _LONGEST:
+                    raise ValueError(f"preference names an unknown objective {_shown(name)}")
             return Preference.from_weights(preference, self.objectives)
 
     def parse(self, words: str) -> Preference:
@@ -90,8 +95,10 @@ class Dial:
             ValueError: none of these, or what `read` refuses.
         """
         text = words.replace("\u2212", "-").strip()
-        found = _ANGLE.fullmatch(text)
         with self._naming_what_is_known():
+            if len(text) > _LONGEST:
+                raise ValueError(f"{_shown(words)} is no direction; give {self.example()}")
+            found = _ANGLE.fullmatch(text)
             if found:
                 return self._at(float(found[1]))
             return Preference.from_weights(self._weights(text, words), self.objectives)
@@ -161,7 +168,7 @@ class Dial:
             name = term["name"] or term["last"]
             if name in weights:
                 raise ValueError(f"{_shown(words)} weighs {name!r} twice; once is enough")
-            size = float((term["weight"] or term["first"]).replace(" ", ""))
+            size = float("".join((term["weight"] or term["first"]).split()))
             weights[name] = -size if term["sign"] == "-" else size
             place = term.end()
         return weights
@@ -206,5 +213,5 @@ def _outside(preference: Preference, population: DirectionDistribution | None) -
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = repr(value[:_LONGEST] if isinstance(value, str) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -7,12 +7,12 @@ transformers sets it up, so that neither an export nor a check of one needs tran
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -21,19 +21,14 @@ from dpalign.preference import Arc, Fixed, Preference, evaluation_grid
 from dpalign.records import Message
 from dpalign.runs import write_json
 from dpalign.serving.dial import Dial
-from dpalign.templates import render_chat
+from dpalign.templates import ChatStyle, render_chat
 
 FILE: Final = "golden_prompts.json"
-CHATS: Final[tuple[tuple[Message, ...], ...]] = (
-    ({"role": "user", "content": "What is tea?"},),
-    (
-        {"role": "system", "content": "Answer in French."},
-        {"role": "user", "content": "What is tea?"},
-        {"role": "assistant", "content": "Une boisson."},
-        {"role": "user", "content": "And coffee?"},
-    ),
-)
-"""A plain question, and a chat with a system message and an earlier answer."""
+_WORDS: Final[Mapping[ChatStyle, tuple[str, str, str]]] = {
+    "zephyr": ("What is tea?", "A drink.", "And coffee?"),
+    "world-v1": ("explain tea and iron.", "tea is hot. iron is hard.", "name fox."),
+}
+"""A question, an answer and another question, in the words of the models that read a style."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +43,28 @@ class Golden:
     text: str
 
 
+def chats(style: ChatStyle) -> tuple[tuple[Message, ...], ...]:
+    """A plain question, and a chat with a system message and an earlier answer."""
+    first, answer, second = _WORDS[style]
+    asked: Message = {"role": "user", "content": first}
+    said: Message = {"role": "assistant", "content": answer}
+    return (asked,), ({"role": "system", "content": "Be kind."}, asked, said, {"role": "user", "content": second})
+
+
 def golden_prompts(dial: Dial, eos: str, directions: int = 3) -> list[Golden]:
     """Every chat without a direction and at some, rendered in Python."""
-    asked = [None, *shown_directions(dial, directions)]
     return [
-        Golden(
-            chat,
-            None if v is None else {name: round(w, 6) + 0.0 for name, w in v.weights.items()},
-            None if v is None else dial.angle_of(v),
-            expected(dial, chat, v, eos),
-        )
-        for chat in CHATS
-        for v in asked
+        _golden(dial, chat, v, eos) for chat in chats(dial.chat) for v in (None, *shown_directions(dial, directions))
     ]
+
+
+def _golden(dial: Dial, chat: tuple[Message, ...], preference: Preference | None, eos: str) -> Golden:
+    text = expected(dial, chat, preference, eos)
+    if preference is None:
+        return Golden(chat, None, None, text)
+    angle = dial.angle_of(preference)  # rounded: stated where it still says the same
+    same = angle is not None and expected(dial, chat, dial.read(angle=angle), eos) == text
+    return Golden(chat, preference.weights, angle if same else None, text)
 
 
 def expected(dial: Dial, chat: Sequence[Message], preference: Preference | None, eos: str) -> str:
@@ -70,16 +74,14 @@ def expected(dial: Dial, chat: Sequence[Message], preference: Preference | None,
 
 def shown_directions(dial: Dial, n: int) -> list[Preference]:
     """Even steps over the trained directions, their ends among them; without any on record, the objectives alone."""
-    match dial.population:
-        case None:
-            v_VK = np.eye(len(dial.objectives))
-        case Fixed(directions):
-            v_VK = np.array(directions)
-        case population if dial.arc is None:
-            v_VK = evaluation_grid(population, max(n, len(dial.objectives)))
-        case _:
-            assert dial.arc is not None
-            v_VK = evaluation_grid(Arc(*dial.arc), n)
+    if dial.arc is not None:
+        v_VK = evaluation_grid(Arc(*dial.arc), n)
+    elif dial.population is None:
+        v_VK = np.eye(len(dial.objectives))
+    elif isinstance(dial.population, Fixed):
+        v_VK = np.array(dial.population.directions)
+    else:
+        v_VK = evaluation_grid(dial.population, max(n, len(dial.objectives)))
     return [Preference.from_vector(v_K.tolist(), dial.objectives) for v_K in v_VK]
 
 
@@ -111,9 +113,14 @@ def render(template: str, messages: Sequence[Message], **asked: Any) -> str:
         ValueError: the template refuses what it is asked, or is no Jinja.
     """
     try:
-        return _environment().from_string(template).render(messages=list(messages), add_generation_prompt=True, **asked)
+        return _compiled(template).render(messages=list(messages), add_generation_prompt=True, **asked)
     except TemplateError as error:
         raise ValueError(f"the chat template says: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
+    return _environment().from_string(template)
 
 
 @cache
