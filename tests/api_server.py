@@ -23,6 +23,7 @@ from dpalign.serving.answering import Service
 from dpalign.serving.api import create_app
 from dpalign.serving.batching import BatchingGenerator
 from dpalign.serving.dial import Dial
+from dpalign.serving.generation import Generator
 from dpalign.serving.limits import Limits
 from dpalign.serving.rewards import Rewards
 from dpalign.serving.run import server_of
@@ -102,10 +103,16 @@ class Running:
 
 @contextmanager
 def serving(
-    folder: Path, limits: Limits | None = None, *, rows: int = 16, reward: bool = False, **options: Any
+    folder: Path,
+    limits: Limits | None = None,
+    *,
+    rows: int = 16,
+    reward: bool = False,
+    generator: Generator | None = None,
+    **options: Any,
 ) -> Iterator[Running]:
     """A server on a free port; it is gone afterwards."""
-    generator = BatchingGenerator(str(folder), rows=rows)
+    generator = generator or BatchingGenerator(str(folder), rows=rows)
     contract = Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0))
     rewards = Rewards("python:api_server:lengths", contract, "world-v1") if reward else None
     limits = limits or Limits(max_tokens=128, max_n=8, grace=2)

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -37,12 +38,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     add = parser.add_argument
     limits = Limits()
-    add("model", type=Path, metavar="MODEL", help="a policy folder with its dpa.json, or a finished stage's folder")
+    text = "an export, a finished policy's folder, or a run's folder: its last policy"
+    add("model", type=Path, metavar="MODEL", help=text)
     text = "its name for clients (default: the folder's)"
     add("--name", metavar="NAME", help=text)
     text = "a reward folder, for /v1/rewards and best_of (default: the one inside MODEL, if any)"
     add("--reward", metavar="DIR", help=text)
-    text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: as MODEL's preference line is called)"
+    text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
     add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
     add("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s, this machine alone)")
     add("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
@@ -116,20 +118,25 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
     Raises:
         ValueError: what is wrong with which folder.
     """
-    from dpalign.contract import read_contract
     from dpalign.serving.answering import Service
     from dpalign.serving.dial import Dial
+    from dpalign.serving.folder import front_of
+    from dpalign.serving.source import find_source, policy_of
 
-    model = arguments.model / "model" if (arguments.model / "model" / "config.json").is_file() else arguments.model
-    if not (model / "config.json").is_file():
-        raise ValueError(f"{model}: no config.json here: not a model's folder")
-    dial, contract = Dial.load(model), read_contract(model)
-    assert contract is not None
-    rewards = open_rewards(arguments, model, contract)
-    name = arguments.name or _name_of(model)
+    named: Path = arguments.model
+    name = arguments.name or _name_of(named)
     if "@" in name or not name.strip():
         raise ValueError(f"--name {name!r}: a name without '@', which divides it from a direction")
-    generator = open_generator(arguments, model)
+    if (named / "recipe.toml").is_file() and not (named / "config.json").is_file():
+        named = policy_of(named, None)
+    model = named / "model" if (named / "model").is_dir() else named
+    if not (named / "checkpoint.txt").is_file() and not (model / "config.json").is_file():
+        raise ValueError(f"{model}: no config.json here: not a model's folder")
+    dial = Dial.load(model)
+    source = find_source(named, None, None, None)
+    dial = replace(dial, population=source.contract.population, front=source.contract.front or front_of(source))
+    rewards = open_rewards(arguments, source.model, source.contract)
+    generator = open_generator(arguments, source.model)
     return Service(name, dial, generator, limits, rewards=rewards, temperature=arguments.temperature)
 
 
@@ -142,7 +149,8 @@ def open_rewards(arguments: argparse.Namespace, model: Path, contract: "Contract
     from dpalign.serving.rewards import Rewards
 
     like_the_policy: RewardTemplate = "world-v1" if contract.template == "world-v1" else "dpa-v1"
-    return Rewards(_reward_folder(source), contract, arguments.reward_template or like_the_policy)
+    template = arguments.reward_template or contract.reward_template or like_the_policy
+    return Rewards(_reward_folder(source), contract, template)
 
 
 def open_generator(arguments: argparse.Namespace, model: Path) -> "Generator":
@@ -170,19 +178,32 @@ def run(guard: "Guard", service: "Service", listening: socket.socket, *, access_
         timeout_keep_alive=30,
         timeout_graceful_shutdown=int(service.limits.grace) + 5,
     )
-    host, port = listening.getsockname()[:2]
-    for told in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again when all is done: that is the end
-        signal.signal(told, lambda *_: None)
-    sys.stdout.write(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
-    sys.stdout.flush()
-    server_of(config, guard, service).run(sockets=[listening])
+    server = server_of(config, guard, service)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    for told in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # until uvicorn listens to them, and when it raises them again at its end
+        signal.signal(told, stop)
+    server.run(sockets=[listening])
 
 
 def server_of(config: "Config", guard: "Guard", service: "Service") -> "Server":
-    """A server that takes no new requests once it is told to stop, and ends what is running after the grace time."""
+    """A server that says where it answers, takes no new requests once it is told to stop, and then ends what is running
+    after the grace time."""
     import uvicorn
 
     class GracefulServer(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for listening in sockets or []:
+                host, port = listening.getsockname()[:2]
+                sys.stdout.write(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
+                sys.stdout.flush()
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             guard.closing = True
             ending = asyncio.create_task(end_after_grace())
