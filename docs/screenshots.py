@@ -47,7 +47,7 @@ def server(model: Path) -> Iterator[str]:
 def shoot_page(browser: Any, url: str) -> None:
     """The page on a desk in light and dark, and on a phone."""
     kinds = {
-        "page": ((1280, 800), "light", "#a=0&b=-45"),
+        "page": ((1280, 912), "light", "#a=0&b=-45"),
         "page-dark": ((1280, 800), "dark", "#a=-15&b=-60"),
         "page-phone": ((390, 844), "light", "#a=0&b=-45"),
     }
