@@ -54,6 +54,8 @@ def _lacking(marker: str) -> str | None:
         case "vllm" | "ray":
             return None if importlib.util.find_spec(marker) else marker
         case "browser":
+            if importlib.util.find_spec("playwright") is None:
+                return "playwright (the extra dpalign[browser])"
             return None if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) else "Chromium"
         case _:
             return None

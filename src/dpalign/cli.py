@@ -22,7 +22,9 @@ from dpalign.errors import plain_errors
 from dpalign.ledger import LEDGER, STAGE_NAME
 from dpalign.recipe import Recipe, load
 from dpalign.runs import Run
+from dpalign.serving import chat
 from dpalign.serving import export as exporting
+from dpalign.serving import run as serving
 from dpalign.stages import STAGES, Step
 
 RECIPES: Final = Path(__file__).parent / "recipes"
@@ -320,6 +322,18 @@ VERBS: Final[Mapping[str, Verb]] = {
         "answer AlpacaEval's instructions at several directions, have a judge compare, and draw Fig. 5",
         alpaca.declare,
         alpaca_eval,
+    ),
+    "chat": Verb(
+        "chat in the terminal, with a dial; or answer one question, or those of a pipe",
+        chat.declare,
+        chat.chat,
+        "",
+    ),
+    "serve": Verb(
+        "answer chats over HTTP, as OpenAI's servers do, at the direction that each request asks for",
+        serving.declare,
+        serving.serve,
+        "",
     ),
     "combine": Verb("put several seeds' runs on one page, with figures over the seeds", combine_arguments, combine, ""),
     "export": Verb(

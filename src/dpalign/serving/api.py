@@ -1,0 +1,296 @@
+"""The HTTP surface: OpenAI's chat completions with a dial, what the page needs, health and metrics."""
+
+import asyncio
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from time import time
+from typing import Any, Final, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from dpalign import __version__
+from dpalign.serving import refusals
+from dpalign.serving.answering import Order, Service, collect
+from dpalign.serving.generation import Delta
+from dpalign.serving.guard import Guard
+from dpalign.serving.protocol import ChatRequest, RewardRequest, choice, piece, plain_messages, usage
+from dpalign.serving.refusals import Refusal, json_response, refusal_of
+
+PAGE: Final = Path(__file__).parent / "page"
+"""The web page's files."""
+
+OURS: Final = ("preference", "warnings")
+"""Fields of a completion, and of the first chunk of each answer, that OpenAI's have not."""
+
+_T = TypeVar("_T")
+
+
+class Gone(Exception):
+    """The client has left."""
+
+
+def create_app(
+    service: Service,
+    *,
+    key: str | None = None,
+    hosts: Collection[str] | None = None,
+    origins: Sequence[str] = (),
+) -> Guard:
+    """The app, with the guard that stands before it.
+
+    Args:
+        key: asked of clients of /v1 and /metrics.
+        hosts: see `Guard`.
+        origins: sites whose pages may call this server from a browser; none by default.
+    """
+
+    @contextlib.asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        await service.generator.start()
+        yield
+        await service.generator.close()
+        if service.rewards is not None:
+            service.rewards.close()
+
+    app = FastAPI(
+        title="dpalign",
+        version=__version__,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+    )
+    refusals.install(app)
+    _add_chat(app, service)
+    _add_models(app, service)
+    _add_rewards(app, service)
+    _add_operations(app, service)
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    guard = Guard(app, limits=service.limits, metrics=service.metrics, key=key, hosts=hosts)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+        )
+    return guard
+
+
+def _add_chat(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        """Answers to a chat, at a direction if one is asked for."""
+        try:
+            order = await unless_gone(request, service.read(body))
+            head = _head(service, order, "chat.completion.chunk" if body.stream else "chat.completion")
+            if body.stream:
+                options = body.stream_options
+                events = _events(service, order, head, with_usage=bool(options and options.include_usage))
+                first = await unless_gone(request, anext(events))
+                return EventStream(first, events, _headers(order), service)
+            return await unless_gone(request, _completion(service, order, head))
+        except Gone:
+            service.metrics.gone.inc()
+            return Response(status_code=499)
+
+
+async def _completion(service: Service, order: Order, head: dict[str, Any]) -> Response:
+    if order.best_of is not None:
+        best = await service.best(order)
+        choices = [choice(0, best.text, best.finish)]
+        body = head | {"choices": choices, "usage": usage(len(order.prompt), best.tokens), "best_of": best.report}
+        return json_response(body, headers=_headers(order))
+    async with aclosing(service.answers(order)) as stream:
+        answers = await collect(stream, order.sampling.n)
+    choices = [choice(i, text, finish) for i, (text, finish, _) in enumerate(answers)]
+    body = head | {"choices": choices, "usage": usage(len(order.prompt), sum(tokens for *_, tokens in answers))}
+    return json_response(body, headers=_headers(order))
+
+
+async def _events(
+    service: Service, order: Order, head: dict[str, Any], *, with_usage: bool
+) -> AsyncGenerator[list[dict[str, Any]], None]:
+    """The chunks of a streamed completion, in lists that are sent together."""
+    told = {name: value for name, value in head.items() if name not in OURS} | ({"usage": None} if with_usage else {})
+
+    def chunk(one: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return told | {"choices": [one]} | more
+
+    ours = {name: head[name] for name in OURS}
+    opening = [chunk(piece(i, {"role": "assistant", "content": ""}), **ours) for i in range(order.sampling.n)]
+    drawn = 0
+    if order.best_of is not None:
+        best = await service.best(order)
+        drawn = best.tokens
+        ending = chunk(piece(0, {}, best.finish), best_of=best.report)
+        yield [*opening, chunk(piece(0, {"content": best.text})), ending]
+    else:
+        async with aclosing(service.answers(order)) as stream:
+            async for news in stream:
+                drawn += sum(delta.tokens for delta in news)
+                yield opening + [chunk(one) for one in _pieces(news)]
+                opening = []
+    if with_usage:
+        yield [told | {"choices": [], "usage": usage(len(order.prompt), drawn)}]
+
+
+def _pieces(news: Sequence[Delta]) -> list[dict[str, Any]]:
+    """One piece an answer of all its new text, and one for its end."""
+    texts: dict[int, str] = {}
+    for delta in news:
+        texts[delta.index] = texts.get(delta.index, "") + delta.text
+    pieces = [piece(index, {"content": text}) for index, text in texts.items() if text]
+    return pieces + [piece(delta.index, {}, delta.finish) for delta in news if delta.finish is not None]
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    def model() -> dict[str, Any]:
+        return {
+            "id": service.name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "dpalign",
+            "max_model_len": service.generator.context,
+            "dial": service.dial.to_json(),
+        }
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        if name.partition("@")[0] != service.name:
+            raise Refusal(404, f"no model {name[:100]!r} here; there is {service.name!r}", code="model_not_found")
+        return model()
+
+    @app.get("/v1/dial")
+    async def dial() -> dict[str, Any]:
+        """What a client needs to draw the dial."""
+        return service.dial.to_json() | {"model": service.name, "rewards": service.rewards is not None}
+
+
+def _add_rewards(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/rewards", response_model=None)
+    async def rewards(request: Request, body: RewardRequest) -> Response:
+        """What an answer to a chat earns on each objective."""
+        if service.rewards is None:
+            raise Refusal(404, "no reward model here; start the server with --reward", code="no_reward_model")
+        messages = plain_messages(body.messages)
+        try:
+            async with service.scoring.enter():
+                reward_NK = await unless_gone(request, service.scores(messages, [body.response]))
+        except Gone:
+            service.metrics.gone.inc()
+            return Response(status_code=499)
+        return json_response({"rewards": service.rewards.named(reward_NK[0])})
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "model": service.name, "version": __version__}
+
+    @app.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class EventStream(Response):
+    """Server-sent events; a client that leaves ends them at once.
+
+    Args:
+        first: the chunks there are already.
+        events: those to come.
+    """
+
+    def __init__(
+        self,
+        first: list[dict[str, Any]],
+        events: AsyncGenerator[list[dict[str, Any]], None],
+        headers: dict[str, str],
+        service: Service,
+    ) -> None:
+        super().__init__(headers=headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
+        self.raw_headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
+        self.first, self.events, self.service = first, events, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            else:
+                self.service.metrics.gone.inc()
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await self.events.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+        async def out(chunks: Sequence[object], more: bool = True) -> None:
+            data = "".join(f"data: {c if isinstance(c, str) else json.dumps(c)}\n\n" for c in chunks)
+            await send({"type": "http.response.body", "body": data.encode(), "more_body": more})
+
+        await out(self.first)
+        try:
+            async for chunks in self.events:
+                await out(chunks)
+        except Exception as error:
+            await out([refusal_of(error).body()])
+        await out(["[DONE]"], more=False)
+
+
+async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """What the work returns; it is given up when the client leaves.
+
+    Raises:
+        Gone: it has left.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_left(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Gone
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _head(service: Service, order: Order, kind: str) -> dict[str, Any]:
+    """The fields that a completion begins with."""
+    asked = order.preference
+    return {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time()),
+        "model": service.name,
+        "system_fingerprint": f"dpalign-{__version__}",
+        "preference": None if asked is None else {name: round(w, 6) + 0.0 for name, w in asked.weights.items()},
+        "warnings": list(order.warnings),
+    }
+
+
+def _headers(order: Order) -> dict[str, str]:
+    warnings = " | ".join(order.warnings).encode("ascii", "replace").decode()
+    return {"x-dpa-warning": warnings} if warnings else {}

@@ -1,0 +1,113 @@
+// The dial: where both sides stand, in numbers and words; an arc over two objectives, sliders over more.
+// A direction is kept as weights in the order of the objectives; over two they lie on the circle.
+
+import { Arc } from "./arc.js";
+import { at, degrees, element, SIDES } from "./draw.js";
+import { angleOf, arithmetic, ofAngle, senses, unit, within } from "./direction.js";
+import { Sliders } from "./sliders.js";
+
+export class Dial {
+  // contract: what /v1/dial says; changed(settled) is called at every turn, settled once a turn has ended
+  constructor(contract, changed) {
+    this.objectives = contract.objectives;
+    this.arc = contract.arc;
+    this.changed = changed;
+    this.angled = this.objectives.length === 2;
+    this.signs = senses(this.objectives, this.arc);
+    this.shown = SIDES;
+    this.weights = { A: this.start(0), B: this.start(1) };
+    this.readings = {};
+    at("dial").hidden = !this.objectives.length;
+    if (!this.objectives.length) return;
+    this.face = this.angled ? new Arc(this) : new Sliders(this);
+    for (const side of SIDES) this.buildReading(side);
+    this.draw();
+  }
+
+  start(place) {
+    if (!this.angled) return this.objectives.map((_, k) => (k === place % this.objectives.length ? 1 : 0));
+    const [low, high] = this.arc ?? [-45, 0];
+    return ofAngle(place ? low : high);
+  }
+
+  direction(side) {
+    return unit(this.weights[side]);
+  }
+
+  angle(side) {
+    return angleOf(this.weights[side]);
+  }
+
+  // What a request carries.
+  preference(side) {
+    const v = this.direction(side);
+    return Object.fromEntries(this.objectives.map((name, k) => [name, Number(v[k].toFixed(6))]));
+  }
+
+  name(side) {
+    return this.angled ? degrees(this.angle(side)) : "";
+  }
+
+  words(side) {
+    const v = this.direction(side);
+    return v ? arithmetic(this.objectives, v, this.signs) : "no direction";
+  }
+
+  warning(side) {
+    if (!this.direction(side)) return "All weights are zero: that is no direction. Weigh at least one objective.";
+    if (!this.angled || !this.arc || within(this.angle(side), this.arc)) return "";
+    return `Outside the range this model was trained on, ${degrees(this.arc[0])} to ${degrees(this.arc[1])}: its answers there are a guess.`;
+  }
+
+  show(sides) {
+    this.shown = sides;
+    if (this.objectives.length) this.draw();
+  }
+
+  turn(side, weights, settled = true) {
+    this.weights[side] = weights;
+    this.draw();
+    this.changed(settled);
+  }
+
+  turnTo(side, angle, settled = true) {
+    this.turn(side, ofAngle(angle), settled);
+  }
+
+  // --- in words ---
+
+  buildReading(side) {
+    const formula = element("code", { className: "formula" });
+    const warning = element("p", { className: "warning" });
+    warning.setAttribute("role", "status");
+    const row = element("div", { className: "line" }, element("b", { className: "badge" }, side));
+    let input = null;
+    if (this.angled) {
+      input = element("input", { type: "number", step: "any", min: -360, max: 360 });
+      input.setAttribute("aria-label", `Direction ${side} in degrees`);
+      input.addEventListener("change", () => {
+        if (input.value !== "" && Number.isFinite(input.valueAsNumber)) this.turnTo(side, input.valueAsNumber);
+        else this.draw();
+      });
+      row.append(element("span", { className: "entry" }, input, "\u00b0"));
+    }
+    row.append(formula);
+    const whole = element("div", { className: `reading ${side}` }, row, warning);
+    at("readings").append(whole);
+    this.readings[side] = { whole, formula, warning, input };
+  }
+
+  draw() {
+    this.face.draw();
+    for (const side of SIDES) {
+      const { whole, formula, warning, input } = this.readings[side];
+      whole.hidden = !this.shown.includes(side);
+      // it breaks between terms, never within one
+      const terms = this.words(side).split(/ (?=[-+] )/);
+      formula.replaceChildren(...terms.flatMap((term) => [element("span", {}, term), " "]));
+      warning.textContent = this.warning(side);
+      warning.hidden = !warning.textContent;
+      if (input && document.activeElement !== input) input.value = Number(this.angle(side).toFixed(1)) || 0;
+    }
+  }
+}

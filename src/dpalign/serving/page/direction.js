@@ -1,0 +1,55 @@
+// The arithmetic of directions: angles in degrees over two objectives, weights over any number.
+
+import { MINUS, number } from "./draw.js";
+
+// Scaled to length 1; null for what is no direction (all zero, or not finite).
+export function unit(weights) {
+  const largest = Math.max(...weights.map(Math.abs));
+  if (!(largest > 0) || !Number.isFinite(largest)) return null;
+  const scaled = weights.map((w) => w / largest);
+  const norm = Math.hypot(...scaled);
+  return scaled.map((w) => w / norm);
+}
+
+export const ofAngle = (angle) => [Math.cos((angle * Math.PI) / 180), Math.sin((angle * Math.PI) / 180)];
+export const angleOf = ([x, y]) => (Math.atan2(y, x) * 180) / Math.PI;
+
+// The same angle, written within half a turn of another one.
+export const near = (angle, other) => angle + 360 * Math.round((other - angle) / 360);
+
+export function within(angle, [low, high]) {
+  const close = near(angle, (low + high) / 2);
+  return close >= low - 1e-6 && close <= high + 1e-6;
+}
+
+// The sign that an objective has in the middle of the trained range: the sign to show for a weight of 0.
+export function senses(objectives, arc) {
+  if (objectives.length !== 2 || !arc) return objectives.map(() => 1);
+  return ofAngle((arc[0] + arc[1]) / 2).map((w) => (w < -1e-9 ? -1 : 1));
+}
+
+// As the paper writes it (Fig. 1): "helpfulness*0.97 - verbosity*0.26".
+export function arithmetic(objectives, v, signs) {
+  let text = "";
+  objectives.forEach((name, k) => {
+    const shown = Math.abs(v[k]).toFixed(2);
+    const negative = Number(shown) === 0 ? signs[k] < 0 : v[k] < 0;
+    text += (text ? (negative ? " - " : " + ") : negative ? "-" : "") + `${name}*${shown}`;
+  });
+  return text;
+}
+
+// v . r with its terms: ["0.97 x 60.1 - 0.26 x 40.0", 47.9].
+export function rating(objectives, v, rewards, signs) {
+  let terms = "";
+  let total = 0;
+  objectives.forEach((name, k) => {
+    total += v[k] * rewards[name];
+    const shown = Math.abs(v[k]).toFixed(2);
+    const negative = Number(shown) === 0 ? signs[k] < 0 : v[k] < 0;
+    terms += (terms ? (negative ? ` ${MINUS} ` : " + ") : negative ? MINUS : "") + `${shown} \u00d7 ${number(rewards[name])}`;
+  });
+  return [terms, total];
+}
+
+export const words = (text) => text.split(/\s+/).filter(Boolean).length;

@@ -1,0 +1,112 @@
+// The chat as the page shows it: a question, and under it the answer of each side with its rewards.
+
+import { at, clamp, degrees, element, number, SIDES } from "./draw.js";
+import { rating, words } from "./direction.js";
+
+export class Turn {
+  constructor(question, sides) {
+    this.question = question;
+    this.cards = Object.fromEntries(sides.map((side) => [side, new Card(side)]));
+    const answers = element("div", { className: sides.length > 1 ? "answers two" : "answers" });
+    answers.append(...sides.map((side) => this.cards[side].article));
+    this.section = element("section", { className: "turn" }, element("p", { className: "question" }, question), answers);
+    at("turns").append(this.section);
+  }
+
+  // What a side said; a side that was not asked then knows the other one's answer.
+  answer(side) {
+    return (this.cards[side] ?? this.cards[SIDES.find((other) => this.cards[other])]).text;
+  }
+
+  remove() {
+    this.section.remove();
+  }
+}
+
+class Card {
+  constructor(side) {
+    this.heading = element("b");
+    this.count = element("span");
+    this.formula = element("code");
+    this.body = element("div", { className: "text" });
+    this.bars = element("div", { className: "rewards" });
+    this.total = element("p", { className: "rating" });
+    this.problem = element("p", { className: "warning" });
+    this.problem.setAttribute("role", "alert");
+    this.article = element(
+      "article",
+      { className: side },
+      element("header", {}, element("span", {}, element("b", { className: "badge" }, side), this.heading), this.count),
+      this.formula,
+      this.body,
+      this.problem,
+      this.bars,
+      this.total,
+    );
+    this.article.setAttribute("aria-label", `Answer ${side}`);
+    this.side = side;
+    this.text = "";
+  }
+
+  // Empty again, for an answer at the direction that the dial stands at.
+  begin(dial) {
+    this.text = "";
+    this.v = dial.direction(this.side);
+    this.dial = dial;
+    this.said = "";
+    this.heading.textContent = dial.objectives.length ? dial.name(this.side) : "";
+    this.formula.textContent = dial.objectives.length ? dial.words(this.side) : "";
+    this.node = document.createTextNode("");
+    this.body.replaceChildren(this.node);
+    this.bars.replaceChildren();
+    this.total.replaceChildren();
+    this.warn("");
+    this.count.textContent = "";
+    this.article.setAttribute("aria-busy", "true");
+  }
+
+  add(piece) {
+    this.text += piece;
+    this.node.appendData(piece);
+    this.tally();
+  }
+
+  tally(note = "") {
+    const n = words(this.text);
+    this.count.textContent = `${n} ${n === 1 ? "word" : "words"}${note}`;
+  }
+
+  end(reason) {
+    this.article.setAttribute("aria-busy", "false");
+    this.tally({ length: ", cut short", stopped: ", stopped" }[reason] ?? "");
+    if (!this.text.trim() && reason !== "failed") {
+      this.body.replaceChildren(element("span", { className: "empty" }, reason === "stopped" ? "(stopped)" : "(an empty answer)"));
+    }
+  }
+
+  warn(text) {
+    this.problem.textContent = text;
+    this.problem.hidden = !text;
+  }
+
+  score(rewards) {
+    const { objectives, signs } = this.dial;
+    if (!rewards || objectives.some((name) => !Number.isFinite(rewards[name]))) return;
+    if (!this.bars.children.length) {
+      this.bars.append(...objectives.map((name) => bar(name)));
+    }
+    objectives.forEach((name, k) => {
+      const [, track, output] = this.bars.children[k].children;
+      track.firstChild.style.width = `${clamp(rewards[name], 0, 100)}%`;
+      output.textContent = number(rewards[name]);
+    });
+    if (!this.v) return;
+    const [terms, total] = rating(objectives, this.v, rewards, signs);
+    this.total.replaceChildren(`${terms} = `, element("b", {}, number(total)));
+  }
+}
+
+function bar(name) {
+  const track = element("div", { className: "track" }, element("div", { className: "fill" }));
+  return element("div", { className: "reward", title: `${name}, 0 to 100, by the reward model` }, element("span", {}, name), track, element("output"));
+}

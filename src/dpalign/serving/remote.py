@@ -1,0 +1,193 @@
+"""A chat with a server: `dpa serve`, or any that speaks OpenAI's chat completions.
+
+Ours tells its dial at /v1/dial and takes `preference` in the request. Others tell nothing: their objectives are named
+by hand, and the direction goes in `chat_template_kwargs`, where vLLM's server hands it to the model's own template. An
+unknown field at the top would be ignored there, and give the plain model in silence.
+"""
+
+import http.client
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, Final
+
+from dpalign.records import Message
+from dpalign.serving.dial import Dial
+from dpalign.serving.speakers import Ask, Piece
+from dpalign.templates import PreferenceTemplate
+
+TIMEOUT: Final = 300.0
+"""Seconds without a word from the server."""
+
+
+class Remote:
+    """A `Speaker` behind HTTP.
+
+    Args:
+        url: the server's base, with or without /v1.
+        model: the name to ask for (default: the server's own).
+        objectives: of the model, where the server does not tell them.
+        key: sent as a bearer token; `key_from` names where it came from, for messages.
+
+    Raises:
+        ValueError: no server of this kind there, or it refuses the key.
+    """
+
+    def __init__(
+        self, url: str, *, model: str | None = None, objectives: Sequence[str] = (), key: str | None, key_from: str
+    ) -> None:
+        if not re.match(r"https?://[^/]", url):
+            raise ValueError(f"--url {url}: give the base of a server, such as http://127.0.0.1:8000")
+        self.base = re.sub(r"(/v1)?(/chat/completions)?/*$", "", url) + "/v1"
+        self.key, self.key_from = key, key_from
+        self._open = urllib.request.build_opener(_NoRedirect).open
+        told = self._told()
+        self.ours = told is not None
+        if told is not None:
+            self.dial: Dial | None = _dial_of(told["objectives"], told.get("arc"), told.get("template"))
+            self.name, self.scores = model or str(told["model"]), bool(told.get("rewards", True))
+            return
+        self.dial = _dial_of(objectives, None)
+        self.name, self.scores = model or self._first_model(), False
+
+    def stream(self, ask: Ask) -> Iterator[Piece]:
+        """See `Speaker.stream`."""
+        body: dict[str, Any] = {
+            "model": self.name,
+            "messages": list(ask.messages),
+            "temperature": ask.temperature,
+            "seed": ask.seed,
+            "stream": True,
+        }
+        if ask.max_tokens is not None:
+            body["max_tokens"] = ask.max_tokens
+        if ask.preference is not None:
+            preference = {name: round(w, 6) + 0.0 for name, w in ask.preference.weights.items()}
+            body |= {"preference": preference} if self.ours else {"chat_template_kwargs": {"preference": preference}}
+        reply = self._ask("/chat/completions", body)
+        with closing(reply):
+            yield from self._pieces(reply)
+
+    def _pieces(self, reply: Any) -> Iterator[Piece]:
+        finished = False
+        try:
+            for line in reply:
+                if not line.startswith(b"data:"):
+                    continue
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    if not finished:  # some servers say no more than this
+                        yield Piece(finish="stop")
+                    return
+                chunk = self._chunk(data)
+                if "error" in chunk:
+                    raise ValueError(f"{self.base}: {_message(chunk)}")
+                choice: dict[str, Any] = next(iter(chunk.get("choices") or []), {})
+                text = (choice.get("delta") or {}).get("content") or ""
+                finished = finished or choice.get("finish_reason") is not None
+                yield Piece(text, choice.get("finish_reason"), tuple(map(str, chunk.get("warnings") or ())))
+        except (OSError, http.client.HTTPException) as error:
+            raise ValueError(f"{self.base}: the answer broke off ({error})") from error
+        if not finished:
+            raise ValueError(f"{self.base}: the answer broke off: the connection was lost")
+
+    def _chunk(self, data: bytes) -> dict[str, Any]:
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            chunk = None
+        if not isinstance(chunk, dict):
+            raise ValueError(f"{self.base}: a chunk of the answer is no JSON object: {data[:80]!r}")
+        return chunk
+
+    def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
+        """See `Speaker.rewards`."""
+        with closing(self._ask("/rewards", {"messages": list(messages), "response": answer})) as reply:
+            found: dict[str, float] = json.loads(reply.read())["rewards"]
+        return found
+
+    def close(self) -> None:
+        """Nothing stays open between answers."""
+
+    def _told(self) -> dict[str, Any] | None:
+        """What /v1/dial says; None from a server that does not know it."""
+        try:
+            with closing(self._ask("/dial")) as reply:
+                text = reply.read()
+        except _Refused as refused:
+            if refused.status in (404, 405):
+                return None
+            raise
+        try:
+            told = json.loads(text)
+        except ValueError:
+            where = f"{self.base}/dial"
+            raise ValueError(f"{where}: no JSON there; is this the base of an OpenAI-compatible server?") from None
+        return told if isinstance(told, dict) and told.get("objectives") else None
+
+    def _first_model(self) -> str:
+        with closing(self._ask("/models")) as reply:
+            listed = json.loads(reply.read()).get("data") or []
+        if not listed:
+            raise ValueError(f"{self.base}/models lists no model; name one with --model")
+        return str(listed[0]["id"])
+
+    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """An open reply of status 200."""
+        headers = {"Content-Type": "application/json", "User-Agent": "dpalign"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.base + path, data, headers)
+        try:
+            return self._open(request, timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _Refused(f"{self.base}{path}: {self._said(error)}", error.code) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise ValueError(f"{self.base}: unreachable ({reason}); is the URL right, and is the server up?") from None
+
+    def _said(self, error: urllib.error.HTTPError) -> str:
+        try:
+            text = error.read().decode("utf-8", errors="replace")
+            said = _message(json.loads(text))
+        except (OSError, ValueError, http.client.HTTPException):
+            said = str(error.reason)
+        if error.code in (401, 403):
+            said += f"; the key (${self.key_from}) is {'refused' if self.key else 'not set'}"
+        if 300 <= error.code < 400:
+            said += f"; it redirects to {error.headers.get('Location')}: give that URL, if it is the one you mean"
+        said = said.replace(self.key, "[the key]") if self.key else said
+        return f"HTTP {error.code}: {said[:300]}"
+
+
+class _Refused(ValueError):
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The key would go with it."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _dial_of(objectives: Sequence[str], arc: Sequence[float] | None, template: str | None = None) -> Dial | None:
+    """A dial that reads and warns; the line itself is written where the model is."""
+    if not objectives:
+        return None
+    low_high = None if arc is None else (float(arc[0]), float(arc[1]))
+    known: PreferenceTemplate = "world-v1" if template == "world-v1" else "dpa-v1" if template == "dpa-v1" else "fig1"
+    return Dial(tuple(objectives), known, "zephyr", low_high)
+
+
+def _message(said: Any) -> str:
+    """The words of an error in OpenAI's shape, or in vLLM's."""
+    error = said.get("error", said) if isinstance(said, dict) else said
+    return str(error.get("message", error) if isinstance(error, dict) else error)

@@ -1,0 +1,300 @@
+"""`dpa serve`: the options, the parts put together, and the server's life from its port to its last answer."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dpalign.environment import settle_threads
+from dpalign.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from uvicorn import Config, Server
+
+    from dpalign.contract import Contract
+    from dpalign.serving.answering import Service
+    from dpalign.serving.generation import Generator
+    from dpalign.serving.guard import Guard
+    from dpalign.serving.rewards import Rewards
+    from dpalign.templates import RewardTemplate
+
+KEY: Final = "DPA_API_KEY"
+"""The environment variable with the API key."""
+
+LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add = parser.add_argument
+    limits = Limits()
+    text = "an export, a finished policy's folder, or a run's folder: its last policy"
+    add("model", type=Path, metavar="MODEL", help=text)
+    text = "its name for clients (default: the folder's)"
+    add("--name", metavar="NAME", help=text)
+    text = "a reward folder, for /v1/rewards and best_of (default: the one inside MODEL, if any)"
+    add("--reward", metavar="DIR", help=text)
+    text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
+    add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
+    add("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s, this machine alone)")
+    add("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    text = f"a file with the key that clients must give (default: the environment variable {KEY}; without either, none)"
+    add("--api-key-file", type=Path, metavar="FILE", help=text)
+    text = "a site whose pages may call this server from a browser, such as https://example.org; any number of times"
+    add("--allow-origin", action="append", default=[], metavar="URL", help=text)
+    text = "what answers: transformers anywhere, or vLLM where it is installed (default: %(default)s)"
+    add("--engine", choices=("transformers", "vllm"), default="transformers", help=text)
+    text = "of the weights: auto, float32, bfloat16 or float16 (default: %(default)s, as they are stored)"
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=text)
+    add("--rows", type=int, default=64, metavar="N", help="answers decoded side by side (default: %(default)s)")
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 leaves the choice to torch")
+    text = "of a request that states none (default: %(default)s, as in section 3.2)"
+    add("--temperature", type=float, default=0.7, metavar="T", help=text)
+    text = "most tokens of an answer, and what a request gets that states none (default: %(default)s)"
+    add("--max-tokens", type=int, default=limits.max_tokens, metavar="N", help=text)
+    text = "most tokens of a prompt (default: what the model's context holds)"
+    add("--max-prompt", type=int, default=limits.max_prompt, metavar="N", help=text)
+    text = "most answers to a request, and most that best_of chooses from (default: %(default)s)"
+    add("--max-n", type=int, default=limits.max_n, metavar="N", help=text)
+    add("--max-body", type=int, default=limits.max_body, metavar="BYTES", help="of a request (default: %(default)s)")
+    text = "requests answered at a time; others wait (default: %(default)s)"
+    add("--max-concurrent", type=int, default=limits.max_concurrent, metavar="N", help=text)
+    text = "requests that wait; others are sent away with 429 (default: %(default)s)"
+    add("--max-queue", type=int, default=limits.max_queue, metavar="N", help=text)
+    text = "how long running answers have when the server is told to stop (default: %(default)g)"
+    add("--grace", type=float, default=limits.grace, metavar="SECONDS", help=text)
+    add("--access-log", action="store_true", help="write a line a request; never a key, a prompt or an answer")
+
+
+def serve(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Answer until told to stop.
+
+    Raises:
+        ValueError: an option, a folder or a missing library; says what to do.
+    """
+    if overrides:
+        raise ValueError(f"serve takes no knobs of a recipe: {' '.join(overrides)}")
+    limits = limits_of(arguments)
+    key = api_key(arguments.api_key_file)
+    _need("fastapi", "uvicorn", "prometheus_client")
+    if arguments.engine == "vllm":
+        _need("vllm")
+    settle_threads(arguments.threads, for_torch=True)
+    sys.setswitchinterval(0.0005)  # decoding and sending share the interpreter: neither should wait long for the other
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    listening = listen(arguments.host, arguments.port)
+    local = is_local(arguments.host)
+    if not local and key is None:
+        logging.getLogger("dpalign.serving").warning(
+            "listening at %s without a key: anyone who reaches this machine can use the model; give --api-key-file",
+            arguments.host,
+        )
+    with listening:
+        from dpalign.serving.api import create_app
+
+        service = build(arguments, limits)
+        guard = create_app(
+            service,
+            key=key,
+            hosts=LOCAL_NAMES | {arguments.host} if local and key is None else None,
+            origins=arguments.allow_origin,
+        )
+        run(guard, service, listening, access_log=arguments.access_log)
+
+
+def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
+    """Load model, dial and reward model.
+
+    Raises:
+        ValueError: what is wrong with which folder.
+    """
+    from dpalign.serving.answering import Service
+    from dpalign.serving.dial import Dial
+    from dpalign.serving.folder import front_of
+    from dpalign.serving.source import find_source, policy_of
+
+    named: Path = arguments.model
+    name = arguments.name or _name_of(named)
+    if "@" in name or not name.strip():
+        raise ValueError(f"--name {name!r}: a name without '@', which divides it from a direction")
+    if (named / "recipe.toml").is_file() and not (named / "config.json").is_file():
+        named = policy_of(named, None)
+    model = named / "model" if (named / "model").is_dir() else named
+    if not (named / "checkpoint.txt").is_file() and not (model / "config.json").is_file():
+        raise ValueError(f"{model}: no config.json here: not a model's folder")
+    dial = Dial.load(model)
+    source = find_source(named, None, None, None)
+    dial = replace(dial, population=source.contract.population, front=source.contract.front or front_of(source))
+    rewards = open_rewards(arguments, source.model, source.contract)
+    generator = open_generator(arguments, source.model)
+    return Service(name, dial, generator, limits, rewards=rewards, temperature=arguments.temperature)
+
+
+def open_rewards(arguments: argparse.Namespace, model: Path, contract: "Contract") -> "Rewards | None":
+    """The reward model that is named, or the one that an export has inside."""
+    own = model / contract.reward if contract.reward else None
+    source = arguments.reward or (str(own) if own is not None and own.is_dir() else None)
+    if source is None:
+        return None
+    from dpalign.serving.rewards import Rewards
+
+    like_the_policy: RewardTemplate = "world-v1" if contract.template == "world-v1" else "dpa-v1"
+    template = arguments.reward_template or contract.reward_template or like_the_policy
+    return Rewards(_reward_folder(source), contract, template)
+
+
+def open_generator(arguments: argparse.Namespace, model: Path) -> "Generator":
+    match arguments.engine:
+        case "vllm":
+            from dpalign.serving.vllm_generator import VllmGenerator
+
+            return VllmGenerator(str(model), rows=arguments.rows, dtype=arguments.dtype)
+        case _:
+            from dpalign.serving.batching import BatchingGenerator
+
+            return BatchingGenerator(str(model), rows=arguments.rows, dtype=arguments.dtype)
+
+
+def run(guard: "Guard", service: "Service", listening: socket.socket, *, access_log: bool = False) -> None:
+    """Serve on a listening socket until SIGINT or SIGTERM, and let running answers end within the grace time."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        guard,
+        log_level="info" if access_log else "warning",
+        access_log=access_log,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(service.limits.grace) + 5,
+    )
+    server = server_of(config, guard, service)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    for told in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # until uvicorn listens to them, and when it raises them again at its end
+        signal.signal(told, stop)
+    server.run(sockets=[listening])
+
+
+def server_of(config: "Config", guard: "Guard", service: "Service") -> "Server":
+    """A server that says where it answers, takes no new requests once it is told to stop, and then ends what is running
+    after the grace time."""
+    import uvicorn
+
+    class GracefulServer(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for listening in sockets or []:
+                host, port = listening.getsockname()[:2]
+                sys.stdout.write(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
+                sys.stdout.flush()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            guard.closing = True
+            ending = asyncio.create_task(end_after_grace())
+            try:
+                await super().shutdown(sockets)
+            finally:
+                ending.cancel()
+
+    async def end_after_grace() -> None:
+        await asyncio.sleep(service.limits.grace)
+        with contextlib.suppress(Exception):
+            await service.generator.close()
+
+    return GracefulServer(config)
+
+
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """The limits that the command line sets.
+
+    Raises:
+        ValueError: one that no server can keep.
+    """
+    names = ("max_tokens", "max_prompt", "max_n", "max_body", "max_concurrent", "max_queue", "grace")
+    limits = Limits(**{name: getattr(arguments, name) for name in names})
+    if arguments.rows < limits.max_n:
+        raise ValueError(f"--rows {arguments.rows}: fewer than the {limits.max_n} answers of --max-n")
+    if not 0 <= arguments.temperature <= 2:
+        raise ValueError(f"--temperature {arguments.temperature}: 0 to 2")
+    if not 0 <= arguments.port < 65536:
+        raise ValueError(f"--port {arguments.port}: 0 to 65535")
+    return limits
+
+
+def api_key(file: Path | None) -> str | None:
+    """The key that clients must give, from a file or the environment; None where neither is given.
+
+    Raises:
+        ValueError: it is empty, or more than a word.
+    """
+    given = file.read_text(encoding="utf-8") if file is not None else os.environ.pop(KEY, None)
+    if given is None:
+        return None
+    key = given.strip()
+    if not re.fullmatch(r"[!-~]+", key):
+        where = str(file) if file is not None else KEY
+        raise ValueError(f"{where}: the key must be one word of ASCII letters, digits and signs")
+    return key
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, before the model is loaded: a port in use is known at once.
+
+    Raises:
+        ValueError: it cannot be bound.
+    """
+    listening = None
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        if listening is not None:
+            listening.close()
+        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port") from None
+    return listening
+
+
+def is_local(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _need(*modules: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        extra = "vllm" if missing == ["vllm"] else "serve"
+        raise ValueError(f"{missing[0]} is not installed; pip install 'dpalign[{extra}]'")
+
+
+def _reward_folder(source: str) -> str:
+    """A reward folder, where a finished stage's folder may be named too."""
+    inside = Path(source) / "model"
+    return str(inside) if (inside / "config.json").is_file() else source
+
+
+def _name_of(model: Path) -> str:
+    whole = model.resolve()
+    return whole.parent.name if whole.name == "model" else whole.name

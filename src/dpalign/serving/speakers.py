@@ -1,0 +1,68 @@
+"""Who answers in a chat: a model of ours in this process (`local.py`), or a server of OpenAI's kind (`remote.py`)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dpalign.preference import Preference
+from dpalign.records import Message
+from dpalign.serving.dial import Dial
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One answer to draw."""
+
+    messages: Sequence[Message]
+    """The chat, ending with the user's turn; the user's own system message first, if any."""
+    preference: Preference | None
+    """None: the plain model."""
+    temperature: float
+    seed: int
+    max_tokens: int | None
+    """None: as long as the model's context, or the server, allows."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is new of an answer."""
+
+    text: str = ""
+    finish: str | None = None
+    """At its end: stop, or length where it was cut."""
+    warnings: Sequence[str] = ()
+
+
+class Speaker(Protocol):
+    """Answers one chat; asked from several threads at a time when two directions are compared."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dial(self) -> Dial | None:
+        """None: the model takes no directions, as far as is known."""
+        ...
+
+    @property
+    def scores(self) -> bool:
+        """Whether there is a reward model."""
+        ...
+
+    def stream(self, ask: Ask) -> Iterator[Piece]:
+        """An answer as it is drawn; closing the iterator stops it.
+
+        Raises:
+            ValueError: the model, or the server, refuses; says why.
+        """
+        ...
+
+    def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
+        """What an answer earns on each objective, 0-100.
+
+        Raises:
+            ValueError: it cannot be scored; says why.
+        """
+        ...
+
+    def close(self) -> None: ...

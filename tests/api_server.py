@@ -1,0 +1,134 @@
+"""`dpa serve` for the tests: a tiny policy with a dial, behind the real app, over real HTTP on 127.0.0.1."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+import uvicorn
+from openai import OpenAI
+from transformers import AutoModelForCausalLM
+
+import tiny
+from dpalign.contract import Contract, write_contract
+from dpalign.preference import Arc
+from dpalign.records import HEADS
+from dpalign.serving.answering import Service
+from dpalign.serving.api import create_app
+from dpalign.serving.batching import BatchingGenerator
+from dpalign.serving.dial import Dial
+from dpalign.serving.generation import Generator
+from dpalign.serving.limits import Limits
+from dpalign.serving.rewards import Rewards
+from dpalign.serving.run import server_of
+from dpalign.templates import chat_template
+
+NAMES = ("helpfulness", "verbosity")
+OBJECTIVES = {"helpfulness": ("ultrafeedback-helpfulness",), "verbosity": ("helpsteer-verbosity",)}
+QUESTION = [{"role": "user", "content": "explain fox, tea and iron."}]
+
+
+def write_policy(folder: Path) -> Path:
+    """A random policy with a dial, sharp enough to prefer some tokens and to end after a while."""
+    tokens = tiny.tokenizer()
+    tokens.chat_template = chat_template("world-v1", "world-v1", NAMES)
+    tiny.write_model(folder, tokens, tied=False, scale=0.4)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    with torch.no_grad():
+        model.lm_head.weight *= 2
+        model.lm_head.weight[model.config.eos_token_id] *= 1.6
+    model.save_pretrained(folder)
+    write_contract(folder, Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0)))
+    return folder
+
+
+def lengths(prompts: list[str], responses: list[str]) -> list[list[float]]:
+    """A reward: every head is the number of characters, up to 100; helpfulness counts the letter e."""
+    rows = [[float(min(100, len(response)))] * len(HEADS) for response in responses]
+    for row, response in zip(rows, responses, strict=True):
+        row[HEADS.index("ultrafeedback-helpfulness")] = float(response.count("e"))
+    return rows
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    url: str
+    service: Service
+    server: uvicorn.Server
+
+    @property
+    def generator(self) -> Any:
+        return self.service.generator
+
+    def client(self, key: str = "none") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+
+    def post(self, body: Any, **options: Any) -> httpx2.Response:
+        return httpx2.post(f"{self.url}/v1/chat/completions", json=body, timeout=30, **options)
+
+    def ask(self, **fields: Any) -> httpx2.Response:
+        return self.post({"model": "mine", "messages": QUESTION} | fields)
+
+    def metric(self, name: str) -> float:
+        text = httpx2.get(f"{self.url}/metrics").text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+    def settles(self, name: str, value: float, seconds: float = 5.0) -> bool:
+        """Whether a metric comes to a value within some seconds."""
+        end = time.monotonic() + seconds
+        while self.metric(name) != value:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def slow_down(self, seconds: float) -> None:
+        """Have every step take so long at least."""
+        step = self.generator.decoder.step
+
+        def slowly(tokens: Any) -> None:
+            time.sleep(seconds)
+            step(tokens)
+
+        self.generator.decoder.step = slowly
+
+
+@contextmanager
+def serving(
+    folder: Path,
+    limits: Limits | None = None,
+    *,
+    rows: int = 16,
+    reward: bool = False,
+    generator: Generator | None = None,
+    **options: Any,
+) -> Iterator[Running]:
+    """A server on a free port; it is gone afterwards."""
+    generator = generator or BatchingGenerator(str(folder), rows=rows)
+    contract = Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0))
+    rewards = Rewards("python:api_server:lengths", contract, "world-v1") if reward else None
+    limits = limits or Limits(max_tokens=128, max_n=8, grace=2)
+    service = Service("mine", Dial.load(folder), generator, limits, rewards=rewards)
+    guard = create_app(service, **options)
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(guard, log_level="error", access_log=False, ws="none")
+    server = server_of(config, guard, service)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service, server)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()

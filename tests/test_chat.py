@@ -1,0 +1,499 @@
+"""The chat in the terminal: its commands, what it draws, what it asks for, and how quiet it is in a pipe."""
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from dial_server import Model, serving
+from dpalign import cli
+from dpalign.preference import Preference
+from dpalign.records import Message
+from dpalign.serving import arc
+from dpalign.serving.chat import answer_all, converse, first_direction
+from dpalign.serving.dial import Dial
+from dpalign.serving.flowing import Columns, Wrapper, harmless, wide
+from dpalign.serving.remote import Remote
+from dpalign.serving.session import Session
+from dpalign.serving.speakers import Ask, Piece
+from dpalign.serving.terminal import Terminal
+
+DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", (-45.0, 0.0))
+
+
+class Parrot:
+    """Says the last message again, with the angle that it was asked at."""
+
+    name = "parrot"
+
+    def __init__(self, dial: Dial | None = DIAL, scores: bool = True) -> None:
+        self.dial, self.scores = dial, scores
+        self.asked: list[Ask] = []
+        self.interrupted_after: int | None = None
+
+    def stream(self, ask: Ask) -> Iterator[Piece]:
+        self.asked.append(ask)
+        if ask.messages[-1]["content"] == "fail":
+            raise ValueError("the parrot is ill")
+        at = "" if ask.preference is None or self.dial is None else f" at {self.dial.angle_of(ask.preference):g}"
+        for i, word in enumerate(f"{ask.messages[-1]['content']}{at} seed {ask.seed}".split(" ")):
+            if i == self.interrupted_after:
+                raise KeyboardInterrupt
+            yield Piece(f" {word}" if i else word)
+        yield Piece("", "stop")
+
+    def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
+        return {"helpfulness": 80.0, "verbosity": float(len(answer))}
+
+    def close(self) -> None:
+        pass
+
+
+def chat(*lines: str, speaker: Parrot | None = None, columns: int = 100, **options: object) -> tuple[str, Session]:
+    """What a user sees who types these lines and leaves, without colours; and the session at the end."""
+    out, typed = io.StringIO(), iter(lines)
+
+    def read(prompt: str) -> str:
+        line = next(typed, None)
+        out.write(f"{prompt}{line or ''}\n")
+        if line is None:
+            raise EOFError
+        return line
+
+    terminal = Terminal(out, out, read, size=lambda: (columns, 40))
+    terminal.colour = False
+    session = Session(speaker or Parrot(), terminal, Preference.from_angle(0, DIAL.objectives), **options)  # type: ignore[arg-type]
+    if session.dial is None:
+        session.preference = None
+    converse(session)
+    return out.getvalue(), session
+
+
+def test_the_dial_turns_and_the_next_answer_follows() -> None:
+    turns = ("/dial -30", "/dial helpfulness=0.8 verbosity=-0.6", "/dial off")
+    said, session = chat("tea?", *(line for turn in turns for line in (turn, "tea?")))
+    assert [turn.answer for turn in session.turns] == [
+        *("tea? at 0 seed 0", "tea? at -30 seed 0", "tea? at -36.8699 seed 0", "tea? seed 0"),
+    ]
+    assert "\u221230\u00b0  maximize helpfulness*0.87 - verbosity*0.50" in said
+    assert [turn.preference is None for turn in session.turns] == [False, False, False, True]
+
+
+def test_a_message_is_read_with_those_before_it_unless_memory_is_off() -> None:
+    speaker = Parrot()
+    chat(
+        "/system Be kind.",
+        "tea?",
+        "iron?",
+        "/memory off",
+        "oak?",
+        "/clear",
+        "/memory on",
+        "/system off",
+        "owl?",
+        speaker=speaker,
+    )
+    contents = [[message["content"] for message in ask.messages] for ask in speaker.asked]
+    assert contents == [
+        ["Be kind.", "tea?"],
+        ["Be kind.", "tea?", "tea? at 0 seed 0", "iron?"],
+        ["Be kind.", "oak?"],
+        ["owl?"],
+    ]
+
+
+def test_retry_draws_the_next_seed_where_the_dial_stands_now() -> None:
+    _, session = chat("/seed 5", "tea?", "/dial -45", "/retry", "/retry", "/temperature 0", "/tokens 7", "iron?")
+    assert [turn.answer for turn in session.turns] == ["tea? at -45 seed 7", "iron? at -45 seed 5"]
+    last = session.speaker.asked[-1]  # type: ignore[attr-defined]
+    assert (last.temperature, last.max_tokens) == (0, 7)
+    assert last.messages[1]["content"] == "tea? at -45 seed 7"
+
+
+def test_two_directions_stand_side_by_side_in_a_wide_terminal_and_below_each_other_in_a_narrow_one() -> None:
+    wide_said, session = chat("tea?", "/compare -45 0")
+    first, second = "helpfulness*0.71 - verbosity*0.71", "helpfulness*1.00 - verbosity*0.00"
+    assert f"\u221245\u00b0  {first}{' ' * 12}0\u00b0  {second}\n" in wide_said
+    assert re.search(r"^tea\? at -45 seed 0 {33}tea\? at 0 seed 0$", last_screen(wide_said), re.MULTILINE)
+    assert [turn.answer for turn in session.turns] == ["tea? at 0 seed 0"]  # the chat goes on as it was
+    narrow_said, _ = chat("tea?", "/compare -45 0", columns=60)
+    assert "\u221245\u00b0\ntea? at -45 seed 0\n0\u00b0\ntea? at 0 seed 0\n" in narrow_said
+
+
+def last_screen(said: str) -> str:
+    """What a terminal shows in the end."""
+    rows, at = [""], 0
+    for part in re.findall(r"\x1b\[\d*[AJ]|[\n\r]|[^\x1b\n\r]+", said):
+        if part == "\n":
+            at += 1
+            rows += [""] * (at == len(rows))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            at -= int(part[2:-1])
+        elif part == "\x1b[J":
+            rows[at:] = [""]
+        elif part != "\r":
+            rows[at] += part
+    return "\n".join(rows)
+
+
+def test_before_the_first_message_compare_waits_for_it_and_the_first_answer_goes_on() -> None:
+    said, session = chat("/compare helpfulness=1 | -45", "tea?", "iron?")
+    assert "0\u00b0 | \u221245\u00b0 \u276f tea?" in said
+    assert [turn.answer for turn in session.turns] == ["tea? at 0 seed 0", "iron? at 0 seed 0"]
+
+
+def test_scores_show_what_an_answer_is_worth_to_its_user() -> None:
+    said, session = chat("/dial -45", "/score on", "tea?", "/score off", "iron?")
+    # 80 * 0.7071 - 18 * 0.7071 = 43.8: "tea? at -45 seed 0" has 18 characters
+    assert re.search(r"helpfulness  80\.0  \u2501+", said)
+    assert "v.r          43.8  helpfulness*0.71 - verbosity*0.71" in said
+    assert [turn.rewards is None for turn in session.turns] == [False, True]
+    assert "no reward model here" in chat("/score", speaker=Parrot(scores=False))[0]
+
+
+def test_a_stopped_answer_stays_and_the_chat_goes_on() -> None:
+    speaker = Parrot()
+    speaker.interrupted_after = 2
+    said, session = chat("tea?", speaker=speaker)
+    assert session.turns[0].answer == "tea? at"
+    assert "tea? at\n(stopped)" in said
+
+
+def test_what_cannot_be_done_is_said_and_changes_nothing(tmp_path: Path) -> None:
+    stands = tmp_path / "stands.json"
+    stands.write_text("mine")
+    for line, words in {
+        "/dail -30": r"unknown command /dail \(nearest: '/dial'",
+        "/dial kindness=1": "unknown objective 'kindness'.*known: helpfulness, verbosity",
+        "/dial 0*helpfulness": "zero",
+        "/compare -45": "give two directions",
+        "/seed -1": "give a whole number from 0 up",
+        "/temperature hot": "give a number from 0 to 2",
+        "/retry": "nothing to answer again",
+        "/save": "name a file",
+        f"/save {stands}": "stands already",
+        "/score maybe": "give on or off",
+        "fail": "the parrot is ill",
+    }.items():
+        said, session = chat(line)
+        assert re.search(words, said), (line, said)
+        assert session.turns == []
+        assert session.preference == Preference.from_angle(0, DIAL.objectives)
+    assert stands.read_text() == "mine"
+
+
+def test_a_failed_retry_keeps_the_answer_there_was() -> None:
+    speaker = Parrot()
+    _, session = chat("tea?", speaker=speaker)
+    session.turns[0].question = "fail"
+    with pytest.raises(ValueError, match="ill"):
+        session.retry()
+    assert session.turns[0].answer == "tea? at 0 seed 0"
+
+
+def test_a_direction_outside_the_trained_range_is_warned_of() -> None:
+    said, _ = chat("/dial -80")
+    assert "-80 degrees (helpfulness=0.17 verbosity=-0.98) lies outside" in said
+
+
+def test_a_message_may_begin_with_a_slash_and_go_on_in_the_next_line() -> None:
+    _, session = chat("//dial is a path", "one \\", "two")
+    assert [turn.question for turn in session.turns] == ["/dial is a path", "one \ntwo"]
+
+
+def test_a_saved_chat_says_how_each_answer_was_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    chat("/dial -45", "tea?", f"/save {file}", "iron?", f"/save {file}")
+    saved = json.loads(file.read_text())
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"] * 2
+    first = saved["turns"][0]
+    assert first["question"] == "tea?"
+    assert first["preference"]["verbosity"] == pytest.approx(-(0.5**0.5))
+    assert (first["seed"], first["temperature"], first["finish"]) == (0, 0.7, "stop")
+
+
+def test_help_names_every_command() -> None:
+    said, _ = chat("/help")
+    for name in ("dial", "compare", "score", "system", "seed", "temperature", "retry", "clear", "save", "quit"):
+        assert f"/{name}" in said
+
+
+def test_the_arc_shows_where_one_stands() -> None:
+    terminal = Terminal(io.StringIO(), io.StringIO(), size=lambda: (100, 40))
+    terminal.colour = False
+    lines = arc.drawn(terminal, DIAL, Preference.from_angle(-30, DIAL.objectives))
+    assert any(line.endswith("\u25cf \u221230\u00b0") for line in lines)
+    said = "\u221230\u00b0  maximize helpfulness*0.87 - verbosity*0.50; trained on \u221245\u00b0 to 0\u00b0"
+    assert lines[-1] == said
+    assert max(map(len, lines)) < 90
+
+
+def test_a_terminal_of_few_letters_gets_them_alone() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    terminal = Terminal(out, out, size=lambda: (100, 40))
+    terminal.colour = False
+    terminal.draw(arc.drawn(terminal, DIAL, Preference.from_angle(-30, DIAL.objectives)))
+    out.seek(0)
+    assert "o -30 deg" in out.read()
+
+
+def test_more_objectives_are_drawn_as_scales() -> None:
+    dial = Dial(("helpfulness", "honesty", "verbosity"), "fig1", "zephyr")
+    terminal = Terminal(io.StringIO(), io.StringIO(), size=lambda: (100, 40))
+    terminal.colour = False
+    lines = arc.drawn(terminal, dial, dial.parse("helpfulness=3 verbosity=-4"))
+    assert [line[-5:] for line in lines[:3]] == ["+0.60", "+0.00", "-0.80"]
+    assert lines[2].index("\u25cf") < lines[1].index("\u25cf") < lines[0].index("\u25cf")
+
+
+def test_a_chat_begins_at_the_first_objective_alone_or_in_the_middle_of_an_arc_without_it() -> None:
+    middle = Dial(DIAL.objectives, "fig1", "zephyr", (-60.0, -20.0))
+    assert first_direction(DIAL, None) == Preference.from_angle(0, DIAL.objectives)
+    assert first_direction(middle, None) == Preference.from_angle(-40, DIAL.objectives)
+    assert first_direction(DIAL, "none") is None
+    assert first_direction(None, None) is None
+    with pytest.raises(ValueError, match="takes no directions"):
+        first_direction(None, "-30")
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 100])
+def test_lines_break_between_words_however_the_text_comes(step: int) -> None:
+    han = "\u6f22\u5b57\u6f22\u5b57\u6f22"
+    text = f"one two  three\n\nfour abcdefghijklmnop five {han}"
+    wrapper = Wrapper(10)
+    said = "".join(wrapper.push(text[i : i + step]) for i in range(0, len(text), step)) + wrapper.flush()
+    assert said.split("\n") == ["one two", "three", "", "four", "abcdefghij", "klmnop", "five", han]
+    assert max(map(wide, said.split("\n"))) <= 10
+
+
+def test_two_columns_end_up_whole_however_unevenly_they_come() -> None:
+    out = io.StringIO()
+    columns = Columns(out, 12, lambda: 5)  # a window of five lines
+    left = "\n".join(f"left {i}" for i in range(9))
+    columns.push(0, left)
+    assert out.getvalue().count("\n") <= 3  # what could still change must stay within the window
+    columns.push(1, "right 0\nright 1\n")
+    columns.push(1, "right 2")
+    columns.finish()
+    rows = last_screen(out.getvalue()).rstrip("\n").split("\n")
+    assert rows[:4] == ["left 0         right 0", "left 1         right 1", "left 2         right 2", "left 3"]
+    assert len(rows) == 9
+
+
+def test_an_answer_cannot_command_the_terminal() -> None:
+    assert harmless("a\x1b[2Jb\x07\x9b1mc\r\u2028d\ne\tf") == "a\u241b[2Jb\u2407\ufffd1mc\u240d\ufffdd\ne\tf"
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    out = io.StringIO()
+    assert Terminal(out, out).styled("a", "warning") == "\x1b[33ma\x1b[0m"
+    assert Terminal(out, out, tty=False).styled("a", "warning") == "a"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert Terminal(out, out).styled("a", "warning") == "a"
+
+
+def test_in_a_pipe_only_the_answers_go_to_stdout() -> None:
+    out, notes = io.StringIO(), io.StringIO()
+    quiet = Terminal(out, notes, tty=False)
+    session = Session(Parrot(), quiet, Preference.from_angle(0, DIAL.objectives), scoring=True)
+    answer_all(session, ["tea?", "", "/dial -80", "iron?"])
+    assert out.getvalue() == "tea? at 0 seed 0\niron? at -80 seed 0\n"
+    assert "lies outside" in notes.getvalue()
+    with pytest.raises(ValueError, match="unknown command"):
+        answer_all(session, ["/dail -30", "never asked"])
+    answer_all(session, ["/dial is no command here"], commands=False)
+    assert out.getvalue().endswith("/dial is no command here at -80 seed 0\n")
+
+
+# --- over HTTP ---
+
+
+def test_a_server_of_ours_tells_its_dial_and_takes_the_direction() -> None:
+    with serving(Model(warning="mind the gap", rewards=True)) as model:
+        remote = Remote(f"{model.url}/v1/", key=None, key_from="K")
+        assert (remote.name, remote.scores) == ("world", True)
+        assert remote.dial is not None
+        assert (remote.dial.objectives, remote.dial.arc) == (DIAL.objectives, (-45.0, 0.0))
+        ask = Ask([{"role": "user", "content": "tea?"}], Preference.from_angle(-45, DIAL.objectives), 0.5, 3, 9)
+        text = "".join(piece.text for piece in remote.stream(ask))
+        assert text == "tea is dark"
+        assert remote.rewards(ask.messages, text) == {"helpfulness": 90.0, "verbosity": 81.0}
+    (body,) = model.requests
+    assert body["preference"] == {"helpfulness": 0.707107, "verbosity": -0.707107}
+    assert (body["temperature"], body["seed"], body["max_tokens"], body["stream"]) == (0.5, 3, 9, True)
+
+
+def test_any_other_server_gets_the_direction_in_its_template_arguments() -> None:
+    with serving(Model(dial=False)) as model:
+        remote = Remote(model.url, objectives=DIAL.objectives, key=None, key_from="K")
+        ask = Ask([{"role": "user", "content": "tea?"}], Preference.from_angle(0, DIAL.objectives), 0.7, 0, None)
+        list(remote.stream(ask))
+        assert Remote(model.url, key=None, key_from="K").dial is None
+    assert model.requests[0]["chat_template_kwargs"] == {"preference": {"helpfulness": 1.0, "verbosity": 0.0}}
+    assert not {"preference", "max_tokens"} & set(model.requests[0])
+
+
+def test_servers_that_say_little_are_understood_and_those_that_say_nonsense_are_not() -> None:
+    with serving(Model(bare=True)) as model:
+        remote = Remote(model.url, key=None, key_from="K")
+        pieces = list(remote.stream(Ask([{"role": "user", "content": "x"}], None, 0.7, 0, None)))
+        assert pieces[-1].finish == "stop"
+    with serving(Model(bare=True, answer=lambda _: "\x00")) as model:
+        remote = Remote(model.url, key=None, key_from="K")
+        with pytest.raises(ValueError, match="is no JSON object"):
+            list(remote.stream(Ask([{"role": "user", "content": "x"}], None, 0.7, 0, None)))
+
+
+def test_a_server_that_refuses_or_fails_is_an_error_in_words() -> None:
+    with serving(Model(key="sesame")) as model:
+        with pytest.raises(ValueError, match=r"HTTP 401: give the API key.*the key \(\$DPA_KEY\) is not set"):
+            Remote(model.url, key=None, key_from="DPA_KEY")
+        with pytest.raises(ValueError, match=r"is refused"):
+            Remote(model.url, key="guess", key_from="DPA_KEY")
+        Remote(model.url, key="sesame", key_from="DPA_KEY")
+    with serving(Model(breaks=True)) as model:
+        remote = Remote(model.url, key=None, key_from="K")
+        with pytest.raises(ValueError, match="broke off"):
+            list(remote.stream(Ask([{"role": "user", "content": "x"}], None, 0.7, 0, None)))
+    with pytest.raises(ValueError, match="unreachable"):
+        Remote(model.url, key=None, key_from="K")
+    with pytest.raises(ValueError, match="give the base of a server"):
+        Remote("localhost:8000", key=None, key_from="K")
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name a MODEL folder, or a server with --url"),
+        (("nowhere",), "nowhere: no config.json here: not a model's folder"),
+        (("m", "a", "question"), "one question, in quotes"),
+        (("m", "--objectives", "a,b"), "go with --url"),
+        (("--url", "http://127.0.0.1:1", "--reward", "r"), "--reward goes with a MODEL folder"),
+        (("m", "--temperature", "3"), "--temperature 3.0: 0 to 2"),
+        (("m", "--seed", "3", "--world.rows", "2"), "chat takes no knobs"),
+    ],
+)
+def test_bad_options_are_refused_in_a_line(words: Sequence[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["chat", *words])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_one_question_gets_one_answer_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving() as model:
+        cli.main(["chat", "--url", model.url, "--dial", "-45", "explain tea."])
+        cli.main(["chat", "explain tea.", "--url", model.url, "--dial", "helpfulness*0.8 - verbosity*0.6"])
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("tea is dark\ntea is dark and hot. tea\n", "")
+    assert model.requests[0]["messages"] == [{"role": "user", "content": "explain tea."}]
+
+
+def test_a_pipe_is_turns_or_one_question(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Model(answer=lambda body: f"<{body['messages'][-1]['content']}>")) as model:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+        cli.main(["chat", "--url", model.url])
+        assert capsys.readouterr().out == "<one>\n<two>\n"
+        monkeypatch.setattr(sys, "stdin", io.StringIO("one\n/two\n"))
+        cli.main(["chat", "--url", model.url, "--once"])
+        assert capsys.readouterr().out == "<one\n/two>\n"
+    assert len(model.requests[1]["messages"]) == 3
+
+
+def test_a_model_here_answers_as_its_own_template_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", reason="a model here needs the extra dpalign[train]")
+    import tiny
+    from dpalign.contract import Contract, write_contract
+    from dpalign.templates import chat_template
+
+    tokens = tiny.tokenizer()
+    tokens.chat_template = chat_template("world-v1", "world-v1", DIAL.objectives)
+    folder = tiny.write_model(tmp_path / "policy" / "model", tokens, scale=2.0)
+    write_contract(folder, Contract("world-v1", "world-v1", dict.fromkeys(DIAL.objectives, ())))
+    said = []
+    for words in (("--dial", "-45"), ("--dial", "-45"), ("--dial", "0"), ("--seed", "1")):
+        cli.main(["chat", str(tmp_path / "policy"), "explain tea.", "--max-tokens", "12", *words])
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert len(set(said)) > 1
+    assert all(text.endswith("\n") for text in said)
+
+
+def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the server needs the extra dpalign[serve]")
+    pytest.importorskip("transformers", reason="a model needs the extra dpalign[train]")
+    import api_server
+    from dpalign.serving.batching import BatchingGenerator
+    from dpalign.serving.local import Local
+
+    folder = api_server.write_policy(tmp_path / "mine")
+    message: Message = {"role": "user", "content": "explain fox, tea and iron."}
+    asks = [Ask([message], Preference.from_angle(angle, DIAL.objectives), 0.7, 3, 24) for angle in (0, -45)]
+    with contextlib.closing(Local("mine", folder, BatchingGenerator(str(folder), rows=2))) as local:
+        here = ["".join(piece.text for piece in local.stream(ask)) for ask in asks]
+        with pytest.raises(ValueError, match="/clear begins a new one"):
+            list(local.stream(Ask([message] * 400, None, 0.7, 0, None)))
+    with api_server.serving(folder, reward=True) as running:
+        remote = Remote(running.url, key=None, key_from="K")
+        there = ["".join(piece.text for piece in remote.stream(ask)) for ask in asks]
+        outside = Ask([message], Preference.from_angle(-90, DIAL.objectives), 0.7, 3, 4)
+        warnings = [warning for piece in remote.stream(outside) for warning in piece.warnings]
+        assert set(remote.rewards([message], there[0])) == {"helpfulness", "verbosity"}
+    assert here == there
+    assert here[0]
+    assert len(warnings) == 1
+
+
+def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path) -> None:
+    with serving(Model(pause=0.2)) as model:
+        leader, follower = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "XDG_STATE_HOME": str(tmp_path), "COLUMNS": "100", "LINES": "40"}
+        running = subprocess.Popen(
+            [sys.executable, "-m", "dpalign", "chat", "--url", model.url],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(follower)
+        said = ""
+
+        def until(words: str) -> None:
+            nonlocal said
+            end = time.monotonic() + 20
+            while words not in said:
+                assert time.monotonic() < end, said
+                if select.select([leader], [], [], 0.2)[0]:
+                    said += os.read(leader, 4096).decode("utf-8", "replace")
+
+        until("says more")
+        os.write(leader, b"explain tea.\n")
+        until("tea is")
+        os.kill(running.pid, signal.SIGINT)
+        until("(stopped)")
+        said = ""
+        os.write(leader, b"/dial -30\n")
+        until("maximize helpfulness*0.87 - verbosity*0.50")
+        os.write(leader, b"\x04")
+        assert running.wait(10) == 0
+        os.close(leader)
+    history = tmp_path / "dpalign" / "chat_history"
+    assert "explain tea." in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0

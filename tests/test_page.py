@@ -1,0 +1,441 @@
+"""The web page in a real Chromium, against a server of the tests; `pytest -m browser`."""
+
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dial_server import PAGE, Model, serving
+from dpalign.report.systems import INKS
+
+Opener = Callable[..., AbstractContextManager[Any]]
+
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+
+
+def test_no_text_of_a_model_can_become_html_and_nothing_is_inline() -> None:
+    scripts = "".join((PAGE / name.name).read_text("utf-8") for name in PAGE.iterdir() if name.name.endswith(".js"))
+    page = (PAGE / "index.html").read_text("utf-8")
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
+        assert way not in scripts
+    assert not re.search(r"<style|style=|\son\w+=|<script(?![^>]*\ssrc=)|https?://", page)
+
+
+def test_the_page_has_the_inks_of_the_report() -> None:
+    css = (PAGE / "page.css").read_text("utf-8")
+    for name, colours in INKS.items():
+        assert re.findall(rf"--{name}: (#\w+);", css) == list(colours)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Opener:
+    """Opens the page of a model in a window of its own; any error that the page logs fails the test."""
+
+    @contextmanager
+    def open_page(
+        model: Model, address: str = "", size: tuple[int, int] = (1280, 860), **options: Any
+    ) -> Iterator[Any]:
+        window = chromium.new_context(viewport={"width": size[0], "height": size[1]}, **options)
+        page = window.new_page()
+        page.set_default_timeout(15_000)
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda line: wrong.append(line.text) if "Content Security" in line.text else None)
+        page.goto(f"{model.url}/{address}")
+        if model.key is None and model.dial:
+            page.wait_for_selector("#send:enabled")
+        yield page
+        window.close()
+        assert not wrong
+
+    return open_page
+
+
+def ask(page: Any, question: str) -> None:
+    page.locator("#question").fill(question)
+    page.keyboard.press("Enter")
+
+
+def shown(page: Any, side: str) -> Any:
+    return page.locator(f"article.{side} .text")
+
+
+def whole(page: Any, answers: int = 2) -> None:
+    """Wait until so many answers are there, each with its rewards."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(".rating b")).to_have_count(answers)
+    expect(page.locator("#send")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_both_answers_stream_side_by_side_at_their_own_directions(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    hold = threading.Event()
+    with serving(Model(hold=hold)) as model, opened(model) as page:
+        ask(page, "explain tea.")
+        for side in "AB":  # the first word is there while the server still writes
+            expect(shown(page, side)).to_have_text("tea")
+        expect(page.locator("#stop")).to_be_visible()
+        hold.set()
+        whole(page)
+        expect(shown(page, "A")).to_have_text(re.compile(r"^tea is dark .* in rain\.$"))
+        expect(shown(page, "B")).to_have_text("tea is dark")
+        boxes = [page.locator(f"article.{side}").bounding_box() for side in "AB"]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    asked = sorted(model.preferences(), key=lambda preference: preference["verbosity"])
+    assert asked == [{"helpfulness": 0.707107, "verbosity": -0.707107}, {"helpfulness": 1, "verbosity": 0}]
+    assert {request["seed"] for request in model.requests} == {0}
+
+
+@pytest.mark.browser
+def test_keys_turn_the_dial_and_the_request_follows(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving() as model, opened(model) as page:
+        page.locator("#one").click()
+        handle = page.get_by_role("slider", name="Direction A")
+        handle.focus()
+        for key, angle in {"ArrowLeft": -1, "PageDown": -11, "ArrowUp": -10, "Home": -45, "End": 0}.items():
+            page.keyboard.press(key)
+            expect(handle).to_have_attribute("aria-valuenow", str(angle))
+        for _ in range(3):
+            page.keyboard.press("PageDown")
+        expect(handle).to_have_attribute("aria-valuetext", "\u221230\u00b0: helpfulness*0.87 - verbosity*0.50")
+        ask(page, "explain tea.")
+        whole(page, 1)
+    assert model.preferences() == [{"helpfulness": 0.866025, "verbosity": -0.5}]
+
+
+@pytest.mark.browser
+def test_the_handle_in_use_lies_on_top_and_keeps_the_focus(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving() as model, opened(model, "#a=-10&b=-12") as page:
+        for side in "ABA":
+            page.get_by_role("slider", name=f"Direction {side}").focus()
+            expect(page.get_by_role("slider", name=f"Direction {side}")).to_be_focused()
+            assert page.locator("#arc > .handle").last.get_attribute("aria-label") == f"Direction {side}"
+
+
+@pytest.mark.browser
+def test_a_hand_turns_the_dial(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving() as model, opened(model) as page:
+        knobs = [page.locator(f".handle.{side} .knob").bounding_box() for side in "AB"]
+        a, b = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in knobs]
+        hub = page.locator("#arc .hub").bounding_box()
+        centre = (hub["x"] + hub["width"] / 2, hub["y"] + hub["height"] / 2)
+        radius = a[0] - centre[0]
+        page.mouse.move(*a)
+        page.mouse.down()
+        for angle in (10, 20, 30):  # clockwise, from 0 to -30 degrees
+            page.mouse.move(
+                centre[0] + radius * (1 - (angle / 57.3) ** 2 / 2), centre[1] + radius * (angle / 57.3) * 0.955
+            )
+        page.mouse.up()
+        handle = page.get_by_role("slider", name="Direction A")
+        expect(handle).to_have_attribute("aria-valuenow", re.compile(r"-(29|30)"))
+        expect(page.get_by_role("slider", name="Direction B")).to_have_attribute("aria-valuenow", "-45")
+        page.mouse.click(b[0] - 22, b[1] + 17)  # the arc itself, past B: the nearer handle comes
+        expect(page.get_by_role("slider", name="Direction B")).to_have_attribute("aria-valuenow", re.compile("-5[0-9]"))
+
+
+@pytest.mark.browser
+def test_a_finger_turns_the_dial_and_does_not_scroll_the_page(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving() as model, opened(model, size=(390, 500), has_touch=True, is_mobile=True) as page:
+        box = page.locator(".handle.B .knob").bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        session = page.context.new_cdp_session(page)
+        session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        for step in range(1, 9):  # upwards along the arc
+            point = {"x": x + 3 * step, "y": y - 8 * step}
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        handle = page.get_by_role("slider", name="Direction B")
+        expect(handle).to_have_attribute("aria-valuenow", re.compile(r"^-(1[0-9]|2[0-9])$"))
+        assert page.evaluate("scrollY") == 0
+
+
+@pytest.mark.browser
+def test_beyond_the_trained_range_the_page_warns(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving(Model(warning="-60 degrees lies outside")) as model, opened(model) as page:
+        warning = page.locator(".reading.B .warning")
+        expect(warning).to_be_hidden()
+        page.get_by_role("slider", name="Direction B").focus()
+        page.keyboard.press("PageDown")
+        expect(warning).to_contain_text("Outside the range this model was trained on, \u221245\u00b0 to 0\u00b0")
+        expect(page.locator(".reading.A .warning")).to_be_hidden()
+        expect(page.locator("#front-note")).to_have_text("B not measured there")
+        ask(page, "explain tea.")
+        whole(page)
+        expect(page.locator("article.B .warning")).to_have_text("-60 degrees lies outside")
+        page.get_by_label("Direction B in degrees").fill("170")  # far beyond: the whole circle is drawn
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("slider", name="Direction B")).to_have_attribute(
+            "aria-valuenow", re.compile("-190|170")
+        )
+
+
+@pytest.mark.browser
+def test_the_address_restores_directions_question_and_settings(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving() as model:
+        with opened(model) as page:
+            page.locator("#settings summary").click()
+            page.get_by_label("Seed").fill("7")
+            page.get_by_label("Temperature").fill("0")
+            page.get_by_label("Direction A in degrees").fill("-12.5")
+            ask(page, "is <b>tea</b> & iron = 50% #hot?")
+            whole(page)
+            address = page.evaluate("location.hash")
+        with opened(model, address) as page:
+            expect(page.locator("#question")).to_have_value("is <b>tea</b> & iron = 50% #hot?")
+            expect(page.get_by_label("Direction A in degrees")).to_have_value("-12.5")
+            expect(page.get_by_label("Direction B in degrees")).to_have_value("-45")
+            assert len(model.requests) == 2  # a link asks nothing by itself
+            page.locator("#send").click()
+            whole(page)
+    first, again = model.requests[:2], model.requests[2:]
+    ordered = [sorted(some, key=lambda request: request["preference"]["verbosity"]) for some in (first, again)]
+    assert ordered[0] == ordered[1]
+    assert ordered[0][1]["seed"] == 7
+    assert ordered[0][1]["temperature"] == 0
+    assert ordered[0][1]["preference"] == {"helpfulness": 0.976296, "verbosity": -0.21644}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("objectives", [("helpfulness", "verbosity"), ("helpfulness", "honesty", "verbosity")])
+def test_on_a_phone_nothing_scrolls_sideways(opened: Opener, objectives: tuple[str, ...]) -> None:
+    long = "antidisestablishmentarianism" * 6
+    model = Model(objectives=objectives, arc=None, answer=lambda _: f"{long} and so on")
+    with serving(model), opened(model, size=(320, 640), has_touch=True, is_mobile=True) as page:
+        ask(page, f"what is {long}?")
+        whole(page)
+        page.locator("#settings summary").click()
+        assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [320, 320]
+        boxes = [page.locator(f"article.{side}").bounding_box() for side in "AB"]
+        small = page.evaluate(
+            "[...document.querySelectorAll('button')].filter(b => b.offsetHeight && b.offsetHeight < 40).map(b => b.id)"
+        )
+    assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]  # one column
+    assert small == []
+
+
+@pytest.mark.browser
+def test_an_answer_that_looks_like_html_is_shown_as_text(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    evil = "<img src=x onerror=\"document.title='owned'\"> <script>document.title='owned'</script> <b>bold</b>"
+    with serving(Model(answer=lambda _: evil)) as model, opened(model) as page:
+        ask(page, "<i>explain</i> tea.")
+        whole(page)
+        expect(shown(page, "A")).to_have_text(evil)
+        expect(page.locator(".question")).to_have_text("<i>explain</i> tea.")
+        assert page.locator("#turns img, #turns script, #turns i, .text b").count() == 0
+        assert page.title() == "world \u00b7 dpalign"
+
+
+@pytest.mark.browser
+def test_a_server_with_a_key_asks_for_it_and_the_page_keeps_it_for_the_tab_alone(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving(Model(key="sesame")) as model, opened(model, "#a=-20&q=explain+tea.") as page:
+        expect(page.get_by_label("API key")).to_be_focused()
+        expect(page.locator("#problem")).to_have_text("This server asks for an API key.")
+        page.keyboard.type("guess")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-note")).to_contain_text("refused this key")
+        page.get_by_label("API key").fill("sesame")
+        page.keyboard.press("Enter")
+        expect(page.get_by_label("Direction A in degrees")).to_have_value("-20")
+        expect(page.locator("#problem")).to_be_hidden()
+        page.locator("#send").click()
+        whole(page)
+        model.key = "another"  # a key that is refused later gives the question back
+        ask(page, "explain iron.")
+        expect(page.locator("#problem")).to_be_visible()
+        expect(page.locator("#question")).to_have_value("explain iron.")
+        page.get_by_label("API key").fill("another")
+        page.keyboard.press("Enter")
+        whole(page, 4)
+        assert "sesame" not in page.url
+        kept = page.evaluate("[localStorage.length, document.cookie, sessionStorage.length]")
+    assert kept == [0, "", 1]
+
+
+@pytest.mark.browser
+def test_stop_ends_both_answers_and_frees_the_server(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving(Model(hold=threading.Event())) as model, opened(model) as page:
+        ask(page, "explain tea.")
+        expect(shown(page, "B")).to_have_text("tea")
+        page.locator("#stop").click()
+        for side in "AB":
+            expect(page.locator(f"article.{side} header > span").last).to_have_text("1 word, stopped")
+        expect(page.locator("#send")).to_be_visible()
+        for _ in range(100):
+            if model.gone == 2:
+                break
+            page.wait_for_timeout(50)
+    assert model.gone == 2
+
+
+@pytest.mark.browser
+def test_each_side_goes_on_with_its_own_answer(opened: Opener) -> None:
+    with serving() as model, opened(model) as page:
+        ask(page, "explain tea.")
+        whole(page)
+        ask(page, "and iron?")
+        whole(page, 4)
+    for request in model.requests[2:]:
+        before = next(one for one in model.requests[:2] if one["preference"] == request["preference"])
+        said = model.answer(before)
+        assert [message["content"] for message in request["messages"]] == ["explain tea.", said, "and iron?"]
+
+
+@pytest.mark.browser
+def test_as_the_dial_turns_the_last_question_is_answered_again(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving() as model, opened(model) as page:
+        ask(page, "explain tea.")
+        whole(page)
+        page.locator("#settings summary").click()
+        page.get_by_label("Answer again as the dial turns").check()
+        page.get_by_role("slider", name="Direction B").focus()
+        page.keyboard.press("End")
+        expect(shown(page, "B")).to_have_text(re.compile(r" in rain\.$"))
+        expect(page.locator(".turn")).to_have_count(1)
+    assert len(model.requests) == 4
+
+
+@pytest.mark.browser
+def test_more_objectives_have_sliders_and_zero_is_no_direction(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    model = Model(objectives=("helpfulness", "honesty", "verbosity"), arc=None, front=None)
+    with serving(model), opened(model, "#a=helpfulness:0.5,honesty:0.5,verbosity:-1&sides=1") as page:
+        expect(page.locator("#arc")).to_be_hidden()
+        expect(page.locator("#front")).to_be_hidden()
+        expect(page.locator(".reading.A .formula")).to_have_text(
+            "helpfulness*0.41 + honesty*0.41 - verbosity*0.82", use_inner_text=True
+        )
+        for name in model.objectives:
+            page.get_by_label(f"A: {name}").fill("0")
+        expect(page.locator("#send")).to_be_disabled()
+        expect(page.locator(".reading.A .warning")).to_contain_text("no direction")
+        page.get_by_label("A: honesty").fill("-0.5")
+        ask(page, "explain tea.")
+        whole(page, 1)
+    assert model.preferences() == [{"helpfulness": 0, "honesty": -1, "verbosity": 0}]
+
+
+@pytest.mark.browser
+def test_what_goes_wrong_is_said_where_it_happens(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving(Model(breaks=True, rewards=False)) as model, opened(model) as page:
+        ask(page, "explain tea.")
+        expect(page.locator("article.A .warning")).to_have_text("The answer broke off: the connection was lost.")
+        expect(shown(page, "A")).to_have_text("tea")
+        expect(page.locator(".reward")).to_have_count(0)
+    with serving(Model(dial=False)) as model, opened(model) as page:
+        expect(page.locator("#problem")).to_have_text("not found")
+
+
+@pytest.mark.browser
+def test_the_reader_stays_with_the_end_of_an_answer_or_where_they_scrolled(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving(Model(answer=lambda _: "tea is hot. " * 300, pause=0.002)) as model, opened(model) as page:
+        ask(page, "explain tea at length.")
+        expect(page.locator("article.A header > span").last).to_have_text(re.compile("[3-8][0-9][0-9] words"))
+        page.mouse.move(900, 300)
+        page.mouse.wheel(0, -400)
+        page.wait_for_timeout(150)
+        there = page.evaluate("scrollY")
+        whole(page)
+        assert page.evaluate("scrollY") == there
+        model.pause = 0
+        ask(page, "and again.")
+        whole(page, 4)
+        page.wait_for_timeout(200)
+        ends = [page.locator(selector).bounding_box() for selector in (".turn:last-child article.A", "#ask")]
+    assert ends[0]["y"] + ends[0]["height"] <= ends[1]["y"] + 1
+
+
+@pytest.mark.browser
+def test_on_the_real_server_the_model_reads_what_its_template_writes_at_five_directions(
+    opened: Opener, tmp_path: Path
+) -> None:
+    pytest.importorskip("fastapi", reason="the server needs the extra dpalign[serve]")
+    pytest.importorskip("transformers", reason="a model needs the extra dpalign[train]")
+    from playwright.sync_api import expect
+    from transformers import AutoTokenizer
+
+    import api_server
+
+    folder = api_server.write_policy(tmp_path / "mine")
+    tokens = AutoTokenizer.from_pretrained(folder)
+    angles, read = (0.0, -11.25, -22.5, -33.75, -45.0), []
+    with api_server.serving(folder, reward=True, key="sesame") as running:
+        stream = running.generator.stream
+
+        def noted(prompt: Sequence[int], sampling: Any) -> Any:
+            read.append(list(prompt))
+            return stream(prompt, sampling)
+
+        running.generator.stream = noted
+        with opened(Model(url=running.url, key="sesame"), "#sides=1&max=12") as page:
+            page.get_by_label("API key").fill("sesame")
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#send:enabled")
+            for i, angle in enumerate(angles):
+                page.get_by_label("Direction A in degrees").fill(str(angle))
+                ask(page, "explain fox, tea and iron.")
+                whole(page, i + 1)
+                expect(page.locator(".reward output").first).to_have_text(re.compile(r"^\d+\.\d$"))
+    chat = [{"role": "user", "content": "explain fox, tea and iron."}]
+    expected = [
+        tokens.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, angle=angle) for angle in angles
+    ]
+    assert read == [tokens(text, add_special_tokens=False)["input_ids"] for text in expected]
+    assert "helpfulness*71 verbosity*-71" in expected[-1]
+
+
+def test_the_page_is_installed_with_the_package() -> None:
+    names = {entry.name for entry in PAGE.iterdir()}
+    assert {"index.html", "page.css", "page.js"} <= names
+    linked = set(re.findall(r'(?:src|href)="([\w.]+)"', (PAGE / "index.html").read_text("utf-8")))
+    for name in [name for name in names if name.endswith(".js")]:
+        linked |= set(re.findall(r'from "\./([\w.]+)"', (PAGE / name).read_text("utf-8")))
+    assert {*linked, "index.html"} == names
+    assert all(Path(name).suffix in (".html", ".css", ".js") for name in names)

@@ -1,0 +1,260 @@
+"""What a server withstands: no key, too much, too many, clients that leave, and its own end."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl", reason="needs the extra dpalign[train]")
+pytest.importorskip("fastapi", reason="needs the extra dpalign[serve]")
+pytest.importorskip("openai", reason="needs the extra dpalign[dev]")
+
+import httpx2
+import openai
+
+import api_server
+from api_server import QUESTION, Running
+from dpalign.cli import main
+from dpalign.serving.limits import Limits
+from dpalign.serving.run import LOCAL_NAMES, api_key
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return api_server.write_policy(tmp_path_factory.mktemp("policy") / "model")
+
+
+@pytest.fixture
+def slow(folder: Path) -> Iterator[Running]:
+    """Two rows, one request at a time beside the one that waits, 20 ms a token."""
+    limits = Limits(max_tokens=200, max_n=2, max_concurrent=1, max_queue=1, grace=1)
+    with api_server.serving(folder, limits, rows=2) as server:
+        server.slow_down(0.02)
+        yield server
+
+
+LONG = {"temperature": 2.0, "max_tokens": 200, "seed": 0, "n": 2}
+"""Flat enough to run on: the answers' first ends are far away."""
+
+
+def test_without_the_right_key_there_is_no_answer(folder: Path) -> None:
+    with api_server.serving(folder, key="s3cret") as running:
+        assert running.client("s3cret").models.list().data[0].id == "mine"
+        with pytest.raises(openai.AuthenticationError, match="wrong API key"):
+            running.client("s3cre").chat.completions.create(model="mine", messages=QUESTION)
+        for headers in (
+            {},
+            {"Authorization": "s3cret"},
+            {"Authorization": "Basic s3cret"},
+            {"Authorization": "Bearer"},
+        ):
+            for path in ("/v1/models", "/v1/dial", "/v1/openapi.json", "/metrics"):
+                answer = httpx2.get(running.url + path, headers=headers)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert "s3cret" not in answer.text
+            assert running.post({}, headers=headers).status_code == 401
+        assert httpx2.get(running.url + "/health").status_code == 200
+        assert running.generator.steps == 0
+
+
+def test_a_page_of_another_site_cannot_name_this_machine_and_read(folder: Path) -> None:
+    with api_server.serving(folder, hosts=LOCAL_NAMES) as running:
+        for host, status in (("evil.example", 403), ("127.0.0.1.evil.example:80", 403), ("localhost:1", 200)):
+            assert httpx2.get(running.url + "/health", headers={"Host": host}).status_code == status
+        answer = httpx2.get(running.url + "/health", headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_another_site_may_call_where_it_is_allowed_to(folder: Path) -> None:
+    with api_server.serving(folder, origins=["https://good.example"]) as running:
+        for origin, allowed in (("https://good.example", True), ("https://evil.example", False)):
+            answer = httpx2.get(running.url + "/v1/dial", headers={"Origin": origin})
+            assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+
+
+def test_a_body_above_the_limit_is_refused(folder: Path) -> None:
+    with api_server.serving(folder, Limits(max_body=2000, max_n=8)) as running:
+        assert running.ask(user="x" * 1500, max_tokens=1).status_code == 200
+        answer = running.ask(user="x" * 2000)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+        in_pieces = httpx2.post(f"{running.url}/v1/chat/completions", content=(b"x" * 100 for _ in range(50)))
+        assert in_pieces.status_code == 413
+
+
+def test_a_body_that_does_not_come_is_given_up(folder: Path) -> None:
+    with api_server.serving(folder, Limits(body_seconds=0.2, max_n=8)) as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as line:
+            line.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
+            assert b" 408 " in line.recv(4096)
+
+
+def test_when_the_line_is_full_clients_are_told_when_to_come_back(slow: Running) -> None:
+    """One is answered, one waits, the third is sent away; the other two get their answers."""
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(slow.ask, **LONG)
+        assert slow.settles("dpa_requests_running", 1)
+        second = pool.submit(slow.ask, max_tokens=1)
+        assert slow.settles("dpa_requests_waiting", 1)
+        third = slow.ask()
+        assert (third.status_code, third.json()["error"]["code"]) == (429, "queue_full")
+        assert int(third.headers["retry-after"]) >= 1
+        assert [first.result().status_code, second.result().status_code] == [200, 200]
+    assert slow.metric('dpa_requests_total{code="429"') == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_place_at_once(slow: Running, stream: bool) -> None:
+    """Its two answers of 200 tokens would take 4 s; it leaves after the first, and the next is answered at once."""
+    if stream:
+        events = slow.client().chat.completions.create(model="mine", messages=QUESTION, stream=True, **LONG)
+        next(iter(events))
+        assert slow.generator.load["rows"] == 2
+        events.close()
+    else:
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(
+                f"{slow.url}/v1/chat/completions", json={"model": "mine", "messages": QUESTION} | LONG, timeout=0.2
+            )
+    steps = slow.generator.steps
+    assert slow.settles("dpa_engine_rows", 0, seconds=1.5)
+    assert slow.generator.steps < 100
+    assert slow.ask(max_tokens=1).status_code == 200
+    assert slow.generator.steps <= steps + 30
+    assert slow.settles("dpa_disconnects_total", 1)
+    assert slow.metric("dpa_requests_running") == 0
+
+
+def test_one_who_leaves_while_waiting_leaves_the_line(slow: Running) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(slow.ask, **LONG)
+        assert slow.settles("dpa_requests_running", 1)
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{slow.url}/v1/chat/completions", json={"model": "mine", "messages": QUESTION}, timeout=0.2)
+        assert slow.settles("dpa_requests_waiting", 0, seconds=1)
+        assert first.result().status_code == 200
+
+
+def test_a_server_that_is_told_to_stop_lets_answers_end_and_takes_no_new_ones(folder: Path) -> None:
+    limits = Limits(max_tokens=200, max_n=2, grace=10)
+    with api_server.serving(folder, limits, rows=2) as running:
+        running.slow_down(0.005)
+        with httpx2.Client(base_url=running.url) as kept, ThreadPoolExecutor(1) as pool:
+            kept.get("/health")  # a connection that stays open
+            first = pool.submit(running.ask, **LONG)
+            assert running.settles("dpa_requests_running", 1)
+            running.server.should_exit = True
+            answer = first.result()
+        assert answer.status_code == 200
+        assert len(answer.json()["choices"]) == 2
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(running.url + "/health")
+
+
+def test_answers_that_outlast_the_grace_time_end_with_an_error_in_the_stream(folder: Path) -> None:
+    limits = Limits(max_tokens=200, max_n=2, grace=0.2)
+    with api_server.serving(folder, limits, rows=2) as running:
+        running.slow_down(0.05)
+        events = running.client().chat.completions.create(model="mine", messages=QUESTION, stream=True, **LONG)
+        next(iter(events))
+        running.server.should_exit = True
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(events)
+
+
+def test_requests_tokens_and_times_are_counted(folder: Path) -> None:
+    with api_server.serving(folder) as running:
+        usage = running.ask(n=2, max_tokens=9).json()["usage"]
+        running.ask(n=0)
+        chat = 'route="/v1/chat/completions"'
+        assert running.metric(f'dpa_requests_total{{code="200",{chat}') == 1
+        assert running.metric(f'dpa_requests_total{{code="400",{chat}') == 1
+        assert running.metric("dpa_generated_tokens_total") == usage["completion_tokens"]
+        assert running.metric("dpa_prompt_tokens_total") == usage["prompt_tokens"]
+        assert running.metric("dpa_first_token_seconds_count") == 1
+        assert running.metric(f"dpa_request_seconds_count{{{chat}") == 2
+        assert running.metric("dpa_engine_rows") == running.metric("dpa_requests_waiting") == 0
+
+
+def test_sixteen_clients_at_a_time_get_what_each_would_get_alone(folder: Path) -> None:
+    """With eight rows, so that half of them wait; from threads, streaming and not."""
+    with api_server.serving(folder, rows=8) as running:
+        client = running.client()
+
+        def ask(seed: int) -> str:
+            asked = {"model": f"mine@-{seed}", "messages": QUESTION, "seed": seed, "max_tokens": 60}
+            if seed % 2:
+                return str(client.chat.completions.create(**asked).choices[0].message.content)
+            chunks = client.chat.completions.create(**asked, stream=True)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+        alone = [ask(seed) for seed in range(16)]
+        with ThreadPoolExecutor(16) as pool:
+            assert list(pool.map(ask, range(16))) == alone
+        assert len(set(alone)) > 8
+
+
+def test_dpa_serve_says_where_it_answers_hides_its_key_and_ends_at_sigterm(folder: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("s3cret\n")
+    words = [str(folder), "--name", "mine", "--port", "0", "--api-key-file", str(key), "--access-log", "--max-n", "4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpalign", "serve", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    killer = threading.Timer(120, process.kill)
+    killer.start()
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        found = re.fullmatch(r"mine at (http://127\.0\.0\.1:\d+)\n", said)
+        assert found, said or process.communicate()[1]
+        url = f"{found[1]}/v1/chat/completions"
+        body = {"model": "mine@-30", "messages": QUESTION, "max_tokens": 4}
+        assert httpx2.post(url, json=body).status_code == 401
+        answer = httpx2.post(url, json=body, headers={"Authorization": "Bearer s3cret"})
+        assert answer.json()["usage"]["completion_tokens"] <= 4
+        process.send_signal(signal.SIGTERM)
+        log = "".join(process.communicate())
+    finally:
+        killer.cancel()
+        process.kill()
+    assert process.returncode == 0
+    assert "s3cret" not in log
+    assert "explain fox" not in log
+    assert '"POST /v1/chat/completions HTTP/1.1" 401' in log
+
+
+def test_bad_options_are_said_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "key"
+    empty.write_text("\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words, said in (
+            ([str(tmp_path)], "no config.json here"),
+            ([str(folder), "--max-n", "99"], "--rows 64: fewer than the 99 answers"),
+            ([str(folder), "--max-queue", "-1"], "--max-queue -1: at least 0"),
+            ([str(folder), "--name", "a@b"], "a name without '@'"),
+            ([str(folder), "--api-key-file", str(empty)], "the key must be one word"),
+            ([str(folder), "--port", port], "choose another --port"),
+            ([str(folder), "--sampling.n", "8"], "takes no knobs of a recipe"),
+        ):
+            with pytest.raises(SystemExit) as ended:
+                main(["serve", *words])
+            assert ended.value.code == 2
+            assert said in capsys.readouterr().err
+
+
+def test_the_key_of_the_environment_is_not_left_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPA_API_KEY", " k3y \n")
+    assert api_key(None) == "k3y"
+    assert "DPA_API_KEY" not in os.environ
+    assert api_key(None) is None

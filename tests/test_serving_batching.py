@@ -1,0 +1,194 @@
+"""Answers decoded side by side: the same as alone, from the right distribution, joining and leaving at any step."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("trl", reason="needs the extra dpalign[train]")
+pytest.importorskip("fastapi", reason="needs the extra dpalign[serve]")
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import api_server
+from dpalign.records import user_prompt
+from dpalign.serving.answering import collect
+from dpalign.serving.batching import BatchingGenerator
+from dpalign.serving.decoder import draw_rows, nucleus
+from dpalign.serving.generation import GenerationError, Sampling
+
+QUESTIONS = ("name owl.", "explain fox, tea and iron.", "explain rain, salt, wolf and moon. there is much to say.")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return api_server.write_policy(tmp_path_factory.mktemp("policy") / "model")
+
+
+def run(folder: Path, work: Any, rows: int = 16) -> Any:
+    """What work(generator) returns, on a fresh generator."""
+
+    async def whole() -> Any:
+        generator = BatchingGenerator(str(folder), rows=rows)
+        await generator.start()
+        try:
+            return await asyncio.wait_for(work(generator), 60)
+        finally:
+            await generator.close()
+
+    return asyncio.run(whole())
+
+
+def asked(generator: BatchingGenerator, question: str, sampling: Sampling) -> Coroutine[Any, Any, Any]:
+    async def answers() -> Any:
+        prompt = await generator.prompt_ids(user_prompt(question), {"helpfulness": 0.8, "verbosity": -0.6})
+        return await collect(generator.stream(prompt, sampling), sampling.n)
+
+    return answers()
+
+
+MIXED = [
+    (QUESTIONS[0], Sampling(40, n=3, seed=1)),
+    (QUESTIONS[1], Sampling(60, n=2, seed=2, temperature=0.0)),
+    (QUESTIONS[2], Sampling(30, n=1, seed=3, temperature=1.3, top_p=0.8)),
+    (QUESTIONS[0], Sampling(25, n=4, seed=4, top_p=0.5)),
+    (QUESTIONS[2], Sampling(50, n=5, seed=5, temperature=1.0)),
+    (QUESTIONS[1], Sampling(1, n=1, seed=6)),
+]
+
+
+def test_answers_are_the_same_alone_as_among_others_that_come_and_go(folder: Path) -> None:
+    """Six requests of 16 answers, in 16 rows, in 6 rows where they must wait, in another order, and one at a time."""
+
+    async def together(generator: BatchingGenerator) -> Any:
+        return await asyncio.gather(*(asked(generator, q, s) for q, s in MIXED))
+
+    async def backwards(generator: BatchingGenerator) -> Any:
+        return (await asyncio.gather(*(asked(generator, q, s) for q, s in MIXED[::-1])))[::-1]
+
+    async def alone(generator: BatchingGenerator) -> Any:
+        return [await asked(generator, q, s) for q, s in MIXED]
+
+    answers = run(folder, alone)
+    assert run(folder, together) == answers
+    assert run(folder, together, rows=6) == answers
+    assert run(folder, backwards) == answers
+    assert len({text for drawn in answers for text, _, _ in drawn}) >= 12
+    assert {finish for drawn in answers for _, finish, _ in drawn} == {"stop", "length"}
+
+
+def test_greedy_answers_are_generation_token_for_token(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+
+    async def greedy(generator: BatchingGenerator) -> Any:
+        prompts = [await generator.prompt_ids(user_prompt(q), None) for q in QUESTIONS]
+        answers = await asyncio.gather(
+            *(collect(generator.stream(p, Sampling(40, temperature=0.0)), 1) for p in prompts)
+        )
+        return prompts, answers, generator.decode
+
+    prompts, answers, decode = run(folder, greedy)
+    for prompt, ((text, _, tokens),) in zip(prompts, answers, strict=True):
+        ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=40)[0, len(prompt) :].tolist()
+        assert (text, tokens) == (decode(ids), len(ids))
+
+
+def test_a_prompt_is_read_once_for_all_its_answers_and_no_row_outlives_its_end(folder: Path) -> None:
+    async def counted(generator: BatchingGenerator) -> Any:
+        shapes: list[tuple[int, int]] = []
+        forward = generator.decoder.model.forward
+        generator.decoder.model.forward = lambda *a, **k: (
+            shapes.append(tuple(k["input_ids"].shape)),
+            forward(*a, **k),
+        )[1]
+        answers = await asked(generator, QUESTIONS[0], Sampling(40, n=8, seed=3))
+        return shapes, answers
+
+    shapes, answers = run(folder, counted)
+    assert shapes[0][0] == 1
+    assert shapes[0][1] > 1
+    assert sum(rows for rows, _ in shapes[1:]) == sum(tokens - 1 for *_, tokens in answers)
+    assert len({tokens for *_, tokens in answers}) > 2
+
+
+def test_a_stop_string_ends_an_answer_before_it_and_frees_its_row(folder: Path) -> None:
+    async def both(generator: BatchingGenerator) -> Any:
+        drawn = await asked(generator, QUESTIONS[1], Sampling(60, n=16, seed=8))
+        index = max(range(16), key=lambda i: drawn[i][2])
+        whole, _, tokens = drawn[index]
+        stop = whole[len(whole) // 2 :][:4]
+        again = await asked(generator, QUESTIONS[1], Sampling(60, n=16, seed=8, stop=(stop,)))
+        return whole, tokens, stop, again[index]
+
+    whole, tokens, stop, (text, finish, fewer) = run(folder, both)
+    assert (text, finish) == (whole.partition(stop)[0], "stop")
+    assert 0 < fewer < tokens
+
+
+def test_a_stream_that_is_closed_leaves_the_batch_and_the_line(folder: Path) -> None:
+    async def leave(generator: BatchingGenerator) -> Any:
+        prompt = await generator.prompt_ids(user_prompt(QUESTIONS[1]), None)
+        stay = asyncio.create_task(collect(generator.stream(prompt, Sampling(60, n=1, seed=1)), 1))
+        first = generator.stream(prompt, Sampling(200, n=3, seed=2, temperature=2.0))
+        await anext(first)
+        waiting = asyncio.create_task(anext(generator.stream(prompt, Sampling(200, n=4, seed=3))))
+        await asyncio.sleep(0.01)
+        before = dict(generator.load)
+        waiting.cancel()
+        await first.aclose()
+        answer = await stay
+        while generator.decoding:
+            await asyncio.sleep(0.001)
+        return before, answer, generator.load, generator.steps
+
+    before, answer, load, steps = run(folder, leave, rows=4)
+    assert before["waiting"] == 1
+    assert (load["rows"], load["waiting"]) == (0, 0)
+    assert steps < 150  # nobody drew the 200 tokens of those who left
+    assert answer == run(folder, lambda generator: _plain(generator))
+
+
+async def _plain(generator: BatchingGenerator) -> Any:
+    prompt = await generator.prompt_ids(user_prompt(QUESTIONS[1]), None)
+    return await collect(generator.stream(prompt, Sampling(60, n=1, seed=1)), 1)
+
+
+def test_a_model_that_fails_fails_its_batch_and_goes_on(folder: Path) -> None:
+    async def fail(generator: BatchingGenerator) -> Any:
+        step = generator.decoder.step
+
+        def broken(tokens: Any) -> None:
+            generator.decoder.step = step
+            raise RuntimeError("out of memory")
+
+        generator.decoder.step = broken
+        failed = await asyncio.gather(*(asked(generator, q, Sampling(40)) for q in QUESTIONS), return_exceptions=True)
+        return failed, await asked(generator, QUESTIONS[0], Sampling(40, seed=1))
+
+    failed, answer = run(folder, fail)
+    assert any(isinstance(error, GenerationError) for error in failed)
+    assert answer == run(folder, lambda generator: asked(generator, QUESTIONS[0], Sampling(40, seed=1)))
+
+
+def test_top_p_draws_from_the_likeliest_tokens_that_reach_it() -> None:
+    """Shares 0.5, 0.3, 0.15, 0.05: up to 0.8 takes two tokens, 0.81 three, 0.01 one, in whatever order they stand."""
+    logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]], dtype=torch.float64).log()
+    for top_p, kept in ((0.79, {1, 3}), (0.81, {0, 1, 3}), (0.01, {1}), (0.96, {0, 1, 2, 3})):
+        left = nucleus(logits, torch.tensor([top_p], dtype=torch.float64))
+        assert set(torch.isfinite(left[0]).nonzero().flatten().tolist()) == kept
+    uniforms = (np.arange(1000) + 0.5) / 1000
+    drawn = draw_rows(logits.expand(1000, 4), uniforms, np.ones(1000), np.full(1000, 0.79))
+    assert np.bincount(drawn.numpy(), minlength=4).tolist() == [0, 625, 0, 375]  # 5 : 3
+
+
+def test_each_row_has_its_own_temperature() -> None:
+    """At 0 the likeliest; at 1 its share; at 2 the square roots of the shares: 0.8 : 0.2 becomes 2 : 1."""
+    logits = torch.tensor([[0.8, 0.2]]).log().expand(3000, 2)
+    uniforms = np.tile((np.arange(1000) + 0.5) / 1000, 3)
+    temperatures = np.repeat([0.0, 1.0, 2.0], 1000)
+    drawn = draw_rows(logits, uniforms, temperatures, np.ones(3000)).numpy().reshape(3, 1000)
+    assert [int((row == 0).sum()) for row in drawn] == [1000, 800, 667]
