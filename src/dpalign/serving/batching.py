@@ -1,8 +1,8 @@
 """The generator on transformers: one thread that decodes all answers side by side.
 
-Prompts wait in the order they came and join between two steps, as soon as all their answers have room; an answer that
-is finished, or that nobody waits for any more, leaves before the next step. The event loop hears of a whole step at
-once.
+Prompts wait in the order they came and join between two steps, a few at a time, when all their answers have room; an
+answer that is finished, or that nobody waits for any more, leaves before the next step. The event loop hears of a whole
+step at once.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ from dpalign.serving.prompts import Prompts
 from dpalign.serving.text import AnswerText, Detokenizer
 
 log = logging.getLogger("dpalign.serving")
+
+PATIENCE: Final = 4
+"""Steps between two readings of newcomers while others are decoded: a reading takes about as long as a step."""
+CROWD: Final = 8
+"""Newcomers whose answers are this part of all rows are read at once."""
 
 
 class _Ticket:
@@ -87,7 +93,7 @@ class BatchingGenerator:
         self._context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         self.shared = _Waiting()
         self.decoding: list[_Row] = []
-        self.steps = 0
+        self.steps = self.joined = 0
         self.thread = threading.Thread(target=self._work, name="decoding", daemon=True)
 
     @property
@@ -171,8 +177,11 @@ class BatchingGenerator:
                 self._fail(newcomers, "the model failed on this batch of answers; see the server's log")
 
     def _admitted(self) -> list[_Ticket]:
-        """The next tickets in line whose answers all have room."""
+        """The next tickets in line whose answers all have room, now and then while others are decoded."""
         newcomers: list[_Ticket] = []
+        asked = sum(ticket.sampling.n for ticket in self.shared.tickets)
+        if self.decoding and self.steps < self.joined + PATIENCE and asked * CROWD < self.rows:
+            return newcomers
         room, width = self.rows - len(self.decoding), 0
         while self.shared.tickets and self.shared.tickets[0].sampling.n <= room:
             width = max(width, len(self.shared.tickets[0].prompt))
@@ -185,6 +194,7 @@ class BatchingGenerator:
     def _turn(self, newcomers: Sequence[_Ticket]) -> None:
         """One step: newcomers join, every row draws a token, the finished leave, the others read theirs."""
         if newcomers:
+            self.joined = self.steps
             self.decoder.join([t.prompt for t in newcomers], [t.sampling.n for t in newcomers])
             self.decoding += [self._row(ticket, i) for ticket in newcomers for i in range(ticket.sampling.n)]
         if not self.decoding:
