@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from dpalign.serving.gate import Busy
 from dpalign.serving.generation import GenerationError
-from dpalign.serving.limits import Busy
 
 log = logging.getLogger("dpalign.serving")
 
