@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from dpalign.preference import rng_for
 from dpalign.records import Message
 from dpalign.serving.decoder import Decoder
-from dpalign.serving.generation import Delta, GenerationError, Sampling
+from dpalign.serving.generation import Closing, Delta, GenerationError, Sampling
 from dpalign.serving.prompts import Prompts
 from dpalign.serving.text import AnswerText, Detokenizer
 
@@ -41,7 +41,7 @@ class _Ticket:
         self.cancelled = False
         self.open = sampling.n
         self.pending: list[Delta] = []
-        self.error: str | None = None
+        self.error: GenerationError | None = None
         self.news = asyncio.Event()
 
 
@@ -132,7 +132,7 @@ class BatchingGenerator:
         ticket = _Ticket(prompt, sampling)
         with self.shared.changed:
             if self.shared.closed:
-                raise GenerationError("the server is shutting down")
+                raise Closing
             self.shared.tickets.append(ticket)
             self.shared.changed.notify()
         unfinished = sampling.n
@@ -145,7 +145,7 @@ class BatchingGenerator:
                 if news:
                     yield news
                 if ticket.error is not None:
-                    raise GenerationError(ticket.error)
+                    raise ticket.error
         finally:
             if unfinished:
                 self._cancel(ticket)
@@ -164,7 +164,7 @@ class BatchingGenerator:
             with self.shared.changed:
                 self.shared.changed.wait_for(lambda: self.shared.tickets or self.decoding or self.shared.closed)
                 if self.shared.closed:
-                    self._fail([*self.shared.tickets], "the server is shutting down")
+                    self._fail([*self.shared.tickets], Closing())
                     return
                 if self.shared.cancelled:
                     self.shared.cancelled = False
@@ -174,7 +174,7 @@ class BatchingGenerator:
                 self._turn(newcomers)
             except Exception:
                 log.exception("decoding failed; %d answers are given up", len(self.decoding))
-                self._fail(newcomers, "the model failed on this batch of answers; see the server's log")
+                self._fail(newcomers, GenerationError("the model failed on this batch of answers; see the log"))
 
     def _admitted(self) -> list[_Ticket]:
         """The next tickets in line whose answers all have room, now and then while others are decoded."""
@@ -229,7 +229,7 @@ class BatchingGenerator:
             self.decoder.keep(going)
             self.decoding = [self.decoding[i] for i in going]
 
-    def _fail(self, more: Sequence[_Ticket], why: str) -> None:
+    def _fail(self, more: Sequence[_Ticket], why: GenerationError) -> None:
         """Give up everything that is being decoded, and these tickets."""
         tickets = {id(t): t for t in [*(row.ticket for row in self.decoding), *more]}
         self._keep([])

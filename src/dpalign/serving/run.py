@@ -149,7 +149,7 @@ def open_rewards(arguments: argparse.Namespace, model: Path, contract: "Contract
 
     like_the_policy: RewardTemplate = "world-v1" if contract.template == "world-v1" else "dpa-v1"
     template = arguments.reward_template or contract.reward_template or like_the_policy
-    return Rewards(_reward_folder(source), contract, template)
+    return Rewards(_reward_folder(source), contract, template, arguments.dtype)
 
 
 def open_generator(arguments: argparse.Namespace, model: Path) -> "Generator":
