@@ -22,9 +22,11 @@ import openai
 
 import api_server
 from api_server import QUESTION, Running
-from dpalign.cli import main
+from conftest import MICRO
+from dpalign.cli import main, parser_of
+from dpalign.recipe import load
 from dpalign.serving.limits import Limits
-from dpalign.serving.run import LOCAL_NAMES, api_key
+from dpalign.serving.run import LOCAL_NAMES, api_key, build, limits_of
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +260,15 @@ def test_the_key_of_the_environment_is_not_left_there(monkeypatch: pytest.Monkey
     assert api_key(None) == "k3y"
     assert "DPA_API_KEY" not in os.environ
     assert api_key(None) is None
+
+
+def test_a_runs_folder_is_served_by_its_last_policy_with_the_front_that_it_measured(micro_run: Path) -> None:
+    words = [str(micro_run), "--rows", "4", "--max-n", "4", "--reward", str(micro_run / "reward")]
+    arguments = parser_of("serve").parse_args(words)
+    service = build(arguments, limits_of(arguments))
+    evaluated = load(MICRO).evaluation.directions
+    assert service.name == micro_run.name
+    assert len(service.dial.front) == evaluated
+    assert service.dial.to_json()["arc"] == [-45.0, 0.0]
+    assert service.rewards is not None
+    assert set(service.rewards.named([1.0, 2.0])) == {"helpfulness", "verbosity"}

@@ -15,8 +15,9 @@ from dpalign.preference import Preference, rng_for
 from dpalign.records import Message
 from dpalign.serving.best_of import best_answer, neighbours
 from dpalign.serving.dial import Dial
+from dpalign.serving.gate import Gate
 from dpalign.serving.generation import Delta, Finish, Generator, Sampling
-from dpalign.serving.limits import Gate, Limits
+from dpalign.serving.limits import Limits
 from dpalign.serving.metrics import Metrics
 from dpalign.serving.protocol import ChatRequest, plain_messages
 from dpalign.serving.refusals import Refusal

@@ -1,8 +1,8 @@
 """The generator on transformers: one thread that decodes all answers side by side.
 
-Prompts wait in the order they came and join between two steps, as soon as all their answers have room; an answer that
-is finished, or that nobody waits for any more, leaves before the next step. The event loop hears of a whole step at
-once.
+Prompts wait in the order they came and join between two steps, a few at a time, when all their answers have room; an
+answer that is finished, or that nobody waits for any more, leaves before the next step. The event loop hears of a whole
+step at once.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 import numpy as np
 import torch
@@ -20,11 +21,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from dpalign.preference import rng_for
 from dpalign.records import Message
 from dpalign.serving.decoder import Decoder
-from dpalign.serving.generation import Delta, GenerationError, Sampling
+from dpalign.serving.generation import Closing, Delta, GenerationError, Sampling
 from dpalign.serving.prompts import Prompts
 from dpalign.serving.text import AnswerText, Detokenizer
 
 log = logging.getLogger("dpalign.serving")
+
+PATIENCE: Final = 4
+"""Steps between two readings of newcomers while others are decoded: a reading takes about as long as a step."""
+CROWD: Final = 8
+"""Newcomers whose answers are this part of all rows are read at once."""
 
 
 class _Ticket:
@@ -35,7 +41,7 @@ class _Ticket:
         self.cancelled = False
         self.open = sampling.n
         self.pending: list[Delta] = []
-        self.error: str | None = None
+        self.error: GenerationError | None = None
         self.news = asyncio.Event()
 
 
@@ -87,7 +93,7 @@ class BatchingGenerator:
         self._context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         self.shared = _Waiting()
         self.decoding: list[_Row] = []
-        self.steps = 0
+        self.steps = self.joined = 0
         self.thread = threading.Thread(target=self._work, name="decoding", daemon=True)
 
     @property
@@ -126,7 +132,7 @@ class BatchingGenerator:
         ticket = _Ticket(prompt, sampling)
         with self.shared.changed:
             if self.shared.closed:
-                raise GenerationError("the server is shutting down")
+                raise Closing
             self.shared.tickets.append(ticket)
             self.shared.changed.notify()
         unfinished = sampling.n
@@ -139,7 +145,7 @@ class BatchingGenerator:
                 if news:
                     yield news
                 if ticket.error is not None:
-                    raise GenerationError(ticket.error)
+                    raise ticket.error
         finally:
             if unfinished:
                 self._cancel(ticket)
@@ -158,7 +164,7 @@ class BatchingGenerator:
             with self.shared.changed:
                 self.shared.changed.wait_for(lambda: self.shared.tickets or self.decoding or self.shared.closed)
                 if self.shared.closed:
-                    self._fail([*self.shared.tickets], "the server is shutting down")
+                    self._fail([*self.shared.tickets], Closing())
                     return
                 if self.shared.cancelled:
                     self.shared.cancelled = False
@@ -168,11 +174,14 @@ class BatchingGenerator:
                 self._turn(newcomers)
             except Exception:
                 log.exception("decoding failed; %d answers are given up", len(self.decoding))
-                self._fail(newcomers, "the model failed on this batch of answers; see the server's log")
+                self._fail(newcomers, GenerationError("the model failed on this batch of answers; see the log"))
 
     def _admitted(self) -> list[_Ticket]:
-        """The next tickets in line whose answers all have room."""
+        """The next tickets in line whose answers all have room, now and then while others are decoded."""
         newcomers: list[_Ticket] = []
+        asked = sum(ticket.sampling.n for ticket in self.shared.tickets)
+        if self.decoding and self.steps < self.joined + PATIENCE and asked * CROWD < self.rows:
+            return newcomers
         room, width = self.rows - len(self.decoding), 0
         while self.shared.tickets and self.shared.tickets[0].sampling.n <= room:
             width = max(width, len(self.shared.tickets[0].prompt))
@@ -185,6 +194,7 @@ class BatchingGenerator:
     def _turn(self, newcomers: Sequence[_Ticket]) -> None:
         """One step: newcomers join, every row draws a token, the finished leave, the others read theirs."""
         if newcomers:
+            self.joined = self.steps
             self.decoder.join([t.prompt for t in newcomers], [t.sampling.n for t in newcomers])
             self.decoding += [self._row(ticket, i) for ticket in newcomers for i in range(ticket.sampling.n)]
         if not self.decoding:
@@ -219,7 +229,7 @@ class BatchingGenerator:
             self.decoder.keep(going)
             self.decoding = [self.decoding[i] for i in going]
 
-    def _fail(self, more: Sequence[_Ticket], why: str) -> None:
+    def _fail(self, more: Sequence[_Ticket], why: GenerationError) -> None:
         """Give up everything that is being decoded, and these tickets."""
         tickets = {id(t): t for t in [*(row.ticket for row in self.decoding), *more]}
         self._keep([])

@@ -35,7 +35,7 @@ class Decoder:
         self.cache = DynamicCache()
         self.mask_RT = torch.zeros((0, 0), dtype=torch.long, device=self.model.device)
         self.position_R = torch.zeros(0, dtype=torch.long, device=self.model.device)
-        self.logits_RV = torch.zeros((0, self.model.config.vocab_size), device=self.model.device)
+        self.logits_RV = torch.zeros((0, 0), device=self.model.device)
 
     def __len__(self) -> int:
         return len(self.mask_RT)

@@ -43,6 +43,13 @@ class GenerationError(RuntimeError):
     """The generator failed, or is closing; the request is not at fault."""
 
 
+class Closing(GenerationError):
+    """The generator takes no more prompts, and gives up those that it has."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
 class Generator(Protocol):
     """Answers many prompts at a time."""
 
@@ -59,7 +66,7 @@ class Generator(Protocol):
     async def start(self) -> None: ...
 
     async def close(self) -> None:
-        """End what is running with a `GenerationError`."""
+        """End what is running with a `Closing`."""
         ...
 
     async def prompt_ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:

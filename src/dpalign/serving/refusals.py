@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from dpalign.serving.generation import GenerationError
-from dpalign.serving.limits import Busy
+from dpalign.serving.gate import Busy
+from dpalign.serving.generation import Closing, GenerationError
 
 log = logging.getLogger("dpalign.serving")
 
@@ -56,7 +56,7 @@ def refusal_of(error: Exception) -> Refusal:
             return error
         case Busy():
             return Refusal(429, str(error), code="queue_full", headers={"Retry-After": str(error.retry_after)})
-        case GenerationError() if "shutting down" in str(error):
+        case Closing():
             return closing()
         case GenerationError():
             return Refusal(500, str(error), code="generation_failed")

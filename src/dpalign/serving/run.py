@@ -1,7 +1,6 @@
 """`dpa serve`: the options, the parts put together, and the server's life from its port to its last answer."""
 
 import argparse
-import asyncio
 import contextlib
 import logging
 import os
@@ -150,7 +149,7 @@ def open_rewards(arguments: argparse.Namespace, model: Path, contract: "Contract
 
     like_the_policy: RewardTemplate = "world-v1" if contract.template == "world-v1" else "dpa-v1"
     template = arguments.reward_template or contract.reward_template or like_the_policy
-    return Rewards(_reward_folder(source), contract, template)
+    return Rewards(_reward_folder(source), contract, template, arguments.dtype)
 
 
 def open_generator(arguments: argparse.Namespace, model: Path) -> "Generator":
@@ -194,6 +193,8 @@ def run(guard: "Guard", service: "Service", listening: socket.socket, *, access_
 def server_of(config: "Config", guard: "Guard", service: "Service") -> "Server":
     """A server that says where it answers, takes no new requests once it is told to stop, and then ends what is running
     after the grace time."""
+    import asyncio
+
     import uvicorn
 
     class GracefulServer(uvicorn.Server):
