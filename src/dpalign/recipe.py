@@ -13,6 +13,7 @@ from dpalign import config
 from dpalign.objectives import PAPER_OBJECTIVES, Objective
 from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Simplex, Sphere
 from dpalign.records import HEADS
+from dpalign.scale.knobs import Cluster
 
 WORLD_BASE: Final = Path(__file__).parent / "world" / "base"
 """The base model of the embedded world, installed with the package."""
@@ -422,6 +423,8 @@ class Recipe:
     """Heavy stages run here, or in a process of their own, or in one per GPU."""
     processes: int = 1
     """Processes of torchrun."""
+    cluster: Cluster = field(default_factory=Cluster)
+    """A cluster to sample and score with."""
     model: Model = field(default_factory=Model)
     """Model."""
     pretrain: Pretrain = field(default_factory=Pretrain)
