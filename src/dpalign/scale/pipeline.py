@@ -7,6 +7,7 @@ keeps of its own (`CheckpointConfig`) is not used: it matches rows by their id a
 """
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -125,20 +126,19 @@ def _pipeline(
     import ray.data as data
 
     context = data.DataContext.get_current()
-    context.enable_progress_bars = False
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     blocks = data.from_items([{"shard": index} for index in todo], override_num_blocks=len(todo))
     made = blocks.map_batches(
         ShardActor,
         fn_constructor_kwargs={"order": order, "notes": notes, "retries": cluster.retries},
         batch_size=1,
         batch_format="pyarrow",
-        # One shard at a time an actor: of what is queued at a dead actor nothing waits for its return.
+        # One shard at a time an actor: nothing waits in the queue of one that has died. Ray Data restarts actors and
+        # tries their tasks again without end; it is `Notes` that counts, so that a shard is given up for its own sake.
         compute=data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
         num_cpus=cluster.cpus,
         num_gpus=cluster.gpus,
-        # Without end, since `Notes` counts: a shard is given up by its own deaths, not by those that others caused.
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     for table in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from table.to_pylist()
