@@ -94,7 +94,7 @@ def test_the_papers_plan_has_four_iterations_on_alternating_halves_and_all_of_it
 def test_every_training_of_a_shipped_recipe_splits_its_batch_evenly() -> None:
     for name in SHIPPED:
         recipe = shipped(name)
-        processes = recipe.processes if recipe.launcher == "torchrun" else 1
+        processes = recipe.processes if recipe.launcher in ("torchrun", "accelerate") else 1
         for training in (
             recipe.reward.training,
             recipe.sft,

@@ -8,7 +8,6 @@ Shapes: B rows of a batch, T tokens, H heads, D width, V vocabulary.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +37,13 @@ from dpalign.training.common import (
     RowsByLength,
     arguments,
     export,
+    forget,
     last_checkpoint,
     lora,
     quiet,
+    require_spread,
+    training_dtype,
+    whole_weights,
 )
 
 Normalize = Literal["labels", "rows", "heads"]
@@ -87,7 +90,10 @@ def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         ) -> SequenceClassifierOutput:
             hidden_BTD = self.model(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
             last_B = attention_mask.sum(dim=1) - 1
-            reward_BH = self.score(hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]).float()
+            # In float32 whatever the backbone computes in: bfloat16 would round a reward of 70 to halves.
+            with torch.autocast(input_ids.device.type, enabled=False):
+                last_BD = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B].float()
+                reward_BH = F.linear(last_BD, self.score.weight.float())
             loss = masked_mse(reward_BH, targets, self.normalize)
             if self.lm_loss:
                 head = self.lm_head or self.get_input_embeddings()
@@ -121,7 +127,9 @@ def train_reward_model(
     quiet()
     rows, too_long = _tokenize(rated, len(heads), settings, tokenizer)
     set_seed(seed)
-    model = load_trainable(start, heads, settings, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = training_dtype(dtype, settings.training.lora_rank)
+    model = load_trainable(start, heads, settings, tokenizer, dtype=loaded, trust_remote_code=trust_remote_code)
+    stock = type(model).__mro__[1]
     collate = _collator(tokenizer.pad_token_id)
     if last_checkpoint(resume) is None:
         if torch.cuda.is_available():
@@ -131,23 +139,30 @@ def train_reward_model(
         from peft import get_peft_model
 
         model = get_peft_model(model, lora(settings.training.lora_rank, "SEQ_CLS"))
+        for weight in model.parameters():
+            if weight.requires_grad:  # of the head, too, which is trained in full
+                weight.data = weight.data.float()
     trainer = _Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(resume),
             remove_unused_columns=False,
             label_names=["targets"],
-            **arguments(settings.training, seed),
+            **arguments(settings.training, seed, dtype),
         ),
         train_dataset=Dataset.from_list(rows),
         data_collator=collate,
         callbacks=[ProgressCallback()],
     )
     trainer.remove_callback(PrinterCallback)
+    require_spread(trainer)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(resume))
     trained = trainer.model.merge_and_unload() if settings.training.lora_rank else trainer.model
-    export(_as_stock(trained), tokenizer, output)
-    shutil.rmtree(resume, ignore_errors=True)
+    weights = whole_weights(trainer) or trained.state_dict()
+    trained.__class__, trained.lm_head = stock, None
+    kept = {name: x for name, x in weights.items() if not name.startswith("lm_head.")}
+    export(trained, tokenizer, output, dtype, kept)
+    forget(resume)
     tokens = sum(len(row["input_ids"]) for row in rows)
     return Fitted(
         rows=len(rows),
@@ -189,13 +204,6 @@ def load_trainable(
     model.lm_loss, model.normalize, model.lm_head = settings.lm_loss, settings.normalize, None
     if settings.lm_loss and not model.config.tie_word_embeddings:
         model.lm_head = AutoModelForCausalLM.from_pretrained(start, **loading).get_output_embeddings()
-    return model
-
-
-def _as_stock(model: PreTrainedModel) -> PreTrainedModel:
-    if model.lm_head is not None:
-        del model.lm_head
-    model.__class__ = type(model).__mro__[1]
     return model
 
 

@@ -20,7 +20,7 @@ from dpalign.reward.score import Scorer, load_scorer
 from dpalign.runs import Shard, write_json
 from dpalign.scale.shards import Id, make_shards, named
 from dpalign.stages import Job
-from dpalign.training.common import Fitted, require_weights
+from dpalign.training.common import Fitted, first_process, require_weights
 
 Array = NDArray[np.float64]
 
@@ -35,6 +35,8 @@ def reward(job: Job) -> None:
         _train(job, "train", recipe.seed)
     elif not recipe.reward.checkpoint.startswith("python:") and Path(recipe.reward.checkpoint).exists():
         require_weights(Path(recipe.reward.checkpoint))
+    if not first_process():  # those that train beside it have no part in what follows
+        return
     scorer = open_scorer(recipe, job.out)
     for objective in recipe.objective_list:
         head_indices(objective, scorer.heads)
@@ -45,7 +47,8 @@ def reward(job: Job) -> None:
 def judge(job: Job) -> None:
     """Train a second reward model on prompts that the first has not seen."""
     _train(job, "judge", job.recipe.seed + 1)
-    write_json(job.out / "quality.json", measure(job.recipe, model_scorer(job.recipe, job.out), job.inputs["data"]))
+    if first_process():
+        write_json(job.out / "quality.json", measure(job.recipe, model_scorer(job.recipe, job.out), job.inputs["data"]))
 
 
 def _train(job: Job, part: str, seed: int) -> None:

@@ -8,6 +8,26 @@ NAMED: Final = ("fsdp2", "zero2", "zero3")
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How the processes of a training share a model that is too large for each to hold whole."""
+
+    config: str = ""
+    """launcher = "accelerate": "fsdp2", "zero2" or "zero3", as TRL ships them (ZeRO needs deepspeed installed), or a
+    YAML file of your own. Section 3.1 trains on 8 GPUs and does not say how."""
+    command: str = ""
+    """Start the processes with this instead, on several machines: it must end in `-m dpalign.worker {run} {step}` under
+    torchrun or accelerate, `processes` in all. Each machine must find the run folder at one path (paper silent)."""
+
+    def __post_init__(self) -> None:
+        missing = [word for word in ("{run}", "{step}") if self.command and word not in self.command]
+        if missing:
+            raise ValueError(
+                f"launch.command is {self.command!r}, without {missing[0]}; "
+                "let it end in -m dpalign.worker {run} {step}"
+            )
+
+
+@dataclass(frozen=True)
 class Cluster:
     """Where answers are sampled and scored: here, or by a pool of Ray actors, each with an engine of its own."""
 
