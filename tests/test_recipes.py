@@ -79,7 +79,15 @@ def test_the_papers_recipe_departs_from_the_defaults_only_where_it_says_so() -> 
         assert re.search(rf"^{name.split('.')[-1]} = [^\n]*\n?(\s*#[^\n]*\n)*", text, re.MULTILINE)
         assert f"default {written}" in re.sub(r"\s*\n\s*#\s*", " ", text), name
     assert departing == {
-        *("launcher", "processes", "data.tuning", "evaluation.dpo", "evaluation.reference", "compare.paper_curves"),
+        *(
+            "launcher",
+            "processes",
+            "launch.config",
+            "data.tuning",
+            "evaluation.dpo",
+            "evaluation.reference",
+            "compare.paper_curves",
+        ),
     }
 
 

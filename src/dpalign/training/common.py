@@ -83,6 +83,7 @@ def arguments(training: Training, seed: int, dtype: str) -> dict[str, Any]:
             f"batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x {processes} processes"
         )
     on_gpu = torch.cuda.is_available()
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if dtype == "bfloat16" else "no"  # over launch.config's own
     return {
         "optim": OPTIMIZERS[training.optimizer],
         "learning_rate": training.learning_rate,
@@ -182,6 +183,12 @@ def require_spread(trainer: Trainer) -> None:
         raise ValueError("a LoRA is merged into whole weights: use it with launcher torchrun, without launch.config")
 
 
+def mean_loss(trainer: Trainer, own: float) -> float:
+    """The loss over all processes: what a Trainer reports is the first one's."""
+    found: float = trainer.accelerator.gather(torch.tensor([own], device=trainer.accelerator.device)).mean().item()
+    return found
+
+
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     """The weights of a model that several processes share, gathered by all of them; None where each holds it whole."""
     if trainer.is_fsdp_enabled:
@@ -214,7 +221,14 @@ def export(
         model.config.use_cache = True
         weights = model.state_dict() if state is None else state
         stored = getattr(torch, dtype)
-        cast = {name: x.to(device="cpu", dtype=stored) if x.is_floating_point() else x for name, x in weights.items()}
+        tied = (
+            model.all_tied_weights_keys
+        )  # gathered, they are copies that nothing else tells from weights of their own
+        cast = {
+            name: x.to("cpu", stored if x.is_floating_point() else x.dtype)
+            for name, x in weights.items()
+            if name not in tied
+        }
         model.save_pretrained(beside, state_dict=cast)
         model.config.dtype = dtype
         model.config.save_pretrained(beside)

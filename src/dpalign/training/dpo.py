@@ -30,6 +30,7 @@ from dpalign.training.common import (
     forget,
     last_checkpoint,
     lora,
+    mean_loss,
     quiet,
     require_spread,
     training_dtype,
@@ -185,7 +186,7 @@ def fit(
         state=whole_weights(trainer),
         tokens=math.ceil((trainer.state.epoch or 0.0) * tokens),
         updates=trainer.state.global_step,
-        loss=result.training_loss,
+        loss=mean_loss(trainer, result.training_loss),
     )
 
 

@@ -25,6 +25,7 @@ from dpalign.training.common import (
     forget,
     last_checkpoint,
     lora,
+    mean_loss,
     quiet,
     require_spread,
     training_dtype,
@@ -149,5 +150,5 @@ def fit(
         state=whole_weights(trainer),
         tokens=math.ceil(epochs * sum(len(row["input_ids"]) for row in rows)),
         updates=trainer.state.global_step,
-        loss=result.training_loss,
+        loss=mean_loss(trainer, result.training_loss),
     )
