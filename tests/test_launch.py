@@ -103,13 +103,11 @@ def launched(tmp_path: Path, tiny_folder: Path, *words: str) -> Path:
     rows = [rated(row["messages"][-1]["content"], row["response"], *[50.0] * len(HEADS)) for row in ROWS]
     for folder in ("train", "heldout"):
         write_rows(tmp_path / "data" / folder / "part-00000.parquet", [r | {"source": "x"} for r in rows], RATED)
-    read = recipe.load(MICRO, ["--processes", "2", "--reward.training.micro_batch", "4", *words])
+    read = recipe.load(
+        MICRO, ["--processes", "2", "--reward.training.micro_batch", "4", "--data.world", "false", *words]
+    )
     with runs.Run.open(tmp_path / "run", None, {}) as run:
-        base = tmp_path / "base" / "model"
-        base.parent.mkdir(exist_ok=True)
-        if not base.exists():
-            base.symlink_to(tiny_folder)
-        align.take(read, run, Step("reward", "reward", {"data": tmp_path / "data", "base": tmp_path / "base"}))
+        align.take(read, run, Step("reward", "reward", {"data": tmp_path / "data", "base": tiny_folder.parent}))
     return tmp_path / "run" / "reward"
 
 
