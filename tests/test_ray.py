@@ -19,12 +19,12 @@ from conftest import MICRO
 from dpalign import align, recipe, runs
 from dpalign.ledger import read_ledger
 from dpalign.records import CANDIDATES, HEADS, PROMPTS, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.scale.pipeline import reconcile
+from dpalign.scale.knobs import Cluster
+from dpalign.scale.notes import Notes
+from dpalign.scale.pipeline import joined, reconcile, require_room
 from dpalign.stages import Step
 from dpalign.world.language import THINGS
 from test_scoring import write_classifier
-
-pytestmark = pytest.mark.ray
 
 SMALL = [
     *("--sampling.n", "2", "--sampling.shard", "2", "--sampling.prompts", "0", "--sampling.max_new_tokens", "12"),
@@ -89,6 +89,7 @@ def told(stage: Path) -> dict[str, Any]:
     return {key: ledger[key] for key in ("outputs", "digest", "counts", "tokens", "fingerprint")}  # type: ignore[literal-required]
 
 
+@pytest.mark.ray
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_an_actor_and_then_the_driver_are_killed_and_every_row_is_there_once_with_the_same_bytes(
     tmp_path: Path, data: Path, tiny_folder: Path, alone: Path
@@ -133,6 +134,7 @@ def test_an_actor_and_then_the_driver_are_killed_and_every_row_is_there_once_wit
         assert (run / "sample-2" / shard).stat().st_mtime_ns == times[shard]
 
 
+@pytest.mark.ray
 def test_scores_and_evaluations_come_out_the_same_as_in_one_process(
     tmp_path: Path, data: Path, tiny_folder: Path, local_ray: Any
 ) -> None:
@@ -156,6 +158,7 @@ def test_scores_and_evaluations_come_out_the_same_as_in_one_process(
     assert {"answers", "scores", "truth"} == {file.split("/")[0] for file in shards["here"][3]["outputs"]}
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -200,3 +203,45 @@ def test_a_shard_that_is_lost_or_altered_is_found(tmp_path: Path, alone: Path, d
     with pytest.raises(ValueError, match=r"part-00001\.parquet: this shard is lost; run again to make it"):
         reconcile(folder, work)
     assert pq.read_schema(folder / "part-00000.parquet").names == CANDIDATES.names
+
+
+def test_notes_tell_a_shard_that_kills_from_one_that_was_killed_once() -> None:
+    notes = Notes(actors=2, retries=1)
+    assert notes.begin(7) == (1, "", "")
+    notes.say(7, "OSError: disk full")
+    assert notes.begin(7) == (2, "", "OSError: disk full")
+    assert notes.begin(7) == (3, "", "")  # it died again, and left no word
+    notes.at(7, "owl")
+    assert notes.begin(7) == (4, "owl", "")
+    assert notes.begin(8) == (1, "", "")
+
+
+def test_actors_that_die_without_end_are_told_so_unless_work_gets_done() -> None:
+    notes = Notes(actors=1, retries=0)
+    assert [notes.born() for _ in range(4)] == [""] * 4  # once, and for each attempt at a shard that kills
+    assert notes.born() == "the actors' processes died 4 times with no shard done; out of memory?"
+    notes.done(0)
+    assert notes.born() == ""
+
+
+def test_actors_that_do_not_fit_the_cluster_are_refused() -> None:
+    require_room({"CPU": 8.0, "GPU": 4.0}, Cluster("auto", gpus=1.0), actors=4)
+    with pytest.raises(
+        ValueError, match=r"5 actors of 1 GPU each do not fit a cluster with 4; lower cluster.actors or"
+    ):
+        require_room({"CPU": 8.0, "GPU": 4.0}, Cluster("auto", gpus=1.0), actors=5)
+    with pytest.raises(ValueError, match=r"2 actors of 0.5 GPU each do not fit a cluster with 0; .* cluster.gpus"):
+        require_room({"CPU": 8.0}, Cluster("auto", gpus=0.5), actors=2)
+    with pytest.raises(ValueError, match=r"cluster.actors is 0; a pool needs at least 1"):
+        Cluster("auto", actors=0)
+
+
+def test_a_cluster_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(
+            ValueError, match=r"cluster.address is set, which needs Ray; install it: pip install 'dpalign\[ray\]'"
+        ),
+        joined(Cluster("local"), 1),
+    ):
+        pass
