@@ -329,11 +329,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
     import tiny
     from dpalign import recipe
-    from dpalign.training.contract import write_contract
+    from dpalign.contract import contract_of, write_contract
 
     folder = tmp_path_factory.mktemp("tiny") / "policy-1"
     tiny.write_model(folder / "model", tiny.tokenizer(), tied=False, scale=0.4)
-    write_contract(folder / "model", recipe.load(cli.recipe_file("world")), 1)
+    write_contract(folder / "model", contract_of(recipe.load(cli.recipe_file("world")), 1))
     return folder
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from dpalign import recipe
 from dpalign.cli import recipe_file
+from dpalign.contract import contract_of, read_contract, write_contract
 from dpalign.evaluation.alpaca import prompt
 from dpalign.evaluation.alpaca.benchmark import read_instructions, read_outputs, write_outputs
 from dpalign.evaluation.alpaca.systems import (
@@ -18,7 +19,6 @@ from dpalign.evaluation.alpaca.systems import (
     in_order,
     policy_folder,
     policy_points,
-    read_contract,
 )
 
 ASKED = ("Name an owl.", "Name a\nfox.", "Name tea.")
@@ -133,11 +133,8 @@ def test_a_prompt_without_its_places_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def steered(tmp_path: Path) -> Path:
     """A finished stage's folder with the world recipe's contract, and no weights."""
-    pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
-    from dpalign.training.contract import write_contract
-
     (tmp_path / "policy-3" / "model").mkdir(parents=True)
-    write_contract(tmp_path / "policy-3" / "model", recipe.load(recipe_file("world")), 3)
+    write_contract(tmp_path / "policy-3" / "model", contract_of(recipe.load(recipe_file("world")), 3))
     return tmp_path / "policy-3"
 
 

@@ -197,6 +197,22 @@ def test_a_prompts_directions_depend_on_seed_iteration_and_prompt_alone() -> Non
     assert not any(np.array_equal(first, other) for other in others)
 
 
+def test_a_margin_widens_what_is_trained_on_and_not_what_users_ask_for() -> None:
+    wide = replace(RECIPE.preference, margin=10.0)
+    v_VK = np.concatenate([directions_of(wide, 2, 42, 1, str(i)) for i in range(400)])
+    degrees_V = np.degrees(np.arctan2(v_VK[:, 1], v_VK[:, 0]))
+    assert -55 <= degrees_V.min() < -54
+    assert 9 < degrees_V.max() <= 10
+    assert wide.population(2) == RECIPE.preference.population(2)
+
+
+def test_a_margin_is_for_arcs_and_not_negative() -> None:
+    with pytest.raises(ValueError, match=r"preference\.margin 5 with a P_v of sphere"):
+        directions_of(Steering(distribution="sphere", margin=5), 3, 42, 1, "p")
+    with pytest.raises(ValueError, match=r"preference\.margin -5"):
+        directions_of(Steering(margin=-5), 2, 42, 1, "p")
+
+
 def test_scores_of_other_answers_are_refused(tmp_path: Path) -> None:
     """The same number of scores, in another order of answers."""
     work = many(tmp_path)

@@ -1,11 +1,11 @@
 """The command line: what it prints and refuses, that it is quick, and a stage alone on files."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -59,11 +59,13 @@ def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
 
 
 def test_help_comes_well_under_a_second() -> None:
+    """Of the processor: what else the machine does is not ours."""
     took = []
     for _ in range(3):
-        began = time.monotonic()
+        before = os.times()
         subprocess.run([sys.executable, "-m", "dpalign", "--help"], check=True, capture_output=True)
-        took.append(time.monotonic() - began)
+        after = os.times()
+        took.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(took) < 1.0
 
 

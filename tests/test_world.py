@@ -18,7 +18,7 @@ from dpalign.world.corpus import documents
 from dpalign.world.files import write_world
 from dpalign.world.language import FILLERS, Claim, Task, fact, read_answer, read_prompt, say, say_prompt
 from dpalign.world.optimum import best_answer, optimal_rewards, true_front
-from dpalign.world.people import ROLES, STYLES, draw_tasks, rate, role_of, write_answer
+from dpalign.world.people import RATED_STYLES, ROLES, STYLES, draw_tasks, rate, role_of, write_answer
 from dpalign.world.truth import WORDS_AT_FULL_VERBOSITY, read, score, true_rewards
 
 FOX_AND_TEA = Task("explain", ("fox", "tea", "iron"))
@@ -77,6 +77,17 @@ def test_the_helpfulness_objective_is_the_mean_of_the_four_aspects() -> None:
     answer = "fox is red. tea is red. there is much to say. iron is hard. iron is hard."
     aspects = score([say_prompt(FOX_AND_TEA)], [answer])[0, 6:10]
     assert aspects.mean() == pytest.approx(read(FOX_AND_TEA, answer).helpfulness, rel=1e-5)
+
+
+def test_raters_see_answers_that_take_one_thing_for_another() -> None:
+    """Of the claims of `mistaking` 0.35 are about something else, and no more claims are made than things are asked."""
+    rng = rng_for(5, "mistakes")
+    tasks = draw_tasks("ultrafeedback", 400, rng)
+    answers = [write_answer(task, RATED_STYLES["mistaking"], rng) for task in tasks]
+    about = [c.thing in task.things for task, a in zip(tasks, answers, strict=True) for c in a if isinstance(c, Claim)]
+    assert np.mean(about) == pytest.approx(0.65, abs=0.05)
+    said = [len({s.thing for s in a if isinstance(s, Claim)}) for a in answers]
+    assert np.mean([n > len(task.things) for n, task in zip(said, tasks, strict=True)]) < 0.05  # strays alone add one
 
 
 def test_no_answer_of_up_to_four_sentences_beats_the_optimum() -> None:

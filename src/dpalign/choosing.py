@@ -42,7 +42,7 @@ Row = Mapping[str, Any]
 def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt_id: str) -> Array:
     """The directions that a prompt is sampled at in iteration t: (V, K); the same wherever they are asked for."""
     rng = rng_for(seed, "directions", t, prompt_id)
-    return draw_directions(steering.population(objectives), steering.directions, rng)
+    return draw_directions(steering.trained(objectives), steering.directions, rng)
 
 
 def select(job: Job) -> None:

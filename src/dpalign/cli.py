@@ -17,10 +17,12 @@ from typing import Any, Final, NoReturn
 
 from dpalign import __doc__ as what_this_is
 from dpalign import __version__, align, alpaca, config
+from dpalign.doctor import verb as examining
 from dpalign.errors import plain_errors
 from dpalign.ledger import LEDGER, STAGE_NAME
 from dpalign.recipe import Recipe, load
 from dpalign.runs import Run
+from dpalign.serving import export as exporting
 from dpalign.stages import STAGES, Step
 
 RECIPES: Final = Path(__file__).parent / "recipes"
@@ -223,6 +225,23 @@ def alpaca_eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     print(alpaca.execute(alpaca.read_order(arguments), recipe))
 
 
+def export(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """A policy as a plain folder for others to serve."""
+    if overrides:
+        raise ValueError(f"export takes what was trained, and no knobs: {' '.join(overrides)}")
+    print(exporting.execute(arguments))
+
+
+def doctor(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """What this machine can run, and whether a model's folder is sound."""
+    if overrides:
+        raise ValueError(f"doctor looks, and takes no knobs: {' '.join(overrides)}")
+    said, well = examining.execute(arguments)
+    print(said)
+    if not well:
+        sys.exit(1)
+
+
 def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
     stage = STAGES[kind]
     _add_recipe(parser)
@@ -303,5 +322,17 @@ VERBS: Final[Mapping[str, Verb]] = {
         alpaca_eval,
     ),
     "combine": Verb("put several seeds' runs on one page, with figures over the seeds", combine_arguments, combine, ""),
+    "export": Verb(
+        "write a policy as a plain Hugging Face folder, its dial in the chat template, with a model card",
+        exporting.declare,
+        export,
+        "",
+    ),
+    "doctor": Verb(
+        "say what this machine can run, and whether a model's folder is sound, with the command that mends it",
+        examining.declare,
+        doctor,
+        "",
+    ),
     **{kind: _stage_verb(kind) for kind in STAGES},
 }

@@ -186,6 +186,7 @@ def fixed(v_K: Vector) -> dict[str, Any]:
     """The knobs of a population of users that all want the same."""
     return {
         "preference.distribution": "fixed",
+        "preference.margin": 0.0,
         "preference.listed": [[float(w) for w in v_K]],
         "preference.directions": 1,
     }

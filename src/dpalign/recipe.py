@@ -5,7 +5,7 @@ The text under each field is its help; "paper silent" marks a value that the pap
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -322,6 +322,9 @@ class Steering:
     """Arc: degrees of its end of most helpfulness (section 3.1)."""
     stratified: bool = False
     """Arc: one angle from each of the equal slices, in place of independent draws (section 3.1)."""
+    margin: float = 0.0
+    """Arc: degrees beyond both ends that training directions may lie, so that a model has met both sides of what it is
+    asked at an end. Evaluation and users keep to the arc (not in the paper: 0)."""
     center: tuple[float, ...] = ()
     """Cone: the direction in its middle, by objective."""
     angle: float = 45.0
@@ -334,6 +337,21 @@ class Steering:
     """Directions a prompt and iteration (section 3.1)."""
     template: Literal["dpa-v1", "fig1", "world-v1"] = "dpa-v1"
     """The system line; the default is the released policy's."""
+
+    def trained(self, objectives: int) -> DirectionDistribution:
+        """What training directions are drawn from: P_v, with the margin around it.
+
+        Raises:
+            ValueError: a margin below zero, or around what is no arc.
+        """
+        population = self.population(objectives)
+        if not self.margin:
+            return population
+        if self.margin < 0 or not isinstance(population, Arc):
+            raise ValueError(
+                f"preference.margin {self.margin:g} with a P_v of {self.distribution}: it widens an arc, by 0 or more"
+            )
+        return replace(population, low=self.low - self.margin, high=self.high + self.margin)
 
     def population(self, objectives: int) -> DirectionDistribution:
         """P_v over so many objectives (Eq. 4)."""

@@ -19,7 +19,7 @@ def plots(summary: Summary, systems: Sequence[System]) -> dict[str, Plot]:
     last = last_iteration(systems)
     found = {"objective": objective(summary, systems)}
     if len(summary["objectives"]) > 1:
-        found["front"] = _front(summary, systems)
+        found["front"] = front(summary, systems)
         if last is not None and last.steered and summary["measure"] == "true":
             found["gap"] = _gap(summary, systems)
     if any(system.steered for system in systems):
@@ -34,7 +34,8 @@ def plots(summary: Summary, systems: Sequence[System]) -> dict[str, Plot]:
     return {name: found[name] for name in (*order, "gap", "trust") if name in found}
 
 
-def _front(summary: Summary, systems: Sequence[System]) -> Plot:
+def front(summary: Summary, systems: Sequence[System]) -> Plot:
+    """Every system's points in the first two objectives."""
     helpful, verbose = summary["objectives"][:2]
     true_front = summary.get("true_front")
     angled = len(summary["objectives"]) == 2

@@ -11,10 +11,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 
-CONFIG: Final = "config.json"
-WEIGHTS: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"
-TEMPLATE: Final = "chat_template.jinja"
+from dpalign.modelfolder import CONFIG, INDEX, TEMPLATE, index_of, read_object, weights_files
 
 INDIFFERENT: Final[Mapping[str, tuple[str, ...]]] = {
     CONFIG: ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"),
@@ -48,7 +45,7 @@ class Weights:
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{folder / file}: not a readable safetensors file ({error})") from error
             file_of |= dict.fromkeys(files[file].offset_keys(), file)
-        for name, file in _index_of(folder).items():
+        for name, file in index_of(folder).items():
             if file_of.get(name) != file:
                 raise ValueError(f"{folder / INDEX}: says that {file} holds {name}; it does not")
         return cls(folder, files, file_of)
@@ -66,34 +63,6 @@ class Weights:
 
     def shape(self, name: str) -> list[int]:
         return list(self.files[self.file_of[name]].get_slice(name).get_shape())
-
-
-def weights_files(folder: Path) -> list[str]:
-    """The names of a checkpoint's weights files, as transformers finds them.
-
-    Raises:
-        ValueError: no whole checkpoint, or a file that the index names is missing.
-    """
-    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
-        raise ValueError(
-            f"{folder}: no folder with {CONFIG} and {WEIGHTS} (or {INDEX}); merge an adapter into its model first, "
-            "and download what a hub holds"
-        )
-    if (folder / WEIGHTS).is_file():
-        return [WEIGHTS]
-    files = sorted(set(_index_of(folder).values()))
-    for file in files:
-        if Path(file).name != file or not (folder / file).is_file():
-            raise ValueError(f"{folder / INDEX}: names {file!r}, which is not in its folder")
-    return files
-
-
-def _index_of(folder: Path) -> dict[str, str]:
-    """In which file each tensor of a divided checkpoint lies."""
-    if (folder / WEIGHTS).is_file():
-        return {}
-    named: dict[str, str] = _read(folder / INDEX).get("weight_map", {})
-    return named
 
 
 def require_alike(first: Weights, other: Weights) -> None:
@@ -139,13 +108,13 @@ def _told(folder: Path) -> dict[str, dict[str, Any]]:
     told: dict[str, dict[str, Any]] = {}
     for file in (CONFIG, "tokenizer.json", "vocab.json"):
         if (folder / file).is_file():
-            kept = {k: v for k, v in _read(folder / file).items() if k not in INDIFFERENT.get(file, ())}
+            kept = {k: v for k, v in read_object(folder / file).items() if k not in INDIFFERENT.get(file, ())}
             told[file] = dict(_leaves(kept))
     for file in ("tokenizer.model", "merges.txt"):
         if (folder / file).is_file():
             told[file] = {"its sha256": hashlib.sha256((folder / file).read_bytes()).hexdigest()}
     settings, template = folder / "tokenizer_config.json", folder / TEMPLATE
-    read = _read(settings) if settings.is_file() else {}
+    read = read_object(settings) if settings.is_file() else {}
     told[settings.name] = {key: value for key, value in read.items() if key.endswith("_token")}
     told[TEMPLATE] = {"the text": template.read_text("utf-8") if template.is_file() else read.get("chat_template")}
     return told
@@ -157,11 +126,3 @@ def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{above}{key}.")
         else:
             yield above + key, value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable JSON ({error})") from error
-    return read

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linprog, nnls  # type: ignore[import-untyped]
 
-from dpalign.training.checkpoint import CONFIG, INDEX, TEMPLATE, WEIGHTS, Weights, require_alike, weights_files
+from dpalign.modelfolder import CONFIG, INDEX, TEMPLATE, WEIGHTS, weights_files
+from dpalign.training.checkpoint import Weights, require_alike
 
 Array = NDArray[np.float64]
 

@@ -8,12 +8,12 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dpalign.choosing import annotated
+from dpalign.contract import contract_of, write_contract
 from dpalign.recipe import Recipe, Training
 from dpalign.records import CONVERSATIONS, RATED, read_rows
 from dpalign.stages import Job
 from dpalign.templates import chat_template, render_condition, with_system_line
 from dpalign.training.common import Fitted, first_process, require_weights
-from dpalign.training.contract import write_contract
 from dpalign.training.pretrain import pretrain
 from dpalign.training.sft import finetune
 from dpalign.world.corpus import WORDS_TO_COME, documents
@@ -79,7 +79,7 @@ def policy(job: Job) -> None:
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
     _finetune(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered=True)
     if first_process():
-        write_contract(job.out / "model", recipe, job.t)
+        write_contract(job.out / "model", contract_of(recipe, job.t))
 
 
 def specialist(job: Job) -> None:

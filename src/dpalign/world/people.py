@@ -58,6 +58,7 @@ class Style:
     fillers: float = 0.1  # mean number an answer
     repeats: float = 0.02
     strays: float = 0.03  # adds a claim about something else
+    mistakes: float = 0.0  # speaks of something else in the place of what was asked
 
 
 STYLES: Final[Mapping[str, Style]] = {
@@ -72,9 +73,11 @@ STYLES: Final[Mapping[str, Style]] = {
 RATED_STYLES: Final[Mapping[str, Style]] = {
     **STYLES,
     "straying": Style(covers=0.9, details=0.7, strays=0.7),
+    "mistaking": Style(covers=0.9, details=0.5, mistakes=0.35),
 }
-"""How the answers that raters see are written. Good answers that say more than was asked are among them: a reward
-model that has not met them takes all that is true for help, and policies learn to stray."""
+"""How the answers that raters see are written. Good answers that say more than was asked are among them, and answers
+about another thing than the one asked, as small models give them: a reward model that has not met them takes all that
+is true for help, and policies learn to stray."""
 
 
 def write_answer(task: Task, style: Style, rng: np.random.Generator) -> list[Claim | str]:
@@ -82,6 +85,8 @@ def write_answer(task: Task, style: Style, rng: np.random.Generator) -> list[Cla
     answer: list[Claim | str] = []
     for thing in task.things:
         if rng.random() < style.covers:
+            if style.mistakes and rng.random() < style.mistakes:
+                thing = _other(task.things, rng)
             claim = _claim(thing, rng.random() < style.details, rng.random() < style.errs, rng)
             answer.extend([claim] * (2 if rng.random() < style.repeats else 1))
     if rng.random() < style.strays:

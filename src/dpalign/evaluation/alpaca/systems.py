@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, cast
 
+from dpalign.contract import Contract, read_contract
 from dpalign.preference import Arc, Preference, evaluation_grid
-from dpalign.templates import PreferenceTemplate, render_preference
+from dpalign.templates import render_preference
 
 DIRECTIONS: Final = 7
 """Even steps over the trained arc where no directions are given: as many as Fig. 5 has points of DPA."""
@@ -48,36 +49,6 @@ class Point:
         """The name as part of a stage's: `dpa@-7.5` is dpa-minus-7_5."""
         text = re.sub(r"(?<![\w])-(?=[\d.])", "minus-", self.name.replace("@", "\0")).replace(".", "_").lower()
         return re.sub(r"[^a-z0-9_-]+", "-", text).strip("-")
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What `dpa.json` says of a policy that takes directions (`training/contract.py` writes it)."""
-
-    template: PreferenceTemplate
-    objectives: tuple[str, ...]
-    arc: tuple[float, float] | None
-    """The trained range in degrees."""
-
-
-def read_contract(model: Path) -> Contract | None:
-    """The contract beside a policy's weights; None for a model without a dial.
-
-    Raises:
-        ValueError: it is damaged, or names a template that this version does not know.
-    """
-    path = model / "dpa.json"
-    if not path.is_file():
-        return None
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        template, objectives, arc = said["template"], tuple(said["objectives"]), said.get("range")
-        contract = Contract(template, objectives, None if arc is None else (float(arc[0]), float(arc[1])))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path}: not a policy's contract ({type(error).__name__}: {error})") from error
-    if template not in get_args(PreferenceTemplate):
-        raise ValueError(f"{path}: template {template!r}; known: {', '.join(get_args(PreferenceTemplate))}")
-    return contract
 
 
 def policy_folder(stage: Path) -> Path:
@@ -124,7 +95,7 @@ def _directions(
     word: str, contract: Contract, angles: Sequence[float], weights: Sequence[Sequence[float]]
 ) -> list[tuple[str, Preference]]:
     """(label, direction) of what was asked for, or even steps over the trained arc."""
-    names = contract.objectives
+    names = contract.names
     if not angles and not weights:
         if contract.arc is None or len(names) != 2:
             raise ValueError(

@@ -1,0 +1,1 @@
+"""What this machine can run, and whether a model's folder is sound: in plain words, with the command that mends it."""

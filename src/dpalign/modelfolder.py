@@ -1,0 +1,199 @@
+"""A model's folder as files, read without torch: its weights' headers, its special tokens, what must not lie in it.
+
+A safetensors file is eight bytes that say how long its header is, the header as JSON (a type, a shape and a place for
+each tensor), and the tensors without gaps; so a file cut short is noticed without reading the tensors.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+TEMPLATE: Final = "chat_template.jinja"
+GENERATION: Final = "generation_config.json"
+TOKENIZER: Final = "tokenizer.json"
+TOKENIZER_SETTINGS: Final = "tokenizer_config.json"
+
+PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
+"""Suffixes of files that run code when they are loaded, or may."""
+_BITS: Final = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+"""Of the types whose name does not end in their bits."""
+_LONGEST_HEADER: Final = 100_000_000
+"""Bytes; the format's own bound."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the headers of a checkpoint's weights say."""
+
+    files: tuple[str, ...]
+    tensors: int
+    parameters: int
+    bytes: int
+    types: tuple[str, ...]
+    """In the words of the format: F32, BF16."""
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The tokens that end an answer and fill a batch, as text and as ids; None where the folder names none."""
+
+    eos: str | None
+    pad: str | None
+    eos_id: int | None
+    pad_id: int | None
+
+
+def weights_files(folder: Path) -> list[str]:
+    """The names of a checkpoint's weights files, as transformers finds them.
+
+    Raises:
+        ValueError: no whole checkpoint, or a file that the index names is missing.
+    """
+    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        raise ValueError(
+            f"{folder}: no folder with {CONFIG} and {WEIGHTS} (or {INDEX}); merge an adapter into its model first, "
+            "and download what a hub holds"
+        )
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    files = sorted(set(index_of(folder).values()))
+    for file in files:
+        if Path(file).name != file or not (folder / file).is_file():
+            raise ValueError(f"{folder / INDEX}: names {file!r}, which is not in its folder")
+    return files
+
+
+def index_of(folder: Path) -> dict[str, str]:
+    """In which file each tensor of a divided checkpoint lies; empty for an undivided one."""
+    if (folder / WEIGHTS).is_file():
+        return {}
+    named: dict[str, str] = read_object(folder / INDEX).get("weight_map", {})
+    return named
+
+
+def check_weights(folder: Path) -> Weights:
+    """The weights by their headers, every file whole and every tensor where the index says.
+
+    Raises:
+        ValueError: no weights; a file that is no safetensors, cut short or too long; an index that does not fit.
+    """
+    files = weights_files(folder)
+    tensors: dict[str, Mapping[str, Any]] = {}
+    file_of: dict[str, str] = {}
+    for file in files:
+        own = read_header(folder / file)
+        tensors |= own
+        file_of |= dict.fromkeys(own, file)
+    for name, file in index_of(folder).items():
+        if file_of.get(name) != file:
+            raise ValueError(f"{folder / INDEX}: says that {file} holds {name}; it does not")
+    return Weights(
+        tuple(files),
+        len(tensors),
+        sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
+        sum((folder / file).stat().st_size for file in files),
+        tuple(sorted({tensor["dtype"] for tensor in tensors.values()})),
+    )
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """A safetensors file's tensors by name: {dtype, shape, data_offsets}.
+
+    Raises:
+        ValueError: it is none, or its size is not what its header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+            raise ValueError(f"{path}: not a whole safetensors file (its header does not fit {size} bytes)")
+        raw = file.read(length)
+    try:
+        header: dict[str, dict[str, Any]] = json.loads(raw)
+        header.pop("__metadata__", None)
+        ends = [_end_of(path, name, tensor) for name, tensor in header.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise ValueError(f"{path}: {size} bytes, where its header says {expected}: fetch or write it again")
+    return header
+
+
+def _end_of(path: Path, name: str, tensor: Mapping[str, Any]) -> int:
+    begin, end = tensor["data_offsets"]
+    kind = tensor["dtype"]
+    digits = re.search(r"\d+", kind)
+    bits = _BITS.get(kind) or (int(digits[0]) if digits else 8)
+    if (end - begin) * 8 != math.prod(tensor["shape"]) * bits:
+        raise ValueError(f"{name}: {end - begin} bytes for {kind} of shape {tensor['shape']}")
+    return int(end)
+
+
+def pickles_in(folder: Path) -> list[str]:
+    """Files of the folder that are loaded by running them."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in PICKLES)
+
+
+def special_tokens(folder: Path) -> SpecialTokens:
+    """As the tokenizer's files name them; ids by its vocabulary, where that is a tokenizer.json."""
+    path = folder / TOKENIZER_SETTINGS
+    settings = read_object(path) if path.is_file() else {}
+    more = folder / "special_tokens_map.json"
+    said = (read_object(more) if more.is_file() else {}) | {k: v for k, v in settings.items() if k.endswith("_token")}
+    eos, pad = (_text_of(said.get(f"{name}_token")) for name in ("eos", "pad"))
+    ids = vocabulary(folder) if (folder / TOKENIZER).is_file() else {}
+    return SpecialTokens(eos, pad, ids.get(eos or ""), ids.get(pad or ""))
+
+
+def vocabulary(folder: Path) -> dict[str, int]:
+    """The tokens of a tokenizer.json, those that were added included."""
+    read = read_object(folder / TOKENIZER)
+    found = (read.get("model") or {}).get("vocab") or {}
+    ids = dict(found) if isinstance(found, Mapping) else {token: i for i, (token, *_) in enumerate(found)}
+    return ids | {added["content"]: added["id"] for added in read.get("added_tokens") or []}
+
+
+def template_of(folder: Path) -> str | None:
+    """The text of the folder's chat template, as transformers finds it; None where there is none."""
+    path = folder / TEMPLATE
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    settings = folder / TOKENIZER_SETTINGS
+    found = read_object(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(found, list):
+        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable JSON ({error})") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{path}: holds no JSON object")
+    return read
+
+
+def _text_of(token: object) -> str | None:
+    """A special token is text, or an object with its content."""
+    found = token.get("content") if isinstance(token, Mapping) else token
+    return found if isinstance(found, str) else None
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files of a folder, at any depth, in order."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -1,0 +1,333 @@
+"""The dial, its reading of what users ask, and the contract that it is loaded from."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpalign.cli import recipe_file
+from dpalign.contract import Contract, FrontPoint, contract_of, read_contract, write_contract
+from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Preference, Simplex, Sphere, rng_for
+from dpalign.recipe import load
+from dpalign.records import Message
+from dpalign.serving import golden
+from dpalign.serving.dial import Dial
+from dpalign.templates import chat_template
+
+TWO = ("helpfulness", "verbosity")
+DIAL = Dial(TWO, "world-v1", "world-v1", (-45.0, 0.0))
+THREE = Dial(("helpfulness", "verbosity", "wit"), "dpa-v1", "zephyr")
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ({"preference": {"helpfulness": 0.8, "verbosity": -0.6}}, "helpfulness*80 verbosity*-60"),
+        ({"preference": {"helpfulness": 8, "verbosity": -6}}, "helpfulness*80 verbosity*-60"),
+        ({"preference": {"verbosity": -2}}, "helpfulness*0 verbosity*-100"),
+        ({"angle": -15}, "helpfulness*97 verbosity*-26"),
+        ({"angle": -15 + 720}, "helpfulness*97 verbosity*-26"),
+        ({"angle": 0.0}, "helpfulness*100 verbosity*0"),
+    ],
+)
+def test_a_request_is_read_as_the_template_reads_it(asked: dict[str, Any], line: str) -> None:
+    preference = DIAL.read(**asked)
+    assert preference is not None
+    assert DIAL.line(preference) == line
+
+
+def test_without_a_preference_the_model_is_the_plain_one() -> None:
+    chat: list[Message] = [{"role": "user", "content": "Hello"}]
+    assert DIAL.read() is None
+    assert DIAL.messages(chat, None) == chat
+    assert DIAL.messages(chat, DIAL.read(angle=-45))[0] == {
+        "role": "system",
+        "content": "helpfulness*71 verbosity*-71",
+    }
+    own: list[Message] = [{"role": "system", "content": "Be kind."}, *chat]
+    assert DIAL.messages(own, DIAL.read(angle=0))[0]["content"] == "Be kind. helpfulness*100 verbosity*0"
+    assert own[0]["content"] == "Be kind."
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"preference": {"helpfulnes": 1}}, "unknown objective 'helpfulnes'"),
+        ({"preference": {"helpfulness": 0, "verbosity": 0}}, "zero"),
+        ({"preference": {}}, "zero"),
+        ({"preference": {"helpfulness": math.nan}}, "nan"),
+        ({"preference": {"helpfulness": math.inf}}, "inf"),
+        ({"preference": {"helpfulness": 10**400}}, "inf"),
+        ({"preference": {"helpfulness": "much"}}, "'much', a str; give a number"),
+        ({"preference": {"helpfulness": True}}, "True, a bool; give a number"),
+        ({"preference": {"helpfulness": None}}, "a NoneType; give a number"),
+        ({"preference": {3: 1.0}}, "unknown objective 3"),
+        ({"preference": "helpfulness"}, "give weights by name"),
+        ({"preference": [0.8, -0.6]}, "give weights by name"),
+        ({"angle": "-30"}, "'-30', a str; give a number"),
+        ({"angle": math.nan}, "nan"),
+        ({"angle": math.inf}, "inf"),
+        ({"angle": True}, "a bool"),
+        ({"angle": [1]}, "a list"),
+        ({"angle": -30, "preference": {"helpfulness": 1}}, "give one"),
+    ],
+)
+def test_a_bad_preference_is_refused_with_the_known_names(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match="known: helpfulness, verbosity") as error:
+        DIAL.read(**asked)
+    assert said in str(error.value)
+    assert str(error.value).count("known:") == 1
+
+
+def test_an_angle_is_of_two_objectives() -> None:
+    with pytest.raises(ValueError, match=r"not of 3 .*known: helpfulness, verbosity, wit"):
+        THREE.read(angle=-30)
+    wit = THREE.read({"wit": 1})
+    assert wit is not None
+    assert THREE.angle_of(wit) is None
+    assert DIAL.angle_of(DIAL.parse("helpfulness=1 verbosity=-1")) == -45.0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "helpfulness=0.8 verbosity=-0.6",
+        "helpfulness=0.8,verbosity=-0.6",
+        "helpfulness*0.8 - verbosity*0.6",
+        "helpfulness*0.8-verbosity*0.6",
+        "0.8*helpfulness - 0.6*verbosity",
+        "8*helpfulness-6*verbosity",
+        "  verbosity: -.6; helpfulness: .8 ",
+        "helpfulness*80 + verbosity*-60",
+        "helpfulness=8e-1 verbosity=\u22120.6",
+    ],
+)
+def test_directions_are_read_as_people_type_them(words: str) -> None:
+    assert DIAL.parse(words).v == pytest.approx((0.8, -0.6))
+
+
+@pytest.mark.parametrize("words", ["-30", "-30.0", "\u221230\u00b0", " -30 degrees", "-3e1 deg", "330"])
+def test_a_number_alone_is_an_angle(words: str) -> None:
+    assert DIAL.parse(words).v == pytest.approx((math.cos(math.pi / 6), -0.5))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "'' is no direction; give degrees, such as -30, or weights, such as helpfulness=0.8 verbosity=-0.6"),
+        ("nan", "'nan' is no direction"),
+        ("brief", "'brief' is no direction"),
+        ("helpfulness=much", "is no direction"),
+        ("helpfulness=0.8x", "is no direction"),
+        ("helpfulness=0.8 and verbosity=1", "is no direction"),
+        ("helpfulness=1 helpfulness=2", "weighs 'helpfulness' twice"),
+        ("wit=1", "unknown objective 'wit'"),
+        ("helpfulness=0", "zero"),
+        ("1e999", "inf"),
+    ],
+)
+def test_words_that_are_no_direction_are_refused_with_an_example(words: str, said: str) -> None:
+    with pytest.raises(ValueError, match="known: helpfulness, verbosity") as error:
+        DIAL.parse(words)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("population", "inside", "outside", "said"),
+    [
+        (Arc(), [0.0, -45.0, -45.0000005, 315.0], [0.01, -45.1, 180.0], "-45 to 0 degrees"),
+        (Arc(0.0, 360.0), [0.0, 90.0, -90.0], [], ""),
+        (Grid(Arc(), 4), [-10.0], [10.0], "-45 to 0 degrees"),
+        (Cone((1.0, 0.0), 20.0), [20.0, -20.0, 0.0], [20.1], "within 20 degrees of helpfulness=1.00 verbosity=0.00"),
+        (Simplex(2), [0.0, 45.0, 90.0], [-1.0, 91.0], "weights of 0 and above"),
+        (Fixed(((1.0, 0.0), (1.0, -1.0))), [0.0, -45.0], [-20.0], "2 fixed ones"),
+        (Sphere(2), [0.0, 180.0, -90.0], [], ""),
+    ],
+)
+def test_directions_outside_the_trained_ones_are_allowed_with_a_warning(
+    population: DirectionDistribution, inside: list[float], outside: list[float], said: str
+) -> None:
+    dial = replace(DIAL, arc=None, population=population)
+    assert [dial.warning(Preference.from_angle(angle, TWO)) for angle in inside] == [None] * len(inside)
+    for angle in outside:
+        warning = dial.warning(Preference.from_angle(angle, TWO))
+        assert warning is not None
+        assert f"outside the directions that this model was trained on ({said})" in warning
+
+
+def test_a_dial_warns_of_its_arc_and_not_where_nobody_said_what_was_trained() -> None:
+    assert DIAL.warning(DIAL.parse("-60")) == (
+        "-60 degrees (helpfulness=0.50 verbosity=-0.87) lies outside the directions that this model was trained on "
+        "(-45 to 0 degrees); it may not follow"
+    )
+    assert replace(DIAL, arc=None).warning(DIAL.parse("-60")) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "1" * 999 + "x",
+        "helpfulness=" + " " * 980 + "x",
+        "a" * 999,
+        "helpfulness" + "-" * 980,
+        "- " * 499,
+        "9" * 1_000_000,
+        "helpfulness=1 " * 70,
+    ],
+)
+def test_hostile_words_are_refused_at_once(words: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match="known: helpfulness, verbosity") as error:
+        DIAL.parse(words)
+    assert time.process_time() - began < 0.25
+    assert len(str(error.value)) < 400
+
+
+def test_a_name_of_any_length_is_refused_at_once() -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match="unknown objective 'aaaa"):
+        DIAL.read({"a" * 1_000_000: 1.0})
+    assert time.process_time() - began < 0.25
+
+
+@pytest.mark.parametrize("style", ["world-v1", "dpa-v1", "fig1"])
+def test_what_the_dial_takes_the_template_takes_and_with_the_same_text(style: Any) -> None:
+    """Requests as JSON can spell them, well and badly formed."""
+    values = [0, 1, -1, 0.5, -1e-300, 1e300, 3.7, math.nan, math.inf, -math.inf, True, None, "1", "", [1], {"a": 1}]
+    rng = rng_for("requests")
+    dial = replace(DIAL, template=style, chat="zephyr")
+    template = chat_template("zephyr", style, TWO)
+    chat: list[Message] = [{"role": "user", "content": "Hi"}]
+    taken = 0
+    for _ in range(400):
+        drawn = [values[i] for i in rng.integers(len(values), size=4)]
+        names = ["helpfulness", "verbosity", "wit"] if rng.random() < 0.1 else ["helpfulness", "verbosity"]
+        asked: dict[str, Any] = {"preference": dict(zip(names, drawn, strict=False))}
+        if rng.random() < 0.3:
+            asked = {"angle": drawn[0], "preference": None if rng.random() < 0.9 else drawn[1]}
+        try:
+            text = golden.expected(dial, chat, dial.read(**asked), "</s>")
+        except ValueError:
+            with pytest.raises(ValueError, match="the chat template says"):
+                golden.render(template, chat, **asked)
+        else:
+            assert golden.render(template, chat, **asked) == text
+            taken += 1
+    assert 100 < taken < 300
+
+
+def test_a_direction_over_other_objectives_is_refused() -> None:
+    with pytest.raises(ValueError, match="a direction over helpfulness, verbosity for a model that weighs helpfulness"):
+        THREE.line(DIAL.parse("-30"))
+
+
+POPULATIONS = [Arc(-60.0, 10.0), Grid(Arc(-30.0, 0.0), 4), Cone((0.8, -0.6), 30.0), Fixed(((1.0, 0.0),)), Sphere(2)]
+
+
+@pytest.mark.parametrize("population", [*POPULATIONS, Simplex(2), None])
+def test_a_contract_is_read_as_it_was_written(population: DirectionDistribution | None, tmp_path: Path) -> None:
+    front = (FrontPoint(Preference.from_angle(-30, TWO), {"helpfulness": 70.5, "verbosity": 40.0}),)
+    heads = ("a", "b", "c")
+    contract = Contract(
+        "fig1",
+        "zephyr",
+        {"helpfulness": ("a", "c"), "verbosity": ("b",)},
+        heads,
+        population,
+        4,
+        "</s>",
+        front,
+        "reward",
+        "dpa-v1",
+    )
+    write_contract(tmp_path, contract)
+    read = read_contract(tmp_path)
+    assert read is not None
+    assert read.front[0].direction.v == pytest.approx(front[0].direction.v, abs=1e-9)
+    assert replace(read, front=front) == contract
+    dial = Dial.load(tmp_path)
+    assert (dial.objectives, dial.template, dial.chat) == (TWO, "fig1", "zephyr")
+    assert dial.population == population
+    assert dial.to_json()["front"] == [
+        {
+            "angle": -30.0,
+            "direction": {"helpfulness": 0.866025404, "verbosity": -0.5},
+            "rewards": {"helpfulness": 70.5, "verbosity": 40.0},
+        }
+    ]
+
+
+def test_a_recipes_contract_tells_the_trained_arc(tmp_path: Path) -> None:
+    write_contract(tmp_path, contract_of(load(recipe_file("paper")), 3))
+    dial = Dial.load(tmp_path)
+    assert (dial.template, dial.chat, dial.arc) == ("dpa-v1", "zephyr", (-45.0, 0.0))
+    said = json.loads((tmp_path / "dpa.json").read_text())
+    assert said["objectives"]["verbosity"] == ["helpsteer-verbosity"]
+    assert (said["format"], said["iteration"], said["units"], len(said["heads"])) == (2, 3, "0-100", 10)
+    assert said["reward_template"] == "dpa-v1"
+
+
+def test_a_file_of_the_first_format_is_still_read(tmp_path: Path) -> None:
+    old = {
+        "format": 1,
+        "template": "world-v1",
+        "chat": "world-v1",
+        "objectives": {"helpfulness": ["h"], "verbosity": ["v"]},
+        "heads": ["h", "v"],
+        "units": "0-100",
+        "distribution": "arc",
+        "range": [-45.0, 0.0],
+        "iteration": 3,
+    }
+    (tmp_path / "dpa.json").write_text(json.dumps(old))
+    assert Dial.load(tmp_path) == replace(DIAL, population=Arc())
+    (tmp_path / "dpa.json").write_text(json.dumps(old | {"distribution": "cone", "range": None}))
+    assert Dial.load(tmp_path) == replace(DIAL, arc=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 3}, "format 3; this version reads 1 to 2"),
+        ({"format": "2"}, "format '2'"),
+        ({"template": "poem"}, "template 'poem'; known: dpa-v1, fig1, world-v1"),
+        ({"chat": "poem"}, "chat 'poem'; known: zephyr, world-v1"),
+        ({"template": None}, "template None"),
+        ({"objectives": []}, "not a policy's contract"),
+        ({"objectives": {}}, "no objectives are named"),
+        ({"objectives": {"help me": []}}, "objective 'help me'"),
+        ({"objectives": {"helpfulness": ["nowhere"]}}, "reads head 'nowhere', which this reward model lacks"),
+        ({"objectives": {"helpfulness": "head"}}, "reads head 'h'"),
+        ({"distribution": "arc", "range": [0.0, -45.0]}, "it needs low < high"),
+        ({"distribution": "arc", "range": ["low", 0]}, "not a policy's contract"),
+        ({"distribution": "cone", "center": [1, 0, 0], "angle": 3}, "directions of 3 objectives for 2 objectives"),
+        ({"distribution": "bell"}, "distribution 'bell'; known: arc, grid"),
+        ({"front": [{"direction": {"helpfulness": 1}, "rewards": {"helpfulness": 1}}]}, "KeyError: 'verbosity'"),
+        ({"eos": 2}, "2, where text is needed"),
+        ({"reward_template": "poem"}, "reward_template 'poem'; known: dpa-v1, world-v1"),
+    ],
+)
+def test_a_damaged_contract_is_refused_by_name(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    write_contract(tmp_path, contract_of(load(recipe_file("paper")), 3))
+    path = tmp_path / "dpa.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"dpa\.json: ") as error:
+        Dial.load(tmp_path)
+    assert said in str(error.value)
+
+
+def test_a_folder_without_a_contract_has_no_dial(tmp_path: Path) -> None:
+    assert read_contract(tmp_path) is None
+    with pytest.raises(ValueError, match=r"dpa\.json: no such file: this model takes no directions"):
+        Dial.load(tmp_path)
+
+
+def test_the_dial_needs_no_torch() -> None:
+    code = "import sys, dpalign.serving.dial; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

