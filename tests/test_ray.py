@@ -69,7 +69,7 @@ def local_ray() -> Iterator[Any]:
     os.environ["PYTHONPATH"] = before
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 280.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"
