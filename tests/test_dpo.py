@@ -137,7 +137,7 @@ def one_update(
     step = register_optimizer_step_pre_hook(before_step)
     rows = list(tokenize_pairs(ROWS, tokens))
     try:
-        run = dpo.fit(model, rows, settings, tokenizer=tokens, seed=1, resume=scratch)
+        run = dpo.fit(model, rows, settings, tokenizer=tokens, dtype="float32", seed=1, resume=scratch)
     finally:
         forward.remove()
         step.remove()
@@ -223,7 +223,7 @@ def test_the_optimizer_and_a_share_of_warm_up_are_the_recipes(tiny_folder: Path,
     assert optimizer is torch.optim.RMSprop
     assert Recipe("test").dpo.training.optimizer == "rmsprop"
     for warmup, updates in ((20, 20), (0.1, 30), (0, 0)):
-        given = arguments(Training(warmup_steps=warmup), seed=0)
+        given = arguments(Training(warmup_steps=warmup), seed=0, dtype="float32")
         assert trl.DPOConfig("x", **given).get_warmup_steps(300) == updates
 
 

@@ -79,7 +79,15 @@ def test_the_papers_recipe_departs_from_the_defaults_only_where_it_says_so() -> 
         assert re.search(rf"^{name.split('.')[-1]} = [^\n]*\n?(\s*#[^\n]*\n)*", text, re.MULTILINE)
         assert f"default {written}" in re.sub(r"\s*\n\s*#\s*", " ", text), name
     assert departing == {
-        *("launcher", "processes", "data.tuning", "evaluation.dpo", "evaluation.reference", "compare.paper_curves"),
+        *(
+            "launcher",
+            "processes",
+            "launch.config",
+            "data.tuning",
+            "evaluation.dpo",
+            "evaluation.reference",
+            "compare.paper_curves",
+        ),
     }
 
 
@@ -94,7 +102,7 @@ def test_the_papers_plan_has_four_iterations_on_alternating_halves_and_all_of_it
 def test_every_training_of_a_shipped_recipe_splits_its_batch_evenly() -> None:
     for name in SHIPPED:
         recipe = shipped(name)
-        processes = recipe.processes if recipe.launcher == "torchrun" else 1
+        processes = recipe.processes if recipe.launcher in ("torchrun", "accelerate") else 1
         for training in (
             recipe.reward.training,
             recipe.sft,

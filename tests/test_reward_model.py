@@ -116,7 +116,7 @@ def test_one_forward_has_both_losses(
     """The stock classifier's squared error plus lm_loss times the stock language model's cross-entropy."""
     start = tiny_folder if tied else untied_folder
     model = trainable(start, with_training(lm_loss=0.3), tokens).eval()
-    assert (model.lm_head is None) == tied
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
     rows, _ = reward_model._tokenize(RATED, len(HEADS), SETTINGS, tokens)
     batch = reward_model._collator(tokens.pad_token_id)(rows)
     with torch.inference_mode():

@@ -103,11 +103,11 @@ def test_rows_over_the_context_are_left_out_and_counted(
 
 
 def test_a_batch_that_micro_batches_do_not_fill_is_refused() -> None:
-    assert arguments(Training(batch=8, micro_batch=4), seed=0)["gradient_accumulation_steps"] == 2
+    assert arguments(Training(batch=8, micro_batch=4), seed=0, dtype="float32")["gradient_accumulation_steps"] == 2
     with pytest.raises(ValueError, match="batch 10 is not a multiple of micro_batch 4 x 1 processes"):
-        arguments(Training(batch=10, micro_batch=4), seed=0)
+        arguments(Training(batch=10, micro_batch=4), seed=0, dtype="float32")
     with pytest.raises(ValueError, match="batch 2 is not a multiple of micro_batch 4"):
-        arguments(Training(batch=2, micro_batch=4), seed=0)
+        arguments(Training(batch=2, micro_batch=4), seed=0, dtype="float32")
 
 
 # Packing
@@ -137,7 +137,7 @@ def one_update(
     forward = model.register_forward_pre_hook(before_forward, with_kwargs=True)
     step = register_optimizer_step_pre_hook(before_step)
     try:
-        run = fit(model, rows, training, tokenizer=tokens, seed=1, resume=scratch)
+        run = fit(model, rows, training, tokenizer=tokens, dtype="float32", seed=1, resume=scratch)
     finally:
         forward.remove()
         step.remove()

@@ -210,7 +210,7 @@ def knobs_of(recipe: Recipe, step: Step) -> dict[str, object]:
 
 def processes_of(recipe: Recipe, step: Step) -> int:
     """In how many processes a step runs at once."""
-    return recipe.processes if recipe.launcher == "torchrun" and step.stage.several else 1
+    return recipe.processes if recipe.launcher in ("torchrun", "accelerate") and step.stage.several else 1
 
 
 def order_of(work: runs.Work) -> Path:

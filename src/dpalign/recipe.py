@@ -13,6 +13,7 @@ from dpalign import config
 from dpalign.objectives import PAPER_OBJECTIVES, Objective
 from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Simplex, Sphere
 from dpalign.records import HEADS
+from dpalign.scale.knobs import Cluster, Launch
 
 WORLD_BASE: Final = Path(__file__).parent / "world" / "base"
 """The base model of the embedded world, installed with the package."""
@@ -28,7 +29,8 @@ class Model:
     chat: Literal["zephyr", "world-v1"] = "zephyr"
     """The chat template of every policy (the released checkpoints' own)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Weights in training and sampling (paper silent; bfloat16 as in Zephyr's recipe)."""
+    """Weights as stored, sampled and scored with (paper silent; bfloat16 as in Zephyr's recipe). In training they are
+    float32 and computed with in this type: AdamW's steps of 1e-5 are lost in bfloat16 weights."""
     trust_remote_code: bool = False
     """Run code that a hub repository ships; never needed for the paper's models."""
 
@@ -436,10 +438,14 @@ class Recipe:
     """Each fine-tuning starts from SFT, not from the last policy (section 3.1)."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch. Results are equal bytes only at equal threads."""
-    launcher: Literal["inprocess", "process", "torchrun"] = "process"
-    """Heavy stages run here, or in a process of their own, or in one per GPU."""
+    launcher: Literal["inprocess", "process", "torchrun", "accelerate"] = "process"
+    """Heavy stages run here, or in a process of their own; torchrun and accelerate train in one per GPU."""
     processes: int = 1
-    """Processes of torchrun."""
+    """Processes of torchrun or accelerate, over all machines."""
+    launch: Launch = field(default_factory=Launch)
+    """How they share a model."""
+    cluster: Cluster = field(default_factory=Cluster)
+    """A cluster to sample and score with."""
     model: Model = field(default_factory=Model)
     """Model."""
     pretrain: Pretrain = field(default_factory=Pretrain)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,18 +93,29 @@ def shards(
     A shard is finished when its file stands and its tally is kept, which happens when the next one is asked for.
     """
     mine = range(rank, count, world)
-    todo = [
-        i for i in mine if not (_tally_path(folder, name.format(i)).is_file() and (folder / name.format(i)).is_file())
-    ]
+    todo = unfinished(folder, mine, name)
     progress = Progress(f"{folder.stem}, shards", len(mine), len(mine) - len(todo))
     for index in todo:
         shard = Shard(index, folder / name.format(index), Tally())
         shard.path.parent.mkdir(parents=True, exist_ok=True)
         yield shard
-        assert shard.path.is_file(), f"{shard.path} was not written"
-        write_json(_tally_path(folder, name.format(index)), vars(shard.tally))
+        keep_tally(folder, name.format(index), shard.tally)
         if rank == 0:
             progress.update(progress.done + 1)
+
+
+def unfinished(folder: Path, indices: Iterable[int], name: str) -> list[int]:
+    """Of some of a folder's shards those that are still to be made."""
+    names = {index: name.format(index) for index in indices}
+    return [
+        i for i, shard in names.items() if not (_tally_path(folder, shard).is_file() and (folder / shard).is_file())
+    ]
+
+
+def keep_tally(folder: Path, shard: str, tally: Tally) -> None:
+    """Keep what a shard took: it is finished with that, its file written before."""
+    assert (folder / shard).is_file(), f"{folder / shard} was not written"
+    write_json(_tally_path(folder, shard), vars(tally))
 
 
 def _tally_path(folder: Path, shard: str) -> Path:

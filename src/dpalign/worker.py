@@ -2,7 +2,7 @@
 
 The run holds the lock, keeps the clock and writes the ledger. The worker reads its order (the recipe and the step)
 in RUN/STEP.partial/.stage, does the work there, and leaves beside it what it counted. It ends when the run ends,
-however that ends. Where the recipe wants several processes it starts torchrun, whose processes are workers too.
+however that ends. Where the recipe wants several processes it starts them (`scale/launch.py`): they are workers too.
 """
 
 import json
@@ -18,6 +18,7 @@ from dpalign.align import order_of, perform, processes_of
 from dpalign.errors import plain_errors
 from dpalign.recipe import Recipe
 from dpalign.runs import Run, holder
+from dpalign.scale.launch import LAUNCHED, launch
 from dpalign.stages import Step
 
 WATCH_SECONDS = 0.5
@@ -30,6 +31,11 @@ def main(run_folder: str, name: str) -> None:
     with plain_errors(name):
         parent = os.getppid()
         rank = os.environ.get("LOCAL_RANK")  # torchrun's
+        if rank is None and LAUNCHED in os.environ:
+            raise ValueError(
+                f"{os.environ[LAUNCHED]} processes were asked for, and accelerate started one: its configuration is "
+                "for one GPU or for a CPU; give one for several GPUs, or use torchrun"
+            )
         if rank is None and holder(folder) != parent:
             raise ValueError(f"{folder}: no run that waits for this worker; `dpa run` starts its own")
         end_with(parent)
@@ -38,7 +44,7 @@ def main(run_folder: str, name: str) -> None:
         recipe, step = config.from_mapping(Recipe, order["recipe"]), Step(**order["step"])
         processes = processes_of(recipe, step)
         if rank is None and processes > 1:
-            sys.exit(torchrun(processes, run_folder, name))
+            sys.exit(launch(recipe, processes, run_folder, name))
         if os.environ.get("WORLD_SIZE", "1") != str(processes):
             raise ValueError(
                 f"{processes} processes were asked for, and WORLD_SIZE is {os.environ.get('WORLD_SIZE', 1)}"
@@ -57,22 +63,6 @@ def end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def torchrun(processes: int, run_folder: str, name: str) -> int:
-    """The exit code of so many workers on this machine: that of the first to fail."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main as launch
-
-    try:
-        launch(["--standalone", "--nproc_per_node", str(processes), "-m", "dpalign.worker", run_folder, name])
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 1
-    except SignalException as ended:  # its processes have ended too
-        return 128 + ended.sigval
-    return 0
 
 
 if __name__ == "__main__":

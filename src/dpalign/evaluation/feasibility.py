@@ -45,7 +45,7 @@ def feasibility(job: Job) -> None:
         rows = draw(
             engine,
             recipe,
-            [(prompt, conditions) for prompt in part_of(recipe, prompts, shard)],
+            [(prompt, conditions) for prompt in part_of(recipe, prompts, shard.index)],
             settings.samples,
             recipe.evaluation.temperature,
             key=(recipe.seed, "feasibility"),

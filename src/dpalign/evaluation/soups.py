@@ -106,7 +106,7 @@ def _draw_mixture(job: Job, experts: Sequence[Path], v: int, v_K: Array, w_E: Ar
         rows = draw(
             engine,
             recipe,
-            [(prompt, [condition]) for prompt in part_of(recipe, prompts, shard)],
+            [(prompt, [condition]) for prompt in part_of(recipe, prompts, shard.index)],
             settings.samples,
             settings.temperature,
             key=(recipe.seed, "evaluate"),

@@ -1,6 +1,6 @@
 """The evaluation stage: section 3.2's protocol for one system."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,19 @@ from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows, write_rows
 from dpalign.reward.score import FunctionScorer, Scorer
 from dpalign.reward.stages import model_scorer, open_scorer, scored_rows
-from dpalign.runs import Shard
+from dpalign.runs import Shard, Tally
 from dpalign.sampling.engine import Reader
 from dpalign.sampling.stages import (
     PLAIN,
     Condition,
     draw,
     open_engine,
+    open_reader,
     reward_targets,
     target_conditions,
     within_limit,
 )
+from dpalign.scale.shards import Id, make_shards, named
 from dpalign.stages import Job
 from dpalign.training.stages import model_folder
 
@@ -33,33 +35,58 @@ Row = dict[str, Any]
 
 def evaluate(job: Job) -> None:
     """Sample a system on the validation prompts; score the answers by the reward model, the judge and the truth."""
-    recipe, settings = job.recipe, job.recipe.evaluation
-    policy = model_folder(job.inputs["policy"]) if "policy" in job.inputs else settings.dpo
-    engine = open_engine(recipe, policy)
-    prompts = evaluation_prompts(job, engine)
-    scorers = open_scorers(job)
-    best_of_n = job.condition == "best-of-n"
-    conditions = [] if best_of_n else conditions_of(job)
-    for shard in job.work.shards(shards_of(recipe, prompts), "answers/part-{:05d}.parquet"):
-        part = part_of(recipe, prompts, shard)
-        if best_of_n:
+    make_shards(job, Evaluating)
+
+
+class Evaluating:
+    """The evaluation of a system as shards of prompts."""
+
+    name = "answers/part-{:05d}.parquet"
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.policy = model_folder(job.inputs["policy"]) if "policy" in job.inputs else job.recipe.evaluation.dpo
+        self.prompts = evaluation_prompts(job, open_reader(job.recipe, self.policy))
+        self.count = shards_of(job.recipe, self.prompts)
+        self.best_of_n = job.condition == "best-of-n"
+        self.conditions = [] if self.best_of_n else conditions_of(job)
+
+    def open(self) -> None:
+        self.engine = open_engine(self.job.recipe, self.policy)
+        self.scorers = open_scorers(self.job)
+
+    def make(self, shard: Shard) -> None:
+        rows, scored = self._rows(part_of(self.job.recipe, self.prompts, shard.index), shard.tally)
+        write_scored(self.job, shard, rows, self.scorers, scored)
+
+    def one_by_one(self, index: int) -> Iterator[str]:
+        for prompt in part_of(self.job.recipe, self.prompts, index):
+            yield named(prompt)
+            rows, _ = self._rows([prompt], Tally())
+            for scorer in self.scorers.values():
+                scored_rows(scorer, rows)
+
+    def ids(self, index: int) -> list[Id]:
+        recipe = self.job.recipe
+        asked = len(evaluation_directions(recipe)) if self.best_of_n else len(self.conditions)
+        return [
+            (prompt["prompt_id"], condition, sample)
+            for prompt in part_of(recipe, self.prompts, index)
+            for condition in range(asked)
+            for sample in range(recipe.evaluation.samples)
+        ]
+
+    def _rows(self, prompts: Sequence[Row], tally: Tally) -> tuple[list[Row], dict[str, list[Row]]]:
+        """CANDIDATES rows, and those SCORES rows that come with them."""
+        job, recipe, settings = self.job, self.job.recipe, self.job.recipe.evaluation
+        if self.best_of_n:
             v_VK = evaluation_directions(recipe)
-            rows, scores = best_answers(job, engine, part, v_VK, scorers["scores"], shard.tally)
-            write_scored(job, shard, rows, scorers, {"scores": scores})
-            continue
-        rows = list(
-            draw(
-                engine,
-                recipe,
-                [(prompt, conditions) for prompt in part],
-                settings.samples,
-                settings.temperature,
-                key=(recipe.seed, "evaluate"),
-                t=job.t,
-                tally=shard.tally,
-            )
-        )
-        write_scored(job, shard, rows, scorers)
+            rows, scores = best_answers(job, self.engine, prompts, v_VK, self.scorers["scores"], tally)
+            return rows, {"scores": scores}
+        asked = [(prompt, self.conditions) for prompt in prompts]
+        key = (recipe.seed, "evaluate")
+        drawn = draw(self.engine, recipe, asked, settings.samples, settings.temperature, key=key, t=job.t, tally=tally)
+        return list(drawn), {}
 
 
 def evaluation_prompts(job: Job, reader: Reader) -> list[Row]:
@@ -84,10 +111,10 @@ def shards_of(recipe: Recipe, prompts: Sequence[Row]) -> int:
     return -(-len(prompts) // recipe.sampling.shard)
 
 
-def part_of(recipe: Recipe, prompts: Sequence[Row], shard: Shard) -> Sequence[Row]:
+def part_of(recipe: Recipe, prompts: Sequence[Row], index: int) -> Sequence[Row]:
     """The prompts of a shard."""
     size = recipe.sampling.shard
-    return prompts[shard.index * size : (shard.index + 1) * size]
+    return prompts[index * size : (index + 1) * size]
 
 
 def evaluation_directions(recipe: Recipe) -> Array:

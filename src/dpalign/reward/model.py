@@ -8,7 +8,6 @@ Shapes: B rows of a batch, T tokens, H heads, D width, V vocabulary.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +37,14 @@ from dpalign.training.common import (
     RowsByLength,
     arguments,
     export,
+    forget,
     last_checkpoint,
     lora,
+    mean_loss,
     quiet,
+    require_spread,
+    training_dtype,
+    whole_weights,
 )
 
 Normalize = Literal["labels", "rows", "heads"]
@@ -74,7 +78,7 @@ def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     class RewardModel(stock):  # type: ignore[misc, valid-type]
         accepts_loss_kwargs = False  # or the stock Trainer multiplies the loss by the accumulation steps
-        lm_head: nn.Linear | None  # None: tied to the embeddings; no default, which would hide the module itself
+        lm_head: nn.Linear | None  # None: the embeddings' weights; no default, which would hide the module itself
         lm_loss: float
         normalize: Normalize
 
@@ -87,14 +91,21 @@ def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         ) -> SequenceClassifierOutput:
             hidden_BTD = self.model(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
             last_B = attention_mask.sum(dim=1) - 1
-            reward_BH = self.score(hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]).float()
+            last_BD = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
+            # In the head's own type, which is float32 in training: bfloat16 would round a reward of 70 to halves.
+            with torch.autocast(input_ids.device.type, enabled=False):
+                reward_BH = self.score(last_BD.to(self.score.weight.dtype)).float()
             loss = masked_mse(reward_BH, targets, self.normalize)
             if self.lm_loss:
-                head = self.lm_head or self.get_input_embeddings()
-                logits_BTV = F.linear(hidden_BTD[:, :-1], head.weight).float()
+                logits_BTV = self.lm_logits(hidden_BTD[:, :-1]).float()
                 next_BT = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
                 loss = loss + self.lm_loss * F.cross_entropy(logits_BTV.flatten(0, 1), next_BT.flatten())
             return SequenceClassifierOutput(loss=loss, logits=reward_BH)
+
+        def lm_logits(self, hidden_BTD: Tensor) -> Tensor:
+            if self.lm_head is None:
+                return F.linear(hidden_BTD, self.get_input_embeddings().weight)
+            return self.lm_head(hidden_BTD)
 
     RewardModel.__name__ = RewardModel.__qualname__ = stock.__name__
     return RewardModel
@@ -121,7 +132,9 @@ def train_reward_model(
     quiet()
     rows, too_long = _tokenize(rated, len(heads), settings, tokenizer)
     set_seed(seed)
-    model = load_trainable(start, heads, settings, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = training_dtype(dtype, settings.training.lora_rank)
+    model = load_trainable(start, heads, settings, tokenizer, dtype=loaded, trust_remote_code=trust_remote_code)
+    stock = type(model).__mro__[1]
     collate = _collator(tokenizer.pad_token_id)
     if last_checkpoint(resume) is None:
         if torch.cuda.is_available():
@@ -131,30 +144,37 @@ def train_reward_model(
         from peft import get_peft_model
 
         model = get_peft_model(model, lora(settings.training.lora_rank, "SEQ_CLS"))
+        for weight in model.parameters():
+            if weight.requires_grad:  # of the head, too, which is trained in full
+                weight.data = weight.data.float()
     trainer = _Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(resume),
             remove_unused_columns=False,
             label_names=["targets"],
-            **arguments(settings.training, seed),
+            **arguments(settings.training, seed, dtype),
         ),
         train_dataset=Dataset.from_list(rows),
         data_collator=collate,
         callbacks=[ProgressCallback()],
     )
     trainer.remove_callback(PrinterCallback)
+    require_spread(trainer)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(resume))
     trained = trainer.model.merge_and_unload() if settings.training.lora_rank else trainer.model
-    export(_as_stock(trained), tokenizer, output)
-    shutil.rmtree(resume, ignore_errors=True)
+    weights = whole_weights(trainer) or trained.state_dict()
+    trained.__class__, trained.lm_head = stock, None
+    kept = {name: x for name, x in weights.items() if not name.startswith("lm_head.")}
+    export(trained, tokenizer, output, dtype, kept)
+    forget(resume)
     tokens = sum(len(row["input_ids"]) for row in rows)
     return Fitted(
         rows=len(rows),
         too_long=too_long,
         tokens=round(tokens * (trainer.state.epoch or 0.0)),
         updates=trainer.state.global_step,
-        loss=result.training_loss,
+        loss=mean_loss(trainer, result.training_loss),
     )
 
 
@@ -189,14 +209,18 @@ def load_trainable(
     model.lm_loss, model.normalize, model.lm_head = settings.lm_loss, settings.normalize, None
     if settings.lm_loss and not model.config.tie_word_embeddings:
         model.lm_head = AutoModelForCausalLM.from_pretrained(start, **loading).get_output_embeddings()
+    elif settings.lm_loss and not settings.training.lora_rank:  # which would take a tied head for one more layer
+        _tie_head(model)
     return model
 
 
-def _as_stock(model: PreTrainedModel) -> PreTrainedModel:
-    if model.lm_head is not None:
-        del model.lm_head
-    model.__class__ = type(model).__mro__[1]
-    return model
+def _tie_head(model: PreTrainedModel) -> None:
+    """Give the embeddings' weights a module that reads them out: FSDP and ZeRO gather weights as a module is called."""
+    embedding = model.get_input_embeddings()
+    (name,) = (name for name, module in model.named_modules() if module is embedding)
+    model.lm_head = nn.Linear(embedding.embedding_dim, embedding.num_embeddings, bias=False, device="meta")
+    model.lm_head.weight = embedding.weight
+    model._tied_weights_keys = model.all_tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
 
 
 Batch = dict[str, Tensor]

@@ -1,7 +1,8 @@
 """The reward stages: train, judge, annotate, score."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +17,10 @@ from dpalign.reward.baseline import ridge_cross_validated, surface_features
 from dpalign.reward.model import train_reward_model
 from dpalign.reward.quality import quality
 from dpalign.reward.score import Scorer, load_scorer
-from dpalign.runs import write_json
+from dpalign.runs import Shard, write_json
+from dpalign.scale.shards import Id, make_shards, named
 from dpalign.stages import Job
-from dpalign.training.common import Fitted, require_weights
+from dpalign.training.common import Fitted, first_process, require_weights
 
 Array = NDArray[np.float64]
 
@@ -33,6 +35,8 @@ def reward(job: Job) -> None:
         _train(job, "train", recipe.seed)
     elif not recipe.reward.checkpoint.startswith("python:") and Path(recipe.reward.checkpoint).exists():
         require_weights(Path(recipe.reward.checkpoint))
+    if not first_process():  # those that train beside it have no part in what follows
+        return
     scorer = open_scorer(recipe, job.out)
     for objective in recipe.objective_list:
         head_indices(objective, scorer.heads)
@@ -43,7 +47,8 @@ def reward(job: Job) -> None:
 def judge(job: Job) -> None:
     """Train a second reward model on prompts that the first has not seen."""
     _train(job, "judge", job.recipe.seed + 1)
-    write_json(job.out / "quality.json", measure(job.recipe, model_scorer(job.recipe, job.out), job.inputs["data"]))
+    if first_process():
+        write_json(job.out / "quality.json", measure(job.recipe, model_scorer(job.recipe, job.out), job.inputs["data"]))
 
 
 def _train(job: Job, part: str, seed: int) -> None:
@@ -145,30 +150,64 @@ def surface_baseline(
 
 def annotate(job: Job) -> None:
     """Score every original training answer, whatever labels it has (section 3.1): UltraFeedback has no verbosity."""
-    scorer = open_scorer(job.recipe, job.inputs["reward"])
-    rows = [row for row in read_rows(job.inputs["data"] / "train", RATED) if row["source"] != "helpsteer"]
-    step = 4096
-    for shard in job.work.shards(-(-len(rows) // step)):
-        part = rows[shard.index * step : (shard.index + 1) * step]
-        reward_NH = scorer.score([(row["messages"], row["response"]) for row in part])
-        earlier = Counter(row["prompt_id"] for row in rows[: shard.index * step])
-        scored = []
-        for row, reward_H in zip(part, reward_NH.tolist(), strict=True):
-            key = {"prompt_id": row["prompt_id"], "t": 0, "condition_index": 0, "sample": earlier[row["prompt_id"]]}
-            earlier[row["prompt_id"]] += 1
-            scored.append(key | {"rewards": reward_H})
-        write_rows(shard.path, scored, SCORES)
-        shard.tally.add(len(part), len(part), scored=len(part))
+    make_shards(job, annotating)
 
 
 def score(job: Job) -> None:
     """Score every candidate on every head, a shard of answers at a time."""
-    scorer = open_scorer(job.recipe, job.inputs["reward"])
+    make_shards(job, scoring)
+
+
+ANNOTATED_SHARD: Final = 4096
+"""Original answers a shard."""
+
+
+def annotating(job: Job) -> "Scoring":
+    """The original answers in shards; an answer's `sample` counts those to its prompt."""
+    earlier: Counter[str] = Counter()
+    rows = []
+    for row in read_rows(job.inputs["data"] / "train", RATED):
+        if row["source"] != "helpsteer":
+            rows.append(row | {"t": 0, "condition_index": 0, "sample": earlier[row["prompt_id"]]})
+            earlier[row["prompt_id"]] += 1
+    starts = range(0, len(rows), ANNOTATED_SHARD)
+    return Scoring(job, len(starts), lambda index: rows[starts[index] : starts[index] + ANNOTATED_SHARD])
+
+
+def scoring(job: Job) -> "Scoring":
+    """The candidates in the shards that they were drawn in."""
     files = shards(job.inputs["candidates"])
-    for shard in job.work.shards(len(files)):
-        rows = list(read_rows(files[shard.index], CANDIDATES))
-        write_rows(shard.path, scored_rows(scorer, rows), SCORES)
+    return Scoring(job, len(files), lambda index: list(read_rows(files[index], CANDIDATES)))
+
+
+class Scoring:
+    """A scoring stage as shards of answers.
+
+    Args:
+        part: the answers of a shard, with their prompts and the keys of their SCORES rows.
+    """
+
+    name = "part-{:05d}.parquet"
+
+    def __init__(self, job: Job, count: int, part: Callable[[int], list[dict[str, Any]]]) -> None:
+        self.job, self.count, self.part = job, count, part
+
+    def open(self) -> None:
+        self.scorer = open_scorer(self.job.recipe, self.job.inputs["reward"])
+
+    def make(self, shard: Shard) -> None:
+        rows = self.part(shard.index)
+        write_rows(shard.path, scored_rows(self.scorer, rows), SCORES)
         shard.tally.add(len(rows), len(rows), scored=len(rows))
+
+    def one_by_one(self, index: int) -> Iterator[str]:
+        for _, answers in groupby(self.part(index), key=lambda row: row["prompt_id"]):
+            rows = list(answers)
+            yield named(rows[0])
+            scored_rows(self.scorer, rows)
+
+    def ids(self, index: int) -> list[Id]:
+        return [(row["prompt_id"], row["condition_index"], row["sample"]) for row in self.part(index)]
 
 
 def scored_rows(scorer: Scorer, candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The sampling stage: step 1 of section 2.2, before the scoring."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ from dpalign.choosing import annotated, directions_of, line
 from dpalign.preference import rng_for
 from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, PROMPTS, Message, read_rows, write_rows
-from dpalign.runs import Tally
+from dpalign.runs import Shard, Tally
 from dpalign.sampling.engine import Engine, Reader, Request
 from dpalign.sampling.transformers_engine import PromptReader, TransformersEngine
+from dpalign.scale.shards import Id, make_shards, named
 from dpalign.stages import Job
 from dpalign.templates import render_condition, with_system_line
 from dpalign.training.stages import model_folder
@@ -50,38 +52,65 @@ def open_reader(recipe: Recipe, policy: str) -> Reader:
 
 def sample(job: Job) -> None:
     """Answers of a policy for the half's prompts: at t = 1 under reward targets, later under directions, or plainly."""
-    recipe, settings = job.recipe, job.recipe.sampling
-    engine = open_engine(recipe, model_folder(job.inputs["policy"]))
-    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
-    prompts, long = within_limit(prompts, engine, settings.prompt_tokens)
-    prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)
-    if long:
-        job.work.tally.rows_in += long
-        job.work.tally.filtered["prompt too long"] += long
-    fixed = [PLAIN] if job.condition == "plain" else []
-    if job.condition == "targets":
-        if settings.first % settings.first_targets:
-            raise ValueError(
-                f"sampling.first {settings.first} answers do not divide among sampling.first_targets "
-                f"{settings.first_targets}; give a multiple"
-            )
-        reward_NK = np.array([r for _, r in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
-        fixed = target_conditions(recipe, reward_targets(reward_NK, settings.first_targets, 0.9, recipe.seed))
-    n = settings.first // settings.first_targets if job.condition == "targets" else settings.n
-    for shard in job.work.shards(-(-len(prompts) // settings.shard)):
-        part = prompts[shard.index * settings.shard : (shard.index + 1) * settings.shard]
-        asked = [(p, fixed or direction_conditions(recipe, p["prompt_id"], job.t)) for p in part]
-        rows = draw(
-            engine,
-            recipe,
-            asked,
-            n,
-            settings.temperature,
-            key=(recipe.seed, "sample", job.t),
-            t=job.t,
-            tally=shard.tally,
-        )
-        write_rows(shard.path, rows, CANDIDATES)
+    make_shards(job, Drawing)
+
+
+class Drawing:
+    """A sampling stage as shards of prompts."""
+
+    name = "part-{:05d}.parquet"
+
+    def __init__(self, job: Job) -> None:
+        recipe, settings = job.recipe, job.recipe.sampling
+        self.job = job
+        self.policy = model_folder(job.inputs["policy"])
+        prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
+        prompts, long = within_limit(prompts, open_reader(recipe, self.policy), settings.prompt_tokens)
+        self.prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)
+        if long:
+            job.work.tally.rows_in += long
+            job.work.tally.filtered["prompt too long"] += long
+        self.fixed = [PLAIN] if job.condition == "plain" else []
+        self.n = settings.n
+        if job.condition == "targets":
+            if settings.first % settings.first_targets:
+                raise ValueError(
+                    f"sampling.first {settings.first} answers do not divide among sampling.first_targets "
+                    f"{settings.first_targets}; give a multiple"
+                )
+            reward_NK = np.array([r for _, r in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
+            self.fixed = target_conditions(recipe, reward_targets(reward_NK, settings.first_targets, 0.9, recipe.seed))
+            self.n = settings.first // settings.first_targets
+
+    def open(self) -> None:
+        self.engine = open_engine(self.job.recipe, self.policy)
+
+    @property
+    def count(self) -> int:
+        return -(-len(self.prompts) // self.job.recipe.sampling.shard)
+
+    def part(self, index: int) -> list[dict[str, Any]]:
+        """The prompts of a shard."""
+        size = self.job.recipe.sampling.shard
+        return self.prompts[index * size : (index + 1) * size]
+
+    def make(self, shard: Shard) -> None:
+        write_rows(shard.path, self._rows(self.part(shard.index), shard.tally), CANDIDATES)
+
+    def one_by_one(self, index: int) -> Iterator[str]:
+        for prompt in self.part(index):
+            yield named(prompt)
+            deque(self._rows([prompt], Tally()), maxlen=0)
+
+    def ids(self, index: int) -> list[Id]:
+        conditions = len(self.fixed) or self.job.recipe.preference.directions
+        return [(p["prompt_id"], c, s) for p in self.part(index) for c in range(conditions) for s in range(self.n)]
+
+    def _rows(self, prompts: Sequence[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
+        recipe, t = self.job.recipe, self.job.t
+        asked = [(p, self.fixed or direction_conditions(recipe, p["prompt_id"], t)) for p in prompts]
+        key = (recipe.seed, "sample", t)
+        return draw(self.engine, recipe, asked, self.n, recipe.sampling.temperature, key=key, t=t, tally=tally)
 
 
 def within_limit(prompts: Sequence[dict[str, Any]], reader: Reader, limit: int) -> tuple[list[dict[str, Any]], int]:

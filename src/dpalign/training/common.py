@@ -6,14 +6,14 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import datasets
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
@@ -51,13 +51,27 @@ class Trained:
     """A trained model in memory, and what its training did."""
 
     model: PreTrainedModel
+    state: dict[str, torch.Tensor] | None
+    """Its whole weights, where processes share it (`whole_weights`)."""
     tokens: int
     updates: int
     loss: float
 
 
-def arguments(training: Training, seed: int) -> dict[str, Any]:
+def training_dtype(dtype: str, lora_rank: int) -> str:
+    """The type of the weights that a training loads: float32, since AdamW's small steps are lost in bfloat16 weights.
+
+    bfloat16 has 8 bits: next to a weight of 0.02 the nearest others are 1e-4 away, and a step of 1e-5 rounds to none.
+    Under a LoRA the weights stand still and keep their type; its own are float32.
+    """
+    return dtype if lora_rank else "float32"
+
+
+def arguments(training: Training, seed: int, dtype: str) -> dict[str, Any]:
     """The arguments that every trainer of this package shares, in transformers' names.
+
+    Args:
+        dtype: what is computed in; with bfloat16 by autocast, over weights of `training_dtype`.
 
     Raises:
         ValueError: the batch does not divide into micro-batches over the processes.
@@ -69,6 +83,7 @@ def arguments(training: Training, seed: int) -> dict[str, Any]:
             f"batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x {processes} processes"
         )
     on_gpu = torch.cuda.is_available()
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if dtype == "bfloat16" else "no"  # over launch.config's own
     return {
         "optim": OPTIMIZERS[training.optimizer],
         "learning_rate": training.learning_rate,
@@ -88,7 +103,7 @@ def arguments(training: Training, seed: int) -> dict[str, Any]:
         "disable_tqdm": True,
         "logging_strategy": "no",
         "use_cpu": not on_gpu,
-        "bf16": on_gpu,
+        "bf16": dtype == "bfloat16",
         "activation_checkpointing": on_gpu,
         "dataloader_pin_memory": on_gpu,
     }
@@ -137,20 +152,97 @@ def lora(rank: int, task: str) -> LoraConfig | None:
     )
 
 
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+def first_process() -> bool:
+    """Whether this is the first of a training's processes, which alone writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_all() -> None:
+    """Let no process of a training go on before all have come here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def require_spread(trainer: Trainer) -> None:
+    """Check that a training is spread over processes as it was launched.
+
+    Raises:
+        ValueError: over fewer processes, or without the sharing that its configuration asks for: accelerate does either
+            without a word on a machine without GPUs. Or a LoRA whose model is shared.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if trainer.args.world_size != asked:
+        raise ValueError(f"{asked} processes were launched, and the training knows {trainer.args.world_size}")
+    for variable, what, there in (
+        ("ACCELERATE_USE_FSDP", "FSDP", trainer.is_fsdp_enabled),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed", trainer.is_deepspeed_enabled),
+    ):
+        if os.environ.get(variable) == "true" and not there:
+            raise ValueError(f"launch.config asks for {what}, and accelerate left it out: it needs GPUs")
+    if isinstance(trainer.model, PeftModel) and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError("a LoRA is merged into whole weights: use it with launcher torchrun, without launch.config")
+
+
+def mean_loss(trainer: Trainer, own: float) -> float:
+    """The loss over all processes: what a Trainer reports is the first one's."""
+    found: float = trainer.accelerator.gather(torch.tensor([own], device=trainer.accelerator.device)).mean().item()
+    return found
+
+
+def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """The weights of a model that several processes share, gathered by all of them; None where each holds it whole."""
+    if trainer.is_fsdp_enabled:
+        gathered: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model)
+        return gathered
+    if trainer.is_deepspeed_enabled:
+        gathered = trainer.accelerator.get_state_dict(trainer.deepspeed)
+        return gathered
+    return None
+
+
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output: Path,
+    dtype: str,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Leave a plain checkpoint: safetensors, config, tokenizer and chat template, and nothing else.
 
-    Of several processes the first alone writes.
+    Of several processes the first alone writes, and the others wait for it.
+
+    Args:
+        dtype: of the weights as stored.
+        state: the weights, where the model has only a part of them.
     """
-    if os.environ.get("RANK", "0") != "0":
-        return
-    beside = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.config.use_cache = True
-    model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    shutil.rmtree(output, ignore_errors=True)
-    beside.rename(output)
+    if first_process():
+        beside = output.with_name(f".{output.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        model.config.use_cache = True
+        weights = model.state_dict() if state is None else state
+        stored = getattr(torch, dtype)
+        tied = (
+            model.all_tied_weights_keys
+        )  # gathered, they are copies that nothing else tells from weights of their own
+        cast = {
+            name: x.to("cpu", stored if x.is_floating_point() else x.dtype)
+            for name, x in weights.items()
+            if name not in tied
+        }
+        model.save_pretrained(beside, state_dict=cast)
+        model.config.dtype = dtype
+        model.config.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        shutil.rmtree(output, ignore_errors=True)
+        beside.rename(output)
+    wait_for_all()
+
+
+def forget(resume: Path) -> None:
+    """Drop the checkpoints of a training that is through: once, and not under another process's hands."""
+    wait_for_all()
+    if first_process():
+        shutil.rmtree(resume, ignore_errors=True)
 
 
 class RowsByLength(Sampler[int]):

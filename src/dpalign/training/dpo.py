@@ -8,7 +8,6 @@ in place of keeping a second model beside the one in training.
 """
 
 import math
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,9 +27,14 @@ from dpalign.training.common import (
     Trained,
     arguments,
     export,
+    forget,
     last_checkpoint,
     lora,
+    mean_loss,
     quiet,
+    require_spread,
+    training_dtype,
+    whole_weights,
 )
 from dpalign.training.sft import IGNORED, tokenize
 from dpalign.training.stages import count, model_folder, policy_tokenizer, taken
@@ -115,11 +119,14 @@ def optimise(
         )
     set_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(
-        start, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        start,
+        dtype=training_dtype(dtype, training.lora_rank),
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
     )
-    fitted = fit(model, fitting, settings, tokenizer=tokenizer, seed=seed, resume=resume)
-    export(fitted.model, tokenizer, output)
-    shutil.rmtree(resume, ignore_errors=True)
+    fitted = fit(model, fitting, settings, tokenizer=tokenizer, dtype=dtype, seed=seed, resume=resume)
+    export(fitted.model, tokenizer, output, dtype, fitted.state)
+    forget(resume)
     return Fitted(
         rows=len(fitting),
         too_long=len(rows) - len(fitting),
@@ -145,6 +152,7 @@ def fit(
     settings: DPO,
     *,
     tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
     seed: int,
     resume: Path,
 ) -> Trained:
@@ -157,7 +165,7 @@ def fit(
         max_length=None,
         precompute_ref_log_probs=True,
         pad_to_multiple_of=None,
-        **arguments(training, seed),
+        **arguments(training, seed, dtype),
     )
     if args.process_index == 0:
         sys.stderr.write(f"  the reference's log-probabilities of {len(rows)} pairs\n")
@@ -170,13 +178,15 @@ def fit(
         callbacks=[ProgressCallback()],
     )
     trainer.remove_callback(PrinterCallback)
+    require_spread(trainer)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(resume))
     tokens = sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     return Trained(
         model=trainer.model.merge_and_unload() if training.lora_rank else trainer.model,
+        state=whole_weights(trainer),
         tokens=math.ceil((trainer.state.epoch or 0.0) * tokens),
         updates=trainer.state.global_step,
-        loss=result.training_loss,
+        loss=mean_loss(trainer, result.training_loss),
     )
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from dpalign.recipe import Pretrain, Training
-from dpalign.training.common import Fitted, export
+from dpalign.training.common import Fitted, export, forget
 from dpalign.training.sft import fit
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -100,8 +99,9 @@ def pretrain(
         context=settings.context,
         packing=False,
     )
-    run = fit(model, rows, training, tokenizer=tokenizer, seed=seed, resume=resume)
-    export(run.model.to(torch.bfloat16), tokenizer, output)  # half the size; training goes on in the recipe's dtype
+    run = fit(model, rows, training, tokenizer=tokenizer, dtype="float32", seed=seed, resume=resume)
+    export(run.model, tokenizer, output, "bfloat16", run.state)  # half the size; training goes on in float32
+    forget(resume)
     return Fitted(
         rows=len(rows),
         too_long=len(encoded) - len(rows),

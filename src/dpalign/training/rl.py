@@ -9,8 +9,6 @@ Shapes: N answers, H heads, K objectives.
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +30,19 @@ from dpalign.runs import write_json
 from dpalign.sampling.transformers_engine import prompt_ids
 from dpalign.selection import scalarize
 from dpalign.stages import Job
-from dpalign.training.common import ProgressCallback, arguments, export, last_checkpoint, lora, quiet
+from dpalign.training.common import (
+    ProgressCallback,
+    arguments,
+    export,
+    first_process,
+    forget,
+    last_checkpoint,
+    lora,
+    quiet,
+    require_spread,
+    training_dtype,
+    whole_weights,
+)
 from dpalign.training.stages import model_folder, policy_tokenizer, taken
 
 Array = NDArray[np.float64]
@@ -70,7 +80,7 @@ def rl(job: Job) -> None:
     tokenizer = policy_tokenizer(start, recipe)
     listed = [p["messages"] for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in ("D1", "D2")]
     prompts = within_limit(listed, tokenizer, recipe.sampling.prompt_tokens)
-    args = configuration(settings, recipe.sampling.max_new_tokens, recipe.seed, job.work.resume)
+    args = configuration(settings, recipe.sampling.max_new_tokens, recipe.seed, job.work.resume, recipe.model.dtype)
     # A scorer goes to this process's own GPU, which is known from here on.
     reward = scalar_reward(
         open_scorer(recipe, job.inputs["reward"]), recipe.heads, recipe.objective_list, v_K, tokenizer
@@ -86,7 +96,7 @@ def rl(job: Job) -> None:
         lora_rank=settings.training.lora_rank,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    if os.environ.get("RANK", "0") == "0":
+    if first_process():
         write_json(job.out / "updates.json", done.updates)
         _count(job, len(listed), len(prompts), done)
 
@@ -154,7 +164,7 @@ def scalar_reward(
     return reward
 
 
-def configuration(settings: RL, max_new_tokens: int, seed: int, resume: Path) -> Config:
+def configuration(settings: RL, max_new_tokens: int, seed: int, resume: Path, dtype: str = "float32") -> Config:
     """TRL's arguments: true sampling, fresh answers for each update, the prompts in the order they are given.
 
     Raises:
@@ -167,7 +177,7 @@ def configuration(settings: RL, max_new_tokens: int, seed: int, resume: Path) ->
         raise ValueError(f"rl.samples is {samples}; an answer is weighed against others to its prompt: give at least 2")
     if training.batch % samples:
         raise ValueError(f"rl.training.batch {training.batch} is not a multiple of rl.samples {samples}; make it one")
-    shared = arguments(training, seed) | {
+    shared = arguments(training, seed, dtype) | {
         "output_dir": str(resume),
         "num_generations": samples,
         "max_completion_length": max_new_tokens,
@@ -209,7 +219,7 @@ def reinforce(
     quiet()
     set_seed(args.seed)
     model = AutoModelForCausalLM.from_pretrained(
-        start, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        start, dtype=training_dtype(dtype, lora_rank), use_safetensors=True, trust_remote_code=trust_remote_code
     )
     _check_context(model.config, prompts, tokenizer, args.max_completion_length)
     args.trust_remote_code = trust_remote_code  # of the reference model, which is `start` again
@@ -224,9 +234,11 @@ def reinforce(
         callbacks=[ProgressCallback()],
     )
     trainer.remove_callback(PrinterCallback)
+    require_spread(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(resume))
-    export(trainer.model.merge_and_unload() if lora_rank else trainer.model, tokenizer, output)
-    shutil.rmtree(resume, ignore_errors=True)
+    trained = trainer.model.merge_and_unload() if lora_rank else trainer.model
+    export(trained, tokenizer, output, dtype, whole_weights(trainer))
+    forget(resume)
     return _account(trainer.state, args.generation_batch_size)
 
 

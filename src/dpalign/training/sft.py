@@ -5,7 +5,6 @@ position ids at each, and the model runs without a key-value cache, without whic
 """
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,14 @@ from dpalign.training.common import (
     Trained,
     arguments,
     export,
+    forget,
     last_checkpoint,
     lora,
+    mean_loss,
     quiet,
+    require_spread,
+    training_dtype,
+    whole_weights,
 )
 
 IGNORED = -100
@@ -83,12 +87,15 @@ def finetune(
         )
     set_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(
-        start, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        start,
+        dtype=training_dtype(dtype, training.lora_rank),
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
     )
     model.config.pad_token_id = tokenizer.pad_token_id
-    fitted = fit(model, fitting, training, tokenizer=tokenizer, seed=seed, resume=resume)
-    export(fitted.model, tokenizer, output)
-    shutil.rmtree(resume, ignore_errors=True)
+    fitted = fit(model, fitting, training, tokenizer=tokenizer, dtype=dtype, seed=seed, resume=resume)
+    export(fitted.model, tokenizer, output, dtype, fitted.state)
+    forget(resume)
     return Fitted(
         rows=len(fitting),
         too_long=len(rows) - len(fitting),
@@ -113,6 +120,7 @@ def fit(
     training: Training,
     *,
     tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
     seed: int,
     resume: Path,
 ) -> Trained:
@@ -125,7 +133,7 @@ def fit(
             max_length=training.context,
             packing=training.packing,
             pad_to_multiple_of=1,
-            **arguments(training, seed),
+            **arguments(training, seed, dtype),
         ),
         train_dataset=Dataset.from_list([dict(row) for row in rows]),
         processing_class=tokenizer,
@@ -133,12 +141,14 @@ def fit(
         callbacks=[ProgressCallback()],
     )
     trainer.remove_callback(PrinterCallback)
+    require_spread(trainer)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(resume))
     trained = trainer.model.merge_and_unload() if training.lora_rank else trainer.model
     epochs = trainer.state.epoch or 0.0
     return Trained(
         model=trained,
+        state=whole_weights(trainer),
         tokens=math.ceil(epochs * sum(len(row["input_ids"]) for row in rows)),
         updates=trainer.state.global_step,
-        loss=result.training_loss,
+        loss=mean_loss(trainer, result.training_loss),
     )

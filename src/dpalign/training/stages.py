@@ -13,7 +13,7 @@ from dpalign.recipe import Recipe, Training
 from dpalign.records import CONVERSATIONS, RATED, read_rows
 from dpalign.stages import Job
 from dpalign.templates import chat_template, render_condition, with_system_line
-from dpalign.training.common import Fitted, require_weights
+from dpalign.training.common import Fitted, first_process, require_weights
 from dpalign.training.pretrain import pretrain
 from dpalign.training.sft import finetune
 from dpalign.world.corpus import WORDS_TO_COME, documents
@@ -78,7 +78,8 @@ def policy(job: Job) -> None:
     recipe = job.recipe
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
     _finetune(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered=True)
-    write_contract(job.out / "model", contract_of(recipe, job.t))
+    if first_process():
+        write_contract(job.out / "model", contract_of(recipe, job.t))
 
 
 def specialist(job: Job) -> None:

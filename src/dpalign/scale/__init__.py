@@ -1,0 +1,1 @@
+"""More than one process: shards made by a cluster's actors, and training in several processes."""

@@ -1,0 +1,90 @@
+"""Drawing that can be watched and made to fail, for the actors of tests/test_ray.py to import."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dpalign import align, recipe, runs, stages
+from dpalign.ledger import write_text
+from dpalign.runs import Shard, Tally
+from dpalign.sampling.stages import Drawing
+from dpalign.scale.shards import make_shards
+from dpalign.stages import Job, Step
+
+POISON = "poison"
+STEP = Step("sample-2", "sample", {}, t=2, half="D1", condition="directions")
+
+
+class Watched(Drawing):
+    """Drawing at leisure; the folder WATCH says which process made each shard."""
+
+    def make(self, shard: Shard) -> None:
+        write_text(Path(os.environ["WATCH"]) / f"{shard.index}", str(os.getpid()))
+        time.sleep(0.5)
+        super().make(shard)
+
+
+class Deadly(Drawing):
+    """A prompt that kills the process that reads it."""
+
+    def _rows(self, prompts: Sequence[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
+        if any(POISON in prompt["messages"][-1]["content"] for prompt in prompts):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._rows(prompts, tally)
+
+
+class Raising(Drawing):
+    """A prompt that an engine stumbles over."""
+
+    def _rows(self, prompts: Sequence[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
+        if any(POISON in prompt["messages"][-1]["content"] for prompt in prompts):
+            raise RuntimeError("index out of range")
+        return super()._rows(prompts, tally)
+
+
+class Unopened(Drawing):
+    """An engine that does not come up."""
+
+    def open(self) -> None:
+        raise OSError("no weights here")
+
+
+def watched(job: Job) -> None:
+    make_shards(job, Watched)
+
+
+def deadly(job: Job) -> None:
+    make_shards(job, Deadly)
+
+
+def raising(job: Job) -> None:
+    make_shards(job, Raising)
+
+
+def unopened(job: Job) -> None:
+    make_shards(job, Unopened)
+
+
+def drawing(read: recipe.Recipe, folder: Path, inputs: dict[str, Path]) -> Drawing:
+    """The step's shards as the stage lays them out, for a folder that it does not write to."""
+    work = runs.Run(folder, -1, None).stage_at_work(STEP.name)
+    return Drawing(Job(read, work, inputs, STEP.t, STEP.half, STEP.condition))
+
+
+def take(run_folder: Path, read: recipe.Recipe, function: str, inputs: dict[str, Path]) -> Path:
+    """The sampling step with one of these in place of the stage's own function."""
+    stages.STAGES["sample"] = replace(stages.STAGES["sample"], function=function)  # type: ignore[index]
+    step = replace(STEP, inputs=inputs)
+    with runs.Run.open(run_folder, None, {}) as run:
+        align.take(read, run, step)
+    return run_folder / step.name
+
+
+if __name__ == "__main__":  # RUN RECIPE POLICY DATA FUNCTION [overrides]: a driver that can be killed
+    folder, file, policy, data, name, *overrides = sys.argv[1:]
+    take(Path(folder), recipe.load(Path(file), overrides), name, {"policy": Path(policy), "data": Path(data)})

@@ -1,0 +1,247 @@
+"""Shards made by the actors of a local Ray: the same bytes as in one process, whatever dies on the way."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import ray_work
+from conftest import MICRO
+from dpalign import align, recipe, runs
+from dpalign.ledger import read_ledger
+from dpalign.records import CANDIDATES, HEADS, PROMPTS, prompt_id, read_rows, user_prompt, write_rows
+from dpalign.scale.knobs import Cluster
+from dpalign.scale.notes import Notes
+from dpalign.scale.pipeline import joined, reconcile, require_room
+from dpalign.stages import Step
+from dpalign.world.language import THINGS
+from test_scoring import write_classifier
+
+SMALL = [
+    *("--sampling.n", "2", "--sampling.shard", "2", "--sampling.prompts", "0", "--sampling.max_new_tokens", "12"),
+    *("--preference.directions", "2", "--launcher", "inprocess", "--cluster.actors", "2"),
+]
+RAY = ["--cluster.address", "local"]
+SHARDS = 12
+
+
+def write_prompts(folder: Path, texts: list[str]) -> Path:
+    rows = [{"prompt_id": prompt_id(user_prompt(t)), "messages": user_prompt(t), "split": "D1"} for t in texts]
+    write_rows(folder / "prompts" / "part-00000.parquet", rows, PROMPTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve shards of two prompts."""
+    pairs = itertools.islice(itertools.combinations(THINGS, 2), 2 * SHARDS)
+    return write_prompts(tmp_path_factory.mktemp("data"), [f"explain {one} and {other}." for one, other in pairs])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_folder: Path) -> Path:
+    """The sampling stage as one process does it."""
+    inputs = {"policy": tiny_folder, "data": data}
+    function = "dpalign.sampling.stages:sample"
+    return ray_work.take(tmp_path_factory.mktemp("alone"), recipe.load(MICRO, SMALL), function, inputs)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[Any]:
+    """A Ray that the tests share: what finds one running does not start its own."""
+    import ray
+
+    tests = str(Path(__file__).parent)
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([tests, *filter(None, [before])])
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
+    os.environ["PYTHONPATH"] = before
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 280.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def told(stage: Path) -> dict[str, Any]:
+    """What a ledger says of a stage's work, its times apart."""
+    ledger = read_ledger(stage)
+    return {key: ledger[key] for key in ("outputs", "digest", "counts", "tokens", "fingerprint")}  # type: ignore[literal-required]
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_an_actor_and_then_the_driver_are_killed_and_every_row_is_there_once_with_the_same_bytes(
+    tmp_path: Path, data: Path, tiny_folder: Path, alone: Path
+) -> None:
+    watch, run = tmp_path / "watch", tmp_path / "run"
+    watch.mkdir()
+    script = Path(__file__).parent / "ray_work.py"
+    command = [sys.executable, script, run, MICRO, tiny_folder, data, "ray_work:watched", *SMALL, *RAY]
+    paths = [str(script.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    surroundings = os.environ | {"WATCH": str(watch), "PYTHONPATH": os.pathsep.join(paths)}
+    partial = run / "sample-2.partial"
+
+    def made() -> set[str]:
+        return {path.name for path in partial.glob(".stage/tallies/*")}
+
+    with (tmp_path / "driver.txt").open("w") as screen:
+        driver = subprocess.Popen(command, env=surroundings, stdout=screen, stderr=screen)
+        try:
+            wait_until(lambda: len(made()) >= 2)
+            actors = {int(path.read_text()) for path in watch.iterdir()}
+            assert len(actors) == 2
+            victim = int(max(watch.iterdir(), key=lambda path: path.stat().st_mtime).read_text())
+            os.kill(victim, signal.SIGKILL)
+            before = len(made())
+            wait_until(lambda: len(made()) >= before + 3)
+            actors |= {int(path.read_text()) for path in watch.iterdir()}
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+    kept = made()
+    assert 5 <= len(kept) < SHARDS
+    wait_until(lambda: not any(map(running, actors)))  # they do not outlive their driver
+    times = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.parquet")}
+
+    again = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "goes on from where it was stopped" in again.stderr
+    assert told(run / "sample-2") == told(alone)
+    assert told(alone)["counts"] == {"in": SHARDS * 2 * 4, "out": SHARDS * 2 * 4, "filtered": {}}
+    for name in kept:
+        shard = name.removesuffix(".json")
+        assert (run / "sample-2" / shard).stat().st_mtime_ns == times[shard]
+
+
+@pytest.mark.ray
+def test_scores_and_evaluations_come_out_the_same_as_in_one_process(
+    tmp_path: Path, data: Path, tiny_folder: Path, local_ray: Any
+) -> None:
+    data = Path(shutil.copytree(data, tmp_path / "data"))
+    held = [row | {"split": "validation"} for row in itertools.islice(read_rows(data / "prompts", PROMPTS), 5)]
+    write_rows(data / "prompts" / "part-00001.parquet", held, PROMPTS)
+    reward = write_classifier(tiny_folder, tmp_path / "reward", num_labels=10, id2label=dict(enumerate(HEADS)))
+    shards = {}
+    for where, words in (("here", []), ("there", RAY)):
+        read = recipe.load(MICRO, [*SMALL, *words])
+        with runs.Run.open(tmp_path / where, None, {}) as run:
+            for step in (
+                Step("sample", "sample", {"policy": tiny_folder, "data": data}, 1, "D1", "plain"),
+                Step("score", "score", {"reward": reward, "candidates": "sample"}, 1),
+                Step("best", "evaluate", {"policy": tiny_folder, "data": data, "reward": reward}, 1, "", "best-of-n"),
+                Step("dial", "evaluate", {"policy": tiny_folder, "data": data, "reward": reward}, 1, "", "directions"),
+            ):
+                align.take(read, run, step)
+        shards[where] = [told(tmp_path / where / name) for name in ("sample", "score", "best", "dial")]
+    assert shards["there"] == shards["here"]
+    assert {"answers", "scores", "truth"} == {file.split("/")[0] for file in shards["here"][3]["outputs"]}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("deadly", r"(part-0000\d\.parquet): prompt \w{16} \('poison\.'\): its process died at it; begun 2 times"),
+        (
+            "raising",
+            r"(part-0000\d\.parquet): prompt \w{16} \('poison\.'\): RuntimeError: index out of range; begun 2 times",
+        ),
+        ("unopened", r"3 of 3 shards failed, .* part-00000\.parquet: OSError: no weights here"),
+    ],
+)
+def test_a_prompt_that_cannot_be_answered_is_named_and_the_other_shards_are_kept(
+    tmp_path: Path, tiny_folder: Path, local_ray: Any, function: str, message: str
+) -> None:
+    texts = ["explain owl.", "explain tea.", "poison.", "name tea.", "name fox.", "name owl."]  # two a shard
+    data = write_prompts(tmp_path / "data", texts)
+    read = recipe.load(MICRO, [*SMALL, *RAY, "--cluster.retries", "0"])
+    with pytest.raises(ValueError, match=message) as caught:
+        ray_work.take(tmp_path / "run", read, f"ray_work:{function}", {"policy": tiny_folder, "data": data})
+    kept = {path.name for path in (tmp_path / "run" / "sample-2.partial").glob("*.parquet")}
+    assert len(kept) == (0 if function == "unopened" else 2)
+    assert not any(name in str(caught.value) for name in kept)
+
+
+def test_a_shard_that_is_lost_or_altered_is_found(tmp_path: Path, alone: Path, data: Path, tiny_folder: Path) -> None:
+    folder = Path(shutil.copytree(alone, tmp_path / "copy"))
+    work = ray_work.drawing(recipe.load(MICRO, SMALL), folder, {"policy": tiny_folder, "data": data})
+    reconcile(folder, work)
+    second = folder / "part-00001.parquet"
+    whole = list(read_rows(second, CANDIDATES))
+    assert len(whole) == 8  # two prompts, two directions, two answers
+    lost = f"prompt {whole[3]['prompt_id']}, condition 1, sample 1"
+    for rows, said in (
+        (whole[:3] + whole[4:], f"1 answers are lost and 0 too many, the first of {lost}"),
+        ([*whole, whole[3]], f"0 answers are lost and 1 too many, the first of {lost}"),
+        (whole[::-1], "its answers stand in another order"),
+    ):
+        write_rows(second, rows, CANDIDATES)
+        with pytest.raises(ValueError, match=f"part-00001.parquet: {said}"):
+            reconcile(folder, work)
+    second.unlink()
+    with pytest.raises(ValueError, match=r"part-00001\.parquet: this shard is lost; run again to make it"):
+        reconcile(folder, work)
+    assert pq.read_schema(folder / "part-00000.parquet").names == CANDIDATES.names
+
+
+def test_notes_tell_a_shard_that_kills_from_one_that_was_killed_once() -> None:
+    notes = Notes(actors=2, retries=1)
+    assert notes.begin(7) == (1, "", "")
+    notes.say(7, "OSError: disk full")
+    assert notes.begin(7) == (2, "", "OSError: disk full")
+    assert notes.begin(7) == (3, "", "")  # it died again, and left no word
+    notes.at(7, "owl")
+    assert notes.begin(7) == (4, "owl", "")
+    assert notes.begin(8) == (1, "", "")
+
+
+def test_actors_that_die_without_end_are_told_so_unless_work_gets_done() -> None:
+    notes = Notes(actors=1, retries=0)
+    assert [notes.born() for _ in range(4)] == [""] * 4  # once, and for each attempt at a shard that kills
+    assert notes.born() == "the actors' processes died 4 times with no shard done; out of memory?"
+    notes.done(0)
+    assert notes.born() == ""
+
+
+def test_actors_that_do_not_fit_the_cluster_are_refused() -> None:
+    require_room({"CPU": 8.0, "GPU": 4.0}, Cluster("auto", gpus=1.0), actors=4)
+    with pytest.raises(
+        ValueError, match=r"5 actors of 1 GPU each do not fit a cluster with 4; lower cluster.actors or"
+    ):
+        require_room({"CPU": 8.0, "GPU": 4.0}, Cluster("auto", gpus=1.0), actors=5)
+    with pytest.raises(ValueError, match=r"2 actors of 0.5 GPU each do not fit a cluster with 0; .* cluster.gpus"):
+        require_room({"CPU": 8.0}, Cluster("auto", gpus=0.5), actors=2)
+    with pytest.raises(ValueError, match=r"cluster.actors is 0; a pool needs at least 1"):
+        Cluster("auto", actors=0)
+
+
+def test_a_cluster_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(
+            ValueError, match=r"cluster.address is set, which needs Ray; install it: pip install 'dpalign\[ray\]'"
+        ),
+        joined(Cluster("local"), 1),
+    ):
+        pass
