@@ -13,6 +13,7 @@ from dpalign import config
 from dpalign.objectives import PAPER_OBJECTIVES, Objective
 from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Simplex, Sphere
 from dpalign.records import HEADS
+from dpalign.selection import Selection
 
 WORLD_BASE: Final = Path(__file__).parent / "world" / "base"
 """The base model of the embedded world, installed with the package."""
@@ -444,6 +445,8 @@ class Recipe:
     """Directional preferences."""
     sampling: Sampling = field(default_factory=Sampling)
     """Rejection sampling."""
+    selection: Selection = field(default_factory=Selection)
+    """The choice among scored answers."""
     finetune: Training = field(default_factory=Training)
     """Fine-tuning of each policy."""
     evaluation: Evaluation = field(default_factory=Evaluation)
