@@ -4,6 +4,7 @@ An iteration of the paper has 30,720 prompts by 80 answers: 2.46 million, each w
 of its own, timed from its start to its end; its memory is the most that the process held.
 """
 
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ LETTERS = 1200
 @dataclass(frozen=True)
 class Took:
     seconds: float
+    cpu_seconds: float
+    """Of all its threads: what the same would take on a machine with nothing else to do, or less."""
     gigabytes: float
 
 
@@ -51,8 +54,9 @@ def rows(quick: bool) -> Iterator[Row]:
         runs = [select(root / "whole", recipe, f"anew-{i}") for i in range(rounds)]
         seconds, gigabytes = ([getattr(run, what) for run in runs] for what in ("seconds", "gigabytes"))
         what = f"{answers / 1e6:.2f} million answers x {len(HEADS)} heads ranked anew"
+        cpu = float(np.median([run.cpu_seconds for run in runs]))
         note = f"answers of {LETTERS} letters, {size(root / 'whole') / 1e9:.1f} GB on disk; from start to written rows"
-        yield _figure(f"{what}, seconds", seconds, 20.0, "s", note)
+        yield _figure(f"{what}, seconds", seconds, 20.0, "s", f"{note}; {cpu:.1f} s of one processor")
         yield _figure(f"{what}, most memory", gigabytes, 1.0, "GB", "")
         if find_spec("pandas"):
             yield against_a_data_frame(root / "part", recipe, rounds, part * SHARD * ANSWERS)
@@ -100,12 +104,14 @@ def select(root: Path, recipe: Path, name: str, *words: str) -> Took:
 def process(root: Path, module: str, *words: str) -> Took:
     """A module in a process of its own: how long it took, and the most memory that it held."""
     peak = root / "peak"
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, str(BENCH / "watched.py"), str(peak), module, *words]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise ValueError(f"{module} ended with code {ended.returncode}: {ended.stderr}")
-    return Took(time.perf_counter() - start, int(peak.read_text()) * 1024 / 1e9)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Took(time.perf_counter() - start, cpu_seconds, int(peak.read_text()) * 1024 / 1e9)
 
 
 def asked_anew(root: Path) -> Path:
