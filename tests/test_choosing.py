@@ -338,6 +338,13 @@ def test_scores_of_other_answers_are_refused(tmp_path: Path) -> None:
     assert str(path) in str(error.value)
 
 
+def test_scores_of_fewer_shards_than_the_answers_are_refused(tmp_path: Path) -> None:
+    work = many(tmp_path)
+    write_rows(tmp_path / "sample" / "part-00001.parquet", [candidate(ONE, 0, 0, "late")], CANDIDATES)
+    with pytest.raises(ValueError, match=r"score: 1 shards of scores for 2 of .*sample; run the score stage"):
+        select(work)
+
+
 def test_a_nan_score_is_refused_with_its_file_and_row(tmp_path: Path) -> None:
     rows = [candidate(ONE, 0, i, text) for i, text in enumerate(POOL)]
     work = job(tmp_path, rows, [[50.0, 50.0], [50.0, float("nan")], [50.0, 50.0], [50.0, 50.0]])

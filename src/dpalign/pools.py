@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dpalign.objectives import Objective, read_objectives
 from dpalign.recipe import Recipe
-from dpalign.records import CANDIDATES, SCORES, matrix_of, read_table
+from dpalign.records import CANDIDATES, SCORES, matrix_of, read_table, shards
 from dpalign.selection import NO_ONE, Selection, best_of_n, members, pooled_best, scalarize
 
 Array = NDArray[np.float64]
@@ -56,8 +56,13 @@ def scored_pools(candidates: Path, scores: Path, recipe: Recipe) -> Iterator[Poo
         ValueError: scores that are not of these answers; a NaN score; answers of several kinds in a shard.
     """
     columns = (*KEYS, "condition_kind", "condition", "finished")
-    pairs = zip(sorted(candidates.glob("*.parquet")), sorted(scores.glob("*.parquet")), strict=True)
-    for answers_path, scores_path in pairs:
+    answered, rated = shards(candidates), shards(scores)
+    if len(answered) != len(rated):
+        raise ValueError(
+            f"{scores}: {len(rated)} shards of scores for {len(answered)} of {candidates}; run the score stage on these "
+            "answers again"
+        )
+    for answers_path, scores_path in zip(answered, rated, strict=True):
         answers = read_table(answers_path, CANDIDATES, columns)
         scored = read_table(scores_path, SCORES)
         if not all(answers[key].equals(scored[key]) for key in KEYS):
