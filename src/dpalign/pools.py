@@ -59,8 +59,8 @@ def scored_pools(candidates: Path, scores: Path, recipe: Recipe) -> Iterator[Poo
     answered, rated = shards(candidates), shards(scores)
     if len(answered) != len(rated):
         raise ValueError(
-            f"{scores}: {len(rated)} shards of scores for {len(answered)} of {candidates}; run the score stage on these "
-            "answers again"
+            f"{scores}: {len(rated)} shards of scores for {len(answered)} of {candidates}; run the score stage on "
+            "these answers again"
         )
     for answers_path, scores_path in zip(answered, rated, strict=True):
         answers = read_table(answers_path, CANDIDATES, columns)
