@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpalign import cli, config, records
 from dpalign.choosing import directions_of, line, replay, scored_prompts, select
+from dpalign.preference import Preference
 from dpalign.recipe import Recipe, Steering
 from dpalign.records import (
     CANDIDATES,
@@ -19,12 +21,14 @@ from dpalign.records import (
     SCORES,
     prompt_id,
     read_rows,
+    read_table,
     user_prompt,
     write_rows,
 )
 from dpalign.runs import Tally
+from dpalign.selection import Selection
 from dpalign.stages import Job
-from dpalign.templates import with_system_line
+from dpalign.templates import render_preference, with_system_line
 
 HEADS = ("a", "b")
 RECIPE = Recipe(
@@ -55,8 +59,15 @@ def candidate(prompt: Any, condition: int, sample: int, response: str, **changes
 def job(
     folder: Path, candidates: list[dict[str, Any]], rewards: list[list[float]], recipe: Recipe = RECIPE, t: int = 2
 ) -> Job:
-    """A select job on answers and their rewards; every prompt has two original answers, `better` and `worse`."""
+    """A select job on answers and their rewards; every prompt has two original answers, `better` and `worse`.
+
+    An answer of the kind `direction` was drawn under the direction of its prompt that its index says.
+    """
     keys = ("prompt_id", "t", "condition_index", "sample")
+    for row in candidates:
+        if row["condition_kind"] == "direction":
+            v_VK = directions_of(recipe.preference, len(recipe.objectives), recipe.seed, t, row["prompt_id"])
+            row["condition"] = v_VK[row["condition_index"]].tolist()
     scores = [{k: row[k] for k in keys} | {"rewards": r} for row, r in zip(candidates, rewards, strict=True)]
     prompts = [{"prompt_id": prompt_id(p), "messages": p, "split": half} for half, all_ in ASKED.items() for p in all_]
     rated, annotation = [], []
@@ -134,6 +145,125 @@ def test_later_each_direction_takes_the_best_of_its_own(tmp_path: Path) -> None:
     assert of_direction(work) == {first: best[first][0], second: best[second][1]}
 
 
+POOLED = replace(STEEP, selection=Selection(pool="prompt"))
+
+
+def other_directions(folder: Path, recipe: Recipe) -> Job:
+    """Answers drawn under (1, 0) and (0.6, -0.8), and a recipe that now asks for others."""
+    rows = [candidate(ONE, i // 2, i % 2, text) for i, text in enumerate(POOL)]
+    work = job(folder, rows, list(POOL.values()), STEEP)
+    return replace(work, recipe=recipe)
+
+
+def test_from_a_prompts_pool_a_direction_may_take_what_another_was_given(tmp_path: Path) -> None:
+    assert of_direction(other_directions(tmp_path, POOLED)) == {(1.0, 0.0): "long", (0.6, -0.8): "short"}
+
+
+def test_no_answer_is_kept_twice_where_the_recipe_says_so(tmp_path: Path) -> None:
+    """At (0.8, -0.6) the pool is worth 24, 44, 28, 9 and at (0.6, -0.8) `short` is the best as well: the direction that
+    comes second takes the next best, `good`."""
+    nearby = replace(STEEP.preference, listed=((0.8, -0.6), (0.6, -0.8)))
+    twice = replace(POOLED, preference=nearby)
+    assert set(of_direction(other_directions(tmp_path / "a", twice)).values()) == {"short"}
+    once = replace(twice, selection=Selection("prompt", distinct=True))
+    assert sorted(of_direction(other_directions(tmp_path / "b", once)).values()) == ["good", "short"]
+
+
+def test_directions_that_the_answers_were_not_drawn_under_are_refused_or_served_from_the_pool(tmp_path: Path) -> None:
+    """At (0, -1) the shortest is the best, wherever it was drawn."""
+    other = replace(STEEP.preference, listed=((1.0, 0.0), (0.0, -1.0)))
+    advice = r"row \d was drawn under \[.*\], and direction \d .* is \[.*\]; .* set selection.pool to prompt"
+    with pytest.raises(ValueError, match=advice) as error:
+        select(other_directions(tmp_path / "a", replace(STEEP, preference=other)))
+    assert str(tmp_path / "a" / "sample" / "part-00000.parquet") in str(error.value)
+    served = of_direction(other_directions(tmp_path / "b", replace(POOLED, preference=other)))
+    assert served == {(1.0, 0.0): "long", (0.0, -1.0): "short"}
+
+
+@pytest.mark.parametrize(("directions", "objectives"), [(1, 2), (5, 2), (2, 3)])
+def test_another_number_of_directions_or_objectives_needs_the_pool(
+    tmp_path: Path, directions: int, objectives: int
+) -> None:
+    names = {"helpfulness": ("a",), "verbosity": ("b",), "third": ("a",)}
+    changed = replace(
+        STEEP,
+        objectives=dict(list(names.items())[:objectives]),
+        preference=replace(STEEP.preference, distribution="sphere", directions=directions),
+    )
+    with pytest.raises(ValueError, match=rf"{directions if objectives == 2 else 3}.*; .* set selection.pool to prompt"):
+        select(other_directions(tmp_path / "a", changed))
+    work = other_directions(tmp_path / "b", replace(changed, selection=Selection("prompt")))
+    assert len(chosen(work)) == directions
+
+
+@pytest.mark.parametrize("selection", [Selection(), Selection("prompt"), Selection("prompt", distinct=True)])
+def test_the_choice_by_columns_is_that_of_one_prompt_after_another(tmp_path: Path, selection: Selection) -> None:
+    """Ragged pools of prompts that come in turns, a third of the answers cut, some prompts with none left."""
+    rng = np.random.default_rng(0)
+    recipe = replace(RECIPE, replay=0.0, selection=selection)
+    rows, rewards = [], []
+    for p in ASKED["D1"]:
+        for v in range(3):
+            for n in range(rng.integers(1, 5)):
+                finished = bool(rng.random() < 0.66) and p is not ASKED["D1"][7]
+                rows.append(candidate(p, v, n, f"{v} {n} of {p[0]['content']}", finished=finished))
+                rewards.append(rng.uniform(0, 100, 2).round(2).tolist())
+    order = rng.permutation(len(rows))
+    rows, rewards = [rows[i] for i in order], [rewards[i] for i in order]
+    expected = []
+    for key in dict.fromkeys(row["prompt_id"] for row in rows):
+        left = [i for i, row in enumerate(rows) if row["prompt_id"] == key and row["finished"]]
+        for v, (x, y) in enumerate(directions_of(recipe.preference, 2, recipe.seed, 2, key)):
+            mine = [i for i in left if selection.pool == "prompt" or rows[i]["condition_index"] == v]
+            if mine:
+                best = max(mine, key=lambda i: np.float32(rewards[i][0]) * x + np.float32(rewards[i][1]) * y)
+                expected.append(rows[best]["response"])
+                left = [i for i in left if not (selection.distinct and i == best)]
+    assert [row["response"] for row in chosen(job(tmp_path, rows, rewards, recipe))] == expected
+    assert len(expected) > 40
+
+
+def test_scored_answers_are_ranked_anew_from_the_command_line(tmp_path: Path) -> None:
+    """`dpa select` on finished files, with other objectives and directions than a run's: nothing is sampled or scored.
+
+    Who wants the most of head b gets `long` (80), who wants the least of it `short` (20).
+    """
+    work = other_directions(tmp_path / "files", POOLED)
+    file = tmp_path / "mine.toml"
+    file.write_text(config.to_toml(STEEP))
+    given = [word for name, path in work.inputs.items() for word in (f"--{name}", str(path))]
+    asked = [
+        "--t",
+        "2",
+        "--half",
+        "D1",
+        "--selection.pool",
+        "prompt",
+        "--replay",
+        "0",
+        "--objectives",
+        '{b = ["b"], a = ["a"]}',
+    ]
+    listed = ["--preference.listed", "[[1, 0], [-1, 0]]"]
+    cli.main(["select", str(file), "--out", str(tmp_path / "anew"), *given, *asked, *listed])
+    rows = list(read_rows(tmp_path / "anew", CONVERSATIONS))
+    said = {row["messages"][0]["content"]: row["response"] for row in rows}
+    assert sorted(said.values()) == ["long", "short"]
+    names = ("b", "a")
+    template = STEEP.preference.template
+    for v_K, response in (([1.0, 0.0], "long"), ([-1.0, 0.0], "short")):
+        assert said[render_preference(Preference.from_vector(v_K, names), template)] == response
+
+
+def test_many_rows_are_written_in_parts_that_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 rows in parts of 25."""
+    whole = chosen(many(tmp_path / "whole"))
+    monkeypatch.setattr(records, "PART", 25)
+    work = many(tmp_path / "parts")
+    assert chosen(work) == whole
+    assert [read_table(path, CONVERSATIONS).num_rows for path in sorted(work.out.iterdir())] == [25, 25, 10]
+
+
 @pytest.mark.parametrize("kind", ["target", "direction"])
 def test_an_answer_that_was_cut_is_never_chosen_and_counted(tmp_path: Path, kind: str) -> None:
     """Cut are the best of all, and at t >= 2 all that the second direction has: it goes without."""
@@ -146,7 +276,7 @@ def test_an_answer_that_was_cut_is_never_chosen_and_counted(tmp_path: Path, kind
 
 
 def test_nothing_but_cut_answers_is_an_error_that_says_how_many(tmp_path: Path) -> None:
-    rows = [candidate(ONE, 0, i, text, finished=False) for i, text in enumerate(POOL)]
+    rows = [candidate(ONE, i % 3, i // 3, text, finished=False) for i, text in enumerate(POOL)]
     with pytest.raises(ValueError, match=r"no answer of 4 is left .* 4 were cut at sampling.max_new_tokens; raise it"):
         select(job(tmp_path, rows, list(POOL.values())))
 
@@ -222,6 +352,13 @@ def test_scores_of_other_answers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not the scores of .*; run the score stage on these answers again") as error:
         select(work)
     assert str(path) in str(error.value)
+
+
+def test_scores_of_fewer_shards_than_the_answers_are_refused(tmp_path: Path) -> None:
+    work = many(tmp_path)
+    write_rows(tmp_path / "sample" / "part-00001.parquet", [candidate(ONE, 0, 0, "late")], CANDIDATES)
+    with pytest.raises(ValueError, match=r"score: 1 shards of scores for 2 of .*sample; run the score stage"):
+        select(work)
 
 
 def test_a_nan_score_is_refused_with_its_file_and_row(tmp_path: Path) -> None:

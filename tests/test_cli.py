@@ -94,7 +94,7 @@ def test_the_help_of_a_stage_is_made_of_what_it_reads(
         "                  --half {D1,D2}\n"
     )
     assert "  --scores DIR      a finished score folder, of the same candidates\n" in said
-    assert said.endswith("This stage reads: seed, replay, preference, model.chat, objectives, heads.\n")
+    assert said.endswith("This stage reads: seed, replay, preference, selection, model.chat, objectives, heads.\n")
 
 
 def test_a_report_takes_any_number_of_each_kind_of_folder(capsys: pytest.CaptureFixture[str], paper: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpalign.selection import best_of_n, pooled_best, scalarize
+from dpalign.selection import NO_ONE, best_of_n, members, pooled_best, scalarize
 
 
 def test_the_papers_figure_3_scores_and_its_best() -> None:
@@ -85,3 +85,19 @@ def test_pooling_agrees_with_best_of_n_direction_by_direction() -> None:
     picks_BV = pooled_best(pool_BMK, v_BVK)
     for v in range(5):
         assert np.array_equal(picks_BV[:, v], best_of_n(scalarize(pool_BMK, v_BVK[:, v])).index_B)
+
+
+def test_what_is_not_allowed_is_never_kept() -> None:
+    """Without the first of the pool the second direction's best stays; a prompt with none allowed keeps no one."""
+    allowed_BM = np.array([[False, True, True], [False, False, False]])
+    reward_BMK, preference_BVK = np.repeat(POOL_BMK, 2, axis=0), np.repeat(DIRECTIONS_BVK, 2, axis=0)
+    index_BV = pooled_best(reward_BMK, preference_BVK, allowed_BM=allowed_BM)
+    assert index_BV.tolist() == [[2, 1, 1], [NO_ONE] * 3]
+    index_BV = pooled_best(reward_BMK, preference_BVK, distinct=True, allowed_BM=allowed_BM)
+    assert index_BV.tolist() == [[2, 1, NO_ONE], [NO_ONE] * 3]
+    assert allowed_BM.sum() == 2  # the caller's own is left as it was
+
+
+def test_the_members_of_groups_keep_their_order() -> None:
+    assert members(np.array([2, 0, 2, 0, 2]), 4).tolist() == [[1, 3, -1], [-1] * 3, [0, 2, 4], [-1] * 3]
+    assert members(np.array([], dtype=np.int64), 2).shape == (2, 0)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import trl
@@ -15,11 +16,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import tiny
+from dpalign import kernels
+from dpalign.kernels import Kernels
 from dpalign.recipe import Training
 from dpalign.templates import chat_template
 from dpalign.training import sft
 from dpalign.training.common import arguments, last_checkpoint, require_weights
-from dpalign.training.sft import IGNORED, finetune, fit, tokenize
+from dpalign.training.sft import IGNORED, finetune, fit, packed, tokenize
 from tiny import CHATS, chat, same
 
 ROWS = Training(
@@ -182,6 +185,65 @@ def test_a_packed_row_keeps_its_conversations_apart_only_without_a_cache(
         leak = (model(**seen, use_cache=True).logits[0] - apart).abs().max()
         mixed = (model(torch.tensor([wrapped["input_ids"]]), use_cache=False).logits[0] - apart).abs().max()
     assert min(leak, mixed) > 0.05
+
+
+def lengths_of_conversations(count: int) -> list[int]:
+    """As a half of UltraFeedback has them with our answers: most of 200 to 800 tokens, some of thousands."""
+    return np.random.default_rng(0).lognormal(6.0, 0.7, count).astype(int).clip(30, 4096).tolist()
+
+
+def test_packed_rows_are_full_to_998_in_a_thousand_and_no_conversation_is_split() -> None:
+    """TRL's trainer would pack them a thousand at a time, and fill less."""
+    room, lengths = 4096, lengths_of_conversations(3500)
+    rows = Dataset.from_list([{"input_ids": [i] * n, "labels": [i] * n} for i, n in enumerate(lengths)])
+    made = packed(rows, room)
+    fill = sum(lengths) / (len(made) * room)
+    assert fill >= 0.998
+    by_thousands = trl.pack_dataset(rows, room, "bfd")
+    assert fill > sum(lengths) / (len(by_thousands) * room)
+    found = []
+    for row in made:
+        ends = np.cumsum(row["seq_lengths"])
+        assert len(row["input_ids"]) == len(row["labels"]) == ends[-1] <= room
+        found += [(row["input_ids"][end - 1], n) for end, n in zip(ends, row["seq_lengths"], strict=True)]
+        assert row["input_ids"] == [i for (i, n) in found[-len(ends) :] for _ in range(n)]
+    assert sorted(found) == list(enumerate(lengths))
+
+
+def test_without_flash_attention_packed_rows_go_one_at_a_time_and_the_update_is_the_same(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A micro-batch of two packed rows would be one row of twice the length, with four times the mask."""
+    tokens = AutoTokenizer.from_pretrained(tiny_folder)
+    rows = list(tokenize(CHATS, tokens, Training()))
+    once = replace(ROWS, steps=1, batch=2, context=64, packing=True)
+    one, forwards, loss = one_update(tiny_folder, rows, replace(once, micro_batch=1), tmp_path / "one")
+    assert capsys.readouterr().err.count("one at a time") == 0
+    two, same_forwards, same_loss = one_update(tiny_folder, rows, replace(once, micro_batch=2), tmp_path / "two")
+    assert "packed rows go one at a time without flash-attention, not 2" in capsys.readouterr().err
+    assert len(forwards) == len(same_forwards) == 2
+    assert max(forward["input_ids"].numel() for forward in same_forwards) <= once.context
+    assert same_loss == loss
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_kernels_that_this_machine_lacks_are_refused_with_what_is_missing(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "find_spec", lambda _: None)
+    for asked, knob, package in (
+        (Kernels(liger=True), "kernels.liger = true", "liger-kernel"),
+        (Kernels("flash_attention_2"), 'kernels.attention = "flash_attention_2"', "flash-attn"),
+    ):
+        with pytest.raises(ValueError, match=f"{knob} needs a GPU"):
+            asked.require(on_gpu=False)
+        with pytest.raises(ValueError, match=f"{knob} needs {package}, .*: pip install {package}"):
+            asked.require(on_gpu=True)
+    Kernels().require(on_gpu=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given: Any = {"tokenizer": tokens, "dtype": "float32", "seed": 1, "resume": tmp_path / "resume"}
+    with pytest.raises(ValueError, match=r"kernels.liger = true needs a GPU, and this machine has none"):
+        finetune(str(tiny_folder), CHATS, tmp_path / "model", ROWS, kernels=Kernels(liger=True), **given)
 
 
 # Resuming and exporting

@@ -3,21 +3,27 @@
 At t >= 2 the n answers of a direction were drawn under that direction, and its best is kept. At t = 1
 they were drawn under reward targets, so none belongs to a direction: each of the prompt's directions
 takes the best of all of them. So it is for a model without a dial, which answers plainly and learns
-so. An answer that was cut at the longest allowed length is never kept.
+so. With `selection.pool = "prompt"` it is so at every t, and answers that are scored already serve
+directions that they were not drawn under. An answer that was cut at the longest allowed length is
+never kept.
 
-Shapes: B prompts, M answers a prompt, N answers a direction, V directions, K objectives.
+Texts are read for the chosen alone (`pools.py`): what is in memory at once is a shard's numbers.
+
+Shapes: B prompts, M answers a prompt, N answers of a shard, V directions, K objectives.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dpalign.objectives import Objective, read_objectives
+from dpalign.pools import Pools, best_answers, numbered, objective_rewards, scored_pools
 from dpalign.preference import Preference, draw_directions, rng_for
 from dpalign.recipe import Recipe, Steering
 from dpalign.records import (
@@ -29,14 +35,23 @@ from dpalign.records import (
     Message,
     read_rows,
     read_table,
-    write_rows,
+    take_rows,
+    write_parts,
 )
-from dpalign.selection import best_of_n, pooled_best, scalarize
+from dpalign.selection import NO_ONE, best_of_n, members
 from dpalign.stages import Job
 from dpalign.templates import render_preference, with_system_line
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 Row = Mapping[str, Any]
+
+CONSIDERED: Final = "considered"
+CUT: Final = "cut"
+WON: Final = "won"
+WITHOUT: Final = "without"
+CHOSEN: Final = "chosen"
+REPLAYED: Final = "replayed"
 
 
 def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt_id: str) -> Array:
@@ -47,85 +62,72 @@ def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt
 
 def select(job: Job) -> None:
     """Write the conversations that the next policy learns, selected and replayed."""
+    count: Counter[str] = Counter()
+    write_parts(job.out, _learned(job, count), CONVERSATIONS)
+    filtered = {
+        "cut at max_new_tokens": count[CUT],
+        "not the best": count[CONSIDERED] - count[CUT] - count[WON],
+    }
+    job.work.tally.add(rows_in=count[CONSIDERED], rows_out=count[CHOSEN], filtered=filtered)
+    if count[WITHOUT]:
+        job.work.run.log(f"{count[WITHOUT]} directions of a prompt have no finished answer to learn from")
+    job.work.tally.add(rows_in=count[REPLAYED], rows_out=count[REPLAYED])
+
+
+def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
+    """CONVERSATIONS, a shard of candidates at a time and the replay after them; counts what it meets."""
     recipe = job.recipe
-    chosen: list[dict[str, Any]] = []
-    considered = cut = won = without = 0
-    asked = {p["prompt_id"]: p["messages"] for p in read_rows(job.inputs["data"] / "prompts", PROMPTS)}
-    for prompt_id, rows, reward_MK in scored_prompts(job.inputs["candidates"], job.inputs["scores"], recipe):
-        considered += len(rows)
-        finished = [i for i, row in enumerate(rows) if row["finished"]]
-        cut += len(rows) - len(finished)
-        wanted_VK = directions_of(recipe.preference, len(recipe.objectives), recipe.seed, job.t, prompt_id)
-        best_of = list(winners(rows, finished, reward_MK, wanted_VK))
-        won += len({best for _, best in best_of if best is not None})
-        for v_K, best in best_of:
-            if best is None:
-                without += 1
-                continue
-            messages = asked[prompt_id]
-            if rows[best]["condition_kind"] != "plain":  # what answered without a direction learns without one
-                messages = with_system_line(messages, line(recipe, v_K), recipe.model.chat)
-            chosen.append(_conversation(prompt_id, messages, rows[best]["response"], "selected"))
-    if not chosen:
-        raise ValueError(
-            f"no answer of {considered} is left to learn from: {cut} were cut at sampling.max_new_tokens; raise it"
+    prompts = read_table(job.inputs["data"] / "prompts", PROMPTS, ["prompt_id", "messages"])
+    place = {name: i for i, name in enumerate(prompts["prompt_id"].to_pylist())}
+    for pools in scored_pools(job.inputs["candidates"], job.inputs["scores"], recipe):
+        wanted_BVK = np.stack(
+            [directions_of(recipe.preference, len(recipe.objectives), recipe.seed, job.t, p) for p in pools.prompts]
         )
-    kept = replay(job, len(chosen))
-    write_rows(job.out / "part-00000.parquet", chosen + kept, CONVERSATIONS)
-    filtered = {"cut at max_new_tokens": cut, "not the best": considered - cut - won}
-    job.work.tally.add(rows_in=considered, rows_out=len(chosen), filtered=filtered)
-    if without:
-        job.work.run.log(f"{without} directions of a prompt have no finished answer to learn from")
-    job.work.tally.add(rows_in=len(kept), rows_out=len(kept))
+        row_BV = best_answers(pools, wanted_BVK, recipe.selection)
+        asked = prompts["messages"].take([place[name] for name in pools.prompts]).to_pylist()
+        yield pa.Table.from_pylist(_selected(recipe, pools, asked, wanted_BVK, row_BV), schema=CONVERSATIONS)
+        kept = row_BV[row_BV != NO_ONE]
+        count[CONSIDERED] += len(pools.prompt_N)
+        count[CUT] += int((~pools.finished_N).sum())
+        count[WON] += len(np.unique(kept))
+        count[CHOSEN] += len(kept)
+        count[WITHOUT] += row_BV.size - len(kept)
+    if not count[CHOSEN]:
+        raise ValueError(
+            f"no answer of {count[CONSIDERED]} is left to learn from: {count[CUT]} were cut at "
+            "sampling.max_new_tokens; raise it"
+        )
+    replayed = replay(job, count[CHOSEN])
+    count[REPLAYED] = len(replayed)
+    yield pa.Table.from_pylist(replayed, schema=CONVERSATIONS)
+
+
+def _selected(
+    recipe: Recipe, pools: Pools, asked: Sequence[Sequence[Message]], wanted_BVK: Array, row_BV: Index
+) -> list[dict[str, Any]]:
+    """The conversations of the chosen answers of a shard, whose texts are read here."""
+    chosen = np.argwhere(row_BV != NO_ONE)
+    responses = take_rows(pools.answers, CANDIDATES, ["response"], row_BV[row_BV != NO_ONE])["response"].to_pylist()
+    rows = []
+    for (b, v), response in zip(chosen.tolist(), responses, strict=True):
+        messages = list(asked[b])
+        if pools.kind != "plain":  # what answered without a direction learns without one
+            messages = with_system_line(messages, line(recipe, wanted_BVK[b, v]), recipe.model.chat)
+        rows.append(_conversation(pools.prompts[b], messages, response, "selected"))
+    return rows
 
 
 def scored_prompts(candidates: Path, scores: Path, recipe: Recipe) -> Iterator[tuple[str, list[Row], Array]]:
-    """Each prompt's answers with their rewards by objective (M, K), shard by shard.
+    """Each prompt's answers, texts and all, with their rewards by objective (M, K), shard by shard.
 
     Raises:
         ValueError: scores that are not of these answers; a NaN score.
     """
-    pairs = zip(sorted(candidates.glob("*.parquet")), sorted(scores.glob("*.parquet")), strict=True)
-    for answers_path, scores_path in pairs:
-        rows = list(read_rows(answers_path, CANDIDATES))
-        scored = read_table(scores_path, SCORES)
-        keys = ("prompt_id", "t", "condition_index", "sample")
-        listed = [tuple(row[k] for k in keys) for row in rows]
-        if listed != list(zip(*(scored[k].to_pylist() for k in keys), strict=True)):
-            raise ValueError(
-                f"{scores_path}: not the scores of {answers_path}; run the score stage on these answers again"
-            )
-        reward_NK = objective_rewards(scored["rewards"].to_pylist(), recipe.heads, recipe.objective_list, scores_path)
-        groups: dict[str, list[int]] = defaultdict(list)
-        for i, row in enumerate(rows):
-            groups[row["prompt_id"]].append(i)
-        for prompt_id, indices in groups.items():
-            yield prompt_id, [rows[i] for i in indices], reward_NK[indices]
-
-
-def objective_rewards(
-    rewards: Sequence[Sequence[float]], heads: Sequence[str], objectives: Sequence[Objective], source: Path
-) -> Array:
-    """Objectives read from rows of rewards (N, K); an error names the file that they came from."""
-    try:
-        return read_objectives(np.array(rewards, dtype=np.float64).reshape(len(rewards), -1), heads, objectives)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def winners(
-    rows: Sequence[Row], finished: Sequence[int], reward_MK: Array, wanted_VK: Array
-) -> Iterator[tuple[Array, int | None]]:
-    """For each direction of a prompt, the index of its best finished answer, if it has one."""
-    if rows[0]["condition_kind"] != "direction":
-        best_V = pooled_best(reward_MK[finished][None], wanted_VK[None])[0] if finished else None
-        for v, v_K in enumerate(wanted_VK):
-            yield v_K, None if best_V is None else finished[best_V[v]]
-        return
-    for v, v_K in enumerate(wanted_VK):
-        mine = [i for i in finished if rows[i]["condition_index"] == v]
-        score_1N = scalarize(reward_MK[mine][None], v_K[None]) if mine else None
-        yield v_K, None if score_1N is None else mine[best_of_n(score_1N).index_B[0]]
+    for pools in scored_pools(candidates, scores, recipe):
+        rows = list(read_rows(pools.answers, CANDIDATES))
+        for prompt_id, row_M in zip(pools.prompts, members(pools.prompt_N, len(pools.prompts)), strict=True):
+            indices = row_M[row_M != NO_ONE]
+            yield prompt_id, [rows[i] for i in indices], pools.reward_NK[indices]
 
 
 def line(recipe: Recipe, v_K: Sequence[float] | Array) -> str:
@@ -143,32 +145,44 @@ def replay(job: Job, selected: int) -> list[dict[str, Any]]:
     count = round(selected * recipe.replay / (1 - recipe.replay))
     if not count:
         return []
-    best: dict[str, tuple[float, Row]] = {}
-    for row, reward_K in annotated(job.inputs["data"], job.inputs["annotate"], recipe, job.half):
-        if row["prompt_id"] not in best or reward_K[0] > best[row["prompt_id"]][0]:
-            best[row["prompt_id"]] = (reward_K[0], row)
-    ids = sorted(best)
+    prompts, place_N, reward_NK = _annotation(job.inputs["data"], job.inputs["annotate"], recipe, job.half)
+    names, prompt_N = numbered(prompts)
+    row_BM = members(prompt_N, len(names))
+    best = best_of_n(np.where(row_BM == NO_ONE, -np.inf, reward_NK[row_BM, 0]))
+    best_B = place_N[np.take_along_axis(row_BM, best.index_B[:, None], axis=1)[:, 0]]
+    order = np.array(sorted(range(len(names)), key=names.__getitem__))
     rounds = [
-        rng_for(recipe.seed, "replay", job.t, i).permutation(len(ids)) for i in range(math.ceil(count / len(ids)))
+        rng_for(recipe.seed, "replay", job.t, i).permutation(len(names)) for i in range(math.ceil(count / len(names)))
     ]
-    drawn = [best[ids[i]][1] for i in np.concatenate(rounds)[:count]]
-    return [_conversation(row["prompt_id"], row["messages"], row["response"], "replay") for row in drawn]
+    drawn = best_B[order[np.concatenate(rounds)[:count]]]
+    rows = take_rows(job.inputs["data"] / "train", RATED, ["prompt_id", "messages", "response"], drawn).to_pylist()
+    return [_conversation(row["prompt_id"], row["messages"], row["response"], "replay") for row in rows]
+
+
+def _annotation(data: Path, annotate: Path, recipe: Recipe, half: str) -> tuple[pa.ChunkedArray, Index, Array]:
+    """Of the original answers of a half (or of both): their prompts' ids, their places among all rated rows, and the
+    reward model's rewards by objective."""
+    prompts = read_table(data / "prompts", PROMPTS, ["prompt_id", "split"])
+    halves = ("D1", "D2") if half == "both" else (half,)
+    theirs = prompts["prompt_id"].filter(pc.is_in(prompts["split"], pa.array(halves)))
+    rated = read_table(data / "train", RATED, ["prompt_id", "source"])
+    place_N = np.flatnonzero(pc.not_equal(rated["source"], "helpsteer").to_numpy())
+    ids = rated["prompt_id"].take(pa.array(place_N))
+    rewards = read_table(annotate, SCORES, ["prompt_id", "rewards"])
+    if not rewards["prompt_id"].equals(ids):
+        raise ValueError(f"{annotate}: not the annotation of {data}; run the annotate stage again")
+    reward_NK = objective_rewards(rewards["rewards"], recipe.heads, recipe.objective_list, annotate)
+    inside = np.flatnonzero(pc.is_in(ids, theirs.combine_chunks()).to_numpy())
+    return ids.take(pa.array(inside)), place_N[inside], reward_NK[inside]
 
 
 def annotated(data: Path, annotate: Path, recipe: Recipe, half: str) -> Iterator[tuple[Row, Array]]:
     """The original answers of a half (or of both) with the reward model's rewards by objective."""
-    split_of = {
-        p["prompt_id"]: p["split"] for p in read_table(data / "prompts", PROMPTS, ["prompt_id", "split"]).to_pylist()
-    }
-    halves = ("D1", "D2") if half == "both" else (half,)
-    rows = [row for row in read_rows(data / "train", RATED) if row["source"] != "helpsteer"]
-    rewards = read_table(annotate, SCORES)
-    if rewards["prompt_id"].to_pylist() != [row["prompt_id"] for row in rows]:
-        raise ValueError(f"{annotate}: not the annotation of {data}; run the annotate stage again")
-    reward_NK = objective_rewards(rewards["rewards"].to_pylist(), recipe.heads, recipe.objective_list, annotate)
-    for row, reward_K in zip(rows, reward_NK, strict=True):
-        if split_of[row["prompt_id"]] in halves:
-            yield row, reward_K
+    _, place_N, reward_NK = _annotation(data, annotate, recipe, half)
+    reward_of = dict(zip(place_N.tolist(), reward_NK, strict=True))
+    for i, row in enumerate(read_rows(data / "train", RATED)):
+        if i in reward_of:
+            yield row, reward_of[i]
 
 
 def _conversation(prompt_id: str, messages: Sequence[Message], response: str, origin: str) -> dict[str, Any]:

@@ -244,6 +244,19 @@ def doctor(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         sys.exit(1)
 
 
+def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """What a recipe will cost."""
+    from dpalign.plan.command import execute
+
+    print(execute(arguments, load(recipe_file(arguments.recipe), overrides)))
+
+
+def plan_arguments(parser: argparse.ArgumentParser) -> None:
+    from dpalign.plan import command
+
+    command.declare(parser)
+
+
 def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
     stage = STAGES[kind]
     _add_recipe(parser)
@@ -318,6 +331,7 @@ VERBS: Final[Mapping[str, Verb]] = {
         run_arguments,
         partial(run, compared=True),
     ),
+    "plan": Verb("say what a recipe will cost: tokens, FLOPs, GPU-hours, memory, disk", plan_arguments, plan),
     "alpaca-eval": Verb(
         "answer AlpacaEval's instructions at several directions, have a judge compare, and draw Fig. 5",
         alpaca.declare,

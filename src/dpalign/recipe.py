@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from dpalign import config
+from dpalign.kernels import Kernels
 from dpalign.objectives import PAPER_OBJECTIVES, Objective
 from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Simplex, Sphere
 from dpalign.records import HEADS
 from dpalign.scale.knobs import Cluster, Launch
+from dpalign.selection import Selection
 
 WORLD_BASE: Final = Path(__file__).parent / "world" / "base"
 """The base model of the embedded world, installed with the package."""
@@ -145,7 +147,8 @@ class Training:
     batch: int = 64
     """Rows an update, over all processes (section 3.1)."""
     micro_batch: int = 1
-    """Rows a forward; 1 keeps packed rows free of a dense quadratic mask without flash-attention."""
+    """Rows a forward. Packed rows stand alone without flash-attention, whatever this says: TRL makes one long row of a
+    micro-batch, and its mask grows with the square of that."""
     context: int = 4096
     """Tokens a row (section 3.1); a longer conversation is left out, and counted."""
     packing: bool = True
@@ -468,8 +471,12 @@ class Recipe:
     """Directional preferences."""
     sampling: Sampling = field(default_factory=Sampling)
     """Rejection sampling."""
+    selection: Selection = field(default_factory=Selection)
+    """The choice among scored answers."""
     finetune: Training = field(default_factory=Training)
     """Fine-tuning of each policy."""
+    kernels: Kernels = field(default_factory=Kernels)
+    """What all fine-tuning computes with."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Evaluation."""
     compare: Compare = field(default_factory=Compare)

@@ -7,6 +7,7 @@ its text, so that the same prompt has the same id wherever it comes from. A cand
 objective re-ranks old candidates without scoring them again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,8 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 HEADS: Final = (
     "helpsteer-helpfulness",
@@ -30,6 +34,12 @@ HEADS: Final = (
     "ultrafeedback-helpfulness",
 )
 """The ten reward heads of section 3.1, in the order of the released reward model."""
+
+
+PART: Final = 65_536
+"""Rows of a shard that is written while its rows are still being made."""
+BATCH: Final = 4096
+"""Rows in memory at once where only some are kept."""
 
 
 class Message(TypedDict):
@@ -128,6 +138,19 @@ def write_table(path: Path, table: pa.Table) -> None:
     os.replace(beside, path)
 
 
+def write_parts(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Write tables one after the other into finished shards of `PART` rows, and return the number of all rows."""
+    waiting = schema.empty_table()
+    part = total = 0
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table])
+        while waiting.num_rows > PART:
+            write_table(folder / f"part-{part:05d}.parquet", waiting.slice(0, PART).combine_chunks())
+            waiting, part, total = waiting.slice(PART), part + 1, total + PART
+    write_table(folder / f"part-{part:05d}.parquet", waiting.combine_chunks())
+    return total + int(waiting.num_rows)
+
+
 def shards(path: Path) -> list[Path]:
     """The Parquet files of a stage's folder in order, or the one file that `path` names."""
     if path.is_file():
@@ -147,15 +170,72 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
     names = list(columns) if columns is not None else schema.names
     tables = []
     for shard in shards(path):
-        try:
-            present = pq.read_schema(shard).names
+        with _opened(shard, names) as file:
+            tables.append(file.read(names).cast(pa.schema([schema.field(n) for n in names])))
+    return pa.concat_tables(tables)
+
+
+@contextlib.contextmanager
+def _opened(shard: Path, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    """A shard that has these columns; what is wrong with it is a ValueError that names it."""
+    try:
+        with pq.ParquetFile(shard) as file:
+            present = file.schema_arrow.names
             missing = [name for name in names if name not in present]
             if missing:
                 raise ValueError(f"{shard}: no column {missing[0]!r} (it has {', '.join(present)})")
-            tables.append(pq.read_table(shard, columns=names).cast(pa.schema([schema.field(n) for n in names])))
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{shard}: not a readable Parquet file ({error}); delete it and run again") from error
-    return pa.concat_tables(tables)
+            yield file
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{shard}: not a readable Parquet file ({error}); delete it and run again") from error
+
+
+def take_rows(path: Path, schema: pa.Schema, columns: Sequence[str], row_N: NDArray[np.int64]) -> pa.Table:
+    """Some rows of the shards below `path`, in the order asked for and as often: of the others no more than a batch is
+    in memory.
+
+    Args:
+        row_N: their places among all rows.
+    """
+    wanted = np.unique(row_N)
+    fields = pa.schema([schema.field(name) for name in columns])
+    found = [fields.empty_table()]
+    first = 0
+    for shard in shards(path):
+        with _opened(shard, columns) as file:
+            inside = wanted[(wanted >= first) & (wanted < first + file.metadata.num_rows)] - first
+            first += file.metadata.num_rows
+            if len(inside):
+                found += [part.cast(fields) for part in _rows_within(file, columns, inside)]
+    assert not len(wanted) or wanted[-1] < first, f"{path} has {first} rows, none numbered {wanted[-1]}"
+    return pa.concat_tables(found).take(pa.array(np.searchsorted(wanted, row_N)))
+
+
+def _rows_within(file: pq.ParquetFile, columns: Sequence[str], row_N: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """Rows of one file, by their places in it, which rise."""
+    start = 0
+    for batch in file.iter_batches(BATCH, columns=list(columns)):
+        inside = row_N[(row_N >= start) & (row_N < start + batch.num_rows)] - start
+        start += batch.num_rows
+        if len(inside):
+            yield pa.Table.from_batches([batch.take(pa.array(inside))])
+
+
+def matrix_of(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column of lists of one length as a table of numbers, (rows, length); a null is NaN.
+
+    Raises:
+        ValueError: the lists differ in length; the message names the first that does.
+    """
+    if not len(column):
+        return np.empty((0, 0))
+    length_N = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
+    odd = np.flatnonzero(length_N != length_N[0])
+    if len(odd):
+        raise ValueError(
+            f"row {odd[0]}: {length_N[odd[0]]} numbers, where row 0 has {length_N[0]}; write the file again"
+        )
+    numbers = np.asarray(pc.list_flatten(column).to_numpy(), dtype=np.float64)
+    return numbers.reshape(len(column), int(length_N[0]))
 
 
 def read_rows(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:

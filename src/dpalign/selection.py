@@ -5,12 +5,28 @@ a prompt, K objectives. A tie goes to the lowest index, so that a choice never d
 """
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Index = NDArray[np.int64]
+
+NO_ONE: Final = -1
+"""In place of a candidate's index: there is none."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Among which answers a direction's best is sought."""
+
+    pool: Literal["direction", "prompt"] = "direction"
+    """Those drawn under the direction itself (section 2.2, step 1), or all of the prompt's, whatever they were drawn
+    under: so answers that are scored already serve other directions than their own."""
+    distinct: bool = False
+    """From a prompt's pool no answer is kept for two directions (paper silent: at t = 1 it may be)."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +55,13 @@ def best_of_n(score_BN: Array) -> Best:
     return Best(index_B, np.take_along_axis(score_BN, index_B[:, None], axis=1)[:, 0])
 
 
-def pooled_best(reward_BMK: Array, preference_BVK: Array, distinct: bool = False) -> Index:
+def pooled_best(
+    reward_BMK: Array, preference_BVK: Array, distinct: bool = False, allowed_BM: Bools | None = None
+) -> Index:
     """index_BV: for each direction of a prompt the best of its whole pool, whatever direction sampled it.
 
     `distinct` keeps no candidate twice: in the order given, a direction takes the best that those before it left.
+    With `allowed_BM` the others are never kept; a direction that finds none left has `NO_ONE`.
 
     Raises:
         ValueError: shapes that do not fit, a reward that is NaN or infinite, or fewer candidates than `distinct`
@@ -59,18 +78,33 @@ def pooled_best(reward_BMK: Array, preference_BVK: Array, distinct: bool = False
             f"row {row}: reward {k} of candidate {candidate} is {reward_BMK[row, candidate, k]}; score it again"
         )
     directions = preference_BVK.shape[1]
-    if distinct and reward_BMK.shape[1] < directions:
+    if distinct and allowed_BM is None and reward_BMK.shape[1] < directions:
         raise ValueError(
             f"{directions} distinct answers of a pool of {reward_BMK.shape[1]}; sample more, or allow repeats"
         )
     index_BV = np.empty(preference_BVK.shape[:2], dtype=np.int64)
-    taken_BM = np.zeros(reward_BMK.shape[:2], dtype=bool)
+    left_BM = np.ones(reward_BMK.shape[:2], dtype=bool) if allowed_BM is None else allowed_BM.copy()
     for v in range(directions):
         score_BM = scalarize(reward_BMK, preference_BVK[:, v])
-        index_BV[:, v] = _argmax(np.where(taken_BM, -np.inf, score_BM))
+        index_B = _argmax(np.where(left_BM, score_BM, -np.inf))
+        index_BV[:, v] = np.where(left_BM.any(axis=1), index_B, NO_ONE)
         if distinct:
-            np.put_along_axis(taken_BM, index_BV[:, v, None], True, axis=1)
+            np.put_along_axis(left_BM, index_B[:, None], False, axis=1)
     return index_BV
+
+
+def members(group_N: Index, groups: int) -> Index:
+    """row_GM: the rows of each group in their own order, filled up with `NO_ONE` to the largest.
+
+    Args:
+        group_N: each row's group, from 0 to `groups` - 1.
+    """
+    count_G = np.bincount(group_N, minlength=groups)
+    order_N = np.argsort(group_N, kind="stable")
+    first_G = np.cumsum(count_G) - count_G
+    row_GM = np.full((groups, int(count_G.max(initial=0))), NO_ONE, dtype=np.int64)
+    row_GM[group_N[order_N], np.arange(len(group_N)) - np.repeat(first_G, count_G)] = order_N
+    return row_GM
 
 
 def _argmax(score_BN: Array) -> Index:

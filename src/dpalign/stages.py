@@ -169,7 +169,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "select": StageKind(
         "dpalign.choosing:select",
         "keep the best answer for each direction, and replay original ones",
-        ("seed", "replay", "preference", "model.chat", *_OBJECTIVES),
+        ("seed", "replay", "preference", "selection", "model.chat", *_OBJECTIVES),
         inputs=("candidates", "scores", "data", "annotate"),
         heavy=False,
         asks={"t": (), "half": ("D1", "D2")},

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.choosing import objective_rewards
+from dpalign.pools import objective_rewards
 from dpalign.reward.score import Scorer
 from dpalign.reward.stages import scored_rows
 from dpalign.runs import Tally

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dpalign.choosing import annotated, line, objective_rewards
+from dpalign.choosing import annotated, line
 from dpalign.evaluation.beyond import AS_ANNOTATED, TRAINED, Wish, figures
 from dpalign.evaluation.bootstrap import Array, Bootstrap
 from dpalign.evaluation.degeneracy import Faults, faults
 from dpalign.evaluation.points import SystemRewards
+from dpalign.pools import objective_rewards
 from dpalign.preference import Arc, Preference
 from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, HEADS, SCORES, read_table

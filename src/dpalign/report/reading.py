@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dpalign.choosing import objective_rewards
 from dpalign.evaluation.bootstrap import Array
 from dpalign.evaluation.points import SystemRewards
+from dpalign.pools import objective_rewards
 from dpalign.preference import Preference
 from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, HEADS, SCORES, read_table

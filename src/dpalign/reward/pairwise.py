@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from dpalign.choosing import objective_rewards
 from dpalign.data.sources import read_source
 from dpalign.evaluation.bootstrap import Array, Bootstrap
 from dpalign.evaluation.summary import jsonable
+from dpalign.pools import objective_rewards
 from dpalign.recipe import Recipe
 from dpalign.records import Message, user_prompt
 from dpalign.reward.score import Scorer

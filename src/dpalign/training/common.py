@@ -113,6 +113,7 @@ def quiet() -> None:
     """No bars of datasets, transformers and TRL: the stages say how far they are."""
     os.environ["TQDM_DISABLE"] = "1"  # what TRL's DPO trainer asks
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # TRL's own use of it
+    warnings.filterwarnings("ignore", "`use_liger_kernel=True` is deprecated", FutureWarning)  # until TRL 2
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

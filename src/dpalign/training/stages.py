@@ -129,6 +129,7 @@ def _finetune(
         seed=recipe.seed,
         resume=job.work.resume,
         trust_remote_code=recipe.model.trust_remote_code,
+        kernels=recipe.kernels,
     )
     count(job, fitted)
 

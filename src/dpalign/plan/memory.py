@@ -1,0 +1,126 @@
+"""Memory of a GPU and room on disk: what must be held, on how many GPUs it fits, and what a run leaves behind.
+
+Estimates by formula, in bytes. Training holds weights, gradients and the optimizer's state in the model's own type, as
+it is trained here, and with recomputed activations the inputs of every layer and the inside of one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dpalign.plan.hardware import GIB, Architecture, Gpu
+from dpalign.plan.work import Load, Sizes
+from dpalign.recipe import Recipe, Training
+from dpalign.stages import Step
+
+USABLE: Final = 0.9
+"""Of a GPU's memory; the rest is the libraries' and fragments."""
+GROUPS: Final = (1, 2, 4, 8, 16, 32, 64)
+WIDTHS: Final = {"bfloat16": 2, "float32": 4}
+STATES: Final = {"adamw": 2, "rmsprop": 1}
+"""Numbers a weight that an optimizer keeps."""
+SCORE_BYTES: Final = 50
+"""Of a scored answer: its rewards on all heads, and who it is."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one kind of work holds, in bytes."""
+
+    what: str
+    model: float
+    """Weights, and in training gradients and the optimizer's state: what several GPUs can divide."""
+    beside: float
+    """Activations, or keys and values: of each GPU in training; divided, too, in sampling and scoring."""
+    divides: bool = False
+    """Whether `beside` is divided with the model (tensor parallel)."""
+    note: str = ""
+
+    def on(self, gpus: int) -> float:
+        """Bytes of each of so many."""
+        return self.model / gpus + (self.beside / gpus if self.divides else self.beside)
+
+    def least(self, gpu: Gpu) -> int | None:
+        """The fewest GPUs that hold it; None: not even the most counted."""
+        return next((n for n in GROUPS if self.on(n) <= USABLE * gpu.gib * GIB), None)
+
+    def verdict(self, gpu: Gpu, gpus: int) -> str:
+        """Whether it fits on so many, and how."""
+        least = self.least(gpu)
+        if least is None:
+            return f"no: more than {GROUPS[-1]}"
+        if least == 1:
+            return "yes"
+        needed = f"{least} by {'tensor parallel' if self.divides else 'FSDP or ZeRO-3'}"
+        return f"yes: {needed}" if least <= gpus else f"no: {needed}" + ("" if self.divides else ", or a LoRA")
+
+
+def needs(recipe: Recipe, model: Architecture, sizes: Sizes) -> list[Need]:
+    """What each kind of work holds."""
+    width = WIDTHS[recipe.model.dtype]
+    weights = float(model.parameters * width)
+    settings = recipe.sampling
+    longest = settings.prompt_tokens + settings.max_new_tokens
+    cache = model.cache(settings.rows * (sizes.prompt + sizes.answer), width)
+    full = model.cache(longest, width) * settings.rows / GIB
+    widest = 4 * model.hidden + 2 * model.intermediate
+    found = [
+        Need(
+            "sampling",
+            weights,
+            cache,
+            divides=True,
+            note=f"{settings.rows} answers at once of mean length; all at their longest: {full:.3g} GiB",
+        ),
+        Need(
+            "scoring",
+            weights,
+            float(recipe.reward.score_tokens * widest * width),
+            divides=True,
+            note=f"{recipe.reward.score_tokens} tokens at once",
+        ),
+    ]
+    trainings: list[tuple[str, Training]] = [
+        ("reward model", recipe.reward.training),
+        ("SFT", recipe.sft),
+        ("SteerLM", recipe.steerlm.training),
+        ("policy", recipe.finetune),
+        ("DPO", recipe.dpo.training),
+    ]
+    return found + [_trained(name, training, recipe, model) for name, training in trainings if not training.checkpoint]
+
+
+def _trained(name: str, training: Training, recipe: Recipe, model: Architecture) -> Need:
+    width = WIDTHS[recipe.model.dtype]
+    states = 1 + STATES[training.optimizer]  # with the gradient
+    learned = model.lora(training.lora_rank) if training.lora_rank else model.parameters
+    held = model.parameters + learned * states + (learned if training.lora_rank else 0)
+    rows = 1 if training.packing else training.micro_batch * (2 if name == "DPO" else 1)
+    tokens = rows * training.context
+    inside = tokens * (8 * model.hidden + 3 * model.intermediate) * width
+    activations = model.layers * tokens * model.hidden * width + inside
+    per_weight = (
+        f"{width * (1 + states)} bytes a weight" if not training.lora_rank else f"LoRA of rank {training.lora_rank}"
+    )
+    note = f"{per_weight}; {rows} x {training.context} tokens at once"
+    return Need(f"training, {name}", float(held * width), float(activations), note=note)
+
+
+def disk(
+    recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Step], loads: Mapping[str, Load]
+) -> dict[str, float]:
+    """Bytes that a run leaves, by what they are, and what it needs besides while it trains."""
+    width = WIDTHS[recipe.model.dtype]
+    weights = float(model.parameters * width)
+    trained = [step for step in steps if loads[step.name].trained]
+    row = (sizes.prompt + sizes.answer) * sizes.text_bytes
+    drawn = sum(loads[step.name].answers for step in steps)
+    scored = sum(loads[step.name].scored for step in steps)
+    return {
+        "data": (2 * sizes.prompts * sizes.rated + sizes.others) * row + sizes.chats * sizes.chat * sizes.text_bytes,
+        "answers": drawn * sizes.answer * sizes.text_bytes,
+        "scores": scored * SCORE_BYTES,
+        "selected": sum(loads[step.name].rows for step in steps if step.kind in ("finetune", "specialist")) * row,
+        f"{len(trained)} trained models": len(trained) * weights,
+        "while training (two checkpoints)": 2 * weights * (1 + STATES[recipe.finetune.optimizer]),
+    }

@@ -1,0 +1,197 @@
+"""What a recipe will cost: counted figures against ones that are known, and a run's own against what it planned."""
+
+import json
+import math
+import re
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpalign import cli
+from dpalign.ledger import read_ledger
+from dpalign.plan.command import Efficiency, make, text
+from dpalign.plan.hardware import GIB, GPUS, KNOWN, architecture_of, read_architecture
+from dpalign.plan.memory import needs
+from dpalign.plan.work import Sizes
+from dpalign.recipe import WORLD_BASE, Recipe, Training, load
+
+PAPER = Recipe("paper")
+A6000, H200 = GPUS["A6000"], GPUS["H200"]
+
+
+def peak(step: str, gpu: Any = A6000, shared: bool = True) -> float:
+    """GPU-hours of a step of the paper's recipe at 100% of the peak."""
+    plan = make(PAPER, gpus=[gpu], shared=shared)
+    return plan.peak_hours(plan.loads[step], gpu)
+
+
+def test_an_iteration_of_the_paper_costs_what_is_known_to_be_its_count() -> None:
+    """32,000 prompts by 80 answers of 300 tokens, and two epochs of 188,235 rows of 520, at 100% of an A6000's peak."""
+    assert peak("sample-2") == pytest.approx(20.8, rel=0.01)  # 768M tokens x 14.2 GFLOPs and five readings of a prompt
+    assert peak("sample-2", shared=False) - peak("sample-2") == pytest.approx(13.3, rel=0.01)  # 75 readings more
+    assert peak("score-2", shared=False) == pytest.approx(33.7, rel=0.01)
+    assert peak("score-2") == pytest.approx(19.7, rel=0.01)
+    assert peak("policy-2") == pytest.approx(15.1, rel=0.01)
+    for step, hours in (("sample-2", 3.2), ("score-2", 3.1), ("policy-2", 2.4)):
+        assert peak(step, H200) == pytest.approx(hours, abs=0.07)
+    assert peak("score-2", H200, shared=False) == pytest.approx(5.3, abs=0.05)
+
+
+def test_the_papers_60_hours_can_only_be_its_training() -> None:
+    """All three stages with whole prompts scored need 116% of 60 A6000-hours at the peak that nothing reaches; the
+    training alone needs a quarter of it, which is what trainings reach."""
+    plan = make(PAPER, gpus=[A6000])
+    assert plan.hours(plan.loads["policy-2"], A6000) == pytest.approx(60, rel=0.02)
+    everything = peak("sample-2") + peak("score-2", shared=False) + peak("policy-2")
+    assert everything / 60 == pytest.approx(1.16, abs=0.01)
+
+
+def test_each_training_and_iteration_is_counted_by_its_own_knobs() -> None:
+    plan = make(PAPER, assumed={"prompts": 1000.0, "prompt": 200.0, "answer": 100.0})
+    loads = plan.loads
+    assert (loads["sample-1"].answers, loads["sample-2"].answers) == (80_000, 80_000)
+    assert (loads["sample-1"].read, loads["sample-2"].read) == (1000 * 16 * 200, 1000 * 5 * 200)
+    assert loads["score-3"].scored == 80_000
+    assert loads["policy-4"].rows == pytest.approx(5000 / 0.85)
+    assert loads["policy-4"].trained == pytest.approx(2 * 300 * 5000 / 0.85)
+    assert loads["steerlm"].trained == 2 * loads["steerlm-d2"].trained == 2 * 2 * 300 * 4000
+    assert loads["evaluate-policy-4"].answers == 2000 * 10 * 2
+    assert loads["data"].flops == loads["select-1"].flops == loads["report"].flops == 0
+
+
+def test_a_comparison_counts_its_contenders_by_the_knobs_of_their_steps() -> None:
+    """A specialist draws 16 plain answers a prompt and keeps one."""
+    plan = make(PAPER, compared=True, assumed={"prompts": 1000.0})
+    assert plan.loads["rsf-1-sample-2"].answers == 16_000
+    assert plan.loads["rsf-1-policy-2"].rows == pytest.approx(1000 / 0.85)
+    assert plan.loads["dpo-1"].trained == 2 * 2 * 1000 * 520 * 3
+    assert plan.loads["rl-1-1"].answers == plan.loads["rl-1-1"].scored == 500 * 64
+    assert plan.loads["feasible-policy-4"].answers == 200 * 9
+
+
+def test_checkpoints_that_are_taken_cost_nothing() -> None:
+    recipe = replace(PAPER, sft=Training(checkpoint="HuggingFaceH4/mistral-7b-sft-beta"))
+    assert make(recipe).loads["sft"].flops == 0
+    assert "training, SFT" not in [need.what for need in make(recipe).needs]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", 1_100_048_384),
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+        ("meta-llama/Llama-3.2-1B", 1_235_814_400),
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
+        ("HuggingFaceTB/SmolLM2-360M", 361_821_120),
+        ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
+    ],
+)
+def test_a_known_model_has_as_many_parameters_as_its_page_says(name: str, parameters: int) -> None:
+    assert KNOWN[name].parameters == parameters
+
+
+def test_a_folders_model_has_as_many_parameters_as_its_weights() -> None:
+    (file,) = WORLD_BASE.glob("*.safetensors")
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(struct.unpack("<Q", opened.read(8))[0]))
+    held = sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    assert read_architecture(WORLD_BASE).parameters == held
+    assert KNOWN["mistralai/Mistral-7B-v0.1"].lora(16) == 41_943_040  # what peft says of all-linear at rank 16
+
+
+def test_a_model_that_cannot_be_counted_is_an_error_that_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model.base 'mistralai/Mistral' .*\(nearest: 'mistralai/Mistral-7B-v0.1'"):
+        architecture_of(load(cli.recipe_file("paper"), ["--model.base", "mistralai/Mistral"]))
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
+    with pytest.raises(ValueError, match=r"config.json: no key 'vocab_size'; only decoders"):
+        read_architecture(tmp_path)
+
+
+def test_a_7b_model_trains_on_two_a6000_or_one_h200_and_its_lora_on_one_of_either() -> None:
+    """7.24e9 weights in bfloat16, with gradient and AdamW's two numbers: 8 bytes each, 54 GiB."""
+    needed = {need.what: need for need in make(PAPER).needs}
+    policy = needed["training, policy"]
+    assert policy.model / GIB == pytest.approx(7.2417 * 8 / 1.0737, rel=1e-3)
+    assert policy.verdict(A6000, 1) == "no: 2 by FSDP or ZeRO-3, or a LoRA"
+    assert policy.verdict(A6000, 4) == "yes: 2 by FSDP or ZeRO-3"
+    assert policy.verdict(H200, 1) == "yes"
+    recipe = load(cli.recipe_file("paper"), ["--finetune.lora_rank", "16"])
+    lora = {need.what: need for need in make(recipe).needs}["training, policy"]
+    assert lora.verdict(A6000, 1) == "yes"
+    sampling = {need.what: need for need in needs(PAPER, architecture_of(PAPER), Sizes())}["sampling"]
+    # 256 answers of 520 tokens at 2 x 32 layers x 8 heads x 128 x 2 bytes a token
+    assert sampling.beside == 256 * 520 * 131_072
+    assert sampling.verdict(GPUS["RTX4090"], 8) == "yes: 2 by tensor parallel"
+
+
+def test_sampling_takes_no_less_than_its_memory_allows() -> None:
+    """One answer at a time, an H200 reads 14.5 GB of weights a token: 3.0 ms at 4,800 GB/s, whatever it computes."""
+    recipe = load(cli.recipe_file("paper"), ["--sampling.rows", "1", "--iterations", "1"])
+    plan = make(recipe, gpus=[H200], assumed={"prompts": 1.0})
+    assert plan.hours(plan.loads["sample-1"], H200) * 3600 == pytest.approx(80 * 300 * 3.0e-3, rel=0.03)
+
+
+@pytest.mark.parametrize("name", cli.shipped())
+def test_every_installed_recipe_is_planned_and_told(name: str) -> None:
+    plan = make(load(cli.recipe_file(name)), gpus=[A6000, GPUS["cpu"]], count=2)
+    said = text(plan)
+    assert "assumed: 40% of the peak in sampling, 50% in scoring, 25% in training (--mfu)" in said
+    assert all(step in said for step in ("sample-1", "policy-1", "memory, GiB", "disk"))
+    assert max(map(len, said.splitlines())) < 260
+
+
+def test_the_plan_is_a_verb_that_prints_json_and_needs_no_torch() -> None:
+    words = ["plan", "paper", "--gpu", "H100", "A6000", "--mfu", "training=0.5", "--assume", "prompts=100", "--json"]
+    code = (
+        "import sys; from dpalign import cli; cli.main(sys.argv[1:]); "
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True).stdout
+    figures = json.loads(said)
+    assert figures["assumed"]["mfu"] == {"sampling": 0.4, "scoring": 0.5, "training": 0.5}
+    steps = {step["step"]: step for step in figures["steps"]}
+    assert steps["sample-2"]["answers"] == 8000
+    assert set(figures["total"]["gpu_hours"]) == {"H100", "A6000"}
+    assert figures["total"]["hours_as_measured"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--mfu", "training=1.5"], "training=1.5: a share of the peak"),
+        (["--mfu", "trainig=0.5"], "trainig=0.5: no such name .*nearest: 'training'"),
+        (["--assume", "answer=long"], "answer=long: give NAME=NUMBER"),
+        (["--gpus", "0"], "--gpus 0: give at least 1"),
+        (["--run", "nowhere"], "--run nowhere: no finished stage"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_a_line(
+    words: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "paper", *words])
+    assert re.search(error, capsys.readouterr().err)
+
+
+def test_a_run_tells_its_lengths_and_rates(micro_run: Path) -> None:
+    """What is planned from a finished run is what that run did."""
+    plan = make(load(micro_run / "recipe.toml"), run=micro_run)
+    for name, unit in (("sample-1", "sampled"), ("score-1", "scored"), ("policy-1", "trained"), ("reward", "trained")):
+        ledger = read_ledger(micro_run / name)
+        assert getattr(plan.loads[name], unit) == pytest.approx(ledger["tokens"][unit], rel=0.35), name
+    ledgers = [read_ledger(path.parent) for path in micro_run.glob("score-*/ledger.json")]
+    scored = sum(ledger["tokens"]["scored"] for ledger in ledgers) / sum(ledger["seconds"] for ledger in ledgers)
+    assert plan.rates is not None
+    assert plan.rates.scoring == pytest.approx(scored)
+    assert plan.measured_hours(plan.loads["score-1"]) == pytest.approx(plan.loads["score-1"].scored / scored / 3600)
+    assert "as measured" in text(plan)
+    assert Efficiency().training == 0.25
