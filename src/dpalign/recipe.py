@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from dpalign import config
+from dpalign.engines import Engines
 from dpalign.objectives import PAPER_OBJECTIVES, Objective
 from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Simplex, Sphere
 from dpalign.records import HEADS
@@ -444,6 +445,8 @@ class Recipe:
     """Directional preferences."""
     sampling: Sampling = field(default_factory=Sampling)
     """Rejection sampling."""
+    engines: Engines = field(default_factory=Engines)
+    """What samples and what scores."""
     finetune: Training = field(default_factory=Training)
     """Fine-tuning of each policy."""
     evaluation: Evaluation = field(default_factory=Evaluation)
