@@ -28,7 +28,7 @@ class Engines:
     """GPUs that one vLLM engine is split over."""
     gpu_memory: float = 0.9
     """Share of each GPU that the vLLM engines of a stage may take together, weights and cache."""
-    cpu_cache: int = 0
+    cpu_cache: float = 0.0
     """GiB of vLLM's key-value cache where there is no GPU; 0: what `sampling.rows` answers of full length need, up to a
     quarter of the memory."""
     eager: bool = False

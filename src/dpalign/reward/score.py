@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
 
 from dpalign.records import Message
 from dpalign.templates import RewardTemplate, render_reward_input
@@ -68,6 +68,13 @@ def checked(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Array:
     return rewards_NH
 
 
+def head_names(config: PreTrainedConfig, unnamed: Sequence[str]) -> Sequence[str]:
+    """A classifier's own names; `unnamed` for one that only numbers as many (the released model does)."""
+    own = [config.id2label[i] for i in range(config.num_labels)]
+    numbered = all(name == f"LABEL_{i}" for i, name in enumerate(own))
+    return unnamed if numbered and len(own) == len(unnamed) else own
+
+
 class ModelScorer:
     """A sequence classifier. Batches are sorted by length; right padding needs no mask under causal attention."""
 
@@ -98,11 +105,7 @@ class ModelScorer:
 
     @property
     def heads(self) -> Sequence[str]:
-        """The model's own names; `unnamed` for one that only numbers as many (the released model does)."""
-        names: dict[int, str] = self.model.config.id2label
-        own = [names[i] for i in range(self.model.config.num_labels)]
-        numbered = all(name == f"LABEL_{i}" for i, name in enumerate(own))
-        return self.unnamed if numbered and len(own) == len(self.unnamed) else own
+        return head_names(self.model.config, self.unnamed)
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[Pair]) -> Array:

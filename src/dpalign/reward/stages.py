@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from dpalign.engines import on_transformers
 from dpalign.objectives import head_indices
 from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, RATED, SCORES, read_rows, shards, write_rows
@@ -28,7 +29,7 @@ RESAMPLES: Final = 1000
 
 def reward(job: Job) -> None:
     """Train the reward model, or take the one that the recipe names; measure it on held-out prompts."""
-    recipe = job.recipe
+    recipe = on_transformers(job.recipe)  # it trains in this process, and scores few rows
     if not recipe.reward.checkpoint:
         _train(job, "train", recipe.seed)
     elif not recipe.reward.checkpoint.startswith("python:") and Path(recipe.reward.checkpoint).exists():
@@ -42,8 +43,9 @@ def reward(job: Job) -> None:
 
 def judge(job: Job) -> None:
     """Train a second reward model on prompts that the first has not seen."""
-    _train(job, "judge", job.recipe.seed + 1)
-    write_json(job.out / "quality.json", measure(job.recipe, model_scorer(job.recipe, job.out), job.inputs["data"]))
+    recipe = on_transformers(job.recipe)
+    _train(job, "judge", recipe.seed + 1)
+    write_json(job.out / "quality.json", measure(recipe, model_scorer(recipe, job.out), job.inputs["data"]))
 
 
 def _train(job: Job, part: str, seed: int) -> None:
@@ -68,30 +70,47 @@ def _train(job: Job, part: str, seed: int) -> None:
     job.work.tally.add(fitted.rows + fitted.too_long, fitted.rows, filtered, trained=fitted.tokens)
 
 
-def open_scorer(recipe: Recipe, reward_stage: Path) -> Scorer:
-    """The scorer of a run: the recipe's own choice, or the model that the reward stage trained."""
+def open_scorer(recipe: Recipe, reward_stage: Path, *, alone: bool = False) -> Scorer:
+    """The scorer of a run: the recipe's own choice, or the model that the reward stage trained.
+
+    Args:
+        alone: no policy stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
+
+    Raises:
+        ValueError: a folder without weights; vLLM is asked for and cannot start.
+    """
     if recipe.reward.checkpoint:
-        return load_scorer(
-            recipe.reward.checkpoint,
-            recipe.heads,
-            template=recipe.reward.template,
-            batch_tokens=recipe.reward.score_tokens,
-            dtype=recipe.model.dtype,
-            trust_remote_code=recipe.model.trust_remote_code,
-        )
-    return model_scorer(recipe, reward_stage)
+        return _opened(recipe, recipe.reward.checkpoint, alone, recipe.model.trust_remote_code)
+    return model_scorer(recipe, reward_stage, alone=alone)
 
 
-def model_scorer(recipe: Recipe, stage: Path) -> Scorer:
+def model_scorer(recipe: Recipe, stage: Path, *, alone: bool = False) -> Scorer:
     """The scorer on a stage's own model, whatever the recipe names."""
     folder = stage / "model" if (stage / "model").is_dir() else stage
     require_weights(folder)
-    return load_scorer(
-        str(folder),
+    return _opened(recipe, str(folder), alone)
+
+
+def _opened(recipe: Recipe, source: str, alone: bool, trust_remote_code: bool = False) -> Scorer:
+    """The source on the engine that the recipe scores with; a Python function is called as it is."""
+    loading: dict[str, Any] = {
+        "template": recipe.reward.template,
+        "dtype": recipe.model.dtype,
+        "trust_remote_code": trust_remote_code,
+    }
+    if recipe.engines.scoring == "transformers" or source.startswith("python:"):
+        return load_scorer(source, recipe.heads, batch_tokens=recipe.reward.score_tokens, **loading)
+    from dpalign.reward.vllm_scorer import VllmScorer
+
+    return VllmScorer(
+        source,
         recipe.heads,
-        template=recipe.reward.template,
-        batch_tokens=recipe.reward.score_tokens,
-        dtype=recipe.model.dtype,
+        rows=recipe.sampling.rows,
+        settings=recipe.engines,
+        prompt_tokens=recipe.sampling.prompt_tokens,
+        max_new_tokens=recipe.sampling.max_new_tokens,
+        share=1.0 if alone else 0.25,  # a policy has half, and a judge may stand beside
+        **loading,
     )
 
 
@@ -145,7 +164,7 @@ def surface_baseline(
 
 def annotate(job: Job) -> None:
     """Score every original training answer, whatever labels it has (section 3.1): UltraFeedback has no verbosity."""
-    scorer = open_scorer(job.recipe, job.inputs["reward"])
+    scorer = open_scorer(job.recipe, job.inputs["reward"], alone=True)
     rows = [row for row in read_rows(job.inputs["data"] / "train", RATED) if row["source"] != "helpsteer"]
     step = 4096
     for shard in job.work.shards(-(-len(rows) // step)):
@@ -163,7 +182,7 @@ def annotate(job: Job) -> None:
 
 def score(job: Job) -> None:
     """Score every candidate on every head, a shard of answers at a time."""
-    scorer = open_scorer(job.recipe, job.inputs["reward"])
+    scorer = open_scorer(job.recipe, job.inputs["reward"], alone=True)
     files = shards(job.inputs["candidates"])
     for shard in job.work.shards(len(files)):
         rows = list(read_rows(files[shard.index], CANDIDATES))

@@ -14,6 +14,7 @@ from dpalign.records import CANDIDATES, PROMPTS, Message, read_rows, write_rows
 from dpalign.runs import Tally
 from dpalign.sampling.engine import Engine, Reader, Request
 from dpalign.sampling.transformers_engine import PromptReader, TransformersEngine
+from dpalign.sampling.vllm_engine import VllmEngine
 from dpalign.stages import Job
 from dpalign.templates import render_condition, with_system_line
 from dpalign.training.stages import model_folder
@@ -33,14 +34,33 @@ class Condition:
 PLAIN = Condition("plain", (), None)
 
 
-def open_engine(recipe: Recipe, policy: str) -> Engine:
-    """The engine that the recipe samples with."""
-    return TransformersEngine(
-        policy,
-        rows=recipe.sampling.rows,
-        dtype=recipe.model.dtype,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
+def open_engine(recipe: Recipe, policy: str, *, alone: bool = False) -> Engine:
+    """The engine that the recipe samples with.
+
+    Args:
+        alone: no reward model stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
+
+    Raises:
+        ValueError: vLLM is asked for and cannot start.
+    """
+    settings = recipe.sampling
+    loading: dict[str, Any] = {
+        "rows": settings.rows,
+        "dtype": recipe.model.dtype,
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    match recipe.engines.sampling:
+        case "transformers":
+            return TransformersEngine(policy, **loading)
+        case "vllm":
+            return VllmEngine(
+                policy,
+                settings=recipe.engines,
+                prompt_tokens=settings.prompt_tokens,
+                max_new_tokens=settings.max_new_tokens,
+                share=1.0 if alone else 0.5,
+                **loading,
+            )
 
 
 def open_reader(recipe: Recipe, policy: str) -> Reader:
@@ -51,7 +71,7 @@ def open_reader(recipe: Recipe, policy: str) -> Reader:
 def sample(job: Job) -> None:
     """Answers of a policy for the half's prompts: at t = 1 under reward targets, later under directions, or plainly."""
     recipe, settings = job.recipe, job.recipe.sampling
-    engine = open_engine(recipe, model_folder(job.inputs["policy"]))
+    engine = open_engine(recipe, model_folder(job.inputs["policy"]), alone=True)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
     prompts, long = within_limit(prompts, engine, settings.prompt_tokens)
     prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)

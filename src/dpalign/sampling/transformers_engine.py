@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from dpalign.preference import rng_for
 from dpalign.records import Message
-from dpalign.sampling.engine import Answer, Request
+from dpalign.sampling.engine import Answer, Request, require_room
 
 
 @dataclass
@@ -72,12 +72,7 @@ class TransformersEngine:
         """
         prompts = [self.prompt_ids(request.messages) for request in requests]
         context = getattr(self.model.config, "max_position_embeddings", None)
-        for request, ids in zip(requests, prompts, strict=True):
-            if context and len(ids) + max_new_tokens > context:
-                raise ValueError(
-                    f"prompt {request.key}: {len(ids)} tokens and {max_new_tokens} new ones exceed the model's context "
-                    f"of {context}; filter by prompt_tokens, or lower max_new_tokens"
-                )
+        require_room(requests, prompts, max_new_tokens, context)
         start = 0
         while start < len(requests):
             end, rows = start, 0
