@@ -80,7 +80,7 @@ def start(
     set_threads = torch.set_num_threads
     try:
         llm = LLM(**chosen)
-    except (RuntimeError, ValueError, NotImplementedError, OSError) as error:
+    except Exception as error:  # of any kind: memory, an architecture that it lacks, a version's own options
         if not _running:
             _clean_up()
         raise ValueError(f"{folder}: vLLM cannot start with it: {_reason(error)}") from error

@@ -71,9 +71,12 @@ class VllmEngine:
         """See `Engine.sample`.
 
         Raises:
-            ValueError: a prompt leaves no room for an answer in the model's context.
+            ValueError: a prompt leaves no room for an answer in the model's context; a temperature beyond vLLM's.
         """
         from vllm import SamplingParams
+
+        if not 0 <= temperature <= 2:
+            raise ValueError(f"vLLM draws at temperatures from 0 to 2, got {temperature:g}; use the transformers engine")
 
         prompts = [self.prompt_ids(request.messages) for request in requests]
         require_room(requests, prompts, max_new_tokens, self.context)
