@@ -4,6 +4,7 @@ Shapes: N answers, H heads. Rewards are in the units the model was trained on, 0
 """
 
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
 
 from dpalign.records import Message
+from dpalign.reward.shared_prefix import cannot_share, score_shared
 from dpalign.templates import RewardTemplate, render_reward_input
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 Pair = tuple[Sequence[Message], str]
@@ -38,6 +42,7 @@ def load_scorer(
     template: RewardTemplate,
     batch_tokens: int,
     dtype: str,
+    share_prefix: bool = True,
     trust_remote_code: bool = False,
 ) -> Scorer:
     """A scorer from a folder or hub name, or from `python:module:function`.
@@ -52,6 +57,7 @@ def load_scorer(
         template=template,
         batch_tokens=batch_tokens,
         dtype=dtype,
+        share_prefix=share_prefix,
         trust_remote_code=trust_remote_code,
     )
 
@@ -76,7 +82,12 @@ def head_names(config: PreTrainedConfig, unnamed: Sequence[str]) -> Sequence[str
 
 
 class ModelScorer:
-    """A sequence classifier. Batches are sorted by length; right padding needs no mask under causal attention."""
+    """A sequence classifier.
+
+    The answers to a prompt are scored against one reading of it, where the model allows that (`shared_prefix`).
+    Else batches are sorted by length; right padding needs no mask under causal attention. The order of the pairs
+    changes a reward by rounding alone; the same pairs in the same order give the same bytes.
+    """
 
     def __init__(
         self,
@@ -86,6 +97,7 @@ class ModelScorer:
         template: RewardTemplate,
         batch_tokens: int,
         dtype: str,
+        share_prefix: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
         self.unnamed = unnamed
@@ -102,14 +114,27 @@ class ModelScorer:
                 f"{source}: its pad token ({self.pad}) must be set and differ from the end-of-text token, or scores "
                 "would be read at the wrong place; set config.pad_token_id to an unused token"
             )
+        reason = cannot_share(self.model) if share_prefix else "reward.share_prefix is false"
+        self.shares = reason is None
+        if share_prefix and reason:
+            log.warning("%s: each answer is scored with its prompt read anew, for %s", source, reason)
 
     @property
     def heads(self) -> Sequence[str]:
         return head_names(self.model.config, self.unnamed)
 
-    @torch.inference_mode()
     def score(self, pairs: Sequence[Pair]) -> Array:
         rows = [self.tokenizer(render_reward_input(*pair, self.template))["input_ids"] for pair in pairs]
+        if self.shares:
+            keys = [render_reward_input(messages, "", self.template) for messages, _ in pairs]
+            rewards_NH: Array = score_shared(self.model, rows, keys, self.batch_tokens).numpy()
+        else:
+            rewards_NH = self._score_apart(rows)
+        return checked(rewards_NH, pairs, self.source)
+
+    @torch.inference_mode()
+    def _score_apart(self, rows: Sequence[list[int]]) -> Array:
+        """Each row whole, in batches sorted by length."""
         rewards_NH = np.empty((len(rows), self.model.config.num_labels), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         while order:
@@ -119,7 +144,7 @@ class ModelScorer:
             ids = [rows[i] + [self.pad] * (width - len(rows[i])) for i in batch]
             logits = self.model(input_ids=torch.tensor(ids, device=self.device), use_cache=False).logits
             rewards_NH[batch] = logits.float().cpu().numpy()
-        return checked(rewards_NH, pairs, self.source)
+        return rewards_NH
 
 
 class FunctionScorer:

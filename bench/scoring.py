@@ -1,0 +1,71 @@
+"""Scored answers a second: a prompt read once for all its answers, against peers' batches.
+
+Both sides read text and give raw rewards of every head. `naive` is what peers do: shuffled batches of 16, padded, with
+a mask. `sorted` is what this package did before: batches by length without a mask, 16,384 tokens each.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dpalign.reward.score import ModelScorer, Pair
+from dpalign.templates import render_reward_input
+from harness import Row, equal, main, ratio_of, timed
+from models import asked, write_reward_model
+
+COMMAND = "python bench/scoring.py"
+NAIVE_BATCH = 16
+
+TARGETS = {(256, 80): (3.3, 2.2), (1024, 80): (9.0, 5.4)}
+"""Against naive and sorted batches, by prompt tokens and answers."""
+
+
+def naive(scorer: ModelScorer, pairs: list[Pair]) -> np.ndarray:
+    """Shuffled batches of 16 with padding and a mask."""
+    order = np.random.default_rng(0).permutation(len(pairs))
+    rewards_NH = np.empty((len(pairs), scorer.model.config.num_labels), dtype=np.float32)
+    scorer.tokenizer.padding_side = "right"
+    with torch.inference_mode():
+        for start in range(0, len(order), NAIVE_BATCH):
+            batch = order[start : start + NAIVE_BATCH]
+            texts = [render_reward_input(*pairs[n], scorer.template) for n in batch]
+            given = scorer.tokenizer(texts, padding=True, return_tensors="pt")
+            logits = scorer.model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
+            rewards_NH[batch] = logits.float().numpy()
+    return rewards_NH
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    rounds = 2 if quick else 7
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_reward_model(Path(folder) / "reward", quick)
+        options = {"template": "world-v1", "batch_tokens": 16_384, "dtype": "float32"}
+        ours = ModelScorer(str(source), **options)
+        plain = ModelScorer(str(source), **options, share_prefix=False)
+        for prompt in (64,) if quick else (256, 1024):
+            for count in (4,) if quick else (16, 80):
+                low, high = (8, 24) if quick else (60, 300)
+                sizes = np.random.default_rng(prompt + count).integers(low, high + 1, size=count)
+                pairs = asked(source, prompt, sizes.tolist()).pairs
+                off = equal(ours.score(pairs), plain.score(pairs), 1e-3, "rewards, shared and sorted")
+                equal(ours.score(pairs), naive(ours, pairs), 1e-3, "rewards, shared and naive")
+                sides = [lambda: ours.score(pairs), lambda: naive(ours, pairs), lambda: plain.score(pairs)]
+                seconds = timed(sides, rounds)
+                rate = count / float(np.median(seconds[:, 0]))
+                targets = TARGETS.get((prompt, count), (None, None))
+                for i, peer in enumerate(("shuffled padded batches of 16", "sorted batches without a mask")):
+                    yield Row(
+                        f"scoring, P={prompt}, N={count}, against {('naive', 'sorted')[i]}",
+                        *ratio_of(seconds[:, 1 + i], seconds[:, 0]),
+                        target=targets[i],
+                        peer=f"transformers, {peer}",
+                        command=COMMAND,
+                        note=f"{rate:.0f} answers/s of {sizes.mean():.0f} tokens; rewards within {off:.0e}",
+                    )
+
+
+if __name__ == "__main__":
+    main(rows, "scoring")

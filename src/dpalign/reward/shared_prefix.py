@@ -1,0 +1,123 @@
+"""Scoring all answers to a prompt against one reading of it.
+
+The reward input puts the prompt before the answer, so the inputs of a prompt's answers begin alike. What they have in
+common is found in their tokens, not their texts: a tokenizer may merge across the boundary. A forward holds one row
+without padding: prompts, each with its answers behind it (`attention.Packed`). N rows, H heads.
+"""
+
+import logging
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GenericForSequenceClassification
+
+from dpalign.attention import Packed, Prefix, Unsupported, lacking, sharing_attention, windows
+
+log = logging.getLogger(__name__)
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that begin alike, the shortest first."""
+
+    prefix: Prefix
+    members: list[int]
+
+
+def groups_of(rows: Sequence[Ids], keys: Sequence[Hashable]) -> list[Group]:
+    """Rows of one key together, with the longest beginning they share; at least one token of each is left to it."""
+    together: dict[Hashable, list[int]] = {}
+    for n, key in enumerate(keys):
+        together.setdefault(key, []).append(n)
+    groups = []
+    for members in together.values():
+        members.sort(key=lambda n: len(rows[n]))
+        size = 0
+        if len(members) > 1:
+            least, most = min(rows[n] for n in members), max(rows[n] for n in members)
+            limit = len(rows[members[0]]) - 1
+            size = next((i for i in range(limit) if least[i] != most[i]), limit)
+        groups.append(Group(Prefix(rows[members[0]][:size]), members))
+    return groups
+
+
+def forwards(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[list[Group]]:
+    """What each forward holds: at most `budget` tokens, or one answer that is longer with its prompt.
+
+    A group that is cut keeps what was read of its prefix for the forwards that follow.
+    """
+    held: list[Group] = []
+    room = budget
+    for group in groups:
+        part: list[int] = []
+        unread = size = len(group.prefix.ids)
+        for n in group.members:
+            if unread + len(rows[n]) - size > room and (held or part):
+                if part:
+                    group.prefix.keep = True
+                    held.append(Group(group.prefix, part))
+                yield held
+                held, part, room = [], [], budget
+            part.append(n)
+            room -= unread + len(rows[n]) - size
+            unread = 0
+        held.append(Group(group.prefix, part))
+    if held:
+        yield held
+
+
+@torch.inference_mode()
+def score_shared(model: PreTrainedModel, rows: Sequence[Ids], keys: Sequence[Hashable], budget: int) -> Tensor:
+    """Raw rewards of token rows, in their order: (N, H), in float32 on the CPU."""
+    reward_NH = torch.empty(len(rows), model.config.num_labels)
+    cut: Prefix | None = None
+    with sharing_attention(model):
+        for held in forwards(groups_of(rows, keys), rows, budget):
+            packed = Packed([(g.prefix, [rows[n][len(g.prefix.ids) :] for n in g.members]) for g in held], model.device)
+            reward_NH[[n for group in held for n in group.members]] = _rewards(model, packed).float().cpu()
+            if cut is not None and cut is not held[-1].prefix:
+                cut.kept.clear()
+            cut = held[-1].prefix
+    return reward_NH
+
+
+def _rewards(model: PreTrainedModel, packed: Packed) -> Tensor:
+    hidden_1TD = getattr(model, model.base_model_prefix)(
+        input_ids=packed.ids_1T, position_ids=packed.position_1T, use_cache=False, sharing=packed
+    ).last_hidden_state
+    return model.score(hidden_1TD[0, packed.last_N])
+
+
+@torch.inference_mode()
+def cannot_share(model: PreTrainedModel) -> str | None:
+    """Why this classifier has to read each answer's prompt anew; None where it need not.
+
+    Beside what its configuration says, it is tried: a few tokens are scored both ways.
+    """
+    if not isinstance(model, GenericForSequenceClassification):
+        return "it does not read its scores from the last token"
+    if reason := lacking(model):
+        return reason
+    known = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
+    rows = [[known[(7 * i + 3 * n * (i > 4)) % len(known)] for i in range(6 + 2 * n)] for n in range(3)]
+    try:
+        packed = Packed([(Prefix(rows[0][:5]), [row[5:] for row in rows])], model.device)
+        with sharing_attention(model):
+            shared_NH = _rewards(model, packed).float()
+    except (Unsupported, TypeError) as error:
+        return str(error)
+    if any(packed.seen.get(layer) != window for layer, window in windows(model).items()):
+        return "its sliding windows do not reach the attention function"
+    if len(packed.seen) != model.config.num_hidden_layers:
+        return "not all of its layers attend"
+    plain_NH = torch.cat(
+        [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits.float() for row in rows]
+    )
+    within = 1e-3 if shared_NH.dtype == plain_NH.dtype and model.dtype == torch.float32 else 5e-2
+    difference = float((shared_NH - plain_NH).abs().max() / plain_NH.abs().max().clamp(min=1.0))
+    return None if difference <= within else f"scores read both ways differ by {difference:.2g} of the largest"
