@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
 import tiny
 from dpalign.preference import rng_for
@@ -147,13 +147,12 @@ def forwards(engine: TransformersEngine) -> list[tuple[int, int]]:
 
 
 def test_a_prompt_is_read_once_for_all_its_answers(folder: Path) -> None:
-    """Two prompts with sixteen answers each: the first forward has two rows, the next thirty-two of one token."""
+    """Two prompts with sixteen answers each: both in the first forward, in a row; then thirty-two rows of one token."""
     engine = TransformersEngine(str(folder), rows=64)
     shapes = forwards(engine)
     requests = [request(q, 16) for q in QUESTIONS[:2]]
     list(engine.sample(requests, temperature=1.0, max_new_tokens=4))
-    width = max(engine.prompt_tokens(user_prompt(q)) for q in QUESTIONS[:2])
-    assert shapes[0] == (2, width)
+    assert shapes[0] == (1, sum(engine.prompt_tokens(user_prompt(q)) for q in QUESTIONS[:2]))
     assert shapes[1][0] <= 32
     assert all(tokens == 1 for _, tokens in shapes[1:])
     assert len(shapes) <= 4  # the last token is drawn and not read
@@ -171,12 +170,65 @@ def test_finished_answers_are_read_no_further(folder: Path) -> None:
 
 
 def test_a_batch_takes_whole_requests_up_to_the_rows_allowed(folder: Path) -> None:
-    """Requests of 3 answers: two fit in 7 rows; one fits nowhere in 2 and goes alone."""
-    for rows, prompts in ((7, [2, 2]), (2, [1, 1, 1, 1]), (12, [4])):
+    """Requests of 3 answers, the shortest prompts first: two fit in 7 rows; one fits nowhere in 2 and goes alone."""
+    for rows, batches in ((7, [2, 2]), (2, [1, 1, 1, 1]), (12, [4])):
         engine = TransformersEngine(str(folder), rows=rows)
         shapes = forwards(engine)
-        list(engine.sample([request(q, 3) for q in QUESTIONS], temperature=1.0, max_new_tokens=2))
-        assert [count for count, width in shapes if width > 1] == prompts
+        requests = [request(q, 3) for q in QUESTIONS]
+        list(engine.sample(requests, temperature=1.0, max_new_tokens=2))
+        sizes = sorted(engine.prompt_tokens(r.messages) for r in requests)
+        expected = [sum(sizes[start : start + batches[0]]) for start in range(0, 4, batches[0])]
+        assert [tokens for count, tokens in shapes if count == 1 and tokens > 1] == expected
+
+
+def test_answers_are_the_same_with_a_copy_of_the_prompt_each(folder: Path) -> None:
+    """Drawn with the same uniforms: at temperature 1, and greedily."""
+    requests = [request(q, 5) for q in QUESTIONS]
+    shared, copying = (TransformersEngine(str(folder), rows=12, share_prefix=share) for share in (True, False))
+    assert (shared.shares, copying.shares) == (True, False)
+    for temperature in (1.0, 0.0):
+        ours, theirs = (
+            list(engine.sample(requests, temperature=temperature, max_new_tokens=40)) for engine in (shared, copying)
+        )
+        assert ours == theirs
+    assert len({a.tokens for drawn in ours for a in drawn}) > 1
+
+
+class Noise(LogitsProcessor):
+    """Makes `generate` take the token that a row's uniform chooses, whatever it samples with."""
+
+    def __init__(self, uniform_RT: np.ndarray) -> None:
+        self.uniform_RT, self.step = uniform_RT, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        token_R = draw(scores, self.uniform_RT[:, self.step], 1.0)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter(1, token_R[:, None], 0.0)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_with_its_noise_generate_draws_the_same_answers(folder: Path, share: bool) -> None:
+    """Sixteen answers of `generate(num_return_sequences=16)`, the engine's own uniforms injected into it."""
+    asked = request(QUESTIONS[1], 16)
+    engine = TransformersEngine(str(folder), rows=16, share_prefix=share)
+    (ours,) = engine.sample([asked], temperature=1.0, max_new_tokens=24)
+    ids = engine.prompt_ids(asked.messages)
+    uniform_RT = np.stack([rng_for(*asked.key, sample).random(24) for sample in range(16)])
+    drawn = engine.model.generate(
+        torch.tensor([ids]),
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        num_return_sequences=16,
+        max_new_tokens=24,
+        logits_processor=[Noise(uniform_RT)],
+    )[:, len(ids) :].tolist()
+    eos = engine.tokenizer.eos_token_id
+    cut = [row[: row.index(eos)] if eos in row else row for row in drawn]
+    assert [a.text for a in ours] == [engine.tokenizer.decode(row, skip_special_tokens=True) for row in cut]
+    assert [a.finished for a in ours] == [eos in row for row in drawn]
+    assert len({a.text for a in ours}) > 4
 
 
 def test_an_answer_cut_at_the_limit_is_unfinished(folder: Path) -> None:

@@ -13,6 +13,7 @@ from dpalign.recipe import Recipe, Reward
 from dpalign.records import user_prompt
 from dpalign.reward.score import FunctionScorer, ModelScorer, load_scorer
 from dpalign.reward.stages import model_scorer, open_scorer, scored_rows
+from dpalign.templates import render_reward_input
 
 HEADS = ("helpfulness", "verbosity")
 WORDS = ("fox", "is", "red.", "tea", "hot", "and", "owl", "wise.", "rain", "wet.")
@@ -33,8 +34,10 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_classifier(tiny_folder, tmp_path_factory.mktemp("classifier") / "model")
 
 
-def scorer(folder: Path, batch_tokens: int = 4096) -> ModelScorer:
-    return ModelScorer(str(folder), template="world-v1", batch_tokens=batch_tokens, dtype="float32")
+def scorer(folder: Path, batch_tokens: int = 4096, share_prefix: bool = True) -> ModelScorer:
+    return ModelScorer(
+        str(folder), template="world-v1", batch_tokens=batch_tokens, dtype="float32", share_prefix=share_prefix
+    )
 
 
 def pairs(count: int = 23) -> list[Any]:
@@ -52,17 +55,41 @@ def test_rewards_come_in_the_order_of_the_answers_whatever_the_batches(folder: P
     np.testing.assert_allclose(scorer(folder, batch_tokens).score(asked), one_by_one_NH, atol=1e-5)
 
 
-def test_no_forward_holds_more_tokens_than_allowed(folder: Path) -> None:
-    """Padding included; an answer longer than that goes alone."""
-    model = scorer(folder, batch_tokens=100)
+@pytest.mark.parametrize("share", [True, False])
+def test_no_forward_holds_more_tokens_than_allowed(folder: Path, share: bool) -> None:
+    """Padding included; an answer longer than that goes alone. A shared prompt is read once, and nothing is padded."""
+    model = scorer(folder, batch_tokens=100, share_prefix=share)
     shapes = []
-    model.model.register_forward_pre_hook(
-        lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    model.model.model.register_forward_pre_hook(
+        lambda _, given, named: shapes.append((given[0] if given else named["input_ids"]).shape), with_kwargs=True
     )
     model.score(pairs())
-    assert sum(rows for rows, _ in shapes) == 23
-    assert max(rows * width for rows, width in shapes) <= 100 or all(r == 1 for r, w in shapes if r * w > 100)
+    assert all(rows * width <= 100 for rows, width in shapes if rows > 1 or share)
     assert 1 < len(shapes) < 23
+    if not share:
+        assert sum(rows for rows, _ in shapes) == 23
+
+
+def test_answers_scored_together_equal_answers_scored_with_their_own_prompts(folder: Path) -> None:
+    """Three prompts, one of them under two system lines, their answers in no order."""
+    asked = [
+        ([*system, *user_prompt(question)], answer)
+        for (_, answer), question, system in zip(
+            pairs(24),
+            ["name fox.", "explain tea and owl.", "name fox.", "name rain."] * 6,
+            [[], [], [{"role": "system", "content": "helpfulness*71"}], []] * 6,
+            strict=True,
+        )
+    ]
+    shared, apart = scorer(folder), scorer(folder, share_prefix=False)
+    np.testing.assert_allclose(shared.score(asked), apart.score(asked), atol=1e-5)
+    read = []
+    shared.model.model.register_forward_pre_hook(
+        lambda _, __, named: read.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    np.testing.assert_array_equal(shared.score(asked), shared.score(asked))
+    rows = [len(shared.tokenizer(render_reward_input(*pair, "world-v1"))["input_ids"]) for pair in asked]
+    assert read[0] < 0.75 * sum(rows)
 
 
 def test_no_answers_are_no_rewards(folder: Path) -> None:

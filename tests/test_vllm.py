@@ -28,6 +28,7 @@ from dpalign.sampling.engine import Answer, Request
 from dpalign.sampling.transformers_engine import TransformersEngine
 from dpalign.sampling.vllm_engine import VllmEngine
 from dpalign.templates import chat_template
+from dpalign.vllm_start import QUIET
 from test_sampling import QUESTIONS, noise, request, total_variation
 from test_scoring import HEADS, pairs, write_classifier
 
@@ -253,7 +254,8 @@ def server(steered: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("wb") as file:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ)
+        env = {name: value for name, value in os.environ.items() if name not in QUIET}  # as any user starts it
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 240

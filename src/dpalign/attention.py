@@ -23,6 +23,10 @@ RUN: Final = 0.75
 """Segments attend to themselves side by side, padded to the longest, where the shortest has this share of its length."""
 
 
+BLOCK: Final = 1024
+"""Queries that attend at once where the device has no fused kernel: bounds the memory of their scores."""
+
+
 class Unsupported(Exception):
     """The model does something in its attention, or beside it, that a shared prompt would change; says what."""
 
@@ -30,9 +34,7 @@ class Unsupported(Exception):
 class Sharing(Protocol):
     """Who attends to what in one forward."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """Attention of queries (B, H, T, D) to keys and values (B, G, T, D) and to what is kept: (B, T, H, D)."""
         ...
 
@@ -105,30 +107,64 @@ def windows(model: PreTrainedModel) -> dict[int, int]:
 def attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp: (B, H, T, D) and (B, H, T), of keys and values (B, G, S, D).
+    """Attention and its log-sum-exp: (B, H, T, D) and (B, H, T), over keys and values (B, G, S, D).
 
     Args:
-        mask: true where a query (first of the last two axes) sees a key; one that sees none gets 0 and -inf.
+        mask: true where a query sees a key, (T, S) or (B, 1, T, S); one that sees none gets 0 and -inf.
     """
-    heads, groups, width = query.shape[1], key.shape[1], query.shape[3]
-    alike = key.shape[3] == value.shape[3]
-    if query.device.type == "cpu" and alike and mask is None:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
-    if query.device.type == "cuda" and alike and mask is None and query.dtype in (torch.float16, torch.bfloat16):
-        if width % 8 == 0 and width <= 256:
-            out, sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-                query, key, value, 0.0, causal, False, scale=scale
-            )
-            return out, sums
+    heads, groups, tokens = query.shape[1], key.shape[1], query.shape[2]
+    if not causal and groups != heads and (mask is None or mask.shape[-2] == 1):
+        # the queries of one key head stand in a row: each key is read once for all of them
+        folded = query.reshape(query.shape[0], groups, heads // groups * tokens, query.shape[3])
+        out, sums = _attention(folded, key, value, scale, False, mask)
+        return out.reshape(*query.shape[:3], value.shape[3]), sums.reshape(query.shape[:3])
+    return _attention(query, key, value, scale, causal, mask)
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """By the fused kernel that the device has, else by plain products."""
+    fused = key.shape[3] == value.shape[3]
+    kernels = torch.ops.aten
+    if query.device.type == "cpu" and fused:
+        bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        if bias is not None and bias.dim() == 2:
+            bias = bias[None, None]
+        out, sums = kernels._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, attn_mask=bias, scale=scale
+        )
+        return out, sums if mask is None or causal else sums.masked_fill(~mask.any(dim=-1), -torch.inf)
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.device.type == "cuda" and fused and mask is None and half and query.shape[3] in (32, 64, 128, 256):
+        out, sums, *_ = kernels._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)
+        return out, sums
+    return _by_products(query, key, value, scale, causal, mask)
+
+
+def _by_products(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A block of queries at a time."""
     if causal:
         own = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
         mask = own if mask is None else mask & own
-    # (B, G, H/G, T, D) against (B, G, 1, S, D): keys are not repeated
-    folded = query.unflatten(1, (groups, heads // groups)) * scale
-    score = (folded @ key[:, :, None].transpose(-1, -2)).float()
+    outs, all_sums = [], []
+    for start in range(0, query.shape[2], BLOCK):
+        block = slice(start, start + BLOCK)
+        shown = mask if mask is None or mask.shape[-2] == 1 else mask[..., block, :]
+        out, sums = _plain(query[:, :, block], key, value, scale, shown)
+        outs.append(out)
+        all_sums.append(sums)
+    return torch.cat(outs, dim=2), torch.cat(all_sums, dim=2)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    groups = key.shape[1]
+    grouped = query.unflatten(1, (groups, -1)) * scale  # (B, G, H/G, T, D): keys are not repeated
+    score = (grouped @ key[:, :, None].transpose(-1, -2)).float()
     if mask is not None:
-        shown = mask if mask.dim() == 2 else mask.unflatten(1, (-1, 1))
-        score = score.masked_fill(~shown, -torch.inf)
+        score = score.masked_fill(~(mask if mask.dim() == 2 else mask[:, :, None]), -torch.inf)
     sums = score.logsumexp(dim=-1)
     weight = (score - sums.masked_fill(sums.isinf(), 0.0)[..., None]).exp()
     out = weight.to(value.dtype) @ value[:, :, None]
@@ -195,9 +231,7 @@ class Packed:
         self.last_N = torch.tensor(self.last, device=device)
         self.runs = _runs(segments, device)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Sharing.attend`; B is 1."""
         self.seen[layer] = window
         if window is not None and self.longest <= window:

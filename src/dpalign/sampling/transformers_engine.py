@@ -5,16 +5,20 @@ cut it to the 50 likeliest). The uniform behind each draw is keyed by the meanin
 position of the token, so an answer does not depend on its neighbours in the batch.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from dpalign.preference import rng_for
 from dpalign.records import Message
+from dpalign.sampling.decoding import CopyingDecoder, Decoder, SharedDecoder, cannot_share, closing
 from dpalign.sampling.engine import Answer, Request, require_room
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,9 +50,18 @@ class TransformersEngine:
     Args:
         folder: a policy folder or hub name.
         rows: answers decoded side by side; a request's n answers stay together.
+        share_prefix: an answer attends to its prompt's keys where they are, where the model allows it; else to a copy.
     """
 
-    def __init__(self, folder: str, *, rows: int, dtype: str = "float32", trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        rows: int,
+        dtype: str = "float32",
+        share_prefix: bool = True,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.reader = PromptReader(folder, trust_remote_code=trust_remote_code)
         self.tokenizer = self.reader.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,6 +70,10 @@ class TransformersEngine:
         ).to(self.device)
         self.model.eval()
         self.rows = rows
+        reason = cannot_share(self.model) if share_prefix else "not asked for"
+        self.shares = reason is None
+        if share_prefix and reason:
+            log.warning("%s: each answer is decoded with a copy of its prompt, for %s", folder, reason)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return self.reader.prompt_ids(messages)
@@ -65,7 +82,7 @@ class TransformersEngine:
         return self.reader.prompt_tokens(messages)
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
-        """See `Engine.sample`. Batches are cut by the order of the requests alone.
+        """See `Engine.sample`. Prompts of about one length decode together.
 
         Raises:
             ValueError: a prompt leaves no room for an answer in the model's context.
@@ -73,14 +90,20 @@ class TransformersEngine:
         prompts = [self.prompt_ids(request.messages) for request in requests]
         context = getattr(self.model.config, "max_position_embeddings", None)
         require_room(requests, prompts, max_new_tokens, context)
+        order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))
+        answers: list[list[Answer]] = [[] for _ in requests]
         start = 0
-        while start < len(requests):
+        while start < len(order):
             end, rows = start, 0
-            while end < len(requests) and (end == start or rows + requests[end].n <= self.rows):
-                rows += requests[end].n
+            while end < len(order) and (end == start or rows + requests[order[end]].n <= self.rows):
+                rows += requests[order[end]].n
                 end += 1
-            yield from self._batch(requests[start:end], prompts[start:end], temperature, max_new_tokens)
+            batch = order[start:end]
+            drawn = self._batch([requests[i] for i in batch], [prompts[i] for i in batch], temperature, max_new_tokens)
+            for i, of_request in zip(batch, drawn, strict=True):
+                answers[i] = of_request
             start = end
+        yield from answers
 
     @torch.inference_mode()
     def _batch(
@@ -91,11 +114,8 @@ class TransformersEngine:
             for i, request in enumerate(requests)
             for sample in range(request.n)
         ]
-        cache, mask_BT, logits_BV = self._prefill(prompts)
-        owner_R = torch.tensor([row.request for row in rows], device=self.device)
-        cache.batch_select_indices(owner_R)
-        mask_RT, logits_RV = mask_BT[owner_R], logits_BV[owner_R]
-        position_R = mask_RT.sum(dim=1)
+        decoder = self._decoder(prompts, [row.request for row in rows])
+        logits_RV = decoder.first()[[row.request for row in rows]]
         eos = self.tokenizer.eos_token_id
         alive = rows
         for step in range(max_new_tokens):
@@ -103,23 +123,13 @@ class TransformersEngine:
             for row, token in zip(alive, token_R.tolist(), strict=True):
                 row.ids.append(token)
                 row.finished = token == eos
-            going = [i for i, row in enumerate(alive) if not row.finished]
-            if not going or step + 1 == max_new_tokens:
+            order = closing([not row.finished for row in alive])
+            if not order or step + 1 == max_new_tokens:
                 break
-            if len(going) < len(alive):
-                keep = torch.tensor(going, device=self.device)
-                cache.batch_select_indices(keep)
-                token_R, mask_RT, position_R = token_R[keep], mask_RT[keep], position_R[keep]
-                alive = [alive[i] for i in going]
-            mask_RT = torch.cat([mask_RT, mask_RT.new_ones(len(alive), 1)], dim=1)
-            logits_RV = self.model(
-                input_ids=token_R[:, None],
-                attention_mask=mask_RT,
-                position_ids=position_R[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
-            position_R = position_R + 1
+            if len(order) < len(alive):
+                decoder.keep(order)
+                token_R, alive = token_R[order], [alive[i] for i in order]
+            logits_RV = decoder.read(token_R)
         answers: list[list[Answer]] = [[] for _ in requests]
         for row in rows:
             ids = row.ids[:-1] if row.finished else row.ids
@@ -127,22 +137,11 @@ class TransformersEngine:
             answers[row.request].append(Answer(text, len(row.ids), row.finished))
         return answers
 
-    def _prefill(self, prompts: Sequence[list[int]]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-        """Read each prompt once, left-padded: the cache, the mask and the logits of the first new token."""
-        width = max(map(len, prompts))
+    def _decoder(self, prompts: Sequence[list[int]], owner: Sequence[int]) -> Decoder:
+        if self.shares:
+            return SharedDecoder(self.model, prompts, owner)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        ids_BT = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.device)
-        mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        cache = DynamicCache(config=self.model.config)
-        logits = self.model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            position_ids=(mask_BT.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        return cache, mask_BT, logits
+        return CopyingDecoder(self.model, prompts, owner, pad)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:

@@ -45,7 +45,7 @@ class Policies:
                     f"drawing answers needs {error.name}; install it: pip install 'dpalign[train]'"
                 ) from error
             require_weights(policy)
-            self._open = (policy, open_engine(self.recipe, str(policy)))
+            self._open = (policy, open_engine(self.recipe, str(policy), alone=True))
         return self._open[1]
 
 

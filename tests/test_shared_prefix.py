@@ -1,0 +1,247 @@
+"""A prompt read once for all its answers: the same rewards and logits as when each answer has it to itself."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from dpalign.attention import Packed, Prefix, attention, merged
+from dpalign.reward.shared_prefix import Group, cannot_share, forwards, groups_of, score_shared
+from dpalign.sampling import decoding
+from dpalign.sampling.decoding import CopyingDecoder, SharedDecoder, closing
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.3,
+    "num_labels": 3,
+}
+MODELS = {
+    "mistral": MistralConfig(**SMALL, sliding_window=None),
+    "mistral with a window": MistralConfig(**SMALL, sliding_window=11),
+    "llama, a head a key": LlamaConfig(**SMALL | {"num_key_value_heads": 4}),
+    "llama, one key for all": LlamaConfig(**SMALL | {"num_key_value_heads": 1}),
+    "qwen2, one layer with a window": Qwen2Config(
+        **SMALL, use_sliding_window=True, sliding_window=11, max_window_layers=1, layer_types=None
+    ),
+    "qwen3": Qwen3Config(**SMALL, head_dim=16),
+    "gemma2 without soft-capping": Gemma2Config(
+        **SMALL, head_dim=16, sliding_window=11, attn_logit_softcapping=None, final_logit_softcapping=None
+    ),
+    "gemma3, windows in turn": Gemma3TextConfig(
+        **SMALL,
+        head_dim=16,
+        sliding_window=11,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "phi, rotating half": PhiConfig(**SMALL, partial_rotary_factor=0.5),
+}
+
+
+def classifier(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(MODELS[name], dtype=dtype).eval()
+
+
+def rows_of(prompts: int = 3, answers: int = 5) -> tuple[list[list[int]], list[int]]:
+    """Token rows in no order: 3 prompts of 13 to 29 tokens with 5 answers of 1 to 20, and one with a single answer."""
+    rng = np.random.default_rng(0)
+    rows, keys = [], []
+    for prompt in range(prompts + 1):
+        head = rng.integers(3, 97, size=13 + 8 * prompt).tolist()
+        for _ in range(answers if prompt < prompts else 1):
+            rows.append(head + rng.integers(3, 97, size=rng.integers(1, 21)).tolist())
+            keys.append(prompt)
+    order = rng.permutation(len(rows))
+    return [rows[i] for i in order], [keys[i] for i in order]
+
+
+@torch.inference_mode()
+def one_by_one(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+    return torch.cat([model(input_ids=torch.tensor([row]), use_cache=False).logits.float() for row in rows])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rewards_equal_those_of_each_answer_read_with_its_prompt(name: str) -> None:
+    """In one forward, and in forwards of 60 tokens, where prompts are cut off from some of their answers."""
+    model = classifier(name)
+    rows, keys = rows_of()
+    assert cannot_share(model) is None
+    expected_NH = one_by_one(model, rows)
+    assert expected_NH.std(dim=0).min() > 0.3  # they differ: a wrong order or a blind answer would show
+    for budget in (10_000, 60, 1):
+        torch.testing.assert_close(score_shared(model, rows, keys, budget), expected_NH, atol=1e-4, rtol=1e-4)
+    assert model.config._attn_implementation == "sdpa"  # as it was
+
+
+def test_in_bfloat16_rewards_agree_to_its_precision() -> None:
+    model = classifier("mistral", torch.bfloat16)
+    rows, keys = rows_of()
+    assert cannot_share(model) is None
+    plain_NH, shared_NH = one_by_one(model, rows), score_shared(model, rows, keys, 10_000)
+    exact_NH = one_by_one(classifier("mistral"), rows)
+    assert (shared_NH - exact_NH).abs().mean() < 1.5 * (plain_NH - exact_NH).abs().mean()
+
+
+def test_what_a_prompts_answers_have_in_common_is_found_in_their_tokens() -> None:
+    """A tokenizer may merge across the boundary; the shortest answer keeps a token of its own, and so does a twin."""
+    rows = [[1, 2, 3, 4, 5], [1, 2, 3, 9], [7, 7], [1, 2, 3], [7, 7]]
+    groups = groups_of(rows, ["a", "a", "b", "a", "b"])
+    assert [(g.prefix.ids, g.members) for g in groups] == [([1, 2], [3, 1, 0]), ([7], [2, 4])]
+    assert groups_of([[1, 2]], ["alone"])[0].prefix.ids == []
+    assert groups_of([[5], [6, 7]], ["a", "a"])[0].prefix.ids == []
+
+
+def test_forwards_read_a_prompt_once_and_hold_no_more_tokens_than_allowed() -> None:
+    """Prompts of 4 tokens with answers of 3: in 14 tokens go a prompt and three answers, in the next its other two."""
+    rows = [[1, 2, 3, 4, 10 + n, 20, 30] for n in range(5)] + [[5, 6, 7, 8, 10 + n, 20, 30] for n in range(2)]
+    groups = groups_of(rows, [0] * 5 + [1] * 2)
+    held = list(forwards(groups, rows, 14))
+    assert [[g.members for g in forward] for forward in held] == [[[0, 1, 2]], [[3, 4]], [[5, 6]]]
+    assert [g.prefix.keep for g in groups] == [True, False]
+    assert [[g.members for g in f] for f in forwards(groups, rows, 1)] == [[[n]] for n in range(7)]
+    assert len(list(forwards(groups, rows, 1000))) == 1
+    assert list(forwards([], [], 10)) == []
+
+
+def test_a_prompt_is_read_once_however_many_forwards_its_answers_take() -> None:
+    model = classifier("mistral")
+    rows, keys = rows_of(prompts=1, answers=12)
+    group = groups_of(rows, keys)[0] if len(groups_of(rows, keys)[0].members) > 1 else groups_of(rows, keys)[1]
+    read = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    score_shared(model, rows, keys, 40)
+    shared = len(group.prefix.ids)
+    assert len(read) > 3
+    assert sum(read) == sum(map(len, rows)) - (len(group.members) - 1) * shared
+
+
+def test_a_model_that_cannot_share_says_why() -> None:
+    """Soft-capping, an encoder, a head that does not read the last token, positions that stretch with the batch."""
+    small = SMALL | {"head_dim": 16}
+    capped = AutoModelForSequenceClassification.from_config(Gemma2Config(**small, sliding_window=11)).eval()
+    assert "softcap" in str(cannot_share(capped))
+    bert = BertForSequenceClassification(BertConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}))
+    assert "last token" in str(cannot_share(bert.eval()))
+    stretched = LlamaConfig(**SMALL, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    assert "dynamic" in str(cannot_share(AutoModelForSequenceClassification.from_config(stretched).eval()))
+    odd = MistralConfig(
+        **SMALL, sliding_window=None, layer_types=["full_attention", "chunked_attention", "full_attention"]
+    )
+    assert "chunked_attention" in str(cannot_share(AutoModelForSequenceClassification.from_config(odd).eval()))
+
+
+def test_a_model_that_would_score_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier("mistral")
+    monkeypatch.setattr("dpalign.attention.merged", lambda own, own_sum, other, other_sum: own)
+    assert "differ by" in str(cannot_share(model))
+    causal = AutoModelForCausalLM.from_config(MODELS["mistral"]).eval()
+    monkeypatch.setattr("dpalign.sampling.decoding.merged", lambda own, own_sum, other, other_sum: own)
+    assert "differ by" in str(decoding.cannot_share(causal))
+
+
+@pytest.mark.parametrize("device_like", ["fused", "plain"])
+def test_attention_over_two_sets_of_keys_is_merged_from_each(device_like: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the softmax over both; queries that see none of the second set keep the first alone."""
+    if device_like == "plain":
+        monkeypatch.setattr("dpalign.attention.BLOCK", 3)
+        monkeypatch.setattr("dpalign.attention._attention", plain_attention)
+    torch.manual_seed(0)
+    query = torch.randn(2, 4, 7, 8)
+    (key, value), (key2, value2) = ([torch.randn(2, 2, size, 8) for _ in range(2)] for size in (7, 5))
+    mask = torch.rand(7, 5) > 0.4
+    mask[2] = False
+    own = attention(query, key, value, 0.3, causal=True)
+    other = attention(query, key2, value2, 0.3, mask=mask)
+    seen = torch.cat([torch.ones(7, 7, dtype=torch.bool).tril(), mask], dim=1)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        torch.cat([key, key2], dim=2),
+        torch.cat([value, value2], dim=2),
+        attn_mask=seen,
+        scale=0.3,
+        enable_gqa=True,
+    )
+    torch.testing.assert_close(merged(*own, *other), expected, atol=1e-5, rtol=1e-5)
+    assert torch.isneginf(other[1][:, :, 2]).all()
+
+
+def plain_attention(query: Any, key: Any, value: Any, scale: float, causal: bool, mask: Any) -> Any:
+    """What devices without a fused kernel do."""
+    from dpalign.attention import _by_products
+
+    return _by_products(query, key, value, scale, causal, mask)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_decoding_against_shared_prompts_gives_the_logits_of_copied_ones(name: str) -> None:
+    """Three prompts of unequal length, seven answers; rows end, and then all of one prompt's; windows are passed."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MODELS[name]).eval()
+    assert decoding.cannot_share(model) is None
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 97, size=size).tolist() for size in (5, 17, 12)]
+    owner = [0, 0, 1, 1, 1, 2, 2]
+    with torch.inference_mode():
+        shared, copying = SharedDecoder(model, prompts, owner), CopyingDecoder(model, prompts, owner, pad=0)
+        torch.testing.assert_close(shared.first(), copying.first(), atol=1e-4, rtol=1e-4)
+        rows = list(range(7))
+        for step in range(40):
+            dead = {4: {1}, 6: {2, 3, 4}, 9: {0}}.get(step)
+            if dead:
+                order = closing([row not in dead for row in rows])
+                shared.keep(order)
+                copying.keep(order)
+                rows = [rows[i] for i in order]
+            token_R = torch.tensor([3 + (31 * row + 7 * step) % 94 for row in rows])
+            torch.testing.assert_close(shared.read(token_R), copying.read(token_R), atol=2e-4, rtol=2e-4)
+    assert sorted(rows) == [5, 6]
+
+
+def test_rows_from_the_end_close_the_gaps() -> None:
+    assert closing([True, False, True, False, True]) == [0, 4, 2]
+    assert closing([False, False, True, True, True]) == [4, 3, 2]
+    assert closing([True, True]) == [0, 1]
+    assert closing([False]) == []
+
+
+def test_scorers_say_once_that_prompts_are_not_shared(
+    tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from test_scoring import write_classifier
+
+    from dpalign.reward.score import ModelScorer
+
+    folder = write_classifier(tiny_folder, tmp_path / "model", sliding_window=8)
+    with caplog.at_level(logging.WARNING):
+        options: dict[str, Any] = {"template": "world-v1", "batch_tokens": 512, "dtype": "float32"}
+        assert ModelScorer(str(folder), **options).shares
+        assert not ModelScorer(str(folder), **options, share_prefix=False).shares
+        assert not caplog.records
