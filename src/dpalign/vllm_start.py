@@ -60,7 +60,7 @@ def start(
         ValueError: vLLM is not installed, does not fit the machine, or cannot start with this model.
     """
     global _running
-    LLM = _imported()
+    LLM = require_vllm()
     on_cpu = not torch.cuda.is_available()
     chosen = dict(options) | {
         "model": folder,
@@ -127,7 +127,12 @@ class _Bar:
     def close(self) -> None: ...
 
 
-def _imported() -> Any:
+def require_vllm() -> Any:
+    """vLLM's `LLM`, imported with its environment set.
+
+    Raises:
+        ValueError: vLLM is not installed, cannot be imported, or is made for another machine; says what to install.
+    """
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(f'engines: "vllm" is asked for, and vLLM is not installed; {INSTALL}')
     for name, value in QUIET.items():

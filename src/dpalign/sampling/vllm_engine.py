@@ -76,7 +76,7 @@ class VllmEngine:
         from vllm import SamplingParams
 
         if not 0 <= temperature <= 2:
-            raise ValueError(f"vLLM draws at temperatures from 0 to 2, got {temperature:g}; use the transformers engine")
+            raise ValueError(f"vLLM draws at temperatures of 0 to 2, not {temperature:g}; use the transformers engine")
 
         prompts = [self.prompt_ids(request.messages) for request in requests]
         require_room(requests, prompts, max_new_tokens, self.context)
