@@ -147,6 +147,18 @@ def test_heads_too_narrow_for_the_cpu_build_are_an_error_that_says_so(tiny_folde
         opened(tiny_folder)
 
 
+def test_an_engine_that_cannot_start_says_why_and_leaves_others_at_work(folder: Path, engine: VllmEngine) -> None:
+    """A cache of a million GiB."""
+    if torch.cuda.is_available():
+        pytest.skip("the size of the cache is set on a CPU alone")
+    requests = [request(q, 3) for q in QUESTIONS]
+    before = sampled(engine, requests)
+    greedy = Engines(sampling="vllm", cpu_cache=1e6)
+    with pytest.raises(ValueError, match=r"vLLM cannot start with it: Available memory .*1000000"):
+        VllmEngine(str(folder), rows=64, settings=greedy, prompt_tokens=64, max_new_tokens=48)
+    assert sampled(engine, requests) == before
+
+
 # --- scoring
 
 
