@@ -20,7 +20,7 @@ NAME: Final = "dpalign_sharing"
 """What transformers knows the attention function by."""
 
 RUN: Final = 0.75
-"""Segments attend to themselves side by side, padded to the longest, where the shortest has this share of its length."""
+"""Segments attend to themselves side by side, padded to the longest, where the shortest has this share of it."""
 
 
 BLOCK: Final = 1024
@@ -240,12 +240,11 @@ class Packed:
         out_THD = value.new_empty(*query_THD.shape[:2], value.shape[3])
         sum_HT = torch.empty(query_THD.shape[1], len(query_THD), dtype=torch.float32, device=query.device)
         for run in self.runs:
-            own, sums = attention(
-                *(x[run.index_SW].transpose(1, 2) for x in (query_THD, key_TGD, value_TGD)),
-                scale,
-                causal=True,
-                mask=_band(run.index_SW.shape[1], window, query.device),
+            query_SHWD, key_SGWD, value_SGWD = (
+                x[run.index_SW].transpose(1, 2) for x in (query_THD, key_TGD, value_TGD)
             )
+            band = _band(run.index_SW.shape[1], window, query.device)
+            own, sums = attention(query_SHWD, key_SGWD, value_SGWD, scale, causal=True, mask=band)
             out_THD[run.real_T] = own.transpose(1, 2).flatten(0, 1)[run.place_T]
             sum_HT[:, run.real_T] = sums.transpose(0, 1).flatten(1, 2)[:, run.place_T].float()
         for prefix, read in self.prefixes:

@@ -76,6 +76,7 @@ def open_scorer(recipe: Recipe, reward_stage: Path) -> Scorer:
             recipe.heads,
             template=recipe.reward.template,
             batch_tokens=recipe.reward.score_tokens,
+            share_prefix=recipe.reward.share_prefix,
             dtype=recipe.model.dtype,
             trust_remote_code=recipe.model.trust_remote_code,
         )
@@ -91,6 +92,7 @@ def model_scorer(recipe: Recipe, stage: Path) -> Scorer:
         recipe.heads,
         template=recipe.reward.template,
         batch_tokens=recipe.reward.score_tokens,
+        share_prefix=recipe.reward.share_prefix,
         dtype=recipe.model.dtype,
     )
 
