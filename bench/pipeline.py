@@ -74,7 +74,7 @@ def one_at_a_time(scorer: ModelScorer, pairs: list[Pair]) -> np.ndarray:
     with torch.inference_mode():
         texts = [render_reward_input(*pair, scorer.template) for pair in pairs]
         given = [scorer.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
-        return np.concatenate([scorer.model(input_ids=ids).logits.float().numpy() for ids in given])
+        return np.concatenate([scorer.model(input_ids=ids, use_cache=False).logits.float().numpy() for ids in given])
 
 
 def plain(
@@ -111,7 +111,7 @@ def plain(
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    rounds, new, count, size = (2, 8, 1, 96) if quick else (5, 128, 2, 256)
+    rounds, new, count, size = (2, 8, 1, 96) if quick else (5, 128, 1, 256)
     with tempfile.TemporaryDirectory() as folder:
         source = policy_that_ends(Path(folder) / "policy", quick)
         engine = TransformersEngine(str(source), rows=256)

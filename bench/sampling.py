@@ -115,7 +115,7 @@ def rows(quick: bool) -> Iterator[Row]:
             }
             for peer, (side, target) in peers.items():
                 try:
-                    ratio = interleaved(ours, side, rounds)
+                    ratio = interleaved(ours, side, 3 if peer == "generate_batch" else rounds)
                 except (ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
                     if peer != "generate_batch":
                         raise

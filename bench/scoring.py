@@ -34,7 +34,7 @@ def naive(scorer: ModelScorer, pairs: list[Pair]) -> np.ndarray:
             batch = order[start : start + NAIVE_BATCH]
             texts = [render_reward_input(*pairs[n], scorer.template) for n in batch]
             given = scorer.tokenizer(texts, padding=True, return_tensors="pt")
-            logits = scorer.model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
+            logits = scorer.model(**given, use_cache=False).logits
             rewards_NH[batch] = logits.float().numpy()
     return rewards_NH
 

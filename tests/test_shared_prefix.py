@@ -1,6 +1,7 @@
 """A prompt read once for all its answers: the same rewards and logits as when each answer has it to itself."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from dpalign.attention import attention, merged
+from dpalign.attention import Unsupported, attention, merged, sharing_attention
 from dpalign.records import user_prompt
 from dpalign.reward.score import ModelScorer
 from dpalign.reward.shared_prefix import cannot_share, forwards, groups_of, score_shared
@@ -146,6 +147,18 @@ def test_a_prompt_is_read_once_however_many_forwards_its_answers_take() -> None:
     shared = len(group.prefix.ids)
     assert len(read) > 3
     assert sum(read) == sum(map(len, rows)) - (len(group.members) - 1) * shared
+
+
+def test_threads_take_turns_with_a_model() -> None:
+    """Its attention is replaced meanwhile: a thread that put it back under another would spoil that one's scores."""
+    model = classifier("mistral")
+    rows, keys = rows_of()
+    expected_NH = one_by_one(model, rows)
+    with ThreadPoolExecutor(4) as threads:
+        for reward_NH in threads.map(lambda _: score_shared(model, rows, keys, 60), range(12)):
+            torch.testing.assert_close(reward_NH, expected_NH, atol=1e-4, rtol=1e-4)
+    with sharing_attention(model), pytest.raises(Unsupported, match="keywords"):
+        one_by_one(model, rows)
 
 
 def test_a_model_that_cannot_share_says_why() -> None:

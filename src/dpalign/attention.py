@@ -10,7 +10,9 @@ prefix.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -67,17 +69,21 @@ def _function(
 AttentionInterface.register(NAME, _function)
 
 
+_LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+
+
 @contextmanager
 def sharing_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model attends through this module meanwhile: its forwards take `sharing=` and no mask."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        if model.config._attn_implementation != NAME:
-            raise Unsupported("its attention cannot be replaced")
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    """The model attends through this module meanwhile, one thread at a time: forwards take `sharing=` and no mask."""
+    with _LOCKS.setdefault(model, RLock()):
+        before = model.config._attn_implementation
+        model.set_attn_implementation(NAME)
+        try:
+            if model.config._attn_implementation != NAME:
+                raise Unsupported("its attention cannot be replaced")
+            yield
+        finally:
+            model.set_attn_implementation(before)
 
 
 def lacking(model: PreTrainedModel) -> str | None:

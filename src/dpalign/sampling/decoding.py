@@ -256,7 +256,7 @@ def cannot_share(model: PreTrainedModel) -> str | None:
     shared, copying = SharedDecoder(model, prompts, owner), CopyingDecoder(model, prompts, owner, pad=known[0])
     try:
         ours = [shared.first(), shared.read(token_R), shared.read(token_R)]
-    except (Unsupported, TypeError) as error:
+    except (Unsupported, TypeError, RuntimeError) as error:
         return str(error)
     if any(shared.seen.get(layer) != window for layer, window in windows(model).items()):
         return "its sliding windows do not reach the attention function"
