@@ -180,7 +180,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor
 def merged(own: Tensor, own_sum: Tensor, other: Tensor, other_sum: Tensor) -> Tensor:
     """Attention over two sets of keys, from the attention over each and their log-sum-exps."""
     share = torch.sigmoid(other_sum.float() - own_sum.float())[..., None]
-    return torch.lerp(own, other, share.to(own.dtype))
+    return torch.lerp(own.float(), other.float(), share).to(own.dtype)
 
 
 @dataclass
