@@ -175,6 +175,9 @@ class Reward:
     """Its training: learning rate, epochs and batch (paper silent)."""
     score_tokens: int = 16_384
     """Tokens a scoring batch, padding included."""
+    share_prefix: bool = True
+    """Read a prompt once for all its answers, where the model allows it: the same scores but for rounding, so that a
+    change redoes nothing."""
     pairwise: str = ""
     """A local file of rows {prompt, chosen, rejected[, subset]} in RewardBench's form, on which to count how often the
     chosen answer is rated higher on the first objective; "" for none (not in the paper)."""

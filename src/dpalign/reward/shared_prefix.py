@@ -109,7 +109,7 @@ def cannot_share(model: PreTrainedModel) -> str | None:
         packed = Packed([(Prefix(rows[0][:5]), [row[5:] for row in rows])], model.device)
         with sharing_attention(model):
             shared_NH = _rewards(model, packed).float()
-    except (Unsupported, TypeError) as error:
+    except (Unsupported, TypeError, RuntimeError) as error:
         return str(error)
     if any(packed.seen.get(layer) != window for layer, window in windows(model).items()):
         return "its sliding windows do not reach the attention function"

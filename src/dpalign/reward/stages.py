@@ -99,7 +99,8 @@ def _opened(recipe: Recipe, source: str, alone: bool, trust_remote_code: bool = 
         "trust_remote_code": trust_remote_code,
     }
     if recipe.engines.scoring == "transformers" or source.startswith("python:"):
-        return load_scorer(source, recipe.heads, batch_tokens=recipe.reward.score_tokens, **loading)
+        loading |= {"batch_tokens": recipe.reward.score_tokens, "share_prefix": recipe.reward.share_prefix}
+        return load_scorer(source, recipe.heads, **loading)
     from dpalign.reward.vllm_scorer import VllmScorer
 
     return VllmScorer(

@@ -157,6 +157,7 @@ def draw(logits_RV: torch.Tensor, uniform_R: np.ndarray, temperature: float) -> 
     """
     if temperature == 0:
         return logits_RV.argmax(dim=-1)
-    cumulative_RV = torch.softmax(logits_RV.double() / temperature, dim=-1).cumsum(dim=-1)
+    scaled_RV = logits_RV.double() if temperature == 1 else logits_RV.double() / temperature
+    cumulative_RV = torch.softmax(scaled_RV, dim=-1).cumsum_(dim=-1)
     threshold_R1 = torch.from_numpy(uniform_R).to(cumulative_RV)[:, None] * cumulative_RV[:, -1:]
     return torch.searchsorted(cumulative_RV, threshold_R1, right=True).squeeze(1).clamp(max=logits_RV.shape[1] - 1)
