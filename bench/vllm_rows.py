@@ -26,7 +26,7 @@ from dpalign.sampling.vllm_engine import VllmEngine, seed_of
 from harness import THREADS, Row, Unable, equal, main, ratio_of, timed
 from models import CONTEXT, asked, write_policy, write_reward_model
 
-COMMAND = "python bench/vllm_rows.py"
+COMMAND = ".venv-heavy/bin/python bench/vllm_rows.py"
 ON_VLLM = Engines(sampling="vllm", scoring="vllm")
 SAMPLES = 16
 PROMPTS = 4
