@@ -109,7 +109,7 @@ def _last_layer_only_at(backbone: PreTrainedModel, last_N: Tensor) -> Iterator[N
     A layer without such a part, or with one that chooses among experts, stays as it is.
     """
     mlp = getattr(backbone.layers[-1], "mlp", None) if hasattr(backbone, "layers") else None
-    if not hasattr(mlp, "down_proj"):
+    if mlp is None or not hasattr(mlp, "down_proj"):
         yield
         return
     shapes: list[Tensor] = []
