@@ -32,19 +32,21 @@ COMMAND = "python bench/pipeline.py"
 ANGLES = np.radians([0.0, -11.25, -22.5, -33.75, -45.0])
 V_VK = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
 N = 16
-ENDS_AFTER = 80
-"""Tokens, on average."""
+END_LOGIT = 4.3
+"""Of the end-of-text token, where the policy's own text lies on average: answers end after some eighty tokens."""
 TARGET = 3.0
 
 
 def policy_that_ends(folder: Path, quick: bool) -> Path:
-    """A random policy whose every token is the last of its answer with a chance of about 1 in 80."""
+    """A random policy whose answers end at unequal lengths."""
     write_policy(folder, quick)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     with torch.no_grad():
-        hidden_D = model.model(torch.arange(10, 400)[None]).last_hidden_state[0, 100:].mean(dim=0)
-        odds = np.log(model.config.vocab_size / ENDS_AFTER)
-        model.lm_head.weight[model.config.eos_token_id] = odds * hidden_D / hidden_D.square().sum()
+        own = model.generate(
+            torch.arange(4, 52)[None], do_sample=True, top_k=0, num_return_sequences=4, max_new_tokens=32
+        )
+        hidden_D = model.model(own).last_hidden_state[:, 48:].mean(dim=(0, 1))  # where its own text lies
+        model.lm_head.weight[model.config.eos_token_id] = END_LOGIT * hidden_D / hidden_D.square().sum()
     model.save_pretrained(folder)
     return folder
 
