@@ -5,16 +5,18 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+HEAVY := .venv-heavy
+HEAVY_PIP := $(HEAVY)/bin/python -m pip --disable-pip-version-check install --quiet
 
 # Threads that wait asleep: with spinning ones a busy machine samples several times slower.
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: help demo world test check docs clean
+.PHONY: help demo world test test-heavy check docs clean
 .DEFAULT_GOAL := help
 
 help:  ## these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-6s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.run-ready  ## the whole paper in a small world, to a report page: about 10 minutes on two cores
 	$(BIN)/dpa demo
@@ -27,6 +29,10 @@ test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.dev-ready  ## the default tests; ARGS="-m slow" or ARGS=tests/test_selection.py for others
 	$(BIN)/python -m pytest $(ARGS)
 
+test-heavy: export OMP_NUM_THREADS = 1
+test-heavy: $(HEAVY)/.ready  ## the tests that start vLLM and Ray, on any machine, in an environment of their own; ARGS as above
+	$(HEAVY)/bin/python -m pytest -m "vllm or ray" $$(grep -lE "mark\.(vllm|ray)\b" tests/test_*.py) $(ARGS)
+
 check: $(VENV)/.dev-ready  ## format, lint, types, and whether the generated docs are up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,8 +42,8 @@ check: $(VENV)/.dev-ready  ## format, lint, types, and whether the generated doc
 docs: $(VENV)/.dev-ready  ## write docs/cli.md and docs/recipes.md from the code
 	$(BIN)/python docs/generate.py
 
-clean:  ## remove .venv and the tools' caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove .venv, .venv-heavy and the tools' caches; runs/ stays
+	rm -rf $(VENV) $(HEAVY) .mypy_cache .pytest_cache .ruff_cache
 
 # Set up once: a stamp says so, and a change of the dependencies or the pins sets up again. torch goes in first and
 # alone: pip takes whichever build it is configured for, and the pin keeps every later install from replacing it.
@@ -51,6 +57,14 @@ $(VENV)/.run-ready: pyproject.toml constraints.txt
 
 $(VENV)/.dev-ready: $(VENV)/.run-ready
 	$(PIP) --quiet --editable '.[train,dev]'
+	@touch $@
+
+# vLLM and Ray, whose pins differ from constraints.txt; tests/requirements-heavy.txt says how and why.
+$(HEAVY)/.ready: pyproject.toml constraints.txt tests/requirements-heavy.txt | $(VENV)/.run-ready
+	$(BIN)/python -m venv --clear $(HEAVY)
+	$(HEAVY_PIP) --constraint constraints.txt torch
+	$(HEAVY_PIP) --no-deps --requirement tests/requirements-heavy.txt
+	$(HEAVY_PIP) --no-deps --editable .
 	@touch $@
 
 # The first Python that is new enough and can make a virtual environment.

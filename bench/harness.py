@@ -71,21 +71,29 @@ class Unable(Exception):
     """This machine cannot run the script; says what it lacks."""
 
 
-def timed(sides: Sequence[Side], rounds: int, warm: bool = True) -> Array:
+def timed(
+    sides: Sequence[Side], rounds: int, warm: bool = True, check: Callable[[list[Any]], None] | None = None
+) -> Array:
     """Seconds of each side in each round: (rounds, sides). The order turns every round.
 
     Args:
         warm: run each side once before, untimed.
+        check: takes what the sides gave first, and raises where they differ: no figure is made of such sides.
     """
-    for side in sides if warm else ():
-        side()
+    if warm:
+        first: list[Any] = [side() for side in sides]
+        if check:
+            check(first)
     seconds = np.empty((rounds, len(sides)))
     order = list(range(len(sides)))
     for r in range(rounds):
+        given: list[Any] = [None] * len(sides)
         for i in order if r % 2 == 0 else order[::-1]:
             start = time.perf_counter()
-            sides[i]()
+            given[i] = sides[i]()
             seconds[r, i] = time.perf_counter() - start
+        if r == 0 and check and not warm:
+            check(given)
     return seconds
 
 

@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import THREADS, Row, Unable, main, ratio_of
-from models import asked, write_policy
-
 from dpalign import align, config, recipe, runs
 from dpalign.records import PROMPTS, prompt_id, user_prompt, write_rows
 from dpalign.stages import Step
+from harness import THREADS, Row, Unable, main, ratio_of
+from models import asked, write_policy
 
 COMMAND = "python bench/ray_rows.py"
 PROMPT = 64

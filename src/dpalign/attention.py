@@ -10,7 +10,9 @@ prefix.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ NAME: Final = "dpalign_sharing"
 """What transformers knows the attention function by."""
 
 RUN: Final = 0.75
-"""Segments attend to themselves side by side, padded to the longest, where the shortest has this share of its length."""
+"""Segments attend to themselves side by side, padded to the longest, where the shortest has this share of it."""
 
 
 BLOCK: Final = 1024
@@ -67,17 +69,21 @@ def _function(
 AttentionInterface.register(NAME, _function)
 
 
+_LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+
+
 @contextmanager
 def sharing_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model attends through this module meanwhile: its forwards take `sharing=` and no mask."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        if model.config._attn_implementation != NAME:
-            raise Unsupported("its attention cannot be replaced")
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    """The model attends through this module meanwhile, one thread at a time: forwards take `sharing=` and no mask."""
+    with _LOCKS.setdefault(model, RLock()):
+        before = model.config._attn_implementation
+        model.set_attn_implementation(NAME)
+        try:
+            if model.config._attn_implementation != NAME:
+                raise Unsupported("its attention cannot be replaced")
+            yield
+        finally:
+            model.set_attn_implementation(before)
 
 
 def lacking(model: PreTrainedModel) -> str | None:
@@ -174,7 +180,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor
 def merged(own: Tensor, own_sum: Tensor, other: Tensor, other_sum: Tensor) -> Tensor:
     """Attention over two sets of keys, from the attention over each and their log-sum-exps."""
     share = torch.sigmoid(other_sum.float() - own_sum.float())[..., None]
-    return torch.lerp(own, other, share.to(own.dtype))
+    return torch.lerp(own.float(), other.float(), share).to(own.dtype)
 
 
 @dataclass
@@ -240,12 +246,11 @@ class Packed:
         out_THD = value.new_empty(*query_THD.shape[:2], value.shape[3])
         sum_HT = torch.empty(query_THD.shape[1], len(query_THD), dtype=torch.float32, device=query.device)
         for run in self.runs:
-            own, sums = attention(
-                *(x[run.index_SW].transpose(1, 2) for x in (query_THD, key_TGD, value_TGD)),
-                scale,
-                causal=True,
-                mask=_band(run.index_SW.shape[1], window, query.device),
+            query_SHWD, key_SGWD, value_SGWD = (
+                x[run.index_SW].transpose(1, 2) for x in (query_THD, key_TGD, value_TGD)
             )
+            band = _band(run.index_SW.shape[1], window, query.device)
+            own, sums = attention(query_SHWD, key_SGWD, value_SGWD, scale, causal=True, mask=band)
             out_THD[run.real_T] = own.transpose(1, 2).flatten(0, 1)[run.place_T]
             sum_HT[:, run.real_T] = sums.transpose(0, 1).flatten(1, 2)[:, run.place_T].float()
         for prefix, read in self.prefixes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from dpalign import config
+from dpalign.engines import Engines
 from dpalign.kernels import Kernels
 from dpalign.objectives import PAPER_OBJECTIVES, Objective
 from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Simplex, Sphere
@@ -179,6 +180,9 @@ class Reward:
     """Its training: learning rate, epochs and batch (paper silent)."""
     score_tokens: int = 16_384
     """Tokens a scoring batch, padding included."""
+    share_prefix: bool = True
+    """Read a prompt once for all its answers, where the model allows it: the same scores but for rounding, so that a
+    change redoes nothing."""
     pairwise: str = ""
     """A local file of rows {prompt, chosen, rejected[, subset]} in RewardBench's form, on which to count how often the
     chosen answer is rated higher on the first objective; "" for none (not in the paper)."""
@@ -473,6 +477,8 @@ class Recipe:
     """Rejection sampling."""
     selection: Selection = field(default_factory=Selection)
     """The choice among scored answers."""
+    engines: Engines = field(default_factory=Engines)
+    """What samples and what scores."""
     finetune: Training = field(default_factory=Training)
     """Fine-tuning of each policy."""
     kernels: Kernels = field(default_factory=Kernels)

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from dpalign import config
 from dpalign.environment import settle_threads
 from dpalign.recipe import Recipe
 from dpalign.runs import Work
@@ -85,13 +86,29 @@ _REWARD_TRAINING = (
     *("seed", "reward.checkpoint", "reward.template", "reward.lm_loss", "reward.normalize", "reward.training"),
     "reward.score_tokens",
 )
+_SAMPLED_BY = ("engines.sampling", "engines.tensor_parallel")
+_SCORED_BY = ("engines.scoring", "engines.tensor_parallel")
 EVALUATION: Final = (
     *("seed", "evaluation.split", "evaluation.directions", "evaluation.samples", "evaluation.temperature"),
     *("sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens", "sampling.shard", "preference"),
     *("reward.template", "reward.score_tokens", "reward.checkpoint", "model.chat", "data.world"),
-    *(*_MODEL, *_OBJECTIVES),
+    *(*_MODEL, *_OBJECTIVES, *_SAMPLED_BY, *_SCORED_BY),
 )
 """The knobs of section 3.2's protocol, whatever is evaluated."""
+
+LATER: Final[Mapping[str, Any]] = {
+    "engines.sampling": "transformers",
+    "engines.scoring": "transformers",
+    "engines.tensor_parallel": 1,
+}
+"""Knobs that came after the first runs, with the value that those had: no ledger names one that has it still."""
+
+
+def knobs_read(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
+    """The knobs that a stage read, for its ledger."""
+    read = config.knobs(recipe, *names)
+    return {name: value for name, value in read.items() if name not in LATER or value != LATER[name]}
+
 
 STAGES: Final[Mapping[str, StageKind]] = {
     "world": StageKind(
@@ -133,7 +150,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "annotate": StageKind(
         "dpalign.reward.stages:annotate",
         "score all training answers with the reward model",
-        ("reward.template", "reward.score_tokens", "reward.checkpoint", "heads", *_MODEL),
+        ("reward.template", "reward.score_tokens", "reward.checkpoint", "heads", *_MODEL, *_SCORED_BY),
         inputs=("data", "reward"),
     ),
     "sft": StageKind(
@@ -155,7 +172,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "sample": StageKind(
         "dpalign.sampling.stages:sample",
         "draw answers from a policy, under directions or reward targets",
-        ("seed", "sampling", "preference", "steerlm.template", "model.chat", *_MODEL, *_OBJECTIVES),
+        ("seed", "sampling", "preference", "steerlm.template", "model.chat", *_SAMPLED_BY, *_MODEL, *_OBJECTIVES),
         inputs=("policy", "data"),
         optional=("annotate",),
         asks={"t": (), "half": ("D1", "D2"), "condition": ("directions", "targets", "plain")},
@@ -163,7 +180,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "score": StageKind(
         "dpalign.reward.stages:score",
         "score answers on every head",
-        ("reward.template", "reward.score_tokens", "reward.checkpoint", "heads", *_MODEL),
+        ("reward.template", "reward.score_tokens", "reward.checkpoint", "heads", *_MODEL, *_SCORED_BY),
         inputs=("reward", "candidates"),
     ),
     "select": StageKind(
@@ -238,7 +255,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
             *("seed", "feasibility", "evaluation.split", "evaluation.temperature", "evaluation.bootstrap"),
             *("sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens", "sampling.shard", "preference"),
             *("reward.template", "reward.score_tokens", "reward.checkpoint", "model.chat", "data.world"),
-            *("steerlm.template", "steerlm.targets", *_MODEL, *_OBJECTIVES),
+            *("steerlm.template", "steerlm.targets", *_SAMPLED_BY, *_SCORED_BY, *_MODEL, *_OBJECTIVES),
         ),
         inputs=("policy", "data", "reward"),
         optional=("annotate",),
@@ -247,7 +264,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
     "pairwise": StageKind(
         "dpalign.reward.pairwise:pairwise",
         "count how often the reward model rates the chosen answer of a pair higher (RewardBench's form)",
-        ("seed", "reward.template", "reward.score_tokens", "reward.checkpoint", *_MODEL, *_OBJECTIVES),
+        ("seed", "reward.template", "reward.score_tokens", "reward.checkpoint", *_SCORED_BY, *_MODEL, *_OBJECTIVES),
         inputs=("reward", "pairs"),
     ),
     "report": StageKind(

@@ -41,7 +41,7 @@ def pairwise(job: Job) -> None:
     from dpalign.reward.stages import open_scorer
 
     pairs = read_pairs(job.inputs["pairs"])
-    found = accuracy(job.recipe, open_scorer(job.recipe, job.inputs["reward"]), pairs, job.inputs["pairs"])
+    found = accuracy(job.recipe, open_scorer(job.recipe, job.inputs["reward"], alone=True), pairs, job.inputs["pairs"])
     write_json(job.out / "accuracy.json", found)
     job.work.tally.add(rows_in=len(pairs), rows_out=len(pairs), scored=2 * len(pairs))
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
 
 from dpalign.records import Message
 from dpalign.reward.shared_prefix import cannot_share, score_shared
@@ -74,6 +74,13 @@ def checked(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Array:
     return rewards_NH
 
 
+def head_names(config: PreTrainedConfig, unnamed: Sequence[str]) -> Sequence[str]:
+    """A classifier's own names; `unnamed` for one that only numbers as many (the released model does)."""
+    own = [config.id2label[i] for i in range(config.num_labels)]
+    numbered = all(name == f"LABEL_{i}" for i, name in enumerate(own))
+    return unnamed if numbered and len(own) == len(unnamed) else own
+
+
 class ModelScorer:
     """A sequence classifier.
 
@@ -114,11 +121,7 @@ class ModelScorer:
 
     @property
     def heads(self) -> Sequence[str]:
-        """The model's own names; `unnamed` for one that only numbers as many (the released model does)."""
-        names: dict[int, str] = self.model.config.id2label
-        own = [names[i] for i in range(self.model.config.num_labels)]
-        numbered = all(name == f"LABEL_{i}" for i, name in enumerate(own))
-        return self.unnamed if numbered and len(own) == len(self.unnamed) else own
+        return head_names(self.model.config, self.unnamed)
 
     def score(self, pairs: Sequence[Pair]) -> Array:
         rows = [self.tokenizer(render_reward_input(*pair, self.template))["input_ids"] for pair in pairs]

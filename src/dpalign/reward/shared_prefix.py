@@ -7,7 +7,9 @@ without padding: prompts, each with its answers behind it (`attention.Packed`). 
 
 import logging
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ from dpalign.attention import Packed, Prefix, Unsupported, lacking, sharing_atte
 log = logging.getLogger(__name__)
 
 Ids = list[int]
+
+CACHED: Final = 2048
+"""Tokens a forward on a CPU, at most: the activations of more do not stay in its caches."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ def forwards(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Itera
 @torch.inference_mode()
 def score_shared(model: PreTrainedModel, rows: Sequence[Ids], keys: Sequence[Hashable], budget: int) -> Tensor:
     """Raw rewards of token rows, in their order: (N, H), in float32 on the CPU."""
+    if model.device.type == "cpu":
+        budget = min(budget, CACHED)
     reward_NH = torch.empty(len(rows), model.config.num_labels)
     cut: Prefix | None = None
     with sharing_attention(model):
@@ -87,10 +94,39 @@ def score_shared(model: PreTrainedModel, rows: Sequence[Ids], keys: Sequence[Has
 
 
 def _rewards(model: PreTrainedModel, packed: Packed) -> Tensor:
-    hidden_1TD = getattr(model, model.base_model_prefix)(
-        input_ids=packed.ids_1T, position_ids=packed.position_1T, use_cache=False, sharing=packed
-    ).last_hidden_state
+    backbone = getattr(model, model.base_model_prefix)
+    with _last_layer_only_at(backbone, packed.last_N):
+        hidden_1TD = backbone(
+            input_ids=packed.ids_1T, position_ids=packed.position_1T, use_cache=False, sharing=packed
+        ).last_hidden_state
     return model.score(hidden_1TD[0, packed.last_N])
+
+
+@contextmanager
+def _last_layer_only_at(backbone: PreTrainedModel, last_N: Tensor) -> Iterator[None]:
+    """Above the last layer's attention only the answers' ends are read, so its MLP works for them alone.
+
+    A layer without such a part, or with one that chooses among experts, stays as it is.
+    """
+    mlp = getattr(backbone.layers[-1], "mlp", None) if hasattr(backbone, "layers") else None
+    if mlp is None or not hasattr(mlp, "down_proj"):
+        yield
+        return
+    shapes: list[Tensor] = []
+
+    def before(_: Any, given: tuple[Tensor]) -> tuple[Tensor]:
+        shapes.append(given[0])
+        return (given[0][:, last_N],)
+
+    def after(_: Any, __: Any, found_1ND: Tensor) -> Tensor:
+        return torch.zeros_like(shapes.pop()).index_copy_(1, last_N, found_1ND)
+
+    hooks = [mlp.register_forward_pre_hook(before), mlp.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.inference_mode()
@@ -109,7 +145,7 @@ def cannot_share(model: PreTrainedModel) -> str | None:
         packed = Packed([(Prefix(rows[0][:5]), [row[5:] for row in rows])], model.device)
         with sharing_attention(model):
             shared_NH = _rewards(model, packed).float()
-    except (Unsupported, TypeError) as error:
+    except (Unsupported, TypeError, RuntimeError) as error:
         return str(error)
     if any(packed.seen.get(layer) != window for layer, window in windows(model).items()):
         return "its sliding windows do not reach the attention function"

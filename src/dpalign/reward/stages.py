@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from dpalign.engines import on_transformers
 from dpalign.objectives import head_indices
 from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, RATED, SCORES, read_rows, shards, write_rows
@@ -30,7 +31,7 @@ RESAMPLES: Final = 1000
 
 def reward(job: Job) -> None:
     """Train the reward model, or take the one that the recipe names; measure it on held-out prompts."""
-    recipe = job.recipe
+    recipe = on_transformers(job.recipe)  # it trains in this process, and scores few rows
     if not recipe.reward.checkpoint:
         _train(job, "train", recipe.seed)
     elif not recipe.reward.checkpoint.startswith("python:") and Path(recipe.reward.checkpoint).exists():
@@ -46,9 +47,10 @@ def reward(job: Job) -> None:
 
 def judge(job: Job) -> None:
     """Train a second reward model on prompts that the first has not seen."""
-    _train(job, "judge", job.recipe.seed + 1)
+    recipe = on_transformers(job.recipe)
+    _train(job, "judge", recipe.seed + 1)
     if first_process():
-        write_json(job.out / "quality.json", measure(job.recipe, model_scorer(job.recipe, job.out), job.inputs["data"]))
+        write_json(job.out / "quality.json", measure(recipe, model_scorer(recipe, job.out), job.inputs["data"]))
 
 
 def _train(job: Job, part: str, seed: int) -> None:
@@ -73,30 +75,48 @@ def _train(job: Job, part: str, seed: int) -> None:
     job.work.tally.add(fitted.rows + fitted.too_long, fitted.rows, filtered, trained=fitted.tokens)
 
 
-def open_scorer(recipe: Recipe, reward_stage: Path) -> Scorer:
-    """The scorer of a run: the recipe's own choice, or the model that the reward stage trained."""
+def open_scorer(recipe: Recipe, reward_stage: Path, *, alone: bool = False) -> Scorer:
+    """The scorer of a run: the recipe's own choice, or the model that the reward stage trained.
+
+    Args:
+        alone: no policy stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
+
+    Raises:
+        ValueError: a folder without weights; vLLM is asked for and cannot start.
+    """
     if recipe.reward.checkpoint:
-        return load_scorer(
-            recipe.reward.checkpoint,
-            recipe.heads,
-            template=recipe.reward.template,
-            batch_tokens=recipe.reward.score_tokens,
-            dtype=recipe.model.dtype,
-            trust_remote_code=recipe.model.trust_remote_code,
-        )
-    return model_scorer(recipe, reward_stage)
+        return _opened(recipe, recipe.reward.checkpoint, alone, recipe.model.trust_remote_code)
+    return model_scorer(recipe, reward_stage, alone=alone)
 
 
-def model_scorer(recipe: Recipe, stage: Path) -> Scorer:
+def model_scorer(recipe: Recipe, stage: Path, *, alone: bool = False) -> Scorer:
     """The scorer on a stage's own model, whatever the recipe names."""
     folder = stage / "model" if (stage / "model").is_dir() else stage
     require_weights(folder)
-    return load_scorer(
-        str(folder),
+    return _opened(recipe, str(folder), alone)
+
+
+def _opened(recipe: Recipe, source: str, alone: bool, trust_remote_code: bool = False) -> Scorer:
+    """The source on the engine that the recipe scores with; a Python function is called as it is."""
+    loading: dict[str, Any] = {
+        "template": recipe.reward.template,
+        "dtype": recipe.model.dtype,
+        "trust_remote_code": trust_remote_code,
+    }
+    if recipe.engines.scoring == "transformers" or source.startswith("python:"):
+        loading |= {"batch_tokens": recipe.reward.score_tokens, "share_prefix": recipe.reward.share_prefix}
+        return load_scorer(source, recipe.heads, **loading)
+    from dpalign.reward.vllm_scorer import VllmScorer
+
+    return VllmScorer(
+        source,
         recipe.heads,
-        template=recipe.reward.template,
-        batch_tokens=recipe.reward.score_tokens,
-        dtype=recipe.model.dtype,
+        rows=recipe.sampling.rows,
+        settings=recipe.engines,
+        prompt_tokens=recipe.sampling.prompt_tokens,
+        max_new_tokens=recipe.sampling.max_new_tokens,
+        share=1.0 if alone else 0.25,  # a policy has half, and a judge may stand beside
+        **loading,
     )
 
 
@@ -193,7 +213,7 @@ class Scoring:
         self.job, self.count, self.part = job, count, part
 
     def open(self) -> None:
-        self.scorer = open_scorer(self.job.recipe, self.job.inputs["reward"])
+        self.scorer = open_scorer(self.job.recipe, self.job.inputs["reward"], alone=True)
 
     def make(self, shard: Shard) -> None:
         rows = self.part(shard.index)

@@ -145,7 +145,7 @@ class _Layer:
     """The keys and values of one layer: of the prompts (B, G, P, D), and of the answers (R, G, tokens, D)."""
 
     def __init__(self, kept: Sequence[tuple[Tensor, Tensor]], rows: int) -> None:
-        (groups, _, width), dtype, device = kept[0][0].shape, kept[0][0].dtype, kept[0][0].device
+        groups, dtype, device = len(kept[0][0]), kept[0][0].dtype, kept[0][0].device
         longest = max(key.shape[1] for key, _ in kept)
         self.prompt = [
             torch.zeros(len(kept), groups, longest, part.shape[2], dtype=dtype, device=device) for part in kept[0]
@@ -256,7 +256,7 @@ def cannot_share(model: PreTrainedModel) -> str | None:
     shared, copying = SharedDecoder(model, prompts, owner), CopyingDecoder(model, prompts, owner, pad=known[0])
     try:
         ours = [shared.first(), shared.read(token_R), shared.read(token_R)]
-    except (Unsupported, TypeError) as error:
+    except (Unsupported, TypeError, RuntimeError) as error:
         return str(error)
     if any(shared.seen.get(layer) != window for layer, window in windows(model).items()):
         return "its sliding windows do not reach the attention function"

@@ -43,3 +43,19 @@ class Engine(Reader, Protocol):
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """The n answers of each request, in the order of the requests."""
         ...
+
+
+def require_room(
+    requests: Sequence[Request], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
+) -> None:
+    """Refuse a prompt that leaves no room for an answer of full length; None for a model without a limit.
+
+    Raises:
+        ValueError: names the request and both lengths.
+    """
+    for request, ids in zip(requests, prompts, strict=True):
+        if context and len(ids) + max_new_tokens > context:
+            raise ValueError(
+                f"prompt {request.key}: {len(ids)} tokens and {max_new_tokens} new ones exceed the model's context "
+                f"of {context}; filter by prompt_tokens, or lower max_new_tokens"
+            )

@@ -15,6 +15,7 @@ from dpalign.records import CANDIDATES, PROMPTS, Message, read_rows, write_rows
 from dpalign.runs import Shard, Tally
 from dpalign.sampling.engine import Engine, Reader, Request
 from dpalign.sampling.transformers_engine import PromptReader, TransformersEngine
+from dpalign.sampling.vllm_engine import VllmEngine
 from dpalign.scale.shards import Id, make_shards, named
 from dpalign.stages import Job
 from dpalign.templates import render_condition, with_system_line
@@ -35,14 +36,33 @@ class Condition:
 PLAIN = Condition("plain", (), None)
 
 
-def open_engine(recipe: Recipe, policy: str) -> Engine:
-    """The engine that the recipe samples with."""
-    return TransformersEngine(
-        policy,
-        rows=recipe.sampling.rows,
-        dtype=recipe.model.dtype,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
+def open_engine(recipe: Recipe, policy: str, *, alone: bool = False) -> Engine:
+    """The engine that the recipe samples with.
+
+    Args:
+        alone: no reward model stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
+
+    Raises:
+        ValueError: vLLM is asked for and cannot start.
+    """
+    settings = recipe.sampling
+    loading: dict[str, Any] = {
+        "rows": settings.rows,
+        "dtype": recipe.model.dtype,
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    match recipe.engines.sampling:
+        case "transformers":
+            return TransformersEngine(policy, **loading)
+        case "vllm":
+            return VllmEngine(
+                policy,
+                settings=recipe.engines,
+                prompt_tokens=settings.prompt_tokens,
+                max_new_tokens=settings.max_new_tokens,
+                share=1.0 if alone else 0.5,
+                **loading,
+            )
 
 
 def open_reader(recipe: Recipe, policy: str) -> Reader:
@@ -83,7 +103,7 @@ class Drawing:
             self.n = settings.first // settings.first_targets
 
     def open(self) -> None:
-        self.engine = open_engine(self.job.recipe, self.policy)
+        self.engine = open_engine(self.job.recipe, self.policy, alone=True)
 
     @property
     def count(self) -> int:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from dpalign.preference import rng_for
 from dpalign.records import Message
 from dpalign.sampling.decoding import CopyingDecoder, Decoder, SharedDecoder, cannot_share, closing
-from dpalign.sampling.engine import Answer, Request
+from dpalign.sampling.engine import Answer, Request, require_room
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +89,7 @@ class TransformersEngine:
         """
         prompts = [self.prompt_ids(request.messages) for request in requests]
         context = getattr(self.model.config, "max_position_embeddings", None)
-        for request, ids in zip(requests, prompts, strict=True):
-            if context and len(ids) + max_new_tokens > context:
-                raise ValueError(
-                    f"prompt {request.key}: {len(ids)} tokens and {max_new_tokens} new ones exceed the model's context "
-                    f"of {context}; filter by prompt_tokens, or lower max_new_tokens"
-                )
+        require_room(requests, prompts, max_new_tokens, context)
         order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))
         answers: list[list[Answer]] = [[] for _ in requests]
         start = 0
@@ -162,6 +157,7 @@ def draw(logits_RV: torch.Tensor, uniform_R: np.ndarray, temperature: float) -> 
     """
     if temperature == 0:
         return logits_RV.argmax(dim=-1)
-    cumulative_RV = torch.softmax(logits_RV.double() / temperature, dim=-1).cumsum(dim=-1)
+    scaled_RV = logits_RV.double() if temperature == 1 else logits_RV.double() / temperature
+    cumulative_RV = torch.softmax(scaled_RV, dim=-1).cumsum_(dim=-1)
     threshold_R1 = torch.from_numpy(uniform_R).to(cumulative_RV)[:, None] * cumulative_RV[:, -1:]
     return torch.searchsorted(cumulative_RV, threshold_R1, right=True).squeeze(1).clamp(max=logits_RV.shape[1] - 1)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from dpalign.engines import on_transformers
 from dpalign.objectives import Objective, read_objectives
 from dpalign.preference import evaluation_grid, rng_for
 from dpalign.recipe import RL, Recipe
@@ -81,9 +82,9 @@ def rl(job: Job) -> None:
     listed = [p["messages"] for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in ("D1", "D2")]
     prompts = within_limit(listed, tokenizer, recipe.sampling.prompt_tokens)
     args = configuration(settings, recipe.sampling.max_new_tokens, recipe.seed, job.work.resume, recipe.model.dtype)
-    # A scorer goes to this process's own GPU, which is known from here on.
+    # A scorer goes to this process's own GPU, which is known from here on, beside the training.
     reward = scalar_reward(
-        open_scorer(recipe, job.inputs["reward"]), recipe.heads, recipe.objective_list, v_K, tokenizer
+        open_scorer(on_transformers(recipe), job.inputs["reward"]), recipe.heads, recipe.objective_list, v_K, tokenizer
     )
     done = reinforce(
         start,

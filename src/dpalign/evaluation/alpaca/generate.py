@@ -11,11 +11,12 @@ from dpalign.evaluation.alpaca.systems import OUTPUTS, SYSTEM, Point
 from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, prompt_id, read_table, user_prompt, write_rows
 from dpalign.runs import Run, Work, write_json
+from dpalign.stages import knobs_read
 
 VERSION: Final = 1
 KNOBS: Final = (
     *("seed", "threads", "evaluation.temperature", "sampling.max_new_tokens", "sampling.rows", "sampling.shard"),
-    *("model.dtype", "model.trust_remote_code"),
+    *("model.dtype", "model.trust_remote_code", "engines.sampling", "engines.tensor_parallel"),
 )
 """The recipe's knobs that answers depend on."""
 
@@ -44,7 +45,7 @@ class Policies:
                     f"drawing answers needs {error.name}; install it: pip install 'dpalign[train]'"
                 ) from error
             require_weights(policy)
-            self._open = (policy, open_engine(self.recipe, str(policy)))
+            self._open = (policy, open_engine(self.recipe, str(policy), alone=True))
         return self._open[1]
 
 
@@ -57,7 +58,7 @@ def generate(run: Run, policies: Policies, point: Point, source: Path, instructi
     """
     assert point.policy is not None
     recipe = policies.recipe
-    knobs = config.knobs(recipe, *KNOBS) | {"line": point.line, "instructions": len(instructions)}
+    knobs = knobs_read(recipe, KNOBS) | {"line": point.line, "instructions": len(instructions)}
     inputs = {"policy": point.policy.resolve(), "instructions": source.resolve()}
     with run.stage(f"outputs-{point.slug}", VERSION, inputs, knobs) as work:
         if not work.done:
