@@ -7,7 +7,6 @@ same answers, which end at their own lengths; that they select the same is check
 """
 
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from dpalign.sampling.engine import Request
 from dpalign.sampling.transformers_engine import TransformersEngine
 from dpalign.selection import best_of_n, scalarize
 from dpalign.templates import render_reward_input, with_system_line
-from harness import Row, main, ratio_of, timed
+from harness import Row, clock, main, ratio_of, timed
 from models import asked, write_policy, write_reward_model
 from sampling import Uniforms
 from scoring import naive
@@ -92,7 +91,7 @@ def plain(
     parts: list[tuple[float, float, float]],
 ) -> list[list[list[str]]]:
     """Selected with scores in batches of 16, and one at a time; `parts` takes the seconds of sampling and of each."""
-    start = time.perf_counter()
+    start = clock()
     tokens, model = engine.tokenizer, engine.model
     texts = []
     for p, messages in enumerate(prompts):
@@ -116,11 +115,11 @@ def plain(
         )[:, given["input_ids"].shape[1] :]
         texts.append(tokens.batch_decode(out, skip_special_tokens=True))
     pairs: list[Pair] = [(prompts[p], text) for p, of_prompt in enumerate(texts) for text in of_prompt]
-    sampled = time.perf_counter()
+    sampled = clock()
     in_batches = naive(scorer, pairs)
-    batched = time.perf_counter()
+    batched = clock()
     alone = one_at_a_time(scorer, pairs)
-    parts.append((sampled - start, batched - sampled, time.perf_counter() - batched))
+    parts.append((sampled - start, batched - sampled, clock() - batched))
     return [
         [
             [of_prompt[N * i + best] for i, best in enumerate(selected(reward_NH))]
