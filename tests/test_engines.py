@@ -32,9 +32,16 @@ def test_a_choice_of_engine_redoes_what_it_draws_and_scores_and_nothing_else() -
 
 
 def test_runs_made_before_there_was_a_choice_of_engines_stay_valid() -> None:
-    """No ledger names an engine knob that has the value which those runs had."""
+    """No ledger names an engine knob that has the value which those runs had, nor those of the arc and of the pool."""
     recipe = Recipe("paper")
     assert all(knobs(recipe, step.name) == {} for step in align.steps(recipe))
+    later = ("preference.margin", "selection.pool", "selection.distinct")
+    read = {name for step in align.steps(recipe) for name in align.knobs_of(recipe, step)}
+    assert read.isdisjoint(later)
+    assert "preference.high" in read
+    wider = changed(recipe, {"preference.margin": 10.0, "selection.distinct": True})
+    told = [name for step in align.steps(wider) if step.name == "select-1" for name in align.knobs_of(wider, step)]
+    assert {"preference.margin", "selection.distinct"} <= set(told)
 
 
 @pytest.mark.parametrize(

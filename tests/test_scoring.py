@@ -92,6 +92,26 @@ def test_answers_scored_together_equal_answers_scored_with_their_own_prompts(fol
     assert read[0] < 0.85 * sum(rows)
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_a_bfloat16_model_scores_finer_than_bfloat16(tiny_folder: Path, tmp_path: Path, share: bool) -> None:
+    """Between 64 and 128 bfloat16 knows halves alone; the head and its product are float32, whatever the rest is."""
+    folder = write_classifier(tiny_folder, tmp_path / "model")
+    model = MistralForSequenceClassification.from_pretrained(folder)
+    hidden_D = model.model(torch.tensor([[5]])).last_hidden_state[0, -1].detach()
+    with torch.no_grad():
+        model.score.weight.copy_(model.score.weight + 90 * hidden_D / hidden_D.square().sum())
+    model.save_pretrained(folder)
+    loading = {"template": "world-v1", "batch_tokens": 4096, "share_prefix": share}
+    halved = ModelScorer(str(folder), dtype="bfloat16", **loading)  # type: ignore[arg-type]
+    whole = ModelScorer(str(folder), dtype="float32", **loading)  # type: ignore[arg-type]
+    assert halved.shares == share
+    found_NH, exact_NH = halved.score(pairs()), whole.score(pairs())
+    high = np.abs(found_NH) >= 16  # where bfloat16 knows eighths at best
+    assert high.sum() > 10
+    assert (found_NH[high] * 8 % 1 != 0).mean() > 0.9
+    np.testing.assert_allclose(found_NH, exact_NH, atol=0.02 * np.abs(exact_NH).max())
+
+
 def test_no_answers_are_no_rewards(folder: Path) -> None:
     assert scorer(folder).score([]).shape == (0, 2)
 

@@ -97,6 +97,9 @@ EVALUATION: Final = (
 """The knobs of section 3.2's protocol, whatever is evaluated."""
 
 LATER: Final[Mapping[str, Any]] = {
+    "preference.margin": 0.0,
+    "selection.pool": "direction",
+    "selection.distinct": False,
     "engines.sampling": "transformers",
     "engines.scoring": "transformers",
     "engines.tensor_parallel": 1,

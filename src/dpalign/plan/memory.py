@@ -1,7 +1,8 @@
 """Memory of a GPU and room on disk: what must be held, on how many GPUs it fits, and what a run leaves behind.
 
-Estimates by formula, in bytes. Training holds weights, gradients and the optimizer's state in the model's own type, as
-it is trained here, and with recomputed activations the inputs of every layer and the inside of one.
+Estimates by formula, in bytes. Training holds weights, gradients and the optimizer's state in float32, as it is done
+here (`training_dtype`), a LoRA's model in its own type, and with recomputed activations the inputs of every layer and
+the inside of one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -94,16 +95,15 @@ def _trained(name: str, training: Training, recipe: Recipe, model: Architecture)
     width = WIDTHS[recipe.model.dtype]
     states = 1 + STATES[training.optimizer]  # with the gradient
     learned = model.lora(training.lora_rank) if training.lora_rank else model.parameters
-    held = model.parameters + learned * states + (learned if training.lora_rank else 0)
+    trained = WIDTHS["float32"] * (1 + states)
+    held = learned * trained + (model.parameters * width if training.lora_rank else 0)
     rows = 1 if training.packing else training.micro_batch * (2 if name == "DPO" else 1)
     tokens = rows * training.context
     inside = tokens * (8 * model.hidden + 3 * model.intermediate) * width
     activations = model.layers * tokens * model.hidden * width + inside
-    per_weight = (
-        f"{width * (1 + states)} bytes a weight" if not training.lora_rank else f"LoRA of rank {training.lora_rank}"
-    )
+    per_weight = f"{trained} bytes a weight" if not training.lora_rank else f"LoRA of rank {training.lora_rank}"
     note = f"{per_weight}; {rows} x {training.context} tokens at once"
-    return Need(f"training, {name}", float(held * width), float(activations), note=note)
+    return Need(f"training, {name}", float(held), float(activations), note=note)
 
 
 def disk(
@@ -122,5 +122,8 @@ def disk(
         "scores": scored * SCORE_BYTES,
         "selected": sum(loads[step.name].rows for step in steps if step.kind in ("finetune", "specialist")) * row,
         f"{len(trained)} trained models": len(trained) * weights,
-        "while training (two checkpoints)": 2 * weights * (1 + STATES[recipe.finetune.optimizer]),
+        "while training (two checkpoints)": 2.0
+        * model.parameters
+        * WIDTHS["float32"]
+        * (1 + STATES[recipe.finetune.optimizer]),
     }

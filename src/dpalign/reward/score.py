@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from dpalign.records import Message
 from dpalign.reward.shared_prefix import cannot_share, score_shared
@@ -81,6 +82,17 @@ def head_names(config: PreTrainedConfig, unnamed: Sequence[str]) -> Sequence[str
     return unnamed if numbered and len(own) == len(unnamed) else own
 
 
+def score_in_float32(model: PreTrainedModel) -> None:
+    """Have a classifier's head compute in float32, whatever the rest does: bfloat16 rounds a reward of 70 to halves.
+
+    In training the head is float32 too, and so it is on vLLM.
+    """
+    head = getattr(model, "score", None)
+    if isinstance(head, nn.Linear):
+        head.float()
+        head.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+
+
 class ModelScorer:
     """A sequence classifier.
 
@@ -108,6 +120,7 @@ class ModelScorer:
             source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         ).to(self.device)
         self.model.eval()
+        score_in_float32(self.model)
         self.pad = self.model.config.pad_token_id
         if self.pad is None or self.pad == self.tokenizer.eos_token_id:
             raise ValueError(
