@@ -34,8 +34,8 @@ PAGE_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-"""Of the page's files. The page states the rest of its policy itself, but only a header can forbid frames around it; and a
-browser asks whether a file has changed, so that no page of an earlier version meets this server."""
+"""Of the page's files. The page states the rest of its policy itself, but only a header can forbid frames around it;
+and a browser asks whether a file has changed, so that no page of an earlier version meets this server."""
 
 _T = TypeVar("_T")
 
