@@ -13,6 +13,7 @@ pytest.importorskip("openai", reason="needs the extra dpalign[dev]")
 
 import httpx2
 import openai
+from transformers import AutoTokenizer
 
 import api_server
 from api_server import QUESTION, Running
@@ -84,6 +85,24 @@ def test_a_direction_is_the_same_prompt_wherever_a_request_gives_it(running: Run
     tokenizer = running.generator.prompts.tokenizer
     rendered = tokenizer.apply_chat_template(QUESTION, preference=weights, tokenize=False, add_generation_prompt=True)
     assert tokenizer(rendered)["input_ids"] == prompt
+
+
+@pytest.mark.parametrize("angle", [0, -10, -22.5, -30, -45])
+def test_through_openais_client_the_model_reads_what_its_template_writes(
+    running: Running, folder: Path, angle: float
+) -> None:
+    """At the five directions at which vLLM's own server and transformers are compared in test_vllm.py."""
+    seen: list[list[int]] = []
+    stream = running.generator.stream
+    running.generator.stream = lambda prompt, sampling: (seen.append(list(prompt)), stream(prompt, sampling))[1]
+    try:
+        for more in ({"extra_body": {"angle": angle}}, {"extra_body": {"chat_template_kwargs": {"angle": angle}}}):
+            running.client().chat.completions.create(model="mine", messages=QUESTION, max_tokens=1, **more)
+    finally:
+        del running.generator.stream
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(QUESTION, angle=angle, tokenize=False, add_generation_prompt=True)
+    assert seen == [tokenizer(text, add_special_tokens=False)["input_ids"]] * 2
 
 
 def test_a_users_system_message_stands_before_the_direction_and_parts_and_developer_are_read(running: Running) -> None:

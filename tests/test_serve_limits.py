@@ -83,6 +83,27 @@ def test_another_site_may_call_where_it_is_allowed_to(folder: Path) -> None:
             assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
 
 
+def test_where_a_key_is_asked_for_a_browser_may_ask_without_it_whether_it_may_call(folder: Path) -> None:
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    with api_server.serving(folder, key="s3cret", origins=["https://good.example"]) as running:
+        for origin, status in (("https://good.example", 200), ("https://evil.example", 400)):
+            url = f"{running.url}/v1/chat/completions"
+            assert httpx2.options(url, headers=asks | {"Origin": origin}).status_code == status
+        assert running.post({}, headers=asks | {"Origin": "https://good.example"}).status_code == 401
+
+
+def test_the_page_stands_in_no_frame_and_is_asked_for_anew(folder: Path) -> None:
+    with api_server.serving(folder, key="s3cret") as running:
+        for path in ("/", "/page.js", "/page.css"):
+            first = httpx2.get(running.url + path)
+            again = httpx2.get(running.url + path, headers={"If-None-Match": first.headers["etag"]})
+            assert (first.status_code, again.status_code) == (200, 304)
+            for answer in (first, again):
+                assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
+                assert answer.headers["cache-control"] == "no-cache"
+            assert first.headers["x-content-type-options"] == "nosniff"
+
+
 def test_a_body_above_the_limit_is_refused(folder: Path) -> None:
     with api_server.serving(folder, Limits(max_body=2000, max_n=8)) as running:
         assert running.ask(user="x" * 1500, max_tokens=1).status_code == 200
@@ -247,6 +268,7 @@ def test_bad_options_are_said_in_one_line(folder: Path, tmp_path: Path, capsys: 
             ([str(folder), "--name", "a@b"], "a name without '@'"),
             ([str(folder), "--api-key-file", str(empty)], "the key must be one word"),
             ([str(folder), "--port", port], "choose another --port"),
+            ([str(folder), "--reward", "r"], "give --reward-template"),
             ([str(folder), "--sampling.n", "8"], "takes no knobs of a recipe"),
         ):
             with pytest.raises(SystemExit) as ended:

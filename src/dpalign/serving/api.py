@@ -29,6 +29,14 @@ PAGE: Final = Path(__file__).parent / "page"
 OURS: Final = ("preference", "warnings")
 """Fields of a completion, and of the first chunk of each answer, that OpenAI's have not."""
 
+PAGE_HEADERS: Final = {
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+"""Of the page's files. The page states the rest of its policy itself, but only a header can forbid frames around it;
+and a browser asks whether a file has changed, so that no page of an earlier version meets this server."""
+
 _T = TypeVar("_T")
 
 
@@ -73,13 +81,20 @@ def create_app(
     _add_rewards(app, service)
     _add_operations(app, service)
     if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+        app.mount("/", _PageFiles(directory=PAGE, html=True))
     guard = Guard(app, limits=service.limits, metrics=service.metrics, key=key, hosts=hosts)
     if origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
         )
     return guard
+
+
+class _PageFiles(StaticFiles):
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers.update(PAGE_HEADERS)
+        return response
 
 
 def _add_chat(app: FastAPI, service: Service) -> None:

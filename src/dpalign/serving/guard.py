@@ -63,7 +63,9 @@ class Guard:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        self._check(scope["path"], headers)
+        # a browser asks without the key whether it may call; that reaches no handler
+        asks_leave = scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
+        self._check(scope["path"], headers, open_to_all=asks_leave)
         if scope["method"] == "POST":
             body = await self._body(headers, receive)
             first = True
@@ -79,13 +81,13 @@ class Guard:
         else:
             await self.app(scope, receive, send)
 
-    def _check(self, path: str, headers: dict[bytes, str]) -> None:
+    def _check(self, path: str, headers: dict[bytes, str], *, open_to_all: bool) -> None:
         if self.hosts is not None:
             host = headers.get(b"host", "").rpartition("@")[2].lower()
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
             if name not in self.hosts:
                 raise Refusal(403, f"this server answers as {', '.join(sorted(self.hosts))} only", code="wrong_host")
-        if self.key is not None and (path.startswith("/v1/") or path.startswith("/metrics")):
+        if self.key is not None and not open_to_all and (path.startswith("/v1/") or path.startswith("/metrics")):
             scheme, _, given = headers.get(b"authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self.key):
                 what = "a wrong API key" if given else "no API key; give one as Authorization: Bearer KEY"

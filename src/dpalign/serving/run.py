@@ -140,15 +140,20 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
 
 
 def open_rewards(arguments: argparse.Namespace, model: Path, contract: "Contract") -> "Rewards | None":
-    """The reward model that is named, or the one that an export has inside."""
+    """The reward model that is named, or the one that an export has inside.
+
+    Raises:
+        ValueError: it cannot be read, or nobody says how it reads a chat.
+    """
     own = model / contract.reward if contract.reward else None
     source = arguments.reward or (str(own) if own is not None and own.is_dir() else None)
     if source is None:
         return None
     from dpalign.serving.rewards import Rewards
 
-    like_the_policy: RewardTemplate = "world-v1" if contract.template == "world-v1" else "dpa-v1"
-    template = arguments.reward_template or contract.reward_template or like_the_policy
+    template: RewardTemplate | None = arguments.reward_template or contract.reward_template
+    if template is None:
+        raise ValueError(f"{model}: does not say how its reward model reads a chat; give --reward-template")
     return Rewards(_reward_folder(source), contract, template, arguments.dtype)
 
 
