@@ -166,11 +166,13 @@ class BatchingGenerator:
                 if self.shared.closed:
                     self._fail([*self.shared.tickets], Closing())
                     return
-                if self.shared.cancelled:
-                    self.shared.cancelled = False
-                    self._keep([i for i, row in enumerate(self.decoding) if not row.ticket.cancelled])
-                newcomers = self._admitted()
+                left, self.shared.cancelled = self.shared.cancelled, False
+            newcomers: list[_Ticket] = []
             try:
+                if left:
+                    self._keep([i for i, row in enumerate(self.decoding) if not row.ticket.cancelled])
+                with self.shared.changed:
+                    newcomers = self._admitted()
                 self._turn(newcomers)
             except Exception:
                 log.exception("decoding failed; %d answers are given up", len(self.decoding))
