@@ -5,7 +5,7 @@
 
 asks the world's model through transformers' `apply_chat_template`, vLLM's own server, our server by OpenAI's client and
 the page in a Chromium. It fails unless all four have the model read the same tokens and the page shows what the client
-got with the same seed, and prints the table of docs/serving.md. PYTHON is one that has vLLM.
+got with the same seed, and prints the table of docs/results.md. PYTHON is one that has vLLM.
 """
 
 import argparse
