@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -464,6 +465,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path)
     with serving(Model(pause=0.2)) as model:
         leader, follower = pty.openpty()
         environment = {**os.environ, "TERM": "xterm", "XDG_STATE_HOME": str(tmp_path), "COLUMNS": "100", "LINES": "40"}
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are deaf to Ctrl-C
         running = subprocess.Popen(
             [sys.executable, "-m", "dpalign", "chat", "--url", model.url],
             stdin=follower,
@@ -471,6 +473,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path)
             stderr=follower,
             env=environment,
             start_new_session=True,
+            preexec_fn=heard,
         )
         os.close(follower)
         said = ""

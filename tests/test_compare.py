@@ -80,7 +80,7 @@ def test_a_specialist_takes_turns_starts_from_sft_and_knows_one_direction() -> N
     listed = knob(steps["rsf-3-select-2"], "preference.listed")
     assert np.allclose(listed, [[np.sqrt(0.5), -np.sqrt(0.5)]])  # -45 degrees
     assert knob(steps["rsf-3-select-2"], "preference.directions") == 1
-    assert knob(steps["rsf-3-select-2"], "preference.margin") == 0
+    assert steps["rsf-3-select-2"].knobs["preference.margin"] == 0
 
 
 def test_what_two_systems_need_is_made_once() -> None:
