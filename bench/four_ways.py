@@ -12,12 +12,9 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -36,15 +33,12 @@ from dpalign.serving.answering import Service
 from dpalign.serving.api import create_app
 from dpalign.serving.limits import Limits
 from dpalign.serving.run import build, declare, server_of
-from dpalign.vllm_start import QUIET
 from dpalign.world.language import DEPTHS, THINGS, Task, say_prompt
+from vllm_server import vllm_server
 
 ANGLES: Final = (0.0, -11.25, -22.5, -33.75, -45.0)
 LONGEST: Final = 64
 """Tokens of an answer."""
-CPU: Final = (
-    *("--enforce-eager", "--no-enable-chunked-prefill", "--block-size", "32", "--kv-cache-memory-bytes", "67108864"),
-)
 
 Asked = tuple[int, float]
 """The number of a prompt, which is also its seed, and an angle."""
@@ -80,47 +74,10 @@ def by_transformers(model: Path, asked: Sequence[str]) -> tuple[Read, Answers]:
     return read, answers
 
 
-@contextlib.contextmanager
-def vllm_server(model: Path, python: str) -> Iterator[str]:
-    """vLLM's own server, with none of our code in it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [
-        *("--model", str(model), "--served-model-name", "world", "--host", "127.0.0.1", "--port", str(port)),
-        *("--dtype", "float32", "--max-model-len", "256", "--max-num-batched-tokens", "4096", "--max-num-seqs", "8"),
-        *([] if torch.cuda.is_available() else CPU),
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | QUIET
-    with tempfile.TemporaryFile() as log:
-        command = [python, "-m", "vllm.entrypoints.openai.api_server", *words]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            while not _answers(url):
-                if process.poll() is not None:
-                    log.seek(0)
-                    raise RuntimeError(log.read()[-3000:].decode(errors="replace"))
-                time.sleep(0.5)
-            yield url
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            process.kill()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/health").status_code == 200
-    except httpx2.HTTPError:
-        return False
-
-
 def by_vllm(model: Path, asked: Sequence[str], python: str) -> tuple[Read, Answers]:
     """`chat_template_kwargs` over HTTP."""
     read, answers = {}, {}
-    with vllm_server(model, python) as url:
+    with vllm_server(model, "world", python) as url:
         for i, question in enumerate(asked):
             for angle in ANGLES:
                 body = {"model": "world", "messages": chat(question), "chat_template_kwargs": {"angle": angle}}

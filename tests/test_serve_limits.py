@@ -1,5 +1,7 @@
 """What a server withstands: no key, too much, too many, clients that leave, and its own end."""
 
+import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -7,9 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -25,6 +30,7 @@ from api_server import QUESTION, Running
 from conftest import MICRO
 from dpalign.cli import main, parser_of
 from dpalign.recipe import load
+from dpalign.serving.api import EventStream
 from dpalign.serving.limits import Limits
 from dpalign.serving.run import LOCAL_NAMES, api_key, build, limits_of
 
@@ -45,6 +51,13 @@ def slow(folder: Path) -> Iterator[Running]:
 
 LONG = {"temperature": 2.0, "max_tokens": 200, "seed": 0, "n": 2}
 """Flat enough to run on: the answers' first ends are far away."""
+
+
+def until(so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_without_the_right_key_there_is_no_answer(folder: Path) -> None:
@@ -89,7 +102,9 @@ def test_where_a_key_is_asked_for_a_browser_may_ask_without_it_whether_it_may_ca
         for origin, status in (("https://good.example", 200), ("https://evil.example", 400)):
             url = f"{running.url}/v1/chat/completions"
             assert httpx2.options(url, headers=asks | {"Origin": origin}).status_code == status
-        assert running.post({}, headers=asks | {"Origin": "https://good.example"}).status_code == 401
+        refused = running.post({}, headers=asks | {"Origin": "https://good.example"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert refused.headers["access-control-allow-origin"] == "https://good.example"  # or none reads why
 
 
 def test_the_page_stands_in_no_frame_and_is_asked_for_anew(folder: Path) -> None:
@@ -119,6 +134,50 @@ def test_a_body_that_does_not_come_is_given_up(folder: Path) -> None:
         with socket.create_connection((host, int(port))) as line:
             line.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
             assert b" 408 " in line.recv(4096)
+
+
+def test_no_more_bodies_are_held_than_requests_can_be_answered_or_wait(folder: Path) -> None:
+    limits = Limits(max_n=8, max_concurrent=1, max_queue=0, body_seconds=30)
+    with api_server.serving(folder, limits) as running, contextlib.ExitStack() as open_ones:
+        assert limits.max_held == 2
+        for _ in range(2):
+            host = httpx2.URL(running.url)
+            one = open_ones.enter_context(socket.create_connection((host.host, host.port)))
+            one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        until(lambda: running.server.config.app.bodies == 2)
+        answer = running.ask(max_tokens=1)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy")
+        assert answer.headers["retry-after"] == "1"
+        open_ones.close()
+        until(lambda: running.server.config.app.bodies == 0)
+        assert running.ask(max_tokens=1).status_code == 200
+
+
+def test_a_client_that_stops_reading_its_stream_loses_its_place() -> None:
+    ended: list[str] = []
+    counted = SimpleNamespace(inc=lambda: ended.append("gone"))
+    service = SimpleNamespace(limits=Limits(read_seconds=0.05), metrics=SimpleNamespace(gone=counted))
+
+    async def events() -> AsyncGenerator[list[dict[str, Any]], None]:
+        try:
+            while True:
+                yield [{"choices": []}]
+        finally:
+            ended.append("stream closed")
+
+    async def forever(*_: object) -> Any:
+        await asyncio.Event().wait()
+
+    async def sent(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await forever()
+
+    async def stream() -> None:
+        chunks = events()
+        await EventStream(await anext(chunks), chunks, {}, service)({}, forever, sent)  # type: ignore[arg-type]
+
+    asyncio.run(asyncio.wait_for(stream(), 5))
+    assert ended == ["gone", "stream closed"]
 
 
 def test_when_the_line_is_full_clients_are_told_when_to_come_back(slow: Running) -> None:

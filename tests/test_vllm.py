@@ -1,12 +1,8 @@
 """vLLM, really started: what equals transformers, what repeats, a run on it, and its own server steered by the dial."""
 
-import contextlib
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -29,9 +25,9 @@ from dpalign.sampling.engine import Answer, Request
 from dpalign.sampling.transformers_engine import TransformersEngine
 from dpalign.sampling.vllm_engine import VllmEngine
 from dpalign.templates import chat_template
-from dpalign.vllm_start import QUIET
 from test_sampling import QUESTIONS, noise, request, total_variation
 from test_scoring import HEADS, pairs, write_classifier
+from vllm_server import vllm_server
 
 pytestmark = pytest.mark.vllm
 
@@ -246,50 +242,9 @@ def steered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(steered: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `python -m vllm.entrypoints.openai.api_server` (`vllm serve` crashes under the CPU build)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    cpu = [
-        "--enforce-eager",
-        "--no-enable-chunked-prefill",
-        "--block-size",
-        "32",
-        "--kv-cache-memory-bytes",
-        "67108864",
-    ]
-    words = [
-        *("--model", str(steered), "--served-model-name", "mine", "--host", "127.0.0.1", "--port", str(port)),
-        *("--dtype", "float32", "--max-model-len", "256", "--max-num-batched-tokens", "4096", "--max-num-seqs", "8"),
-        *([] if torch.cuda.is_available() else cpu),
-    ]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
-        env = os.environ | QUIET  # in fewer processes than by default: each takes seconds to import vLLM
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 600  # seconds on a free machine take minutes on a busy one
-        while not answers(f"{address}/health"):
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.5)
+def server(steered: Path) -> Iterator[str]:
+    with vllm_server(steered, "mine", sys.executable) as address:
         yield address
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(60)
-        process.kill()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
 
 
 def asked(address: str, body: dict[str, Any]) -> dict[str, Any]:

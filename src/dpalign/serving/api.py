@@ -11,9 +11,8 @@ from time import time
 from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dpalign import __version__
 from dpalign.serving import refusals
@@ -56,7 +55,7 @@ def create_app(
     Args:
         key: asked of clients of /v1 and /metrics.
         hosts: see `Guard`.
-        origins: sites whose pages may call this server from a browser; none by default.
+        origins: see `Guard`; none by default.
     """
 
     @contextlib.asynccontextmanager
@@ -82,12 +81,7 @@ def create_app(
     _add_operations(app, service)
     if PAGE.is_dir():
         app.mount("/", _PageFiles(directory=PAGE, html=True))
-    guard = Guard(app, limits=service.limits, metrics=service.metrics, key=key, hosts=hosts)
-    if origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
-        )
-    return guard
+    return Guard(app, limits=service.limits, metrics=service.metrics, key=key, hosts=hosts, origins=origins)
 
 
 class _PageFiles(StaticFiles):
@@ -218,7 +212,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events; a client that leaves ends them at once.
+    """Server-sent events; a client that leaves ends them at once, and one that stops reading before long.
 
     Args:
         first: the chunks there are already.
@@ -245,7 +239,9 @@ class EventStream(Response):
             if sending.done():
                 sending.result()
             else:
-                self.service.metrics.gone.inc()
+                raise Gone
+        except Gone:
+            self.service.metrics.gone.inc()
         finally:
             for task in (sending, leaving):
                 task.cancel()
@@ -253,19 +249,29 @@ class EventStream(Response):
             await self.events.aclose()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await self._in_time(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
         async def out(chunks: Sequence[object], more: bool = True) -> None:
             data = "".join(f"data: {c if isinstance(c, str) else json.dumps(c)}\n\n" for c in chunks)
-            await send({"type": "http.response.body", "body": data.encode(), "more_body": more})
+            await self._in_time(send, {"type": "http.response.body", "body": data.encode(), "more_body": more})
 
         await out(self.first)
         try:
             async for chunks in self.events:
                 await out(chunks)
+        except Gone:
+            raise
         except Exception as error:
             await out([refusal_of(error).body()])
         await out(["[DONE]"], more=False)
+
+    async def _in_time(self, send: Send, message: Message) -> None:
+        """Send, or give the client up: one that reads nothing would keep its place for good."""
+        try:
+            async with asyncio.timeout(self.service.limits.read_seconds):
+                await send(message)
+        except TimeoutError:
+            raise Gone from None
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:

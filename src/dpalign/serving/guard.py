@@ -4,10 +4,11 @@ import asyncio
 import hashlib
 import hmac
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from time import perf_counter
 from typing import Any, Final
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dpalign.serving.limits import Limits
@@ -28,16 +29,35 @@ class Guard:
         key: what clients give as a bearer token for /v1 and /metrics; None asks for none.
         hosts: the names by which a browser may call this server; None takes any. A page of another site that has its
             own name resolved to this machine cannot read answers that way.
+        origins: sites whose pages may call this server from a browser. Their browsers ask first whether they may,
+            without the key; and they read a refusal as they read an answer.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limits: Limits, metrics: Metrics, key: str | None, hosts: Collection[str] | None
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        key: str | None,
+        hosts: Collection[str] | None,
+        origins: Sequence[str] = (),
     ) -> None:
         self.app, self.limits, self.metrics, self.hosts = app, limits, metrics, hosts
         self.key = None if key is None else _digest(key)
         self.closing = False
+        self.bodies = 0
+        """Requests whose bodies are held."""
+        self.entry: ASGIApp = self._guarded
+        if origins:
+            self.entry = CORSMiddleware(
+                self._guarded, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.entry(scope, receive, send)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -63,31 +83,25 @@ class Guard:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        # a browser asks without the key whether it may call; that reaches no handler
-        asks_leave = scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
-        self._check(scope["path"], headers, open_to_all=asks_leave)
-        if scope["method"] == "POST":
-            body = await self._body(headers, receive)
-            first = True
-
-            async def replayed() -> Message:
-                nonlocal first
-                if first:
-                    first = False
-                    return {"type": "http.request", "body": body, "more_body": False}
-                return await receive()
-
-            await self.app(scope, replayed, send)
-        else:
+        self._check(scope["path"], headers)
+        if scope["method"] != "POST":
             await self.app(scope, receive, send)
+            return
+        if self.bodies >= self.limits.max_held:
+            raise Refusal(429, "the server is busy", code="busy", headers={"Retry-After": "1"})
+        self.bodies += 1
+        try:
+            await self.app(scope, _replayed(await self._body(headers, receive), receive), send)
+        finally:
+            self.bodies -= 1
 
-    def _check(self, path: str, headers: dict[bytes, str], *, open_to_all: bool) -> None:
+    def _check(self, path: str, headers: dict[bytes, str]) -> None:
         if self.hosts is not None:
             host = headers.get(b"host", "").rpartition("@")[2].lower()
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
             if name not in self.hosts:
                 raise Refusal(403, f"this server answers as {', '.join(sorted(self.hosts))} only", code="wrong_host")
-        if self.key is not None and not open_to_all and (path.startswith("/v1/") or path.startswith("/metrics")):
+        if self.key is not None and (path.startswith("/v1/") or path.startswith("/metrics")):
             scheme, _, given = headers.get(b"authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self.key):
                 what = "a wrong API key" if given else "no API key; give one as Authorization: Bearer KEY"
@@ -121,6 +135,16 @@ class Guard:
         if taken > limit or (told.isdecimal() and int(told) > limit):
             raise Refusal(413, f"a body of more than {limit} bytes", code="request_too_large")
         return b"".join(chunks)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """What hands out a whole body, and then whatever comes."""
+    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return whole.pop() if whole else await receive()
+
+    return replayed
 
 
 def _digest(key: str) -> bytes:

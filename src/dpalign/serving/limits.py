@@ -17,6 +17,8 @@ class Limits:
     """Bytes of a request."""
     body_seconds: float = 30.0
     """How long a request's body may take to come in."""
+    read_seconds: float = 30.0
+    """How long a client may leave a stream unread once the machine's buffers for it are full."""
     max_concurrent: int = 64
     """Requests that are answered at a time; others wait in line."""
     max_queue: int = 256
@@ -31,3 +33,8 @@ class Limits:
         for name in ("max_prompt", "max_queue", "grace"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0")
+
+    @property
+    def max_held(self) -> int:
+        """Requests whose bodies are held at a time: as many chats as may be answered or wait, and as many scorings."""
+        return 2 * (self.max_concurrent + self.max_queue)
