@@ -82,7 +82,7 @@ def model() -> MistralForCausalLM:
 
 
 def ours_once(tokens: PreTrainedTokenizerBase, given: Rows, training: Training, folder: Path) -> float:
-    return fit(model(), given, training, tokenizer=tokens, seed=0, resume=folder).loss
+    return fit(model(), given, training, tokenizer=tokens, dtype="float32", seed=0, resume=folder).loss
 
 
 def theirs_once(tokens: PreTrainedTokenizerBase, given: Rows, changes: dict[str, Any], folder: Path) -> float:
