@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from dpalign.attention import Packed, Prefix, Unsupported, attention, lacking, merged, sharing_attention, windows
@@ -201,44 +202,59 @@ class CopyingDecoder:
     """A `Decoder` on transformers' own cache, for any causal model: each row has its prompt's keys to itself."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids], owner: Sequence[int], pad: int) -> None:
-        self.model = model
+        self.model, self.prompts, self.pad = model, prompts, pad
         self.owner_R = torch.tensor(owner, device=model.device)
-        width = max(map(len, prompts))
-        self.ids_BT = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-        self.position_R = self.mask.sum(dim=1)[self.owner_R]
         self.cache = DynamicCache(config=model.config)
 
     def first(self) -> Tensor:
-        """Left-padded, with a mask."""
-        logits = self.model(
-            input_ids=self.ids_BT,
-            attention_mask=self.mask,
-            position_ids=(self.mask.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        mask_BP, logits_BV = read_prompts(self.model, self.prompts, self.pad, self.cache)
         self.cache.batch_select_indices(self.owner_R)
-        self.mask = self.mask[self.owner_R]
-        return logits
+        self.mask = mask_BP[self.owner_R]
+        self.position_R = self.mask.sum(dim=1)
+        return logits_BV
 
     def read(self, token_R: Tensor) -> Tensor:
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token_R), 1)], dim=1)
-        logits = self.model(
-            input_ids=token_R[:, None],
-            attention_mask=self.mask,
-            position_ids=self.position_R[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits[:, -1]
+        self.mask = functional.pad(self.mask, (0, 1), value=1)
+        logits_RV = read_tokens(self.model, token_R, self.mask, self.position_R, self.cache)
         self.position_R = self.position_R + 1
-        return logits
+        return logits_RV
 
     def keep(self, order: Sequence[int]) -> None:
         kept = torch.tensor(order, device=self.mask.device)
         self.cache.batch_select_indices(kept)
         self.mask, self.position_R = self.mask[kept], self.position_R[kept]
+
+
+def read_prompts(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, cache: DynamicCache
+) -> tuple[Tensor, Tensor]:
+    """Read prompts into a cache, padded on the left: their mask (B, P), and the logits of their next tokens (B, V)."""
+    width = max(map(len, prompts))
+    ids_BP = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask_BP = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    logits_B1V = model(
+        input_ids=ids_BP,
+        attention_mask=mask_BP,
+        position_ids=(mask_BP.cumsum(dim=1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return mask_BP, logits_B1V[:, -1]
+
+
+def read_tokens(
+    model: PreTrainedModel, token_R: Tensor, mask_RT: Tensor, position_R: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Read one token a row, which the mask holds already; the logits of the next (R, V)."""
+    logits_R1V = model(
+        input_ids=token_R[:, None],
+        attention_mask=mask_RT,
+        position_ids=position_R[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return logits_R1V[:, -1]
 
 
 @torch.inference_mode()

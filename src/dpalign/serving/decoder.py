@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from dpalign.sampling.decoding import read_prompts, read_tokens
 from dpalign.sampling.transformers_engine import draw
 
 
@@ -43,24 +44,14 @@ class Decoder:
     @torch.inference_mode()
     def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> None:
         """Add rows after those there are: `copies` of each prompt, which is read once."""
-        width = max(map(len, prompts))
-        device = self.model.device
-        ids_BT = torch.tensor([[self.pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-        mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         cache = DynamicCache()
-        logits_BV = self.model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            position_ids=(mask_BT.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        mask_BT, logits_BV = read_prompts(self.model, prompts, self.pad, cache)
+        device = self.model.device
         owner_R = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(copies, device=device))
         cache.batch_select_indices(owner_R)
         mask_RT, logits_RV = mask_BT[owner_R], logits_BV[owner_R]
         if len(self):
-            width = max(width, self.mask_RT.shape[1])
+            width = max(mask_RT.shape[1], self.mask_RT.shape[1])
             for ours, theirs in zip(self.cache.layers, cache.layers, strict=True):
                 theirs.keys = torch.cat([_widened(ours.keys, width), _widened(theirs.keys, width)])
                 theirs.values = torch.cat([_widened(ours.values, width), _widened(theirs.values, width)])
@@ -94,13 +85,8 @@ class Decoder:
     def step(self, token_R: Sequence[int]) -> None:
         """Read one more token in each row."""
         self.mask_RT = torch.nn.functional.pad(self.mask_RT, (0, 1), value=1)
-        self.logits_RV = self.model(
-            input_ids=torch.tensor(token_R, device=self.model.device)[:, None],
-            attention_mask=self.mask_RT,
-            position_ids=self.position_R[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits[:, -1]
+        token = torch.tensor(token_R, device=self.model.device)
+        self.logits_RV = read_tokens(self.model, token, self.mask_RT, self.position_R, self.cache)
         self.position_R = self.position_R + 1
 
 
