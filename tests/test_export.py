@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from dpalign import cli
+from dpalign.ledger import LEDGER
 from dpalign.modelfolder import check_weights, special_tokens
 from dpalign.preference import Preference, Sphere, draw_directions, rng_for
 from dpalign.records import Message
 from dpalign.serving import folder, golden
 from dpalign.serving.dial import Dial
+from dpalign.serving.source import located, opened
 
 TWO = ("helpfulness", "verbosity")
 THREE = ("helpfulness", "verbosity", "wit")
@@ -392,3 +394,19 @@ def test_an_export_that_is_interrupted_leaves_nothing(
     with pytest.raises(SystemExit):
         export(tiny_folder, tmp_path / "out", "--form", "RLHFlow/DPA-v1-Mistral-7B")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_its_stage_and_the_folder_in_it_are_opened_as_one_model_under_three_names(tmp_path: Path) -> None:
+    run = tmp_path / "world"
+    for t in (1, 2):
+        (run / f"policy-{t}" / "model").mkdir(parents=True)
+        (run / f"policy-{t}" / LEDGER).write_text("{}")
+        (run / f"policy-{t}" / "model" / "config.json").write_text("{}")
+    (run / "recipe.toml").write_text("")
+    model = run / "policy-2" / "model"
+    assert opened(run) == ("world", model, model)
+    assert opened(run / "policy-2") == opened(model) == ("policy-2", model, model)
+    with pytest.raises(ValueError, match=r"no config\.json here"):
+        opened(tmp_path)
+    with pytest.raises(ValueError, match="no finished policy of iteration 3; finished: 1, 2"):
+        located(run, 3)

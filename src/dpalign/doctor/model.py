@@ -16,7 +16,7 @@ from dpalign.modelfolder import (
     read_object,
 )
 from dpalign.report.words import listed
-from dpalign.serving.source import policy_of
+from dpalign.serving.source import is_run, policy_of
 
 
 def examine(named: Path) -> Iterator[Finding]:
@@ -49,7 +49,7 @@ def _found(named: Path) -> Path | Finding:
         said = f"{named}: no such folder"
         return Finding("bad", "folder", said, f"hf download {named} --local-dir FOLDER, if it is a name on the hub")
     try:
-        if (named / "recipe.toml").is_file() and not (named / CONFIG).is_file():
+        if is_run(named):
             named = policy_of(named, None)
     except ValueError as error:
         return Finding("bad", "folder", str(error), "let the run finish: dpa run RECIPE")

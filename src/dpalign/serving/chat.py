@@ -28,7 +28,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # a question may stand last
     parser._negative_number_matcher = re.compile(r"^-[\d.][^\s]*$")  # --dial -30 is a value, no option
     add = parser.add_argument
-    text = "MODEL, a policy folder, unless --url is given; then a question to answer and be done"
+    text = "an export, a policy's or a run's folder, unless --url is given; then a question to answer and be done"
     add("words", nargs="*", metavar="MODEL [QUESTION]", help=text)
     text = "a server to chat with in place of a model here: `dpa serve`, or any of OpenAI's kind"
     add("--url", metavar="URL", help=text)
@@ -123,11 +123,10 @@ def local_speaker(arguments: argparse.Namespace, model: Path) -> "Speaker":
         ValueError: what is wrong with which folder.
     """
     from dpalign.contract import read_contract
+    from dpalign.serving.source import opened
 
-    folder = model / "model" if (model / "model" / "config.json").is_file() else model
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{model}: no config.json here: not a model's folder")
-    contract = read_contract(folder)
+    name, folder, contract_folder = opened(model)
+    contract = read_contract(contract_folder)
     if arguments.reward and contract is None:
         raise ValueError(f"--reward: {folder} has no dpa.json that says which heads its objectives read")
     settle_threads(arguments.threads, for_torch=True)
@@ -139,9 +138,7 @@ def local_speaker(arguments: argparse.Namespace, model: Path) -> "Speaker":
 
     logging.disable_progress_bar()
     rewards = None if contract is None else open_rewards(arguments, folder, contract)
-    whole = folder.absolute()
-    name = whole.parent.name if whole.name == "model" else whole.name
-    return Local(name, folder, BatchingGenerator(str(folder), rows=2, dtype=arguments.dtype), rewards)
+    return Local(name, contract_folder, BatchingGenerator(str(folder), rows=2, dtype=arguments.dtype), rewards)
 
 
 def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Terminal") -> "Session":

@@ -25,7 +25,7 @@ class Local:
     """A `Speaker` on a generator of ours.
 
     Args:
-        folder: the policy's own folder, for its dial.
+        folder: the one with the policy's contract, for its dial.
         generator: not started yet; closed with the speaker.
         rewards: closed with the speaker.
     """

@@ -120,19 +120,14 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
     from dpalign.serving.answering import Service
     from dpalign.serving.dial import Dial
     from dpalign.serving.folder import front_of
-    from dpalign.serving.source import find_source, policy_of
+    from dpalign.serving.source import find_source, opened
 
-    named: Path = arguments.model
-    name = arguments.name or _name_of(named)
+    name, _, contract_folder = opened(arguments.model)
+    name = arguments.name or name
     if "@" in name or not name.strip():
         raise ValueError(f"--name {name!r}: a name without '@', which divides it from a direction")
-    if (named / "recipe.toml").is_file() and not (named / "config.json").is_file():
-        named = policy_of(named, None)
-    model = named / "model" if (named / "model").is_dir() else named
-    if not (named / "checkpoint.txt").is_file() and not (model / "config.json").is_file():
-        raise ValueError(f"{model}: no config.json here: not a model's folder")
-    dial = Dial.load(model)
-    source = find_source(named, None, None, None)
+    dial = Dial.load(contract_folder)
+    source = find_source(arguments.model, None, None, None)
     dial = replace(dial, population=source.contract.population, front=source.contract.front or front_of(source))
     rewards = open_rewards(arguments, source.model, source.contract)
     generator = open_generator(arguments, source.model)
@@ -299,8 +294,3 @@ def _reward_folder(source: str) -> str:
     """A reward folder, where a finished stage's folder may be named too."""
     inside = Path(source) / "model"
     return str(inside) if (inside / "config.json").is_file() else source
-
-
-def _name_of(model: Path) -> str:
-    whole = model.resolve()
-    return whole.parent.name if whole.name == "model" else whole.name

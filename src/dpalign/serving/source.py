@@ -74,12 +74,7 @@ def find_source(named: Path, iteration: int | None, form: str | None, told: Cont
             fetch = f"hf download {named} --local-dir FOLDER"
             raise ValueError(f"{named}: no such folder; fetch it (`{fetch}`), then `dpa export FOLDER --form {named}`")
         raise ValueError(f"{named}: no such folder; give a run, a finished policy or a local checkpoint")
-    if (named / "recipe.toml").is_file() and not (named / CONFIG).is_file():
-        named = policy_of(named, iteration)
-    elif iteration is not None:
-        raise ValueError(f"--iteration {iteration}: {named} is no run folder, whose iterations could be chosen from")
-    stage = named.parent if named.name == "model" and (named.parent / LEDGER).is_file() else named
-    model, contract_folder = _model_in(stage)
+    stage, model, contract_folder = located(named, iteration)
     contract = read_contract(contract_folder)
     if contract is not None and (form is not None or told is not None):
         raise ValueError(f"{contract_folder / FILE}: says what its directions mean already; leave --form and the rest")
@@ -95,6 +90,42 @@ def find_source(named: Path, iteration: int | None, form: str | None, told: Cont
     run = stage.resolve().parent
     at_home = re.fullmatch(r"policy-\d+", stage.name) and (run / "recipe.toml").is_file() and (stage / LEDGER).is_file()
     return _with_run(source, stage, run) if at_home else source
+
+
+def located(named: Path, iteration: int | None = None) -> tuple[Path, Path, Path]:
+    """The stage or checkpoint that a path means, the folder with its weights, and that with its contract.
+
+    Args:
+        named: a run, whose policy is meant; a finished stage, or the model in it; a checkpoint.
+        iteration: of a run; None takes its last finished policy.
+
+    Raises:
+        ValueError: a run without that policy, or an iteration of what is no run.
+    """
+    if is_run(named):
+        named = policy_of(named, iteration)
+    elif iteration is not None:
+        raise ValueError(f"--iteration {iteration}: {named} is no run folder, whose iterations could be chosen from")
+    stage = named.parent if named.name == "model" and (named.parent / LEDGER).is_file() else named
+    return stage, *_model_in(stage)
+
+
+def opened(named: Path) -> tuple[str, Path, Path]:
+    """What answers as the model at a path: its name, the folder with its weights, and that with its contract.
+
+    Raises:
+        ValueError: no model lies there.
+    """
+    _, model, contract_folder = located(named)
+    if not (model / CONFIG).is_file():
+        raise ValueError(f"{named}: no {CONFIG} here: not a model's folder")
+    whole = named.resolve()
+    return whole.parent.name if whole.name == "model" else whole.name, model, contract_folder
+
+
+def is_run(named: Path) -> bool:
+    """Whether a path is a run's folder."""
+    return (named / "recipe.toml").is_file() and not (named / CONFIG).is_file()
 
 
 def policy_of(run: Path, iteration: int | None) -> Path:
