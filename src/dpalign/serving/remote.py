@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final
 
+from dpalign.evaluation.alpaca.client import NoRedirect
 from dpalign.records import Message
 from dpalign.serving.dial import Dial
 from dpalign.serving.speakers import Ask, Piece
@@ -43,7 +44,7 @@ class Remote:
             raise ValueError(f"--url {url}: give the base of a server, such as http://127.0.0.1:8000")
         self.base = re.sub(r"(/v1)?(/chat/completions)?/*$", "", url) + "/v1"
         self.key, self.key_from = key, key_from
-        self._open = urllib.request.build_opener(_NoRedirect).open
+        self._open = urllib.request.build_opener(NoRedirect).open
         told = self._told()
         self.ours = told is not None
         if told is not None:
@@ -169,13 +170,6 @@ class _Refused(ValueError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The key would go with it."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
 
 
 def _dial_of(objectives: Sequence[str], arc: Sequence[float] | None, template: str | None = None) -> Dial | None:

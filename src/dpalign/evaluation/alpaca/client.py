@@ -68,7 +68,7 @@ class Client:
         self.stop = threading.Event()
         self.reached = False
         """It has answered something, so a refused connection may be a restart and is worth a pause."""
-        self._open = urllib.request.build_opener(_NoRedirect).open
+        self._open = urllib.request.build_opener(NoRedirect).open
 
     def post(self, body: Mapping[str, Any]) -> Reply:
         """The server's answer.
@@ -146,7 +146,9 @@ class Client:
         raise Unavailable(f"{self.endpoint.url}: {self.endpoint.redacted(said)}")
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: the key would go with it."""
+
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
