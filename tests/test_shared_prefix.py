@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from dpalign.attention import Unsupported, attention, merged, sharing_attention
+from dpalign.attention import Packed, Prefix, Unsupported, attention, merged, sharing_attention
 from dpalign.records import user_prompt
 from dpalign.reward.score import ModelScorer
 from dpalign.reward.shared_prefix import cannot_share, forwards, groups_of, score_shared
@@ -209,6 +209,28 @@ def test_attention_over_two_sets_of_keys_is_merged_from_each(device_like: str, m
     )
     torch.testing.assert_close(merged(*own, *other), expected, atol=1e-5, rtol=1e-5)
     assert torch.isneginf(other[1][:, :, 2]).all()
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_in_the_final_layer_only_what_is_read_attends(window: int | None) -> None:
+    """Two prompts with answers of unequal length, one that was read before, and one without answers."""
+    before = Prefix([1, 2, 3, 4, 5])
+    groups: list[tuple[Prefix, list[list[int]]]] = [
+        (Prefix([1, 2, 3, 4, 5, 6, 7]), [[1], [1, 2, 3], [1, 2, 3, 4, 5, 6]]),
+        (before, [[1, 2], [3, 4, 5]]),
+        (Prefix([1, 2, 3, 4]), []),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    before.kept = {0: (torch.randn(2, 5, 8, generator=generator), torch.randn(2, 5, 8, generator=generator))}
+    everywhere, final = Packed(groups, torch.device("cpu")), Packed(groups, torch.device("cpu"), final=0)
+    size = everywhere.ids_1T.shape[1]
+    query, key, value = (torch.randn(1, heads, size, 8, generator=generator) for heads in (4, 2, 2))
+    out, at_ends = (packed.attend(0, query, key, value, 0.35, window) for packed in (everywhere, final))
+    last = final.last_N
+    torch.testing.assert_close(at_ends[0, last], out[0, last])
+    assert len(last) == 6
+    others = sorted(set(range(size)) - set(last.tolist()) - {6})  # 6 ends a prompt: attending there costs one query
+    assert not at_ends[0, others].any()
 
 
 def plain_attention(query: Any, key: Any, value: Any, scale: float, causal: bool, mask: Any) -> Any:

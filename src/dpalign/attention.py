@@ -200,14 +200,22 @@ class Packed:
     Args:
         groups: prefixes and the answers' tokens that follow each in this forward. A prefix that was read before is
             not read again; one without tokens makes its answers whole texts of their own.
+        final: the layer above which only `last_N` is read, so that in it no other token attends; None for none.
     """
 
-    def __init__(self, groups: Sequence[tuple[Prefix, Sequence[Sequence[int]]]], device: torch.device):
+    def __init__(
+        self,
+        groups: Sequence[tuple[Prefix, Sequence[Sequence[int]]]],
+        device: torch.device,
+        final: int | None = None,
+    ) -> None:
+        self.final = final
         ids: list[int] = []
         positions: list[int] = []
         segments: list[tuple[int, int]] = []
         self.prefixes: list[tuple[Prefix, slice]] = []
-        self.shared: list[tuple[Prefix, slice, slice]] = []
+        self.shared: list[tuple[Prefix, slice, slice, list[int]]] = []
+        """Each prefix with where it is read, and its answers: all of their tokens, and the last of each."""
         self.last: list[int] = []
         """Where each answer ends; a prefix without answers, itself."""
         self.seen: dict[int, int | None] = {}
@@ -223,14 +231,14 @@ class Packed:
                 self.prefixes.append((prefix, read))
                 if not answers:
                     self.last.append(len(ids) - 1)
-            start = len(ids)
+            start, ends = len(ids), len(self.last)
             for answer in answers:
                 segments.append((len(ids), len(answer)))
                 ids += answer
                 positions += range(size, size + len(answer))
                 self.last.append(len(ids) - 1)
             if size and answers:
-                self.shared.append((prefix, read, slice(start, len(ids))))
+                self.shared.append((prefix, read, slice(start, len(ids)), self.last[ends:]))
         self.longest = max(positions) + 1
         self.ids_1T = torch.tensor([ids], device=device)
         self.position_1T = torch.tensor([positions], device=device)
@@ -243,31 +251,38 @@ class Packed:
         if window is not None and self.longest <= window:
             window = None
         query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query, key, value))
-        out_THD = value.new_empty(*query_THD.shape[:2], value.shape[3])
+        out_THD = value.new_zeros(*query_THD.shape[:2], value.shape[3])
         sum_HT = torch.empty(query_THD.shape[1], len(query_THD), dtype=torch.float32, device=query.device)
         for run in self.runs:
-            query_SHWD, key_SGWD, value_SGWD = (
-                x[run.index_SW].transpose(1, 2) for x in (query_THD, key_TGD, value_TGD)
-            )
+            key_SGWD, value_SGWD = (x[run.index_SW].transpose(1, 2) for x in (key_TGD, value_TGD))
+            if layer == self.final:
+                query_SH1D = query_THD[run.end_S][:, :, None]
+                own, sums = attention(query_SH1D, key_SGWD, value_SGWD, scale, mask=run.shown_to_ends(window))
+                out_THD[run.end_S] = own[:, :, 0]
+                sum_HT[:, run.end_S] = sums[:, :, 0].T.float()
+                continue
+            query_SHWD = query_THD[run.index_SW].transpose(1, 2)
             band = _band(run.index_SW.shape[1], window, query.device)
             own, sums = attention(query_SHWD, key_SGWD, value_SGWD, scale, causal=True, mask=band)
             out_THD[run.real_T] = own.transpose(1, 2).flatten(0, 1)[run.place_T]
             sum_HT[:, run.real_T] = sums.transpose(0, 1).flatten(1, 2)[:, run.place_T].float()
         for prefix, read in self.prefixes:
             if prefix.keep:
-                prefix.kept[layer] = key[0, :, read].clone(), value[0, :, read].clone()
-        for prefix, read, answers in self.shared:
-            key_GPD, value_GPD = prefix.kept[layer] if layer in prefix.kept else (key[0, :, read], value[0, :, read])
-            other, sums = attention(
-                query[:, :, answers],
-                key_GPD[None],
-                value_GPD[None],
-                scale,
-                mask=_reach(len(prefix.ids), self.position_1T[0, answers], window),
-            )
-            own = out_THD[answers].transpose(0, 1)
-            out_THD[answers] = merged(own, sum_HT[:, answers], other[0], sums[0]).transpose(0, 1)
+                prefix.kept[layer] = _copied(key[0, :, read]), _copied(value[0, :, read])
+        for prefix, read, answers, ends in self.shared:
+            asked = ends if layer == self.final else answers
+            kept = prefix.kept.get(layer)
+            key_GPD, value_GPD = kept or (_copied(key[0, :, read]), _copied(value[0, :, read]))
+            shown = _reach(len(prefix.ids), self.position_1T[0, asked], window)
+            other, sums = attention(query[:, :, asked], key_GPD[None], value_GPD[None], scale, mask=shown)
+            own = out_THD[asked].transpose(0, 1)
+            out_THD[asked] = merged(own, sum_HT[:, asked], other[0], sums[0]).transpose(0, 1)
         return out_THD[None]
+
+
+def _copied(kept: Tensor) -> Tensor:
+    """Keys or values of a head side by side, as its queries read them fastest."""
+    return kept.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -280,6 +295,20 @@ class _Run:
     """The tokens that are none, in the forward."""
     place_T: Tensor
     """And in the run, flattened."""
+    size_S: Tensor
+
+    @property
+    def end_S(self) -> Tensor:
+        """The last token of each segment, in the forward."""
+        return self.index_SW[:, -1]
+
+    def shown_to_ends(self, window: int | None) -> Tensor:
+        """What the last token of each segment sees of it: (S, 1, 1, W)."""
+        place_W = torch.arange(self.index_SW.shape[1], device=self.size_S.device)
+        shown_SW = place_W < self.size_S[:, None]
+        if window is not None:
+            shown_SW &= self.size_S[:, None] - 1 - place_W < window
+        return shown_SW[:, None, None]
 
 
 def _runs(segments: Sequence[tuple[int, int]], device: torch.device) -> list[_Run]:
@@ -294,7 +323,8 @@ def _runs(segments: Sequence[tuple[int, int]], device: torch.device) -> list[_Ru
         index_SW = start_S1 + torch.minimum(column_W, size_S1 - 1)
         real_SW = column_W < size_S1
         place_T = real_SW.flatten().nonzero().squeeze(1)
-        runs.append(_Run(index_SW.to(device), index_SW[real_SW].to(device), place_T.to(device)))
+        parts = index_SW, index_SW[real_SW], place_T, size_S1[:, 0]
+        runs.append(_Run(*(part.to(device) for part in parts)))
     return runs
 
 

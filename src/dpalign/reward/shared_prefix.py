@@ -17,8 +17,8 @@ from transformers.modeling_layers import GenericForSequenceClassification
 
 from dpalign.attention import Packed, Prefix, Unsupported, lacking, sharing_attention, windows
 
-CPU_TOKENS: Final = 2048
-"""A forward's tokens on a CPU at most: with no padding to save, larger ones only leave its caches, 1.25x slower."""
+CPU_TOKENS: Final = 768
+"""A forward's tokens on a CPU at most: with no padding to save, larger ones only leave its caches, 1.3x slower."""
 
 Ids = list[int]
 
@@ -81,7 +81,8 @@ def score_shared(model: PreTrainedModel, rows: Sequence[Ids], keys: Sequence[Has
     cut: Prefix | None = None
     with sharing_attention(model):
         for held in forwards(groups_of(rows, keys), rows, budget):
-            packed = Packed([(g.prefix, [rows[n][len(g.prefix.ids) :] for n in g.members]) for g in held], model.device)
+            texts = [(g.prefix, [rows[n][len(g.prefix.ids) :] for n in g.members]) for g in held]
+            packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
             reward_NH[[n for group in held for n in group.members]] = _rewards(model, packed).float().cpu()
             if cut is not None and cut is not held[-1].prefix:
                 cut.kept.clear()
@@ -138,7 +139,8 @@ def cannot_share(model: PreTrainedModel) -> str | None:
     known = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
     rows = [[known[(7 * i + 3 * n * (i > 4)) % len(known)] for i in range(6 + 2 * n)] for n in range(3)]
     try:
-        packed = Packed([(Prefix(rows[0][:5]), [row[5:] for row in rows])], model.device)
+        texts = [(Prefix(rows[0][:5]), [row[5:] for row in rows])]
+        packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
         with sharing_attention(model):
             shared_NH = _rewards(model, packed).float()
     except (Unsupported, TypeError, RuntimeError) as error:

@@ -63,7 +63,8 @@ class SharedDecoder:
             while end < len(self.prefixes) and (end == start or size + len(self.prefixes[end].ids) <= READ):
                 size += len(self.prefixes[end].ids)
                 end += 1
-            packed = Packed([(prefix, []) for prefix in self.prefixes[start:end]], self.device)
+            texts: list[tuple[Prefix, list[Ids]]] = [(prefix, []) for prefix in self.prefixes[start:end]]
+            packed = Packed(texts, self.device, final=self.model.config.num_hidden_layers - 1)
             with sharing_attention(self.model):
                 read = self.model(
                     input_ids=packed.ids_1T,
