@@ -74,10 +74,11 @@ RATED_STYLES: Final[Mapping[str, Style]] = {
     **STYLES,
     "straying": Style(covers=0.9, details=0.7, strays=0.7),
     "mistaking": Style(covers=0.9, details=0.5, mistakes=0.35),
+    "repeating": Style(covers=0.95, details=0.6, repeats=0.3),
 }
 """How the answers that raters see are written. Good answers that say more than was asked are among them, and answers
-about another thing than the one asked, as small models give them: a reward model that has not met them takes all that
-is true for help, and policies learn to stray."""
+that repeat themselves or speak of another thing than the one asked, as small models do: a reward model that has not met
+them takes all that is true for help, and policies learn to stray."""
 
 
 def write_answer(task: Task, style: Style, rng: np.random.Generator) -> list[Claim | str]:
