@@ -51,6 +51,17 @@ def test_runs_are_combined_figure_by_figure() -> None:
     assert found["dominance"][0]["margin"]["value"] == 10.5
 
 
+def test_each_step_of_the_dial_is_combined_over_seeds() -> None:
+    runs = {seed: summary(40, 50, True) for seed in (1, 2)}
+    for seed, drops in ((1, (4.0, -1.0)), (2, (6.0, 2.0))):
+        runs[seed]["systems"]["t2"]["drops"] = [{"value": drop} for drop in drops]
+    found = combine_seeds(runs)["systems"]
+    assert [(drop["value"], drop["values"]) for drop in found["t2"]["drops"]] == [(5, [4, 6]), (0.5, [-1, 2])]
+    assert "drops" not in found["sft"]
+    runs[2]["systems"]["t2"]["drops"].pop()  # dials of unlike steps
+    assert "drops" not in combine_seeds(runs)["systems"]["t2"]
+
+
 def test_a_difference_between_systems_that_some_run_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="no system 't4' in every seed's run; they share sft, t2"):
         combine_seeds({1: summary(40, 50, True)}, differences=[("t4", "sft")])

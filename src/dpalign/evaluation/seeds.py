@@ -153,6 +153,10 @@ def _figures(systems: Sequence[Mapping[str, Any]], level: float) -> dict[str, An
         known = [value for value in values if value is not None]
         if len(known) == len(values):
             combined[figure] = _json(over_seeds(known, level))
+    drops = [system.get("drops") or () for system in systems]
+    if drops[0] and len({len(of_seed) for of_seed in drops}) == 1:
+        steps = zip(*([drop["value"] for drop in of_seed] for of_seed in drops), strict=True)
+        combined["drops"] = [_json(over_seeds(step, level)) for step in steps]
     return combined
 
 

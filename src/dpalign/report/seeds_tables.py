@@ -1,11 +1,12 @@
 """Tables over seeds of the whole pipeline: what another training run would have given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from dpalign.report.systems import System
 from dpalign.report.tables import Cell, Row, Table, called, without_empty_columns, word
-from dpalign.report.words import MISSING, Figure, between, number, seed_count
+from dpalign.report.words import MISSING, Figure, between, degrees, number, seed_count
 
 Summary = Mapping[str, Any]
 
@@ -34,7 +35,7 @@ def seeds_tables(summary: Summary, systems: Sequence[System]) -> list[Table]:
         "t-intervals: what another training run would have given."
     )
     columns = ("system", *(label for label, _, _ in figures.values()))
-    tables = [without_empty_columns(Table(caption, columns, rows))]
+    tables = [without_empty_columns(Table(caption, columns, rows)), *_steps(summary, shown)]
     leads = {(row["a"], row["b"]): row["objective"] for row in seeds.get("differences") or []}
     margins = {(row["a"], row["b"]): row for row in seeds.get("dominance") or []}
     pairs = [*margins, *(pair for pair in leads if pair not in margins)]
@@ -60,6 +61,25 @@ def seeds_tables(summary: Summary, systems: Sequence[System]) -> list[Table]:
             )
         )
     return tables
+
+
+def _steps(summary: Summary, shown: Mapping[str, System]) -> Iterator[Table]:
+    """What each step of the dial does, for the systems that have one."""
+    seeds = summary["seeds"]
+    rows = tuple(
+        Row((called(name, shown), *(_over_seeds(drop, 1, 1, each=True) for drop in found["drops"])))
+        for name, found in seeds["systems"].items()
+        if found.get("drops")
+    )
+    if rows:
+        angles = next(shown[name] for name in seeds["systems"] if name in shown and shown[name].entry.get("drops"))
+        turned = [degrees(point["angle"]) for point in angles.entry["points"]]
+        falls = "falls" if summary["senses"][1] < 0 else "rises"
+        caption = (
+            f"By how much {summary['objectives'][1]} {falls} at each step of the dial: means and t-intervals over seeds, "
+            "each seed's own step in brackets."
+        )
+        yield Table(caption, ("system", *(f"{a} to {b}" for a, b in pairwise(turned))), rows)
 
 
 def seeds_of_comparison(summary: Summary, systems: Sequence[System]) -> list[Table]:
