@@ -272,12 +272,14 @@ def test_an_answer_that_was_cut_is_never_chosen_and_counted(tmp_path: Path, kind
     work = job(tmp_path, rows, list(POOL.values()), STEEP)
     first, second = order(2)
     assert of_direction(work) == {first: "short", second: "short" if kind == "target" else "none"}
-    assert work.work.tally.filtered["cut at max_new_tokens"] == 3
+    assert work.work.tally.filtered["cut at max_new_tokens, or empty"] == 3
 
 
 def test_nothing_but_cut_answers_is_an_error_that_says_how_many(tmp_path: Path) -> None:
     rows = [candidate(ONE, i % 3, i // 3, text, finished=False) for i, text in enumerate(POOL)]
-    with pytest.raises(ValueError, match=r"no answer of 4 is left .* 4 were cut at sampling.max_new_tokens; raise it"):
+    with pytest.raises(
+        ValueError, match=r"no answer of 4 is left .* 4 are empty or were cut at sampling.max_new_tokens"
+    ):
         select(job(tmp_path, rows, list(POOL.values())))
 
 

@@ -15,8 +15,9 @@ from dpalign.recipe import Evaluation, Recipe, Reward, Sampling, Steering, Steer
 from dpalign.records import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.report.reading import read_system
 from dpalign.reward.score import FunctionScorer
-from dpalign.runs import Run
-from dpalign.sampling.engine import Answer, Request
+from dpalign.runs import Run, Tally
+from dpalign.sampling.engine import Answer, Engine, Request
+from dpalign.sampling.stages import PLAIN, draw
 from dpalign.stages import Step
 
 HEADS = ("a", "b")
@@ -157,7 +158,28 @@ def test_the_best_of_each_group_is_kept_for_each_direction(evaluated: Any) -> No
     keys = ("prompt_id", "t", "condition_index", "sample")
     assert [[row[k] for k in keys] for row in scores] == [[row[k] for k in keys] for row in rows]
     # Of 12 answers 7 are kept, one of them twice; of the 5 others 2 were cut.
-    assert ledger["counts"] == {"in": 12, "out": 8, "filtered": {"cut at max_new_tokens": 2, "not the best": 3}}
+    assert ledger["counts"] == {
+        "in": 12,
+        "out": 8,
+        "filtered": {"cut at max_new_tokens, or empty": 2, "not the best": 3},
+    }
+
+
+class Silent(Engine):
+    """Says something, says nothing, and says nothing but a space, before it ends."""
+
+    def prompt_tokens(self, messages: Any) -> int:
+        return 1
+
+    def sample(self, requests: Any, **_: Any) -> Iterator[list[Answer]]:
+        for _ in requests:
+            yield [Answer("60 40", 2, True), Answer("", 1, True), Answer(" ", 2, True), Answer("60", 1, False)]
+
+
+def test_an_answer_that_says_nothing_is_not_a_finished_one() -> None:
+    asked = [({"prompt_id": "first", "messages": list(FIRST)}, [PLAIN])]
+    rows = list(draw(Silent(), RECIPE, asked, 4, 1.0, key=(0,), t=1, tally=Tally()))
+    assert [row["finished"] for row in rows] == [True, False, False, False]
 
 
 def test_all_that_was_drawn_and_scored_is_counted_not_what_is_kept_alone(evaluated: Any) -> None:

@@ -4,8 +4,8 @@ At t >= 2 the n answers of a direction were drawn under that direction, and its 
 they were drawn under reward targets, so none belongs to a direction: each of the prompt's directions
 takes the best of all of them. So it is for a model without a dial, which answers plainly and learns
 so. With `selection.pool = "prompt"` it is so at every t, and answers that are scored already serve
-directions that they were not drawn under. An answer that was cut at the longest allowed length is
-never kept.
+directions that they were not drawn under. An answer that was cut at the longest allowed length, or
+says nothing, is never kept: no rater has seen one, and what a reward model makes of it is chance.
 
 Texts are read for the chosen alone (`pools.py`): what is in memory at once is a shard's numbers.
 
@@ -32,6 +32,7 @@ from dpalign.records import (
     PROMPTS,
     RATED,
     SCORES,
+    UNFINISHED,
     Message,
     read_rows,
     read_table,
@@ -65,7 +66,7 @@ def select(job: Job) -> None:
     count: Counter[str] = Counter()
     write_parts(job.out, _learned(job, count), CONVERSATIONS)
     filtered = {
-        "cut at max_new_tokens": count[CUT],
+        UNFINISHED: count[CUT],
         "not the best": count[CONSIDERED] - count[CUT] - count[WON],
     }
     job.work.tally.add(rows_in=count[CONSIDERED], rows_out=count[CHOSEN], filtered=filtered)
@@ -94,8 +95,8 @@ def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
         count[WITHOUT] += row_BV.size - len(kept)
     if not count[CHOSEN]:
         raise ValueError(
-            f"no answer of {count[CONSIDERED]} is left to learn from: {count[CUT]} were cut at "
-            "sampling.max_new_tokens; raise it"
+            f"no answer of {count[CONSIDERED]} is left to learn from: {count[CUT]} are empty or were cut at "
+            "sampling.max_new_tokens; look at them, or raise it"
         )
     replayed = replay(job, count[CHOSEN])
     count[REPLAYED] = len(replayed)

@@ -73,9 +73,12 @@ CANDIDATES: Final = pa.schema(
         ("messages", _MESSAGES),  # as sampled: the system line that carried the condition included
         ("response", pa.string()),
         ("tokens", pa.int32()),
-        ("finished", pa.bool_()),  # False: cut at max_new_tokens
+        ("finished", pa.bool_()),  # False: cut at max_new_tokens, or nothing said; never chosen
     ]
 )
+
+UNFINISHED: Final = "cut at max_new_tokens, or empty"
+"""What the counts call candidates that are not finished."""
 
 SCORES: Final = pa.schema(
     [

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpalign.pools import objective_rewards
+from dpalign.records import UNFINISHED
 from dpalign.reward.score import Scorer
 from dpalign.reward.stages import scored_rows
 from dpalign.runs import Tally
@@ -72,6 +73,6 @@ def _count_kept(tally: Tally, finished_N: Bools, chosen: Sequence[int]) -> None:
     """Turn a tally's count of answers drawn into one of answers written; one may be the best for several directions."""
     kept = set(chosen)
     cut = sum(not finished for i, finished in enumerate(finished_N) if i not in kept)
-    filtered = {"cut at max_new_tokens": cut, "not the best": len(finished_N) - len(kept) - cut}
+    filtered = {UNFINISHED: cut, "not the best": len(finished_N) - len(kept) - cut}
     tally.filtered.update({reason: count for reason, count in filtered.items() if count})
     tally.rows_out += len(chosen) - len(finished_N)

@@ -47,10 +47,11 @@ def faults(text: str, finished: bool, most: float) -> tuple[str, ...]:
     """The reasons for which an answer is degenerate; none for a sound one.
 
     Args:
-        finished: it was not cut.
+        finished: it was not cut; an empty one is called that alone.
         most: the share of repeated runs that a sound answer may have.
     """
-    found = (not finished, not words(text), repeats_a_sentence(text), repetition(text) > most)
+    empty = not words(text)
+    found = (not finished and not empty, empty, repeats_a_sentence(text), repetition(text) > most)
     return tuple(reason for reason, at_fault in zip(REASONS, found, strict=True) if at_fault)
 
 

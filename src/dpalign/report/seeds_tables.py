@@ -76,8 +76,8 @@ def _steps(summary: Summary, shown: Mapping[str, System]) -> Iterator[Table]:
         turned = [degrees(point["angle"]) for point in angles.entry["points"]]
         falls = "falls" if summary["senses"][1] < 0 else "rises"
         caption = (
-            f"By how much {summary['objectives'][1]} {falls} at each step of the dial: means and t-intervals over seeds, "
-            "each seed's own step in brackets."
+            f"By how much {summary['objectives'][1]} {falls} at each step of the dial: means and t-intervals over "
+            "seeds, each seed's own step in brackets."
         )
         yield Table(caption, ("system", *(f"{a} to {b}" for a, b in pairwise(turned))), rows)
 

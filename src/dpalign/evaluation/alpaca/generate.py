@@ -91,11 +91,8 @@ def _draw(work: Work, policies: Policies, point: Point, instructions: Sequence[s
     texts: list[str] = drawn["response"].to_pylist()
     write_outputs(work.folder / OUTPUTS, instructions, texts, point.name)
     said = {name: getattr(point, name) for name in ("system", "label", "line", "angle")}
-    counts = {
-        "answers": len(texts),
-        "cut": drawn["finished"].to_pylist().count(False),
-        "empty": sum(not text.strip() for text in texts),
-    }
+    empty = sum(not text.strip() for text in texts)
+    counts = {"answers": len(texts), "cut": drawn["finished"].to_pylist().count(False) - empty, "empty": empty}
     write_json(
         work.folder / SYSTEM,
         said | {"weights": point.weights, "counts": counts, "sampled_with": config.knobs(recipe, *KNOBS)},
