@@ -201,7 +201,7 @@ def test_the_stage_asks_a_policy_for_more_and_measures_it(
     assert len(rows) == 4 * 2 * len(found["conditions"]) == read_ledger(folder)["tokens"]["scored"]
     assert found["prompts"] == 4
     assert found["measure"] == "true"
-    cut = sum(not row["finished"] for row in rows) / len(rows)
+    cut = sum(not row["finished"] and bool(row["response"].strip()) for row in rows) / len(rows)
     shares = [one["degenerate"]["reasons"]["unfinished"] for one in found["conditions"]]
     assert np.mean(shares) == pytest.approx(cut, abs=1e-6)
 
