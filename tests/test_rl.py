@@ -113,6 +113,14 @@ def test_the_reward_is_the_direction_times_the_objectives_read_from_their_heads(
     assert scorer.asked == [(ASKED[0], "fox is red."), (ASKED[1], "tea is")]
 
 
+def test_an_answer_that_says_nothing_is_worth_the_least_there_is(tokens: PreTrainedTokenizerBase) -> None:
+    objectives = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
+    scorer = Table([[90.0, 10.0, 90.0], [50.0, -40.0, 50.0]])
+    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens)
+    answers = [[*tokens("fox is red.")["input_ids"], tokens.eos_token_id], [tokens.eos_token_id]]
+    assert reward(prompts=ASKED[:2], completion_ids=answers) == pytest.approx([0.8 * 90 - 0.6 * 10, -60.0])
+
+
 def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

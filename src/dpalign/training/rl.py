@@ -149,7 +149,9 @@ def scalar_reward(
 ) -> Reward:
     """Eq. 2 at a fixed direction, in the form that TRL calls: v . r(x, y) of each answer, in points.
 
-    An answer is read as the sampling stage reads it. One cut at the longest allowed length is scored like any other.
+    An answer is read as the sampling stage reads it. One cut at the longest allowed length is scored like any other. One
+    that says nothing is worth the least that a direction can give on the scale of 0-100: no rater has seen one, and
+    what a reward model makes of it is chance.
 
     Raises (when called):
         ValueError: a score that is not a finite number; the message shows its answer.
@@ -159,7 +161,9 @@ def scalar_reward(
         answers = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         reward_NH = scorer.score(list(zip(prompts, answers, strict=True)))
         reward_NK = read_objectives(reward_NH, heads, objectives)
-        scores: list[float] = scalarize(reward_NK[None], v_K[None])[0].tolist()
+        score_N = scalarize(reward_NK[None], v_K[None])[0]
+        said_N = [bool(answer.strip()) for answer in answers]
+        scores: list[float] = np.where(said_N, score_N, 100 * np.minimum(v_K, 0).sum()).tolist()
         return scores
 
     return reward
