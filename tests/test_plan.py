@@ -78,6 +78,9 @@ def test_checkpoints_that_are_taken_cost_nothing() -> None:
     recipe = replace(PAPER, sft=Training(checkpoint="HuggingFaceH4/mistral-7b-sft-beta"))
     assert make(recipe).loads["sft"].flops == 0
     assert "training, SFT" not in [need.what for need in make(recipe).needs]
+    recipe = replace(PAPER, reward=replace(PAPER.reward, checkpoint="RLHFlow/RewardModel-Mistral-7B-for-DPA-v1"))
+    assert make(recipe).loads["reward"].flops == 0
+    assert "training, reward model" not in [need.what for need in make(recipe).needs]
 
 
 @pytest.mark.parametrize(

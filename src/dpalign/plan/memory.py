@@ -21,6 +21,8 @@ GROUPS: Final = (1, 2, 4, 8, 16, 32, 64)
 WIDTHS: Final = {"bfloat16": 2, "float32": 4}
 STATES: Final = {"adamw": 2, "rmsprop": 1}
 """Numbers a weight that an optimizer keeps."""
+TRAININGS: Final = {"reward model": "reward", "SFT": "sft", "SteerLM": "steerlm", "policy": "finetune", "DPO": "dpo"}
+"""Those whose memory is told, and the kinds of their steps."""
 SCORE_BYTES: Final = 50
 """Of a scored answer: its rewards on all heads, and who it is."""
 
@@ -82,13 +84,7 @@ def needs(recipe: Recipe, model: Architecture, sizes: Sizes) -> list[Need]:
             note=f"{recipe.reward.score_tokens} tokens at once",
         ),
     ]
-    trainings: list[tuple[str, Training]] = [
-        ("reward model", recipe.reward.training),
-        ("SFT", recipe.sft),
-        ("SteerLM", recipe.steerlm.training),
-        ("policy", recipe.finetune),
-        ("DPO", recipe.dpo.training),
-    ]
+    trainings = [(name, training_of(recipe, kind)) for name, kind in TRAININGS.items()]
     return found + [_trained(name, training, recipe, model) for name, training in trainings if not training.checkpoint]
 
 
