@@ -118,15 +118,11 @@ def evaluation_prompts(job: Job, reader: Reader) -> list[Row]:
     Raises:
         ValueError: there are none.
     """
-    recipe, split = job.recipe, job.recipe.evaluation.split
+    split = job.recipe.evaluation.split
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == split]
     if not prompts:
         raise ValueError(f"no {split} prompts to evaluate on; hold some out with data.tuning")
-    prompts, long = within_limit(prompts, reader, recipe.sampling.prompt_tokens)
-    if long:
-        job.work.tally.rows_in += long
-        job.work.tally.filtered["prompt too long"] += long
-    return prompts
+    return within_limit(job, prompts, reader)
 
 
 def shards_of(recipe: Recipe, prompts: Sequence[Row]) -> int:

@@ -8,7 +8,7 @@ Shapes: B prompts, R answers (rows), P tokens of the longest prompt, N answers o
 key-value heads, D head width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 import torch
@@ -57,13 +57,8 @@ class SharedDecoder:
 
     def first(self) -> Tensor:
         logits = []
-        start = 0
-        while start < len(self.prefixes):
-            end, size = start, 0
-            while end < len(self.prefixes) and (end == start or size + len(self.prefixes[end].ids) <= READ):
-                size += len(self.prefixes[end].ids)
-                end += 1
-            texts: list[tuple[Prefix, list[Ids]]] = [(prefix, []) for prefix in self.prefixes[start:end]]
+        for batch in batches([len(prefix.ids) for prefix in self.prefixes], READ):
+            texts: list[tuple[Prefix, list[Ids]]] = [(self.prefixes[b], []) for b in batch]
             packed = Packed(texts, self.device, final=self.model.config.num_hidden_layers - 1)
             with sharing_attention(self.model):
                 read = self.model(
@@ -75,7 +70,6 @@ class SharedDecoder:
                 )
             self.seen |= packed.seen
             logits.append(read.logits[0])
-            start = end
         for layer in list(self.prefixes[0].kept):
             self.layers[layer] = _Layer([prefix.kept.pop(layer) for prefix in self.prefixes], len(self.owner))
         self._place()
@@ -186,6 +180,22 @@ class _Layer:
 def _moved(order: Sequence[int]) -> tuple[list[int], list[int]]:
     moved = [(new, old) for new, old in enumerate(order) if new != old]
     return [new for new, _ in moved], [old for _, old in moved]
+
+
+def batches(sizes: Sequence[int], limit: int) -> Iterator[range]:
+    """Places in order, in batches whose sizes add up to at most the limit; one that is larger stands alone.
+
+    >>> list(batches([2, 2, 3, 9, 1], 5))
+    [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
+    """
+    start = total = 0
+    for place, size in enumerate(sizes):
+        if place > start and total + size > limit:
+            yield range(start, place)
+            start, total = place, 0
+        total += size
+    if sizes:
+        yield range(start, len(sizes))
 
 
 def closing(going: Sequence[bool]) -> list[int]:
