@@ -424,6 +424,7 @@ def test_a_plain_model_answers_plainly_and_under_a_line(policy: Path, tmp_path: 
     assert plain != brief
     # The line is all that a direction is: a policy asked for it says the same.
     words = [str(policy), "--angles", "-45", "--reference", str(reference), "--out", str(tmp_path / "steered")]
-    run([*words, *SMALL, "--sampling.max_new_tokens", "12"])
+    run([*words, *SMALL, "--sampling.max_new_tokens", "12", "--cluster.address", "auto"])
+    assert "these answers are few, and drawn in this process" in (tmp_path / "steered" / "log.txt").read_text()
     steered = json.loads((tmp_path / "steered" / "outputs-policy-1-minus-45" / "outputs.json").read_text())
     assert [row["output"] for row in steered] == brief

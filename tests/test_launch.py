@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from dpalign.ledger import read_ledger
 from dpalign.recipe import Reward, Training
 from dpalign.records import HEADS, RATED, write_rows
 from dpalign.reward.model import train_reward_model
-from dpalign.scale.launch import LAUNCHED, configuration
+from dpalign.scale.launch import LAUNCHED, configuration, launch
 from dpalign.stages import Step
 from dpalign.training.common import training_dtype
 from dpalign.training.sft import finetune, fit, tokenize
@@ -124,6 +125,17 @@ def test_a_stage_is_spread_by_torchrun_or_by_a_command_of_ones_own_and_written_o
         assert ledger["counts"] == {"in": 6, "out": 6, "filtered": {}}
         assert {"quality.json", "model/model.safetensors"} <= set(ledger["outputs"])
     assert ledger["digest"] == read_ledger(tmp_path / "torchrun" / "run" / "reward")["digest"]
+
+
+def test_a_command_of_ones_own_may_have_other_braces() -> None:
+    """A run folder with a space stays one word, and a shell's variable stays for the shell."""
+    told = "import sys; sys.exit(sys.argv[1:] != ['${JOB}', '/a run', 'sft'])"
+    read = recipe.load(MICRO, ["--launch.command", f'{sys.executable} -c "{told}" ${{JOB}} {{run}} {{step}}'])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert launch(read, 2, "/a run", "sft") == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow

@@ -78,6 +78,9 @@ def test_checkpoints_that_are_taken_cost_nothing() -> None:
     recipe = replace(PAPER, sft=Training(checkpoint="HuggingFaceH4/mistral-7b-sft-beta"))
     assert make(recipe).loads["sft"].flops == 0
     assert "training, SFT" not in [need.what for need in make(recipe).needs]
+    recipe = replace(PAPER, reward=replace(PAPER.reward, checkpoint="RLHFlow/RewardModel-Mistral-7B-for-DPA-v1"))
+    assert make(recipe).loads["reward"].flops == 0
+    assert "training, reward model" not in [need.what for need in make(recipe).needs]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,23 @@ def test_a_7b_model_trains_on_four_a6000_or_one_h200_and_its_lora_on_one_of_eith
     # 256 answers of 520 tokens at 2 x 32 layers x 8 heads x 128 x 2 bytes a token
     assert sampling.beside == 256 * 520 * 131_072
     assert sampling.verdict(GPUS["RTX4090"], 8) == "yes: 2 by tensor parallel"
+
+
+def test_a_lora_leaves_whole_models_and_needs_room_for_adapters_alone() -> None:
+    """Of 7.24e9 weights, a checkpoint has 12 bytes each (AdamW); of a rank of 16, 41,943,040 learn."""
+    ranks = [f"--{training}.lora_rank" for training in ("reward.training", "sft", "steerlm.training", "finetune")]
+    whole = make(load(cli.recipe_file("paper"))).disk
+    room, seven = "while training (two checkpoints)", 7_241_732_096
+    assert whole[room] == 2 * 12 * seven
+    some = make(load(cli.recipe_file("paper"), ["--finetune.lora_rank", "16"])).disk
+    assert some[room] == 2 * 12 * seven  # SteerLM learns in full
+    small = make(load(cli.recipe_file("paper"), [word for rank in ranks for word in (rank, "16")])).disk
+    assert small[room] == 2 * 12 * 41_943_040
+    assert {**small, room: 0.0} == {**whole, room: 0.0}
+    (models,) = (size for name, size in small.items() if name.endswith("trained models"))
+    assert models == 8 * 2 * seven  # reward model, SFT, two SteerLMs, four policies, in bfloat16
+    root = make(load(cli.recipe_file("paper"), ["--finetune.optimizer", "rmsprop"])).disk
+    assert root[room] == 2 * 12 * seven  # the others keep AdamW's two numbers
 
 
 def test_sampling_takes_no_less_than_its_memory_allows() -> None:

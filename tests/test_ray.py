@@ -1,6 +1,7 @@
 """Shards made by the actors of a local Ray: the same bytes as in one process, whatever dies on the way."""
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ray_work
+import tiny
 from conftest import MICRO
 from dpalign import align, recipe, runs
 from dpalign.ledger import read_ledger
@@ -142,20 +144,29 @@ def test_scores_and_evaluations_come_out_the_same_as_in_one_process(
     held = [row | {"split": "validation"} for row in itertools.islice(read_rows(data / "prompts", PROMPTS), 5)]
     write_rows(data / "prompts" / "part-00001.parquet", held, PROMPTS)
     reward = write_classifier(tiny_folder, tmp_path / "reward", num_labels=10, id2label=dict(enumerate(HEADS)))
+    experts = {f"expert-{e}": tiny.write_model(tmp_path / f"e{e}", tiny.tokenizer(), seed=e) for e in (1, 2)}
+    asked = {"policy": tiny_folder, "data": data, "reward": reward}
+    steps = (
+        Step("sample", "sample", {"policy": tiny_folder, "data": data}, 1, "D1", "plain"),
+        Step("score", "score", {"reward": reward, "candidates": "sample"}, 1),
+        Step("best", "evaluate", asked, 1, "", "best-of-n"),
+        Step("dial", "evaluate", asked, 1, "", "directions"),
+        Step("beyond", "feasibility", asked, 1, "", "directions"),
+        Step("soup", "soup", {"data": data, "reward": reward, **experts}),
+    )
     shards = {}
     for where, words in (("here", []), ("there", RAY)):
-        read = recipe.load(MICRO, [*SMALL, *words])
+        read = recipe.load(MICRO, [*SMALL, "--evaluation.directions", "3", *words])
         with runs.Run.open(tmp_path / where, None, {}) as run:
-            for step in (
-                Step("sample", "sample", {"policy": tiny_folder, "data": data}, 1, "D1", "plain"),
-                Step("score", "score", {"reward": reward, "candidates": "sample"}, 1),
-                Step("best", "evaluate", {"policy": tiny_folder, "data": data, "reward": reward}, 1, "", "best-of-n"),
-                Step("dial", "evaluate", {"policy": tiny_folder, "data": data, "reward": reward}, 1, "", "directions"),
-            ):
+            for step in steps:
                 align.take(read, run, step)
-        shards[where] = [told(tmp_path / where / name) for name in ("sample", "score", "best", "dial")]
+        shards[where] = {step.name: told(tmp_path / where / step.name) for step in steps}
     assert shards["there"] == shards["here"]
-    assert {"answers", "scores", "truth"} == {file.split("/")[0] for file in shards["here"][3]["outputs"]}
+    for name, beside in (("dial", set()), ("beyond", {"feasibility.json"}), ("soup", {"soup.json"})):
+        folders = {file.split("/")[0] for file in shards["there"][name]["outputs"]}
+        assert folders == {"answers", "scores", "truth"} | beside
+    times = json.loads((tmp_path / "there" / "soup" / "times.json").read_text())
+    assert set(times["switch_seconds"]) == {"0", "1", "2"}
 
 
 @pytest.mark.ray

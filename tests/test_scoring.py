@@ -188,6 +188,20 @@ def test_a_function_of_another_shape_or_without_numbers_is_refused() -> None:
         FunctionScorer("python:test_scoring:no_number", HEADS).score(asked)
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("python:no_such_module:rate", "No module named 'no_such_module'"),
+        ("python:test_scoring:rate", "module 'test_scoring' has no attribute 'rate'"),
+        ("python:test_scoring", "module 'test_scoring' has no attribute ''"),
+        ("python:", "Empty module name"),
+    ],
+)
+def test_a_function_that_is_not_there_is_told_by_its_name(source: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"{source}: {said}; name a function .* as python:module:function"):
+        FunctionScorer(source, HEADS)
+
+
 def test_a_stage_without_weights_is_refused_and_a_named_checkpoint_taken(folder: Path, tmp_path: Path) -> None:
     recipe = Recipe(name="test", heads=HEADS, reward=Reward(template="world-v1"))
     recipe = replace(recipe, model=replace(recipe.model, dtype="float32"))

@@ -1,9 +1,11 @@
 """A prompt read once for all its answers: the same rewards and logits as when each answer has it to itself."""
 
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from dpalign.attention import Packed, Prefix, Unsupported, attention, merged, sharing_attention
+from dpalign import attention as attending
+from dpalign.attention import Packed, Prefix, Unsupported, attention, merged, sharing_attention, unlike
 from dpalign.records import user_prompt
 from dpalign.reward.score import ModelScorer
 from dpalign.reward.shared_prefix import cannot_share, forwards, groups_of, score_shared
@@ -161,6 +164,38 @@ def test_threads_take_turns_with_a_model() -> None:
         one_by_one(model, rows)
 
 
+def test_threads_that_first_use_a_model_at_once_take_turns_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With locks in a mapping that looks first and writes later, as any but a plain dictionary may."""
+
+    class Slow(WeakKeyDictionary[Any, Any]):
+        def setdefault(self, key: Any, default: Any = None) -> Any:
+            found = self.get(key, default)
+            time.sleep(0.05)
+            self[key] = found
+            return found
+
+    monkeypatch.setattr(attending, "_LOCKS", Slow())
+    model, within = classifier("mistral"), []
+
+    def use(_: int) -> None:
+        with sharing_attention(model):
+            within.append(1)
+            time.sleep(0.05)
+            assert len(within) == 1
+            within.pop()
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(use, range(2)))
+
+
+def test_what_is_no_number_is_found_out() -> None:
+    model = classifier("mistral")
+    read = torch.ones(2, 3)
+    seen = dict.fromkeys(range(3))
+    assert unlike(model, seen, [read, read], [read, read]) is None
+    assert "differ by nan" in str(unlike(model, seen, [read, read * torch.nan], [read, read]))
+
+
 def test_a_model_that_cannot_share_says_why() -> None:
     """Soft-capping, an encoder, a head that does not read the last token, positions that stretch with the batch."""
     small = SMALL | {"head_dim": 16}
@@ -290,5 +325,5 @@ def test_scorers_and_engines_say_once_that_prompts_are_not_shared(
         scorer.score(asked)
         assert not TransformersEngine(str(tiny_folder), rows=2).shares
     scoring, sampling = (record.getMessage() for record in caplog.records)
-    assert scoring.startswith(f"{folder}: each answer is scored with its prompt read anew, for scores read both ways")
-    assert sampling.startswith(f"{tiny_folder}: each answer is decoded with a copy of its prompt, for logits")
+    assert scoring.startswith(f"{folder}: each answer is scored with its prompt read anew, for numbers read both ways")
+    assert sampling.startswith(f"{tiny_folder}: each answer is decoded with a copy of its prompt, for numbers")

@@ -212,8 +212,8 @@ def test_a_lost_last_shard_is_made_again_to_the_same_bytes(
     with monkeypatch.context() as patched:
         patched.setattr(soups, "mix", stop_at(1, mix))
         assert outputs(take(tmp_path, inputs)) == outputs(soup)
-    for v in range(3):
-        (kept / "soup.partial" / "resume" / f"direction-00{v}" / "part-00001.parquet").unlink()
+    for second in (1, 3, 5):  # of two shards for each direction
+        (kept / "soup.partial" / "resume" / f"drawn-0000{second}.parquet").unlink()
     again = take(kept, inputs)
     assert outputs(again) == outputs(soup)
     assert read_ledger(again)["tokens"] == read_ledger(soup)["tokens"]
@@ -232,8 +232,8 @@ def test_one_mixture_at_a_time_is_on_the_disk_and_in_memory(
         living.append(sum(model() is not None for model in models))
         mix(experts, w_E, output)
 
-    def remembering(recipe: Recipe, folder: str) -> Any:
-        engine: Any = open_engine(recipe, folder)
+    def remembering(recipe: Recipe, folder: str, *, alone: bool) -> Any:
+        engine: Any = open_engine(recipe, folder, alone=alone)
         models.append(weakref.ref(engine.model))
         return engine
 

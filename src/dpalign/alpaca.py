@@ -236,6 +236,8 @@ def _drawn(
     """The points with their answers, those of policies drawn."""
     from dpalign.evaluation.alpaca.generate import Policies, generate
 
+    if recipe.cluster.address and any(point.policy is not None for point in points):
+        run.log("cluster.address is for the stages of a run; these answers are few, and drawn in this process")
     policies = Policies(recipe)
     return [
         point

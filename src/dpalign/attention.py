@@ -7,10 +7,10 @@ Shapes: T tokens of a forward, H heads, G key-value heads, D head width; S segme
 prefix.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
@@ -23,7 +23,6 @@ NAME: Final = "dpalign_sharing"
 
 RUN: Final = 0.75
 """Segments attend to themselves side by side, padded to the longest, where the shortest has this share of it."""
-
 
 BLOCK: Final = 1024
 """Queries that attend at once where the device has no fused kernel: bounds the memory of their scores."""
@@ -54,6 +53,9 @@ def _function(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each layer; `sharing` is the forward's own keyword."""
+    # What this refuses it refuses at load, where every layer is tried (`unlike`), and not in the middle of a stage: the
+    # model's code and configuration alone say what a layer passes on. Only masks are made by length, and transformers
+    # makes none for a function that has no kind of mask registered.
     if sharing is None:
         raise Unsupported("its layers do not pass keywords on to the attention function")
     for name in ("softcap", "s_aux", "position_bias"):
@@ -70,12 +72,16 @@ AttentionInterface.register(NAME, _function)
 
 
 _LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+_MAKING_LOCKS: Final = Lock()
+"""A `WeakKeyDictionary` does not promise that two threads which first use a model get the same lock."""
 
 
 @contextmanager
 def sharing_attention(model: PreTrainedModel) -> Iterator[None]:
     """The model attends through this module meanwhile, one thread at a time: forwards take `sharing=` and no mask."""
-    with _LOCKS.setdefault(model, RLock()):
+    with _MAKING_LOCKS:
+        lock = _LOCKS.setdefault(model, RLock())
+    with lock:
         before = model.config._attn_implementation
         model.set_attn_implementation(NAME)
         try:
@@ -98,6 +104,27 @@ def lacking(model: PreTrainedModel) -> str | None:
     if changing := kinds & {"dynamic", "longrope"}:
         return f"its positions ({', '.join(changing)}) depend on the longest row of a batch"
     return None
+
+
+def unlike(
+    model: PreTrainedModel, seen: Mapping[int, int | None], ours: Sequence[Tensor], theirs: Sequence[Tensor]
+) -> str | None:
+    """Why what was read here and in the model's own way is not the same; None where it is.
+
+    Args:
+        seen: the layers that attended here, with the window that each came with.
+    """
+    if any(seen.get(layer) != window for layer, window in windows(model).items()):
+        return "its sliding windows do not reach the attention function"
+    if len(seen) != model.config.num_hidden_layers:
+        return "not all of its layers attend"
+    differences = [
+        (a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1.0)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    largest = float(torch.stack(differences).max())  # which NaN is, among others
+    within = 1e-3 if model.dtype == torch.float32 else 5e-2
+    return None if largest <= within else f"numbers read both ways differ by {largest:.2g} of the largest"
 
 
 def windows(model: PreTrainedModel) -> dict[int, int]:

@@ -12,6 +12,7 @@ Shapes: P prompts, V conditions, S samples, K objectives, N annotated answers.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,40 +26,37 @@ from dpalign.preference import Arc, Preference
 from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, HEADS, SCORES, read_table
 from dpalign.runs import write_json
+from dpalign.scale.shards import make_shards
 from dpalign.stages import Job
 from dpalign.templates import parse_condition, render_condition
+
+if TYPE_CHECKING:
+    from dpalign.evaluation.stages import Asking
 
 
 def feasibility(job: Job) -> None:
     """Ask a system for what it can give and for more; write the answers, their rewards and feasibility.json."""
-    from dpalign.evaluation.stages import evaluation_prompts, open_scorers, part_of, shards_of, write_scored
-    from dpalign.sampling.stages import Condition, draw, open_engine
-    from dpalign.training.stages import model_folder
-
-    recipe, settings = job.recipe, job.recipe.feasibility
-    engine = open_engine(recipe, model_folder(job.inputs["policy"]))
-    wishes = wishes_of(job)
-    prompts = evaluation_prompts(job, engine)
-    prompts = sorted(prompts, key=lambda prompt: str(prompt["prompt_id"]))[: settings.prompts or None]
-    conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes]
-    scorers = open_scorers(job)
-    for shard in job.work.shards(shards_of(recipe, prompts), "answers/part-{:05d}.parquet"):
-        rows = draw(
-            engine,
-            recipe,
-            [(prompt, conditions) for prompt in part_of(recipe, prompts, shard.index)],
-            settings.samples,
-            recipe.evaluation.temperature,
-            key=(recipe.seed, "feasibility"),
-            t=job.t,
-            tally=shard.tally,
-        )
-        write_scored(job, shard, list(rows), scorers)
+    make_shards(job, asking_beyond)
+    recipe, wishes = job.recipe, wishes_of(job)
     system, fault_PVS = _read(job.out, recipe, wishes)
     bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     optimum_VK = _optimum(job.out, wishes) if recipe.data.world and job.condition == "directions" else None
-    found = figures(system, fault_PVS, wishes, settings.repetition, bootstrap, optimum_VK)
+    found = figures(system, fault_PVS, wishes, recipe.feasibility.repetition, bootstrap, optimum_VK)
     write_json(job.out / "feasibility.json", found)
+
+
+def asking_beyond(job: Job) -> "Asking":
+    """Every wish, asked of the recipe's number of prompts."""
+    from dpalign.evaluation.stages import Asking, evaluation_prompts
+    from dpalign.sampling.stages import Condition, open_reader
+    from dpalign.training.stages import model_folder
+
+    recipe, settings = job.recipe, job.recipe.feasibility
+    conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes_of(job)]
+    policy = model_folder(job.inputs["policy"])
+    prompts = evaluation_prompts(job, open_reader(recipe, policy))
+    prompts = sorted(prompts, key=lambda prompt: str(prompt["prompt_id"]))[: settings.prompts or None]
+    return Asking(job, policy, prompts, conditions, settings.samples, "feasibility")
 
 
 def wishes_of(job: Job) -> list[Wish]:

@@ -1,7 +1,7 @@
 """The evaluation stage: section 3.2's protocol for one system."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,23 +33,46 @@ Array = NDArray[np.float64]
 Row = dict[str, Any]
 
 
+ANSWERS: Final = "answers/part-{:05d}.parquet"
+"""The shards of an evaluation's answers, in the stage's folder."""
+
+
 def evaluate(job: Job) -> None:
     """Sample a system on the validation prompts; score the answers by the reward model, the judge and the truth."""
-    make_shards(job, Evaluating)
+    make_shards(job, evaluating)
 
 
-class Evaluating:
-    """The evaluation of a system as shards of prompts."""
+def evaluating(job: Job) -> "Asking":
+    """The evaluation of a system."""
+    policy = model_folder(job.inputs["policy"]) if "policy" in job.inputs else job.recipe.evaluation.dpo
+    prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
+    conditions = None if job.condition == "best-of-n" else conditions_of(job)
+    return Asking(job, policy, prompts, conditions, job.recipe.evaluation.samples, "evaluate")
 
-    name = "answers/part-{:05d}.parquet"
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.policy = model_folder(job.inputs["policy"]) if "policy" in job.inputs else job.recipe.evaluation.dpo
-        self.prompts = evaluation_prompts(job, open_reader(job.recipe, self.policy))
-        self.count = shards_of(job.recipe, self.prompts)
-        self.best_of_n = job.condition == "best-of-n"
-        self.conditions = [] if self.best_of_n else conditions_of(job)
+class Asking:
+    """A system asked for something, and its answers scored, as shards of prompts.
+
+    Args:
+        conditions: what each prompt is asked under; None for the best of n plain answers in each direction.
+        samples: answers to each prompt under each of them.
+        purpose: the draws' own, by which their randomness is keyed.
+    """
+
+    name = ANSWERS
+
+    def __init__(
+        self,
+        job: Job,
+        policy: str,
+        prompts: Sequence[Row],
+        conditions: Sequence[Condition] | None,
+        samples: int,
+        purpose: str,
+    ) -> None:
+        self.job, self.policy, self.prompts = job, policy, prompts
+        self.conditions, self.samples, self.purpose = conditions, samples, purpose
+        self.count = shards_of(job.recipe, prompts)
 
     def open(self) -> None:
         self.engine = open_engine(self.job.recipe, self.policy)
@@ -68,24 +91,24 @@ class Evaluating:
 
     def ids(self, index: int) -> list[Id]:
         recipe = self.job.recipe
-        asked = len(evaluation_directions(recipe)) if self.best_of_n else len(self.conditions)
+        asked = len(evaluation_directions(recipe)) if self.conditions is None else len(self.conditions)
         return [
             (prompt["prompt_id"], condition, sample)
             for prompt in part_of(recipe, self.prompts, index)
             for condition in range(asked)
-            for sample in range(recipe.evaluation.samples)
+            for sample in range(self.samples)
         ]
 
     def _rows(self, prompts: Sequence[Row], tally: Tally) -> tuple[list[Row], dict[str, list[Row]]]:
         """CANDIDATES rows, and those SCORES rows that come with them."""
-        job, recipe, settings = self.job, self.job.recipe, self.job.recipe.evaluation
-        if self.best_of_n:
+        job, recipe = self.job, self.job.recipe
+        if self.conditions is None:
             v_VK = evaluation_directions(recipe)
             rows, scores = best_answers(job, self.engine, prompts, v_VK, self.scorers["scores"], tally)
             return rows, {"scores": scores}
         asked = [(prompt, self.conditions) for prompt in prompts]
-        key = (recipe.seed, "evaluate")
-        drawn = draw(self.engine, recipe, asked, settings.samples, settings.temperature, key=key, t=job.t, tally=tally)
+        key, temperature = (recipe.seed, self.purpose), recipe.evaluation.temperature
+        drawn = draw(self.engine, recipe, asked, self.samples, temperature, key=key, t=job.t, tally=tally)
         return list(drawn), {}
 
 
@@ -95,15 +118,11 @@ def evaluation_prompts(job: Job, reader: Reader) -> list[Row]:
     Raises:
         ValueError: there are none.
     """
-    recipe, split = job.recipe, job.recipe.evaluation.split
+    split = job.recipe.evaluation.split
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == split]
     if not prompts:
         raise ValueError(f"no {split} prompts to evaluate on; hold some out with data.tuning")
-    prompts, long = within_limit(prompts, reader, recipe.sampling.prompt_tokens)
-    if long:
-        job.work.tally.rows_in += long
-        job.work.tally.filtered["prompt too long"] += long
-    return prompts
+    return within_limit(job, prompts, reader)
 
 
 def shards_of(recipe: Recipe, prompts: Sequence[Row]) -> int:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from dpalign import align
 from dpalign.plan.hardware import GIB, Architecture, Gpu
-from dpalign.plan.work import Load, Sizes
+from dpalign.plan.work import Load, Sizes, training_of
 from dpalign.recipe import Recipe, Training
 from dpalign.stages import Step
 
@@ -20,6 +21,8 @@ GROUPS: Final = (1, 2, 4, 8, 16, 32, 64)
 WIDTHS: Final = {"bfloat16": 2, "float32": 4}
 STATES: Final = {"adamw": 2, "rmsprop": 1}
 """Numbers a weight that an optimizer keeps."""
+TRAININGS: Final = {"reward model": "reward", "SFT": "sft", "SteerLM": "steerlm", "policy": "finetune", "DPO": "dpo"}
+"""Those whose memory is told, and the kinds of their steps."""
 SCORE_BYTES: Final = 50
 """Of a scored answer: its rewards on all heads, and who it is."""
 
@@ -81,22 +84,15 @@ def needs(recipe: Recipe, model: Architecture, sizes: Sizes) -> list[Need]:
             note=f"{recipe.reward.score_tokens} tokens at once",
         ),
     ]
-    trainings: list[tuple[str, Training]] = [
-        ("reward model", recipe.reward.training),
-        ("SFT", recipe.sft),
-        ("SteerLM", recipe.steerlm.training),
-        ("policy", recipe.finetune),
-        ("DPO", recipe.dpo.training),
-    ]
+    trainings = [(name, training_of(recipe, kind)) for name, kind in TRAININGS.items()]
     return found + [_trained(name, training, recipe, model) for name, training in trainings if not training.checkpoint]
 
 
 def _trained(name: str, training: Training, recipe: Recipe, model: Architecture) -> Need:
     width = WIDTHS[recipe.model.dtype]
     states = 1 + STATES[training.optimizer]  # with the gradient
-    learned = model.lora(training.lora_rank) if training.lora_rank else model.parameters
     trained = WIDTHS["float32"] * (1 + states)
-    held = learned * trained + (model.parameters * width if training.lora_rank else 0)
+    held = _learned(training, model) * trained + (model.parameters * width if training.lora_rank else 0)
     rows = 1 if training.packing else training.micro_batch * (2 if name == "DPO" else 1)
     tokens = rows * training.context
     inside = tokens * (8 * model.hidden + 3 * model.intermediate) * width
@@ -106,14 +102,23 @@ def _trained(name: str, training: Training, recipe: Recipe, model: Architecture)
     return Need(f"training, {name}", float(held), float(activations), note=note)
 
 
+def _learned(training: Training, model: Architecture) -> int:
+    """Weights that a training changes."""
+    return model.lora(training.lora_rank) if training.lora_rank else model.parameters
+
+
 def disk(
     recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Step], loads: Mapping[str, Load]
 ) -> dict[str, float]:
-    """Bytes that a run leaves, by what they are, and what it needs besides while it trains."""
+    """Bytes that a run leaves, by what they are, and what it needs besides while it trains.
+
+    A LoRA is merged at the end: the model that it leaves is whole, and only its checkpoints are small.
+    """
     width = WIDTHS[recipe.model.dtype]
     weights = float(model.parameters * width)
     trained = [step for step in steps if loads[step.name].trained]
     row = (sizes.prompt + sizes.answer) * sizes.text_bytes
+    checkpoints = [_checkpoint(training_of(align.recipe_of(recipe, step), step.kind), model) for step in trained]
     drawn = sum(loads[step.name].answers for step in steps)
     scored = sum(loads[step.name].scored for step in steps)
     return {
@@ -122,8 +127,10 @@ def disk(
         "scores": scored * SCORE_BYTES,
         "selected": sum(loads[step.name].rows for step in steps if step.kind in ("finetune", "specialist")) * row,
         f"{len(trained)} trained models": len(trained) * weights,
-        "while training (two checkpoints)": 2.0
-        * model.parameters
-        * WIDTHS["float32"]
-        * (1 + STATES[recipe.finetune.optimizer]),
+        "while training (two checkpoints)": 2 * max(checkpoints, default=0.0),
     }
+
+
+def _checkpoint(training: Training, model: Architecture) -> float:
+    """Bytes that a training resumes from: the weights that learn, and the optimizer's state, in float32."""
+    return float(_learned(training, model) * WIDTHS["float32"] * (1 + STATES[training.optimizer]))

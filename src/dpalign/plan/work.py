@@ -130,12 +130,13 @@ class Counting:
             flops = model.forward(read, whole / 2, logits=False)
         return Load(scored=prompts * answers, read=read, scoring=flops)
 
-    def train(self, rows: float, tokens: float, training: Training, forwards: float = 0.0) -> Load:
-        """Rows of so many tokens, for the training's epochs or updates.
+    def train(self, step: Step, rows: float, tokens: float, *, forwards: float = 0.0) -> Load:
+        """Rows of so many tokens, for the step's epochs or updates.
 
         Args:
             forwards: of a reference model beside it, for each token.
         """
+        training = training_of(align.recipe_of(self.recipe, step), step.kind)
         tokens = min(tokens, float(training.context))
         if training.checkpoint:
             return Load()
@@ -159,28 +160,20 @@ class Counting:
         row = sizes.prompt + sizes.answer
         match step.kind:
             case "base":
-                own = recipe.pretrain
-                return self.train(
-                    0, own.context, Training(steps=own.steps, batch=own.batch, context=own.context, packing=False)
-                )
+                return self.train(step, 0, recipe.pretrain.context)
             case "reward":
-                kept = (
-                    Training(checkpoint=recipe.reward.checkpoint)
-                    if recipe.reward.checkpoint
-                    else recipe.reward.training
-                )
-                return self.train(2 * sizes.prompts * sizes.rated + sizes.others, row, kept)
+                return self.train(step, 2 * sizes.prompts * sizes.rated + sizes.others, row)
             case "judge":
                 share = recipe.data.judge / (1 - recipe.data.judge)
                 rated = 2 * sizes.prompts * sizes.rated + sizes.others
-                return self.train(share * rated, row, recipe.reward.training)
+                return self.train(step, share * rated, row)
             case "annotate":
                 return self.score(2 * sizes.prompts, sizes.rated)
             case "sft":
-                return self.train(sizes.chats, sizes.chat, recipe.sft)
+                return self.train(step, sizes.chats, sizes.chat)
             case "steerlm":
                 halves = 2 if step.half == "both" else 1
-                return self.train(halves * sizes.prompts * sizes.rated, row, recipe.steerlm.training)
+                return self.train(step, halves * sizes.prompts * sizes.rated, row)
             case "sample":
                 prompts, conditions, n = drawn(recipe, sizes, step)
                 return self.draw(prompts, conditions, n)
@@ -189,13 +182,11 @@ class Counting:
                 prompts, conditions, n = drawn(align.recipe_of(self.recipe, source), sizes, source)
                 return self.score(prompts, conditions * n)
             case "finetune" | "specialist":
-                return self.train(self.selected(step, steps), row, recipe.finetune)
+                return self.train(step, self.selected(step, steps), row)
             case "dpo":
-                return self.train(
-                    2 * 2 * sizes.prompts, row, recipe.dpo.training, 1 / max(1.0, recipe.dpo.training.epochs)
-                )
+                return self.train(step, 2 * 2 * sizes.prompts, row, forwards=1 / max(1.0, recipe.dpo.training.epochs))
             case "rl":
-                return self.reinforced(recipe)
+                return self.reinforced(recipe, step)
             case "evaluate" | "soup" | "feasibility":
                 return self.evaluated(recipe, step)
             case _:
@@ -209,12 +200,12 @@ class Counting:
         prompts, _, _ = drawn(align.recipe_of(self.recipe, source), self.sizes, source)
         return prompts * recipe.preference.directions / (1 - recipe.replay)
 
-    def reinforced(self, recipe: Recipe) -> Load:
+    def reinforced(self, recipe: Recipe, step: Step) -> Load:
         """RL: each update draws answers, scores them, and learns from them beside a reference."""
         settings, sizes = recipe.rl, self.sizes
         prompts = settings.training.steps * settings.training.batch / settings.samples
         row = sizes.prompt + sizes.answer
-        learned = self.train(0, row, settings.training, forwards=1.0 if settings.beta else 0.0)
+        learned = self.train(step, 0, row, forwards=1.0 if settings.beta else 0.0)
         return self.draw(prompts, 1, settings.samples) + self.score(prompts, settings.samples) + learned
 
     def evaluated(self, recipe: Recipe, step: Step) -> Load:
@@ -238,6 +229,34 @@ class Counting:
                 conditions, samples = 1.0, samples * settings.best_of
         load = self.draw(prompts, conditions, samples) + self.score(prompts, conditions * samples)
         return load + self.score(prompts, conditions * samples) if "judge" in step.inputs else load
+
+
+def training_of(recipe: Recipe, kind: str) -> Training:
+    """How a kind of step trains; one that names a checkpoint takes that, and trains nothing.
+
+    Raises:
+        KeyError: a kind that trains no model.
+    """
+    match kind:
+        case "base":
+            own = recipe.pretrain
+            return Training(steps=own.steps, batch=own.batch, context=own.context, packing=False)
+        case "reward" if recipe.reward.checkpoint:
+            return Training(checkpoint=recipe.reward.checkpoint)
+        case "reward" | "judge":
+            return recipe.reward.training
+        case "sft":
+            return recipe.sft
+        case "steerlm":
+            return recipe.steerlm.training
+        case "finetune" | "specialist":
+            return recipe.finetune
+        case "dpo":
+            return recipe.dpo.training
+        case "rl":
+            return recipe.rl.training
+        case _:
+            raise KeyError(kind)
 
 
 def drawn(recipe: Recipe, sizes: Sizes, step: Step) -> tuple[float, float, float]:

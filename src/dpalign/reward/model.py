@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -141,12 +142,7 @@ def train_reward_model(
             model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
         fit_head(model, rows[:: -(-len(rows) // PROBE_ROWS)], collate)
     if settings.training.lora_rank:
-        from peft import get_peft_model
-
-        model = get_peft_model(model, lora(settings.training.lora_rank, "SEQ_CLS"))
-        for weight in model.parameters():
-            if weight.requires_grad:  # of the head, too, which is trained in full
-                weight.data = weight.data.float()
+        model = _under_lora(model, settings.training.lora_rank)
     trainer = _Trainer(
         model=model,
         args=TrainingArguments(
@@ -176,6 +172,14 @@ def train_reward_model(
         updates=trainer.state.global_step,
         loss=mean_loss(trainer, result.training_loss),
     )
+
+
+def _under_lora(model: PreTrainedModel, rank: int) -> PeftModel:
+    adapted = get_peft_model(model, lora(rank, "SEQ_CLS"))
+    for weight in adapted.parameters():
+        if weight.requires_grad:  # of the head, too, which is trained in full
+            weight.data = weight.data.float()
+    return adapted
 
 
 class _Trainer(Trainer):

@@ -161,12 +161,21 @@ class ModelScorer:
 
 
 class FunctionScorer:
-    """A Python function as a reward: `python:module:function`."""
+    """A Python function as a reward: `python:module:function`.
+
+    Raises:
+        ValueError: there is no such function.
+    """
 
     def __init__(self, source: str, heads: Sequence[str]) -> None:
         self.source, self.heads = source, tuple(heads)
-        _, module, name = source.split(":")
-        self.function: Callable[[list[str], list[str]], Array] = getattr(importlib.import_module(module), name)
+        _, module, name = (*source.split(":", 2), "", "")[:3]
+        try:
+            self.function: Callable[[list[str], list[str]], Array] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{source}: {error}; name a function that Python can import, as python:module:function"
+            ) from error
 
     def score(self, pairs: Sequence[Pair]) -> Array:
         prompts = [messages[-1]["content"] for messages, _ in pairs]

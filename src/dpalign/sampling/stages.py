@@ -85,11 +85,8 @@ class Drawing:
         self.job = job
         self.policy = model_folder(job.inputs["policy"])
         prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
-        prompts, long = within_limit(prompts, open_reader(recipe, self.policy), settings.prompt_tokens)
+        prompts = within_limit(job, prompts, open_reader(recipe, self.policy))
         self.prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)
-        if long:
-            job.work.tally.rows_in += long
-            job.work.tally.filtered["prompt too long"] += long
         self.fixed = [PLAIN] if job.condition == "plain" else []
         self.n = settings.n
         if job.condition == "targets":
@@ -133,16 +130,19 @@ class Drawing:
         return draw(self.engine, recipe, asked, self.n, recipe.sampling.temperature, key=key, t=t, tally=tally)
 
 
-def within_limit(prompts: Sequence[dict[str, Any]], reader: Reader, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """The prompts of at most `limit` tokens, and how many are longer.
+def within_limit(job: Job, prompts: Sequence[dict[str, Any]], reader: Reader) -> list[dict[str, Any]]:
+    """The prompts of at most `sampling.prompt_tokens` tokens; those that are longer are counted in the job's tally.
 
     Raises:
         ValueError: all are longer.
     """
+    limit = job.recipe.sampling.prompt_tokens
     kept = [prompt for prompt in prompts if reader.prompt_tokens(prompt["messages"]) <= limit]
     if not kept:
         raise ValueError(f"none of {len(prompts)} prompts is at most {limit} tokens long; raise sampling.prompt_tokens")
-    return kept, len(prompts) - len(kept)
+    if long := len(prompts) - len(kept):
+        job.work.tally.add(long, filtered={"prompt too long": long})
+    return kept
 
 
 def _drawn(prompts: Sequence[dict[str, Any]], count: int, seed: int, t: int) -> list[dict[str, Any]]:

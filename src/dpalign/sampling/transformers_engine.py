@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from dpalign.preference import rng_for
 from dpalign.records import Message
-from dpalign.sampling.decoding import CopyingDecoder, Decoder, SharedDecoder, cannot_share, closing
+from dpalign.sampling.decoding import CopyingDecoder, Decoder, SharedDecoder, batches, cannot_share, closing
 from dpalign.sampling.engine import Answer, Request, require_room
 
 log = logging.getLogger(__name__)
@@ -92,17 +92,11 @@ class TransformersEngine:
         require_room(requests, prompts, max_new_tokens, context)
         order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))
         answers: list[list[Answer]] = [[] for _ in requests]
-        start = 0
-        while start < len(order):
-            end, rows = start, 0
-            while end < len(order) and (end == start or rows + requests[order[end]].n <= self.rows):
-                rows += requests[order[end]].n
-                end += 1
-            batch = order[start:end]
+        for places in batches([requests[i].n for i in order], self.rows):
+            batch = [order[place] for place in places]
             drawn = self._batch([requests[i] for i in batch], [prompts[i] for i in batch], temperature, max_new_tokens)
             for i, of_request in zip(batch, drawn, strict=True):
                 answers[i] = of_request
-            start = end
         yield from answers
 
     @torch.inference_mode()

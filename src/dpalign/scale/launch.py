@@ -24,7 +24,8 @@ def launch(recipe: Recipe, processes: int, run_folder: str, step: str) -> int:
     """
     worker = ["-m", "dpalign.worker", run_folder, step]
     if recipe.launch.command:
-        return command(recipe.launch.command.format(run=shlex.quote(run_folder), step=step))
+        words = recipe.launch.command.replace("{run}", shlex.quote(run_folder)).replace("{step}", step)
+        return command(words)  # which may have other braces, such as a shell's ${JOB}
     if recipe.launcher == "accelerate":
         return accelerate(processes, recipe.launch.config, worker)
     return torchrun(processes, worker)
@@ -75,7 +76,7 @@ def command(words: str) -> int:
 
 
 def _code(start: Callable[[], object]) -> int:
-    """The exit code of torchrun, in this process."""
+    """The exit code of a launcher that runs in this process, torchrun's or accelerate's."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

@@ -209,6 +209,7 @@ class ShardActor:
         paths = sorted((p for p in self.job.out.rglob("*") if p.is_file()), key=lambda p: (p == shard.path, p))
         files = [path.relative_to(self.job.out).as_posix() for path in paths]
         contents = [path.read_bytes() for path in paths]
+        shutil.rmtree(self.job.out)
         return {"files": files, "contents": contents, "tally": json.dumps(vars(shard.tally))}
 
 
@@ -264,7 +265,11 @@ def reconcile(folder: Path, work: ShardWork) -> None:
     for index in range(work.count):
         name = work.name.format(index)
         wanted = work.ids(index)
-        found = [p for p in folder.rglob(Path(name).name) if p.relative_to(folder).parts[0] not in SCRATCH]
+        found = [
+            path
+            for path in folder.rglob(Path(name).name)
+            if path == folder / name or path.relative_to(folder).parts[0] not in SCRATCH
+        ]
         if folder / name not in found:
             raise ValueError(f"{folder / name}: this shard is lost; run again to make it")
         for path in sorted(found):
