@@ -103,9 +103,8 @@ class DrawingMixtures:
 
     def _rows(self, v: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Row]:
         job, recipe = self.job, self.job.recipe
-        condition = Condition(
-            "direction", tuple(self.v_VK[v].tolist()), None
-        )  # asked of the weights, not of the prompt
+        v_K = tuple(self.v_VK[v].tolist())
+        condition = Condition("direction", v_K, None)  # asked of the weights, not of the prompt
         return draw(
             self._engine(v),
             recipe,
