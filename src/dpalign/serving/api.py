@@ -16,8 +16,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from dpalign import __version__
 from dpalign.serving import refusals
-from dpalign.serving.answering import Order, Service, collect
-from dpalign.serving.generation import Delta
+from dpalign.serving.answering import Order, Service
+from dpalign.serving.generation import Delta, collect
 from dpalign.serving.guard import Guard
 from dpalign.serving.protocol import ChatRequest, RewardRequest, choice, piece, plain_messages, usage
 from dpalign.serving.refusals import Refusal, json_response, refusal_of
@@ -112,13 +112,15 @@ def _add_chat(app: FastAPI, service: Service) -> None:
 async def _completion(service: Service, order: Order, head: dict[str, Any]) -> Response:
     if order.best_of is not None:
         best = await service.best(order)
-        choices = [choice(0, best.text, best.finish)]
-        body = head | {"choices": choices, "usage": usage(len(order.prompt), best.tokens), "best_of": best.report}
+        choices = [choice(0, best.answer.text, best.answer.finish)]
+        told = {"usage": usage(len(order.prompt), best.tokens), "best_of": best.chosen.to_json()}
+        body = head | {"choices": choices} | told
         return json_response(body, headers=_headers(order))
     async with aclosing(service.answers(order)) as stream:
         answers = await collect(stream, order.sampling.n)
-    choices = [choice(i, text, finish) for i, (text, finish, _) in enumerate(answers)]
-    body = head | {"choices": choices, "usage": usage(len(order.prompt), sum(tokens for *_, tokens in answers))}
+    choices = [choice(i, answer.text, answer.finish) for i, answer in enumerate(answers)]
+    drawn = sum(answer.tokens for answer in answers)
+    body = head | {"choices": choices, "usage": usage(len(order.prompt), drawn)}
     return json_response(body, headers=_headers(order))
 
 
@@ -137,8 +139,8 @@ async def _events(
     if order.best_of is not None:
         best = await service.best(order)
         drawn = best.tokens
-        ending = chunk(piece(0, {}, best.finish), best_of=best.report)
-        yield [*opening, chunk(piece(0, {"content": best.text})), ending]
+        ending = chunk(piece(0, {}, best.answer.finish), best_of=best.chosen.to_json())
+        yield [*opening, chunk(piece(0, {"content": best.answer.text})), ending]
     else:
         async with aclosing(service.answers(order)) as stream:
             async for news in stream:
@@ -182,7 +184,8 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/dial")
     async def dial() -> dict[str, Any]:
         """What a client needs to draw the dial."""
-        return service.dial.to_json() | {"model": service.name, "rewards": service.rewards is not None}
+        told = {"rewards": service.rewards is not None, "max_best_of": service.max_best_of}
+        return service.dial.to_json() | {"model": service.name} | told
 
 
 def _add_rewards(app: FastAPI, service: Service) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from dpalign.evaluation.alpaca.client import NoRedirect
 from dpalign.records import Message
+from dpalign.serving.best_of import Chosen
 from dpalign.serving.dial import Dial
 from dpalign.serving.speakers import Ask, Piece
 from dpalign.templates import PreferenceTemplate
@@ -50,9 +51,10 @@ class Remote:
         if told is not None:
             self.dial: Dial | None = _dial_of(told["objectives"], told.get("arc"), told.get("template"))
             self.name, self.scores = model or str(told["model"]), bool(told.get("rewards", True))
+            self.max_best_of = int(told.get("max_best_of") or 0)
             return
         self.dial = _dial_of(objectives, None)
-        self.name, self.scores = model or self._first_model(), False
+        self.name, self.scores, self.max_best_of = model or self._first_model(), False, 0
 
     def stream(self, ask: Ask) -> Iterator[Piece]:
         """See `Speaker.stream`."""
@@ -65,6 +67,10 @@ class Remote:
         }
         if ask.max_tokens is not None:
             body["max_tokens"] = ask.max_tokens
+        if ask.best_of is not None:
+            body["best_of"] = ask.best_of
+            if ask.spread is not None:
+                body["angle_spread"] = ask.spread
         if ask.preference is not None:
             preference = {name: round(w, 6) + 0.0 for name, w in ask.preference.weights.items()}
             body |= {"preference": preference} if self.ours else {"chat_template_kwargs": {"preference": preference}}
@@ -89,7 +95,9 @@ class Remote:
                 choice: dict[str, Any] = next(iter(chunk.get("choices") or []), {})
                 text = (choice.get("delta") or {}).get("content") or ""
                 finished = finished or choice.get("finish_reason") is not None
-                yield Piece(text, choice.get("finish_reason"), tuple(map(str, chunk.get("warnings") or ())))
+                warnings = tuple(map(str, chunk.get("warnings") or ()))
+                chosen = Chosen.from_json(chunk["best_of"]) if chunk.get("best_of") else None
+                yield Piece(text, choice.get("finish_reason"), warnings, chosen)
         except (OSError, http.client.HTTPException) as error:
             raise ValueError(f"{self.base}: the answer broke off ({error})") from error
         if not finished:
