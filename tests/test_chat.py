@@ -560,24 +560,25 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path)
             preexec_fn=heard,
         )
         os.close(follower)
-        said = ""
+        said = b""
 
         def until(words: str) -> None:
             nonlocal said
             end = time.monotonic() + 20
-            while words not in said:
-                assert time.monotonic() < end, said
+            while words.encode() not in said:
+                assert time.monotonic() < end, said.decode("utf-8", "replace")
                 if select.select([leader], [], [], 0.2)[0]:
-                    said += os.read(leader, 4096).decode("utf-8", "replace")
+                    said += os.read(leader, 4096)
 
         until("says more")
         os.write(leader, b"explain tea.\n")
         until("tea is")
         os.kill(running.pid, signal.SIGINT)
         until("(stopped)")
-        said = ""
+        said = b""
         os.write(leader, b"/dial -30\n")
         until("maximize helpfulness*0.87 - verbosity*0.50")
+        until("\u221230\u00b0 \u276f")  # before the prompt the terminal would take Ctrl-D for itself
         os.write(leader, b"\x04")
         assert running.wait(10) == 0
         os.close(leader)

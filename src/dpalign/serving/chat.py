@@ -249,8 +249,9 @@ def _greet(session: "Session") -> None:
     else:
         screen.say("This model takes no directions, as far as is known.", "dim")
     best = ", /best 4 takes the best of four" if session.speaker.max_best_of >= 4 else ""
-    alone = "" if session.memory else " Each message stands alone."
-    screen.say(f"/dial -30 turns, /compare -45 0 shows two{best}, /help says more.{alone}", "dim")
+    screen.say(f"/dial -30 turns, /compare -45 0 shows two{best}, /help says more.", "dim")
+    if not session.memory:
+        screen.say("Each message stands alone.", "dim")
     screen.say()
 
 
