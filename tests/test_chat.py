@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from dpalign.serving.dial import Dial
 from dpalign.serving.flowing import Columns, Wrapper, harmless, wide
 from dpalign.serving.remote import Remote
 from dpalign.serving.session import Session
-from dpalign.serving.speakers import Ask, Piece
+from dpalign.serving.speakers import Ask, Piece, Pieces
 from dpalign.serving.terminal import Terminal
 
 DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", (-45.0, 0.0))
@@ -55,7 +55,7 @@ class Parrot:
         self.asked: list[Ask] = []
         self.interrupted_after: int | None = None
 
-    def stream(self, ask: Ask) -> Iterator[Piece]:
+    def stream(self, ask: Ask) -> Pieces:
         self.asked.append(ask)
         if ask.messages[-1]["content"] == "fail":
             raise ValueError("the parrot is ill")
@@ -425,6 +425,13 @@ def test_a_server_that_refuses_or_fails_is_an_error_in_words() -> None:
         remote = Remote(model.url, key=None, key_from="K")
         with pytest.raises(ValueError, match="broke off"):
             list(remote.stream(Ask([{"role": "user", "content": "x"}], None, 0.7, 0, None)))
+    with serving() as model:
+        remote = Remote(model.url, key=None, key_from="K")
+        model.objectives = ("helpfulness",)
+        with pytest.raises(ValueError, match="no rewards of helpfulness, verbosity there"):
+            remote.rewards([{"role": "user", "content": "x"}], "tea")
+    with serving(Model(arc=(1.0,))) as model, pytest.raises(ValueError, match="/v1/dial: tells no dial"):
+        Remote(model.url, key=None, key_from="K")
     with pytest.raises(ValueError, match="unreachable"):
         Remote(model.url, key=None, key_from="K")
     with pytest.raises(ValueError, match="give the base of a server"):

@@ -30,9 +30,9 @@ from api_server import QUESTION, Running
 from conftest import MICRO
 from dpalign.cli import main, parser_of
 from dpalign.recipe import load
-from dpalign.serving.api import EventStream
 from dpalign.serving.limits import Limits
 from dpalign.serving.run import LOCAL_NAMES, api_key, build, limits_of, open_generator
+from dpalign.serving.streaming import EventStream
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +155,7 @@ def test_no_more_bodies_are_held_than_requests_can_be_answered_or_wait(folder: P
 
 def test_a_client_that_stops_reading_its_stream_loses_its_place() -> None:
     ended: list[str] = []
-    counted = SimpleNamespace(inc=lambda: ended.append("gone"))
-    service = SimpleNamespace(limits=Limits(read_seconds=0.05), metrics=SimpleNamespace(gone=counted))
+    metrics = SimpleNamespace(gone=SimpleNamespace(inc=lambda: ended.append("gone")))
 
     async def events() -> AsyncGenerator[list[dict[str, Any]], None]:
         try:
@@ -174,7 +173,8 @@ def test_a_client_that_stops_reading_its_stream_loses_its_place() -> None:
 
     async def stream() -> None:
         chunks = events()
-        await EventStream(await anext(chunks), chunks, {}, service)({}, forever, sent)  # type: ignore[arg-type]
+        streamed = EventStream(await anext(chunks), chunks, {}, 0.05, metrics)  # type: ignore[arg-type]
+        await streamed({}, forever, sent)  # type: ignore[arg-type]
 
     asyncio.run(asyncio.wait_for(stream(), 5))
     assert ended == ["gone", "stream closed"]

@@ -1,18 +1,15 @@
 """The HTTP surface: OpenAI's chat completions with a dial, what the page needs, health and metrics."""
 
-import asyncio
 import contextlib
-import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from time import time
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
 
 from dpalign import __version__
 from dpalign.serving import refusals
@@ -20,7 +17,8 @@ from dpalign.serving.answering import Order, Service
 from dpalign.serving.generation import Delta, collect
 from dpalign.serving.guard import Guard
 from dpalign.serving.protocol import ChatRequest, RewardRequest, choice, piece, plain_messages, usage
-from dpalign.serving.refusals import Refusal, json_response, refusal_of
+from dpalign.serving.refusals import Refusal, json_response
+from dpalign.serving.streaming import EventStream, Gone, unless_gone
 
 PAGE: Final = Path(__file__).parent / "page"
 """The web page's files."""
@@ -35,12 +33,6 @@ PAGE_HEADERS: Final = {
 }
 """Of the page's files. The page states the rest of its policy itself, but only a header can forbid frames around it;
 and a browser asks whether a file has changed, so that no page of an earlier version meets this server."""
-
-_T = TypeVar("_T")
-
-
-class Gone(Exception):
-    """The client has left."""
 
 
 def create_app(
@@ -102,7 +94,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
                 options = body.stream_options
                 events = _events(service, order, head, with_usage=bool(options and options.include_usage))
                 first = await unless_gone(request, anext(events))
-                return EventStream(first, events, _headers(order), service)
+                return EventStream(first, events, _headers(order), service.limits.read_seconds, service.metrics)
             return await unless_gone(request, _completion(service, order, head))
         except Gone:
             service.metrics.gone.inc()
@@ -212,93 +204,6 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-class EventStream(Response):
-    """Server-sent events; a client that leaves ends them at once, and one that stops reading before long.
-
-    Args:
-        first: the chunks there are already.
-        events: those to come.
-    """
-
-    def __init__(
-        self,
-        first: list[dict[str, Any]],
-        events: AsyncGenerator[list[dict[str, Any]], None],
-        headers: dict[str, str],
-        service: Service,
-    ) -> None:
-        super().__init__(headers=headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        self.raw_headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
-        self.first, self.events, self.service = first, events, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_left(receive))
-        try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-            else:
-                raise Gone
-        except Gone:
-            self.service.metrics.gone.inc()
-        finally:
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
-            await self.events.aclose()
-
-    async def _send(self, send: Send) -> None:
-        await self._in_time(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-
-        async def out(chunks: Sequence[object], more: bool = True) -> None:
-            data = "".join(f"data: {c if isinstance(c, str) else json.dumps(c)}\n\n" for c in chunks)
-            await self._in_time(send, {"type": "http.response.body", "body": data.encode(), "more_body": more})
-
-        await out(self.first)
-        try:
-            async for chunks in self.events:
-                await out(chunks)
-        except Gone:
-            raise
-        except Exception as error:
-            await out([refusal_of(error).body()])
-        await out(["[DONE]"], more=False)
-
-    async def _in_time(self, send: Send, message: Message) -> None:
-        """Send, or give the client up: one that reads nothing would keep its place for good."""
-        try:
-            async with asyncio.timeout(self.service.limits.read_seconds):
-                await send(message)
-        except TimeoutError:
-            raise Gone from None
-
-
-async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """What the work returns; it is given up when the client leaves.
-
-    Raises:
-        Gone: it has left.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_left(request.receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Gone
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _head(service: Service, order: Order, kind: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from dpalign.serving.dial import Dial
 from dpalign.serving.generation import Drawn, GenerationError, Generator, Sampling, collect
 from dpalign.serving.limits import Limits
 from dpalign.serving.rewards import Rewards
-from dpalign.serving.speakers import Ask, Piece
+from dpalign.serving.speakers import Ask, Piece, Pieces
 
 _T = TypeVar("_T")
 
@@ -49,7 +49,7 @@ class Local:
     def max_best_of(self) -> int:
         return 0 if self.reader is None else Limits.max_n
 
-    def stream(self, ask: Ask) -> Iterator[Piece]:
+    def stream(self, ask: Ask) -> Pieces:
         """See `Speaker.stream`."""
         pieces: queue.SimpleQueue[Piece | Exception | None] = queue.SimpleQueue()
         drawing = asyncio.run_coroutine_threadsafe(self._draw(ask, pieces), self.loop)

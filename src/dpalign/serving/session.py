@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -141,14 +142,9 @@ class Session:
 
     def _texts(self, turn: Turn, before: Sequence[Turn] | None = None) -> Iterator[str]:
         """The text of an answer as it comes, kept in the turn; an interruption stops it and is no error."""
-        pieces = self.speaker.stream(self._asked(turn, before))
-        try:
+        with closing(self.speaker.stream(self._asked(turn, before))) as pieces, suppress(KeyboardInterrupt):
             for piece in pieces:
                 yield _take(turn, piece)
-        except KeyboardInterrupt:
-            close = getattr(pieces, "close", None)
-            if close is not None:
-                close()
 
     def _together(self, turns: Sequence[Turn], before: Sequence[Turn] | None) -> Iterator[tuple[int, str]]:
         """(side, text) of two answers as they come, each drawn in a thread of its own."""
@@ -156,19 +152,15 @@ class Session:
         stop = threading.Event()
 
         def draw(side: int, turn: Turn) -> None:
-            pieces = self.speaker.stream(self._asked(turn, before))
             try:
-                for piece in pieces:
-                    news.put((side, piece))
-                    if stop.is_set():
-                        break
+                with closing(self.speaker.stream(self._asked(turn, before))) as pieces:
+                    for piece in pieces:
+                        news.put((side, piece))
+                        if stop.is_set():
+                            break
                 news.put((side, None))
             except Exception as error:
                 news.put((side, error))
-            finally:
-                close = getattr(pieces, "close", None)
-                if close is not None:
-                    close()
 
         for side, turn in enumerate(turns):
             threading.Thread(target=draw, args=(side, turn), daemon=True).start()

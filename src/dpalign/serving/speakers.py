@@ -1,6 +1,6 @@
 """Who answers in a chat: a model of ours in this process (`local.py`), or a server of OpenAI's kind (`remote.py`)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +40,10 @@ class Piece:
     """At its end, how it was chosen: of an answer that was asked for as the best of several."""
 
 
+Pieces = Generator[Piece, None, None]
+"""An answer as it is drawn; closing it stops it."""
+
+
 class Speaker(Protocol):
     """Answers one chat; asked from several threads at a time when two directions are compared."""
 
@@ -61,8 +65,8 @@ class Speaker(Protocol):
         """Answers that the best may be chosen from; 0 without a reward model, which would choose."""
         ...
 
-    def stream(self, ask: Ask) -> Iterator[Piece]:
-        """An answer as it is drawn; closing the iterator stops it.
+    def stream(self, ask: Ask) -> Pieces:
+        """An answer, from a speaker that may be drawing another.
 
         Raises:
             ValueError: the model, or the server, refuses; says why.
