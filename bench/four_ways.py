@@ -32,7 +32,8 @@ from dpalign.preference import rng_for
 from dpalign.serving.answering import Service
 from dpalign.serving.api import create_app
 from dpalign.serving.limits import Limits
-from dpalign.serving.run import build, declare, server_of
+from dpalign.serving.run import build, declare
+from dpalign.serving.server import server_of
 from dpalign.world.language import DEPTHS, THINGS, Task, say_prompt
 from vllm_server import vllm_server
 

@@ -29,7 +29,7 @@ FLAGS: Final = (
     *("--disable-component-update", "--disable-sync"),
 )
 COLOURS: Final = {"31": "#ff8f8f", "33": "#e3b35c", "35": "#ea93cb", "36": "#7cc7ff"}
-COLUMNS, LINES = 104, 38
+COLUMNS, LINES = 104, 50
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def shoot_page(browser: Any, url: str) -> None:
     """The page on a desk in light and dark, and on a phone."""
     kinds = {
         "page": ((1280, 912), "light", "#a=0&b=-45"),
-        "page-dark": ((1280, 800), "dark", "#a=-15&b=-60"),
+        "page-dark": ((1280, 800), "dark", "#a=-15&b=-60&best=4"),
         "page-phone": ((390, 844), "light", "#a=0&b=-45"),
     }
     for name, (size, light, address) in kinds.items():
@@ -74,7 +74,7 @@ def shoot_page(browser: Any, url: str) -> None:
 
 def shoot_chat(browser: Any, model: Path) -> None:
     """A chat in a real terminal, and what it looked like."""
-    typed = ["/dial -30", "explain needle, whale, iron and fox.", "/compare -45 0"]
+    typed = ["/dial -30", "explain needle, whale, iron and fox.", "/compare -45 0", "/best 4", "/retry"]
     screen = terminal(model, typed)
     page = browser.new_page(viewport={"width": 980, "height": 200}, device_scale_factor=1.5)
     page.set_content(
@@ -93,10 +93,8 @@ def terminal(model: Path, typed: list[str]) -> str:
     def tmux(*words: str) -> str:
         return subprocess.run(["tmux", "-L", name, *words], check=True, capture_output=True, text=True).stdout
 
-    # a link of a good name: a chat is headed by its model's
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "world").symlink_to(model.resolve())
-        command = f"{sys.executable} -m dpalign chat world --no-history"
+        command = f"{sys.executable} -m dpalign chat '{model.resolve()}' --no-history"
         (Path(folder) / "start.sh").write_text(f"clear\nexec {command}\n")
         tmux("new-session", "-d", "-x", str(COLUMNS), "-y", str(LINES), "-c", folder, "sh start.sh")
         try:
@@ -148,7 +146,7 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="an export with its reward model")
+    parser.add_argument("model", type=Path, help="an export with its reward model; its folder's name heads the chat")
     model = parser.parse_args().model
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as started:

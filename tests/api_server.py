@@ -26,7 +26,7 @@ from dpalign.serving.dial import Dial
 from dpalign.serving.generation import Generator
 from dpalign.serving.limits import Limits
 from dpalign.serving.rewards import Rewards
-from dpalign.serving.run import server_of
+from dpalign.serving.server import server_of
 from dpalign.templates import chat_template
 
 NAMES = ("helpfulness", "verbosity")

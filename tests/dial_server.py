@@ -52,6 +52,8 @@ class Model:
     """An answer is its text and [DONE]: no reason is given for its end; an answer of NUL is no JSON at all."""
     warning: str | None = None
     template: str = "fig1"
+    chosen: Mapping[str, Any] | None = None
+    """What an answer tells of how it was chosen, where it is asked for as the best of several."""
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """The bodies of all chat completions."""
@@ -77,6 +79,7 @@ class Model:
             "arc": self.arc and list(self.arc),
             "template": self.template,
             "rewards": self.rewards,
+            "max_best_of": 16 if self.rewards else 0,
             "front": front or None,
         }
 
@@ -138,10 +141,19 @@ def serving(model: Model | None = None) -> Iterator[Model]:
                 if text == "\0":
                     self.wfile.write(b"data: [nonsense\n\n")
                 if not model.bare:
-                    self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+                    told = {"best_of": self.chosen(body)} if body.get("best_of") else {}
+                    self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]} | told)
                 self.wfile.write(b"data: [DONE]\n\n")
             except OSError:
                 model.gone += 1
+
+        def chosen(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+            if model.chosen is not None:
+                return model.chosen
+            rewards = {name: 81.0 - 3 * k for k, name in enumerate(model.objectives)}
+            value = sum(w * rewards[name] for name, w in body["preference"].items())
+            told = {"drawn": body["best_of"], "angle_spread": body.get("angle_spread", 10.0)}
+            return told | {"drawn_at": body["preference"], "rewards": rewards, "value": value, "mean_value": value - 2}
 
         def event(self, data: object) -> None:
             self.wfile.write(f"data: {json.dumps(data)}\n\n".encode())

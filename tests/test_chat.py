@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,15 +22,27 @@ from dpalign import cli
 from dpalign.preference import Preference
 from dpalign.records import Message
 from dpalign.serving import arc
+from dpalign.serving.best_of import Chosen
 from dpalign.serving.chat import answer_all, converse, first_direction
 from dpalign.serving.dial import Dial
 from dpalign.serving.flowing import Columns, Wrapper, harmless, wide
 from dpalign.serving.remote import Remote
 from dpalign.serving.session import Session
-from dpalign.serving.speakers import Ask, Piece
+from dpalign.serving.speakers import Ask, Piece, Pieces
 from dpalign.serving.terminal import Terminal
 
 DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", (-45.0, 0.0))
+
+
+CHOSEN = Chosen(
+    drawn=4,
+    angle_spread=10.0,
+    drawn_at={"helpfulness": 0.996195, "verbosity": -0.087156},
+    rewards={"helpfulness": 70.0, "verbosity": 30.0},
+    value=70.0,
+    mean_value=64.25,
+)
+"""Of an answer drawn at -5 degrees and chosen at 0."""
 
 
 class Parrot:
@@ -39,11 +51,11 @@ class Parrot:
     name = "parrot"
 
     def __init__(self, dial: Dial | None = DIAL, scores: bool = True) -> None:
-        self.dial, self.scores = dial, scores
+        self.dial, self.scores, self.max_best_of = dial, scores, 8 * scores
         self.asked: list[Ask] = []
         self.interrupted_after: int | None = None
 
-    def stream(self, ask: Ask) -> Iterator[Piece]:
+    def stream(self, ask: Ask) -> Pieces:
         self.asked.append(ask)
         if ask.messages[-1]["content"] == "fail":
             raise ValueError("the parrot is ill")
@@ -52,7 +64,7 @@ class Parrot:
             if i == self.interrupted_after:
                 raise KeyboardInterrupt
             yield Piece(f" {word}" if i else word)
-        yield Piece("", "stop")
+        yield Piece("", "stop", chosen=CHOSEN if ask.best_of else None)
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         return {"helpfulness": 80.0, "verbosity": float(len(answer))}
@@ -163,6 +175,28 @@ def test_scores_show_what_an_answer_is_worth_to_its_user() -> None:
     assert "no reward model here" in chat("/score", speaker=Parrot(scores=False))[0]
 
 
+def test_the_best_of_several_answers_is_asked_for_and_says_how_it_was_chosen(tmp_path: Path) -> None:
+    file, speaker = tmp_path / "chat.json", Parrot()
+    first = ("/score on", "/best 4", "tea?", f"/save {file}")
+    said, session = chat(*first, "/best 8 2.5", "/compare -45 0", "/best", "/best off", "oak?", speaker=speaker)
+    assert "0\u00b0 best of 4 \u276f tea?\ndrawing 4 answers\n" in said
+    assert "the best of 4 within 10\u00b0, drawn at \u22125\u00b0: v.r 70.0, the mean of all 64.2\n" in said
+    assert re.search(r"helpfulness  70\.0  \u2501+", said)  # by the one who chose, not asked again: else 80
+    assert [(ask.best_of, ask.spread) for ask in speaker.asked] == [(4, None), (8, 2.5), (8, 2.5), (None, None)]
+    assert "the best of 8 answers drawn within 2.5\u00b0 of the direction, by the reward model\n" in said
+    assert json.loads(file.read_text())["turns"][0]["best_of"] == CHOSEN.to_json()
+    assert [turn.to_json()["best_of"] is None for turn in session.turns] == [False, True]
+
+
+def test_the_best_of_several_needs_a_reward_model_and_a_direction() -> None:
+    said, session = chat("/best 4", "/dial off", "tea?", "/dial -30", "tea?")
+    assert "the best of 4 answers is chosen by a direction: /dial turns to one, /best off draws one" in said
+    assert [turn.answer for turn in session.turns] == ["tea? at -30 seed 0"]
+    said, _ = chat("/best 4", speaker=Parrot(scores=False))
+    assert "/best 4: no reward model here to choose" in said
+    assert "the best of four" not in said  # nor is it offered
+
+
 def test_a_stopped_answer_stays_and_the_chat_goes_on() -> None:
     speaker = Parrot()
     speaker.interrupted_after = 2
@@ -185,12 +219,16 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(tmp_path: Path) -> None
         "/save": "name a file",
         f"/save {stands}": "stands already",
         "/score maybe": "give on or off",
+        "/best 9": "/best 9: give a whole number from 2 to 8",
+        "/best two": "/best two: give a whole number from 2 to 8",
+        "/best 4 wide": "/best 4 wide: give a number from 0 to 180",
         "fail": "the parrot is ill",
     }.items():
         said, session = chat(line)
         assert re.search(words, said), (line, said)
         assert session.turns == []
         assert session.preference == Preference.from_angle(0, DIAL.objectives)
+        assert (session.best_of, session.spread) == (None, None)
     assert stands.read_text() == "mine"
 
 
@@ -226,7 +264,7 @@ def test_a_saved_chat_says_how_each_answer_was_drawn(tmp_path: Path) -> None:
 
 def test_help_names_every_command() -> None:
     said, _ = chat("/help")
-    for name in ("dial", "compare", "score", "system", "seed", "temperature", "retry", "clear", "save", "quit"):
+    for name in ("dial", "compare", "best", "score", "system", "seed", "temperature", "retry", "clear", "save", "quit"):
         assert f"/{name}" in said
 
 
@@ -337,6 +375,24 @@ def test_a_server_of_ours_tells_its_dial_and_takes_the_direction() -> None:
     assert (body["temperature"], body["seed"], body["max_tokens"], body["stream"]) == (0.5, 3, 9, True)
 
 
+def test_a_server_of_ours_draws_the_best_of_several_and_tells_how_it_chose() -> None:
+    message: Message = {"role": "user", "content": "tea?"}
+    at = Preference.from_angle(0, DIAL.objectives)
+    with serving(Model(chosen=CHOSEN.to_json())) as model:
+        remote = Remote(model.url, key=None, key_from="K")
+        assert remote.max_best_of == 16
+        for spread in (None, 5.0):
+            pieces = list(remote.stream(Ask([message], at, 0.7, 3, 9, 4, spread)))
+            assert [piece.chosen for piece in pieces if piece.finish] == [CHOSEN]
+        model.chosen = {"drawn": 4}
+        with pytest.raises(ValueError, match="best_of tells no choice"):
+            list(remote.stream(Ask([message], at, 0.7, 3, 9, 4)))
+    asked = [(body["best_of"], body.get("angle_spread")) for body in model.requests]
+    assert asked == [(4, None), (4, 5.0), (4, None)]
+    with serving(Model(rewards=False)) as model:
+        assert Remote(model.url, key=None, key_from="K").max_best_of == 0
+
+
 def test_any_other_server_gets_the_direction_in_its_template_arguments() -> None:
     with serving(Model(dial=False)) as model:
         remote = Remote(model.url, objectives=DIAL.objectives, key=None, key_from="K")
@@ -369,6 +425,13 @@ def test_a_server_that_refuses_or_fails_is_an_error_in_words() -> None:
         remote = Remote(model.url, key=None, key_from="K")
         with pytest.raises(ValueError, match="broke off"):
             list(remote.stream(Ask([{"role": "user", "content": "x"}], None, 0.7, 0, None)))
+    with serving() as model:
+        remote = Remote(model.url, key=None, key_from="K")
+        model.objectives = ("helpfulness",)
+        with pytest.raises(ValueError, match="no rewards of helpfulness, verbosity there"):
+            remote.rewards([{"role": "user", "content": "x"}], "tea")
+    with serving(Model(arc=(1.0,))) as model, pytest.raises(ValueError, match="/v1/dial: tells no dial"):
+        Remote(model.url, key=None, key_from="K")
     with pytest.raises(ValueError, match="unreachable"):
         Remote(model.url, key=None, key_from="K")
     with pytest.raises(ValueError, match="give the base of a server"):
@@ -406,6 +469,21 @@ def test_one_question_gets_one_answer_and_nothing_else(capsys: pytest.CaptureFix
     assert model.requests[0]["messages"] == [{"role": "user", "content": "explain tea."}]
 
 
+def test_one_question_may_get_the_best_of_several(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving() as model:
+        cli.main(["chat", "--url", model.url, "--best", "4", "explain tea."])
+        with pytest.raises(SystemExit):
+            cli.main(["chat", "--url", model.url, "--best", "99", "explain tea."])
+        model.rewards = False
+        with pytest.raises(SystemExit):
+            cli.main(["chat", "--url", model.url, "--best", "4", "explain tea."])
+    assert [body["best_of"] for body in model.requests] == [4]
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 1
+    assert "--best 99: give a whole number from 2 to 16" in said.err
+    assert "--best 4: no reward model here to choose" in said.err
+
+
 def test_a_pipe_is_turns_or_one_question(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Model(answer=lambda body: f"<{body['messages'][-1]['content']}>")) as model:
         monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
@@ -440,24 +518,37 @@ def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the server needs the extra dpalign[serve]")
     pytest.importorskip("transformers", reason="a model needs the extra dpalign[train]")
     import api_server
+    from dpalign.contract import Contract
+    from dpalign.preference import Arc
+    from dpalign.records import HEADS
     from dpalign.serving.batching import BatchingGenerator
     from dpalign.serving.local import Local
+    from dpalign.serving.rewards import Rewards
 
     folder = api_server.write_policy(tmp_path / "mine")
     message: Message = {"role": "user", "content": "explain fox, tea and iron."}
     asks = [Ask([message], Preference.from_angle(angle, DIAL.objectives), 0.7, 3, 24) for angle in (0, -45)]
-    with contextlib.closing(Local("mine", folder, BatchingGenerator(str(folder), rows=2))) as local:
+    best = Ask([message], Preference.from_angle(-30, DIAL.objectives), 0.7, 3, 24, best_of=4, spread=15)
+    contract = Contract("world-v1", "world-v1", api_server.OBJECTIVES, HEADS, Arc(-45.0, 0.0))
+    rewards = Rewards("python:api_server:lengths", contract, "world-v1")
+    with contextlib.closing(Local("mine", folder, BatchingGenerator(str(folder), rows=16), rewards)) as local:
         here = ["".join(piece.text for piece in local.stream(ask)) for ask in asks]
+        (best_here,) = local.stream(best)
         with pytest.raises(ValueError, match="/clear begins a new one"):
             list(local.stream(Ask([message] * 400, None, 0.7, 0, None)))
     with api_server.serving(folder, reward=True) as running:
         remote = Remote(running.url, key=None, key_from="K")
         there = ["".join(piece.text for piece in remote.stream(ask)) for ask in asks]
+        best_there = [piece for piece in remote.stream(best) if piece.text or piece.chosen]
         outside = Ask([message], Preference.from_angle(-90, DIAL.objectives), 0.7, 3, 4)
         warnings = [warning for piece in remote.stream(outside) for warning in piece.warnings]
         assert set(remote.rewards([message], there[0])) == {"helpfulness", "verbosity"}
     assert here == there
     assert here[0]
+    assert best_here.text == best_there[0].text
+    assert best_here.chosen == best_there[-1].chosen
+    assert best_here.chosen is not None
+    assert best_here.chosen.value > best_here.chosen.mean_value
     assert len(warnings) == 1
 
 
@@ -476,24 +567,25 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path)
             preexec_fn=heard,
         )
         os.close(follower)
-        said = ""
+        said = b""
 
         def until(words: str) -> None:
             nonlocal said
             end = time.monotonic() + 20
-            while words not in said:
-                assert time.monotonic() < end, said
+            while words.encode() not in said:
+                assert time.monotonic() < end, said.decode("utf-8", "replace")
                 if select.select([leader], [], [], 0.2)[0]:
-                    said += os.read(leader, 4096).decode("utf-8", "replace")
+                    said += os.read(leader, 4096)
 
         until("says more")
         os.write(leader, b"explain tea.\n")
         until("tea is")
         os.kill(running.pid, signal.SIGINT)
         until("(stopped)")
-        said = ""
+        said = b""
         os.write(leader, b"/dial -30\n")
         until("maximize helpfulness*0.87 - verbosity*0.50")
+        until("\u221230\u00b0 \u276f")  # before the prompt the terminal would take Ctrl-D for itself
         os.write(leader, b"\x04")
         assert running.wait(10) == 0
         os.close(leader)

@@ -231,6 +231,56 @@ def test_the_address_restores_directions_question_and_settings(opened: Opener) -
 
 
 @pytest.mark.browser
+def test_the_best_of_several_is_chosen_under_the_dial_and_restored_by_the_address(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    chosen = {
+        "drawn": 4,
+        "angle_spread": 10.0,
+        "drawn_at": {"helpfulness": 0.996195, "verbosity": -0.087156},
+        "rewards": {"helpfulness": 70.0, "verbosity": 30.0},
+        "value": 70.0,
+        "mean_value": 64.2,
+    }
+    with serving(Model(chosen=chosen)) as model:
+        with opened(model, "#sides=1") as page:
+            choice = page.get_by_label("Show")
+            assert choice.locator("option").all_inner_texts() == [
+                *("one answer", "the best of 2", "the best of 4", "the best of 8", "the best of 16"),
+            ]
+            expect(page.locator("#best-note")).to_have_text("")
+            choice.focus()
+            page.keyboard.press("ArrowDown")
+            page.keyboard.press("ArrowDown")
+            expect(choice).to_have_value("4")
+            expect(page.locator("#best-note")).to_contain_text("it comes when all are drawn")
+            ask(page, "explain tea.")
+            whole(page, 1)
+            expect(page.locator(".choice")).to_have_text(
+                "the best of 4, drawn at \u22125\u00b0; the mean of all is 64.3"
+            )
+            expect(page.locator(".reward output").first).to_have_text("70.0")  # by the one who chose: else 90
+            address = page.evaluate("location.hash")
+        assert "best=4" in address
+        for named, n in {address: "4", "#best=3": "3", "#best=99": "16", "#best=x": "1", "": "1"}.items():
+            with opened(model, named) as page:
+                expect(page.get_by_label("Show")).to_have_value(n)
+    assert [request["best_of"] for request in model.requests] == [4]
+
+
+@pytest.mark.browser
+def test_without_a_reward_model_the_best_of_several_cannot_be_asked_for_and_the_page_says_why(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    with serving(Model(rewards=False)) as model, opened(model, "#best=4&sides=1") as page:
+        expect(page.get_by_label("Show")).to_be_disabled()
+        expect(page.locator("#best-note")).to_have_text("The best of several needs a reward model: dpa serve --reward")
+        ask(page, "explain tea.")
+        expect(shown(page, "A")).to_have_text(re.compile(r" in rain\.$"))
+    assert "best_of" not in model.requests[0]
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("objectives", [("helpfulness", "verbosity"), ("helpfulness", "honesty", "verbosity")])
 def test_on_a_phone_nothing_scrolls_sideways(opened: Opener, objectives: tuple[str, ...]) -> None:
     long = "antidisestablishmentarianism" * 6
@@ -242,7 +292,8 @@ def test_on_a_phone_nothing_scrolls_sideways(opened: Opener, objectives: tuple[s
         assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [320, 320]
         boxes = [page.locator(f"article.{side}").bounding_box() for side in "AB"]
         small = page.evaluate(
-            "[...document.querySelectorAll('button')].filter(b => b.offsetHeight && b.offsetHeight < 40).map(b => b.id)"
+            "[...document.querySelectorAll('button, select')]"
+            ".filter(one => one.offsetHeight && one.offsetHeight < 40).map(one => one.id)"
         )
     assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]  # one column
     assert small == []

@@ -30,9 +30,9 @@ from api_server import QUESTION, Running
 from conftest import MICRO
 from dpalign.cli import main, parser_of
 from dpalign.recipe import load
-from dpalign.serving.api import EventStream
 from dpalign.serving.limits import Limits
-from dpalign.serving.run import LOCAL_NAMES, api_key, build, limits_of
+from dpalign.serving.run import LOCAL_NAMES, api_key, build, limits_of, open_generator
+from dpalign.serving.streaming import EventStream
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +155,7 @@ def test_no_more_bodies_are_held_than_requests_can_be_answered_or_wait(folder: P
 
 def test_a_client_that_stops_reading_its_stream_loses_its_place() -> None:
     ended: list[str] = []
-    counted = SimpleNamespace(inc=lambda: ended.append("gone"))
-    service = SimpleNamespace(limits=Limits(read_seconds=0.05), metrics=SimpleNamespace(gone=counted))
+    metrics = SimpleNamespace(gone=SimpleNamespace(inc=lambda: ended.append("gone")))
 
     async def events() -> AsyncGenerator[list[dict[str, Any]], None]:
         try:
@@ -174,7 +173,8 @@ def test_a_client_that_stops_reading_its_stream_loses_its_place() -> None:
 
     async def stream() -> None:
         chunks = events()
-        await EventStream(await anext(chunks), chunks, {}, service)({}, forever, sent)  # type: ignore[arg-type]
+        streamed = EventStream(await anext(chunks), chunks, {}, 0.05, metrics)  # type: ignore[arg-type]
+        await streamed({}, forever, sent)  # type: ignore[arg-type]
 
     asyncio.run(asyncio.wait_for(stream(), 5))
     assert ended == ["gone", "stream closed"]
@@ -318,6 +318,7 @@ def test_dpa_serve_says_where_it_answers_hides_its_key_and_ends_at_sigterm(folde
 def test_bad_options_are_said_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "key"
     empty.write_text("\n")
+    vllm = [str(folder), "--engine", "vllm"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for words, said in (
@@ -329,11 +330,50 @@ def test_bad_options_are_said_in_one_line(folder: Path, tmp_path: Path, capsys: 
             ([str(folder), "--port", port], "choose another --port"),
             ([str(folder), "--reward", "r"], "give --reward-template"),
             ([str(folder), "--sampling.n", "8"], "takes no knobs of a recipe"),
+            ([str(folder), "--gpu-memory", "0.5"], "--gpu-memory goes with --engine vllm"),
+            ([str(folder), "--max-model-len", "64"], "--max-model-len goes with --engine vllm"),
+            ([*vllm, "--tensor-parallel", "0"], "--tensor-parallel must be at least 1, got 0"),
+            ([*vllm, "--gpu-memory", "1.5"], "--gpu-memory is a share of a GPU, above 0 and at most 1, got 1.5"),
+            ([*vllm, "--max-model-len", "1"], "--max-model-len 1: at least 2"),
         ):
             with pytest.raises(SystemExit) as ended:
                 main(["serve", *words])
             assert ended.value.code == 2
             assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], {"tensor_parallel_size": 1, "gpu_memory_utilization": 0.9, "max_model_len": None}),
+        (
+            ["--tensor-parallel", "2", "--gpu-memory", "0.6", "--max-model-len", "192"],
+            {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.6, "max_model_len": 192},
+        ),
+    ],
+)
+def test_vllm_is_told_of_gpus_memory_and_the_longest_context(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: dict[str, object]
+) -> None:
+    """A vLLM that only keeps what it is asked stands in for the real one, on a machine that seems to have a GPU."""
+    from dpalign.serving import vllm_generator
+
+    asked: dict[str, Any] = {}
+    length = words[-1] if words else 256
+    engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=length))
+    for name, module in {
+        "vllm.engine.arg_utils": SimpleNamespace(AsyncEngineArgs=lambda **fields: asked.update(fields)),
+        "vllm.v1.engine.async_llm": SimpleNamespace(AsyncLLM=SimpleNamespace(from_engine_args=lambda _: engine)),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(vllm_generator, "require_vllm", lambda _: None)
+    monkeypatch.setattr(vllm_generator.torch.cuda, "is_available", lambda: True)
+    arguments = parser_of("serve").parse_args([str(folder), "--engine", "vllm", "--rows", "16", *words])
+    generator = open_generator(arguments, folder)
+    assert generator.context == int(length)
+    assert {name: asked[name] for name in told} == told
+    assert (asked["model"], asked["max_num_seqs"], asked["dtype"]) == (str(folder), 16, "float32")
+    assert "enforce_eager" not in asked
 
 
 def test_the_key_of_the_environment_is_not_left_there(monkeypatch: pytest.MonkeyPatch) -> None:

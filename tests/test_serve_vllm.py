@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import api_server
 from api_server import NAMES, OBJECTIVES, Running
 from dpalign.contract import Contract, write_contract
+from dpalign.engines import Engines
 from dpalign.preference import Arc
 from dpalign.recipe import WORLD_BASE
 from dpalign.records import HEADS
@@ -42,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(folder: Path) -> Iterator[Running]:
     from dpalign.serving.vllm_generator import VllmGenerator
 
-    generator = VllmGenerator(str(folder), rows=16)
+    generator = VllmGenerator(str(folder), rows=16, settings=Engines(sampling="vllm"), max_model_len=384)
+    assert generator.context == 384
     with api_server.serving(folder, Limits(max_tokens=256, max_n=8), generator=generator) as server:
         yield server
 

@@ -16,10 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import api_server
 from dpalign.records import user_prompt
-from dpalign.serving.answering import collect
 from dpalign.serving.batching import BatchingGenerator
 from dpalign.serving.decoder import draw_rows, nucleus
-from dpalign.serving.generation import GenerationError, Sampling
+from dpalign.serving.generation import GenerationError, Sampling, collect
 
 QUESTIONS = ("name owl.", "explain fox, tea and iron.", "explain rain, salt, wolf and moon. there is much to say.")
 

@@ -127,15 +127,18 @@ class _Bar:
     def close(self) -> None: ...
 
 
-def require_vllm() -> Any:
+def require_vllm(environment: Mapping[str, str] = QUIET) -> Any:
     """vLLM's `LLM`, imported with its environment set.
+
+    Args:
+        environment: what vLLM reads when it is imported; what is set already stays.
 
     Raises:
         ValueError: vLLM is not installed, cannot be imported, or is made for another machine; says what to install.
     """
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(f'engines: "vllm" is asked for, and vLLM is not installed; {INSTALL}')
-    for name, value in QUIET.items():
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     try:
         from vllm import LLM

@@ -3,20 +3,20 @@
 What is wrong with a request is found here and said before a token is drawn.
 """
 
-import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter, time
 from typing import Any
 
-from dpalign.preference import Preference, rng_for
+from dpalign.preference import Preference
 from dpalign.records import Message
-from dpalign.serving.best_of import best_answer, neighbours
+from dpalign.serving.best_of import SPREAD, Best, draw_best
 from dpalign.serving.dial import Dial
 from dpalign.serving.gate import Gate
-from dpalign.serving.generation import Delta, Finish, Generator, Sampling
+from dpalign.serving.generation import Delta, Drawn, Generator, Sampling, collect
 from dpalign.serving.limits import Limits
 from dpalign.serving.metrics import Metrics
 from dpalign.serving.protocol import ChatRequest, plain_messages
@@ -37,17 +37,6 @@ class Order:
     spread: float = 0.0
 
 
-@dataclass
-class Best:
-    """The best of several answers, and what became of them."""
-
-    text: str
-    finish: Finish
-    tokens: int
-    """Of all answers drawn."""
-    report: Mapping[str, Any]
-
-
 class Service:
     """One model behind the API.
 
@@ -65,7 +54,7 @@ class Service:
         *,
         rewards: Rewards | None = None,
         temperature: float = 0.7,
-        spread: float = 10.0,
+        spread: float = SPREAD,
     ) -> None:
         self.name, self.dial, self.generator, self.limits, self.rewards = name, dial, generator, limits, rewards
         self.temperature, self.spread = temperature, spread
@@ -73,6 +62,8 @@ class Service:
         self.scoring = Gate(4, limits.max_queue)
         self.metrics = Metrics(self.now)
         self.created = int(time())
+        self.max_best_of = 0 if rewards is None else limits.max_n
+        """Answers that best_of may choose from; 0 without a reward model, which would choose."""
         self.max_prompt = min(limits.max_prompt or generator.context, generator.context - 1)
 
     def now(self) -> dict[str, float]:
@@ -197,48 +188,32 @@ class Service:
 
     async def best(self, order: Order) -> Best:
         """The best of `best_of` answers drawn around the direction, by the reward model at the direction itself."""
-        asked, rewards, n = order.preference, self.rewards, order.best_of
-        assert asked is not None
-        assert rewards is not None
-        assert n is not None
-        around = neighbours(asked, n, order.spread, self.dial.arc)
-        sampling = order.sampling
-        lines = {self.dial.line(near): near for near in around}
-        count = {line: sum(self.dial.line(near) == line for near in around) for line in lines}
-        async with self.gate.enter():
-            tasks = []
-            for i, (line, near) in enumerate(lines.items()):
-                seed = int(rng_for("best of", sampling.seed, i).integers(2**62))
-                drawing = self._whole(order, near, replace(sampling, n=count[line], seed=seed))
-                tasks.append(asyncio.create_task(drawing))
-            try:
-                groups = await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-            drawn = [(near, *one) for near, group in zip(lines.values(), groups, strict=True) for one in group]
-            reward_NK = await self.scores(order.messages, [text for _, text, _, _ in drawn])
-        best = best_answer(reward_NK, [finish == "stop" for _, _, finish, _ in drawn], asked)
-        near, text, finish, _ = drawn[best]
-        report = {
-            "drawn": n,
-            "angle_spread": order.spread,
-            "drawn_at": {name: round(w, 6) for name, w in near.weights.items()},
-            "rewards": rewards.named(reward_NK[best]),
-            "value": round(float(reward_NK[best] @ asked.v_K), 3),
-            "mean_value": round(float((reward_NK @ asked.v_K).mean()), 3),
-        }
-        return Best(text, finish, sum(tokens for *_, tokens in drawn), report)
+        assert order.preference is not None
+        assert order.best_of is not None
 
-    async def _whole(self, order: Order, near: Preference, sampling: Sampling) -> list[tuple[str, Finish, int]]:
-        """(text, finish, tokens) of each answer at one direction."""
+        async def draw(near: Preference, n: int, seed: int) -> list[Drawn]:
+            return await self._whole(order, near, replace(order.sampling, n=n, seed=seed))
+
+        async with self.gate.enter():
+            return await draw_best(
+                self.dial,
+                order.preference,
+                order.best_of,
+                order.spread,
+                order.sampling.seed,
+                draw=draw,
+                score=partial(self.scores, order.messages),
+            )
+
+    async def _whole(self, order: Order, near: Preference, sampling: Sampling) -> list[Drawn]:
+        """The answers at one direction of several."""
         prompt = await self._prompt(order.messages, near)
         room = self.generator.context - len(prompt)
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         self.metrics.prompt_tokens.inc(len(prompt))
         async with aclosing(self.generator.stream(prompt, sampling)) as stream:
             collected = await collect(stream, sampling.n)
-        self.metrics.generated_tokens.inc(sum(tokens for *_, tokens in collected))
+        self.metrics.generated_tokens.inc(sum(answer.tokens for answer in collected))
         return collected
 
     async def scores(self, messages: Sequence[Message], answers: Sequence[str]) -> Any:
@@ -256,17 +231,6 @@ class Service:
             raise Refusal(400, f"the reward model: {error}", param="messages", code="invalid_value") from None
         self.metrics.scored.inc(len(answers))
         return reward_NK
-
-
-async def collect(stream: AsyncGenerator[list[Delta], None], n: int) -> list[tuple[str, Finish, int]]:
-    """(text, finish, tokens) of each of n answers, when all are whole."""
-    texts, finishes, tokens = [""] * n, ["length"] * n, [0] * n
-    async for news in stream:
-        for delta in news:
-            texts[delta.index] += delta.text
-            tokens[delta.index] += delta.tokens
-            finishes[delta.index] = delta.finish or finishes[delta.index]
-    return list(zip(texts, finishes, tokens, strict=True))  # type: ignore[arg-type]
 
 
 def _as_kwargs(given: object, asked: Mapping[str, Any]) -> dict[str, Any]:

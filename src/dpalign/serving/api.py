@@ -1,26 +1,24 @@
 """The HTTP surface: OpenAI's chat completions with a dial, what the page needs, health and metrics."""
 
-import asyncio
 import contextlib
-import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from time import time
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
 
 from dpalign import __version__
 from dpalign.serving import refusals
-from dpalign.serving.answering import Order, Service, collect
-from dpalign.serving.generation import Delta
+from dpalign.serving.answering import Order, Service
+from dpalign.serving.generation import Delta, collect
 from dpalign.serving.guard import Guard
 from dpalign.serving.protocol import ChatRequest, RewardRequest, choice, piece, plain_messages, usage
-from dpalign.serving.refusals import Refusal, json_response, refusal_of
+from dpalign.serving.refusals import Refusal, json_response
+from dpalign.serving.streaming import EventStream, Gone, unless_gone
 
 PAGE: Final = Path(__file__).parent / "page"
 """The web page's files."""
@@ -35,12 +33,6 @@ PAGE_HEADERS: Final = {
 }
 """Of the page's files. The page states the rest of its policy itself, but only a header can forbid frames around it;
 and a browser asks whether a file has changed, so that no page of an earlier version meets this server."""
-
-_T = TypeVar("_T")
-
-
-class Gone(Exception):
-    """The client has left."""
 
 
 def create_app(
@@ -102,7 +94,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
                 options = body.stream_options
                 events = _events(service, order, head, with_usage=bool(options and options.include_usage))
                 first = await unless_gone(request, anext(events))
-                return EventStream(first, events, _headers(order), service)
+                return EventStream(first, events, _headers(order), service.limits.read_seconds, service.metrics)
             return await unless_gone(request, _completion(service, order, head))
         except Gone:
             service.metrics.gone.inc()
@@ -112,13 +104,15 @@ def _add_chat(app: FastAPI, service: Service) -> None:
 async def _completion(service: Service, order: Order, head: dict[str, Any]) -> Response:
     if order.best_of is not None:
         best = await service.best(order)
-        choices = [choice(0, best.text, best.finish)]
-        body = head | {"choices": choices, "usage": usage(len(order.prompt), best.tokens), "best_of": best.report}
+        choices = [choice(0, best.answer.text, best.answer.finish)]
+        told = {"usage": usage(len(order.prompt), best.tokens), "best_of": best.chosen.to_json()}
+        body = head | {"choices": choices} | told
         return json_response(body, headers=_headers(order))
     async with aclosing(service.answers(order)) as stream:
         answers = await collect(stream, order.sampling.n)
-    choices = [choice(i, text, finish) for i, (text, finish, _) in enumerate(answers)]
-    body = head | {"choices": choices, "usage": usage(len(order.prompt), sum(tokens for *_, tokens in answers))}
+    choices = [choice(i, answer.text, answer.finish) for i, answer in enumerate(answers)]
+    drawn = sum(answer.tokens for answer in answers)
+    body = head | {"choices": choices, "usage": usage(len(order.prompt), drawn)}
     return json_response(body, headers=_headers(order))
 
 
@@ -137,8 +131,8 @@ async def _events(
     if order.best_of is not None:
         best = await service.best(order)
         drawn = best.tokens
-        ending = chunk(piece(0, {}, best.finish), best_of=best.report)
-        yield [*opening, chunk(piece(0, {"content": best.text})), ending]
+        ending = chunk(piece(0, {}, best.answer.finish), best_of=best.chosen.to_json())
+        yield [*opening, chunk(piece(0, {"content": best.answer.text})), ending]
     else:
         async with aclosing(service.answers(order)) as stream:
             async for news in stream:
@@ -182,7 +176,8 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/dial")
     async def dial() -> dict[str, Any]:
         """What a client needs to draw the dial."""
-        return service.dial.to_json() | {"model": service.name, "rewards": service.rewards is not None}
+        told = {"rewards": service.rewards is not None, "max_best_of": service.max_best_of}
+        return service.dial.to_json() | {"model": service.name} | told
 
 
 def _add_rewards(app: FastAPI, service: Service) -> None:
@@ -209,93 +204,6 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-class EventStream(Response):
-    """Server-sent events; a client that leaves ends them at once, and one that stops reading before long.
-
-    Args:
-        first: the chunks there are already.
-        events: those to come.
-    """
-
-    def __init__(
-        self,
-        first: list[dict[str, Any]],
-        events: AsyncGenerator[list[dict[str, Any]], None],
-        headers: dict[str, str],
-        service: Service,
-    ) -> None:
-        super().__init__(headers=headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        self.raw_headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
-        self.first, self.events, self.service = first, events, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_left(receive))
-        try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-            else:
-                raise Gone
-        except Gone:
-            self.service.metrics.gone.inc()
-        finally:
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
-            await self.events.aclose()
-
-    async def _send(self, send: Send) -> None:
-        await self._in_time(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-
-        async def out(chunks: Sequence[object], more: bool = True) -> None:
-            data = "".join(f"data: {c if isinstance(c, str) else json.dumps(c)}\n\n" for c in chunks)
-            await self._in_time(send, {"type": "http.response.body", "body": data.encode(), "more_body": more})
-
-        await out(self.first)
-        try:
-            async for chunks in self.events:
-                await out(chunks)
-        except Gone:
-            raise
-        except Exception as error:
-            await out([refusal_of(error).body()])
-        await out(["[DONE]"], more=False)
-
-    async def _in_time(self, send: Send, message: Message) -> None:
-        """Send, or give the client up: one that reads nothing would keep its place for good."""
-        try:
-            async with asyncio.timeout(self.service.limits.read_seconds):
-                await send(message)
-        except TimeoutError:
-            raise Gone from None
-
-
-async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """What the work returns; it is given up when the client leaves.
-
-    Raises:
-        Gone: it has left.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_left(request.receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Gone
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _head(service: Service, order: Order, kind: str) -> dict[str, Any]:

@@ -7,15 +7,109 @@ directions at inference is RPS's (arXiv 2510.20498).
 Shapes: N answers, K objectives.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.preference import Cone, Preference, evaluation_grid
+from dpalign.preference import Cone, Preference, evaluation_grid, rng_for
 from dpalign.selection import best_of_n, scalarize
+from dpalign.serving.dial import Dial
+from dpalign.serving.generation import Drawn
 
 Array = NDArray[np.float64]
+
+SPREAD: Final = 10.0
+"""Degrees around the direction, where nobody says otherwise (paper silent)."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which answer was taken, and what it is worth beside the others: the field `best_of` of a completion."""
+
+    drawn: int
+    angle_spread: float
+    drawn_at: Mapping[str, float]
+    """The direction that the model read for this answer."""
+    rewards: Mapping[str, float]
+    value: float
+    """v . r of this answer at the direction asked (Eq. 2)."""
+    mean_value: float
+    """The mean of all."""
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"drawn_at": dict(self.drawn_at), "rewards": dict(self.rewards)}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Self:
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError: it is nothing of the kind.
+        """
+        try:
+            drawn_at, rewards = ({str(k): float(v) for k, v in told[name].items()} for name in ("drawn_at", "rewards"))
+            numbers = [float(told[name]) for name in ("angle_spread", "value", "mean_value")]
+            return cls(int(told["drawn"]), numbers[0], drawn_at, rewards, *numbers[1:])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"best_of tells no choice ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of several answers."""
+
+    answer: Drawn
+    tokens: int
+    """Of all answers drawn."""
+    chosen: Chosen
+
+
+async def draw_best(
+    dial: Dial,
+    asked: Preference,
+    n: int,
+    spread: float,
+    seed: int,
+    *,
+    draw: Callable[[Preference, int, int], Awaitable[Sequence[Drawn]]],
+    score: Callable[[Sequence[str]], Awaitable[Array]],
+) -> Best:
+    """The best of n answers drawn around a direction, by the reward model at the direction itself.
+
+    Args:
+        draw: gives answers at a direction, so many, with a seed.
+        score: tells what answers earn, reward_NK; an error of either ends the other drawings.
+    """
+    around = neighbours(asked, n, spread, dial.arc)
+    lines = {dial.line(near): near for near in around}
+    copies = Counter(map(dial.line, around))  # neighbours that read the same line share a prompt
+    tasks = []
+    for i, (line, near) in enumerate(lines.items()):
+        own = int(rng_for("best of", seed, i).integers(2**62))
+        tasks.append(asyncio.ensure_future(draw(near, copies[line], own)))
+    try:
+        groups = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    drawn = [(near, answer) for near, group in zip(lines.values(), groups, strict=True) for answer in group]
+    reward_NK = await score([answer.text for _, answer in drawn])
+    best = best_answer(reward_NK, [answer.finish == "stop" for _, answer in drawn], asked)
+    near, answer = drawn[best]
+    chosen = Chosen(
+        drawn=n,
+        angle_spread=spread,
+        drawn_at={name: round(w, 6) for name, w in near.weights.items()},
+        rewards={name: round(float(r), 3) for name, r in zip(asked.objectives, reward_NK[best], strict=True)},
+        value=round(float(reward_NK[best] @ asked.v_K), 3),
+        mean_value=round(float((reward_NK @ asked.v_K).mean()), 3),
+    )
+    return Best(answer, sum(answer.tokens for _, answer in drawn), chosen)
 
 
 def neighbours(asked: Preference, n: int, spread: float, arc: tuple[float, float] | None = None) -> list[Preference]:

@@ -39,6 +39,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--dial", metavar="DIRECTION", help=text)
     text = "a reward folder, to show what each answer earns (default: the one inside MODEL, if any; quiet in a pipe)"
     add("--reward", metavar="DIR", help=text)
+    text = "draw so many answers around the direction, and take the one that the reward model rates best at it"
+    add("--best", metavar="N", help=text)
     text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: as MODEL's preference line is called)"
     add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
     add("--system", default="", metavar="TEXT", help="the system message before the chat")
@@ -133,12 +135,14 @@ def local_speaker(arguments: argparse.Namespace, model: Path) -> "Speaker":
     from transformers.utils import logging
 
     from dpalign.serving.batching import BatchingGenerator
+    from dpalign.serving.limits import Limits
     from dpalign.serving.local import Local
     from dpalign.serving.run import open_rewards
 
     logging.disable_progress_bar()
     rewards = None if contract is None else open_rewards(arguments, folder, contract)
-    return Local(name, contract_folder, BatchingGenerator(str(folder), rows=2, dtype=arguments.dtype), rewards)
+    generator = BatchingGenerator(str(folder), rows=Limits.max_n, dtype=arguments.dtype)
+    return Local(name, contract_folder, generator, rewards)
 
 
 def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Terminal") -> "Session":
@@ -147,6 +151,7 @@ def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Ter
     Raises:
         ValueError: a direction that the model does not take.
     """
+    from dpalign.serving.commands import best_of
     from dpalign.serving.session import Session
 
     return Session(
@@ -157,6 +162,7 @@ def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Ter
         temperature=arguments.temperature,
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
+        best_of=None if arguments.best is None else best_of(speaker, arguments.best, "--best"),
         scoring=speaker.scores and (screen.tty or bool(arguments.reward)),
         memory=not arguments.no_memory and not (speaker.dial is not None and speaker.dial.template == "world-v1"),
     )
@@ -242,8 +248,10 @@ def _greet(session: "Session") -> None:
         screen.draw(arc.drawn(screen, session.dial, session.preference))
     else:
         screen.say("This model takes no directions, as far as is known.", "dim")
-    alone = "" if session.memory else " Each message stands alone."
-    screen.say(f"/dial -30 turns, /compare -45 0 shows two, /help says more.{alone}", "dim")
+    best = ", /best 4 takes the best of four" if session.speaker.max_best_of >= 4 else ""
+    screen.say(f"/dial -30 turns, /compare -45 0 shows two{best}, /help says more.", "dim")
+    if not session.memory:
+        screen.say("Each message stands alone.", "dim")
     screen.say()
 
 
@@ -254,6 +262,8 @@ def _read(session: "Session") -> str:
     where = session.label(session.preference)
     if session.compared is not None:
         where = " | ".join(session.label(preference) for preference in session.compared)
+    if session.best_of is not None:
+        where += f" best of {session.best_of}"
     line = screen.read(f"{where} {mark} ".lstrip(), "a")
     while line.endswith("\\"):
         line = f"{line[:-1]}\n{screen.read('… ' if not screen.ascii else '. ', 'dim')}"

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from dpalign.preference import Preference, name_hint
+from dpalign.report.words import degrees
 from dpalign.serving import arc
+from dpalign.serving.best_of import SPREAD
 from dpalign.serving.dial import Dial
 from dpalign.serving.session import Session
+from dpalign.serving.speakers import Speaker
 
 
 class Leave(Exception):
@@ -93,6 +96,39 @@ def two_directions(dial: Dial, words: str) -> tuple[Preference, Preference]:
     if len(parts) != 2:
         raise ValueError(f"give two directions, such as /compare -45 0, or with a bar between them; not {words!r}")
     return dial.parse(parts[0]), dial.parse(parts[1])
+
+
+def _best(session: Session, rest: str) -> None:
+    if rest in ("off", "1"):
+        session.best_of = session.spread = None
+    elif rest:
+        n, _, spread = rest.partition(" ")
+        within = _a_number(f"best {n}", spread.strip(), most=180) if spread else None
+        session.best_of, session.spread = best_of(session.speaker, n, "/best"), within
+    if session.best_of is None:
+        session.terminal.say("one answer is drawn", "dim")
+        return
+    spread = degrees(SPREAD if session.spread is None else session.spread)
+    text = f"the best of {session.best_of} answers drawn within {spread} of the direction, by the reward model"
+    session.terminal.say(text, "dim")
+
+
+def best_of(speaker: Speaker, n: str, where: str) -> int:
+    """How many answers the best is chosen from.
+
+    Args:
+        n: as the user wrote it, after the command or option `where`.
+
+    Raises:
+        ValueError: no whole number, too many, or nothing that chooses.
+    """
+    if not speaker.max_best_of:
+        raise ValueError(
+            f"{where} {n}: no reward model here to choose: start with --reward DIR, or with a server that has one"
+        )
+    if not n.isdecimal() or not 2 <= int(n) <= speaker.max_best_of:
+        raise ValueError(f"{where} {n}: give a whole number from 2 to {speaker.max_best_of}")
+    return int(n)
 
 
 def _score(session: Session, rest: str) -> None:
@@ -184,6 +220,7 @@ def _leave(session: Session, rest: str) -> None:
 COMMANDS: Final[Mapping[str, Command]] = {
     "dial": Command("[DIRECTION|off]", "turn to -30, or helpfulness=0.8 verbosity=-0.6; alone: show the dial", _dial),
     "compare": Command("A B", "answer the last message, or the next, at two directions side by side", _compare),
+    "best": Command("[N [DEGREES]|off]", "show the best of N answers around the direction, by the reward model", _best),
     "score": Command("[on|off]", "show what the reward model gives each answer", _score),
     "system": Command("[TEXT|off]", "the system message before the chat", _system),
     "memory": Command("[on|off]", "whether a message is read with those before it", _memory),

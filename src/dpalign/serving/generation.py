@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from dpalign.records import Message
 
@@ -37,6 +37,25 @@ class Delta:
     tokens: int
     """Drawn since the answer's last delta, the end of text included."""
     finish: Finish | None = None
+
+
+class Drawn(NamedTuple):
+    """A whole answer."""
+
+    text: str
+    finish: Finish
+    tokens: int
+
+
+async def collect(stream: AsyncGenerator[list[Delta], None], n: int) -> list[Drawn]:
+    """The n answers of a stream, when all are whole."""
+    texts, finishes, tokens = [""] * n, ["length"] * n, [0] * n
+    async for news in stream:
+        for delta in news:
+            texts[delta.index] += delta.text
+            tokens[delta.index] += delta.tokens
+            finishes[delta.index] = delta.finish or finishes[delta.index]
+    return [Drawn(*one) for one in zip(texts, finishes, tokens, strict=True)]  # type: ignore[arg-type]
 
 
 class GenerationError(RuntimeError):

@@ -3,20 +3,22 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from dpalign.contract import read_contract
+from dpalign.preference import Preference
 from dpalign.records import Message
+from dpalign.serving.best_of import SPREAD, draw_best
 from dpalign.serving.dial import Dial
-from dpalign.serving.generation import GenerationError, Generator, Sampling
+from dpalign.serving.generation import Drawn, GenerationError, Generator, Sampling, collect
+from dpalign.serving.limits import Limits
 from dpalign.serving.rewards import Rewards
-from dpalign.serving.speakers import Ask, Piece
-
-LONGEST: Final = 2048
-"""Tokens of an answer where nobody says otherwise: the released policy's."""
+from dpalign.serving.speakers import Ask, Piece, Pieces
 
 _T = TypeVar("_T")
 
@@ -43,7 +45,11 @@ class Local:
     def scores(self) -> bool:
         return self.reader is not None
 
-    def stream(self, ask: Ask) -> Iterator[Piece]:
+    @property
+    def max_best_of(self) -> int:
+        return 0 if self.reader is None else Limits.max_n
+
+    def stream(self, ask: Ask) -> Pieces:
         """See `Speaker.stream`."""
         pieces: queue.SimpleQueue[Piece | Exception | None] = queue.SimpleQueue()
         drawing = asyncio.run_coroutine_threadsafe(self._draw(ask, pieces), self.loop)
@@ -59,23 +65,45 @@ class Local:
 
     async def _draw(self, ask: Ask, pieces: "queue.SimpleQueue[Piece | Exception | None]") -> None:
         try:
-            preference = None if ask.preference is None else ask.preference.weights
-            prompt = await self.generator.prompt_ids(ask.messages, preference)
-            room = self.generator.context - len(prompt)
-            if room < 1:
-                raise ValueError(
-                    f"the chat is {len(prompt)} tokens long, and the model's context holds {self.generator.context}; "
-                    "/clear begins a new one"
-                )
-            longest = min(ask.max_tokens or LONGEST, room)
-            sampling = Sampling(longest, temperature=ask.temperature, seed=ask.seed)
-            async with aclosing(self.generator.stream(prompt, sampling)) as stream:
-                async for news in stream:
-                    for delta in news:
-                        pieces.put(Piece(delta.text, delta.finish))
+            if ask.best_of is not None:
+                pieces.put(await self._best(ask, ask.best_of))
+            else:
+                prompt, sampling = await self._read(ask, ask.preference)
+                async with aclosing(self.generator.stream(prompt, sampling)) as stream:
+                    async for news in stream:
+                        for delta in news:
+                            pieces.put(Piece(delta.text, delta.finish))
             pieces.put(None)
         except Exception as error:
             pieces.put(error)
+
+    async def _read(self, ask: Ask, preference: Preference | None) -> tuple[list[int], Sampling]:
+        """The prompt at a direction, and how its answer is drawn."""
+        prompt = await self.generator.prompt_ids(ask.messages, None if preference is None else preference.weights)
+        room = self.generator.context - len(prompt)
+        if room < 1:
+            raise ValueError(
+                f"the chat is {len(prompt)} tokens long, and the model's context holds {self.generator.context}; "
+                "/clear begins a new one"
+            )
+        longest = min(ask.max_tokens or Limits.max_tokens, room)
+        return prompt, Sampling(longest, temperature=ask.temperature, seed=ask.seed)
+
+    async def _best(self, ask: Ask, n: int) -> Piece:
+        """As the server draws it (`Service.best`): with the same seed it is the same answer."""
+        if self.reader is None or self.dial is None or ask.preference is None:
+            raise ValueError("the best of several answers needs a reward model and a direction")
+        reader, spread = self.reader, SPREAD if ask.spread is None else ask.spread
+
+        async def draw(near: Preference, copies: int, seed: int) -> list[Drawn]:
+            prompt, sampling = await self._read(ask, near)
+            async with aclosing(self.generator.stream(prompt, replace(sampling, n=copies, seed=seed))) as stream:
+                return await collect(stream, copies)
+
+        best = await draw_best(
+            self.dial, ask.preference, n, spread, ask.seed, draw=draw, score=partial(reader.score, ask.messages)
+        )
+        return Piece(best.answer.text, best.answer.finish, chosen=best.chosen)
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         """See `Speaker.rewards`."""

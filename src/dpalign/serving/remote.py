@@ -10,14 +10,15 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final
 
 from dpalign.evaluation.alpaca.client import NoRedirect
 from dpalign.records import Message
+from dpalign.serving.best_of import Chosen
 from dpalign.serving.dial import Dial
-from dpalign.serving.speakers import Ask, Piece
+from dpalign.serving.speakers import Ask, Piece, Pieces
 from dpalign.templates import PreferenceTemplate
 
 TIMEOUT: Final = 300.0
@@ -47,14 +48,18 @@ class Remote:
         self._open = urllib.request.build_opener(NoRedirect).open
         told = self._told()
         self.ours = told is not None
-        if told is not None:
-            self.dial: Dial | None = _dial_of(told["objectives"], told.get("arc"), told.get("template"))
-            self.name, self.scores = model or str(told["model"]), bool(told.get("rewards", True))
+        if told is None:
+            self.dial = _dial_of(objectives, None)
+            self.name, self.scores, self.max_best_of = model or self._first_model(), False, 0
             return
-        self.dial = _dial_of(objectives, None)
-        self.name, self.scores = model or self._first_model(), False
+        try:
+            self.dial = _dial_of(told["objectives"], told.get("arc"), told.get("template"))
+            self.name, self.scores = model or str(told["model"]), bool(told.get("rewards", True))
+            self.max_best_of = int(told.get("max_best_of") or 0)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"{self.base}/dial: tells no dial ({type(error).__name__}: {error})") from error
 
-    def stream(self, ask: Ask) -> Iterator[Piece]:
+    def stream(self, ask: Ask) -> Pieces:
         """See `Speaker.stream`."""
         body: dict[str, Any] = {
             "model": self.name,
@@ -65,6 +70,10 @@ class Remote:
         }
         if ask.max_tokens is not None:
             body["max_tokens"] = ask.max_tokens
+        if ask.best_of is not None:
+            body["best_of"] = ask.best_of
+            if ask.spread is not None:
+                body["angle_spread"] = ask.spread
         if ask.preference is not None:
             preference = {name: round(w, 6) + 0.0 for name, w in ask.preference.weights.items()}
             body |= {"preference": preference} if self.ours else {"chat_template_kwargs": {"preference": preference}}
@@ -72,7 +81,7 @@ class Remote:
         with closing(reply):
             yield from self._pieces(reply)
 
-    def _pieces(self, reply: Any) -> Iterator[Piece]:
+    def _pieces(self, reply: Any) -> Pieces:
         finished = False
         try:
             for line in reply:
@@ -89,7 +98,9 @@ class Remote:
                 choice: dict[str, Any] = next(iter(chunk.get("choices") or []), {})
                 text = (choice.get("delta") or {}).get("content") or ""
                 finished = finished or choice.get("finish_reason") is not None
-                yield Piece(text, choice.get("finish_reason"), tuple(map(str, chunk.get("warnings") or ())))
+                warnings = tuple(map(str, chunk.get("warnings") or ()))
+                chosen = Chosen.from_json(chunk["best_of"]) if chunk.get("best_of") else None
+                yield Piece(text, choice.get("finish_reason"), warnings, chosen)
         except (OSError, http.client.HTTPException) as error:
             raise ValueError(f"{self.base}: the answer broke off ({error})") from error
         if not finished:
@@ -106,9 +117,12 @@ class Remote:
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         """See `Speaker.rewards`."""
-        with closing(self._ask("/rewards", {"messages": list(messages), "response": answer})) as reply:
-            found: dict[str, float] = json.loads(reply.read())["rewards"]
-        return found
+        told = self._json("/rewards", {"messages": list(messages), "response": answer})
+        found = told.get("rewards") if isinstance(told, dict) else None
+        wanted = () if self.dial is None else self.dial.objectives
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), int | float) for name in wanted):
+            raise ValueError(f"{self.base}/rewards: no rewards of {', '.join(wanted)} there: {str(told)[:80]}")
+        return {name: float(found[name]) for name in wanted}
 
     def close(self) -> None:
         """Nothing stays open between answers."""
@@ -116,25 +130,37 @@ class Remote:
     def _told(self) -> dict[str, Any] | None:
         """What /v1/dial says; None from a server that does not know it."""
         try:
-            with closing(self._ask("/dial")) as reply:
-                text = reply.read()
+            told = self._json("/dial")
         except _Refused as refused:
             if refused.status in (404, 405):
                 return None
             raise
-        try:
-            told = json.loads(text)
-        except ValueError:
-            where = f"{self.base}/dial"
-            raise ValueError(f"{where}: no JSON there; is this the base of an OpenAI-compatible server?") from None
         return told if isinstance(told, dict) and told.get("objectives") else None
 
     def _first_model(self) -> str:
-        with closing(self._ask("/models")) as reply:
-            listed = json.loads(reply.read()).get("data") or []
-        if not listed:
+        told = self._json("/models")
+        listed = told.get("data") if isinstance(told, dict) else None
+        named = [one["id"] for one in listed or () if isinstance(one, dict) and "id" in one]
+        if not named:
             raise ValueError(f"{self.base}/models lists no model; name one with --model")
-        return str(listed[0]["id"])
+        return str(named[0])
+
+    def _json(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What a reply says.
+
+        Raises:
+            ValueError: it is refused, breaks off, or is no JSON.
+        """
+        with closing(self._ask(path, body)) as reply:
+            try:
+                text = reply.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise ValueError(f"{self.base}{path}: the reply broke off ({error})") from error
+        try:
+            return json.loads(text)
+        except ValueError:
+            where = f"{self.base}{path}"
+            raise ValueError(f"{where}: no JSON there; is this the base of an OpenAI-compatible server?") from None
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """An open reply of status 200."""

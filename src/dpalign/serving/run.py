@@ -1,29 +1,23 @@
-"""`dpa serve`: the options, the parts put together, and the server's life from its port to its last answer."""
+"""`dpa serve`: the options, and the parts put together."""
 
 import argparse
-import contextlib
 import logging
 import os
 import re
-import signal
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from dpalign.engines import Engines
 from dpalign.environment import settle_threads
 from dpalign.serving.limits import Limits
 
 if TYPE_CHECKING:
-    from uvicorn import Config, Server
-
     from dpalign.contract import Contract
     from dpalign.serving.answering import Service
     from dpalign.serving.generation import Generator
-    from dpalign.serving.guard import Guard
     from dpalign.serving.rewards import Rewards
     from dpalign.templates import RewardTemplate
 
@@ -55,6 +49,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=("transformers", "vllm"), default="transformers", help=text)
     text = "of the weights: auto, float32, bfloat16 or float16 (default: %(default)s, as they are stored)"
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=text)
+    text = "with --engine vllm: GPUs that the model is split over (default: 1)"
+    add("--tensor-parallel", type=int, metavar="N", help=text)
+    text = "with --engine vllm: share of each GPU that it may take, weights and cache; leave room for a reward model "
+    add("--gpu-memory", type=float, metavar="SHARE", help=f"{text}(default: {Engines.gpu_memory})")
+    text = "with --engine vllm: most tokens of a prompt and its answer (default: what the model's context holds)"
+    add("--max-model-len", type=int, metavar="N", help=text)
     add("--rows", type=int, default=64, metavar="N", help="answers decoded side by side (default: %(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 leaves the choice to torch")
     text = "of a request that states none (default: %(default)s, as in section 3.2)"
@@ -84,11 +84,14 @@ def serve(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
         raise ValueError(f"serve takes no knobs of a recipe: {' '.join(overrides)}")
     limits = limits_of(arguments)
+    vllm_of(arguments)
     key = api_key(arguments.api_key_file)
     _need("fastapi", "uvicorn", "prometheus_client")
     if arguments.engine == "vllm":
         _need("vllm")
     settle_threads(arguments.threads, for_torch=True)
+    from dpalign.serving.server import is_local, listen, run
+
     sys.setswitchinterval(0.0005)  # decoding and sending share the interpreter: neither should wait long for the other
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     listening = listen(arguments.host, arguments.port)
@@ -157,68 +160,14 @@ def open_generator(arguments: argparse.Namespace, model: Path) -> "Generator":
         case "vllm":
             from dpalign.serving.vllm_generator import VllmGenerator
 
-            return VllmGenerator(str(model), rows=arguments.rows, dtype=arguments.dtype)
+            settings, longest = vllm_of(arguments)
+            return VllmGenerator(
+                str(model), rows=arguments.rows, settings=settings, dtype=arguments.dtype, max_model_len=longest
+            )
         case _:
             from dpalign.serving.batching import BatchingGenerator
 
             return BatchingGenerator(str(model), rows=arguments.rows, dtype=arguments.dtype)
-
-
-def run(guard: "Guard", service: "Service", listening: socket.socket, *, access_log: bool = False) -> None:
-    """Serve on a listening socket until SIGINT or SIGTERM, and let running answers end within the grace time."""
-    import uvicorn
-
-    config = uvicorn.Config(
-        guard,
-        log_level="info" if access_log else "warning",
-        access_log=access_log,
-        server_header=False,
-        ws="none",
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(service.limits.grace) + 5,
-    )
-    server = server_of(config, guard, service)
-
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    for told in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # until uvicorn listens to them, and when it raises them again at its end
-        signal.signal(told, stop)
-    server.run(sockets=[listening])
-
-
-def server_of(config: "Config", guard: "Guard", service: "Service") -> "Server":
-    """A server that says where it answers, takes no new requests once it is told to stop, and then ends what is running
-    after the grace time."""
-    import asyncio
-
-    import uvicorn
-
-    class GracefulServer(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            for listening in sockets or []:
-                host, port = listening.getsockname()[:2]
-                sys.stdout.write(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
-                sys.stdout.flush()
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            guard.closing = True
-            ending = asyncio.create_task(end_after_grace())
-            try:
-                await super().shutdown(sockets)
-            finally:
-                ending.cancel()
-
-    async def end_after_grace() -> None:
-        await asyncio.sleep(service.limits.grace)
-        with contextlib.suppress(Exception):
-            await service.generator.close()
-
-    return GracefulServer(config)
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
@@ -238,6 +187,29 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
     return limits
 
 
+def vllm_of(arguments: argparse.Namespace) -> tuple[Engines, int | None]:
+    """What the command line says of vLLM: its share of the GPUs, and the longest prompt with its answer.
+
+    Raises:
+        ValueError: it says so of another engine, or what vLLM cannot do.
+    """
+    given = {name: getattr(arguments, name) for name in ("tensor_parallel", "gpu_memory", "max_model_len")}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if arguments.engine != "vllm":
+        if asked:
+            flag = f"--{next(iter(asked)).replace('_', '-')}"
+            raise ValueError(f"{flag} goes with --engine vllm: the {arguments.engine} engine has no such setting")
+        return Engines(), None
+    longest = asked.pop("max_model_len", None)
+    if longest is not None and longest < 2:
+        raise ValueError(f"--max-model-len {longest}: at least 2 tokens, one of a prompt and one of its answer")
+    try:
+        return Engines(sampling="vllm", **asked), longest
+    except ValueError as error:  # it names a recipe's knob first
+        knob, _, problem = str(error).partition(" ")
+        raise ValueError(f"--{knob.replace('_', '-')} {problem}") from None
+
+
 def api_key(file: Path | None) -> str | None:
     """The key that clients must give, from a file or the environment; None where neither is given.
 
@@ -252,33 +224,6 @@ def api_key(file: Path | None) -> str | None:
         where = str(file) if file is not None else KEY
         raise ValueError(f"{where}: the key must be one word of ASCII letters, digits and signs")
     return key
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before the model is loaded: a port in use is known at once.
-
-    Raises:
-        ValueError: it cannot be bound.
-    """
-    listening = None
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError as error:
-        if listening is not None:
-            listening.close()
-        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port") from None
-    return listening
-
-
-def is_local(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _need(*modules: str) -> None:

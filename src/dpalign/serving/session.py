@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -10,8 +11,9 @@ from typing import Any, Final
 from dpalign.ledger import write_json
 from dpalign.preference import Preference
 from dpalign.records import Message
-from dpalign.report.words import number
+from dpalign.report.words import degrees, number
 from dpalign.serving import arc
+from dpalign.serving.best_of import Chosen
 from dpalign.serving.dial import Dial
 from dpalign.serving.speakers import Ask, Piece, Speaker
 from dpalign.serving.terminal import Style, Terminal
@@ -32,11 +34,15 @@ class Turn:
     """stop, length where it was cut, or stopped by the user."""
     rewards: Mapping[str, float] | None = None
     warnings: Sequence[str] = ()
+    chosen: Chosen | None = None
+    """Of the best of several answers: how it was chosen."""
 
     def to_json(self) -> dict[str, Any]:
         preference = None if self.preference is None else self.preference.weights
         rewards = None if self.rewards is None else dict(self.rewards)
-        return vars(self) | {"preference": preference, "rewards": rewards, "warnings": list(self.warnings)}
+        told = {"preference": preference, "rewards": rewards, "warnings": list(self.warnings)}
+        chosen = None if self.chosen is None else self.chosen.to_json()
+        return {name: value for name, value in vars(self).items() if name != "chosen"} | told | {"best_of": chosen}
 
 
 @dataclass
@@ -55,6 +61,10 @@ class Session:
     """Section 3.2's."""
     seed: int = 0
     max_tokens: int | None = None
+    best_of: int | None = None
+    """Draw so many answers and take the best; None draws one."""
+    spread: float | None = None
+    """Degrees around the direction at which they are drawn; None: the speaker's own."""
     scoring: bool = False
     memory: bool = True
     """A message is read with those before it; off for models that know single questions alone."""
@@ -95,6 +105,7 @@ class Session:
     def compare(self, question: str, pair: tuple[Preference, Preference], before: Sequence[Turn] | None = None) -> Turn:
         """Answer a message side by side; the first answer is returned, to go on with."""
         turns = [Turn(question, preference, self.seed, self.temperature) for preference in pair]
+        self._announce(turns)
         titles = [self._title(preference) for preference in pair]
         if self.terminal.in_columns:
             self.terminal.side_by_side(titles, self._together(turns, before))
@@ -114,20 +125,26 @@ class Session:
         return "" if self.dial is None else arc.label(self.dial, preference)
 
     def _answer(self, turn: Turn) -> Turn:
+        self._announce([turn])
         self.terminal.stream(self._texts(turn))
         self._after([turn])
         return turn
 
+    def _announce(self, turns: Sequence[Turn]) -> None:
+        """Why nothing streams yet: the best of several answers comes when all are drawn and scored."""
+        if self.best_of is None:
+            return
+        if any(turn.preference is None for turn in turns):
+            raise ValueError(
+                f"the best of {self.best_of} answers is chosen by a direction: /dial turns to one, /best off draws one"
+            )
+        self.terminal.say(f"drawing {self.best_of} answers", "dim")
+
     def _texts(self, turn: Turn, before: Sequence[Turn] | None = None) -> Iterator[str]:
         """The text of an answer as it comes, kept in the turn; an interruption stops it and is no error."""
-        pieces = self.speaker.stream(self._asked(turn, before))
-        try:
+        with closing(self.speaker.stream(self._asked(turn, before))) as pieces, suppress(KeyboardInterrupt):
             for piece in pieces:
                 yield _take(turn, piece)
-        except KeyboardInterrupt:
-            close = getattr(pieces, "close", None)
-            if close is not None:
-                close()
 
     def _together(self, turns: Sequence[Turn], before: Sequence[Turn] | None) -> Iterator[tuple[int, str]]:
         """(side, text) of two answers as they come, each drawn in a thread of its own."""
@@ -135,19 +152,15 @@ class Session:
         stop = threading.Event()
 
         def draw(side: int, turn: Turn) -> None:
-            pieces = self.speaker.stream(self._asked(turn, before))
             try:
-                for piece in pieces:
-                    news.put((side, piece))
-                    if stop.is_set():
-                        break
+                with closing(self.speaker.stream(self._asked(turn, before))) as pieces:
+                    for piece in pieces:
+                        news.put((side, piece))
+                        if stop.is_set():
+                            break
                 news.put((side, None))
             except Exception as error:
                 news.put((side, error))
-            finally:
-                close = getattr(pieces, "close", None)
-                if close is not None:
-                    close()
 
         for side, turn in enumerate(turns):
             threading.Thread(target=draw, args=(side, turn), daemon=True).start()
@@ -168,7 +181,7 @@ class Session:
 
     def _asked(self, turn: Turn, before: Sequence[Turn] | None) -> Ask:
         messages: list[Message] = [*self.said(before), {"role": "user", "content": turn.question}]
-        return Ask(messages, turn.preference, turn.temperature, turn.seed, self.max_tokens)
+        return Ask(messages, turn.preference, turn.temperature, turn.seed, self.max_tokens, self.best_of, self.spread)
 
     def _after(self, turns: Sequence[Turn], before: Sequence[Turn] | None = None) -> None:
         """What is said under one answer or two: how it ended, warnings, rewards."""
@@ -180,11 +193,16 @@ class Session:
                 self.terminal.say(notes[turn.finish], "dim")
             for warning in turn.warnings:
                 self.terminal.say(warning, "warning")
+            if turn.chosen is not None:
+                self.terminal.say(self._choice(turn.chosen), "dim")
         if not self.scoring or not self.speaker.scores or not any(turn.answer.strip() for turn in turns):
             return
         self.terminal.say(style="dim")
         for turn in turns:
             messages: list[Message] = [*self.said(before), {"role": "user", "content": turn.question}]
+            if turn.chosen is not None:
+                turn.rewards = turn.chosen.rewards
+                continue
             try:
                 turn.rewards = self.speaker.rewards(messages, turn.answer)
             except ValueError as error:
@@ -196,6 +214,12 @@ class Session:
         for turn, style, lines in zip(turns, _SIDES, scored, strict=False):
             title = [self.terminal.styled(self.label(turn.preference), style)] if len(turns) > 1 else []
             self.terminal.draw([*title, *lines])
+
+    def _choice(self, chosen: Chosen) -> str:
+        """How the best of several answers was chosen, in a line."""
+        at = "" if self.dial is None else f", drawn at {self.label(self.dial.read(chosen.drawn_at))}"
+        worth = f"v.r {number(chosen.value)}, the mean of all {number(chosen.mean_value)}"
+        return f"the best of {chosen.drawn} within {degrees(chosen.angle_spread)}{at}: {worth}"
 
     def _scored(self, turn: Turn, style: Style, said: bool) -> list[str]:
         """Its rewards as bars, and what they come to for its user; with the arithmetic, if it is to be said."""
@@ -226,5 +250,6 @@ class Session:
 def _take(turn: Turn, piece: Piece) -> str:
     turn.answer += piece.text
     turn.finish = piece.finish or turn.finish
+    turn.chosen = piece.chosen or turn.chosen
     turn.warnings = (*turn.warnings, *(one for one in piece.warnings if one not in turn.warnings))
     return piece.text

@@ -1,11 +1,12 @@
 """Who answers in a chat: a model of ours in this process (`local.py`), or a server of OpenAI's kind (`remote.py`)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from dpalign.preference import Preference
 from dpalign.records import Message
+from dpalign.serving.best_of import Chosen
 from dpalign.serving.dial import Dial
 
 
@@ -21,6 +22,10 @@ class Ask:
     seed: int
     max_tokens: int | None
     """None: as long as the model's context, or the server, allows."""
+    best_of: int | None = None
+    """Draw so many answers around the direction, and take the one that the reward model rates best at it."""
+    spread: float | None = None
+    """Degrees around the direction for best_of; None: as the server has it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,12 @@ class Piece:
     finish: str | None = None
     """At its end: stop, or length where it was cut."""
     warnings: Sequence[str] = ()
+    chosen: Chosen | None = None
+    """At its end, how it was chosen: of an answer that was asked for as the best of several."""
+
+
+Pieces = Generator[Piece, None, None]
+"""An answer as it is drawn; closing it stops it."""
 
 
 class Speaker(Protocol):
@@ -49,8 +60,13 @@ class Speaker(Protocol):
         """Whether there is a reward model."""
         ...
 
-    def stream(self, ask: Ask) -> Iterator[Piece]:
-        """An answer as it is drawn; closing the iterator stops it.
+    @property
+    def max_best_of(self) -> int:
+        """Answers that the best may be chosen from; 0 without a reward model, which would choose."""
+        ...
+
+    def stream(self, ask: Ask) -> Pieces:
+        """An answer, from a speaker that may be drawing another.
 
         Raises:
             ValueError: the model, or the server, refuses; says why.

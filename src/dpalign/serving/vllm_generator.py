@@ -5,7 +5,6 @@ transformers generator, and so are the checks in front of them. So is the text: 
 prompt leaves before a first word. It is told the stop strings all the same, and ends its work at them.
 """
 
-import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -16,10 +15,12 @@ from uuid import uuid4
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from dpalign.engines import Engines
 from dpalign.records import Message
 from dpalign.serving.generation import Delta, Finish, GenerationError, Sampling
 from dpalign.serving.prompts import Prompts
 from dpalign.serving.text import AnswerText, Detokenizer
+from dpalign.vllm_start import CPU_BLOCK, require_vllm
 
 ENVIRONMENT: Final = {
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -38,14 +39,23 @@ class VllmGenerator:
     Args:
         folder: a policy folder or hub name.
         rows: answers decoded side by side.
+        settings: GPUs to split the model over, and the share of each that vLLM may take.
+        max_model_len: tokens of a prompt and its answer; None: what the model's context holds.
 
     Raises:
-        ValueError: vLLM cannot start with this model on this machine.
+        ValueError: vLLM is not installed, does not fit this machine, or cannot start with this model.
     """
 
-    def __init__(self, folder: str, *, rows: int, dtype: str = "auto") -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+    def __init__(
+        self,
+        folder: str,
+        *,
+        rows: int,
+        settings: Engines,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+    ) -> None:
+        require_vllm(ENVIRONMENT)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -59,18 +69,22 @@ class VllmGenerator:
             "model": folder,
             "dtype": stored if dtype == "auto" else dtype,  # vLLM's own "auto" rounds float32 weights
             "max_num_seqs": rows,
+            "max_model_len": max_model_len,
+            "tensor_parallel_size": settings.tensor_parallel,
             "enable_prefix_caching": True,
             "generation_config": "vllm",  # or a folder's own top_k would cut the distribution
             "trust_remote_code": False,
             "disable_log_stats": True,
         }
-        if not torch.cuda.is_available():  # its CPU engine dies where the prefill of a seeded request is split
-            context = int(getattr(config, "max_position_embeddings", 0) or 4096)
-            asked |= {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": 32}
+        if torch.cuda.is_available():
+            asked["gpu_memory_utilization"] = settings.gpu_memory
+        else:  # its CPU engine dies where the prefill of a seeded request is split
+            context = max_model_len or int(getattr(config, "max_position_embeddings", 0) or 4096)
+            asked |= {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
             asked |= {"kv_cache_memory_bytes": _CPU_CACHE, "max_num_batched_tokens": max(context, 4096)}
         try:
             self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**asked))
-        except (RuntimeError, ValueError, NotImplementedError, OSError) as error:
+        except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(f"{folder}: vLLM cannot start with it: {error}") from error
         self._context = int(self.engine.model_config.max_model_len)
 

@@ -1,13 +1,15 @@
-// The address holds what another needs to see the same: directions, question, seed, temperature. Never a key.
+// The address holds what another needs to see the same: directions, how many answers each is the best of, question,
+// seed, temperature. Never a key.
 
 import { angleOf, ofAngle, unit } from "./direction.js";
 
-export function writeAddress({ dial, sides, question, settings, defaults }) {
+export function writeAddress({ dial, sides, best, question, settings, defaults }) {
   const found = new URLSearchParams();
   if (dial.objectives.length) {
     for (const side of sides) found.set(side.toLowerCase(), written(dial, side));
   }
   if (sides.length === 1) found.set("sides", "1");
+  if (best > 1) found.set("best", best);
   if (question) found.set("q", question);
   const kept = { seed: settings.seed, t: settings.temperature, max: settings.max, system: settings.system.trim() || undefined };
   const usual = { seed: defaults.seed, t: defaults.temperature };
@@ -33,6 +35,7 @@ export function readAddress(dial) {
   return {
     weights: { A: read(dial, found.get("a")), B: read(dial, found.get("b")) },
     sides: number("sides", 1, 2),
+    best: number("best", 1),
     question: found.get("q") ?? undefined,
     seed: number("seed", 0),
     temperature: number("t", 0, 2),

@@ -15,6 +15,7 @@ export async function fill(card, body, signal, scored) {
         card.add(piece.text);
         live.soon();
       }
+      if (piece.chosen) card.choose(piece.chosen);
       if (piece.finish) reason = piece.finish;
       for (const warning of piece.warnings ?? []) card.warn([...warnings.add(warning)].join(" "));
     }

@@ -54,7 +54,7 @@ export async function rewards(messages, response, signal) {
   }
 }
 
-// An answer: {text}, {warnings} and {finish} as they come.
+// An answer: {text}, {warnings}, {chosen} (of the best of several: how) and {finish} as they come.
 export async function* chat(body, signal) {
   const response = await call("v1/chat/completions", { ...body, stream: true }, signal);
   const header = response.headers.get("x-dpa-warning"); // the same in ASCII, for servers that send no field
@@ -68,6 +68,7 @@ export async function* chat(body, signal) {
     if (chunk.warnings?.length) yield { warnings: chunk.warnings.map(String) };
     const choice = chunk.choices?.[0];
     if (choice?.delta?.content) yield { text: choice.delta.content };
+    if (chunk.best_of) yield { chosen: chunk.best_of };
     if (choice?.finish_reason) {
       finished = true;
       yield { finish: choice.finish_reason };

@@ -1,7 +1,7 @@
 // One page over the server's own API: a dial, a chat at two directions, an address that restores both.
-"use strict";
 import * as api from "./api.js";
 import { fill } from "./answering.js";
+import { Best } from "./best.js";
 import { Dial } from "./dial.js";
 import { at, SIDES } from "./draw.js";
 import { Front } from "./front.js";
@@ -13,6 +13,7 @@ const DEFAULTS = { seed: 0, temperature: 0.7 };
 let contract = { objectives: [], arc: null, front: null, model: "" };
 let dial = null;
 let front = null;
+let best = null; // how many answers each is chosen from
 let turns = [];
 let asking = null; // the AbortController of the answers being written
 let followed = 0; // the timer of "answer again as the dial turns"
@@ -36,6 +37,7 @@ async function open() {
   at("memory").checked = contract.template !== "world-v1"; // models of the small world know no second question
   front = new Front(contract);
   dial = new Dial(contract, turned);
+  best = new Best(contract, () => turned(true));
   at("two").parentNode.hidden = !contract.objectives.length;
   restore();
 }
@@ -68,6 +70,7 @@ function remember() {
   writeAddress({
     dial,
     sides: sides(),
+    best: best.n,
     question: at("question").value.trim() || turns.at(-1)?.question || "",
     settings: { seed: numberIn("seed"), temperature: numberIn("temperature"), max: numberIn("max-tokens"), system: at("system").value },
     defaults: DEFAULTS,
@@ -83,6 +86,7 @@ function restore() {
   if (found.system) at("settings").open = true;
   at("question").value = found.question ?? at("question").value; // what was typed while the page opened stays
   for (const side of SIDES) if (found.weights[side]) dial.weights[side] = found.weights[side];
+  best.n = found.best ?? 1;
   mode(found.sides !== 1);
   grow();
 }
@@ -157,8 +161,9 @@ async function write(turn, side, signal) {
   body.temperature = numberIn("temperature") ?? DEFAULTS.temperature;
   if (numberIn("max-tokens")) body.max_tokens = numberIn("max-tokens");
   if (contract.objectives.length) body.preference = dial.preference(side);
-  card.begin(dial);
-  return fill(card, body, signal, contract.rewards !== false);
+  if (best.n > 1) body.best_of = best.n;
+  card.begin(dial, best.n);
+  return fill(card, body, signal, contract.rewards !== false && !body.best_of);
 }
 
 // --- what goes wrong, and small words ---

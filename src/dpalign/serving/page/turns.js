@@ -1,7 +1,7 @@
 // The chat as the page shows it: a question, and under it the answer of each side with its rewards.
 
 import { at, clamp, degrees, element, number, SIDES } from "./draw.js";
-import { rating, words } from "./direction.js";
+import { angleOf, arithmetic, rating, words } from "./direction.js";
 
 export class Turn {
   constructor(question, sides) {
@@ -31,6 +31,7 @@ class Card {
     this.body = element("div", { className: "text" });
     this.bars = element("div", { className: "rewards" });
     this.total = element("p", { className: "rating" });
+    this.choice = element("p", { className: "choice" });
     this.problem = element("p", { className: "warning" });
     this.problem.setAttribute("role", "alert");
     this.article = element(
@@ -42,26 +43,27 @@ class Card {
       this.problem,
       this.bars,
       this.total,
+      this.choice,
     );
     this.article.setAttribute("aria-label", `Answer ${side}`);
     this.side = side;
     this.text = "";
   }
 
-  // Empty again, for an answer at the direction that the dial stands at.
-  begin(dial) {
+  // Empty again, for an answer at the direction that the dial stands at, or for the best of several.
+  begin(dial, best) {
     this.text = "";
     this.v = dial.direction(this.side);
     this.dial = dial;
-    this.said = "";
     this.heading.textContent = dial.objectives.length ? dial.name(this.side) : "";
     this.formula.textContent = dial.objectives.length ? dial.words(this.side) : "";
     this.node = document.createTextNode("");
     this.body.replaceChildren(this.node);
     this.bars.replaceChildren();
     this.total.replaceChildren();
+    this.choice.textContent = "";
     this.warn("");
-    this.count.textContent = "";
+    this.count.textContent = best > 1 ? `drawing ${best} answers` : "";
     this.article.setAttribute("aria-busy", "true");
   }
 
@@ -87,6 +89,15 @@ class Card {
   warn(text) {
     this.problem.textContent = text;
     this.problem.hidden = !text;
+  }
+
+  // How the best of several was chosen: the server scored it already.
+  choose({ drawn, drawn_at, rewards, mean_value }) {
+    this.score(rewards);
+    const { objectives, angled, signs } = this.dial;
+    const v = objectives.map((name) => drawn_at[name] ?? 0);
+    const where = angled ? degrees(angleOf(v)) : arithmetic(objectives, v, signs);
+    this.choice.textContent = `the best of ${drawn}, drawn at ${where}; the mean of all is ${number(mean_value)}`;
   }
 
   score(rewards) {
