@@ -203,11 +203,15 @@ def test_what_cannot_be_planned_is_said_in_a_line(
 
 
 def test_a_run_tells_its_lengths_and_rates(micro_run: Path) -> None:
-    """What is planned from a finished run is what that run did."""
+    """What is planned from a finished run is what that run did.
+
+    Less so for what policies train on: most answers of so small a model are cut, and those that are kept are short.
+    """
     plan = make(load(micro_run / "recipe.toml"), run=micro_run)
-    for name, unit in (("sample-1", "sampled"), ("score-1", "scored"), ("policy-1", "trained"), ("reward", "trained")):
+    made = {"sample-1": ("sampled", 0.35), "score-1": ("scored", 0.35), "reward": ("trained", 0.35)}
+    for name, (unit, within) in (made | {"policy-1": ("trained", 0.6)}).items():
         ledger = read_ledger(micro_run / name)
-        assert getattr(plan.loads[name], unit) == pytest.approx(ledger["tokens"][unit], rel=0.35), name
+        assert getattr(plan.loads[name], unit) == pytest.approx(ledger["tokens"][unit], rel=within), name
     ledgers = [read_ledger(path.parent) for path in micro_run.glob("score-*/ledger.json")]
     scored = sum(ledger["tokens"]["scored"] for ledger in ledgers) / sum(ledger["seconds"] for ledger in ledgers)
     assert plan.rates is not None

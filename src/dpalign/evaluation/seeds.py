@@ -147,7 +147,7 @@ def _objective(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def _figures(systems: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
-    combined = {}
+    combined: dict[str, Any] = {}
     for figure in SYSTEM_FIGURES:
         values = [_value(system.get(figure)) for system in systems]
         known = [value for value in values if value is not None]

@@ -99,7 +99,8 @@ async def draw_best(
             task.cancel()
     drawn = [(near, answer) for near, group in zip(lines.values(), groups, strict=True) for answer in group]
     reward_NK = await score([answer.text for _, answer in drawn])
-    best = best_answer(reward_NK, [answer.finish == "stop" for _, answer in drawn], asked)
+    whole_N = [answer.finish == "stop" and bool(answer.text.strip()) for _, answer in drawn]
+    best = best_answer(reward_NK, whole_N, asked)
     near, answer = drawn[best]
     chosen = Chosen(
         drawn=n,
@@ -140,7 +141,7 @@ def neighbours(asked: Preference, n: int, spread: float, arc: tuple[float, float
     return [Preference.from_angle(float(angle), names) for angle in angles_N]
 
 
-def best_answer(reward_NK: Array, finished_N: Sequence[bool], asked: Preference) -> int:
-    """The index of the best answer by v . r (Eq. 2); an unfinished one only where all are."""
-    among = [i for i, finished in enumerate(finished_N) if finished] or list(range(len(finished_N)))
+def best_answer(reward_NK: Array, whole_N: Sequence[bool], asked: Preference) -> int:
+    """The index of the best answer by v . r (Eq. 2); one that was cut or says nothing only where all are so."""
+    among = [i for i, whole in enumerate(whole_N) if whole] or list(range(len(whole_N)))
     return among[int(best_of_n(scalarize(reward_NK[among][None], asked.v_K[None])).index_B[0])]

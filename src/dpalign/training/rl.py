@@ -149,8 +149,8 @@ def scalar_reward(
 ) -> Reward:
     """Eq. 2 at a fixed direction, in the form that TRL calls: v . r(x, y) of each answer, in points.
 
-    An answer is read as the sampling stage reads it. One cut at the longest allowed length is scored like any other. One
-    that says nothing is worth the least that a direction can give on the scale of 0-100: no rater has seen one, and
+    An answer is read as the sampling stage reads it. One cut at the longest allowed length is scored like any other.
+    One that says nothing is worth the least that a direction can give on the scale of 0-100: no rater has seen one, and
     what a reward model makes of it is chance.
 
     Raises (when called):
