@@ -257,7 +257,7 @@ def test_the_best_of_several_is_chosen_under_the_dial_and_restored_by_the_addres
             ask(page, "explain tea.")
             whole(page, 1)
             expect(page.locator(".choice")).to_have_text(
-                "the best of 4, drawn at \u22125\u00b0; the mean of all is 64.3"
+                "the best of 4, drawn at \u22125\u00b0; the mean of all is 64.2"
             )
             expect(page.locator(".reward output").first).to_have_text("70.0")  # by the one who chose: else 90
             address = page.evaluate("location.hash")

@@ -285,6 +285,21 @@ def test_sixteen_clients_at_a_time_get_what_each_would_get_alone(folder: Path) -
         assert len(set(alone)) > 8
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_whose_decoding_thread_has_died_says_so_to_whoever_watches(folder: Path) -> None:
+    def die(*_: object) -> None:
+        raise MemoryError
+
+    with api_server.serving(folder) as running:
+        assert httpx2.get(f"{running.url}/health").json()["status"] == "ok"
+        running.generator._turn = running.generator._fail = die
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(f"{running.url}/v1/chat/completions", json={"model": "mine", "messages": QUESTION}, timeout=0.5)
+        until(lambda: running.generator.failed)
+        answer = httpx2.get(f"{running.url}/health")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")
+
+
 def test_dpa_serve_says_where_it_answers_hides_its_key_and_ends_at_sigterm(folder: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("s3cret\n")

@@ -199,6 +199,9 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
 def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> dict[str, Any]:
+        """Whether answers can be had: whoever watches may start a server anew whose engine has died."""
+        if service.generator.failed:
+            raise Refusal(503, "the engine has died; see the log, and start the server again", code="engine_dead")
         return {"status": "ok", "model": service.name, "version": __version__}
 
     @app.get("/metrics", response_model=None)

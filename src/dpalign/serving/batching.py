@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -103,6 +103,10 @@ class BatchingGenerator:
     @property
     def load(self) -> Mapping[str, float]:
         return {"rows": len(self.decoding), "waiting": len(self.shared.tickets), "steps": self.steps}
+
+    @property
+    def failed(self) -> bool:
+        return self.thread.ident is not None and not self.thread.is_alive() and not self.shared.closed
 
     async def start(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -253,9 +257,9 @@ class BatchingGenerator:
 
         self._in_loop(tell)
 
-    def _in_loop(self, tell: object) -> None:
+    def _in_loop(self, tell: Callable[[], None]) -> None:
         if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(tell)  # type: ignore[arg-type]
+            self.loop.call_soon_threadsafe(tell)
 
 
 def _end_tokens(config: GenerationConfig | None, eos: int | None) -> frozenset[int]:

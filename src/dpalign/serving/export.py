@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import get_args
 
 from dpalign.contract import Contract
-from dpalign.modelfolder import weights_files
 from dpalign.preference import Arc
-from dpalign.serving.source import FORMS, Card, find_source, hub_name
+from dpalign.serving.source import FORMS, Card, find_source, hub_name, weights_folder
 from dpalign.templates import ChatStyle, PreferenceTemplate
 
 
@@ -53,7 +52,7 @@ def execute(given: argparse.Namespace) -> str:
 
     source = find_source(given.source, given.iteration, given.form, _told(given))
     if given.reward_model is not None:
-        source = replace(source, reward=_reward_folder(given.reward_model))
+        source = replace(source, reward=weights_folder(given.reward_model))
     elif given.reward and source.reward is None:
         raise ValueError(f"--reward: no finished reward model with {given.source}; name one with --reward-model DIR")
     recipe = source.recipe
@@ -76,9 +75,3 @@ def _told(given: argparse.Namespace) -> Contract | None:
     chat: ChatStyle = given.chat or ("world-v1" if given.template == "world-v1" else "zephyr")
     trained = None if given.range is None else Arc(*given.range)
     return Contract(given.template, chat, dict.fromkeys(given.objectives, ()), population=trained)
-
-
-def _reward_folder(named: Path) -> Path:
-    folder = named / "model" if (named / "model").is_dir() else named
-    weights_files(folder)
-    return folder

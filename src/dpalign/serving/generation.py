@@ -82,6 +82,11 @@ class Generator(Protocol):
         """What it is at: `rows` decoding, `waiting` prompts, `steps` taken so far."""
         ...
 
+    @property
+    def failed(self) -> bool:
+        """It has died, and will draw nothing any more."""
+        ...
+
     async def start(self) -> None: ...
 
     async def close(self) -> None:

@@ -127,16 +127,13 @@ class ChatRequest(BaseModel):
             Refusal: naming the field, and the nearest known one where nobody knows it.
         """
         for name, value in (self.model_extra or {}).items():
-            if name in IGNORED or (value is None and name in REFUSED):
+            if name in IGNORED:
                 continue
             if name not in REFUSED:
                 known = [*type(self).model_fields, *IGNORED, *REFUSED]
                 hint = name_hint(name, known).partition(";")[0]
                 raise Refusal(400, f"unknown field {name!r} ({hint})", param=name, code="unknown_field")
-            neutral = REFUSED[name]
-            if not any(type(value) is type(nothing) and value == nothing for nothing in neutral) and not (
-                0 in neutral and isinstance(value, float) and value == 0
-            ):
+            if not _asks_for_nothing(value, REFUSED[name]):
                 more = "; an objective's weight goes into preference" if name == "verbosity" else ""
                 raise Refusal(400, f"{name} is not supported{more}", param=name, code="unsupported")
 
@@ -148,6 +145,12 @@ class ChatRequest(BaseModel):
                 return (self.stop,)
             case _:
                 return tuple(self.stop)
+
+
+def _asks_for_nothing(value: object, neutral: Sequence[Any]) -> bool:
+    """Whether a field of OpenAI's is null or neutral; false is no 0, and 0.0 is."""
+    alike = (type(value), int) if isinstance(value, float) else (type(value),)
+    return value is None or any(type(nothing) in alike and value == nothing for nothing in neutral)
 
 
 class RewardRequest(BaseModel):

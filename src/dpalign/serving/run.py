@@ -148,11 +148,12 @@ def open_rewards(arguments: argparse.Namespace, model: Path, contract: "Contract
     if source is None:
         return None
     from dpalign.serving.rewards import Rewards
+    from dpalign.serving.source import weights_folder
 
     template: RewardTemplate | None = arguments.reward_template or contract.reward_template
     if template is None:
         raise ValueError(f"{model}: does not say how its reward model reads a chat; give --reward-template")
-    return Rewards(_reward_folder(source), contract, template, arguments.dtype)
+    return Rewards(str(weights_folder(Path(source))), contract, template, arguments.dtype)
 
 
 def open_generator(arguments: argparse.Namespace, model: Path) -> "Generator":
@@ -233,9 +234,3 @@ def _need(*modules: str) -> None:
     if missing:
         extra = "vllm" if missing == ["vllm"] else "serve"
         raise ValueError(f"{missing[0]} is not installed; pip install 'dpalign[{extra}]'")
-
-
-def _reward_folder(source: str) -> str:
-    """A reward folder, where a finished stage's folder may be named too."""
-    inside = Path(source) / "model"
-    return str(inside) if (inside / "config.json").is_file() else source

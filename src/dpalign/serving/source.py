@@ -147,9 +147,14 @@ def policy_of(run: Path, iteration: int | None) -> Path:
     return finished[t]
 
 
+def weights_folder(named: Path) -> Path:
+    """Where the weights lie: in the `model` of a finished stage's folder, or there itself."""
+    return named / "model" if (named / "model").is_dir() else named
+
+
 def _model_in(stage: Path) -> tuple[Path, Path]:
     """Where the weights lie, and where the contract: apart where a checkpoint was taken in place of training."""
-    folder = stage / "model" if (stage / "model").is_dir() else stage
+    folder = weights_folder(stage)
     taken = stage / "checkpoint.txt"
     if not taken.is_file():
         return folder, folder

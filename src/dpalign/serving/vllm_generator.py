@@ -96,6 +96,10 @@ class VllmGenerator:
     def load(self) -> Mapping[str, float]:
         return {"rows": self.engine.get_num_unfinished_requests()}
 
+    @property
+    def failed(self) -> bool:
+        return bool(self.engine.errored)
+
     async def start(self) -> None:
         """The engine's own process runs already."""
 

@@ -28,28 +28,23 @@ export function senses(objectives, arc) {
   return ofAngle((arc[0] + arc[1]) / 2).map((w) => (w < -1e-9 ? -1 : 1));
 }
 
-// As the paper writes it (Fig. 1): "helpfulness*0.97 - verbosity*0.26".
-export function arithmetic(objectives, v, signs) {
-  let text = "";
-  objectives.forEach((name, k) => {
-    const shown = Math.abs(v[k]).toFixed(2);
-    const negative = Number(shown) === 0 ? signs[k] < 0 : v[k] < 0;
-    text += (text ? (negative ? " - " : " + ") : negative ? "-" : "") + `${name}*${shown}`;
-  });
-  return text;
+// A sum over the objectives; term(shown, k) writes one of them, whose weight is shown without its sign.
+function sum(v, signs, minus, term) {
+  return v.reduce((text, weight, k) => {
+    const shown = Math.abs(weight).toFixed(2);
+    const negative = Number(shown) === 0 ? signs[k] < 0 : weight < 0;
+    const sign = text ? (negative ? ` ${minus} ` : " + ") : negative ? minus : "";
+    return text + sign + term(shown, k);
+  }, "");
 }
+
+// As the paper writes it (Fig. 1): "helpfulness*0.97 - verbosity*0.26".
+export const arithmetic = (objectives, v, signs) => sum(v, signs, "-", (shown, k) => `${objectives[k]}*${shown}`);
 
 // v . r with its terms: ["0.97 x 60.1 - 0.26 x 40.0", 47.9].
 export function rating(objectives, v, rewards, signs) {
-  let terms = "";
-  let total = 0;
-  objectives.forEach((name, k) => {
-    total += v[k] * rewards[name];
-    const shown = Math.abs(v[k]).toFixed(2);
-    const negative = Number(shown) === 0 ? signs[k] < 0 : v[k] < 0;
-    terms += (terms ? (negative ? ` ${MINUS} ` : " + ") : negative ? MINUS : "") + `${shown} \u00d7 ${number(rewards[name])}`;
-  });
-  return [terms, total];
+  const terms = sum(v, signs, MINUS, (shown, k) => `${shown} \u00d7 ${number(rewards[objectives[k]])}`);
+  return [terms, objectives.reduce((total, name, k) => total + v[k] * rewards[name], 0)];
 }
 
 export const words = (text) => text.split(/\s+/).filter(Boolean).length;
