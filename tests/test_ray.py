@@ -105,7 +105,7 @@ def test_an_actor_and_then_the_driver_are_killed_and_every_row_is_there_once_wit
     partial = run / "sample-2.partial"
 
     def made() -> set[str]:
-        return {path.name for path in partial.glob(".stage/tallies/*")}
+        return {path.name for path in partial.glob(".stage/tallies/*.json")}
 
     with (tmp_path / "driver.txt").open("w") as screen:
         driver = subprocess.Popen(command, env=surroundings, stdout=screen, stderr=screen)
