@@ -130,10 +130,23 @@ def test_a_7b_model_trains_on_four_a6000_or_one_h200_and_its_lora_on_one_of_eith
     recipe = load(cli.recipe_file("paper"), ["--finetune.lora_rank", "16"])
     lora = {need.what: need for need in make(recipe).needs}["training, policy"]
     assert lora.verdict(A6000, 1) == "yes"
-    sampling = {need.what: need for need in needs(PAPER, architecture_of(PAPER), Sizes())}["sampling"]
+    sampling = {need.what: need for need in needs(PAPER, architecture_of(PAPER), Sizes(), [])}["sampling"]
     # 256 answers of 520 tokens at 2 x 32 layers x 8 heads x 128 x 2 bytes a token
     assert sampling.beside == 256 * 520 * 131_072
     assert sampling.verdict(GPUS["RTX4090"], 8) == "yes: 2 by tensor parallel"
+
+
+def test_memory_is_told_of_what_the_run_trains() -> None:
+    """Reinforcement in float32 also holds SFT in float32 and the reward model in bfloat16."""
+
+    def told(**asked: bool) -> dict[str, float]:
+        return {need.what: need.beside for need in make(PAPER, **asked).needs if need.what.startswith("training")}
+
+    own = ["training, reward model", "training, SFT", "training, SteerLM", "training, policy"]
+    assert list(told()) == own
+    compared = told(compared=True)
+    assert list(compared) == [*own, "training, DPO", "training, reinforcement"]
+    assert compared["training, reinforcement"] > (4 + 2) * 7_241_732_096
 
 
 def test_a_lora_leaves_whole_models_and_needs_room_for_adapters_alone() -> None:

@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def needs(self) -> list[Need]:
-        return needs(self.recipe, self.model, self.sizes)
+        return needs(self.recipe, self.model, self.sizes, self.steps)
 
     @property
     def disk(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ the inside of one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from dpalign import align
@@ -21,8 +21,15 @@ GROUPS: Final = (1, 2, 4, 8, 16, 32, 64)
 WIDTHS: Final = {"bfloat16": 2, "float32": 4}
 STATES: Final = {"adamw": 2, "rmsprop": 1}
 """Numbers a weight that an optimizer keeps."""
-TRAININGS: Final = {"reward model": "reward", "SFT": "sft", "SteerLM": "steerlm", "policy": "finetune", "DPO": "dpo"}
-"""Those whose memory is told, and the kinds of their steps."""
+TRAININGS: Final = {
+    "reward": "reward model",
+    "sft": "SFT",
+    "steerlm": "SteerLM",
+    "finetune": "policy",
+    "dpo": "DPO",
+    "rl": "reinforcement",
+}
+"""The kinds of steps whose memory is told, and what they train."""
 SCORE_BYTES: Final = 50
 """Of a scored answer: its rewards on all heads, and who it is."""
 
@@ -59,8 +66,8 @@ class Need:
         return f"yes: {needed}" if least <= gpus else f"no: {needed}" + ("" if self.divides else ", or a LoRA")
 
 
-def needs(recipe: Recipe, model: Architecture, sizes: Sizes) -> list[Need]:
-    """What each kind of work holds."""
+def needs(recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Step]) -> list[Need]:
+    """What each kind of work in these steps holds."""
     width = WIDTHS[recipe.model.dtype]
     weights = float(model.parameters * width)
     settings = recipe.sampling
@@ -84,22 +91,39 @@ def needs(recipe: Recipe, model: Architecture, sizes: Sizes) -> list[Need]:
             note=f"{recipe.reward.score_tokens} tokens at once",
         ),
     ]
-    trainings = [(name, training_of(recipe, kind)) for name, kind in TRAININGS.items()]
-    return found + [_trained(name, training, recipe, model) for name, training in trainings if not training.checkpoint]
+    kinds = {step.kind for step in steps}
+    trainings = {kind: training_of(recipe, kind) for kind in TRAININGS if kind in kinds}
+    found += [
+        _trained(kind, training, recipe, model) for kind, training in trainings.items() if not training.checkpoint
+    ]
+    return [_beside_its_judges(need, recipe, model, sizes) if "reinforcement" in need.what else need for need in found]
 
 
-def _trained(name: str, training: Training, recipe: Recipe, model: Architecture) -> Need:
+def _beside_its_judges(need: Need, recipe: Recipe, model: Architecture, sizes: Sizes) -> Need:
+    """Reinforcement, with the model that it diverges from, the reward model, and what its sampling keeps."""
+    width, training = WIDTHS[recipe.model.dtype], recipe.rl.training
+    reference = 0 if training.lora_rank or not recipe.rl.beta else WIDTHS["float32"] * model.parameters
+    cache = model.cache(training.batch * (sizes.prompt + sizes.answer), width)
+    held = need.beside + reference + model.parameters * width + cache
+    return replace(
+        need, beside=float(held), note=f"{need.note}; {training.batch} answers drawn at once, two models beside"
+    )
+
+
+def _trained(kind: str, training: Training, recipe: Recipe, model: Architecture) -> Need:
     width = WIDTHS[recipe.model.dtype]
     states = 1 + STATES[training.optimizer]  # with the gradient
     trained = WIDTHS["float32"] * (1 + states)
     held = _learned(training, model) * trained + (model.parameters * width if training.lora_rank else 0)
-    rows = 1 if training.packing else training.micro_batch * (2 if name == "DPO" else 1)
-    tokens = rows * training.context
+    rows = 1 if training.packing else training.micro_batch * (2 if kind == "dpo" else 1)
+    longest = recipe.sampling.prompt_tokens + recipe.sampling.max_new_tokens
+    context = longest if kind == "rl" else training.context
+    tokens = rows * context
     inside = tokens * (8 * model.hidden + 3 * model.intermediate) * width
     activations = model.layers * tokens * model.hidden * width + inside
     per_weight = f"{trained} bytes a weight" if not training.lora_rank else f"LoRA of rank {training.lora_rank}"
-    note = f"{per_weight}; {rows} x {training.context} tokens at once"
-    return Need(f"training, {name}", float(held), float(activations), note=note)
+    note = f"{per_weight}; {rows} x {context} tokens at once"
+    return Need(f"training, {TRAININGS[kind]}", float(held), float(activations), note=note)
 
 
 def _learned(training: Training, model: Architecture) -> int:
