@@ -72,13 +72,15 @@ STYLES: Final[Mapping[str, Style]] = {
 
 RATED_STYLES: Final[Mapping[str, Style]] = {
     **STYLES,
+    "brief": Style(covers=0.95, details=0.1),
     "straying": Style(covers=0.9, details=0.7, strays=0.7),
     "mistaking": Style(covers=0.9, details=0.5, mistakes=0.35),
     "repeating": Style(covers=0.95, details=0.6, repeats=0.3),
 }
 """How the answers that raters see are written. Good answers that say more than was asked are among them, and answers
 that repeat themselves or speak of another thing than the one asked, as small models do: a reward model that has not met
-them takes all that is true for help, and policies learn to stray."""
+them takes all that is true for help, and policies learn to stray. And answers that say all in few words: one that has
+not met those takes length for help."""
 
 
 def write_answer(task: Task, style: Style, rng: np.random.Generator) -> list[Claim | str]:
