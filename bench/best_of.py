@@ -55,7 +55,7 @@ class World:
         self.temperature = temperature
 
     def answers(self, asked: Preference, n: int, spread: float) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """Rewards by the model and by the truth, (P, N, K) each, and which answers are finished, (P, N)."""
+        """Rewards by the model and by the truth, (P, N, K) each, and which are finished and not empty, (P, N)."""
         around = neighbours(asked, n, spread, self.dial.arc)
         lines = {self.dial.line(near): near for near in around}
         count = {line: sum(self.dial.line(near) == line for near in around) for line in lines}
@@ -73,7 +73,8 @@ class World:
             read_objectives(scorer.score(pairs), scorer.heads, self.objectives).reshape(*shape, -1)
             for scorer in (self.reward, self.truth)
         )
-        return said, true, np.array([answer.finished for answer in flat]).reshape(shape)
+        whole = [answer.finished and bool(answer.text.strip()) for answer in flat]
+        return said, true, np.array(whole).reshape(shape)
 
 
 def values(world: World, asked: Preference) -> dict[str, Array]:

@@ -49,7 +49,7 @@ class Row:
     """Theirs over ours in seconds: above 1, ours is faster. In another `unit`, the figure itself."""
     low: float
     high: float
-    """95% interval of the ratio."""
+    """95% interval of the ratio; of three rounds, their range."""
     target: float | None
     """What the ratio should reach; None where nothing was promised."""
     peer: str
@@ -105,7 +105,7 @@ def timed(
 
 
 def ratio_of(theirs_R: Sequence[float] | Array, ours_R: Sequence[float] | Array) -> tuple[float, float, float]:
-    """Median over rounds of theirs / ours, and the bootstrap 95% interval of that median."""
+    """Median over rounds of theirs / ours, and its bootstrap 95% interval: of three rounds, their range."""
     ratio_R = np.asarray(theirs_R, dtype=float) / np.asarray(ours_R, dtype=float)
     drawn = np.random.default_rng(0).integers(len(ratio_R), size=(RESAMPLES, len(ratio_R)))
     low, high = np.quantile(np.median(ratio_R[drawn], axis=1), [0.025, 0.975])
@@ -174,7 +174,11 @@ def with_table(page: str, rows: Sequence[dict[str, Any]]) -> str:
         raise ValueError(f"docs/benchmarks.md: it lacks the lines {BEGIN!r} and {END!r}, between which the table goes")
     parts = []
     for where in dict.fromkeys(row["machine"] for row in rows):
-        parts += [f"\n{where}.\n", "| what | measured | 95% | asked | against | command |", "|---|---|---|---|---|---|"]
+        parts += [
+            f"\n{where}.\n",
+            "| what | measured | interval | asked | against | command |",
+            "|---|---|---|---|---|---|",
+        ]
         parts += [_line(row) for row in rows if row["machine"] == where]
     return "\n".join([before + BEGIN, *parts, "", END + after])
 
@@ -187,7 +191,8 @@ def _line(row: dict[str, Any]) -> str:
         asked += ", missed"
     interval = "" if known.low == known.high else f"{known.low:.2f}-{known.high:.2f}"
     what = known.name + (f" ({known.note})" if known.note else "")
-    return f"| {what} | {show.format(known.ratio)} | {interval} | {asked} | {known.peer} | `{known.command}` |"
+    command = ("DPA_BENCH_CLOCK=cpu " if "CPU seconds" in row["machine"] else "") + known.command
+    return f"| {what} | {show.format(known.ratio)} | {interval} | {asked} | {known.peer} | `{command}` |"
 
 
 def _write(path: Path, text: str) -> None:
@@ -205,7 +210,7 @@ def main(rows: Callable[[bool], Iterator[Row]], script: str) -> None:
     torch.set_num_threads(THREADS)
     try:
         for row in rows(quick):
-            say(_line(asdict(row)))
+            say(_line(asdict(row) | {"machine": machine()}))
             if not quick:
                 record([row], script)
     except Unable as lacking:

@@ -18,7 +18,7 @@ from dpalign.stages import Step
 from harness import THREADS, Row, Unable, main, ratio_of
 from models import asked, write_policy
 
-COMMAND = "python bench/ray_rows.py"
+COMMAND = ".venv-heavy/bin/python bench/ray_rows.py"
 PROMPT = 64
 """Tokens a prompt."""
 

@@ -1,5 +1,6 @@
 """Drawing that can be watched and made to fail, for the actors of tests/test_ray.py to import."""
 
+import logging
 import os
 import signal
 import sys
@@ -39,7 +40,11 @@ class Deadly(Drawing):
 
 
 class Raising(Drawing):
-    """A prompt that an engine stumbles over."""
+    """A prompt that an engine stumbles over, which warns when it opens."""
+
+    def open(self) -> None:
+        logging.getLogger("dpalign.ray_work").warning("each prompt is read anew")
+        super().open()
 
     def _rows(self, prompts: Sequence[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
         if any(POISON in prompt["messages"][-1]["content"] for prompt in prompts):

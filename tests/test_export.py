@@ -1,5 +1,6 @@
 """`dpa export`: a folder that plain transformers steers, with its card; and what is refused."""
 
+import asyncio
 import json
 import os
 import re
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 
 from dpalign import cli
+from dpalign.contract import read_contract
 from dpalign.ledger import LEDGER
 from dpalign.modelfolder import check_weights, special_tokens
 from dpalign.preference import Preference, Sphere, draw_directions, rng_for
-from dpalign.records import Message
+from dpalign.records import HEADS, Message
 from dpalign.serving import folder, golden
 from dpalign.serving.dial import Dial
+from dpalign.serving.rewards import Rewards
 from dpalign.serving.source import located, opened
 
 TWO = ("helpfulness", "verbosity")
@@ -287,6 +290,26 @@ def test_a_checkpoint_without_a_contract_needs_to_be_told_its_form(
         assert not out.exists()
     told = export(tiny_folder, out, "--template", "fig1", "--objectives", *TWO, "--range", "-45", "0")
     assert Dial.load(told).arc == (-45.0, 0.0)
+
+
+def test_a_reward_model_beside_such_a_checkpoint_must_be_told_which_heads_are_read(
+    tiny_folder: Path, from_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = ("--template", "fig1", "--reward-model", str(from_run / "reward"), "--objectives")
+    said = refused(capsys, tiny_folder, tmp_path / "out", *reward, *TWO)
+    assert "nobody said which reward heads 'helpfulness' reads; give --objectives helpfulness=HEAD,..." in said
+    said = refused(
+        capsys, tiny_folder, tmp_path / "out", *reward, "helpfulness=kindness", "verbosity=helpsteer-verbosity"
+    )
+    assert "reads head 'kindness', which this reward model lacks" in said
+    read = ("helpfulness=helpsteer-helpfulness,9", "verbosity=helpsteer-verbosity", "--reward-template", "world-v1")
+    told = read_contract(export(tiny_folder, tmp_path / "out", *reward, *read))
+    assert told is not None
+    assert told.objectives == {"helpfulness": ("helpsteer-helpfulness", "9"), "verbosity": ("helpsteer-verbosity",)}
+    assert (told.heads, told.reward, told.reward_template) == (HEADS, "reward", "world-v1")
+    rewards = Rewards(str(tmp_path / "out" / "reward"), told, "world-v1")
+    reward_NK = asyncio.run(rewards.score([{"role": "user", "content": "explain tea."}], ["tea warms."]))
+    assert reward_NK.shape == (1, 2)
 
 
 def damaged(folder: Path, change: Callable[[Path], object], tmp_path: Path) -> Path:

@@ -403,7 +403,16 @@ def test_more_objectives_have_sliders_and_zero_is_no_direction(opened: Opener) -
         page.get_by_label("A: honesty").fill("-0.5")
         ask(page, "explain tea.")
         whole(page, 1)
-    assert model.preferences() == [{"helpfulness": 0, "honesty": -1, "verbosity": 0}]
+        page.get_by_label("A: honesty").fill("0")
+        page.locator("#again").click()  # nowhere to ask it at: the answer stays
+        expect(page.locator(".turn")).to_have_count(1)
+        page.get_by_label("A: verbosity").fill("-1")
+        page.locator("#again").click()
+        whole(page, 1)
+    assert model.preferences() == [
+        {"helpfulness": 0, "honesty": -1, "verbosity": 0},
+        {"helpfulness": 0, "honesty": 0, "verbosity": -1},
+    ]
 
 
 @pytest.mark.browser

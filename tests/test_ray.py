@@ -192,6 +192,8 @@ def test_a_prompt_that_cannot_be_answered_is_named_and_the_other_shards_are_kept
     kept = {path.name for path in (tmp_path / "run" / "sample-2.partial").glob("*.parquet")}
     assert len(kept) == (0 if function == "unopened" else 2)
     assert not any(name in str(caught.value) for name in kept)
+    warned = (tmp_path / "run" / "log.txt").read_text().count("sample-2: each prompt is read anew")
+    assert warned == (function == "raising")
 
 
 def test_a_shard_that_is_lost_or_altered_is_found(tmp_path: Path, alone: Path, data: Path, tiny_folder: Path) -> None:
@@ -236,15 +238,31 @@ def test_actors_that_die_without_end_are_told_so_unless_work_gets_done() -> None
 
 
 def test_actors_that_do_not_fit_the_cluster_are_refused() -> None:
-    require_room({"CPU": 8.0, "GPU": 4.0}, Cluster("auto", gpus=1.0), actors=4)
-    with pytest.raises(
-        ValueError, match=r"5 actors of 1 GPU each do not fit a cluster with 4; lower cluster.actors or"
+    machine = {"CPU": 8.0, "GPU": 1.0}
+    require_room([machine] * 4, Cluster("auto", gpus=1.0), actors=4)
+    for machines, cluster, actors, said in (
+        ([machine] * 4, Cluster("auto", gpus=1.0), 5, r"5 actors of 1 CPU and 1 GPU each do not fit .*, which hold 4;"),
+        (
+            [machine] * 8,
+            Cluster("auto", gpus=2.0),
+            4,
+            r"4 actors of 1 CPU and 2 GPU each .* \(8 CPU, 1 GPU; .* hold 0;",
+        ),
+        ([{"CPU": 8.0}], Cluster("auto", gpus=0.5), 2, r"\(8 CPU, 0 GPU\), which hold 0; lower .* cluster.gpus"),
+        ([{"CPU": 4.0}], Cluster("auto"), 3, r"leave 1 of the cluster's 4 CPUs, and Ray Data needs 2 for itself"),
+        ([machine] * 2, Cluster("auto"), 2, r"cluster.gpus is 0, and the cluster has 2 GPUs"),
     ):
-        require_room({"CPU": 8.0, "GPU": 4.0}, Cluster("auto", gpus=1.0), actors=5)
-    with pytest.raises(ValueError, match=r"2 actors of 0.5 GPU each do not fit a cluster with 0; .* cluster.gpus"):
-        require_room({"CPU": 8.0}, Cluster("auto", gpus=0.5), actors=2)
+        with pytest.raises(ValueError, match=said):
+            require_room(machines, cluster, actors)
     with pytest.raises(ValueError, match=r"cluster.actors is 0; a pool needs at least 1"):
         Cluster("auto", actors=0)
+
+
+def test_an_engine_over_several_gpus_wants_as_many_for_its_actor() -> None:
+    split = ["--engines.sampling", "vllm", "--engines.tensor_parallel", "2", "--cluster.address", "auto"]
+    with pytest.raises(ValueError, match=r"cluster.gpus is 1, and engines.tensor_parallel spreads an engine over 2"):
+        recipe.load(MICRO, [*split, "--cluster.gpus", "1.0"])
+    assert recipe.load(MICRO, [*split, "--cluster.gpus", "2.0"]).cluster.gpus == 2
 
 
 def test_a_cluster_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,16 +286,19 @@ def test_sixteen_clients_at_a_time_get_what_each_would_get_alone(folder: Path) -
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_server_whose_decoding_thread_has_died_says_so_to_whoever_watches(folder: Path) -> None:
+def test_a_server_whose_decoding_thread_has_died_says_so_to_clients_and_to_whoever_watches(folder: Path) -> None:
     def die(*_: object) -> None:
         raise MemoryError
 
     with api_server.serving(folder) as running:
         assert httpx2.get(f"{running.url}/health").json()["status"] == "ok"
-        running.generator._turn = running.generator._fail = die
-        with pytest.raises(httpx2.TimeoutException):
-            httpx2.post(f"{running.url}/v1/chat/completions", json={"model": "mine", "messages": QUESTION}, timeout=0.5)
+        running.generator.decoder.join = running.generator.decoder.keep = die
+        answer = running.ask()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
         until(lambda: running.generator.failed)
+        answer = running.ask()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
+        assert "start the server again" in answer.json()["error"]["message"]
         answer = httpx2.get(f"{running.url}/health")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")
 
@@ -345,8 +348,8 @@ def test_bad_options_are_said_in_one_line(folder: Path, tmp_path: Path, capsys: 
             ([str(folder), "--port", port], "choose another --port"),
             ([str(folder), "--reward", "r"], "give --reward-template"),
             ([str(folder), "--sampling.n", "8"], "takes no knobs of a recipe"),
-            ([str(folder), "--gpu-memory", "0.5"], "--gpu-memory goes with --engine vllm"),
-            ([str(folder), "--max-model-len", "64"], "--max-model-len goes with --engine vllm"),
+            ([str(folder), "--gpu-memory", "0.5"], "--gpu-memory is a setting of vLLM's"),
+            ([str(folder), "--max-model-len", "64"], "--max-model-len is a setting of vLLM's"),
             ([*vllm, "--tensor-parallel", "0"], "--tensor-parallel must be at least 1, got 0"),
             ([*vllm, "--gpu-memory", "1.5"], "--gpu-memory is a share of a GPU, above 0 and at most 1, got 1.5"),
             ([*vllm, "--max-model-len", "1"], "--max-model-len 1: at least 2"),

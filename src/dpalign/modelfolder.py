@@ -188,6 +188,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return read
 
 
+def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a classifier's config.json calls its labels, in order: a reward model's heads."""
+    named = config.get("id2label") or {}
+    return tuple(str(named[key]) for key in sorted(named, key=int))
+
+
 def _text_of(token: object) -> str | None:
     """A special token is text, or an object with its content."""
     found = token.get("content") if isinstance(token, Mapping) else token

@@ -330,6 +330,14 @@ class Recipe:
     soups: Soups = field(default_factory=Soups)
     """Rewarded soups."""
 
+    def __post_init__(self) -> None:
+        spread = self.engines.tensor_parallel
+        if self.cluster.address and spread > 1 and self.cluster.gpus < spread:
+            raise ValueError(
+                f"cluster.gpus is {self.cluster.gpus:g}, and engines.tensor_parallel spreads an engine over {spread} "
+                "GPUs; an actor reserves as many"
+            )
+
     @property
     def objective_list(self) -> tuple[Objective, ...]:
         return tuple(Objective(name, heads) for name, heads in self.objectives.items())

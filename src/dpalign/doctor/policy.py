@@ -8,11 +8,12 @@ from typing import Final
 from dpalign.contract import FILE, Contract, read_contract
 from dpalign.doctor.files import Folder, checked, pickles, sampling, special, weights
 from dpalign.doctor.findings import Finding
-from dpalign.doctor.reward import label_names, reward_model
+from dpalign.doctor.reward import reward_model
 from dpalign.modelfolder import (
     CONFIG,
     TEMPLATE,
     TOKENIZER,
+    label_names,
     read_object,
     special_tokens,
     template_of,

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from dpalign.doctor.files import Folder, checked, pickles, special, weights
 from dpalign.doctor.findings import Finding
 from dpalign.modelfolder import (
+    label_names,
     read_header,
     weights_files,
 )
@@ -37,11 +38,6 @@ def _labels(folder: Folder) -> Finding:
             "note", "labels", f"{len(names)} scores without names of their own; objectives name them by index"
         )
     return Finding("ok", "labels", f"{len(names)}: {', '.join(names)}")
-
-
-def label_names(config: dict[str, Any]) -> list[str]:
-    named = config.get("id2label") or {}
-    return [str(named[key]) for key in sorted(named, key=int)]
 
 
 def _score_rows(folder: Path) -> int | None:

@@ -31,7 +31,7 @@ FOR: Final = {
     "train": "training, scoring and the transformers engine",
     "vllm": "sampling and serving with vLLM",
     "ray": "sampling on many machines",
-    "serve": "`dpa serve`, the page and `dpa chat --url`",
+    "serve": "`dpa serve` and its page",
     "alpaca": "AlpacaEval's own annotators",
 }
 """What an extra is good for."""

@@ -178,7 +178,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "assumed": {
             "sizes": asdict(plan.sizes),
             "mfu": asdict(plan.efficiency),
-            "prompts": "shared" if plan.shared else "whole",
+            "prompts": _reading(plan),
             "measured_in": plan.run or None,
         },
         "steps": [{"step": step.name, "kind": step.kind} | _costs(plan, plan.loads[step.name]) for step in plan.steps],
@@ -207,6 +207,12 @@ def text(plan: Plan) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _reading(plan: Plan) -> str:
+    if not plan.shared:
+        return "read whole for each answer"
+    return "read once for all their answers" + ("" if plan.recipe.reward.share_prefix else " in sampling alone")
+
+
 def head(plan: Plan) -> str:
     """What is planned, and on which assumptions."""
     model, sizes, mfu = plan.model, plan.sizes, plan.efficiency
@@ -215,7 +221,7 @@ def head(plan: Plan) -> str:
         f"parameters in {plan.recipe.model.dtype}",
         f"{'measured in ' + plan.run if plan.run else 'assumed'}: {sizes.prompts:,.0f} prompts a half, a prompt of "
         f"{sizes.prompt:.0f} tokens, an answer of {sizes.answer:.0f}, a chat of {sizes.chat:.0f} (--assume); prompts "
-        f"{'read once for all their answers' if plan.shared else 'read whole for each answer'} (--whole-prompts)",
+        f"{_reading(plan)} (--whole-prompts)",
     ]
     if plan.gpus:
         peaks = ", ".join(f"{gpu.name} {gpu.tflops:g}" for gpu in plan.gpus)

@@ -120,7 +120,7 @@ class Counting:
     def score(self, prompts: float, answers: float) -> Load:
         """So many answers to each prompt."""
         sizes, model = self.sizes, self.model
-        if self.shared:
+        if self.shared and self.recipe.reward.share_prefix:
             read = prompts * (sizes.prompt + answers * sizes.answer)
             flops = model.forward(prompts * sizes.prompt, sizes.prompt / 2, logits=False)
             flops += model.forward(prompts * answers * sizes.answer, sizes.prompt + sizes.answer / 2, logits=False)

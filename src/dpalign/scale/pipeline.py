@@ -40,9 +40,13 @@ MADE: Final = pa.schema(
         ("contents", pa.list_(pa.large_binary())),
         ("tally", pa.string()),
         ("error", pa.string()),  # "" where the shard was made
+        ("warnings", pa.list_(pa.string())),  # what its process logged since the shard before
     ]
 )
 """What an actor hands back of a shard."""
+
+SPARE_CPUS: Final = 2
+"""What Ray Data needs beside the actors; with less it may wait for ever."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,17 @@ def _gather(job: Job, order: Order, work: ShardWork, todo: Sequence[int]) -> dic
     actors = min(cluster.actors, len(todo))
     failed: dict[int, str] = {}
     seen: set[int] = set()
+    told: set[str] = set()
     progress = Progress(f"{job.out.stem}, shards", work.count, work.count - len(todo))
     with joined(cluster, actors) as ray:
         notes = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Notes).remote(actors, cluster.retries)
         for row in _pipeline(ray, cluster, actors, todo, order, notes):
             index = row["shard"]
             seen.add(index)
+            for warning in dict.fromkeys(row["warnings"]):
+                if warning not in told:  # once, not once an actor
+                    job.work.run.log(f"{job.out.stem}: {warning}")
+                told.add(warning)
             if row["error"]:
                 failed[index] = row["error"]
                 job.work.run.log(f"{work.name.format(index)}: {row['error']}")
@@ -144,6 +153,21 @@ def _pipeline(
         yield from table.to_pylist()
 
 
+class Warnings(logging.Handler):
+    """What an actor's process warns of: its own screen nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def taken(self) -> list[str]:
+        lines, self.lines = self.lines, []
+        return lines
+
+
 class ShardActor:
     """One actor of the pool: an engine or a scorer, and whole shards from it."""
 
@@ -151,6 +175,8 @@ class ShardActor:
         import ray
 
         self.notes, self.retries, self.ask, self.broken = notes, retries, ray.get, ""
+        self.warnings = Warnings()
+        logging.getLogger("dpalign").addHandler(self.warnings)
         try:
             if too_often := self.ask(notes.born.remote()):
                 raise ValueError(too_often)
@@ -171,6 +197,7 @@ class ShardActor:
             made |= self._attempt(index)
         except ValueError as error:
             made["error"] = str(error)
+        made["warnings"] = self.warnings.taken()
         self.ask(self.notes.done.remote(index))
         return pa.Table.from_pylist([made], schema=MADE)
 
@@ -228,8 +255,8 @@ def joined(cluster: Cluster, actors: int) -> Iterator[Any]:
     own = not ray.is_initialized()
     if own:
         shared: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if cluster.address == "local":  # two CPUs more than the actors take, or Ray Data may wait for ever
-            cpus = math.ceil(actors * cluster.cpus) + 2
+        if cluster.address == "local":
+            cpus = math.ceil(actors * cluster.cpus) + SPARE_CPUS
             shared |= {"num_cpus": cpus, "include_dashboard": False}
         try:
             ray.init(address=cluster.address, **shared)
@@ -239,21 +266,39 @@ def joined(cluster: Cluster, actors: int) -> Iterator[Any]:
                 '`ray start --head`, or say "local"'
             ) from error
     try:
-        require_room(ray.cluster_resources(), cluster, actors)
+        require_room([node["Resources"] for node in ray.nodes() if node["Alive"]], cluster, actors)
         yield ray
     finally:
         if own:
             ray.shutdown()
 
 
-def require_room(has: Mapping[str, float], cluster: Cluster, actors: int) -> None:
-    """ValueError unless the cluster can hold the actors: Ray itself would wait for ever, and say nothing."""
-    for what, each in (("CPU", cluster.cpus), ("GPU", cluster.gpus)):
-        if actors * each > has.get(what, 0.0):
-            raise ValueError(
-                f"{actors} actors of {each:g} {what} each do not fit a cluster with {has.get(what, 0.0):g}; lower "
-                f"cluster.actors or cluster.{what.lower()}s, or add machines"
-            )
+def require_room(machines: Sequence[Mapping[str, float]], cluster: Cluster, actors: int) -> None:
+    """ValueError unless the machines can hold the actors, each on one: Ray itself would wait for ever, in silence."""
+    gpus = sum(machine.get("GPU", 0.0) for machine in machines)
+    if gpus and not cluster.gpus:
+        raise ValueError(
+            f"cluster.gpus is 0, and the cluster has {gpus:g} GPUs: all actors of a machine would open its first; say "
+            "how many each reserves, 0.01 if none is to be used"
+        )
+    needs = {"CPU": cluster.cpus, "GPU": cluster.gpus}
+    room = sum(min(_times(machine.get(what, 0.0), each) for what, each in needs.items()) for machine in machines)
+    if actors > room:
+        has = "; ".join(f"{machine.get('CPU', 0.0):g} CPU, {machine.get('GPU', 0.0):g} GPU" for machine in machines)
+        raise ValueError(
+            f"{actors} actors of {cluster.cpus:g} CPU and {cluster.gpus:g} GPU each do not fit the cluster's machines "
+            f"({has}), which hold {room:g}; lower cluster.actors, cluster.cpus or cluster.gpus, or add machines"
+        )
+    cpus = sum(machine.get("CPU", 0.0) for machine in machines)
+    if cpus < actors * cluster.cpus + SPARE_CPUS:
+        raise ValueError(
+            f"{actors} actors of {cluster.cpus:g} CPU each leave {cpus - actors * cluster.cpus:g} of the cluster's "
+            f"{cpus:g} CPUs, and Ray Data needs {SPARE_CPUS} for itself; lower cluster.actors or cluster.cpus"
+        )
+
+
+def _times(has: float, each: float) -> float:
+    return math.floor(has / each + 1e-9) if each else math.inf
 
 
 def reconcile(folder: Path, work: ShardWork) -> None:

@@ -176,8 +176,8 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/dial")
     async def dial() -> dict[str, Any]:
         """What a client needs to draw the dial."""
-        told = {"rewards": service.rewards is not None, "max_best_of": service.max_best_of}
-        return service.dial.to_json() | {"model": service.name} | told
+        told = {"model": service.name, "rewards": service.rewards is not None, "max_best_of": service.max_best_of}
+        return service.dial.to_json() | told | {"temperature": service.temperature}
 
 
 def _add_rewards(app: FastAPI, service: Service) -> None:

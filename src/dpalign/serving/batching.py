@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -64,6 +64,8 @@ class _Waiting:
     tickets: deque[_Ticket] = field(default_factory=deque)
     cancelled: bool = False
     closed: bool = False
+    ended: GenerationError | None = None
+    """Why the thread is no more."""
 
 
 class BatchingGenerator:
@@ -93,6 +95,7 @@ class BatchingGenerator:
         self._context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         self.shared = _Waiting()
         self.decoding: list[_Row] = []
+        self.joining: list[_Ticket] = []
         self.steps = self.joined = 0
         self.thread = threading.Thread(target=self._work, name="decoding", daemon=True)
 
@@ -128,6 +131,7 @@ class BatchingGenerator:
 
         Raises:
             ValueError: more answers than rows, or no room for the answer in the context.
+            GenerationError: the model failed on these answers, or for good; the server is shutting down.
         """
         if not 1 <= sampling.n <= self.rows:
             raise ValueError(f"{sampling.n} answers to a prompt; this server decodes 1 to {self.rows} side by side")
@@ -137,6 +141,8 @@ class BatchingGenerator:
         with self.shared.changed:
             if self.shared.closed:
                 raise Closing
+            if self.shared.ended is not None:
+                raise self.shared.ended
             self.shared.tickets.append(ticket)
             self.shared.changed.notify()
         unfinished = sampling.n
@@ -164,23 +170,27 @@ class BatchingGenerator:
     # What follows runs in the thread.
 
     def _work(self) -> None:
-        while True:
+        """Decode until told to stop. However it ends, whoever still waits hears why."""
+        why = GenerationError("the engine has died; see the log, and start the server again")
+        try:
+            while self._wait():
+                try:
+                    self._turn()
+                except Exception:
+                    log.exception("decoding failed; %d answers are given up", len(self.decoding))
+                    self._give_up(GenerationError("the model failed on this batch of answers; see the log"))
+                    self.decoder.keep([])
+            why = Closing()
+        finally:
             with self.shared.changed:
-                self.shared.changed.wait_for(lambda: self.shared.tickets or self.decoding or self.shared.closed)
-                if self.shared.closed:
-                    self._fail([*self.shared.tickets], Closing())
-                    return
-                left, self.shared.cancelled = self.shared.cancelled, False
-            newcomers: list[_Ticket] = []
-            try:
-                if left:
-                    self._keep([i for i, row in enumerate(self.decoding) if not row.ticket.cancelled])
-                with self.shared.changed:
-                    newcomers = self._admitted()
-                self._turn(newcomers)
-            except Exception:
-                log.exception("decoding failed; %d answers are given up", len(self.decoding))
-                self._fail(newcomers, GenerationError("the model failed on this batch of answers; see the log"))
+                self.shared.ended = why
+                self._give_up(why, self.shared.tickets)
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False where that is to end."""
+        with self.shared.changed:
+            self.shared.changed.wait_for(lambda: self.shared.tickets or self.decoding or self.shared.closed)
+            return not self.shared.closed
 
     def _admitted(self) -> list[_Ticket]:
         """The next tickets in line whose answers all have room, now and then while others are decoded."""
@@ -197,12 +207,19 @@ class BatchingGenerator:
             room -= newcomers[-1].sampling.n
         return newcomers
 
-    def _turn(self, newcomers: Sequence[_Ticket]) -> None:
-        """One step: newcomers join, every row draws a token, the finished leave, the others read theirs."""
+    def _turn(self) -> None:
+        """One step: who is gone leaves, newcomers join, all draw a token, the finished leave, others read theirs."""
+        with self.shared.changed:
+            left, self.shared.cancelled = self.shared.cancelled, False
+        if left:
+            self._keep([i for i, row in enumerate(self.decoding) if not row.ticket.cancelled])
+        with self.shared.changed:
+            newcomers = self.joining = self._admitted()
         if newcomers:
             self.joined = self.steps
             self.decoder.join([t.prompt for t in newcomers], [t.sampling.n for t in newcomers])
             self.decoding += [self._row(ticket, i) for ticket in newcomers for i in range(ticket.sampling.n)]
+            self.joining = []
         if not self.decoding:
             return
         asked = [row.ticket.sampling for row in self.decoding]
@@ -235,11 +252,10 @@ class BatchingGenerator:
             self.decoder.keep(going)
             self.decoding = [self.decoding[i] for i in going]
 
-    def _fail(self, more: Sequence[_Ticket], why: GenerationError) -> None:
-        """Give up everything that is being decoded, and these tickets."""
-        tickets = {id(t): t for t in [*(row.ticket for row in self.decoding), *more]}
-        self._keep([])
-        self.decoder.keep([])
+    def _give_up(self, why: GenerationError, more: Iterable[_Ticket] = ()) -> None:
+        """Tell everyone whose answers are decoded or about to be, and these. It must not fail: they wait for it."""
+        tickets = {id(t): t for t in [*(row.ticket for row in self.decoding), *self.joining, *more]}
+        self.decoding, self.joining = [], []
 
         def tell() -> None:
             for ticket in tickets.values():

@@ -41,7 +41,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--reward", metavar="DIR", help=text)
     text = "draw so many answers around the direction, and take the one that the reward model rates best at it"
     add("--best", metavar="N", help=text)
-    text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: as MODEL's preference line is called)"
+    text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
     add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
     add("--system", default="", metavar="TEXT", help="the system message before the chat")
     text = "0 takes the likeliest word each time (default: %(default)s, as in section 3.2)"

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import get_args
 
 from dpalign.contract import Contract
+from dpalign.modelfolder import CONFIG, label_names, read_object
 from dpalign.preference import Arc
 from dpalign.serving.source import FORMS, Card, find_source, hub_name, weights_folder
-from dpalign.templates import ChatStyle, PreferenceTemplate
+from dpalign.templates import ChatStyle, PreferenceTemplate, RewardTemplate
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--form", metavar="NAME", help=f"what a released checkpoint is: {', '.join(FORMS)}")
     text = "of a checkpoint without a dpa.json: the preference line that it was trained on"
     add("--template", choices=get_args(PreferenceTemplate), help=text)
-    add("--objectives", nargs="+", metavar="NAME", help="with --template: the objectives, in that line's order")
+    text = "with --template: the objectives, in that line's order; with the heads that they read, to be scored"
+    add("--objectives", nargs="+", metavar="NAME[=HEAD,...]", help=text)
+    text = "with --template: how a reward model of those heads reads a chat"
+    add("--reward-template", choices=get_args(RewardTemplate), help=text)
     text = "with --template: degrees of the trained range (two objectives)"
     add("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=text)
     text = "with --template: how turns are set out (default: world-v1 for world-v1, else zephyr)"
@@ -55,6 +59,9 @@ def execute(given: argparse.Namespace) -> str:
         source = replace(source, reward=weights_folder(given.reward_model))
     elif given.reward and source.reward is None:
         raise ValueError(f"--reward: no finished reward model with {given.source}; name one with --reward-model DIR")
+    mute = [name for name, heads in source.contract.objectives.items() if not heads]
+    if mute and (given.reward or given.reward_model is not None):
+        raise ValueError(f"nobody said which reward heads {mute[0]!r} reads; give --objectives {mute[0]}=HEAD,...")
     recipe = source.recipe
     base = given.base_model or (hub_name(recipe.model.base) if recipe is not None else None)
     card = Card(given.name or given.out.resolve().name, given.license, base)
@@ -66,12 +73,18 @@ def execute(given: argparse.Namespace) -> str:
 def _told(given: argparse.Namespace) -> Contract | None:
     """The contract in the command line's own words; None where it has none."""
     if given.template is None:
-        extra = [name for name in ("objectives", "range", "chat") if getattr(given, name) is not None]
-        if extra:
+        names = ("objectives", "range", "chat", "reward_template")
+        if extra := [name.replace("_", "-") for name in names if getattr(given, name) is not None]:
             raise ValueError(f"--{extra[0]}: goes with --template, for a checkpoint without a dpa.json")
         return None
     if given.objectives is None or given.form is not None:
         raise ValueError("--template: needs --objectives, and no --form")
     chat: ChatStyle = given.chat or ("world-v1" if given.template == "world-v1" else "zephyr")
     trained = None if given.range is None else Arc(*given.range)
-    return Contract(given.template, chat, dict.fromkeys(given.objectives, ()), population=trained)
+    pairs = [word.partition("=") for word in given.objectives]
+    read = {name: tuple(heads.split(",")) if heads else () for name, _, heads in pairs}
+    if given.reward_model is not None:
+        heads = label_names(read_object(weights_folder(given.reward_model) / CONFIG))
+    else:
+        heads = tuple(dict.fromkeys(head for of_one in read.values() for head in of_one))
+    return Contract(given.template, chat, read, heads, population=trained, reward_template=given.reward_template)

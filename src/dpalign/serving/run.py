@@ -45,15 +45,15 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--api-key-file", type=Path, metavar="FILE", help=text)
     text = "a site whose pages may call this server from a browser, such as https://example.org; any number of times"
     add("--allow-origin", action="append", default=[], metavar="URL", help=text)
-    text = "what answers: transformers anywhere, or vLLM where it is installed (default: %(default)s)"
-    add("--engine", choices=("transformers", "vllm"), default="transformers", help=text)
+    text = "what answers; auto is vLLM where it is installed, else transformers (default: %(default)s)"
+    add("--engine", choices=("auto", "transformers", "vllm"), default="auto", help=text)
     text = "of the weights: auto, float32, bfloat16 or float16 (default: %(default)s, as they are stored)"
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=text)
-    text = "with --engine vllm: GPUs that the model is split over (default: 1)"
+    text = "with vLLM: GPUs that the model is split over (default: 1)"
     add("--tensor-parallel", type=int, metavar="N", help=text)
-    text = "with --engine vllm: share of each GPU that it may take, weights and cache; leave room for a reward model "
+    text = "with vLLM: share of each GPU that it may take, weights and cache; leave room for a reward model "
     add("--gpu-memory", type=float, metavar="SHARE", help=f"{text}(default: {Engines.gpu_memory})")
-    text = "with --engine vllm: most tokens of a prompt and its answer (default: what the model's context holds)"
+    text = "with vLLM: most tokens of a prompt and its answer (default: what the model's context holds)"
     add("--max-model-len", type=int, metavar="N", help=text)
     add("--rows", type=int, default=64, metavar="N", help="answers decoded side by side (default: %(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 leaves the choice to torch")
@@ -84,16 +84,18 @@ def serve(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
         raise ValueError(f"serve takes no knobs of a recipe: {' '.join(overrides)}")
     limits = limits_of(arguments)
+    engine = engine_of(arguments.engine)
     vllm_of(arguments)
     key = api_key(arguments.api_key_file)
     _need("fastapi", "uvicorn", "prometheus_client")
-    if arguments.engine == "vllm":
+    if engine == "vllm":
         _need("vllm")
     settle_threads(arguments.threads, for_torch=True)
     from dpalign.serving.server import is_local, listen, run
 
     sys.setswitchinterval(0.0005)  # decoding and sending share the interpreter: neither should wait long for the other
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("dpalign.serving").info("answers by %s", engine)
     listening = listen(arguments.host, arguments.port)
     local = is_local(arguments.host)
     if not local and key is None:
@@ -157,7 +159,7 @@ def open_rewards(arguments: argparse.Namespace, model: Path, contract: "Contract
 
 
 def open_generator(arguments: argparse.Namespace, model: Path) -> "Generator":
-    match arguments.engine:
+    match engine_of(arguments.engine):
         case "vllm":
             from dpalign.serving.vllm_generator import VllmGenerator
 
@@ -169,6 +171,13 @@ def open_generator(arguments: argparse.Namespace, model: Path) -> "Generator":
             from dpalign.serving.batching import BatchingGenerator
 
             return BatchingGenerator(str(model), rows=arguments.rows, dtype=arguments.dtype)
+
+
+def engine_of(asked: str) -> str:
+    """What answers: "auto" is vLLM where it is installed."""
+    from importlib.util import find_spec
+
+    return asked if asked != "auto" else "vllm" if find_spec("vllm") else "transformers"
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
@@ -196,10 +205,10 @@ def vllm_of(arguments: argparse.Namespace) -> tuple[Engines, int | None]:
     """
     given = {name: getattr(arguments, name) for name in ("tensor_parallel", "gpu_memory", "max_model_len")}
     asked = {name: value for name, value in given.items() if value is not None}
-    if arguments.engine != "vllm":
+    if engine_of(arguments.engine) != "vllm":
         if asked:
             flag = f"--{next(iter(asked)).replace('_', '-')}"
-            raise ValueError(f"{flag} goes with --engine vllm: the {arguments.engine} engine has no such setting")
+            raise ValueError(f"{flag} is a setting of vLLM's, and transformers answers: give --engine vllm")
         return Engines(), None
     longest = asked.pop("max_model_len", None)
     if longest is not None and longest < 2:

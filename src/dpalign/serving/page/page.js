@@ -8,7 +8,7 @@ import { Front } from "./front.js";
 import { readAddress, writeAddress } from "./address.js";
 import { Turn } from "./turns.js";
 
-const DEFAULTS = { seed: 0, temperature: 0.7 };
+const DEFAULTS = { seed: 0, temperature: 0.7 }; // the server says which temperature is its own
 
 let contract = { objectives: [], arc: null, front: null, model: "" };
 let dial = null;
@@ -31,6 +31,7 @@ async function open() {
     return complain(error, open);
   }
   quiet();
+  DEFAULTS.temperature = contract.temperature ?? DEFAULTS.temperature;
   at("model").textContent = contract.model || "model";
   document.title = `${contract.model || "model"} \u00b7 dpalign`;
   if (dial) return;
@@ -121,7 +122,7 @@ async function ask(question) {
 }
 
 async function again() {
-  if (!turns.length) return;
+  if (!turns.length || at("send").disabled) return; // where the dial points nowhere, nothing can be asked
   asking?.abort();
   const last = turns.pop();
   last.remove();
@@ -137,10 +138,14 @@ async function answer(turn) {
   remember();
   following = true;
   follow();
-  const outcomes = await Promise.all(Object.keys(turn.cards).map((side) => write(turn, side, own.signal)));
+  let outcomes = [];
+  try {
+    outcomes = await Promise.all(Object.keys(turn.cards).map((side) => write(turn, side, own.signal)));
+  } finally {
+    if (asking === own) busy(false);
+  }
   if (asking !== own) return; // another question has taken its place
   asking = null;
-  busy(false);
   const refused = outcomes.find((error) => error?.status === 401);
   if (refused) {
     turn.remove();
