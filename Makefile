@@ -22,8 +22,8 @@ demo: $(VENV)/.run-ready  ## the whole paper in a small world, to a report page:
 	$(BIN)/dpa demo
 
 world: $(VENV)/.run-ready  ## the long run of the same: three seeds of recipes/world.toml on one page
-	for seed in 34 35 36; do $(BIN)/dpa run world --seed $$seed --out runs/world-$$seed || exit 1; done
-	$(BIN)/dpa combine runs/world-34 runs/world-35 runs/world-36 --out runs/world-seeds
+	for seed in 41 42 43; do $(BIN)/dpa run world --seed $$seed --out runs/world-$$seed || exit 1; done
+	$(BIN)/dpa combine runs/world-41 runs/world-42 runs/world-43 --out runs/world-seeds
 
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.dev-ready  ## the default tests; ARGS="-m slow" or ARGS=tests/test_selection.py for others
