@@ -73,8 +73,7 @@ class World:
             read_objectives(scorer.score(pairs), scorer.heads, self.objectives).reshape(*shape, -1)
             for scorer in (self.reward, self.truth)
         )
-        whole = [answer.finished and bool(answer.text.strip()) for answer in flat]
-        return said, true, np.array(whole).reshape(shape)
+        return said, true, np.array([answer.whole for answer in flat]).reshape(shape)
 
 
 def values(world: World, asked: Preference) -> dict[str, Array]:

@@ -92,21 +92,22 @@ def needs(recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Ste
         ),
     ]
     kinds = {step.kind for step in steps}
-    trainings = {kind: training_of(recipe, kind) for kind in TRAININGS if kind in kinds}
-    found += [
-        _trained(kind, training, recipe, model) for kind, training in trainings.items() if not training.checkpoint
-    ]
-    return [_beside_its_judges(need, recipe, model, sizes) if "reinforcement" in need.what else need for need in found]
+    for kind in [kind for kind in TRAININGS if kind in kinds]:
+        training = training_of(recipe, kind)
+        if not training.checkpoint:
+            need = _trained(kind, training, recipe, model)
+            found.append(_reinforced(need, recipe, model, sizes) if kind == "rl" else need)
+    return found
 
 
-def _beside_its_judges(need: Need, recipe: Recipe, model: Architecture, sizes: Sizes) -> Need:
-    """Reinforcement, with the model that it diverges from, the reward model, and what its sampling keeps."""
+def _reinforced(need: Need, recipe: Recipe, model: Architecture, sizes: Sizes) -> Need:
+    """A training beside which stand the model that it diverges from, the reward model, and what its sampling keeps."""
     width, training = WIDTHS[recipe.model.dtype], recipe.rl.training
     reference = 0 if training.lora_rank or not recipe.rl.beta else WIDTHS["float32"] * model.parameters
     cache = model.cache(training.batch * (sizes.prompt + sizes.answer), width)
-    held = need.beside + reference + model.parameters * width + cache
+    beside = need.beside + reference + model.parameters * width + cache
     return replace(
-        need, beside=float(held), note=f"{need.note}; {training.batch} answers drawn at once, two models beside"
+        need, beside=float(beside), note=f"{need.note}; {training.batch} answers drawn at once, models beside"
     )
 
 

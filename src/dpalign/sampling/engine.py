@@ -28,6 +28,11 @@ class Answer:
     finished: bool
     """False: cut at max_new_tokens."""
 
+    @property
+    def whole(self) -> bool:
+        """Finished, and not empty: it may be chosen."""
+        return self.finished and bool(self.text.strip())
+
 
 class Reader(Protocol):
     """Knows how long a prompt is."""

@@ -221,7 +221,7 @@ def draw(
                 "messages": request.messages,
                 "response": answer.text,
                 "tokens": answer.tokens,
-                "finished": answer.finished and bool(answer.text.strip()),
+                "finished": answer.whole,
             }
 
 

@@ -139,13 +139,17 @@ async function answer(turn) {
   following = true;
   follow();
   let outcomes = [];
+  let current = true;
   try {
     outcomes = await Promise.all(Object.keys(turn.cards).map((side) => write(turn, side, own.signal)));
   } finally {
-    if (asking === own) busy(false);
+    current = asking === own;
+    if (current) {
+      asking = null;
+      busy(false);
+    }
   }
-  if (asking !== own) return; // another question has taken its place
-  asking = null;
+  if (!current) return; // another question has taken its place
   const refused = outcomes.find((error) => error?.status === 401);
   if (refused) {
     turn.remove();
