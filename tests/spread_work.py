@@ -1,23 +1,36 @@
-"""Three trainings, in as many processes as there are: SFT, a reward model and DPO, from one tiny model.
+"""Four trainings, in as many processes as there are: SFT, packed SFT, a reward model and DPO, from one tiny model.
 
-python spread_work.py START OUT      alone
-torchrun ... spread_work.py START OUT      several; OUT/losses.json and the models are the first one's
+python spread_work.py START OUT DTYPE      alone
+torchrun ... spread_work.py START OUT DTYPE      several; the models and OUT/losses.json are the first one's
+torchrun ... spread_work.py START OUT DTYPE killed      until the first of the trainings that was not killed before has
+                                                        made three of its five updates: there its last process is
 """
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer
 
 from dpalign.recipe import DPO, Reward, Training
-from dpalign.training.common import first_process
+from dpalign.training.common import Fitted, first_process
 from dpalign.training.dpo import optimise
 from dpalign.training.sft import finetune
 
 TRAINING = Training(
-    learning_rate=1e-3, warmup_steps=1, steps=5, batch=2, micro_batch=1, context=96, packing=False, loss_on="answer"
+    learning_rate=1e-3,
+    warmup_steps=1,
+    steps=5,
+    save_every=2,
+    batch=2,
+    micro_batch=1,
+    context=96,
+    packing=False,
+    loss_on="answer",
 )
 
 
@@ -35,6 +48,25 @@ def share_on_a_cpu() -> None:
     PartialState.__init__ = started
 
 
+def be_killed(out: Path) -> None:
+    """Let the last process be killed after a training's third update, once in each; OUT/steps-... are those it made."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from dpalign.training.common import ProgressCallback
+
+    def on_step_end(
+        self: ProgressCallback, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if args.process_index == args.world_size - 1:
+            steps = out / f"steps-{Path(args.output_dir).name}"
+            made = [*(steps.read_text().split() if steps.exists() else []), str(state.global_step)]
+            steps.write_text(" ".join(made))
+            if made == ["1", "2", "3"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    ProgressCallback.on_step_end = on_step_end
+
+
 def main(start: str, out: Path, dtype: str) -> None:
     from dpalign.reward.model import train_reward_model
     from test_dpo import ROWS
@@ -42,15 +74,18 @@ def main(start: str, out: Path, dtype: str) -> None:
     from tiny import CHATS
 
     tokens = AutoTokenizer.from_pretrained(start)
-    shared = {"tokenizer": tokens, "dtype": dtype, "seed": 3}
+    shared: dict[str, Any] = {"tokenizer": tokens, "dtype": dtype, "seed": 3}
     packed = Training(**vars(TRAINING) | {"packing": True, "loss_on": "text", "context": 64})
     settings = Reward(template="world-v1", lm_loss=0.1, training=TRAINING)
-    losses = {
-        "sft": finetune(start, CHATS, out / "sft", TRAINING, resume=out / "r1", **shared),
-        "packed": finetune(start, CHATS, out / "packed", packed, resume=out / "r2", **shared),
-        "reward": train_reward_model(start, RATED, HEADS, out / "reward", settings, resume=out / "r3", **shared),
-        "dpo": optimise(start, ROWS, out / "dpo", DPO(training=TRAINING), resume=out / "r4", **shared),
+    trainings: dict[str, Callable[[], Fitted]] = {
+        "sft": lambda: finetune(start, CHATS, out / "sft", TRAINING, resume=out / "r1", **shared),
+        "packed": lambda: finetune(start, CHATS, out / "packed", packed, resume=out / "r2", **shared),
+        "reward": lambda: train_reward_model(
+            start, RATED, HEADS, out / "reward", settings, resume=out / "r3", **shared
+        ),
+        "dpo": lambda: optimise(start, ROWS, out / "dpo", DPO(training=TRAINING), resume=out / "r4", **shared),
     }
+    losses = {name: train() for name, train in trainings.items() if not (out / name).exists()}
     if first_process():
         (out / "losses.json").write_text(json.dumps({name: vars(fitted) for name, fitted in losses.items()}))
 
@@ -58,4 +93,6 @@ def main(start: str, out: Path, dtype: str) -> None:
 if __name__ == "__main__":
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         share_on_a_cpu()
+    if sys.argv[4:] == ["killed"]:
+        be_killed(Path(sys.argv[2]))
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -48,7 +48,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     return out
 
 
-def torchrun(*words: object, **more: str) -> None:
+def torchrun(*words: object, **more: str) -> int:
+    """Run `spread_work.py` in two processes; returns the exit code, of which all but a kill is a failure."""
     tests = str(Path(__file__).parent)
     paths = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -60,30 +61,20 @@ def torchrun(*words: object, **more: str) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0 or "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
+    return done.returncode
 
 
-def require_equal(one: Path, two: Path, within: float) -> None:
-    losses = [json.loads((out / "losses.json").read_text()) for out in (one, two)]
-    assert losses[0].keys() == set(TRAININGS)
+def require_equal_models(one: Path, two: Path, within: float) -> None:
     for name in TRAININGS:
-        assert losses[1][name] == pytest.approx(losses[0][name], abs=within)  # rows, tokens, updates and loss
         weights = [load_file(out / name / "model.safetensors") for out in (one, two)]
         assert weights[0].keys() == weights[1].keys()
         assert max((weights[0][key] - weights[1][key]).abs().max().item() for key in weights[0]) <= within
         assert (one / name / "config.json").read_text() == (two / name / "config.json").read_text()
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path: Path, tiny_folder: Path, alone: Path) -> None:
-    """SFT, packed SFT, the reward model and DPO at one global batch; five updates move a weight by up to 2.5e-3."""
-    torchrun(tiny_folder, tmp_path / "two", "float32")
-    require_equal(alone, tmp_path / "two", within=1e-5)
-
-
-@pytest.mark.slow
-def test_two_processes_that_share_one_model_train_what_one_does(tmp_path: Path, tiny_folder: Path, alone: Path) -> None:
-    """FSDP2 for real, each process with half of every weight: accelerate does here on a CPU what it does on GPUs."""
+def sharing() -> dict[str, str]:
+    """What accelerate tells two processes that are to share one model (FSDP2), which it refuses to tell on a CPU."""
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
@@ -93,10 +84,39 @@ def test_two_processes_that_share_one_model_train_what_one_does(tmp_path: Path, 
         setattr(given, name, value)
     given.num_processes, given.num_machines, given.mixed_precision, given.dynamo_backend = 2, 1, "bf16", "no"
     given.use_cpu, given.num_cpu_threads_per_process, given.debug = False, 1, False
-    fsdp = {name: value for name, value in prepare_multi_gpu_env(given).items() if name.startswith(("FSDP", "ACCEL"))}
-    assert fsdp["ACCELERATE_USE_FSDP"] == "true"
-    torchrun(tiny_folder, tmp_path / "shared", "float32", **fsdp)
-    require_equal(alone, tmp_path / "shared", within=1e-5)
+    told = {name: value for name, value in prepare_multi_gpu_env(given).items() if name.startswith(("FSDP", "ACCEL"))}
+    assert told["ACCELERATE_USE_FSDP"] == "true"
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True], ids=["a copy each", "one model"])
+def test_two_processes_train_what_one_does(tmp_path: Path, tiny_folder: Path, alone: Path, shared: bool) -> None:
+    """SFT, packed SFT, the reward model and DPO at one global batch; five updates move a weight by up to 2.5e-3.
+
+    With one model it is FSDP2 for real, each process with half of every weight, as accelerate does it on GPUs.
+    """
+    assert torchrun(tiny_folder, tmp_path, "float32", **(sharing() if shared else {})) == 0
+    require_equal_models(alone, tmp_path, within=1e-5)
+    losses = [json.loads((out / "losses.json").read_text()) for out in (alone, tmp_path)]
+    assert losses[0].keys() == set(TRAININGS)
+    for name in TRAININGS:
+        assert losses[1][name] == pytest.approx(losses[0][name], abs=1e-5)  # rows, tokens, updates and loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True], ids=["a copy each", "one model"])
+def test_two_processes_of_which_one_is_killed_go_on_to_what_one_trains(
+    tmp_path: Path, tiny_folder: Path, alone: Path, shared: bool
+) -> None:
+    """Each of the four trainings loses a process after its third update, and goes on from the second."""
+    codes = []
+    while not codes or codes[-1]:
+        assert len(codes) <= len(TRAININGS), "one more kill than trainings"
+        codes.append(torchrun(tiny_folder, tmp_path, "float32", "killed", **(sharing() if shared else {})))
+    made = [steps.read_text() for steps in tmp_path.glob("steps-*")]
+    assert made == ["1 2 3 3 4 5"] * len(TRAININGS)
+    require_equal_models(alone, tmp_path, within=1e-5)
 
 
 def launched(tmp_path: Path, tiny_folder: Path, *words: str) -> Path:

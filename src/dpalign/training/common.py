@@ -44,6 +44,7 @@ class Fitted:
     tokens: int
     updates: int
     loss: float
+    """The mean over its updates; in a training that was resumed, over those since."""
 
 
 @dataclass(frozen=True)
