@@ -71,7 +71,9 @@ def test_more_new_tokens_than_the_model_has_room_for(run: Path) -> None:
 
 def test_first_answers_divide_among_the_targets(run: Path) -> None:
     message = told(run, "sample-1", "--sampling.first", "10")
-    assert message == "sampling.first 10 answers do not divide among sampling.first_targets 3; give a multiple"
+    assert message == (
+        "sampling.first is 10 answers, which do not divide among sampling.first_targets 3; give a multiple"
+    )
 
 
 def test_a_head_that_objectives_read_and_the_reward_model_lacks(run: Path) -> None:
@@ -87,6 +89,10 @@ def test_a_head_that_objectives_read_and_the_reward_model_lacks(run: Path) -> No
     unknown = told(run, "data", "--objectives", '{helpfulness = ["helpsteer-helpfulnes"]}')
     assert "helpsteer-helpfulnes" in unknown
     assert "helpsteer-helpfulness" in unknown
+
+
+OVERALL = '{overall = ["ultrafeedback-overall_score"], again = ["ultrafeedback-overall_score"]}'
+"""What can be read from pairs alone."""
 
 
 def rated_files(folder: Path, rows: Sequence[object]) -> tuple[str, ...]:
@@ -116,8 +122,21 @@ def test_an_objective_without_a_label(tmp_path: Path) -> None:
     message = told(tmp_path / "run", "data", *knobs, "--data.validation_prompts", "5")
     assert "reads head" in message
     assert "training answers has a label for it; add a data set that has, or read another head" in message
-    objectives = '{overall = ["ultrafeedback-overall_score"]}'
-    go_on(tmp_path / "run", "data", *knobs, "--data.validation_prompts", "5", "--objectives", objectives)
+    go_on(tmp_path / "run", "data", *knobs, "--data.validation_prompts", "5", "--objectives", OVERALL)
+
+
+def test_a_validation_prompt_is_never_sampled_for_however_it_is_spelled(tmp_path: Path) -> None:
+    """Of a rated prompt that says the same but for case and spacing neither the answers nor the prompt are left."""
+    knobs = rated_files(tmp_path, [pair(i, "because.") for i in range(40)])
+    named = tmp_path / "validation.jsonl"
+    named.write_text("".join(f"{json.dumps({'prompt': f'Question  {i} '})}\n" for i in range(10)))
+    go_on(tmp_path / "run", "data", *knobs, "--data.prompts", str(named), "--objectives", OVERALL)
+    splits: dict[str, set[str]] = {}
+    for row in read_rows(tmp_path / "run" / "data" / "prompts", PROMPTS):
+        splits.setdefault(" ".join(row["messages"][0]["content"].lower().split()), set()).add(row["split"])
+    assert all(splits[f"question {i}"] == {"validation"} for i in range(10))
+    assert sum(splits[f"question {i}"] <= {"D1", "D2", "heldout"} for i in range(10, 40)) == 30
+    assert "10 held-out prompt" in (tmp_path / "run" / "data" / "reports.txt").read_text()
 
 
 def test_a_data_set_that_is_empty_after_filtering(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpalign.data.filters import drop_held_out, drop_long
+from dpalign.data.filters import drop_held_out
 from dpalign.data.rows import Conversation, Rated, rated
 from dpalign.data.splits import split_prompts
 from dpalign.data.ultrachat import read_ultrachat
@@ -99,18 +99,3 @@ def test_a_held_out_chat_is_more_than_its_last_turn() -> None:
     told: list[Message] = [{"role": "system", "content": "Be brief."}, *chat]
     same: Conversation = {"prompt_id": prompt_id(told), "messages": told, "response": "Eleven.", "origin": "sft"}
     assert drop_held_out([same], [chat])[1].kept == 0
-
-
-def test_rows_over_the_limit_are_counted() -> None:
-    def words(text: str) -> int:
-        return len(text.split())
-
-    rows, report = drop_long([row("one two", "three"), row("one two", "three four")], words, limit=3)
-    assert [r["response"] for r in rows] == ["three"]
-    assert report.filtered == {"too long (over 3 tokens)": 1}
-    rows, _ = drop_long(
-        rows, words, limit=3, render=lambda messages, response: f"rate: {messages[0]['content']} {response}"
-    )
-    assert rows == []
-    with pytest.raises(ValueError, match="give a limit of at least 1"):
-        drop_long([row("a")], words, limit=0)

@@ -1,36 +1,15 @@
-"""Rows that must not be trained on: too long for the context, or repeating a held-out prompt."""
+"""Rows that must not be trained on: those that repeat a held-out prompt."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from dpalign.data.report import ReadReport
-from dpalign.data.rows import Conversation, Rated, plain_text
+from dpalign.data.rows import Conversation, Prompt, Rated
 from dpalign.records import Message
 
-AnyRow = TypeVar("AnyRow", Rated, Conversation)
-
-
-def drop_long(
-    rows: Sequence[AnyRow],
-    length: Callable[[str], int],
-    limit: int,
-    render: Callable[[Sequence[Message], str], str] = plain_text,
-) -> tuple[list[AnyRow], ReadReport]:
-    """Rows whose text is at most `limit` long.
-
-    Args:
-        length: of a text, in tokens; the caller's tokenizer decides.
-        limit: in the same unit.
-        render: (messages, response) -> the text as the model will read it; plain turns by default.
-    """
-    if limit < 1:
-        raise ValueError(f"the longest text allowed is {limit} tokens; give a limit of at least 1")
-    kept = [row for row in rows if length(render(row["messages"], row["response"])) <= limit]
-    dropped = len(rows) - len(kept)
-    filtered = {f"too long (over {limit:,} tokens)": dropped} if dropped else {}
-    return kept, ReadReport("length", "", len(rows), len(kept), filtered)
+AnyRow = TypeVar("AnyRow", Rated, Conversation, Prompt)
 
 
 def drop_held_out(rows: Sequence[AnyRow], held_out: Iterable[Sequence[Message]]) -> tuple[list[AnyRow], ReadReport]:

@@ -1,6 +1,6 @@
 """Rows on their way to Parquet (`records.RATED`, `CONVERSATIONS`, `PROMPTS`), and what is made of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypedDict
 
 from dpalign.records import HEADS, Message, prompt_id
@@ -57,8 +57,3 @@ def prompts_of(rows: Iterable[Rated | Conversation], split_of: Mapping[str, str]
         if (key := row["prompt_id"]) not in prompts and key in split_of:
             prompts[key] = {"prompt_id": key, "messages": row["messages"], "split": split_of[key]}
     return list(prompts.values())
-
-
-def plain_text(messages: Sequence[Message], response: str) -> str:
-    """All that a row says, turn by turn, without any template."""
-    return "\n".join([*(message["content"] for message in messages), response])

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dpalign.config import as_mapping
 from dpalign.data.filters import drop_held_out
@@ -22,6 +22,9 @@ from dpalign.records import CONVERSATIONS, HEADS, PROMPTS, RATED, Message, promp
 from dpalign.runs import write_json, write_text
 from dpalign.stages import Job
 from dpalign.world.files import write_world
+
+EVALUATED: Final = ("validation", "tuning")
+"""The splits whose prompts nothing is trained on or sampled for."""
 
 Read = tuple[list[Rated], list[Conversation], list[Prompt], list[ReadReport]]
 
@@ -52,9 +55,14 @@ def read_data(job: Job) -> None:
     asked = prompts_of([row for row in rated if row["source"] != "helpsteer"], split_of)
     known = {prompt["prompt_id"] for prompt in asked}
     prompts = [*asked, *(prompt for prompt in evaluated if prompt["prompt_id"] not in known)]
-    held_out = [prompt["messages"] for prompt in prompts if prompt["split"] in ("validation", "tuning")]
+    held_out = [prompt["messages"] for prompt in prompts if prompt["split"] in EVALUATED]
     rated, dropped = drop_held_out(rated, held_out)
     reports.append(_named(dropped, "rated answers"))
+    left, dropped = drop_held_out([prompt for prompt in prompts if prompt["split"] not in EVALUATED], held_out)
+    if dropped.filtered:  # the same text but for case or spacing, which is another prompt to `split_prompts`
+        reports.append(_named(dropped, "prompts"))
+        kept = {prompt["prompt_id"] for prompt in left}
+        prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
     chats, dropped = drop_held_out(chats, held_out)
     reports.append(_named(dropped, "chats"))
     parts = {
