@@ -234,10 +234,10 @@ def test_the_traceback_of_a_failed_stage_is_in_the_log_and_not_on_the_screen(
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as ended:
-        cli.main(["run", "world", "--out", str(run), "--until", "data", *FEW, "--objectives", '{h = ["humour"]}'])
+        cli.main(["run", "world", f"--out={run}", "--until=data", "--data.world=false", "--data.helpsteer=a.jsonl"])
     assert ended.value.code == 2
     screen = capsys.readouterr().err
-    assert "dpa: objective 'h' reads head 'humour'" in screen
+    assert "dpa: a.jsonl: no such file" in screen
     assert "Traceback" not in screen
     assert "Traceback" in (run / "log.txt").read_text()
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from dpalign import compare, config, ledger, runs
+from dpalign.consistency import require_consistent
 from dpalign.environment import expanded, thread_variables
 from dpalign.ledger import hash_of
+from dpalign.localfiles import local_files
 from dpalign.recipe import Recipe
 from dpalign.stages import Job, Step, knobs_read
 
@@ -104,8 +106,9 @@ def evaluations(recipe: Recipe) -> Iterator[Step]:
         yield Step("evaluate-dpo", "evaluate", given, condition="plain")
     if recipe.evaluation.controls:
         yield Step("evaluate-sft-asked", "evaluate", {"policy": "sft"} | given, condition="directions")
-        if not recipe.model.base:
-            yield Step("evaluate-base-asked", "evaluate", {"policy": "base"} | given, condition="directions")
+        base = Path(recipe.model.source).absolute() if recipe.model.base else "base"
+        if base == "base" or Path(base).is_dir():  # a name on the hub is no folder to read from
+            yield Step("evaluate-base-asked", "evaluate", {"policy": base} | given, condition="directions")
 
 
 def pairwise(recipe: Recipe) -> Step:
@@ -155,7 +158,12 @@ def recipe_of(recipe: Recipe, step: Step) -> Recipe:
 
 
 def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> list[Step]:
-    """The steps up to one of them; None takes all."""
+    """The steps up to one of them; None takes all.
+
+    Raises:
+        ValueError: no step has that name, or the recipe contradicts itself.
+    """
+    require_consistent(recipe)
     planned = steps(recipe, compared)
     if until is None:
         return planned
@@ -184,7 +192,8 @@ def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bo
 
 def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
     """Take one step unless it is done: here, or in a process (or several) of its own."""
-    with run.stage(step.name, step.stage.version, step.inputs, knobs_of(recipe, step)) as work:
+    knobs = knobs_of(recipe, step)
+    with run.stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs) as work:
         if work.done:
             return
         if step.stage.heavy and recipe.launcher != "inprocess":
@@ -239,6 +248,10 @@ def dry_run(
 ) -> Sequence[tuple[Step, str]]:
     """The steps, and for each "done" or why it is to do; touches nothing."""
     planned = steps_until(recipe, until, compared)
-    stages = [ledger.Stage(s.name, s.stage.version, s.inputs, knobs_of(recipe, s)) for s in planned]
+    read = [knobs_of(recipe, step) for step in planned]
+    stages = [
+        ledger.Stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs)
+        for step, knobs in zip(planned, read, strict=True)
+    ]
     said = ledger.plan(folder, stages)
     return [(step, said[step.name]) for step in planned]

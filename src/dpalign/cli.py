@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 from dpalign import __doc__ as what_this_is
 from dpalign import __version__, align, alpaca, config
+from dpalign.consistency import require_consistent
 from dpalign.doctor import verb as examining
 from dpalign.errors import plain_errors
 from dpalign.ledger import LEDGER, STAGE_NAME
@@ -277,6 +278,7 @@ def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
 def take_alone(kind: str, arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """One stage on finished folders, wherever they lie; done before with the same inputs and knobs, it is skipped."""
     recipe = load(recipe_file(arguments.recipe), overrides)
+    require_consistent(recipe, evaluated=kind == "evaluate")
     stage, out = STAGES[kind], Path(arguments.out)
     if not re.fullmatch(STAGE_NAME, out.name):
         raise ValueError(f"--out {out}: a stage's folder is named in lower-case letters, digits, - and _")

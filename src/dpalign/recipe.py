@@ -252,7 +252,7 @@ class Evaluation:
     best_of: int = 16
     """Answers that the reward model chooses among in best-of-n at inference (not in the paper)."""
     controls: bool = False
-    """Also ask the base and SFT models for directions: what an untrained dial does."""
+    """Also ask SFT, and a base model that is a folder, for directions: what an untrained dial does."""
     reference: tuple[float, ...] = ()
     """Hypervolume's reference point, by objective; the world derives its own."""
     bootstrap: int = 1000

@@ -90,11 +90,6 @@ class Drawing:
         self.fixed = [PLAIN] if job.condition == "plain" else []
         self.n = settings.n
         if job.condition == "targets":
-            if settings.first % settings.first_targets:
-                raise ValueError(
-                    f"sampling.first {settings.first} answers do not divide among sampling.first_targets "
-                    f"{settings.first_targets}; give a multiple"
-                )
             reward_NK = np.array([r for _, r in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
             self.fixed = target_conditions(recipe, reward_targets(reward_NK, settings.first_targets, 0.9, recipe.seed))
             self.n = settings.first // settings.first_targets
