@@ -147,14 +147,16 @@ def test_a_data_set_that_is_empty_after_filtering(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "knob"), [("sft", "sft.checkpoint"), ("reward", "reward.checkpoint"), ("steerlm-d2", "sft.checkpoint")]
+    ("step", "knob"), [("sft", "model.base"), ("reward", "reward.checkpoint"), ("steerlm-d2", "sft.checkpoint")]
 )
 def test_a_checkpoint_folder_without_weights(run: Path, tmp_path: Path, step: str, knob: str) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_text("{}")
     message = told(run, step, f"--{knob}", str(empty))
-    assert message.startswith(f"{empty}: a checkpoint folder needs config.json and *.safetensors; it holds no weights")
+    assert message.startswith(f"{knob} is {str(empty)!r}: {empty}: no folder with config.json and model.safetensors")
+    missing = told(run, step, f"--{knob}", str(tmp_path / "nowhere"))
+    assert missing == f"{knob} is {str(tmp_path / 'nowhere')!r}: there is no such folder"
 
 
 def test_a_named_checkpoint_takes_the_place_of_training(run: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_shipped_recipe_parses_and_has_its_own_name(name: str) -> None:
 def test_every_step_of_a_shipped_recipe_reads_what_an_earlier_one_wrote(name: str) -> None:
     before: set[str] = set()
     for step in align.steps(shipped(name)):
-        assert set(step.inputs.values()) <= before
+        assert {value for value in step.inputs.values() if isinstance(value, str)} <= before
         assert set(step.stage.inputs) <= set(step.inputs) | ({"policy"} if step.name == "evaluate-dpo" else set())
         assert step.name not in before
         before.add(step.name)
@@ -83,6 +83,7 @@ def test_the_papers_recipe_departs_from_the_defaults_only_where_it_says_so() -> 
             "launcher",
             "processes",
             "launch.config",
+            "data.judge",
             "data.tuning",
             "evaluation.dpo",
             "evaluation.reference",
@@ -96,7 +97,14 @@ def test_the_papers_plan_has_four_iterations_on_alternating_halves_and_all_of_it
     assert [steps[f"sample-{t}"].half for t in (1, 2, 3, 4)] == ["D1", "D2", "D1", "D2"]
     assert [steps[f"policy-{t}"].inputs["start"] for t in (1, 2, 3, 4)] == ["sft"] * 4
     assert {"evaluate-sft", "evaluate-dpo", "evaluate-steerlm"} <= set(steps)
-    assert not {"world", "base", "judge"} & set(steps)
+    assert not {"world", "base"} & set(steps)
+
+
+@pytest.mark.parametrize("name", ["world", "demo", "micro"])
+def test_in_the_world_base_and_sft_are_asked_for_directions(name: str) -> None:
+    """The negative control: a dial that nobody taught."""
+    asked = {step.name for step in align.steps(shipped(name)) if step.condition == "directions"}
+    assert {"evaluate-base-asked", "evaluate-sft-asked"} <= asked
 
 
 def test_every_training_of_a_shipped_recipe_splits_its_batch_evenly() -> None:

@@ -5,6 +5,7 @@ from operator import attrgetter
 from typing import Final
 
 from dpalign.knobs import Training
+from dpalign.localfiles import require_models
 from dpalign.objectives import head_indices
 from dpalign.preference import Fixed, Grid, objective_count
 from dpalign.recipe import Recipe
@@ -67,6 +68,7 @@ def require_consistent(recipe: Recipe, evaluated: bool = True) -> None:
         _require_updates(name, attrgetter(name)(recipe))
     for objective in recipe.objective_list:
         head_indices(objective, recipe.heads)
+    require_models(recipe)
     _require_directions(recipe)
     if evaluated:
         _require_grid(recipe)

@@ -8,8 +8,12 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
+
+from dpalign.modelfolder import weights_files
+from dpalign.recipe import Recipe
 
 SOURCES: Final = tuple(
     f"data.{name}" for name in ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
@@ -42,6 +46,26 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
         if knob in found and (found[knob] == Path() or not found[knob].exists()):
             del found[knob]
     return {knob: path.absolute() for knob, path in found.items()}
+
+
+def require_models(recipe: Recipe) -> None:
+    """Check that what a recipe names as models, and looks like a path, is there and holds weights.
+
+    Raises:
+        ValueError: naming the knob.
+    """
+    for knob in MODELS:
+        value = attrgetter(knob)(recipe)
+        if not value or value == INSTALLED.get(knob) or value.startswith(FUNCTION):
+            continue
+        folder = Path(value)
+        if not folder.exists() and (folder.is_absolute() or value.startswith((".", "~")) or value.endswith("/")):
+            raise ValueError(f"{knob} is {value!r}: there is no such folder")
+        if folder.exists():
+            try:
+                weights_files(folder)
+            except ValueError as error:
+                raise ValueError(f"{knob} is {value!r}: {error}") from error
 
 
 def _module_file(function: str) -> Path:

@@ -142,7 +142,7 @@ class Data:
     validation_prompts: int = 2000
     """Prompts of the validation set (section 3.2)."""
     heldout: float = 0.05
-    """Share of HelpSteer prompts kept to judge the reward model (paper silent)."""
+    """Share of rated prompts kept out of all training, to measure the reward model on (paper silent)."""
     judge: float = 0.0
     """Share of prompts whose ratings train the judge alone (paper silent: it has no second model)."""
     tuning: float = 0.0
