@@ -170,6 +170,20 @@ def test_the_dry_run_of_the_paper_prints_four_iterations_and_needs_no_torch(pape
     assert steps == ["data", "reward", "annotate", "sft", "steerlm-d2", *loop, "steerlm", *systems, "report"]
     assert "#   sample-1             D1 targets     to do: new\n" in table
     assert "#   sample-2             D2 directions  to do: new\n" in table
+    said, modules = modules_after("run", "paper", "--dry-run", "--out", str(out))
+    assert not HEAVY & modules
+    assert 'base = "mistralai/Mistral-7B-v0.1"' in said
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that `make demo` does, with few rows and few updates."""
+    trainings = [f"--{name}.steps=4" for name in ("sft", "finetune", "steerlm.training", "reward.training")]
+    few = ["--sampling.prompts=4", "--sampling.first=16", "--sampling.n=2", "--evaluation.bootstrap=1000"]
+    cli.main(["demo", "--out", str(tmp_path / "demo"), *FEW, *trainings, *few])
+    page = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert page == tmp_path / "demo" / "report" / "index.html"
+    assert "DPA t=2" in page.read_text()
 
 
 def test_an_installed_recipe_is_found_by_its_name_and_a_file_by_its_path(

@@ -20,6 +20,7 @@ from dpalign.environment import expanded, thread_variables
 from dpalign.ledger import hash_of
 from dpalign.localfiles import local_files
 from dpalign.recipe import Recipe
+from dpalign.schedule import take_all
 from dpalign.stages import Job, Step, knobs_read
 
 
@@ -185,21 +186,24 @@ def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bo
     """
     planned = steps_until(recipe, until, compared)
     with runs.Run.open(folder, config.to_toml(recipe)) as run:
-        for step in planned:
-            take(recipe, run, step)
+        take_all(planned, recipe.jobs, lambda step: take(recipe, run, step))
     return folder
 
 
 def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
-    """Take one step unless it is done: here, or in a process (or several) of its own."""
+    """Take one step unless it is done: here, or in a process (or several) of its own.
+
+    Of steps side by side the heavy ones are always in a process of their own, and the others here take turns.
+    """
     knobs = knobs_of(recipe, step)
     with run.stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs) as work:
         if work.done:
             return
-        if step.stage.heavy and recipe.launcher != "inprocess":
+        if step.stage.heavy and (recipe.launcher != "inprocess" or recipe.jobs > 1):
             _launch(recipe, work, step)
         else:
-            perform(recipe, work, step)
+            with run.here:
+                perform(recipe, work, step)
 
 
 def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:

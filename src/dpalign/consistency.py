@@ -12,6 +12,7 @@ from dpalign.recipe import Recipe
 
 LEAST: Final[Mapping[str, float]] = {
     "iterations": 1,
+    "jobs": 1,
     "processes": 1,
     "preference.directions": 1,
     "sampling.n": 1,
@@ -58,6 +59,11 @@ def require_consistent(recipe: Recipe, evaluated: bool = True) -> None:
         raise ValueError(
             f"sampling.first is {sampling.first} answers, which do not divide among sampling.first_targets "
             f"{sampling.first_targets}; give a multiple"
+        )
+    if recipe.jobs > 1 and recipe.processes > 1:
+        raise ValueError(
+            f"jobs is {recipe.jobs}, and processes {recipe.processes}: a training in several processes runs alone; "
+            "leave jobs at 1"
         )
     if recipe.reward.training.checkpoint:
         raise ValueError(

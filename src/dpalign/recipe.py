@@ -279,6 +279,9 @@ class Recipe:
     """CPU threads; 0 leaves the choice to torch. Results are equal bytes only at equal threads."""
     launcher: Literal["inprocess", "process", "torchrun", "accelerate"] = "process"
     """Heavy stages run here, or in a process of their own; torchrun and accelerate train in one per GPU."""
+    jobs: int = 1
+    """Steps that do not wait for each other, side by side, each in a process of its own with `threads` of the CPU: the
+    same results, sooner. For machines without a GPU, which several steps would share."""
     processes: int = 1
     """Processes of torchrun or accelerate, over all machines."""
     launch: Launch = field(default_factory=Launch)

@@ -163,6 +163,8 @@ class Run:
         self.lock = lock
         """File descriptor; passed on to a stage's own process (`pass_fds`), an orphan of it still holds the folder."""
         self.git_commit = git_commit
+        self.here = threading.Lock()
+        """Held by whatever of several steps side by side works in this very process."""
 
     @classmethod
     def open(cls, folder: Path, recipe_text: str | None, environment: Mapping[str, Any] | None = None) -> Self:
@@ -219,14 +221,15 @@ class Run:
             ValueError: an input is missing, or is of a stage that is not finished.
         """
         stage = Stage(name, version, inputs or {}, knobs or {})
-        hashes = FileHashes(self.folder)
         digests: dict[str, str | None] = {}
-        for key, value in stage.inputs.items():
-            try:
-                digests[key] = input_digest(self.folder, value, hashes)
-            except ValueError as error:
-                raise ValueError(f"stage {name}, input {key}: {error}") from error
-        hashes.save()
+        with self.here:
+            hashes = FileHashes(self.folder)
+            for key, value in stage.inputs.items():
+                try:
+                    digests[key] = input_digest(self.folder, value, hashes)
+                except ValueError as error:
+                    raise ValueError(f"stage {name}, input {key}: {error}") from error
+            hashes.save()
         identity = identity_of(stage, digests)
         adopt(self.folder / name, identity)
         reason = why(self.folder / name, identity)
