@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from dpalign.report.systems import System
 from dpalign.report.tables import Cell, Row, Table, cell, name_of, without_empty_columns, word
-from dpalign.report.words import MISSING, Figure, degrees, figure, listed, number, percent, size, whole
+from dpalign.report.words import COUNTED, MISSING, Figure, degrees, figure, listed, number, percent, size, whole
 from dpalign.runs import spell_seconds
 
 Summary = Mapping[str, Any]
@@ -207,9 +207,9 @@ def budget_table(summary: Summary, systems: Sequence[System]) -> Table | None:
     )
     caption = (
         "All that was needed to make a system (SFT needs no reward model, DPO on ratings none either); stages that "
-        "systems share count for each, so the rows do not add up. Tokens in all are sampled, scored and trained ones, "
-        "prompts left out. All settings: those that were tried to find the one shown, their evaluations on the tuning "
-        "prompts, and the reward model that chose."
+        "systems share count for each, so the rows do not add up. Tokens in all are those sampled, those of the scored "
+        f"answers, and those trained: {COUNTED}. All settings: those that were tried to find the one shown, their "
+        "evaluations on the tuning prompts, and the reward model that chose."
     )
     return without_empty_columns(Table(caption, columns, tuple(rows))) if rows else None
 

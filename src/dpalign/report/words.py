@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Self
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
 DEGREE = "\N{DEGREE SIGN}"
+COUNTED = "trained tokens include prompts, which DPO reads with each of its two answers; sampled and scored ones do not"
+"""What the ledgers' tokens are of."""
 
 
 class Figure(NamedTuple):
