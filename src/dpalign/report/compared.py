@@ -143,10 +143,11 @@ def _answers_a_reply(recipe: Recipe, folder: Path) -> int:
 
 
 def tuning(recipe: Recipe, trials: Mapping[str, Sequence[Trial]], setting: Setting) -> dict[str, Any]:
-    """Every setting of every tuned system: system -> [{name, setting, tuning_objective, objective, chosen}].
+    """Every setting of every tuned system: system -> [{name, setting, tuning_objective, objective, chosen, edge}].
 
     `tuning_objective` is by the reward model on the tuning prompts, and decided; `objective` is measured as all
     figures are, on the validation prompts, and is shown so that a reader can see what another choice would have given.
+    `edge`: the setting ends a grid that could go on there.
     """
     found: dict[str, Any] = {
         system: [
@@ -158,6 +159,7 @@ def tuning(recipe: Recipe, trials: Mapping[str, Sequence[Trial]], setting: Setti
                     read(recipe, trial.entrant).measured, setting.directions_UK, setting.bootstrap
                 ),
                 "chosen": trial.chosen,
+                "edge": trial.edge,
             }
             for trial in tried
         ]

@@ -20,6 +20,8 @@ PAPER_TABLE_1: Final = {
 """The paper's Table 1: multi-objective rewards, preference arithmetic, single model, feasibility guarantee."""
 STANDS_FOR: Final = {"GRPO": "PPO", "RLOO": "PPO", "SteerLM, tuned": "SteerLM"}
 """Rows of that table by the systems that stand for them here."""
+AT_THE_EDGE: Final = "at the edge of its grid: a wider one may do better"
+"""Of a setting that was chosen."""
 
 
 def differences_table(summary: Summary, systems: Sequence[System]) -> Table | None:
@@ -150,8 +152,8 @@ def _degenerate(summary: Summary, system: str) -> tuple[Cell, Cell]:
     return cell(cells[0]), cell(cells[1])
 
 
-def tuning_table(summary: Summary) -> Table | None:
-    """Every setting that was tried, and which was chosen."""
+def tuning_table(summary: Summary, systems: Sequence[System]) -> Table | None:
+    """Every setting that was tried, and which was chosen; one at the edge of its grid is marked."""
     tried = summary.get("tuning") or {}
     if not tried:
         return None
@@ -162,7 +164,7 @@ def tuning_table(summary: Summary) -> Table | None:
                 word(row["setting"]),
                 cell(Figure.read(row["tuning_objective"])),
                 cell(Figure.read(row["objective"])),
-                Cell("chosen", tone="yes") if row["chosen"] else Cell(MISSING),
+                Cell("chosen", AT_THE_EDGE if row.get("edge") else "", tone="yes") if row["chosen"] else Cell(MISSING),
             ),
             strong=row["chosen"],
         )
@@ -174,9 +176,23 @@ def tuning_table(summary: Summary) -> Table | None:
     caption = (
         "Each setting was evaluated on the tuning prompts, and the best by the reward model's opinion stands for its "
         "system everywhere else: neither the truth nor a validation prompt chose. The validation figures show what "
-        "another choice would have given. DPA has one setting, that of the recipe."
+        f"another choice would have given. {_settings_each(tried, systems)} DPA's knobs are the recipe's too, and what "
+        "it took to choose the recipe is counted nowhere here."
     )
     return Table(caption, columns, rows)
+
+
+def _settings_each(tried: Mapping[str, Sequence[Any]], systems: Sequence[System]) -> str:
+    """Which systems were tuned, among how many settings, and which had one; a family's members count as one system."""
+    rivals = [s for s in systems if s.role in ("baseline", "soup", "specialist") and not s.copied]
+    tuned: dict[str, int] = {}
+    for system in rivals:
+        if system.name in tried:
+            name = system.family.replace(",", "")
+            tuned[name] = max(tuned.get(name, 0), len(tried[system.name]))
+    fixed = list(dict.fromkeys(name for s in rivals if (name := s.family.replace(",", "")) not in tuned))
+    said = f"Tuned were {listed([f'{name} ({n} settings)' for name, n in tuned.items()])}."
+    return f"{said} One setting each, the recipe's, had {listed(fixed)}." if fixed else said
 
 
 def budget_table(summary: Summary, systems: Sequence[System]) -> Table | None:
@@ -209,7 +225,8 @@ def budget_table(summary: Summary, systems: Sequence[System]) -> Table | None:
         "All that was needed to make a system (SFT needs no reward model, DPO on ratings none either); stages that "
         "systems share count for each, so the rows do not add up. Tokens in all are those sampled, those of the scored "
         f"answers, and those trained: {COUNTED}. All settings: those that were tried to find the one shown, their "
-        "evaluations on the tuning prompts, and the reward model that chose."
+        "evaluations on the tuning prompts, and the reward model that chose; what it took to choose the recipe's own "
+        "knobs, DPA's among them, is not counted."
     )
     return without_empty_columns(Table(caption, columns, tuple(rows))) if rows else None
 

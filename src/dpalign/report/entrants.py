@@ -69,6 +69,8 @@ class Trial:
     objective: Estimate
     """E_v J(v) by the reward model."""
     chosen: bool
+    edge: bool
+    """At the edge of its grid."""
 
 
 def read(recipe: Recipe, entrant: Entrant) -> Evaluated:
@@ -128,8 +130,8 @@ def tried(
     ]
     best = max(range(len(own)), key=lambda i: opinions[i].value)
     return [
-        Trial(entrant, folder, opinion, i == best)
-        for i, (entrant, folder, opinion) in enumerate(zip(own, folders, opinions, strict=True))
+        Trial(entrant, folder, opinion, i == best, contender.edge)
+        for i, (contender, entrant, folder, opinion) in enumerate(zip(settings, own, folders, opinions, strict=True))
     ]
 
 

@@ -137,7 +137,7 @@ def comparison_part(summary: Mapping[str, Any], systems: Sequence[System]) -> di
         "differences": differences_table(summary, systems),
         "table_1": table_1(summary, systems),
         "specialists": specialists_table(summary, systems),
-        "tuning": tuning_table(summary),
+        "tuning": tuning_table(summary, systems),
         "budget": budget_table(summary, systems),
         "feasibility": feasibility_tables(summary),
         "ablations": ablation_table(summary, systems),
