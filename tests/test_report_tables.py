@@ -9,7 +9,8 @@ import pytest
 import fake_run
 from dpalign.report.accounts import costs_table, stages_table
 from dpalign.report.compared_figures import compared_plots
-from dpalign.report.compared_tables import budget_table, tuning_table
+from dpalign.report.compared_tables import budget_table, table_1, tuning_table
+from dpalign.report.compared_words import rivals_claims
 from dpalign.report.systems import systems_of
 from dpalign.report.tables import Row, Table
 from test_report_comparison import taken
@@ -80,3 +81,36 @@ def test_tuning_says_who_had_one_setting(summary: dict[str, Any]) -> None:
     ) in caption
     assert "DPA has one setting" not in caption
     assert "DPA's among them, is not counted" in shown(budget_table(summary, systems)).caption
+
+
+def test_table_1_counts_conditions_and_compares_taus_at_as_many(summary: dict[str, Any]) -> None:
+    rows = {row["system"]: row for row in summary["comparison"]["table_1"]}
+    assert {name: rows[name]["conditions"] for name in ("DPA t=2", "SteerLM", "RSF", "GRPO", "SFT")} == {
+        "DPA t=2": 10, "SteerLM": 5, "RSF": 3, "GRPO": 2, "SFT": 1,
+    }  # fmt: skip
+    assert rows["GRPO"]["span"]["value"] > 20
+    assert (rows["GRPO"]["kendall_tau"], rows["GRPO"]["spearman"]) == (None, None)
+    assert rows["RSF"]["kendall_tau_common"] is None
+    assert rows["SteerLM"]["kendall_tau_common"] == rows["SteerLM"]["kendall_tau"]
+    assert rows["DPA t=2"]["kendall_tau_common"]["value"] > rows["DPA t=2"]["kendall_tau"]["value"]
+    table = shown(table_1(summary, systems_of(summary)))
+    assert table.columns[3:8] == ("conditions", "Kendall tau", "at 5 conditions", "Spearman", "span of verbosity")
+    assert [cell.text for cell in rows_of(table)["GRPO"].cells[3:7]] == ["2", *["\N{EN DASH}"] * 3]
+    assert "the higher both correlations come out" in table.caption
+
+
+def test_a_rival_with_a_wider_span_or_a_steadier_dial_is_said_to_be_ahead(summary: dict[str, Any]) -> None:
+    """GRPO's two models are 31 points apart, the arc's ends of DPA 25; taus of five conditions are told apart."""
+    leads = {row["system"]: row for row in summary["comparison"]["control_leads"]}
+    assert {name for name, row in leads.items() if row["kendall_tau"] is None} == {"RSF", "GRPO"}
+    assert leads["GRPO"]["span"]["high"] < 0
+    leads["SteerLM"]["kendall_tau"] = {"value": -0.04, "low": -0.07, "high": -0.01}
+    leads["SFT, best of 16"]["span"] = {"value": -1.0, "low": -3.0, "high": 1.0}
+    row = next(row for row in summary["comparison"]["differences"] if row["system"] == "SteerLM")
+    row["hypervolume_ratio"] = {"value": 0.9, "low": 0.85, "high": 0.96}
+    ahead = [claim.text for claim in rivals_claims(summary, systems_of(summary)) if claim.rival]
+    assert any(text.startswith("GRPO specialists have a wider span of verbosity than DPA t=2: by ") for text in ahead)
+    tau = "a higher Kendall tau, at 5 conditions each, than DPA t=2: by 0.04 (0.01 to 0.07)."
+    assert f"SteerLM has {tau}" in ahead
+    assert "SteerLM has a larger hypervolume than DPA t=2, whose is 0.90 (0.85 to 0.96) of it." in ahead
+    assert not [text for text in ahead if "best of" in text and "span" in text]

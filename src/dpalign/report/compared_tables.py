@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from dpalign.evaluation.control import COMMON
 from dpalign.report.systems import System
 from dpalign.report.tables import Cell, Row, Table, cell, name_of, without_empty_columns, word
 from dpalign.report.words import COUNTED, MISSING, Figure, degrees, figure, listed, number, percent, size, whole
@@ -20,6 +21,12 @@ PAPER_TABLE_1: Final = {
 """The paper's Table 1: multi-objective rewards, preference arithmetic, single model, feasibility guarantee."""
 STANDS_FOR: Final = {"GRPO": "PPO", "RLOO": "PPO", "SteerLM, tuned": "SteerLM"}
 """Rows of that table by the systems that stand for them here."""
+FEWER: Final = (
+    "The fewer conditions a system was asked under, the further they lie apart and the higher both correlations come "
+    f"out: compare Kendall's tau at {COMMON} evenly spread conditions, both ends among them, where a system has as "
+    "many. Of two conditions neither correlation is given."
+)
+"""Of Table 1's columns of control."""
 AT_THE_EDGE: Final = "at the edge of its grid: a wider one may do better"
 """Of a setting that was chosen."""
 
@@ -98,7 +105,8 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
                         str(len(row["objectives_read"])), listed(row["objectives_read"]) or "none of them", tone="word"
                     ),
                     word(row["told_by"]),
-                    cell(Figure.read(row["kendall_tau"]), 2),
+                    Cell(str(row["conditions"])),
+                    *(cell(Figure.read(row[name]), 2) for name in ("kendall_tau", "kendall_tau_common")),
                     Cell(number(row["spearman"], 2)),
                     cell(Figure.read(row["span"])),
                     Cell(str(row["models"]), _upkeep(row), tone="word"),
@@ -111,12 +119,13 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
         )
     second = summary["objectives"][-1]
     columns = (
-        *("system", "objectives trained on", "told by", "Kendall tau", "Spearman", f"span of {second}"),
+        *("system", "objectives trained on", "told by", "conditions"),
+        *("Kendall tau", f"at {COMMON} conditions", "Spearman", f"span of {second}"),
         *("models to keep", "degenerate, %", "asked for more, %", "the paper's Table 1"),
     )
     caption = (
         f"Control is how {second} follows what was asked: within a prompt (Kendall), over the averages (Spearman), and "
-        "from end to end (span); of specialists, over the models. Models to keep are those without which some "
+        f"from end to end (span); of specialists, over the models. {FEWER} Models to keep are those without which some "
         "direction could not be served, the reward model among them where it chooses at inference. Degenerate answers "
         "are counted where the system was asked for what it was trained on, and for more than can be had (see below). "
         "The paper's columns: multi-objective rewards, preference arithmetic, single model, feasibility guarantee; "

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dpalign.evaluation.control import COMMON
 from dpalign.report.systems import System
 from dpalign.report.words import Figure, agreeing, listed, seed_count, size
 
@@ -88,25 +89,51 @@ def _wins(summary: Summary, shown: Mapping[str, System]) -> list[Claim]:
         rows = summary["seeds"].get("dominance") or []
         beating = [row for row in rows if row["b"] == last and row["dominates_in"] == runs]
         leads = {row["b"]: row["objective"] for row in summary["seeds"].get("differences") or [] if row["a"] == last}
+        ratios = {row["b"]: row["ratio"] for row in summary["seeds"].get("hypervolume_ratios") or []}
+        followed = summary["seeds"].get("control_leads") or {}
     else:
         beating = [row for row in summary["dominance"] if row["b"] == last and row["dominates"]]
         leads = {row["system"]: row["objective"] for row in summary["comparison"]["differences"]}
+        ratios = {row["system"]: row["hypervolume_ratio"] for row in summary["comparison"]["differences"]}
+        followed = {row["system"]: row for row in summary["comparison"].get("control_leads") or []}
     claims = []
     for row in beating:
         rival, margin = shown[row["a"]], Figure.read(row["margin"])
         if rival.role != "iteration" and margin.above_zero:
             beats = agreeing([rival.said], "beats", "beat")
-            text = f"{rival.said} {beats} {last} at every direction: smallest lead {margin}."
-            claims.append(Claim(True, text[0].upper() + text[1:], rival=True))
+            claims.append(_rival(f"{rival.said} {beats} {last} at every direction: smallest lead {margin}."))
+    named = {name: shown[name].said for name in shown if shown[name].role != "ablation" and not shown[name].copied}
+    claims += _ahead(leads, named, "a higher E_v J(v)", last)
+    for name, found in ratios.items():
+        ratio = Figure.read(found)
+        if name in named and ratio.high is not None and ratio.high < 1:
+            has = agreeing([named[name]], "has", "have")
+            claims.append(
+                _rival(f"{named[name]} {has} a larger hypervolume than {last}, whose is {ratio.said(2)} of it.")
+            )
+    families = {
+        system.family: f"{system.family} specialists" for system in shown.values() if system.role == "specialist"
+    }
+    spans = {name: row.get("span") for name, row in followed.items()}
+    taus = {name: row.get("kendall_tau") for name, row in followed.items()}
+    span = f"a wider span of {summary['objectives'][-1]}"
+    tau = f"a higher Kendall tau, at {COMMON} conditions each,"
+    return claims + _ahead(spans, named | families, span, last) + _ahead(taus, named | families, tau, last, digits=2)
+
+
+def _ahead(leads: Mapping[str, Any], named: Mapping[str, str], what: str, last: str, digits: int = 1) -> list[Claim]:
+    """Who has more of something than the last iteration, by the intervals of its leads."""
+    claims = []
     for name, found in leads.items():
         lead = Figure.read(found)
-        if name not in shown or shown[name].role == "ablation" or shown[name].copied or lead.high is None:
-            continue
-        if lead.high < 0:
-            has = agreeing([shown[name].said], "has", "have")
-            text = f"{shown[name].said} {has} a higher E_v J(v) than {last}: by {turned(lead)}."
-            claims.append(Claim(True, text[0].upper() + text[1:], rival=True))
+        if name in named and lead.high is not None and lead.high < 0:
+            has = agreeing([named[name]], "has", "have")
+            claims.append(_rival(f"{named[name]} {has} {what} than {last}: by {turned(lead).said(digits)}."))
     return claims
+
+
+def _rival(text: str) -> Claim:
+    return Claim(True, text[0].upper() + text[1:], rival=True)
 
 
 def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:
