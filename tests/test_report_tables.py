@@ -1,16 +1,20 @@
 """What the tables of a comparison say of budgets, settings, control and upkeep: no more than was measured."""
 
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fake_run
+from dpalign.evaluation.seeds import combine_seeds
 from dpalign.report.accounts import costs_table, stages_table
 from dpalign.report.compared_figures import compared_plots
 from dpalign.report.compared_tables import budget_table, table_1, tuning_table
-from dpalign.report.compared_words import rivals_claims
+from dpalign.report.compared_words import misunderstood, rivals_claims, what_was_run
+from dpalign.report.headline import headline
 from dpalign.report.systems import systems_of
 from dpalign.report.tables import Row, Table
 from test_report_comparison import taken
@@ -114,3 +118,36 @@ def test_a_rival_with_a_wider_span_or_a_steadier_dial_is_said_to_be_ahead(summar
     assert f"SteerLM has {tau}" in ahead
     assert "SteerLM has a larger hypervolume than DPA t=2, whose is 0.90 (0.85 to 0.96) of it." in ahead
     assert not [text for text in ahead if "best of" in text and "span" in text]
+
+
+def test_a_wish_that_makes_answers_longer_was_not_understood_and_beating_it_is_no_claim(tmp_path: Path) -> None:
+    """SFT goes from verbosity 50 to 58 when asked to be brief, DPO from 57 to 47."""
+    given = fake_run.recipe(**{"compare.systems": ["dpo", "brief"], "compare.ablations": []})
+    means = fake_run.MEANS | {"sft-brief": np.array([[63.0, 58.0]])}
+    told = taken(fake_run.fake_run(tmp_path / "run", given, prompts=12, means=means), given)["summary"]
+    changes = {row["system"]: row["change"]["value"] for row in told["comparison"]["wishes"]}
+    assert changes == pytest.approx({"SFT, asked to be brief": 8, "DPO, asked to be brief": -10}, abs=2)
+    systems = systems_of(told)
+    assert list(misunderstood(told)) == ["SFT, asked to be brief"]
+    (said,) = (part for part in what_was_run(told, systems) if part.startswith("The wish"))
+    interval = r"\d+\.\d \(\d+\.\d to \d+\.\d\)"
+    assert re.fullmatch(
+        rf"The wish to be brief, in words, was not understood: SFT asked to be brief has verbosity {interval}, and "
+        rf"unasked {interval}, a change of \+{interval}\. A model that does not follow the words is no "
+        r"rival at being brief, so no victory over it is claimed\.",
+        said.replace("(+", "(").replace("to +", "to "),
+    )
+    shown_words = headline(told, systems)
+    assert "SFT asked to be brief" not in shown_words.sentence
+    assert not [claim for claim in shown_words.claims if "SFT asked to be brief" in claim.text]
+    assert [claim for claim in shown_words.claims if "beats DPO asked to be brief" in claim.text]
+
+
+def test_over_seeds_a_wish_must_be_understood_in_every_run(summary: dict[str, Any]) -> None:
+    assert misunderstood(summary) == {}
+    other = deepcopy(summary)
+    next(row for row in other["comparison"]["wishes"] if row["system"].startswith("DPO"))["change"]["high"] = 0.5
+    assert list(misunderstood(other)) == ["DPO, asked to be brief"]
+    seeds = combine_seeds({1: summary, 2: other}, [])
+    assert seeds["understood_in"] == {"SFT, asked to be brief": 2, "DPO, asked to be brief": 1}
+    assert list(misunderstood(summary | {"seeds": seeds})) == ["DPO, asked to be brief"]

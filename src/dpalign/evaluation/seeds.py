@@ -92,8 +92,8 @@ def _compared(runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]
 
     Returns:
         hypervolume_ratios: [{a, b, ratio}]; control_leads: system -> {kendall_tau, span}; specialists: family -> mean
-        shortfall; settings: system -> the setting that each seed's tuning chose; degenerate: system -> group -> share;
-        trust: how proxy and check changed.
+        shortfall; understood_in: system -> in how many runs a wish in words made it briefer; settings: system -> the
+        setting that each seed's tuning chose; degenerate: system -> group -> share; trust: how proxy and check changed.
     """
     found: dict[str, Any] = {}
     trusts = [run.get("trust") for run in runs]
@@ -127,6 +127,7 @@ def _compared(runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]
         ],
         "control_leads": _nested(_of_all(followed, level)),
         "specialists": _of_all(families, level),
+        "understood_in": _understood(each),
         "settings": {
             system: [next(row["setting"] for row in one[system] if row["chosen"]) for one in tried]
             for system in tried[0]
@@ -134,6 +135,13 @@ def _compared(runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]
         },
         "degenerate": _nested(_of_all(asked, level)),
     }
+
+
+def _understood(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """In how many runs a wish in words made each system briefer, by its interval."""
+    names = [row["system"] for row in runs[0].get("wishes") or []]
+    brief = [row["system"] for run in runs for row in run.get("wishes") or [] if row["change"]["high"] < 0]
+    return {name: brief.count(name) for name in names}
 
 
 def _nested(table: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:

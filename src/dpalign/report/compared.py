@@ -11,6 +11,7 @@ import numpy as np
 from dpalign.evaluation.comparison import Specialist, differences, shortfalls
 from dpalign.evaluation.objective import expected_objective
 from dpalign.evaluation.paper_curves import FIG_4
+from dpalign.evaluation.points import require_same_prompts
 from dpalign.evaluation.summary import Setting, jsonable
 from dpalign.evaluation.trust import overoptimisation
 from dpalign.recipe import Recipe
@@ -23,14 +24,21 @@ BESIDE_LAST = ("baseline", "soup", "specialist")
 
 
 def comparison(
-    recipe: Recipe, systems: Sequence[Evaluated], setting: Setting, entries: Mapping[str, Mapping[str, Any]]
+    recipe: Recipe,
+    inputs: Mapping[str, Path],
+    systems: Sequence[Evaluated],
+    setting: Setting,
+    entries: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The last iteration beside all others.
+
+    Args:
+        inputs: the report's, which hold more evaluations than the systems shown.
 
     Returns:
         last: its name; differences: E_v J(v) and hypervolume against each other system; specialists: what is lost at
         each one's own direction; table_1: a row a system; control_leads: by how much it follows better than each;
-        paper_curves: Fig. 4's points, where the recipe asks for them.
+        wishes: what a wish in words changed; paper_curves: Fig. 4's points, where the recipe asks for them.
     """
     last, groups = last_of(systems), groups_of(systems, entries)
     told = {name: steered(recipe, members, setting) for name, members in groups.items()}
@@ -40,6 +48,7 @@ def comparison(
         "specialists": {"rows": [], "families": {}},
         "table_1": table_1(recipe, groups, told, setting),
         "control_leads": [],
+        "wishes": wishes(recipe, inputs, systems, setting),
         "paper_curves": {name: list(points) for name, points in FIG_4.items()} if recipe.compare.paper_curves else None,
     }
     if last is not None:
@@ -99,6 +108,34 @@ def table_1(
                 "answers_a_reply": answers_a_reply(recipe, entrant.folder),
             }
         )
+    return rows
+
+
+def wishes(
+    recipe: Recipe, inputs: Mapping[str, Path], systems: Sequence[Evaluated], setting: Setting
+) -> list[dict[str, Any]]:
+    """What the wish to be brief changed in each system that was asked for it in words, paired by prompt.
+
+    Returns:
+        [{system, objective, unasked, asked, change}]: the objective is verbosity, or the first that users want less of.
+    """
+    unwanted = [name for name, sense in zip(setting.objectives, setting.senses_K, strict=True) if sense < 0]
+    if not unwanted:
+        return []
+    objective = "verbosity" if "verbosity" in unwanted else unwanted[0]
+    k, rows = setting.objectives.index(objective), []
+    for system in systems:
+        unasked = inputs.get(system.entrant.step.removesuffix("-brief"))
+        if unasked is None or unasked == system.entrant.folder:
+            continue
+        other = read(recipe, replace(system.entrant, folder=unasked)).measured
+        require_same_prompts([system.measured, other])
+        asked_P, unasked_P = (one.mean_PVK[:, :, k].mean(axis=1) for one in (system.measured, other))
+        weight_RP = setting.bootstrap.weights(len(asked_P))
+        row: dict[str, Any] = {"system": system.entrant.title, "objective": objective}
+        for name, figure_P in (("unasked", unasked_P), ("asked", asked_P), ("change", asked_P - unasked_P)):
+            row[name] = setting.bootstrap.interval(figure_P.mean(), weight_RP @ figure_P)
+        rows.append(row)
     return rows
 
 

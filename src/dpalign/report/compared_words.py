@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from dpalign.evaluation.control import COMMON
 from dpalign.report.systems import System
-from dpalign.report.words import Figure, agreeing, listed, seed_count, size
+from dpalign.report.words import Figure, agreeing, below_zero, listed, seed_count, size
 
 Summary = Mapping[str, Any]
 
@@ -125,15 +125,42 @@ def _ahead(leads: Mapping[str, Any], named: Mapping[str, str], what: str, last: 
     """Who has more of something than the last iteration, by the intervals of its leads."""
     claims = []
     for name, found in leads.items():
-        lead = Figure.read(found)
-        if name in named and lead.high is not None and lead.high < 0:
-            has = agreeing([named[name]], "has", "have")
-            claims.append(_rival(f"{named[name]} {has} {what} than {last}: by {turned(lead).said(digits)}."))
+        if name in named and below_zero(found):
+            has, lead = agreeing([named[name]], "has", "have"), turned(Figure.read(found))
+            claims.append(_rival(f"{named[name]} {has} {what} than {last}: by {lead.said(digits)}."))
     return claims
 
 
 def _rival(text: str) -> Claim:
     return Claim(True, text[0].upper() + text[1:], rival=True)
+
+
+def misunderstood(summary: Summary) -> dict[str, Mapping[str, Any]]:
+    """The systems that a wish in words is not shown to have made briefer, with its figures; in each seed's run."""
+    found, runs = (summary.get("comparison") or {}).get("wishes") or [], seed_count(summary)
+    if runs > 1:
+        understood = {name: n == runs for name, n in (summary["seeds"].get("understood_in") or {}).items()}
+    else:
+        understood = {row["system"]: below_zero(row["change"]) for row in found}
+    return {row["system"]: row for row in found if not understood.get(row["system"], True)}
+
+
+def _wishes_said(summary: Summary, shown: Mapping[str, System]) -> str:
+    rows = [row for name, row in misunderstood(summary).items() if name in shown and not shown[name].copied]
+    if not rows:
+        return ""
+    figures = [
+        f"{shown[row['system']].said} has {row['objective']} {Figure.read(row['asked'])}, and unasked "
+        f"{Figure.read(row['unasked'])}, a change of {Figure.read(row['change']).said(sign=True)}"
+        for row in rows
+    ]
+    told = (
+        "was not understood" if any(Figure.read(row["change"]).above_zero for row in rows) else "is not shown to work"
+    )
+    return (
+        f"The wish to be brief, in words, {told}: {'; '.join(figures)}. A model that does not follow the words is no "
+        "rival at being brief, so no victory over it is claimed."
+    )
 
 
 def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:
@@ -179,7 +206,8 @@ def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:
         if seeds
         else ""
     )
-    return [part for part in (ran, chosen.strip(), chance.strip()) if part]
+    wished = _wishes_said(summary, {system.name: system for system in systems})
+    return [part for part in (ran, chosen.strip(), wished, chance.strip()) if part]
 
 
 def _counted(n: int, what: str) -> str:

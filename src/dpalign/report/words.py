@@ -39,6 +39,12 @@ class Figure(NamedTuple):
         return number(self.value, digits, sign) + (f" ({interval})" if interval else "")
 
 
+def below_zero(found: Any) -> bool:
+    """The whole interval of a figure lies below 0."""
+    high = Figure.read(found).high
+    return high is not None and high < 0
+
+
 def seed_count(summary: Mapping[str, Any]) -> int:
     """Runs of the whole pipeline that a summary speaks of."""
     return len((summary.get("seeds") or {}).get("seeds") or [])
