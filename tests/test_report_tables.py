@@ -13,11 +13,13 @@ from dpalign.evaluation.seeds import combine_seeds
 from dpalign.report.accounts import costs_table, stages_table
 from dpalign.report.compared_figures import compared_plots
 from dpalign.report.compared_tables import budget_table, table_1, tuning_table
-from dpalign.report.compared_words import misunderstood, rivals_claims, what_was_run
+from dpalign.report.compared_words import misunderstood, recipe_note, rivals_claims, what_was_run
 from dpalign.report.headline import headline
 from dpalign.report.systems import systems_of
 from dpalign.report.tables import Row, Table
+from dpalign.report.write import render_page
 from test_report_comparison import taken
+from test_report_page import Reader
 
 COUNTED = "trained tokens include prompts, which DPO reads with each of its two answers; sampled and scored ones do not"
 
@@ -151,3 +153,23 @@ def test_over_seeds_a_wish_must_be_understood_in_every_run(summary: dict[str, An
     seeds = combine_seeds({1: summary, 2: other}, [])
     assert seeds["understood_in"] == {"SFT, asked to be brief": 2, "DPO, asked to be brief": 1}
     assert list(misunderstood(summary | {"seeds": seeds})) == ["DPO, asked to be brief"]
+
+
+def test_soups_are_called_by_the_experts_that_were_mixed(tmp_path: Path) -> None:
+    """Also where one pair was tried, and by what the evaluation wrote, not by [soups] of the printed recipe."""
+    changes = {"compare.systems": ["soups", "best-of-n"], "compare.ablations": [], "compare.soups": ["ends"]}
+    given = fake_run.recipe(**changes)
+    means = fake_run.MEANS | {"soup-1": fake_run.MEANS["soup-2"]}
+    folder = fake_run.fake_run(tmp_path / "run", given, prompts=8, means=means)
+    told = taken(folder, given)["summary"]
+    pair = "helpfulness*1.00 - verbosity*0.00 and helpfulness*0.71 - verbosity*0.71"
+    systems = systems_of(told)
+    assert told["systems"]["rewarded soups"]["setting"] == pair
+    assert not told["systems"]["SFT, best of 16"]["setting"]
+    for table in (budget_table(told, systems), table_1(told, systems)):
+        assert rows_of(table)["rewarded soups"].cells[0].note == pair
+    said = recipe_note(told)
+    assert "`dpa compare` sets" in said
+    assert "soups.experts" in said
+    nothing = {"answers": [], "quality": {}, "data_reports": [], "stages": []}
+    assert said in Reader(render_page(told, {}, **nothing, recipe_text="[soups]", title="t")).text  # type: ignore[arg-type]

@@ -107,6 +107,12 @@ def tuned_systems(compared: Sequence[Contender]) -> set[str]:
     return {system for system in systems if systems.count(system) > 1}
 
 
+def knobs_set(compared: Sequence[Contender]) -> list[str]:
+    """The knobs that some steps of these systems set for themselves, whatever the recipe says."""
+    steps = [step for contender in compared for step in (*contender.made_by, contender.asked)]
+    return sorted({name for step in steps for name in step.knobs})
+
+
 def _dpo(recipe: Recipe, suffix: str, title: str, condition: str) -> Iterator[Contender]:
     pairs: dict[str, str | Any] = {"data": "data"}
     if recipe.dpo.pairs == "candidates":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dpalign.compare import contenders, knobs_set
 from dpalign.evaluation.comparison import Specialist, differences, shortfalls
 from dpalign.evaluation.objective import expected_objective
 from dpalign.evaluation.paper_curves import FIG_4
@@ -38,7 +39,8 @@ def comparison(
     Returns:
         last: its name; differences: E_v J(v) and hypervolume against each other system; specialists: what is lost at
         each one's own direction; table_1: a row a system; control_leads: by how much it follows better than each;
-        wishes: what a wish in words changed; paper_curves: Fig. 4's points, where the recipe asks for them.
+        wishes: what a wish in words changed; knobs_set: what steps of its systems set, whatever the recipe
+        says; paper_curves: Fig. 4's points, where the recipe asks for them.
     """
     last, groups = last_of(systems), groups_of(systems, entries)
     told = {name: steered(recipe, members, setting) for name, members in groups.items()}
@@ -48,6 +50,7 @@ def comparison(
         "specialists": {"rows": [], "families": {}},
         "table_1": table_1(recipe, groups, told, setting),
         "control_leads": [],
+        "knobs_set": knobs_set([one for one in contenders(recipe) if f"evaluate-{one.name}" in inputs]),
         "wishes": wishes(recipe, inputs, systems, setting),
         "paper_curves": {name: list(points) for name, points in FIG_4.items()} if recipe.compare.paper_curves else None,
     }
@@ -99,6 +102,7 @@ def table_1(
             {
                 "system": name,
                 "role": entrant.role,
+                "setting": entrant.setting if entrant.role != "specialist" else "",
                 "members": [member.entrant.title for member in members],
                 "objectives_read": list(dict.fromkeys(read for each in read_by for read in each)),
                 **control_of(told[name], setting),

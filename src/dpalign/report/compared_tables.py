@@ -100,7 +100,7 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
         body.append(
             Row(
                 (
-                    Cell(row["system"], tone="word", colour=looks.get(row["system"], "")),
+                    Cell(row["system"], row.get("setting", ""), tone="word", colour=looks.get(row["system"], "")),
                     Cell(
                         str(len(row["objectives_read"])), listed(row["objectives_read"]) or "none of them", tone="word"
                     ),

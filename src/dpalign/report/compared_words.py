@@ -135,6 +135,17 @@ def _rival(text: str) -> Claim:
     return Claim(True, text[0].upper() + text[1:], rival=True)
 
 
+def recipe_note(summary: Summary) -> str:
+    """Beside the recipe's text: what of it does not hold for some steps of the comparison."""
+    names = (summary.get("comparison") or {}).get("knobs_set") or []
+    if not names:
+        return ""
+    return (
+        f"For some steps of its systems `dpa compare` sets {listed(names)}, whatever stands below; the tables of the "
+        "comparison name each system's setting, soups by the directions of the experts that were mixed."
+    )
+
+
 def misunderstood(summary: Summary) -> dict[str, Mapping[str, Any]]:
     """The systems that a wish in words is not shown to have made briefer, with its figures; in each seed's run."""
     found, runs = (summary.get("comparison") or {}).get("wishes") or [], seed_count(summary)
