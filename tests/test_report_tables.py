@@ -173,3 +173,15 @@ def test_soups_are_called_by_the_experts_that_were_mixed(tmp_path: Path) -> None
     assert "soups.experts" in said
     nothing = {"answers": [], "quality": {}, "data_reports": [], "stages": []}
     assert said in Reader(render_page(told, {}, **nothing, recipe_text="[soups]", title="t")).text  # type: ignore[arg-type]
+
+
+def test_best_of_n_is_not_shown_as_free(summary: dict[str, Any]) -> None:
+    systems = systems_of(summary)
+    said = (
+        "SFT, best of 16 is dearer than it looks: the 16 answers that it samples and scores for every question at "
+        "inference are not on this axis."
+    )
+    assert said in compared_plots(summary, systems)["tokens"].caption
+    rows = summary["comparison"]["table_1"]
+    summary["comparison"]["table_1"] = [row for row in rows if row["system"] != "SFT, best of 16"]
+    assert "at inference" not in compared_plots(summary, systems)["tokens"].caption

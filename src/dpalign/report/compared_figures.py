@@ -155,6 +155,12 @@ def _tokens(summary: Summary, systems: Sequence[System]) -> Plot:
         "are higher for the same tokens; an iteration costs the ones before it too. Bars are "
         f"{by_prompt(summary)}."
     )
+    for row in summary["comparison"]["table_1"]:
+        if row["answers_a_reply"] > 1:
+            caption += (
+                f" {row['system']} is dearer than it looks: the {row['answers_a_reply']} answers that it samples and "
+                "scores for every question at inference are not on this axis."
+            )
     return Plot("tokens", "Hypervolume against tokens", caption, wide, narrow)
 
 
