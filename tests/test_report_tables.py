@@ -185,3 +185,24 @@ def test_best_of_n_is_not_shown_as_free(summary: dict[str, Any]) -> None:
     rows = summary["comparison"]["table_1"]
     summary["comparison"]["table_1"] = [row for row in rows if row["system"] != "SFT, best of 16"]
     assert "at inference" not in compared_plots(summary, systems)["tokens"].caption
+
+
+def test_table_1_says_what_another_direction_takes(summary: dict[str, Any]) -> None:
+    table = shown(table_1(summary, systems_of(summary)))
+    at = table.columns.index("to switch")
+    assert {name: row.cells[at].text for name, row in rows_of(table).items()} == {
+        "DPA t=2": "none", "SteerLM": "none", "SteerLM, tuned": "none", "SFT, best of 16": "none",
+        "rewarded soups": "0.12 s to mix and load", "RSF": "another model to load", "GRPO": "another model to load",
+        **dict.fromkeys(("SFT", "SFT, asked to be brief", "DPO", "DPO, asked to be brief"), "\N{EN DASH}"),
+    }  # fmt: skip
+
+
+def test_table_1_says_which_rows_of_the_papers_were_run(summary: dict[str, Any]) -> None:
+    systems = systems_of(summary)
+    caption = shown(table_1(summary, systems)).caption
+    assert caption.endswith("feasibility guarantee. PPO's row is run with GRPO in its place.")
+    rows = summary["comparison"]["table_1"]
+    summary["comparison"]["table_1"] = [row for row in rows if row["system"] not in ("GRPO", "rewarded soups")]
+    caption = shown(table_1(summary, systems)).caption
+    assert caption.endswith("feasibility guarantee. Not run here: PPO and rewarded soups.")
+    assert "in its place" not in caption

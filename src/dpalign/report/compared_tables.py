@@ -24,7 +24,7 @@ STANDS_FOR: Final = {"GRPO": "PPO", "RLOO": "PPO", "SteerLM, tuned": "SteerLM"}
 FEWER: Final = (
     "The fewer conditions a system was asked under, the further they lie apart and the higher both correlations come "
     f"out: compare Kendall's tau at {COMMON} evenly spread conditions, both ends among them, where a system has as "
-    "many. Of two conditions neither correlation is given."
+    "many. Of two conditions neither correlation is given. To switch: what another direction takes beside its prompt."
 )
 """Of Table 1's columns of control."""
 AT_THE_EDGE: Final = "at the edge of its grid: a wider one may do better"
@@ -109,6 +109,7 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
                     *(cell(Figure.read(row[name]), 2) for name in ("kendall_tau", "kendall_tau_common")),
                     Cell(number(row["spearman"], 2)),
                     cell(Figure.read(row["span"])),
+                    word(_switch(row)),
                     Cell(str(row["models"]), _upkeep(row), tone="word"),
                     first,
                     beyond,
@@ -120,7 +121,7 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
     second = summary["objectives"][-1]
     columns = (
         *("system", "objectives trained on", "told by", "conditions"),
-        *("Kendall tau", f"at {COMMON} conditions", "Spearman", f"span of {second}"),
+        *("Kendall tau", f"at {COMMON} conditions", "Spearman", f"span of {second}", "to switch"),
         *("models to keep", "degenerate, %", "asked for more, %", "the paper's Table 1"),
     )
     caption = (
@@ -128,22 +129,43 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
         f"from end to end (span); of specialists, over the models. {FEWER} Models to keep are those without which some "
         "direction could not be served, the reward model among them where it chooses at inference. Degenerate answers "
         "are counted where the system was asked for what it was trained on, and for more than can be had (see below). "
-        "The paper's columns: multi-objective rewards, preference arithmetic, single model, feasibility guarantee; "
-        "PPO's row is run with the online trainer named."
+        "The paper's columns: multi-objective rewards, preference arithmetic, single model, feasibility "
+        f"guarantee. {_paper_rows([row['system'] for row in rows])}"
     )
     return without_empty_columns(Table(caption, columns, tuple(body)))
 
 
 def _upkeep(row: Mapping[str, Any]) -> str:
-    """The bytes of the weights, the time from one direction to the next where that was timed, the answers sampled."""
-    switch, sampled = row["switch_seconds"], row["answers_a_reply"]
+    """The bytes of the weights, and the answers that are sampled for one."""
+    sampled = row["answers_a_reply"]
     parts = [size(row["bytes"])] if row["bytes"] else []
-    parts += [f"{number(switch, 2)} s to switch"] if switch is not None else []
     return ", ".join([*parts, *([f"{sampled} answers sampled a reply"] if sampled > 1 else [])])
 
 
+def _switch(row: Mapping[str, Any]) -> str:
+    """What lies between a direction and the next: the time where it was timed; a dash where there is no other."""
+    if row["conditions"] < 2:
+        return MISSING
+    if row["role"] == "specialist":
+        return "another model to load"
+    return "none" if row["switch_seconds"] is None else f"{number(row['switch_seconds'], 2)} s to mix and load"
+
+
+def _method(system: str) -> str:
+    """The row of the paper's Table 1 that a system stands for, if any."""
+    return "DPA" if system.startswith("DPA ") else STANDS_FOR.get(system, system)
+
+
+def _paper_rows(systems: Sequence[str]) -> str:
+    """Which rows of the paper's table another system stands for, and which were not run."""
+    run = {_method(system): system for system in systems}
+    said = f"PPO's row is run with {run['PPO']} in its place. " if "PPO" in run else ""
+    missing = [method for method in PAPER_TABLE_1 if method not in run]
+    return f"{said}Not run here: {listed(missing)}." if missing else said.strip()
+
+
 def _paper_says(system: str) -> str:
-    method = "DPA" if system.startswith("DPA ") else STANDS_FOR.get(system, system)
+    method = _method(system)
     said = PAPER_TABLE_1.get(method, MISSING)
     return said if method in (system, "DPA") or said == MISSING else f"{method}: {said}"
 
