@@ -12,7 +12,7 @@ import fake_run
 from dpalign.evaluation.seeds import combine_seeds
 from dpalign.report.accounts import costs_table, stages_table
 from dpalign.report.compared_figures import compared_plots
-from dpalign.report.compared_tables import budget_table, table_1, tuning_table
+from dpalign.report.compared_tables import budget_table, differences_table, table_1, tuning_table
 from dpalign.report.compared_words import misunderstood, recipe_note, rivals_claims, what_was_run
 from dpalign.report.headline import headline
 from dpalign.report.systems import systems_of
@@ -139,6 +139,8 @@ def test_a_wish_that_makes_answers_longer_was_not_understood_and_beating_it_is_n
         r"rival at being brief, so no victory over it is claimed\.",
         said.replace("(+", "(").replace("to +", "to "),
     )
+    notes = {name: row.cells[0].note for name, row in rows_of(differences_table(told, systems)).items()}
+    assert {name for name, note in notes.items() if note == "no briefer for being asked"} == {"SFT, asked to be brief"}
     shown_words = headline(told, systems)
     assert "SFT asked to be brief" not in shown_words.sentence
     assert not [claim for claim in shown_words.claims if "SFT asked to be brief" in claim.text]

@@ -1,9 +1,11 @@
 """The tables of a comparison, as data that the template lays out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from dpalign.evaluation.control import COMMON
+from dpalign.report.compared_words import misunderstood
 from dpalign.report.systems import System
 from dpalign.report.tables import Cell, Row, Table, cell, name_of, without_empty_columns, word
 from dpalign.report.words import COUNTED, MISSING, Figure, degrees, figure, listed, number, percent, size, whole
@@ -41,6 +43,7 @@ def differences_table(summary: Summary, systems: Sequence[System]) -> Table | No
     leads = {row["system"]: row for row in compared["differences"]}
     own = shown[last].entry
     dash = Cell(MISSING)
+    deaf = misunderstood(summary)
     rows = [
         Row((name_of(shown[last]), cell(figure(own, "objective")), dash, word(MISSING),
              cell(figure(own, "hypervolume"), 0), dash, dash, dash), strong=True)
@@ -52,7 +55,7 @@ def differences_table(summary: Summary, systems: Sequence[System]) -> Table | No
         rows.append(
             Row(
                 (
-                    name_of(system),
+                    replace(name_of(system), note="no briefer for being asked" if system.name in deaf else ""),
                     cell(figure(system.entry, "objective")),
                     cell(lead, sign=True),
                     word(ahead(lead, last, system.said)),
