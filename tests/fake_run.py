@@ -192,6 +192,7 @@ class World:
         work.tally.sampled += sum(row["tokens"] for row in rows)
         if step.kind == "soup":
             write_json(work.folder / TIMES, {"switch_seconds": {"0": 0.1, "1": 0.14}})
+            write_json(work.folder / "soup.json", {"experts": step.knobs["soups.experts"]})
 
     def _feasibility(self, work: Work, step: Step) -> None:
         rng = np.random.default_rng(3)

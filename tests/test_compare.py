@@ -143,3 +143,12 @@ def test_the_axes_point_where_the_population_does() -> None:
 def test_directions_are_spelled_as_the_paper_writes_them() -> None:
     assert spelled(PAPER, (1.0, 0.0)) == "helpfulness*1.00 - verbosity*0.00"
     assert spelled(PAPER, (0.8, -0.6)) == "helpfulness*0.80 - verbosity*0.60"
+
+
+def test_a_setting_at_the_end_of_its_grid_is_known_unless_nothing_lies_beyond() -> None:
+    """No quantile is above 1, so only SteerLM's lowest is an end that could have gone on."""
+    recipe = replace(PAPER, compare=Compare(dpo_betas=(0.1, 0.05, 0.5), steerlm_quantiles=(1.0, 0.9, 0.75)))
+    edges = {contender.name: contender.edge for contender in contenders(recipe)}
+    assert [edges[f"dpo-{i}"] for i in (1, 2, 3)] == [False, True, True]
+    assert [edges[f"steerlm-{i}"] for i in (1, 2, 3)] == [False, False, True]
+    assert not any(edges[name] for name in ("sft-brief", "rsf-1", "soup-1", "sft-best-of-n"))

@@ -5,7 +5,17 @@ import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
 from dpalign.evaluation.bootstrap import Array, Bootstrap
-from dpalign.evaluation.control import angles, control, kendall_tau_b, rank_correlation, regret, slope, span_share
+from dpalign.evaluation.control import (
+    angles,
+    control,
+    following,
+    following_lead,
+    kendall_tau_b,
+    rank_correlation,
+    regret,
+    slope,
+    span_share,
+)
 from dpalign.evaluation.points import SystemRewards
 
 SENSES = np.array([1.0, -1.0])
@@ -137,3 +147,38 @@ def test_figures_of_control_need_a_dial() -> None:
         control(dial(np.array([[50.0]]), arc(0)), SENSES, FEW)
     with pytest.raises(ValueError, match="regret needs two halves"):
         regret(dial(np.array([[50.0, 40.0]]), arc(0, -45)), FEW)
+
+
+def test_of_two_conditions_the_span_alone_is_measured() -> None:
+    found = following(dial(np.array([[60.0, 30.0]]), arc(0, -45)), np.array([0.0, -45.0]), FEW)
+    assert (found.conditions, found.kendall_tau, found.kendall_tau_common, found.spearman) == (2, None, None, None)
+    assert found.span.value == pytest.approx(30)
+
+
+def test_the_common_tau_leaves_out_the_neighbours_between_which_a_fine_dial_slips() -> None:
+    """Of ten steps each second one slips: 41 of 45 pairs are in order. Numbers 0, 2, 4, 7 and 9 all are."""
+    angle_V = np.linspace(0, -45, 10)
+    verbosity_PV = np.array([[64.0, 60.0, 62.0, 56.0, 58.0, 52.0, 54.0, 48.0, 50.0, 44.0]])
+    fine, coarse = dial(verbosity_PV, arc(*angle_V)), dial(verbosity_PV[:, ::2], arc(*angle_V[::2]))
+    found = following(fine, angle_V, FEW)
+    assert found.kendall_tau is not None
+    assert found.kendall_tau_common is not None
+    assert found.conditions == 10
+    assert found.kendall_tau.value == pytest.approx((41 - 4) / 45)
+    assert found.kendall_tau_common.value == 1
+    of_five = following(coarse, angle_V[::2], FEW)
+    assert of_five.kendall_tau == of_five.kendall_tau_common
+    assert following(dial(verbosity_PV[:, :4], arc(*angle_V[:4])), angle_V[:4], FEW).kendall_tau_common is None
+
+
+def test_leads_in_control_are_paired_by_prompt_and_take_as_many_conditions() -> None:
+    angle_V = np.linspace(0, -45, 10)
+    ease_P1 = np.array([[0.0], [20.0]])
+    steady = dial(60 + 0.4 * angle_V + ease_P1, arc(*angle_V))
+    wide = dial(60 + 0.6 * angle_V[::2] + ease_P1, arc(*angle_V[::2]))
+    lead = following_lead(steady, angle_V, wide, angle_V[::2], FEW)
+    assert lead.kendall_tau is not None
+    assert (lead.kendall_tau.value, lead.kendall_tau.low) == (0, 0)
+    assert (lead.span.value, lead.span.low, lead.span.high) == pytest.approx((18 - 24, 18 - 24, 18 - 24))
+    two = dial(np.array([[60.0, 30.0], [60.0, 30.0]]), arc(0, -45))
+    assert following_lead(steady, angle_V, two, np.array([0.0, -45.0]), FEW).kendall_tau is None

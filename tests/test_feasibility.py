@@ -165,6 +165,7 @@ def test_regret_can_be_asked_of_some_directions_alone() -> None:
 def test_a_target_is_followed_as_a_dial_is() -> None:
     system = given([[70, 50], [70, 30], [70, 45]])
     found = following(system, np.array([60.0, 20.0, 40.0]), FEW)
+    assert found.kendall_tau is not None
     assert (found.kendall_tau.value, found.spearman, found.span.value) == (1, 1, 20)
     with pytest.raises(ValueError, match="3 conditions and 2 asked values"):
         following(system, np.array([60.0, 20.0]), FEW)

@@ -218,6 +218,7 @@ def test_what_another_system_wins_is_said_as_plainly(tmp_path: Path) -> None:
     ahead = [claim.text for claim in rivals_claims(told, systems) if claim.rival]
     assert any(text.startswith("Rewarded soups beat DPA t=2 at every direction: smallest lead") for text in ahead)
     assert any(text.startswith("Rewarded soups have a higher E_v J(v) than DPA t=2: by") for text in ahead)
+    assert any(text.startswith("Rewarded soups have a larger hypervolume than DPA t=2, whose is 0.") for text in ahead)
     text = Reader(page(told)).text
     assert "Where another is ahead" in text
 
@@ -343,6 +344,7 @@ def test_the_last_iteration_is_compared_over_seeds_with_every_system_that_all_ru
         "helpfulness at its 0.75 quantile",
     ]
     assert {row["b"] for row in seeds["hypervolume_ratios"]} >= {"rewarded soups", "SteerLM"}
+    assert seeds["control_leads"]["RSF"]["span"]["value"] < 0
     assert seeds["degenerate"]["SteerLM"]["100% of the way beyond"]["value"] > 0.05
     assert seeds["trust"]["warned_in"] == 0
     both = summary | {"seeds": seeds}

@@ -40,6 +40,8 @@ class Contender:
     """What the page calls it."""
     setting: str = ""
     """What tells it from the system's other settings."""
+    edge: bool = False
+    """Its setting is the first or the last of a grid that could go on there."""
     made_by: tuple[Step, ...] = ()
     asked: Step = field(default_factory=lambda: Step("", "evaluate"))
     """Its evaluation, without a name, the data and the reward model."""
@@ -105,6 +107,12 @@ def tuned_systems(compared: Sequence[Contender]) -> set[str]:
     return {system for system in systems if systems.count(system) > 1}
 
 
+def knobs_set(compared: Sequence[Contender]) -> list[str]:
+    """The knobs that some steps of these systems set for themselves, whatever the recipe says."""
+    steps = [step for contender in compared for step in (*contender.made_by, contender.asked)]
+    return sorted({name for step in steps for name in step.knobs})
+
+
 def _dpo(recipe: Recipe, suffix: str, title: str, condition: str) -> Iterator[Contender]:
     pairs: dict[str, str | Any] = {"data": "data"}
     if recipe.dpo.pairs == "candidates":
@@ -115,6 +123,7 @@ def _dpo(recipe: Recipe, suffix: str, title: str, condition: str) -> Iterator[Co
             f"{policy}{suffix}",
             title,
             f"beta {beta:g}",
+            _at_the_edge(beta, recipe.compare.dpo_betas),
             (
                 Step("pairs", "pairs", pairs),
                 Step(policy, "dpo", {"start": "sft", "pairs": "pairs"}, knobs={"dpo.beta": beta}),
@@ -128,7 +137,9 @@ def _steerlm(recipe: Recipe) -> Iterator[Contender]:
         asked = Step(
             "", "evaluate", {"policy": "steerlm"}, condition="targets", knobs={"steerlm.quantile": float(quantile)}
         )
-        yield Contender(f"steerlm-{i}", "SteerLM, tuned", f"helpfulness at its {quantile:g} quantile", asked=asked)
+        edge = quantile < 1 and _at_the_edge(quantile, recipe.compare.steerlm_quantiles)  # 1 is the highest there is
+        setting = f"helpfulness at its {quantile:g} quantile"
+        yield Contender(f"steerlm-{i}", "SteerLM, tuned", setting, edge, asked=asked)
 
 
 def _specialists(recipe: Recipe) -> Iterator[Contender]:
@@ -146,7 +157,12 @@ def _rl(recipe: Recipe) -> Iterator[Contender]:
             made = Step(name, "rl", {"start": "sft", "data": "data", "reward": "reward"}, knobs=knobs)
             asked = Step("", "evaluate", {"policy": name}, condition="plain")
             title = f"{recipe.rl.algorithm.upper()} at {spelled(recipe, v_K)}"
-            yield Contender(name, title, f"beta {beta:g}", (made,), asked)
+            edge = _at_the_edge(beta, recipe.compare.rl_betas)
+            yield Contender(name, title, f"beta {beta:g}", edge, (made,), asked)
+
+
+def _at_the_edge(value: float, grid: Sequence[float]) -> bool:
+    return value in (min(grid), max(grid))
 
 
 def _soups(recipe: Recipe) -> Iterator[Contender]:
@@ -161,7 +177,8 @@ def _soups(recipe: Recipe) -> Iterator[Contender]:
             inputs[f"expert-{j}"] = steps[-1].name
         names = listed([spelled(recipe, v_K) for v_K in experts_of[pair]])
         knobs = {"soups.experts": [list(v_K) for v_K in experts_of[pair]]}
-        yield Contender(f"soup-{i}", "rewarded soups", names, tuple(made_by), Step("", "soup", inputs, knobs=knobs))
+        asked = Step("", "soup", inputs, knobs=knobs)
+        yield Contender(f"soup-{i}", "rewarded soups", names, made_by=tuple(made_by), asked=asked)
 
 
 def scalar_rejection_sampling(recipe: Recipe, name: str, v_K: Vector) -> Iterator[Step]:

@@ -9,12 +9,17 @@ Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from dpalign.evaluation.bootstrap import Array, Bootstrap, Estimate, Mask, replicate_means
 from dpalign.evaluation.points import SystemRewards, require_same_prompts
 from dpalign.preference import rng_for
+
+COMMON: Final = 5
+"""Conditions at which the taus of systems with more or fewer are compared: the fewer there are, the further they lie
+apart, and the higher tau comes out."""
 
 
 @dataclass(frozen=True)
@@ -123,35 +128,87 @@ def _ranks(value_V: Array) -> Array:
 
 @dataclass(frozen=True)
 class Following:
-    """How the second objective follows what was asked of it outright (SteerLM's reward targets)."""
+    """How the second objective follows what was asked of it, by an angle or outright (SteerLM's reward targets)."""
 
-    kendall_tau: Estimate
+    conditions: int
+    kendall_tau: Estimate | None
+    """None of two conditions, whose order says next to nothing."""
+    kendall_tau_common: Estimate | None
+    """The same of `COMMON` evenly spread conditions; None where there are fewer."""
     spearman: float | None
     span: Estimate
     """Reward points from the least that was asked to the most."""
 
 
 def following(system: SystemRewards, asked_V: Array, bootstrap: Bootstrap) -> Following:
-    """Measure a system whose conditions ask for the second objective itself, as `control` measures a dial.
+    """Measure a system by what its conditions ask for, as `control` measures a dial.
 
     Args:
-        asked_V: what each condition asks for, in reward points.
+        asked_V: what each condition asks of the second objective: an angle, or reward points.
     """
     if len(asked_V) != system.reward_PVSK.shape[1] or len(asked_V) < 2:
         raise ValueError(
             f"system {system.name!r} has {system.reward_PVSK.shape[1]} conditions and {len(asked_V)} asked values; "
             "one each is needed, and at least two"
         )
-    order_V = np.argsort(asked_V, kind="stable")
-    dial_V, reward_PV = asked_V[order_V], system.mean_PVK[:, order_V, 1]
     weight_RP = bootstrap.weights(len(system.prompt_ids))
-    tau_P, _ = kendall_tau_b(dial_V, reward_PV)
-    span_P = reward_PV[:, -1] - reward_PV[:, 0]
+    tau_P, common_P = _tau(system, asked_V), _tau(system, asked_V, COMMON)
+    span_P = _span(system, asked_V)
+    many = len(asked_V) > 2
     return Following(
-        kendall_tau=bootstrap.interval(tau_P.mean(), weight_RP @ tau_P),
-        spearman=rank_correlation(dial_V, reward_PV.mean(axis=0)),
+        conditions=len(asked_V),
+        kendall_tau=_mean(tau_P, weight_RP, bootstrap),
+        kendall_tau_common=_mean(common_P, weight_RP, bootstrap),
+        spearman=rank_correlation(asked_V, system.point_VK[:, 1]) if many else None,
         span=bootstrap.interval(span_P.mean(), weight_RP @ span_P),
     )
+
+
+@dataclass(frozen=True)
+class FollowingLead:
+    """By how much one system follows better than another, paired by prompt."""
+
+    kendall_tau: Estimate | None
+    """At `COMMON` conditions of each; None where one has fewer."""
+    span: Estimate
+
+
+def following_lead(
+    a: SystemRewards, asked_a_V: Array, b: SystemRewards, asked_b_V: Array, bootstrap: Bootstrap
+) -> FollowingLead:
+    """System a's figures of `following` minus system b's."""
+    require_same_prompts([a, b])
+    weight_RP = bootstrap.weights(len(a.prompt_ids))
+    tau_a_P, tau_b_P = _tau(a, asked_a_V, COMMON), _tau(b, asked_b_V, COMMON)
+    tau_P = None if tau_a_P is None or tau_b_P is None else tau_a_P - tau_b_P
+    span_P = _span(a, asked_a_V) - _span(b, asked_b_V)
+    return FollowingLead(
+        kendall_tau=_mean(tau_P, weight_RP, bootstrap), span=bootstrap.interval(span_P.mean(), weight_RP @ span_P)
+    )
+
+
+def _tau(system: SystemRewards, asked_V: Array, of: int | None = None) -> Array | None:
+    """Each prompt's tau: (P,). `of`: at so many evenly spread conditions, both ends among them.
+
+    None of fewer conditions than that, or of two.
+    """
+    order_V = np.argsort(asked_V, kind="stable")
+    if len(order_V) < max(3, of or 0):
+        return None
+    if of is not None:
+        order_V = order_V[np.linspace(0, len(order_V) - 1, of).round().astype(int)]
+    tau_P, _ = kendall_tau_b(asked_V[order_V], system.mean_PVK[:, order_V, 1])
+    return tau_P
+
+
+def _span(system: SystemRewards, asked_V: Array) -> Array:
+    """Each prompt's reward points from the least that was asked to the most: (P,)."""
+    order_V = np.argsort(asked_V, kind="stable")
+    return np.asarray(system.mean_PVK[:, order_V[-1], 1] - system.mean_PVK[:, order_V[0], 1])
+
+
+def _mean(figure_P: Array | None, weight_RP: Array, bootstrap: Bootstrap) -> Estimate | None:
+    return None if figure_P is None else bootstrap.interval(figure_P.mean(), weight_RP @ figure_P)
 
 
 def span_share(

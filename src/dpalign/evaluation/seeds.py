@@ -91,8 +91,9 @@ def _compared(runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]
     """What comparisons add, where every run is one: ratios of hypervolume, specialists, settings, feasibility.
 
     Returns:
-        hypervolume_ratios: [{a, b, ratio}]; specialists: family -> mean shortfall; settings: system -> the setting that
-        each seed's tuning chose; degenerate: system -> group -> share; trust: how proxy and check changed.
+        hypervolume_ratios: [{a, b, ratio}]; control_leads: system -> {kendall_tau, span}; specialists: family -> mean
+        shortfall; understood_in: system -> in how many runs a wish in words made it briefer; settings: system -> the
+        setting that each seed's tuning chose; degenerate: system -> group -> share; trust: how proxy and check changed.
     """
     found: dict[str, Any] = {}
     trusts = [run.get("trust") for run in runs]
@@ -107,6 +108,10 @@ def _compared(runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]
     each = [one for one in compared if one]
     ratios = [{row["system"]: row["hypervolume_ratio"] for row in one["differences"]} for one in each]
     families = [one["specialists"]["families"] for one in each]
+    followed = [
+        {(row["system"], name): row[name] for row in one.get("control_leads", ()) for name in ("kendall_tau", "span")}
+        for one in each
+    ]
     tried = [run.get("tuning") or {} for run in runs]
     asked = [
         {
@@ -116,21 +121,34 @@ def _compared(runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]
         }
         for feasible in (run.get("feasibility") or {} for run in runs)
     ]
-    degenerate: dict[str, dict[str, Any]] = {}
-    for (system, group), share in _of_all(asked, level).items():
-        degenerate.setdefault(system, {})[group] = share
     return found | {
         "hypervolume_ratios": [
             {"a": each[0]["last"], "b": system, "ratio": ratio} for system, ratio in _of_all(ratios, level).items()
         ],
+        "control_leads": _nested(_of_all(followed, level)),
         "specialists": _of_all(families, level),
+        "understood_in": _understood(each),
         "settings": {
             system: [next(row["setting"] for row in one[system] if row["chosen"]) for one in tried]
             for system in tried[0]
             if all(system in one for one in tried)
         },
-        "degenerate": degenerate,
+        "degenerate": _nested(_of_all(asked, level)),
     }
+
+
+def _understood(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """In how many runs a wish in words made each system briefer, by its interval."""
+    names = [row["system"] for row in runs[0].get("wishes") or []]
+    brief = [row["system"] for run in runs for row in run.get("wishes") or [] if row["change"]["high"] < 0]
+    return {name: brief.count(name) for name in names}
+
+
+def _nested(table: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for (outer, inner), value in table.items():
+        found.setdefault(outer, {})[inner] = value
+    return found
 
 
 def _of_all(tables: Sequence[Mapping[Any, Any]], level: float) -> dict[Any, dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from dpalign.report.tables import Cell, Row, Table, cell, without_empty_columns, word
-from dpalign.report.words import MISSING, Figure, whole
+from dpalign.report.words import COUNTED, MISSING, Figure, whole
 from dpalign.runs import spell_seconds
 
 _FIGURES: Final = (
@@ -18,7 +18,8 @@ _FIGURES: Final = (
     ("with length", ("length_correlation",)),
     ("labels with length", ("label_length_correlation",)),
 )
-_UNITS: Final = ("sampled", "scored", "trained")
+_UNITS: Final = {"sampled": "tokens sampled", "scored": "answers scored", "trained": "tokens trained"}
+"""What a ledger counts, and how a column of it is headed."""
 _WHAT: Final = (
     "Pairs in order: of two answers to one prompt with different labels, how often the better one is scored higher; "
     "selection asks nothing else of the reward model. With length: the correlation of the prediction, and of the "
@@ -105,8 +106,11 @@ def stages_table(stages: Sequence[Mapping[str, Any]]) -> Table | None:
     rows.append(
         Row((word("together"), Cell(spell_seconds(total)), *(Cell(whole(n)) for n in sums), *dashes), strong=True)
     )
-    columns = ("stage", "time", *(f"tokens {unit}" for unit in _UNITS), "rows in", "rows out", "left out")
-    caption = "Time at work, over all resumes of a stage; bars show each stage's share."
+    columns = ("stage", "time", *_UNITS.values(), "rows in", "rows out", "left out")
+    caption = (
+        "Time at work, over all resumes of a stage; bars show each stage's share. An answer counts as scored once for "
+        f"each model that scores it; {COUNTED}."
+    )
     return Table(caption, columns, tuple(rows))
 
 
@@ -126,8 +130,11 @@ def costs_table(summary: Mapping[str, Any]) -> Table | None:
         )
         for name, entry in entries.items()
     )
-    heads = ("system", "time", "tokens sampled", "answers scored", "tokens trained")
-    caption = "What each system took to make, its evaluation left out. Systems share stages, so the rows do not add up."
+    heads = ("system", "time", *_UNITS.values())
+    caption = (
+        "What each system took to make, its evaluation left out. Systems share stages, so the rows do not add up. "
+        f"{COUNTED[0].upper()}{COUNTED[1:]}."
+    )
     return without_empty_columns(Table(caption, heads, rows))
 
 

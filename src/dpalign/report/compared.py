@@ -8,39 +8,50 @@ from typing import Any
 
 import numpy as np
 
+from dpalign.compare import contenders, knobs_set
 from dpalign.evaluation.comparison import Specialist, differences, shortfalls
-from dpalign.evaluation.control import control, following
 from dpalign.evaluation.objective import expected_objective
 from dpalign.evaluation.paper_curves import FIG_4
-from dpalign.evaluation.points import SystemRewards
+from dpalign.evaluation.points import require_same_prompts
 from dpalign.evaluation.summary import Setting, jsonable
 from dpalign.evaluation.trust import overoptimisation
-from dpalign.ledger import LEDGER, read_ledger
 from dpalign.recipe import Recipe
 from dpalign.report.entrants import Evaluated, Trial, read
 from dpalign.report.ledgers import footprint, objectives_read
-from dpalign.report.reading import asked_targets
+from dpalign.report.steered import Steered, answers_a_reply, control_leads, control_of, steered
 
 BESIDE_LAST = ("baseline", "soup", "specialist")
 """The roles that Table 1 has beside the last iteration."""
 
 
 def comparison(
-    recipe: Recipe, systems: Sequence[Evaluated], setting: Setting, entries: Mapping[str, Mapping[str, Any]]
+    recipe: Recipe,
+    inputs: Mapping[str, Path],
+    systems: Sequence[Evaluated],
+    setting: Setting,
+    entries: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The last iteration beside all others.
 
+    Args:
+        inputs: the report's, which hold more evaluations than the systems shown.
+
     Returns:
         last: its name; differences: E_v J(v) and hypervolume against each other system; specialists: what is lost at
-        each one's own direction; table_1: a row a system; paper_curves: Fig. 4's points, where the recipe asks for
-        them.
+        each one's own direction; table_1: a row a system; control_leads: by how much it follows better than each;
+        wishes: what a wish in words changed; knobs_set: what steps of its systems set, whatever the recipe
+        says; paper_curves: Fig. 4's points, where the recipe asks for them.
     """
-    last = last_of(systems)
+    last, groups = last_of(systems), groups_of(systems, entries)
+    told = {name: steered(recipe, members, setting) for name, members in groups.items()}
     found: dict[str, Any] = {
         "last": last.entrant.title if last else None,
         "differences": [],
         "specialists": {"rows": [], "families": {}},
-        "table_1": table_1(recipe, systems, setting, entries),
+        "table_1": table_1(recipe, groups, told, setting),
+        "control_leads": [],
+        "knobs_set": knobs_set([one for one in contenders(recipe) if f"evaluate-{one.name}" in inputs]),
+        "wishes": wishes(recipe, inputs, systems, setting),
         "paper_curves": {name: list(points) for name, points in FIG_4.items()} if recipe.compare.paper_curves else None,
     }
     if last is not None:
@@ -53,6 +64,8 @@ def comparison(
             for system in systems
             if system.entrant.direction is not None
         ]
+        others_told = {name: one for name, one in told.items() if name != last.entrant.title}
+        found["control_leads"] = control_leads(told[last.entrant.title], others_told, setting)
         found["specialists"] = shortfalls(last.measured, experts, setting.objectives, setting.bootstrap)
     plain: dict[str, Any] = jsonable(found)
     return plain
@@ -64,22 +77,24 @@ def last_of(systems: Sequence[Evaluated]) -> Evaluated | None:
     return max(iterated, key=lambda system: system.entrant.iteration or 0, default=None)
 
 
-def table_1(
-    recipe: Recipe, systems: Sequence[Evaluated], setting: Setting, entries: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The paper's Table 1, each cell measured: a row a system, the specialists of a method together."""
+def groups_of(systems: Sequence[Evaluated], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Evaluated]]:
+    """The rows of Table 1: the last iteration and all that stands beside it, the specialists of a method together."""
     last = last_of(systems)
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
+    groups: dict[str, list[Evaluated]] = {}
     for system in systems:
         entrant = system.entrant
-        name = entrant.family or entrant.title
-        if name in seen or (entrant.role not in BESIDE_LAST and system is not last):
-            continue
-        if entries[entrant.title].get("same_as"):
-            continue
-        seen.add(name)
-        members = [other for other in systems if (other.entrant.family or other.entrant.title) == name]
+        if (entrant.role in BESIDE_LAST or system is last) and not entries[entrant.title].get("same_as"):
+            groups.setdefault(entrant.family or entrant.title, []).append(system)
+    return groups
+
+
+def table_1(
+    recipe: Recipe, groups: Mapping[str, Sequence[Evaluated]], told: Mapping[str, Steered], setting: Setting
+) -> list[dict[str, Any]]:
+    """The paper's Table 1, each cell measured: a row a system."""
+    rows: list[dict[str, Any]] = []
+    for name, members in groups.items():
+        entrant = members[0].entrant
         kept = [footprint(member.entrant.folder) for member in members]
         sizes = [one.bytes for one in kept]
         read_by = [objectives_read(member.entrant.folder, setting.objectives) for member in members]
@@ -87,66 +102,53 @@ def table_1(
             {
                 "system": name,
                 "role": entrant.role,
+                "setting": entrant.setting if entrant.role != "specialist" else "",
                 "members": [member.entrant.title for member in members],
                 "objectives_read": list(dict.fromkeys(read for each in read_by for read in each)),
-                **_control(recipe, members, setting),
+                **control_of(told[name], setting),
                 "models": sum(one.models for one in kept),
                 "bytes": None if None in sizes else sum(size for size in sizes if size is not None),
                 "switch_seconds": kept[0].switch_seconds,
-                "answers_a_reply": _answers_a_reply(recipe, entrant.folder),
+                "answers_a_reply": answers_a_reply(recipe, entrant.folder),
             }
         )
     return rows
 
 
-def _control(recipe: Recipe, members: Sequence[Evaluated], setting: Setting) -> dict[str, Any]:
-    """How a system is told what is wanted, and how its second objective follows."""
-    system, entrant = members[0].measured, members[0].entrant
-    unmeasured = {"kendall_tau": None, "spearman": None, "span": None}
-    if entrant.direction is not None:
-        told = f"a model a direction ({len(members)} trained)"
-        system = _together(members)
-    elif system.directions_VK is not None:
-        told = "weights of a mixture" if entrant.role == "soup" else "a direction"
-        if _answers_a_reply(recipe, entrant.folder) > 1:
-            told = "a direction, which chooses"
-    elif (asked_VK := asked_targets(recipe, entrant.folder)) is not None:
-        told = "reward targets"
-        if len(setting.objectives) > 1 and len(asked_VK) > 1:
-            found = following(system, asked_VK[:, 1], setting.bootstrap)
-            return {"told_by": told} | {name: getattr(found, name) for name in unmeasured}
-    else:
-        told = "words alone" if "brief" in entrant.step else "nothing"
-    if system.directions_VK is None or len(setting.objectives) != 2 or len(system.directions_VK) < 2:
-        return {"told_by": told} | unmeasured
-    dial = control(system, setting.senses_K, setting.bootstrap)
-    return {"told_by": told} | {name: getattr(dial, name) for name in unmeasured}
+def wishes(
+    recipe: Recipe, inputs: Mapping[str, Path], systems: Sequence[Evaluated], setting: Setting
+) -> list[dict[str, Any]]:
+    """What the wish to be brief changed in each system that was asked for it in words, paired by prompt.
 
-
-def _together(members: Sequence[Evaluated]) -> SystemRewards:
-    """The specialists of a method as one system that is steered by taking another model."""
-    in_order = sorted(members, key=lambda member: tuple(-w for w in reversed(member.entrant.direction or ())))
-    first = in_order[0].measured
-    return replace(
-        first,
-        directions_VK=np.array([member.entrant.direction for member in in_order]),
-        reward_PVSK=np.concatenate([member.measured.reward_PVSK for member in in_order], axis=1),
-        true_reward_PVSK=None,
-    )
-
-
-def _answers_a_reply(recipe: Recipe, folder: Path) -> int:
-    """Answers that are sampled for each that a user reads."""
-    ledger = read_ledger(folder) if (folder / LEDGER).is_file() else None
-    best_of_n = ledger is not None and ledger["knobs"].get("step.condition") == "best-of-n"
-    return recipe.evaluation.best_of if best_of_n else 1
+    Returns:
+        [{system, objective, unasked, asked, change}]: the objective is verbosity, or the first that users want less of.
+    """
+    unwanted = [name for name, sense in zip(setting.objectives, setting.senses_K, strict=True) if sense < 0]
+    if not unwanted:
+        return []
+    objective = "verbosity" if "verbosity" in unwanted else unwanted[0]
+    k, rows = setting.objectives.index(objective), []
+    for system in systems:
+        unasked = inputs.get(system.entrant.step.removesuffix("-brief"))
+        if unasked is None or unasked == system.entrant.folder:
+            continue
+        other = read(recipe, replace(system.entrant, folder=unasked)).measured
+        require_same_prompts([system.measured, other])
+        asked_P, unasked_P = (one.mean_PVK[:, :, k].mean(axis=1) for one in (system.measured, other))
+        weight_RP = setting.bootstrap.weights(len(asked_P))
+        row: dict[str, Any] = {"system": system.entrant.title, "objective": objective}
+        for name, figure_P in (("unasked", unasked_P), ("asked", asked_P), ("change", asked_P - unasked_P)):
+            row[name] = setting.bootstrap.interval(figure_P.mean(), weight_RP @ figure_P)
+        rows.append(row)
+    return rows
 
 
 def tuning(recipe: Recipe, trials: Mapping[str, Sequence[Trial]], setting: Setting) -> dict[str, Any]:
-    """Every setting of every tuned system: system -> [{name, setting, tuning_objective, objective, chosen}].
+    """Every setting of every tuned system: system -> [{name, setting, tuning_objective, objective, chosen, edge}].
 
     `tuning_objective` is by the reward model on the tuning prompts, and decided; `objective` is measured as all
     figures are, on the validation prompts, and is shown so that a reader can see what another choice would have given.
+    `edge`: the setting ends a grid that could go on there.
     """
     found: dict[str, Any] = {
         system: [
@@ -158,6 +160,7 @@ def tuning(recipe: Recipe, trials: Mapping[str, Sequence[Trial]], setting: Setti
                     read(recipe, trial.entrant).measured, setting.directions_UK, setting.bootstrap
                 ),
                 "chosen": trial.chosen,
+                "edge": trial.edge,
             }
             for trial in tried
         ]

@@ -10,7 +10,7 @@ from dpalign.report.control_figures import control_range, feasibility
 from dpalign.report.drawing import Plot, arms, by_prompt, drawn_twice, legend, values
 from dpalign.report.fronts import end_angles, points_of, reference_and_front
 from dpalign.report.systems import INKS, System, last_iteration
-from dpalign.report.words import degrees, figure
+from dpalign.report.words import COUNTED, degrees, figure
 
 Summary = Mapping[str, Any]
 _INK, _MUTED, _GRID, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "grid", "surface"))
@@ -150,11 +150,17 @@ def _tokens(summary: Summary, systems: Sequence[System]) -> Plot:
     wide, narrow = drawn_twice(draw)
     caption = (
         "Total tokens of all that a system was made from, stages that systems share counted for each, on a logarithmic "
-        "scale; prompts are not counted. Of a tuned system the filled point is the setting shown, the hollow one at "
+        f"scale: {COUNTED}. Of a tuned system the filled point is the setting shown, the hollow one at "
         "the end of the dotted line all settings that were tried, with their tuning evaluations. Look for points that "
         "are higher for the same tokens; an iteration costs the ones before it too. Bars are "
         f"{by_prompt(summary)}."
     )
+    for row in summary["comparison"]["table_1"]:
+        if row["answers_a_reply"] > 1:
+            caption += (
+                f" {row['system']} is dearer than it looks: the {row['answers_a_reply']} answers that it samples and "
+                "scores for every question at inference are not on this axis."
+            )
     return Plot("tokens", "Hypervolume against tokens", caption, wide, narrow)
 
 

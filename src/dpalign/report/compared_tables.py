@@ -1,11 +1,14 @@
 """The tables of a comparison, as data that the template lays out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
+from dpalign.evaluation.control import COMMON
+from dpalign.report.compared_words import misunderstood
 from dpalign.report.systems import System
 from dpalign.report.tables import Cell, Row, Table, cell, name_of, without_empty_columns, word
-from dpalign.report.words import MISSING, Figure, degrees, figure, listed, number, percent, size, whole
+from dpalign.report.words import COUNTED, MISSING, Figure, degrees, figure, listed, number, percent, size, whole
 from dpalign.runs import spell_seconds
 
 Summary = Mapping[str, Any]
@@ -20,6 +23,14 @@ PAPER_TABLE_1: Final = {
 """The paper's Table 1: multi-objective rewards, preference arithmetic, single model, feasibility guarantee."""
 STANDS_FOR: Final = {"GRPO": "PPO", "RLOO": "PPO", "SteerLM, tuned": "SteerLM"}
 """Rows of that table by the systems that stand for them here."""
+FEWER: Final = (
+    "The fewer conditions a system was asked under, the further they lie apart and the higher both correlations come "
+    f"out: compare Kendall's tau at {COMMON} evenly spread conditions, both ends among them, where a system has as "
+    "many. Of two conditions neither correlation is given. To switch: what another direction takes beside its prompt."
+)
+"""Of Table 1's columns of control."""
+AT_THE_EDGE: Final = "at the edge of its grid: a wider one may do better"
+"""Of a setting that was chosen."""
 
 
 def differences_table(summary: Summary, systems: Sequence[System]) -> Table | None:
@@ -32,6 +43,7 @@ def differences_table(summary: Summary, systems: Sequence[System]) -> Table | No
     leads = {row["system"]: row for row in compared["differences"]}
     own = shown[last].entry
     dash = Cell(MISSING)
+    deaf = misunderstood(summary)
     rows = [
         Row((name_of(shown[last]), cell(figure(own, "objective")), dash, word(MISSING),
              cell(figure(own, "hypervolume"), 0), dash, dash, dash), strong=True)
@@ -43,7 +55,7 @@ def differences_table(summary: Summary, systems: Sequence[System]) -> Table | No
         rows.append(
             Row(
                 (
-                    name_of(system),
+                    replace(name_of(system), note="no briefer for being asked" if system.name in deaf else ""),
                     cell(figure(system.entry, "objective")),
                     cell(lead, sign=True),
                     word(ahead(lead, last, system.said)),
@@ -91,14 +103,16 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
         body.append(
             Row(
                 (
-                    Cell(row["system"], tone="word", colour=looks.get(row["system"], "")),
+                    Cell(row["system"], row.get("setting", ""), tone="word", colour=looks.get(row["system"], "")),
                     Cell(
                         str(len(row["objectives_read"])), listed(row["objectives_read"]) or "none of them", tone="word"
                     ),
                     word(row["told_by"]),
-                    cell(Figure.read(row["kendall_tau"]), 2),
+                    Cell(str(row["conditions"])),
+                    *(cell(Figure.read(row[name]), 2) for name in ("kendall_tau", "kendall_tau_common")),
                     Cell(number(row["spearman"], 2)),
                     cell(Figure.read(row["span"])),
+                    word(_switch(row)),
                     Cell(str(row["models"]), _upkeep(row), tone="word"),
                     first,
                     beyond,
@@ -109,30 +123,52 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
         )
     second = summary["objectives"][-1]
     columns = (
-        *("system", "objectives trained on", "told by", "Kendall tau", "Spearman", f"span of {second}"),
+        *("system", "objectives trained on", "told by", "conditions"),
+        *("Kendall tau", f"at {COMMON} conditions", "Spearman", f"span of {second}", "to switch"),
         *("models to keep", "degenerate, %", "asked for more, %", "the paper's Table 1"),
     )
     caption = (
         f"Control is how {second} follows what was asked: within a prompt (Kendall), over the averages (Spearman), and "
-        "from end to end (span); of specialists, over the models. Models to keep are those without which some "
+        f"from end to end (span); of specialists, over the models. {FEWER} Models to keep are those without which some "
         "direction could not be served, the reward model among them where it chooses at inference. Degenerate answers "
         "are counted where the system was asked for what it was trained on, and for more than can be had (see below). "
-        "The paper's columns: multi-objective rewards, preference arithmetic, single model, feasibility guarantee; "
-        "PPO's row is run with the online trainer named."
+        "The paper's columns: multi-objective rewards, preference arithmetic, single model, feasibility "
+        f"guarantee. {_paper_rows([row['system'] for row in rows])}"
     )
     return without_empty_columns(Table(caption, columns, tuple(body)))
 
 
 def _upkeep(row: Mapping[str, Any]) -> str:
-    """The bytes of the weights, the time from one direction to the next where that was timed, the answers sampled."""
-    switch, sampled = row["switch_seconds"], row["answers_a_reply"]
+    """The bytes of the weights, and the answers that are sampled for one."""
+    sampled = row["answers_a_reply"]
     parts = [size(row["bytes"])] if row["bytes"] else []
-    parts += [f"{number(switch, 2)} s to switch"] if switch is not None else []
     return ", ".join([*parts, *([f"{sampled} answers sampled a reply"] if sampled > 1 else [])])
 
 
+def _switch(row: Mapping[str, Any]) -> str:
+    """What lies between a direction and the next: the time where it was timed; a dash where there is no other."""
+    if row["conditions"] < 2:
+        return MISSING
+    if row["role"] == "specialist":
+        return "another model to load"
+    return "none" if row["switch_seconds"] is None else f"{number(row['switch_seconds'], 2)} s to mix and load"
+
+
+def _method(system: str) -> str:
+    """The row of the paper's Table 1 that a system stands for, if any."""
+    return "DPA" if system.startswith("DPA ") else STANDS_FOR.get(system, system)
+
+
+def _paper_rows(systems: Sequence[str]) -> str:
+    """Which rows of the paper's table another system stands for, and which were not run."""
+    run = {_method(system): system for system in systems}
+    said = f"PPO's row is run with {run['PPO']} in its place. " if "PPO" in run else ""
+    missing = [method for method in PAPER_TABLE_1 if method not in run]
+    return f"{said}Not run here: {listed(missing)}." if missing else said.strip()
+
+
 def _paper_says(system: str) -> str:
-    method = "DPA" if system.startswith("DPA ") else STANDS_FOR.get(system, system)
+    method = _method(system)
     said = PAPER_TABLE_1.get(method, MISSING)
     return said if method in (system, "DPA") or said == MISSING else f"{method}: {said}"
 
@@ -150,8 +186,8 @@ def _degenerate(summary: Summary, system: str) -> tuple[Cell, Cell]:
     return cell(cells[0]), cell(cells[1])
 
 
-def tuning_table(summary: Summary) -> Table | None:
-    """Every setting that was tried, and which was chosen."""
+def tuning_table(summary: Summary, systems: Sequence[System]) -> Table | None:
+    """Every setting that was tried, and which was chosen; one at the edge of its grid is marked."""
     tried = summary.get("tuning") or {}
     if not tried:
         return None
@@ -162,7 +198,7 @@ def tuning_table(summary: Summary) -> Table | None:
                 word(row["setting"]),
                 cell(Figure.read(row["tuning_objective"])),
                 cell(Figure.read(row["objective"])),
-                Cell("chosen", tone="yes") if row["chosen"] else Cell(MISSING),
+                Cell("chosen", AT_THE_EDGE if row.get("edge") else "", tone="yes") if row["chosen"] else Cell(MISSING),
             ),
             strong=row["chosen"],
         )
@@ -174,9 +210,23 @@ def tuning_table(summary: Summary) -> Table | None:
     caption = (
         "Each setting was evaluated on the tuning prompts, and the best by the reward model's opinion stands for its "
         "system everywhere else: neither the truth nor a validation prompt chose. The validation figures show what "
-        "another choice would have given. DPA has one setting, that of the recipe."
+        f"another choice would have given. {_settings_each(tried, systems)} DPA's knobs are the recipe's too, and what "
+        "it took to choose the recipe is counted nowhere here."
     )
     return Table(caption, columns, rows)
+
+
+def _settings_each(tried: Mapping[str, Sequence[Any]], systems: Sequence[System]) -> str:
+    """Which systems were tuned, among how many settings, and which had one; a family's members count as one system."""
+    rivals = [s for s in systems if s.role in ("baseline", "soup", "specialist") and not s.copied]
+    tuned: dict[str, int] = {}
+    for system in rivals:
+        if system.name in tried:
+            name = system.family.replace(",", "")
+            tuned[name] = max(tuned.get(name, 0), len(tried[system.name]))
+    fixed = list(dict.fromkeys(name for s in rivals if (name := s.family.replace(",", "")) not in tuned))
+    said = f"Tuned were {listed([f'{name} ({n} settings)' for name, n in tuned.items()])}."
+    return f"{said} One setting each, the recipe's, had {listed(fixed)}." if fixed else said
 
 
 def budget_table(summary: Summary, systems: Sequence[System]) -> Table | None:
@@ -207,9 +257,10 @@ def budget_table(summary: Summary, systems: Sequence[System]) -> Table | None:
     )
     caption = (
         "All that was needed to make a system (SFT needs no reward model, DPO on ratings none either); stages that "
-        "systems share count for each, so the rows do not add up. Tokens in all are sampled, scored and trained ones, "
-        "prompts left out. All settings: those that were tried to find the one shown, their evaluations on the tuning "
-        "prompts, and the reward model that chose."
+        "systems share count for each, so the rows do not add up. Tokens in all are those sampled, those of the scored "
+        f"answers, and those trained: {COUNTED}. All settings: those that were tried to find the one shown, their "
+        "evaluations on the tuning prompts, and the reward model that chose; what it took to choose the recipe's own "
+        "knobs, DPA's among them, is not counted."
     )
     return without_empty_columns(Table(caption, columns, tuple(rows))) if rows else None
 

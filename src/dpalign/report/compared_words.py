@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dpalign.evaluation.control import COMMON
 from dpalign.report.systems import System
-from dpalign.report.words import Figure, agreeing, listed, seed_count, size
+from dpalign.report.words import Figure, agreeing, below_zero, listed, seed_count, size
 
 Summary = Mapping[str, Any]
 
@@ -88,25 +89,89 @@ def _wins(summary: Summary, shown: Mapping[str, System]) -> list[Claim]:
         rows = summary["seeds"].get("dominance") or []
         beating = [row for row in rows if row["b"] == last and row["dominates_in"] == runs]
         leads = {row["b"]: row["objective"] for row in summary["seeds"].get("differences") or [] if row["a"] == last}
+        ratios = {row["b"]: row["ratio"] for row in summary["seeds"].get("hypervolume_ratios") or []}
+        followed = summary["seeds"].get("control_leads") or {}
     else:
         beating = [row for row in summary["dominance"] if row["b"] == last and row["dominates"]]
         leads = {row["system"]: row["objective"] for row in summary["comparison"]["differences"]}
+        ratios = {row["system"]: row["hypervolume_ratio"] for row in summary["comparison"]["differences"]}
+        followed = {row["system"]: row for row in summary["comparison"].get("control_leads") or []}
     claims = []
     for row in beating:
         rival, margin = shown[row["a"]], Figure.read(row["margin"])
         if rival.role != "iteration" and margin.above_zero:
             beats = agreeing([rival.said], "beats", "beat")
-            text = f"{rival.said} {beats} {last} at every direction: smallest lead {margin}."
-            claims.append(Claim(True, text[0].upper() + text[1:], rival=True))
+            claims.append(_rival(f"{rival.said} {beats} {last} at every direction: smallest lead {margin}."))
+    named = {name: shown[name].said for name in shown if shown[name].role != "ablation" and not shown[name].copied}
+    claims += _ahead(leads, named, "a higher E_v J(v)", last)
+    for name, found in ratios.items():
+        ratio = Figure.read(found)
+        if name in named and ratio.high is not None and ratio.high < 1:
+            has = agreeing([named[name]], "has", "have")
+            claims.append(
+                _rival(f"{named[name]} {has} a larger hypervolume than {last}, whose is {ratio.said(2)} of it.")
+            )
+    families = {
+        system.family: f"{system.family} specialists" for system in shown.values() if system.role == "specialist"
+    }
+    spans = {name: row.get("span") for name, row in followed.items()}
+    taus = {name: row.get("kendall_tau") for name, row in followed.items()}
+    span = f"a wider span of {summary['objectives'][-1]}"
+    tau = f"a higher Kendall tau, at {COMMON} conditions each,"
+    return claims + _ahead(spans, named | families, span, last) + _ahead(taus, named | families, tau, last, digits=2)
+
+
+def _ahead(leads: Mapping[str, Any], named: Mapping[str, str], what: str, last: str, digits: int = 1) -> list[Claim]:
+    """Who has more of something than the last iteration, by the intervals of its leads."""
+    claims = []
     for name, found in leads.items():
-        lead = Figure.read(found)
-        if name not in shown or shown[name].role == "ablation" or shown[name].copied or lead.high is None:
-            continue
-        if lead.high < 0:
-            has = agreeing([shown[name].said], "has", "have")
-            text = f"{shown[name].said} {has} a higher E_v J(v) than {last}: by {turned(lead)}."
-            claims.append(Claim(True, text[0].upper() + text[1:], rival=True))
+        if name in named and below_zero(found):
+            has, lead = agreeing([named[name]], "has", "have"), turned(Figure.read(found))
+            claims.append(_rival(f"{named[name]} {has} {what} than {last}: by {lead.said(digits)}."))
     return claims
+
+
+def _rival(text: str) -> Claim:
+    return Claim(True, text[0].upper() + text[1:], rival=True)
+
+
+def recipe_note(summary: Summary) -> str:
+    """Beside the recipe's text: what of it does not hold for some steps of the comparison."""
+    names = (summary.get("comparison") or {}).get("knobs_set") or []
+    if not names:
+        return ""
+    return (
+        f"For some steps of its systems `dpa compare` sets {listed(names)}, whatever stands below; the tables of the "
+        "comparison name each system's setting, soups by the directions of the experts that were mixed."
+    )
+
+
+def misunderstood(summary: Summary) -> dict[str, Mapping[str, Any]]:
+    """The systems that a wish in words is not shown to have made briefer, with its figures; in each seed's run."""
+    found, runs = (summary.get("comparison") or {}).get("wishes") or [], seed_count(summary)
+    if runs > 1:
+        understood = {name: n == runs for name, n in (summary["seeds"].get("understood_in") or {}).items()}
+    else:
+        understood = {row["system"]: below_zero(row["change"]) for row in found}
+    return {row["system"]: row for row in found if not understood.get(row["system"], True)}
+
+
+def _wishes_said(summary: Summary, shown: Mapping[str, System]) -> str:
+    rows = [row for name, row in misunderstood(summary).items() if name in shown and not shown[name].copied]
+    if not rows:
+        return ""
+    figures = [
+        f"{shown[row['system']].said} has {row['objective']} {Figure.read(row['asked'])}, and unasked "
+        f"{Figure.read(row['unasked'])}, a change of {Figure.read(row['change']).said(sign=True)}"
+        for row in rows
+    ]
+    told = (
+        "was not understood" if any(Figure.read(row["change"]).above_zero for row in rows) else "is not shown to work"
+    )
+    return (
+        f"The wish to be brief, in words, {told}: {'; '.join(figures)}. A model that does not follow the words is no "
+        "rival at being brief, so no victory over it is claimed."
+    )
 
 
 def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:
@@ -152,7 +217,8 @@ def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:
         if seeds
         else ""
     )
-    return [part for part in (ran, chosen.strip(), chance.strip()) if part]
+    wished = _wishes_said(summary, {system.name: system for system in systems})
+    return [part for part in (ran, chosen.strip(), wished, chance.strip()) if part]
 
 
 def _counted(n: int, what: str) -> str:

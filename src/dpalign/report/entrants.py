@@ -4,18 +4,20 @@ A setting is chosen by E_v J(v) on the tuning prompts, by the reward model's opi
 selected by, too. Neither the truth nor a validation prompt has a part in it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from dpalign.compare import ABLATIONS, Contender, contenders
+from dpalign.compare import ABLATIONS, Contender, contenders, spelled
 from dpalign.evaluation.bootstrap import Array, Bootstrap, Estimate
 from dpalign.evaluation.objective import expected_objective
 from dpalign.evaluation.points import SystemRewards, judged_by_truth
 from dpalign.recipe import Recipe
 from dpalign.report.reading import judge_rewards, read_system
 from dpalign.report.systems import Role
+from dpalign.report.words import listed
 
 TITLES: Final = {
     "evaluate-sft": "SFT",
@@ -38,7 +40,7 @@ class Entrant:
     role: Role
     iteration: int | None = None
     setting: str = ""
-    """Of a system with several settings, the one that was chosen."""
+    """Of a system with several settings, the one that was chosen; of soups, the pair of experts in any case."""
     family: str = ""
     """Of specialists, what those of all directions are called together."""
     direction: tuple[float, ...] | None = None
@@ -69,6 +71,8 @@ class Trial:
     objective: Estimate
     """E_v J(v) by the reward model."""
     chosen: bool
+    edge: bool
+    """At the edge of its grid."""
 
 
 def read(recipe: Recipe, entrant: Entrant) -> Evaluated:
@@ -95,10 +99,10 @@ def entrants(
     trials: dict[str, list[Trial]] = {}
     for system in dict.fromkeys(contender.system for contender in given):
         settings = [contender for contender in given if contender.system == system]
-        own = [_entrant(contender, inputs[f"evaluate-{contender.name}"]) for contender in settings]
-        if len(own) == 1:
+        own = [_entrant(recipe, contender, inputs[f"evaluate-{contender.name}"]) for contender in settings]
+        if len(own) == 1 and own[0].role != "soup":  # whose experts tell what it is
             own = [replace(own[0], setting="")]  # nothing was chosen
-        else:
+        elif len(own) > 1:
             trials[system] = tried(recipe, settings, own, inputs, grid_UK, bootstrap)
             own = [trial.entrant for trial in trials[system] if trial.chosen]
         found += own
@@ -128,17 +132,24 @@ def tried(
     ]
     best = max(range(len(own)), key=lambda i: opinions[i].value)
     return [
-        Trial(entrant, folder, opinion, i == best)
-        for i, (entrant, folder, opinion) in enumerate(zip(own, folders, opinions, strict=True))
+        Trial(entrant, folder, opinion, i == best, contender.edge)
+        for i, (contender, entrant, folder, opinion) in enumerate(zip(settings, own, folders, opinions, strict=True))
     ]
 
 
-def _entrant(contender: Contender, folder: Path) -> Entrant:
+def _entrant(recipe: Recipe, contender: Contender, folder: Path) -> Entrant:
     step, system = f"evaluate-{contender.name}", contender.system
     direction = direction_of(contender)
     role: Role = "specialist" if direction is not None else "soup" if contender.asked.kind == "soup" else "baseline"
     family = system.partition(" at ")[0] if direction is not None else ""
-    return Entrant(step, folder, system, role, None, contender.setting, family, direction)
+    setting = _experts(recipe, folder) if role == "soup" else contender.setting
+    return Entrant(step, folder, system, role, None, setting, family, direction)
+
+
+def _experts(recipe: Recipe, folder: Path) -> str:
+    """What a soup's experts were trained for, as its evaluation mixed them."""
+    mixed = json.loads((folder / "soup.json").read_text(encoding="utf-8"))
+    return listed([spelled(recipe, v_K) for v_K in mixed["experts"]])
 
 
 def direction_of(contender: Contender) -> tuple[float, ...] | None:

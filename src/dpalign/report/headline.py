@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from dpalign.report.compared_words import Claim, rivals_claims
+from dpalign.report.compared_words import Claim, misunderstood, rivals_claims
 from dpalign.report.systems import System, last_iteration
 from dpalign.report.words import (
     MISSING,
@@ -72,7 +72,8 @@ def _level(summary: Mapping[str, Any]) -> str:
 
 
 def _sentence(summary: Mapping[str, Any], systems: Sequence[System], last: System) -> str:
-    baselines = [s.name for s in systems if s.role in ("baseline", "soup") and not s.copied]
+    deaf = misunderstood(summary)
+    baselines = [s.name for s in systems if s.role in ("baseline", "soup") and not s.copied and s.name not in deaf]
     said = {system.name: system.said for system in systems}
 
     def spoken(names: Sequence[str]) -> str:
@@ -144,8 +145,9 @@ def _dial_words(summary: Mapping[str, Any], system: System, whose: str) -> Claim
 
 def _claims(summary: Mapping[str, Any], systems: Sequence[System], last: System) -> tuple[Claim, ...]:
     iterations = [system for system in systems if system.role == "iteration"]
-    claimed = ("baseline", "control", "soup")
-    pairs = [(last.name, system.name) for system in systems if system.role in claimed and not system.copied]
+    claimed, deaf = ("baseline", "control", "soup"), misunderstood(summary)
+    rivals = [s.name for s in systems if s.role in claimed and not s.copied and s.name not in deaf]
+    pairs = [(last.name, name) for name in rivals]
     pairs += [(b.name, a.name) for a, b in pairwise(iterations)]
     said = {system.name: system.said for system in systems}
     claims = [_dominance_claim(summary, a, b, said) for a, b in pairs]

@@ -65,8 +65,8 @@ def _stage_at(folder: Path, path: str) -> Path:
 def cost(folders: Sequence[Path], answer_tokens: float) -> dict[str, float]:
     """What the systems of some evaluate folders took to make, stages that they share counted once.
 
-    Scored tokens are those of the scored answers, their prompts left out. Of original answers, which `annotate` scores,
-    the run counts the number alone: each is taken to be as long as SFT's mean answer.
+    Trained tokens include prompts; sampled and scored ones are those of answers alone. Of original answers, which
+    `annotate` scores, the run counts the number alone: each is taken to be as long as SFT's mean answer.
 
     Args:
         answer_tokens: of SFT's mean answer.

@@ -63,7 +63,7 @@ def report(job: Job) -> None:
     summary["pairwise"] = _pairwise(job)
     if is_comparison(systems):
         summary |= {
-            "comparison": comparison(recipe, systems, setting, summary["systems"]),
+            "comparison": comparison(recipe, job.inputs, systems, setting, summary["systems"]),
             "tuning": tuning(recipe, trials, setting),
             "feasibility": feasibility(job.inputs, systems),
         }

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Self
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
 DEGREE = "\N{DEGREE SIGN}"
+COUNTED = "trained tokens include prompts, which DPO reads with each of its two answers; sampled and scored ones do not"
+"""What the ledgers' tokens are of."""
 
 
 class Figure(NamedTuple):
@@ -35,6 +37,12 @@ class Figure(NamedTuple):
         """`3.1 (2.2 to 4.0)`, or the value alone where there is no interval."""
         interval = between(self.low, self.high, digits)
         return number(self.value, digits, sign) + (f" ({interval})" if interval else "")
+
+
+def below_zero(found: Any) -> bool:
+    """The whole interval of a figure lies below 0."""
+    high = Figure.read(found).high
+    return high is not None and high < 0
 
 
 def seed_count(summary: Mapping[str, Any]) -> int:

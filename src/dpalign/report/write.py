@@ -20,7 +20,7 @@ from dpalign.report.compared_tables import (
     table_1,
     tuning_table,
 )
-from dpalign.report.compared_words import trust_warning, undecided, what_was_run
+from dpalign.report.compared_words import recipe_note, trust_warning, undecided, what_was_run
 from dpalign.report.dial import dial_data
 from dpalign.report.drawing import Plot, inline, png, svg
 from dpalign.report.figures import plots
@@ -120,6 +120,7 @@ def render_page(
         costs=costs_table(summary) if not summary.get("comparison") else None,  # which has budgets of its own
         data=data_table(data_reports),
         recipe_text=recipe_text,
+        recipe_note=recipe_note(summary),
         palette=palette,
         accent=last.look.name if last is not None else "ink",
         css=Markup(_resource("page.css")),
@@ -137,7 +138,7 @@ def comparison_part(summary: Mapping[str, Any], systems: Sequence[System]) -> di
         "differences": differences_table(summary, systems),
         "table_1": table_1(summary, systems),
         "specialists": specialists_table(summary, systems),
-        "tuning": tuning_table(summary),
+        "tuning": tuning_table(summary, systems),
         "budget": budget_table(summary, systems),
         "feasibility": feasibility_tables(summary),
         "ablations": ablation_table(summary, systems),
