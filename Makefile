@@ -56,7 +56,7 @@ $(VENV)/.run-ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.run-ready
-	$(PIP) --quiet --editable '.[train,dev]'
+	$(PIP) --quiet --editable '.[train,dev,alpaca]'
 	@touch $@
 
 # vLLM and Ray, whose pins differ from constraints.txt; tests/requirements-heavy.txt says how and why.

@@ -1,5 +1,6 @@
 """The reward model on a local file of preference pairs, in RewardBench's form."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from dpalign import align
 from dpalign.config import changed
 from dpalign.ledger import read_ledger
 from dpalign.recipe import Recipe, load
-from dpalign.records import HEADS
+from dpalign.records import HEADS, user_prompt
 from dpalign.reward.pairwise import accuracy, read_pairs
+from dpalign.reward.stages import means_of, open_scorer
 
 
 def write(path: Path, rows: Sequence[object]) -> Path:
@@ -99,13 +101,17 @@ def test_the_knob_adds_a_step_that_the_report_reads_and_no_training(
 
 
 def test_the_stage_scores_a_file_with_the_runs_reward_model(micro_run: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "pairs.jsonl", [pair("fox is red and hunts mice.", "iron is hard."), pair("a", "fox is")])
+    said = ["fox is red and hunts mice.", "iron is hard.", "a", "fox is", "fox is red.", "tea is hot. tea is hot."]
+    path = write(tmp_path / "pairs.jsonl", [pair(*two) for two in itertools.pairwise(said)])
     recipe = changed(load(MICRO), {"reward.pairwise": str(path)})
     step = next(step for step in align.steps(recipe) if step.name == "pairwise")
     inputs = {"reward": micro_run / "reward", "pairs": path}
     with align.runs.Run.open(tmp_path / "run", None) as run:
         align.take(recipe, run, align.replace(step, inputs=inputs))
     found = json.loads((tmp_path / "run" / "pairwise" / "accuracy.json").read_text())
-    assert found["subsets"]["all"]["pairs"] == 2
-    assert found["subsets"]["all"]["accuracy"]["value"] in (0, 0.5, 1)
-    assert read_ledger(tmp_path / "run" / "pairwise")["tokens"]["scored"] == 4
+    scorer = open_scorer(recipe, micro_run / "reward", alone=True)
+    first_N = means_of(scorer.score([(user_prompt("name fox."), answer) for answer in said]), recipe)[:, 0]
+    right = sum(chosen > rejected for chosen, rejected in itertools.pairwise(first_N))
+    assert 0 < right < 5
+    assert found["subsets"]["all"]["accuracy"]["value"] == right / 5
+    assert read_ledger(tmp_path / "run" / "pairwise")["tokens"]["scored"] == 10

@@ -176,7 +176,11 @@ def gap_table(summary: Summary, systems: Sequence[System]) -> Table | None:
         true, judged = figure(system.entry, "objective"), figure(system.entry["judged"], "objective")
         rows.append(Row((name_of(system), *gaps, cell(true), cell(judged)), strong=system is last_iteration(systems)))
     columns = ("system", *(f"gap in {name}" for name in summary["objectives"]), "E_v J(v), true", "E_v J(v), judged")
-    caption = "Opinion minus truth in reward points, over all conditions of a system; intervals over prompts."
+    caption = (
+        "Opinion minus truth in reward points, over all conditions of a system; intervals over prompts. Ratings that "
+        "the data rescales to 10..90 for a truth of 0..100 (20l+10, 20r-10) put even a perfect reward model 8 points "
+        "below a truth of 90, and 8 above one of 10."
+    )
     return Table(caption, columns, tuple(rows))
 
 
