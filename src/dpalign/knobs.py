@@ -50,7 +50,9 @@ class Reward:
     """The multi-objective reward model (sections 2.1 and 3.1)."""
 
     checkpoint: str = ""
-    """Take this reward model, a folder or hub name, instead of training one."""
+    """Take this reward instead of training a model: a folder, a hub name, or `python:module:function`, a function of
+    prompts and responses that returns an array, an answer a row and a head a column. `heads` names its heads, and
+    `objectives` what reads them; the data need no labels for them."""
     template: Literal["dpa-v1", "world-v1"] = "dpa-v1"
     """The text it reads; the default is the released model's."""
     lm_loss: float = 1.0

@@ -296,7 +296,8 @@ class Recipe:
     objectives: dict[str, tuple[str, ...]] = field(default_factory=lambda: {o.name: o.heads for o in PAPER_OBJECTIVES})
     """Each objective is the mean of the reward heads listed (section 3.1)."""
     heads: tuple[str, ...] = HEADS
-    """The reward model's heads, in order (section 3.1)."""
+    """The reward model's heads, in order (section 3.1). Names of one's own go with a reward that is given
+    (`reward.checkpoint`): a model can be trained only on what the data label."""
     reward: Reward = field(default_factory=Reward)
     """Reward model."""
     sft: Training = field(default_factory=lambda: Training(learning_rate=2e-5, epochs=1.0, context=2048, batch=128))
