@@ -143,13 +143,20 @@ def _read(folder: Path, recipe: Recipe, wishes: Sequence[Wish]) -> tuple[SystemR
 
 
 def _optimum(recipe: Recipe, folder: Path, wishes: Sequence[Wish]) -> Array | None:
-    """The best that any answers of the world earn at each direction (V, K); None of what was asked for targets."""
-    if wishes[0].kind != "direction":
-        return None
+    """The best that faultless answers of the world earn at each direction: (V, K).
+
+    Within the trained range no answer earns more; beyond its end of most words a padded one may. None of what was
+    asked for targets, and where faults may pay within the range too.
+    """
     from dpalign.world.language import read_prompt
-    from dpalign.world.optimum import true_front
+    from dpalign.world.optimum import faultless_is_best, true_front
+
+    objectives, heads = recipe.objective_list, recipe.heads
+    trained = np.array([wish.value for wish in wishes if wish.group == TRAINED])
+    if wishes[0].kind != "direction" or not faultless_is_best(trained, objectives, heads):
+        return None
 
     rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "messages"])
     prompts = dict(zip(rows["prompt_id"].to_pylist(), rows["messages"].to_pylist(), strict=True))
     tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
-    return true_front(tasks, np.array([wish.value for wish in wishes]))
+    return true_front(tasks, np.array([wish.value for wish in wishes]), objectives, heads)

@@ -80,15 +80,21 @@ def mean_answer_tokens(folder: Path) -> float:
 
 
 def true_front(recipe: Recipe, folder: Path, grid_UK: Array) -> SystemRewards | None:
-    """The best answers of the world to the same prompts; None where an objective reads a head without a truth."""
-    if not all_known(recipe.objective_list, recipe.heads, HEADS):
-        return None
+    """The best answers of the world to the same prompts.
+
+    None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.
+    """
     from dpalign.world.language import read_prompt
-    from dpalign.world.optimum import optimal_rewards
+    from dpalign.world.optimum import faultless_is_best, optimal_rewards
+
+    objectives, heads = recipe.objective_list, recipe.heads
+    if not all_known(objectives, heads, HEADS) or not faultless_is_best(grid_UK, objectives, heads):
+        return None
 
     rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "messages"])
     prompts = dict(zip(rows["prompt_id"].to_pylist(), rows["messages"].to_pylist(), strict=True))
-    reward_PVK = optimal_rewards([read_prompt(messages[-1]["content"]) for messages in prompts.values()], grid_UK)
+    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
+    reward_PVK = optimal_rewards(tasks, grid_UK, objectives, heads)
     return SystemRewards(
         "true front", None, tuple(prompts), grid_UK, reward_PVK[:, :, None, :], reward_PVK[:, :, None, :]
     )

@@ -46,6 +46,8 @@ def report(job: Job) -> None:
     pairs = pairs_of(systems)
     chance = enough(job, chance, len(pairs)) if is_comparison(systems) else chance
     front = true_front(recipe, shown[0].folder, grid_UK) if recipe.data.world else None
+    if recipe.data.world and front is None:
+        job.work.run.log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
     setting = Setting(tuple(recipe.objectives), grid_UK, reference_point(job, systems, front, grid_UK), chance)
     ledgers = [made.ledger for made in lineage([entrant.folder for entrant in shown])]
     tokens = mean_answer_tokens(sft_of(systems, systems[0]).entrant.folder)
