@@ -124,9 +124,11 @@ class Data:
     ultrafeedback: str = "openbmb/UltraFeedback"
     """Raw UltraFeedback: four answers a prompt, four aspects and an overall score (section 3.1)."""
     pairs: str = ""
-    """Preference pairs with overall scores only, in place of raw UltraFeedback."""
+    """Preference pairs with overall scores only, in place of raw UltraFeedback: rows of prompt, chosen, rejected and
+    metadata, or ultrafeedback_binarized (on the hub its `train_prefs`)."""
     splits: str = "HuggingFaceH4/ultrafeedback_binarized"
-    """Names the training and validation prompts (section 3.1, footnote 3); "" draws them by hash."""
+    """Names the validation prompts, by its `test_prefs` (section 3.1, footnote 3); "" draws them by hash. All other
+    prompts that have rated answers are for training, whether or not its `train_prefs` has them."""
     prompts: str = ""
     """A file of validation prompts of its own, in place of both."""
     tuning_prompts: str = ""

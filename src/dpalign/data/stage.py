@@ -9,13 +9,14 @@ from dpalign.config import as_mapping
 from dpalign.data.filters import drop_held_out
 from dpalign.data.instructions import COLUMNS, read_instructions
 from dpalign.data.labels import require_labels, trained_on
+from dpalign.data.pairs import BINARIZED
 from dpalign.data.ratings import Rescaling
 from dpalign.data.report import ReadReport, render_reports, require_rows
 from dpalign.data.rows import Conversation, Prompt, Rated, prompts_of
-from dpalign.data.sources import read_source
+from dpalign.data.sources import read_source, split_named
 from dpalign.data.splits import HALVES, split_prompts
 from dpalign.data.ultrachat import read_ultrachat
-from dpalign.data.union import merge_repeats, read_rated
+from dpalign.data.union import RatedFormat, merge_repeats, read_rated
 from dpalign.environment import expanded
 from dpalign.objectives import head_indices
 from dpalign.recipe import Data, Recipe
@@ -113,7 +114,7 @@ def _read(sources: Data) -> Read:
         ("pairs", sources.pairs),
     ):
         if source:
-            rows, report = read_rated(form, source, _named_split(source, "train"), scale)  # type: ignore[arg-type]
+            rows, report = read_ratings(form, source, scale)  # type: ignore[arg-type]
             rated += rows
             reports.append(report)
     rated, report = merge_repeats(rated)
@@ -130,6 +131,14 @@ def _read(sources: Data) -> Read:
     if tuning:
         reports.append(ReadReport("tuning prompts", sources.tuning_prompts, len(tuning), len(tuning), {}))
     return rated, chats, validation + tuning, reports
+
+
+def read_ratings(form: RatedFormat, source: str, scale: Rescaling) -> tuple[list[Rated], ReadReport]:
+    """Rated answers: the first row's columns say whether ultrafeedback_binarized stands in another form's place."""
+    split = split_named(source, ("train_prefs", "train"))
+    first = next(read_source(source, split), None)
+    binarized = form != "helpsteer" and first is not None and set(BINARIZED) <= set(first.values)
+    return read_rated("ultrafeedback_binarized" if binarized else form, source, split, scale)
 
 
 def read_chats(source: str, split: str | None) -> tuple[list[Conversation], ReadReport]:
