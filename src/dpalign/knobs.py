@@ -78,10 +78,11 @@ class SteerLM:
     template: Literal["steerlm", "world-v1"] = "steerlm"
     """How reward targets are written (paper silent; the authors of SteerLM's own form)."""
     targets: int = 5
-    """Verbosity values the baseline is asked for (section 3.2)."""
+    """Verbosity values the baseline is asked for (section 3.2); fewer where the annotated answers have fewer that the
+    template can tell apart, such as labels 0..4."""
     quantile: float = 1.0
-    """The helpfulness asked for with each: this quantile among the annotated answers nearest in verbosity; 1 is
-    section 3.2's "highest corresponding"."""
+    """The helpfulness asked for with each: this quantile among the annotated answers nearest in verbosity, or with the
+    same label of it; 1 is section 3.2's "highest corresponding"."""
     training: Training = field(default_factory=Training)
     """Its fine-tuning."""
 

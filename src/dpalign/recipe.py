@@ -220,7 +220,8 @@ class Sampling:
     first: int = 80
     """Answers a prompt at t=1, over diverse reward targets."""
     first_targets: int = 16
-    """Distinct reward targets among them (paper silent: "diverse reward combinations")."""
+    """Distinct reward targets among them (paper silent: "diverse reward combinations"). Where the
+    annotated answers have fewer that `steerlm.template` can tell apart, all there are share the answers."""
     temperature: float = 1.0
     """True sampling: no top-k, no top-p."""
     prompt_tokens: int = 1024

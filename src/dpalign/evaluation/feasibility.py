@@ -99,10 +99,10 @@ def targets_beyond(recipe: Recipe, reward_NK: Array) -> list[Wish]:
 
     What counts as asked is what the line states: a template rounds, and cannot state more than its scale has.
     """
-    from dpalign.sampling.stages import reward_targets
+    from dpalign.sampling.targets import reward_targets
 
     names, template = list(recipe.objectives), recipe.steerlm.template
-    highest_VK = reward_targets(reward_NK, recipe.steerlm.targets, 1.0, recipe.seed)
+    highest_VK = reward_targets(recipe, reward_NK, recipe.steerlm.targets, 1.0)
     wishes: dict[str, Wish] = {}
     for share in sorted(recipe.feasibility.reach):
         for highest_K in highest_VK.tolist():
