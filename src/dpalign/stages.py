@@ -276,7 +276,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
         ("seed", "evaluation", "preference", "data.world", "compare", *_OBJECTIVES),
         inputs=("data", "reward", "annotate"),
         optional=("judge", "pairwise"),
-        version=2,
+        version=3,
         heavy=False,
         repeated=("evaluate", "tune", "feasible"),
     ),
