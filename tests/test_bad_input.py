@@ -69,13 +69,6 @@ def test_more_new_tokens_than_the_model_has_room_for(run: Path) -> None:
     assert "and 190 new ones exceed the model's context of 192" in message
 
 
-def test_first_answers_divide_among_the_targets(run: Path) -> None:
-    message = told(run, "sample-1", "--sampling.first", "10")
-    assert message == (
-        "sampling.first is 10 answers, which do not divide among sampling.first_targets 3; give a multiple"
-    )
-
-
 def test_a_head_that_objectives_read_and_the_reward_model_lacks(run: Path) -> None:
     """A reward model of other heads is named as a checkpoint; the error comes before anything is scored."""
     folder = Path(shutil.copytree(run / "reward" / "model", run.parent / "other"))

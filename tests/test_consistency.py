@@ -20,7 +20,7 @@ THREE = '{a = ["helpsteer-helpfulness"], b = ["helpsteer-coherence"], c = ["help
         ("--evaluation.temperature -1", "evaluation.temperature is -1; give at least 0"),
         ("--replay 1.0", "replay is 1; give a share of all rows, from 0 to below 1"),
         ("--replay -0.5", "replay is -0.5; give a share of all rows"),
-        ("--sampling.first 81", "sampling.first is 81 answers, which do not divide among sampling.first_targets 16"),
+        ("--sampling.first 8", "sampling.first is 8 answers, too few for sampling.first_targets 16; give at least one"),
         (
             "--finetune.micro_batch 3",
             "finetune.batch is 64, and finetune.micro_batch 3; give a batch that is a multiple of its micro-batch",

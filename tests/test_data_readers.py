@@ -15,7 +15,8 @@ from dpalign.data.pairs import read_binarized, read_preference_pairs
 from dpalign.data.ratings import Rescaling
 from dpalign.data.report import ReadReport, render_reports, require_rows
 from dpalign.data.rows import conversations_of, prompts_of
-from dpalign.data.sources import read_source
+from dpalign.data.sources import read_source, split_named
+from dpalign.data.stage import read_ratings
 from dpalign.data.ultrachat import read_ultrachat
 from dpalign.data.ultrafeedback import read_ultrafeedback, repair_ten
 from dpalign.data.union import merge_repeats, read_rated
@@ -273,6 +274,31 @@ def test_a_copy_of_a_hub_folder_is_read_by_split(tmp_path: Path, monkeypatch: py
     assert report.file.endswith("copy[train]")
     with pytest.raises(ValueError, match="split 'validation' could not be read"):
         read_helpsteer(str(tmp_path / "copy"), "validation")
+
+
+@pytest.mark.parametrize("form", ["pairs", "ultrafeedback"])
+def test_ultrafeedback_binarized_is_known_by_its_columns(form: Any) -> None:
+    rows, report = read_ratings(form, BINARIZED, Rescaling())
+    assert (rows, report.source) == (read_binarized(BINARIZED)[0], "ultrafeedback_binarized")
+    assert read_ratings("pairs", PAIRS, Rescaling())[1].source == "pairs"
+    assert read_ratings("ultrafeedback", ULTRAFEEDBACK, Rescaling())[1].source == "ultrafeedback"
+
+
+def test_of_ultrafeedback_binarized_on_the_hub_train_prefs_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the hub's folder, which has six splits and none that is called train."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    rows = [json.loads(line) for line in Path(BINARIZED).read_text().splitlines()]
+    (tmp_path / "copy" / "data").mkdir(parents=True)
+    for split, part in (("train_prefs", rows), ("test_prefs", rows[:1]), ("train_sft", rows[:1])):
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / "copy" / "data" / f"{split}-00000-of-00001.parquet")
+    found, report = read_ratings("pairs", str(tmp_path / "copy"), Rescaling())
+    assert found == read_binarized(BINARIZED)[0]
+    assert report.file.endswith("copy[train_prefs]")
+    assert split_named(str(tmp_path / "nothing"), ("train_prefs", "train")) == "train"
 
 
 def test_the_table_says_what_was_read_kept_and_filtered() -> None:

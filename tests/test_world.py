@@ -12,12 +12,13 @@ from dpalign.evaluation.bootstrap import Bootstrap
 from dpalign.evaluation.control import control, regret
 from dpalign.evaluation.hypervolume import hypervolume
 from dpalign.evaluation.points import SystemRewards
+from dpalign.objectives import Objective, read_objectives
 from dpalign.preference import Arc, evaluation_grid, rng_for
 from dpalign.records import HEADS
 from dpalign.world.corpus import documents
 from dpalign.world.files import write_world
 from dpalign.world.language import FILLERS, Claim, Task, fact, read_answer, read_prompt, say, say_prompt
-from dpalign.world.optimum import best_answer, optimal_rewards, true_front
+from dpalign.world.optimum import best_answer, faultless_is_best, optimal_rewards, true_front
 from dpalign.world.people import RATED_STYLES, ROLES, STYLES, draw_tasks, rate, role_of, write_answer
 from dpalign.world.truth import WORDS_AT_FULL_VERBOSITY, read, score, true_rewards
 
@@ -107,6 +108,76 @@ def test_no_answer_of_up_to_four_sentences_beats_the_optimum() -> None:
         assert (reward_NK @ v_K).max() == pytest.approx(v_K @ best_K)
         said = read(task, best_answer(task, v_K))
         assert [said.helpfulness, said.verbosity] == pytest.approx(best_K.tolist())
+
+
+def objectives_of(*heads: str) -> list[Objective]:
+    """One objective a HelpSteer head, by its short name."""
+    return [Objective(head, (f"helpsteer-{head}",)) for head in heads]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "direction"),
+    [
+        (objectives_of("complexity", "verbosity"), (0.8, -0.6)),
+        (objectives_of("helpfulness", "complexity", "verbosity"), (0.6, 0.6, -0.5)),
+        (objectives_of("helpfulness", "complexity", "correctness"), (0.1, 0.2, 0.9)),
+        (objectives_of("coherence", "correctness"), (1.0, 0.0)),
+    ],
+)
+def test_where_no_fault_pays_a_faultless_answer_is_the_best_of_all_by_any_objectives(
+    objectives: list[Objective], direction: tuple[float, ...]
+) -> None:
+    task = Task("sketch", ("fox", "tea"))
+    v_K = np.array(direction) / np.linalg.norm(direction)
+    assert faultless_is_best(v_K[None], objectives)
+    sentences = [
+        fact("fox"),
+        fact("fox", True),
+        fact("tea"),
+        fact("tea", True),
+        Claim("tea", "cold"),
+        FILLERS[0],
+        "yes",
+    ]
+    answers = [say(chosen) for n in range(4) for chosen in itertools.product(sentences, repeat=n)]
+    reward_NK = read_objectives([true_rewards(task, answer) for answer in answers], HEADS, objectives)
+    best_K = optimal_rewards([task], v_K[None], objectives)[0, 0]
+    assert (reward_NK @ v_K).max() == pytest.approx(v_K @ best_K)
+    said = true_rewards(task, best_answer(task, v_K, objectives))
+    assert read_objectives([said], HEADS, objectives)[0] == pytest.approx(best_K)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "direction", "answer"),
+    [
+        (objectives_of("helpfulness", "verbosity"), (0.2, 0.98), "fox is red and hunts mice. tea is hot. " * 4),
+        (objectives_of("correctness", "verbosity"), (0.7, -0.7), "yes."),
+        (
+            objectives_of("complexity", "coherence"),
+            (0.9, -0.4),
+            "fox is red and hunts mice. tea is hot and calms people. " * 9,
+        ),
+    ],
+)
+def test_where_a_fault_pays_no_plan_is_called_the_best(
+    objectives: list[Objective], direction: tuple[float, ...], answer: str
+) -> None:
+    """Repeating gives more words and less coherence; a single word is as correct as any answer."""
+    task = Task("sketch", ("fox", "tea"))
+    v_K = np.array(direction) / np.linalg.norm(direction)
+    assert not faultless_is_best(v_K[None], objectives)
+    earned = read_objectives([true_rewards(task, answer)], HEADS, objectives)[0] @ v_K
+    assert earned > v_K @ optimal_rewards([task], v_K[None], objectives)[0, 0] + 1
+
+
+def test_heads_are_read_by_name_whatever_their_order() -> None:
+    heads = ("kind", "helpsteer-verbosity", "helpsteer-complexity")
+    tasks = draw_tasks("test", 20, rng_for(0, "order"))
+    by_index = [Objective("complexity", ("2",)), Objective("verbosity", ("1",))]
+    front_VK = true_front(tasks, GRID, by_index, heads)
+    assert front_VK == pytest.approx(true_front(tasks, GRID, objectives_of("complexity", "verbosity")))
+    assert front_VK[0, 0] == pytest.approx(100)  # all that is asked for in detail, where words cost nothing
+    assert faultless_is_best(GRID, by_index, heads)
 
 
 def test_the_best_verbosity_falls_by_two_points_at_each_of_ten_directions() -> None:

@@ -55,10 +55,10 @@ def require_consistent(recipe: Recipe, evaluated: bool = True) -> None:
     if not 0 <= recipe.replay < 1:
         raise ValueError(f"replay is {recipe.replay:g}; give a share of all rows, from 0 to below 1")
     sampling = recipe.sampling
-    if sampling.first % sampling.first_targets:
+    if sampling.first < sampling.first_targets:
         raise ValueError(
-            f"sampling.first is {sampling.first} answers, which do not divide among sampling.first_targets "
-            f"{sampling.first_targets}; give a multiple"
+            f"sampling.first is {sampling.first} answers, too few for sampling.first_targets "
+            f"{sampling.first_targets}; give at least one a target"
         )
     if recipe.jobs > 1 and recipe.processes > 1:
         raise ValueError(

@@ -50,7 +50,9 @@ class Reward:
     """The multi-objective reward model (sections 2.1 and 3.1)."""
 
     checkpoint: str = ""
-    """Take this reward model, a folder or hub name, instead of training one."""
+    """Take this reward instead of training a model: a folder, a hub name, or `python:module:function`, a function of
+    prompts and responses that returns an array, an answer a row and a head a column. `heads` names its heads, and
+    `objectives` what reads them; the data need no labels for them."""
     template: Literal["dpa-v1", "world-v1"] = "dpa-v1"
     """The text it reads; the default is the released model's."""
     lm_loss: float = 1.0
@@ -76,10 +78,11 @@ class SteerLM:
     template: Literal["steerlm", "world-v1"] = "steerlm"
     """How reward targets are written (paper silent; the authors of SteerLM's own form)."""
     targets: int = 5
-    """Verbosity values the baseline is asked for (section 3.2)."""
+    """Verbosity values the baseline is asked for (section 3.2); fewer where the annotated answers have fewer that the
+    template can tell apart, such as labels 0..4."""
     quantile: float = 1.0
-    """The helpfulness asked for with each: this quantile among the annotated answers nearest in verbosity; 1 is
-    section 3.2's "highest corresponding"."""
+    """The helpfulness asked for with each: this quantile among the annotated answers nearest in verbosity, or with the
+    same label of it; 1 is section 3.2's "highest corresponding"."""
     training: Training = field(default_factory=Training)
     """Its fine-tuning."""
 

@@ -79,6 +79,18 @@ def head_indices(objective: Objective, heads: Sequence[str]) -> tuple[int, ...]:
     return tuple(indices)
 
 
+def by_name(table_NG: ArrayLike, given: Sequence[str], wanted: Sequence[str]) -> Array:
+    """The columns of a table of heads for other heads, by name: (N, H); NaN for a head that the table lacks."""
+    given_NG = np.asarray(table_NG, dtype=np.float64)
+    column = {head: given_NG[:, g] for g, head in enumerate(given)}
+    return np.stack([column.get(head, np.full(len(given_NG), np.nan)) for head in wanted], axis=1)
+
+
+def all_known(objectives: Sequence[Objective], heads: Sequence[str], known: Sequence[str]) -> bool:
+    """Whether every head that the objectives read, of the reward model's, is among those known."""
+    return all(heads[index] in known for objective in objectives for index in head_indices(objective, heads))
+
+
 def read_objectives(rewards_NH: ArrayLike, heads: Sequence[str], objectives: Sequence[Objective]) -> Array:
     """rewards_NK: what the objectives read from the heads, in 0-100 units.
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dpalign.objectives import Objective, read_objectives
+from dpalign.objectives import Objective, all_known, by_name, read_objectives
 from dpalign.recipe import Recipe
-from dpalign.records import CANDIDATES, SCORES, matrix_of, read_table, shards
+from dpalign.records import CANDIDATES, HEADS, SCORES, matrix_of, read_table, shards
 from dpalign.selection import NO_ONE, Selection, best_of_n, members, pooled_best, scalarize
 
 Array = NDArray[np.float64]
@@ -94,7 +94,7 @@ def numbered(ids: pa.ChunkedArray) -> tuple[list[str], Index]:
 
 
 def objective_rewards(
-    rewards: pa.ChunkedArray | Sequence[Sequence[float]],
+    rewards: pa.ChunkedArray | Sequence[Sequence[float]] | Array,
     heads: Sequence[str],
     objectives: Sequence[Objective],
     source: Path,
@@ -108,6 +108,17 @@ def objective_rewards(
         return read_objectives(reward_NH, heads, objectives)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def true_objectives(folder: Path, recipe: Recipe) -> Array | None:
+    """Objectives of a folder's true rewards (N, K); None where it has none, or an objective reads a head without any.
+
+    The truth has the ten heads of `HEADS`; a reward of other heads shares those of the same name.
+    """
+    if not folder.exists() or not all_known(recipe.objective_list, recipe.heads, HEADS):
+        return None
+    true_NH = by_name(matrix_of(read_table(folder, SCORES, ["rewards"])["rewards"]), HEADS, recipe.heads)
+    return objective_rewards(true_NH, recipe.heads, recipe.objective_list, folder)
 
 
 def best_answers(pools: Pools, wanted_BVK: Array, selection: Selection) -> Index:

@@ -124,9 +124,11 @@ class Data:
     ultrafeedback: str = "openbmb/UltraFeedback"
     """Raw UltraFeedback: four answers a prompt, four aspects and an overall score (section 3.1)."""
     pairs: str = ""
-    """Preference pairs with overall scores only, in place of raw UltraFeedback."""
+    """Preference pairs with overall scores only, in place of raw UltraFeedback: rows of prompt, chosen, rejected and
+    metadata, or ultrafeedback_binarized (on the hub its `train_prefs`)."""
     splits: str = "HuggingFaceH4/ultrafeedback_binarized"
-    """Names the training and validation prompts (section 3.1, footnote 3); "" draws them by hash."""
+    """Names the validation prompts, by its `test_prefs` (section 3.1, footnote 3); "" draws them by hash. All other
+    prompts that have rated answers are for training, whether or not its `train_prefs` has them."""
     prompts: str = ""
     """A file of validation prompts of its own, in place of both."""
     tuning_prompts: str = ""
@@ -218,7 +220,8 @@ class Sampling:
     first: int = 80
     """Answers a prompt at t=1, over diverse reward targets."""
     first_targets: int = 16
-    """Distinct reward targets among them (paper silent: "diverse reward combinations")."""
+    """Distinct reward targets among them (paper silent: "diverse reward combinations"). Where the
+    annotated answers have fewer that `steerlm.template` can tell apart, all there are share the answers."""
     temperature: float = 1.0
     """True sampling: no top-k, no top-p."""
     prompt_tokens: int = 1024
@@ -299,7 +302,8 @@ class Recipe:
     objectives: dict[str, tuple[str, ...]] = field(default_factory=lambda: {o.name: o.heads for o in PAPER_OBJECTIVES})
     """Each objective is the mean of the reward heads listed (section 3.1)."""
     heads: tuple[str, ...] = HEADS
-    """The reward model's heads, in order (section 3.1)."""
+    """The reward model's heads, in order (section 3.1). Names of one's own go with a reward that is given
+    (`reward.checkpoint`): a model can be trained only on what the data label."""
     reward: Reward = field(default_factory=Reward)
     """Reward model."""
     sft: Training = field(default_factory=lambda: Training(learning_rate=2e-5, epochs=1.0, context=2048, batch=128))

@@ -116,6 +116,11 @@ def render_condition(rewards: Mapping[str, float | None], template: ConditionTem
             return " ".join(f"{name} {_nearest(value, 100)}" for name, value in present.items())
 
 
+def stated_reward(value: float, template: ConditionTemplate) -> float:
+    """The reward that a condition line states for a reward of 0-100."""
+    return 20.0 * _nearest((value - 10) / 20, 4) + 10 if template == "steerlm" else float(_nearest(value, 100))
+
+
 def parse_condition(text: str, template: ConditionTemplate) -> dict[str, float]:
     """The rewards (0-100) that a condition line states: anywhere in a text for `steerlm`, alone for `world-v1`."""
     _known("condition template", template, ConditionTemplate)

@@ -6,11 +6,16 @@ are the paper's: train_prefs (61,135 pairs) and, for validation, test_prefs (2,0
 UltraFeedback's four answers and no aspect; prompt ids join it to the raw file.
 """
 
+from typing import Final
+
 from dpalign.data.ratings import OVERALL_RANGE, Rescaling, head_labels, loose_rating, rescale
 from dpalign.data.report import ReadReport, Tally
 from dpalign.data.rows import Rated, rated
 from dpalign.data.sources import Row, describe, read_source
 from dpalign.records import Message, user_prompt
+
+BINARIZED: Final = ("chosen", "rejected", "score_chosen", "score_rejected")
+"""Columns by which the first form is known: the second has its scores in `metadata`."""
 
 
 def read_binarized(

@@ -9,7 +9,7 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -126,6 +126,22 @@ def read_source(source: str, split: str | None = None) -> Iterator[Row]:
             yield from _json_rows(path)
         case _:
             yield from _jsonl_rows(path)
+
+
+def split_named(source: str, wanted: Sequence[str]) -> str | None:
+    """The first of some splits that a hub data set has; None for a file, which is one split already.
+
+    Where the hub does not say, it is the last of them: reading that then says what is wrong.
+    """
+    if source.endswith(SUFFIXES):
+        return None
+    try:
+        import datasets
+
+        names = datasets.get_dataset_split_names(source)
+    except (ImportError, ValueError, OSError):
+        names = []
+    return next((split for split in wanted if split in names), wanted[-1])
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:

@@ -8,17 +8,19 @@ from typing import Any, Final
 from dpalign.config import as_mapping
 from dpalign.data.filters import drop_held_out
 from dpalign.data.instructions import COLUMNS, read_instructions
+from dpalign.data.labels import require_labels, trained_on
+from dpalign.data.pairs import BINARIZED
 from dpalign.data.ratings import Rescaling
 from dpalign.data.report import ReadReport, render_reports, require_rows
 from dpalign.data.rows import Conversation, Prompt, Rated, prompts_of
-from dpalign.data.sources import read_source
+from dpalign.data.sources import read_source, split_named
 from dpalign.data.splits import HALVES, split_prompts
 from dpalign.data.ultrachat import read_ultrachat
-from dpalign.data.union import merge_repeats, read_rated
+from dpalign.data.union import RatedFormat, merge_repeats, read_rated
 from dpalign.environment import expanded
 from dpalign.objectives import head_indices
 from dpalign.recipe import Data, Recipe
-from dpalign.records import CONVERSATIONS, HEADS, PROMPTS, RATED, Message, prompt_id, user_prompt, write_rows
+from dpalign.records import CONVERSATIONS, PROMPTS, RATED, Message, prompt_id, user_prompt, write_rows
 from dpalign.runs import write_json, write_text
 from dpalign.stages import Job
 from dpalign.world.files import write_world
@@ -44,9 +46,12 @@ def read_data(job: Job) -> None:
     """Rated answers, chats and prompts, split by prompt; with a table of what was read, kept and left out.
 
     Raises:
-        ValueError: a malformed row, a data set that is empty after filtering, an objective without labels.
+        ValueError: a malformed row, a data set that is empty after filtering, an objective that reads no head of the
+            recipe's, or one without a label that a reward model is to learn.
     """
     recipe = job.recipe
+    for objective in recipe.objective_list:
+        head_indices(objective, recipe.heads)
     world = job.inputs.get("world")
     sources = _sources(recipe, world)
     rated, chats, evaluated, reports = _read(sources)
@@ -72,7 +77,8 @@ def read_data(job: Job) -> None:
     }
     require_rows(parts["train"], "rated training answers", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
-    _require_labels(recipe, parts["train"])
+    for part in trained_on(recipe):  # the stages that train refuse it too, but hours later
+        require_labels(recipe, parts[part], part)
     for name, rows in parts.items():
         write_rows(job.out / name / "part-00000.parquet", rows, RATED)
     if chats:
@@ -116,7 +122,7 @@ def _read(sources: Data) -> Read:
         ("pairs", sources.pairs),
     ):
         if source:
-            rows, report = read_rated(form, source, _named_split(source, "train"), scale)  # type: ignore[arg-type]
+            rows, report = read_ratings(form, source, scale)  # type: ignore[arg-type]
             rated += rows
             reports.append(report)
     rated, report = merge_repeats(rated)
@@ -133,6 +139,14 @@ def _read(sources: Data) -> Read:
     if tuning:
         reports.append(ReadReport("tuning prompts", sources.tuning_prompts, len(tuning), len(tuning), {}))
     return rated, chats, validation + tuning, reports
+
+
+def read_ratings(form: RatedFormat, source: str, scale: Rescaling) -> tuple[list[Rated], ReadReport]:
+    """Rated answers: the first row's columns say whether ultrafeedback_binarized stands in another form's place."""
+    split = split_named(source, ("train_prefs", "train"))
+    first = next(read_source(source, split), None)
+    binarized = form != "helpsteer" and first is not None and set(BINARIZED) <= set(first.values)
+    return read_rated("ultrafeedback_binarized" if binarized else form, source, split, scale)
 
 
 def read_chats(source: str, split: str | None) -> tuple[list[Conversation], ReadReport]:
@@ -190,17 +204,6 @@ def _split_others(seed: int, ids: Iterable[str], shares: dict[str, float]) -> di
     kept = {name: share for name, share in shares.items() if name not in ("validation", "tuning")}
     ids = list(ids)
     return split_prompts(ids, seed, kept) if ids else {}
-
-
-def _require_labels(recipe: Recipe, rows: Sequence[Rated]) -> None:
-    """ValueError when an objective reads a head that no training answer has a label for."""
-    for objective in recipe.objective_list:
-        for index in head_indices(objective, HEADS):
-            if all(row["labels"][index] is None for row in rows):
-                raise ValueError(
-                    f"objective {objective.name!r} reads head {HEADS[index]!r}, and none of {len(rows)} training "
-                    "answers has a label for it; add a data set that has, or read another head in [objectives]"
-                )
 
 
 def _named(report: ReadReport, what: str) -> ReadReport:

@@ -21,10 +21,10 @@ from dpalign.evaluation.beyond import AS_ANNOTATED, TRAINED, Wish, figures
 from dpalign.evaluation.bootstrap import Array, Bootstrap
 from dpalign.evaluation.degeneracy import Faults, faults
 from dpalign.evaluation.points import SystemRewards
-from dpalign.pools import objective_rewards
+from dpalign.pools import objective_rewards, true_objectives
 from dpalign.preference import Arc, Preference
 from dpalign.recipe import Recipe
-from dpalign.records import CANDIDATES, HEADS, SCORES, read_table
+from dpalign.records import CANDIDATES, SCORES, read_table
 from dpalign.runs import write_json
 from dpalign.scale.shards import make_shards
 from dpalign.stages import Job
@@ -40,7 +40,7 @@ def feasibility(job: Job) -> None:
     recipe, wishes = job.recipe, wishes_of(job)
     system, fault_PVS = _read(job.out, recipe, wishes)
     bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
-    optimum_VK = _optimum(job.out, wishes) if recipe.data.world and job.condition == "directions" else None
+    optimum_VK = _optimum(recipe, job.out, wishes) if system.true_reward_PVSK is not None else None
     found = figures(system, fault_PVS, wishes, recipe.feasibility.repetition, bootstrap, optimum_VK)
     write_json(job.out / "feasibility.json", found)
 
@@ -99,10 +99,10 @@ def targets_beyond(recipe: Recipe, reward_NK: Array) -> list[Wish]:
 
     What counts as asked is what the line states: a template rounds, and cannot state more than its scale has.
     """
-    from dpalign.sampling.stages import reward_targets
+    from dpalign.sampling.targets import reward_targets
 
     names, template = list(recipe.objectives), recipe.steerlm.template
-    highest_VK = reward_targets(reward_NK, recipe.steerlm.targets, 1.0, recipe.seed)
+    highest_VK = reward_targets(recipe, reward_NK, recipe.steerlm.targets, 1.0)
     wishes: dict[str, Wish] = {}
     for share in sorted(recipe.feasibility.reach):
         for highest_K in highest_VK.tolist():
@@ -134,21 +134,29 @@ def _read(folder: Path, recipe: Recipe, wishes: Sequence[Wish]) -> tuple[SystemR
         for p in range(shape[0])
     ]
 
-    def rewards(name: str, heads: Sequence[str]) -> Array:
-        scores = read_table(folder / name, SCORES, ["rewards"])["rewards"].to_pylist()
-        return objective_rewards(scores, heads, recipe.objective_list, folder / name).reshape(*shape, -1)
-
-    truth = rewards("truth", HEADS) if (folder / "truth").exists() else None
+    scores = read_table(folder / "scores", SCORES, ["rewards"])["rewards"].to_pylist()
+    reward_NK = objective_rewards(scores, recipe.heads, recipe.objective_list, folder / "scores")
+    true_NK = true_objectives(folder / "truth", recipe)
+    truth_PVSK = None if true_NK is None else true_NK.reshape(*shape, -1)
     directions = np.array([wish.value for wish in wishes]) if wishes[0].kind == "direction" else None
-    return SystemRewards("asked", None, tuple(ids), directions, rewards("scores", recipe.heads), truth), fault_PVS
+    return SystemRewards("asked", None, tuple(ids), directions, reward_NK.reshape(*shape, -1), truth_PVSK), fault_PVS
 
 
-def _optimum(folder: Path, wishes: Sequence[Wish]) -> Array:
-    """The best that any answers of the world earn at each direction: (V, K)."""
+def _optimum(recipe: Recipe, folder: Path, wishes: Sequence[Wish]) -> Array | None:
+    """The best that faultless answers of the world earn at each direction: (V, K).
+
+    Within the trained range no answer earns more; beyond its end of most words a padded one may. None of what was
+    asked for targets, and where faults may pay within the range too.
+    """
     from dpalign.world.language import read_prompt
-    from dpalign.world.optimum import true_front
+    from dpalign.world.optimum import faultless_is_best, true_front
+
+    objectives, heads = recipe.objective_list, recipe.heads
+    trained = np.array([wish.value for wish in wishes if wish.group == TRAINED])
+    if wishes[0].kind != "direction" or not faultless_is_best(trained, objectives, heads):
+        return None
 
     rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "messages"])
     prompts = dict(zip(rows["prompt_id"].to_pylist(), rows["messages"].to_pylist(), strict=True))
     tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
-    return true_front(tasks, np.array([wish.value for wish in wishes]))
+    return true_front(tasks, np.array([wish.value for wish in wishes]), objectives, heads)

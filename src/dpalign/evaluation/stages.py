@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.choosing import annotated, line
+from dpalign.choosing import line
 from dpalign.evaluation.best_of_n import best_answers
 from dpalign.preference import evaluation_grid
 from dpalign.recipe import Recipe
@@ -21,7 +21,6 @@ from dpalign.sampling.stages import (
     draw,
     open_engine,
     open_reader,
-    reward_targets,
     target_conditions,
     within_limit,
 )
@@ -149,11 +148,7 @@ def conditions_of(job: Job) -> list[Condition]:
             v_VK = evaluation_directions(recipe)
             return [Condition("direction", tuple(v_K), line(recipe, v_K)) for v_K in v_VK.tolist()]
         case "targets":
-            scored = annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")
-            reward_NK = np.array([reward_K for _, reward_K in scored])
-            return target_conditions(
-                recipe, reward_targets(reward_NK, recipe.steerlm.targets, recipe.steerlm.quantile, recipe.seed)
-            )
+            return target_conditions(job, recipe.steerlm.targets, recipe.steerlm.quantile)
         case "brief":
             if not recipe.evaluation.brevity:
                 raise ValueError('evaluation.brevity is "": write what a model that is asked to be brief is told')

@@ -10,7 +10,8 @@ import numpy as np
 
 from dpalign.evaluation.bootstrap import Array
 from dpalign.evaluation.points import SystemRewards
-from dpalign.pools import objective_rewards
+from dpalign.objectives import all_known
+from dpalign.pools import objective_rewards, true_objectives
 from dpalign.preference import Preference
 from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, HEADS, SCORES, read_table
@@ -31,14 +32,14 @@ def read_system(
     directions = None
     if keys["condition_kind"][0].as_py() == "direction":
         directions = np.array([_unit(v_K, recipe) for v_K in _conditions(keys, shape)])
-    true = folder / "truth"
+    true_NK = true_objectives(folder / "truth", recipe) if truth else None
     return SystemRewards(
         title,
         iteration,
         tuple(ids),
         directions,
-        rewards(folder / "scores", recipe.heads, recipe).reshape(shape),
-        rewards(true, HEADS, recipe).reshape(shape) if truth and true.exists() else None,
+        rewards(folder / "scores", recipe).reshape(shape),
+        None if true_NK is None else true_NK.reshape(shape),
     )
 
 
@@ -64,13 +65,13 @@ def _unit(v_K: Sequence[float], recipe: Recipe) -> tuple[float, ...]:
 def judge_rewards(recipe: Recipe, folder: Path, system: SystemRewards) -> Array | None:
     """The judge's opinion of a system's answers, where the run has a judge: (P, V, S, K)."""
     judged = folder / "judged"
-    return rewards(judged, recipe.heads, recipe).reshape(system.reward_PVSK.shape) if judged.exists() else None
+    return rewards(judged, recipe).reshape(system.reward_PVSK.shape) if judged.exists() else None
 
 
-def rewards(folder: Path, heads: Sequence[str], recipe: Recipe) -> Array:
+def rewards(folder: Path, recipe: Recipe) -> Array:
     """Objectives of every scored answer of a folder: (N, K)."""
     scored = read_table(folder, SCORES, ["rewards"])["rewards"].to_pylist()
-    return objective_rewards(scored, heads, recipe.objective_list, folder)
+    return objective_rewards(scored, recipe.heads, recipe.objective_list, folder)
 
 
 def mean_answer_tokens(folder: Path) -> float:
@@ -78,14 +79,22 @@ def mean_answer_tokens(folder: Path) -> float:
     return float(np.mean(read_table(folder / "answers", CANDIDATES, ["tokens"])["tokens"].to_pylist()))
 
 
-def true_front(recipe: Recipe, folder: Path, grid_UK: Array) -> SystemRewards:
-    """The best answers of the world to the same prompts."""
+def true_front(recipe: Recipe, folder: Path, grid_UK: Array) -> SystemRewards | None:
+    """The best answers of the world to the same prompts.
+
+    None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.
+    """
     from dpalign.world.language import read_prompt
-    from dpalign.world.optimum import optimal_rewards
+    from dpalign.world.optimum import faultless_is_best, optimal_rewards
+
+    objectives, heads = recipe.objective_list, recipe.heads
+    if not all_known(objectives, heads, HEADS) or not faultless_is_best(grid_UK, objectives, heads):
+        return None
 
     rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "messages"])
     prompts = dict(zip(rows["prompt_id"].to_pylist(), rows["messages"].to_pylist(), strict=True))
-    reward_PVK = optimal_rewards([read_prompt(messages[-1]["content"]) for messages in prompts.values()], grid_UK)
+    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
+    reward_PVK = optimal_rewards(tasks, grid_UK, objectives, heads)
     return SystemRewards(
         "true front", None, tuple(prompts), grid_UK, reward_PVK[:, :, None, :], reward_PVK[:, :, None, :]
     )

@@ -15,9 +15,10 @@ from dpalign.evaluation.comparison import comparison_pairs
 from dpalign.evaluation.control import angles
 from dpalign.evaluation.points import SystemRewards, senses_of
 from dpalign.evaluation.summary import Setting, claims, fewest_replicates, summarize
+from dpalign.pools import true_objectives
 from dpalign.preference import Preference, evaluation_grid
 from dpalign.recipe import Recipe
-from dpalign.records import CANDIDATES, HEADS, read_table
+from dpalign.records import CANDIDATES, read_table
 from dpalign.report.compared import comparison, feasibility, trust, tuning
 from dpalign.report.entrants import Entrant, Evaluated, Trial, entrants, read
 from dpalign.report.ledgers import cost, lineage, sweep_cost
@@ -45,6 +46,8 @@ def report(job: Job) -> None:
     pairs = pairs_of(systems)
     chance = enough(job, chance, len(pairs)) if is_comparison(systems) else chance
     front = true_front(recipe, shown[0].folder, grid_UK) if recipe.data.world else None
+    if recipe.data.world and front is None:
+        job.work.run.log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
     setting = Setting(tuple(recipe.objectives), grid_UK, reference_point(job, systems, front, grid_UK), chance)
     ledgers = [made.ledger for made in lineage([entrant.folder for entrant in shown])]
     tokens = mean_answer_tokens(sft_of(systems, systems[0]).entrant.folder)
@@ -213,9 +216,8 @@ def shown_answers(recipe: Recipe, shown: Sequence[Entrant]) -> Iterator[dict[str
         rows = read_table(entrant.folder / "answers", CANDIDATES).to_pylist()
         if rows[0]["condition_kind"] == "target":
             continue
-        truth = entrant.folder / "truth"
-        judged_NK = rewards(entrant.folder / "scores", recipe.heads, recipe)
-        truth_NK = rewards(truth, HEADS, recipe) if truth.exists() else None
+        judged_NK = rewards(entrant.folder / "scores", recipe)
+        truth_NK = true_objectives(entrant.folder / "truth", recipe)
         prompts = list(dict.fromkeys(row["prompt_id"] for row in rows))[:SHOWN_PROMPTS]
         for n, row in enumerate(rows):
             if row["sample"] or row["prompt_id"] not in prompts:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from dpalign.data.labels import labels_for, require_labels
 from dpalign.engines import on_transformers
-from dpalign.objectives import head_indices
+from dpalign.objectives import all_known, by_name, head_indices
 from dpalign.recipe import Recipe
-from dpalign.records import CANDIDATES, RATED, SCORES, read_rows, shards, write_rows
+from dpalign.records import CANDIDATES, HEADS, RATED, SCORES, read_rows, shards, write_rows
 from dpalign.reward.baseline import ridge_cross_validated, surface_features
 from dpalign.reward.model import train_reward_model
 from dpalign.reward.quality import quality
@@ -55,13 +56,15 @@ def judge(job: Job) -> None:
 
 def _train(job: Job, part: str, seed: int) -> None:
     recipe = job.recipe
+    rows = list(read_rows(job.inputs["data"] / part, RATED))
+    require_labels(recipe, rows, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
     fitted: Fitted = train_reward_model(
         start,
-        list(read_rows(job.inputs["data"] / part, RATED)),
+        [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],
         recipe.heads,
         job.out / "model",
         recipe.reward,
@@ -98,6 +101,25 @@ def model_scorer(recipe: Recipe, stage: Path, *, alone: bool = False) -> Scorer:
 
 def _opened(recipe: Recipe, source: str, alone: bool, trust_remote_code: bool = False) -> Scorer:
     """The source on the engine that the recipe scores with; a Python function is called as it is."""
+    scorer = _loaded(recipe, source, alone, trust_remote_code)
+    require_heads(recipe, scorer, source)
+    return scorer
+
+
+def require_heads(recipe: Recipe, scorer: Scorer, source: str) -> None:
+    """Refuse a reward model of other heads than the recipe's: rewards are kept in the recipe's order, without names.
+
+    Raises:
+        ValueError: shows both.
+    """
+    if list(scorer.heads) != list(recipe.heads):
+        raise ValueError(
+            f"{source}: this reward model has the heads {list(scorer.heads)}, and the recipe says "
+            f"{list(recipe.heads)}; set [heads] to the model's, in its order"
+        )
+
+
+def _loaded(recipe: Recipe, source: str, alone: bool, trust_remote_code: bool) -> Scorer:
     loading: dict[str, Any] = {
         "template": recipe.reward.template,
         "dtype": recipe.model.dtype,
@@ -121,50 +143,66 @@ def _opened(recipe: Recipe, source: str, alone: bool, trust_remote_code: bool = 
 
 
 def measure(recipe: Recipe, scorer: Scorer, data: Path) -> dict[str, Any]:
-    """Quality on held-out prompts: by head against ratings, by objective too, and in the world against the truth."""
+    """Quality on held-out prompts: by head against ratings, by objective too, and in the world against the truth.
+
+    Labels meet rewards by the names of their heads; what nobody labels is left out.
+    """
     rows = list(read_rows(data / "heldout", RATED))
-    predicted_NH = scorer.score([(row["messages"], row["response"]) for row in rows]).astype(np.float64)
-    label_NH = np.array([[np.nan if x is None else x for x in row["labels"]] for row in rows], dtype=np.float64)
-    ids = [row["prompt_id"] for row in rows]
-    lengths = [len(row["response"]) for row in rows]
-    options = {"seed": recipe.seed, "resamples": RESAMPLES}
-    figures: dict[str, Any] = quality(predicted_NH, label_NH, recipe.heads, ids, lengths, **options).to_json()
-    names = list(recipe.objectives)
-    read_NK = means_of(predicted_NH, recipe)
-    rated_NK = means_of(label_NH, recipe)
-    figures["objectives"] = quality(read_NK, rated_NK, names, ids, lengths, **options).to_json()["heads"]
-    figures["baseline"] = surface_baseline(rows, rated_NK, names, options)
-    if recipe.data.world:
+    answers = [(row["messages"], row["response"]) for row in rows]
+    heads, names = scorer.heads, list(recipe.objectives)
+    predicted_NH = scorer.score(answers).astype(np.float64)
+    label_NH = np.array([labels_for(row["labels"], heads) for row in rows], dtype=np.float64).reshape(-1, len(heads))
+    figures: dict[str, Any] = _quality(recipe, rows, predicted_NH, label_NH, heads)
+    read_NK, rated_NK = means_of(predicted_NH, heads, recipe), means_of(label_NH, heads, recipe)
+    figures["objectives"] = _quality(recipe, rows, read_NK, rated_NK, names)["heads"]
+    figures["baseline"] = surface_baseline(recipe, rows, rated_NK)
+    if recipe.data.world and all_known(recipe.objective_list, heads, HEADS):
         from dpalign.world.truth import score as true_score
 
-        true_NH = true_score([row["messages"][-1]["content"] for row in rows], [row["response"] for row in rows])
-        true_NK = means_of(true_NH.astype(np.float64), recipe)
-        figures["truth"] = quality(read_NK, true_NK, names, ids, lengths, **options).to_json()["heads"]
+        true_NH = by_name(
+            true_score([asked[-1]["content"] for asked, _ in answers], [a for _, a in answers]), HEADS, heads
+        )
+        figures["truth"] = _quality(recipe, rows, read_NK, means_of(true_NH, heads, recipe), names)["heads"]
     return figures
 
 
-def means_of(reward_NH: Array, recipe: Recipe) -> Array:
+def _quality(
+    recipe: Recipe, rows: Sequence[dict[str, Any]], predicted_NH: Array, label_NH: Array, names: Sequence[str]
+) -> dict[str, Any]:
+    """`Quality.to_json` of the columns that have a label."""
+    labelled: list[int] = np.flatnonzero(~np.isnan(label_NH).all(axis=0)).tolist()
+    return quality(
+        predicted_NH[:, labelled],
+        label_NH[:, labelled],
+        [names[column] for column in labelled],
+        [row["prompt_id"] for row in rows],
+        [len(row["response"]) for row in rows],
+        seed=recipe.seed,
+        resamples=RESAMPLES,
+    ).to_json()
+
+
+def means_of(reward_NH: Array, heads: Sequence[str], recipe: Recipe) -> Array:
     """Objectives read from heads, NaN where a label is missing: (N, K)."""
-    columns = [reward_NH[:, list(head_indices(o, recipe.heads))].mean(axis=1) for o in recipe.objective_list]
+    columns = [reward_NH[:, list(head_indices(o, heads))].mean(axis=1) for o in recipe.objective_list]
     return np.stack(columns, axis=1)
 
 
-def surface_baseline(
-    rows: Sequence[dict[str, Any]], label_NK: Array, names: Sequence[str], options: dict[str, int]
-) -> dict[str, Any]:
+def surface_baseline(recipe: Recipe, rows: Sequence[dict[str, Any]], label_NK: Array) -> dict[str, Any]:
     """What ridge regression on length and punctuation reaches on the same rows, cross-validated by prompt.
 
     Nothing where fewer than five prompts are held out; an objective with too few labels in a fold is left out.
     """
-    if len({row["prompt_id"] for row in rows}) < 5:
+    groups = [row["prompt_id"] for row in rows]
+    if len(set(groups)) < 5:
         return {}
     feature_NF = np.stack([surface_features(row["messages"][-1]["content"], row["response"]) for row in rows])
-    groups = [row["prompt_id"] for row in rows]
     predicted_NK = ridge_cross_validated(feature_NF, label_NK, groups)
+    names = list(recipe.objectives)
     usable = [k for k in range(len(names)) if not np.isnan(predicted_NK[~np.isnan(label_NK[:, k]), k]).any()]
-    predicted_NK, label_NK, names = predicted_NK[:, usable], label_NK[:, usable], [names[k] for k in usable]
-    lengths = [len(row["response"]) for row in rows]
-    found: dict[str, Any] = quality(predicted_NK, label_NK, names, groups, lengths, **options).to_json()["heads"]
+    found: dict[str, Any] = _quality(
+        recipe, rows, predicted_NK[:, usable], label_NK[:, usable], [names[k] for k in usable]
+    )["heads"]
     return found
 
 

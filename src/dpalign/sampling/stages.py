@@ -14,6 +14,7 @@ from dpalign.recipe import Recipe
 from dpalign.records import CANDIDATES, PROMPTS, Message, read_rows, write_rows
 from dpalign.runs import Shard, Tally
 from dpalign.sampling.engine import Engine, Reader, Request
+from dpalign.sampling.targets import FIRST_QUANTILE, reward_targets, shares
 from dpalign.sampling.transformers_engine import PromptReader, TransformersEngine
 from dpalign.sampling.vllm_engine import VllmEngine
 from dpalign.scale.shards import Id, make_shards, named
@@ -88,11 +89,10 @@ class Drawing:
         prompts = within_limit(job, prompts, open_reader(recipe, self.policy))
         self.prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)
         self.fixed = [PLAIN] if job.condition == "plain" else []
-        self.n = settings.n
+        self.n = [settings.n] * (len(self.fixed) or recipe.preference.directions)
         if job.condition == "targets":
-            reward_NK = np.array([r for _, r in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
-            self.fixed = target_conditions(recipe, reward_targets(reward_NK, settings.first_targets, 0.9, recipe.seed))
-            self.n = settings.first // settings.first_targets
+            self.fixed = target_conditions(job, settings.first_targets, FIRST_QUANTILE)
+            self.n = shares(settings.first, len(self.fixed))
 
     def open(self) -> None:
         self.engine = open_engine(self.job.recipe, self.policy, alone=True)
@@ -115,8 +115,7 @@ class Drawing:
             deque(self._rows([prompt], Tally()), maxlen=0)
 
     def ids(self, index: int) -> list[Id]:
-        conditions = len(self.fixed) or self.job.recipe.preference.directions
-        return [(p["prompt_id"], c, s) for p in self.part(index) for c in range(conditions) for s in range(self.n)]
+        return [(p["prompt_id"], c, s) for p in self.part(index) for c, n in enumerate(self.n) for s in range(n)]
 
     def _rows(self, prompts: Sequence[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
         recipe, t = self.job.recipe, self.job.t
@@ -152,40 +151,28 @@ def direction_conditions(recipe: Recipe, prompt_id: str, t: int) -> list[Conditi
     return [Condition("direction", tuple(v_K), line(recipe, v_K)) for v_K in v_VK.tolist()]
 
 
-def target_conditions(recipe: Recipe, target_VK: Array) -> list[Condition]:
-    names = list(recipe.objectives)
+def target_conditions(job: Job, count: int, quantile: float) -> list[Condition]:
+    """So many reward targets off the annotated answers, or as many distinct ones as there are, which the log says."""
+    recipe = job.recipe
+    reward_NK = np.array([r_K for _, r_K in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
+    targets = reward_targets(recipe, reward_NK, count, quantile).tolist()
+    if len(targets) < count:
+        job.work.run.log(
+            f"{job.out.stem}: {len(targets)} distinct reward targets, not {count}: condition lines of "
+            f"{recipe.steerlm.template!r} state no more of what the annotated answers have"
+        )
+    names, template = list(recipe.objectives), recipe.steerlm.template
     return [
-        Condition("target", tuple(r_K), render_condition(dict(zip(names, r_K, strict=True)), recipe.steerlm.template))
-        for r_K in target_VK.tolist()
+        Condition("target", tuple(r_K), render_condition(dict(zip(names, r_K, strict=True)), template))
+        for r_K in targets
     ]
-
-
-def reward_targets(reward_NK: Array, count: int, quantile: float, seed: int) -> Array:
-    """Reward targets to condition SteerLM on, from annotated answers: (count, K).
-
-    Over two objectives, the second takes evenly spaced quantiles of the answers' own and the first is the
-    given quantile of theirs among the answers nearest in the second: 1.0 is section 3.2's "highest
-    corresponding helpfulness". Over more, the later objectives are those of answers drawn at random.
-    """
-    n = len(reward_NK)
-    near = max(1, n // (2 * count))
-    if reward_NK.shape[1] == 2:
-        anchors = np.quantile(reward_NK[:, 1:], (np.arange(count) + 0.5) / count, axis=0)
-    else:
-        anchors = reward_NK[rng_for(seed, "targets").choice(n, size=count, replace=n < count), 1:]
-    rows = []
-    for anchor in anchors:
-        distance_N = np.linalg.norm(reward_NK[:, 1:] - anchor, axis=1)
-        nearest = np.argsort(distance_N, kind="stable")[:near]
-        rows.append([np.quantile(reward_NK[nearest, 0], quantile), *anchor])
-    return np.array(rows)
 
 
 def draw(
     engine: Engine,
     recipe: Recipe,
     asked: Sequence[tuple[dict[str, Any], Sequence[Condition]]],
-    n: int,
+    n: int | Sequence[int],
     temperature: float,
     *,
     key: tuple[int | str, ...],
@@ -196,13 +183,17 @@ def draw(
     """CANDIDATES rows: n answers for each condition of each prompt, a prompt's answers together.
 
     Args:
+        n: the same for all conditions, or each one's own.
         first: the index of the first condition, where others are drawn apart.
     """
     keyed = [(p, c, condition) for p, conditions in asked for c, condition in enumerate(conditions, start=first)]
-    requests = [Request(tuple(_chat(recipe, p, c)), n, (*key, p["prompt_id"], i)) for p, i, c in keyed]
+    requests = [
+        Request(tuple(_chat(recipe, p, c)), n if isinstance(n, int) else n[i - first], (*key, p["prompt_id"], i))
+        for p, i, c in keyed
+    ]
     answers = engine.sample(requests, temperature=temperature, max_new_tokens=recipe.sampling.max_new_tokens)
     for (prompt, index, condition), request, drawn in zip(keyed, requests, answers, strict=True):
-        tally.rows_in += n
+        tally.rows_in += request.n
         for sample_index, answer in enumerate(drawn):
             tally.rows_out += 1
             tally.sampled += answer.tokens

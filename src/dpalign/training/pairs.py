@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from dpalign.choosing import scored_prompts
+from dpalign.data.labels import labels_for
 from dpalign.objectives import head_indices, read_objectives
 from dpalign.preference import rng_for
 from dpalign.recipe import Recipe
@@ -82,7 +83,7 @@ def rated_prompts(data: Path, recipe: Recipe) -> Iterator[Answers]:
     heads that the first objective reads: the two are different scales. An answer without that label is left out.
     """
     first = recipe.objective_list[0]
-    read = head_indices(first, HEADS)
+    read = head_indices(first, recipe.heads)
     prompts: dict[str, list[dict[str, Any]]] = {}
     for row in read_rows(data / "train", RATED):
         if row["source"] != "helpsteer":
@@ -92,9 +93,11 @@ def rated_prompts(data: Path, recipe: Recipe) -> Iterator[Answers]:
         if len(overall) > 1:
             rated, scores = overall, [float(row["labels"][OVERALL]) for row in overall]
         else:
-            rated = [row for row in rows if all(row["labels"][i] is not None for i in read)]
-            labels_NH = np.array([row["labels"] for row in rated], dtype=np.float64).reshape(len(rated), len(HEADS))
-            scores = read_objectives(labels_NH, HEADS, [first])[:, 0].tolist()
+            labels = [labels_for(row["labels"], recipe.heads) for row in rows]
+            kept = [n for n, row_labels in enumerate(labels) if all(row_labels[i] is not None for i in read)]
+            rated = [rows[n] for n in kept]
+            label_NH = np.array([labels[n] for n in kept], dtype=np.float64).reshape(len(kept), len(recipe.heads))
+            scores = read_objectives(label_NH, recipe.heads, [first])[:, 0].tolist()
         yield prompt_id, rows[0]["messages"], [row["response"] for row in rated], scores
 
 

@@ -3,18 +3,50 @@
 An error-free answer without padding earns, for each thing asked, nothing (left out), the trait's
 share (covered) or the whole (detailed), at a cost in words. For a direction the best answer of a
 prompt maximises v . r over these 3^n plans; the front averages the best answers over prompts.
+
+Any objectives that read the ten true heads have such plans, and one of them is the best of all answers
+as long as no fault pays. None does where every head counts for nothing or in its favour and verbosity
+for nothing or against (helpfulness and fewer words, say, as in the paper): dropping a fault then loses
+nothing. It may where more words are wanted, which padding gives too; where less of any other head is;
+and where fewer words are wanted beside correctness or coherence, of which one empty word has all. There
+`faultless_is_best` is false, and the best of the plans is no optimum.
+
+Shapes: P tasks, N plans, V directions, K objectives, H heads.
 """
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpalign.objectives import PAPER_OBJECTIVES, Objective, by_name, read_objectives
+from dpalign.records import HEADS
 from dpalign.world.language import Claim, Task, fact, say
-from dpalign.world.truth import read
+from dpalign.world.truth import true_rewards
 
 Array = NDArray[np.float64]
+
+VERBOSITY: Final = HEADS.index("helpsteer-verbosity")
+HAD_BY_A_WORD: Final = tuple(HEADS.index(f"helpsteer-{name}") for name in ("correctness", "coherence"))
+"""Heads that an answer has in full which says nothing wrong and nothing twice, and nothing that was asked for."""
+_TINY: Final = 1e-9
+
+
+def faultless_is_best(
+    directions_VK: Array, objectives: Sequence[Objective] = PAPER_OBJECTIVES, heads: Sequence[str] = HEADS
+) -> bool:
+    """Whether at each direction some faultless plan is the best of all answers."""
+    unit_HK = read_objectives(np.eye(len(heads)), heads, objectives)
+    weight_VH = np.nan_to_num(by_name(directions_VK @ unit_HK.T, heads, HEADS))
+    others_VH = np.delete(weight_VH, VERBOSITY, axis=1)
+    fewer_V = weight_VH[:, VERBOSITY] < -_TINY
+    return not (
+        (others_VH < -_TINY).any()
+        or (weight_VH[:, VERBOSITY] > _TINY).any()
+        or (weight_VH[fewer_V][:, list(HAD_BY_A_WORD)] > _TINY).any()
+    )
 
 
 def plans(task: Task) -> list[list[Claim]]:
@@ -24,29 +56,54 @@ def plans(task: Task) -> list[list[Claim]]:
 
 
 def rewards_of_plans(task: Task) -> Array:
-    """(helpfulness, verbosity) of every plan, 0-100: (3^n, 2)."""
-    readings = [read(task, say(plan)) for plan in plans(task)]
-    return np.array([[r.helpfulness, r.verbosity] for r in readings])
+    """The ten true rewards of every plan, in the order of `HEADS`, 0-100: (3^n, 10)."""
+    return np.array([true_rewards(task, say(plan)) for plan in plans(task)])
 
 
-def best_answer(task: Task, direction_K: Array) -> str:
-    """The answer that maximises v . r(x, y) (Eq. 2) for a prompt; ties go to the shorter."""
-    rewards_NK = rewards_of_plans(task)
-    order = np.lexsort((rewards_NK[:, 1], -np.round(rewards_NK @ direction_K, 9)))
-    return say(plans(task)[order[0]])
+def best_answer(
+    task: Task,
+    direction_K: Array,
+    objectives: Sequence[Objective] = PAPER_OBJECTIVES,
+    heads: Sequence[str] = HEADS,
+) -> str:
+    """The plan that maximises v . r(x, y) (Eq. 2) for a prompt, as text; ties go to the shorter."""
+    reward_NH = rewards_of_plans(task)
+    return say(plans(task)[_best(reward_NH, direction_K[None], objectives, heads)[0][0]])
 
 
-def true_front(tasks: Sequence[Task], directions_VK: Array) -> Array:
-    """Mean true (helpfulness, verbosity) of the best answers at each direction: (V, 2)."""
-    return np.asarray(optimal_rewards(tasks, directions_VK).mean(axis=0))
+def true_front(
+    tasks: Sequence[Task],
+    directions_VK: Array,
+    objectives: Sequence[Objective] = PAPER_OBJECTIVES,
+    heads: Sequence[str] = HEADS,
+) -> Array:
+    """Mean true objectives of the best plans at each direction: (V, K)."""
+    return np.asarray(optimal_rewards(tasks, directions_VK, objectives, heads).mean(axis=0))
 
 
-def optimal_rewards(tasks: Sequence[Task], directions_VK: Array) -> Array:
-    """True (helpfulness, verbosity) of each task's best answer at each direction: (P, V, 2)."""
+def optimal_rewards(
+    tasks: Sequence[Task],
+    directions_VK: Array,
+    objectives: Sequence[Objective] = PAPER_OBJECTIVES,
+    heads: Sequence[str] = HEADS,
+) -> Array:
+    """True objectives of each task's best plan at each direction: (P, V, K).
+
+    Args:
+        heads: the reward model's, which the objectives read; those that they do read are among `HEADS`.
+    """
     best = []
     for task in tasks:
-        rewards_NK = rewards_of_plans(task)
-        score_VN = np.round(directions_VK @ rewards_NK.T, 9)
-        shorter_first_N = np.argsort(rewards_NK[:, 1], kind="stable")
-        best.append(rewards_NK[shorter_first_N[score_VN[:, shorter_first_N].argmax(axis=1)]])
+        index_V, reward_NK = _best(rewards_of_plans(task), directions_VK, objectives, heads)
+        best.append(reward_NK[index_V])
     return np.stack(best)
+
+
+def _best(
+    reward_NH: Array, directions_VK: Array, objectives: Sequence[Objective], heads: Sequence[str]
+) -> tuple[NDArray[np.intp], Array]:
+    """The best plan at each direction, the shortest of those that tie; and the objectives of every plan."""
+    reward_NK = read_objectives(by_name(reward_NH, HEADS, heads), heads, objectives)
+    score_VN = np.round(directions_VK @ reward_NK.T, 9)
+    shorter_first_N = np.argsort(reward_NH[:, VERBOSITY], kind="stable")
+    return shorter_first_N[score_VN[:, shorter_first_N].argmax(axis=1)], reward_NK

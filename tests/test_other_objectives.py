@@ -1,0 +1,65 @@
+"""The world under other objectives than the paper's two: the true front is theirs, or there is none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import MICRO
+from dpalign import align
+from dpalign.evaluation.stages import evaluation_directions
+from dpalign.recipe import load
+from dpalign.records import CANDIDATES, prompt_id, user_prompt, write_rows
+from dpalign.report.reading import true_front
+
+DETAIL = ("--objectives", '{complexity = ["helpsteer-complexity"], verbosity = ["helpsteer-verbosity"]}')
+THREE = (
+    "--objectives",
+    '{helpful = ["ultrafeedback-helpfulness"], detail = ["helpsteer-complexity"], right = ["helpsteer-correctness"]}',
+    *("--preference.distribution", "simplex"),
+)
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """An evaluation of one question: two things in detail take 12 words of the 28 of full verbosity."""
+    messages = user_prompt("explain fox and rope.")
+    answer = {
+        "prompt_id": prompt_id(messages), "t": 1, "condition_index": 0, "sample": 0, "condition_kind": "plain",
+        "condition": [], "messages": messages, "response": "", "tokens": 1, "finished": True,
+    }  # fmt: skip
+    write_rows(tmp_path / "answers" / "part-00000.parquet", [answer], CANDIDATES)
+    return tmp_path
+
+
+def test_the_front_is_of_the_recipes_objectives(asked: Path) -> None:
+    """Detail of both things in 12 words; the last direction gives each point of both the same weight."""
+    recipe = load(MICRO, DETAIL)
+    front = true_front(recipe, asked, evaluation_directions(recipe))
+    assert front is not None
+    assert front.point_VK[0].tolist() == pytest.approx([100.0, 100 * 12 / 28])
+    assert front.point_VK[-1].tolist() == pytest.approx([100.0, 100 * 12 / 28])  # 50 for 21.4, and again: both pay
+    three = load(MICRO, THREE)
+    best = true_front(three, asked, evaluation_directions(three))
+    assert best is not None
+    assert best.point_VK[:, 2].tolist() == pytest.approx([100.0] * 4)
+
+
+def test_there_is_no_front_where_a_fault_may_pay_or_an_objective_has_no_truth(asked: Path) -> None:
+    wordy = load(MICRO, ["--preference.low", "0", "--preference.high", "90"])
+    assert true_front(wordy, asked, evaluation_directions(wordy)) is None
+    own = load(MICRO, ["--heads", '["kind", "short"]', "--objectives", '{kind = ["kind"], short = ["short"]}'])
+    assert true_front(own, asked, np.array([[1.0, 0.0]])) is None
+
+
+@pytest.mark.slow
+def test_three_objectives_go_the_whole_way(tmp_path: Path) -> None:
+    run = align.execute(load(MICRO, [*THREE, "--evaluation.controls", "false"]), tmp_path / "three")
+    told = json.loads((run / "report" / "summary.json").read_text())
+    assert (run / "report" / "index.html").is_file()
+    assert told["objectives"] == ["helpful", "detail", "right"]
+    assert told["true_front"][0] == {"helpful": 100.0, "detail": 100.0, "right": 100.0}
+    for system in told["systems"].values():
+        assert system["points"][0]["true_rewards"].keys() == {"helpful", "detail", "right"}
+        assert system["hypervolume"]["value"] is not None

@@ -1,0 +1,166 @@
+"""A reward of one's own: heads that no data set labels, and a given reward on data without the objectives' labels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import MICRO
+from dpalign import align
+from dpalign.data.labels import labels_for, require_labels, trained_on
+from dpalign.objectives import by_name
+from dpalign.pools import true_objectives
+from dpalign.recipe import Recipe, load
+from dpalign.records import HEADS, RATED, SCORES, prompt_id, read_rows, read_table, user_prompt, write_rows
+from dpalign.reward.score import FunctionScorer
+from dpalign.reward.stages import measure, open_scorer
+from dpalign.world.files import write_world
+from dpalign.world.truth import score as truth
+
+OWN = (
+    *("--heads", '["kind", "short"]', "--objectives", '{kindness = ["kind"], brevity = ["short"]}'),
+    *("--reward.checkpoint", "python:test_own_reward:kind_and_short", "--data.judge", "0"),
+    *("--preference.low", "0", "--preference.high", "90"),
+)
+
+
+def kind_and_short(prompts: list[str], responses: list[str]) -> np.ndarray:
+    """Different words, and few of them."""
+    words = [response.split() for response in responses]
+    return np.array([[min(100.0, 5 * len(set(said))), 100 / (1 + len(said))] for said in words]).reshape(-1, 2)
+
+
+def length_and_overall(prompts: list[str], responses: list[str]) -> np.ndarray:
+    """A head of its own before one that the data label."""
+    return np.array([[len(response), 10.0 * int(response)] for response in responses])
+
+
+def row(i: int, answer: str, **labels: float) -> dict[str, Any]:
+    messages = user_prompt(f"question {i}")
+    listed = [labels.get(head.replace("-", "_")) for head in HEADS]
+    return {
+        "prompt_id": prompt_id(messages), "messages": messages, "response": answer, "source": "pairs", "labels": listed,
+    }  # fmt: skip
+
+
+def test_labels_meet_heads_by_name() -> None:
+    labels = [float(i) for i in range(10)]
+    assert labels_for(labels, ("kind", "ultrafeedback-overall_score", "helpsteer-helpfulness")) == [None, 5.0, 0.0]
+    assert by_name([[1.0, 2.0]], ("a", "b"), ("b", "c", "a"))[0] == pytest.approx([2.0, np.nan, 1.0], nan_ok=True)
+
+
+def test_labels_are_asked_for_where_a_model_is_trained_on_them() -> None:
+    assert trained_on(load(MICRO)) == ["train", "judge"]
+    assert trained_on(load(MICRO, ["--reward.checkpoint", "somewhere"])) == ["judge"]
+    assert trained_on(load(MICRO, OWN)) == []
+
+
+def test_a_head_that_nobody_labels_cannot_be_trained() -> None:
+    rows = [row(i, "so", ultrafeedback_overall_score=70.0) for i in range(3)]
+    overall = '{overall = ["ultrafeedback-overall_score"]}'
+    require_labels(load(MICRO, ["--objectives", overall]), rows, "train")
+    with pytest.raises(ValueError, match=r"'verbosity' reads head 'helpsteer-verbosity', and none of 3 training"):
+        require_labels(load(MICRO), rows, "train")
+    with pytest.raises(ValueError, match=r"'kindness' reads head 'kind', and none of the judge's 3 .*data\.judge = 0"):
+        require_labels(load(MICRO, OWN), rows, "judge")
+    spare = load(MICRO, ["--heads", '["ultrafeedback-overall_score", "kind"]', "--objectives", overall])
+    with pytest.raises(ValueError, match=r"\[heads\] has 'kind', and none of 3 training answers has a label"):
+        require_labels(spare, rows, "train")
+
+
+def test_the_stage_that_trains_refuses_a_head_without_labels_too(tmp_path: Path) -> None:
+    """The data were read for a reward model that was given; now one is to be trained."""
+    recipe = load(MICRO, ["--data.judge", "0", *OWN[:4]])
+    (step,) = [step for step in align.steps(recipe) if step.name == "reward"]
+    inputs = {"data": tmp_path / "data"}
+    write_rows(tmp_path / "data" / "train" / "part-00000.parquet", [row(1, "so", helpsteer_verbosity=50.0)], RATED)
+    with (
+        align.runs.Run.open(tmp_path / "run", None) as opened,
+        pytest.raises(ValueError, match="'kindness' reads head 'kind', and none of 1 training answers has a label"),
+        opened.stage("reward", 1, inputs, {}) as work,
+    ):
+        step.stage.run(align.Job(recipe, work, inputs))
+
+
+def test_quality_is_of_the_heads_that_have_labels(tmp_path: Path) -> None:
+    """The own head stands first, where HelpSteer's helpfulness stands among the data's heads: it has no label."""
+    rows = [
+        row(i, str(n), ultrafeedback_overall_score=10.0 * n, helpsteer_helpfulness=50.0)
+        for i in range(8)
+        for n in (2, 5, 9)
+    ]
+    write_rows(tmp_path / "heldout" / "part-00000.parquet", rows, RATED)
+    heads = ("length", "ultrafeedback-overall_score")
+    recipe = Recipe("test", heads=heads, objectives={"overall": (heads[1],), "length": ("0",)})
+    found = measure(recipe, FunctionScorer("python:test_own_reward:length_and_overall", heads), tmp_path)
+    assert list(found["heads"]) == [heads[1]]
+    assert list(found["objectives"]) == list(found["baseline"]) == ["overall"]
+    assert found["heads"][heads[1]]["r2"]["value"] == pytest.approx(1.0)
+    assert found["objectives"]["overall"]["n"] == 24
+
+
+def test_true_rewards_are_read_by_name_and_none_where_a_head_has_none(tmp_path: Path) -> None:
+    rewards = [{"prompt_id": "p", "t": 0, "condition_index": 0, "sample": 0, "rewards": list(range(10))}]
+    write_rows(tmp_path / "part-00000.parquet", rewards, SCORES)
+    heads = ("kind", "helpsteer-verbosity", "helpsteer-complexity")
+    known = Recipe("test", heads=heads, objectives={"verbosity": ("1",), "complexity": ("helpsteer-complexity",)})
+    assert np.array(true_objectives(tmp_path, known)).tolist() == [[4.0, 3.0]]
+    assert true_objectives(tmp_path, Recipe("test", heads=heads, objectives={"kindness": ("kind",)})) is None
+    assert true_objectives(tmp_path / "none", known) is None
+
+
+def test_a_reward_model_whose_heads_stand_in_another_order_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    recipe = load(MICRO, OWN)
+    monkeypatch.setattr("dpalign.reward.score.FunctionScorer.__init__", _swapped)
+    with pytest.raises(ValueError, match=r"has the heads \['short', 'kind'\], and the recipe says \['kind', 'short'\]"):
+        open_scorer(recipe, tmp_path)
+
+
+def _swapped(self: FunctionScorer, source: str, heads: tuple[str, ...]) -> None:
+    self.source, self.heads = source, tuple(reversed(heads))
+
+
+def test_data_without_the_objectives_labels_serve_a_reward_that_is_given(tmp_path: Path) -> None:
+    """No HelpSteer, so nobody rates verbosity; the truth of the world, as a reward, needs no ratings."""
+    counts = {"helpsteer": 1, "ultrafeedback": 30, "sft": 1, "tuning": 1, "test": 1}
+    write_world(tmp_path / "files", 1, counts)
+    given = {
+        "data.world": "false",
+        "data.helpsteer": "",
+        "data.ultrafeedback": str(tmp_path / "files" / "ultrafeedback.jsonl"),
+        "data.splits": "",
+        "data.prompts": str(tmp_path / "files" / "test.jsonl"),
+        "data.sft": "",
+        "data.judge": "0",
+        "model.base": "world",
+    }
+    knobs = [word for name, value in given.items() for word in (f"--{name}", value)]
+    with pytest.raises(ValueError, match="'verbosity' reads head 'helpsteer-verbosity', and none of"):
+        align.execute(load(MICRO, knobs), tmp_path / "trained", until="data")
+    recipe = load(MICRO, [*knobs, "--reward.checkpoint", "python:dpalign.world.truth:score"])
+    run = align.execute(recipe, tmp_path / "given", until="annotate")
+    figures = json.loads((run / "reward" / "quality.json").read_text())
+    assert list(figures["heads"]) == [head for head in HEADS if head.startswith("ultrafeedback-")]
+    assert list(figures["objectives"]) == ["helpfulness"]
+    answers = list(read_rows(run / "data" / "train", RATED))
+    scored = read_table(run / "annotate", SCORES)["rewards"].to_pylist()
+    true_NH = truth([answer["messages"][-1]["content"] for answer in answers], [a["response"] for a in answers])
+    assert np.array(scored) == pytest.approx(true_NH)
+
+
+@pytest.mark.slow
+def test_a_python_function_with_heads_of_its_own_goes_the_whole_way(tmp_path: Path) -> None:
+    run = align.execute(load(MICRO, [*OWN, "--evaluation.controls", "false"]), tmp_path / "own")
+    told = json.loads((run / "report" / "summary.json").read_text())
+    assert (run / "report" / "index.html").is_file()
+    assert told["reward_model"] == {}  # nothing is known of what nobody rates
+    assert told["true_front"] is None
+    for system in told["systems"].values():
+        assert [point["rewards"].keys() for point in system["points"]] == [{"kindness", "brevity"}] * len(
+            system["points"]
+        )
+        assert {point["true_rewards"] for point in system["points"]} == {None}
+    contract = json.loads((run / "policy-2" / "model" / "dpa.json").read_text())
+    assert (contract["heads"], list(contract["objectives"])) == (["kind", "short"], ["kindness", "brevity"])
