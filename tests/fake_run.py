@@ -122,7 +122,7 @@ class World:
             split: [user_prompt(say_prompt(task)) for task in draw_tasks(role, prompts, rng_for(given.seed, role))]
             for split, role in (("validation", "test"), ("tuning", "tuning"))
         }
-        self.grid = evaluation_grid(given.preference.population(2), given.evaluation.directions)
+        self.grid = evaluation_grid(given.preference.population(len(given.objectives)), given.evaluation.directions)
 
     def write(self, work: Work, step: Step) -> None:
         """The outputs of one step, and what it counts."""

@@ -103,6 +103,7 @@ LATER: Final[Mapping[str, Any]] = {
     "engines.sampling": "transformers",
     "engines.scoring": "transformers",
     "engines.tensor_parallel": 1,
+    "evaluation.senses": [],
 }
 """Knobs that came after the first runs, with the value that those had: no ledger names one that has it still."""
 
@@ -276,7 +277,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
         ("seed", "evaluation", "preference", "data.world", "compare", *_OBJECTIVES),
         inputs=("data", "reward", "annotate"),
         optional=("judge", "pairwise"),
-        version=2,
+        version=3,
         heavy=False,
         repeated=("evaluate", "tune", "feasible"),
     ),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dpalign.evaluation.comparison import Specialist, differences, shortfalls
-from dpalign.evaluation.control import control, following
+from dpalign.evaluation.control import control, following, is_dial
 from dpalign.evaluation.objective import expected_objective
 from dpalign.evaluation.paper_curves import FIG_4
 from dpalign.evaluation.points import SystemRewards
@@ -117,9 +117,9 @@ def _control(recipe: Recipe, members: Sequence[Evaluated], setting: Setting) -> 
             return {"told_by": told} | {name: getattr(found, name) for name in unmeasured}
     else:
         told = "words alone" if "brief" in entrant.step else "nothing"
-    if system.directions_VK is None or len(setting.objectives) != 2 or len(system.directions_VK) < 2:
+    if not is_dial(system.directions_VK):
         return {"told_by": told} | unmeasured
-    dial = control(system, setting.senses_K, setting.bootstrap)
+    dial = control(system, setting.bootstrap)
     return {"told_by": told} | {name: getattr(dial, name) for name in unmeasured}
 
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from dpalign.evaluation.paper_curves import FIG_4
 from dpalign.report.drawing import Plot, arms, by_prompt, drawn_twice, values
 from dpalign.report.systems import FRONT_LINE, INKS, System
-from dpalign.report.words import DEGREE, MINUS, Figure, number
+from dpalign.report.words import DEGREE, MINUS, Figure, number, turns
 
 Summary = Mapping[str, Any]
 _INK, _MUTED, _GRID, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "grid", "surface"))
@@ -19,13 +19,13 @@ _INK, _MUTED, _GRID, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "gri
 
 def control_range(summary: Summary, systems: Sequence[System]) -> Plot:
     """The range of the second objective, from one end of the dial or of the targets to the other."""
-    objective, sense = summary["objectives"][1], summary["senses"][1]
+    objective, falls = summary["objectives"][1], turns(summary) == "falls"
     shown = [s for s in systems if len(s.entry["points"]) > 1 and s.role in ("baseline", "soup", "iteration")]
     shown = [system for system in shown if not system.copied]
-    rows = [(s.label, _ends(s.rewards(objective), s.steered, sense), s.look.light, s.look.marker) for s in shown]
+    rows = [(s.label, _ends(s.rewards(objective), s.steered, falls), s.look.light, s.look.marker) for s in shown]
     beside = objective == "verbosity"
     paper = [
-        (name, _ends([Figure(x) for x, _ in points], False, sense), _MUTED, "o")
+        (name, _ends([Figure(x) for x, _ in points], False, falls), _MUTED, "o")
         for name, points in FIG_4.items()
         if len(points) > 1
     ]
@@ -57,12 +57,12 @@ def control_range(summary: Summary, systems: Sequence[System]) -> Plot:
     return Plot("range", "How far the dial reaches", caption, wide, narrow)
 
 
-def _ends(found: Sequence[Figure], steered: bool, sense: float) -> tuple[Figure, Figure]:
+def _ends(found: Sequence[Figure], steered: bool, falls: bool) -> tuple[Figure, Figure]:
     """The first and the last direction; of targets, which have no order of their own, the ends of what was given."""
     if steered:
         return found[0], found[-1]
     low, high = (pick(found, key=lambda one: one.value or 0.0) for pick in (min, max))
-    return (high, low) if sense < 0 else (low, high)
+    return (high, low) if falls else (low, high)
 
 
 def _ranges(axes: Axes, rows: Sequence[tuple[str, tuple[Figure, Figure], str, str]], objective: str) -> None:

@@ -78,6 +78,14 @@ def mean_answer_tokens(folder: Path) -> float:
     return float(np.mean(read_table(folder / "answers", CANDIDATES, ["tokens"])["tokens"].to_pylist()))
 
 
+def has_true_front(recipe: Recipe, grid_UK: Array) -> bool:
+    """Whether the best answers at these directions are known: the world's, of its two objectives.
+
+    Its best answers are sought among faultless ones; whoever wants less help would be served better by faults.
+    """
+    return recipe.data.world and len(recipe.objectives) == 2 and bool((grid_UK[:, 0] > -1e-9).all())
+
+
 def true_front(recipe: Recipe, folder: Path, grid_UK: Array) -> SystemRewards:
     """The best answers of the world to the same prompts."""
     from dpalign.world.language import read_prompt

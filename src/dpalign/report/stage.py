@@ -21,7 +21,7 @@ from dpalign.records import CANDIDATES, HEADS, read_table
 from dpalign.report.compared import comparison, feasibility, trust, tuning
 from dpalign.report.entrants import Entrant, Evaluated, Trial, entrants, read
 from dpalign.report.ledgers import cost, lineage, sweep_cost
-from dpalign.report.reading import mean_answer_tokens, rewards, true_front
+from dpalign.report.reading import has_true_front, mean_answer_tokens, rewards, true_front
 from dpalign.report.write import write_report
 from dpalign.reward.quality import quality
 from dpalign.runs import write_json
@@ -44,8 +44,10 @@ def report(job: Job) -> None:
     systems = [read(recipe, entrant) for entrant in shown]
     pairs = pairs_of(systems)
     chance = enough(job, chance, len(pairs)) if is_comparison(systems) else chance
-    front = true_front(recipe, shown[0].folder, grid_UK) if recipe.data.world else None
-    setting = Setting(tuple(recipe.objectives), grid_UK, reference_point(job, systems, front, grid_UK), chance)
+    front = true_front(recipe, shown[0].folder, grid_UK) if has_true_front(recipe, grid_UK) else None
+    senses = recipe.evaluation.senses or None
+    reference_K = reference_point(job, systems, front, senses_of(grid_UK) if senses is None else np.array(senses))
+    setting = Setting(tuple(recipe.objectives), grid_UK, reference_K, chance, senses=senses)
     ledgers = [made.ledger for made in lineage([entrant.folder for entrant in shown])]
     tokens = mean_answer_tokens(sft_of(systems, systems[0]).entrant.folder)
     summary = summarize(
@@ -131,16 +133,23 @@ def add_what_entrants_are(
         entry["sweep"] = sweep_cost([trial.tuned_in for trial in tried], answer_tokens) if tried else None
 
 
-def reference_point(job: Job, systems: Sequence[Evaluated], front: SystemRewards | None, grid_UK: Array) -> Array:
+def reference_point(
+    job: Job, systems: Sequence[Evaluated], front: SystemRewards | None, senses_K: Array
+) -> Array | None:
     """Hypervolume's reference: the recipe's; or SFT's mean where more is better, and where less is better
-    the true optimum's at the first direction, or without a truth the original answers' 95% quantile."""
+    the true optimum's at the first direction, or without a truth the original answers' 95% quantile.
+
+    None where the directions disagree about what is better.
+    """
     recipe = job.recipe
+    if recipe.evaluation.reference and len(recipe.evaluation.reference) != len(recipe.objectives):
+        raise ValueError(
+            f"evaluation.reference {recipe.evaluation.reference} needs one value an objective: "
+            f"{', '.join(recipe.objectives)}"
+        )
+    if not senses_K.all():
+        return None
     if recipe.evaluation.reference:
-        if len(recipe.evaluation.reference) != len(recipe.objectives):
-            raise ValueError(
-                f"evaluation.reference {recipe.evaluation.reference} needs one value an objective: "
-                f"{', '.join(recipe.objectives)}"
-            )
         return np.array(recipe.evaluation.reference)
     sft = next((system.rewards for system in systems if system.entrant.step == "evaluate-sft"), None)
     if sft is None:
@@ -150,7 +159,7 @@ def reference_point(job: Job, systems: Sequence[Evaluated], front: SystemRewards
     else:
         originals = annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")
         low_K, high_K = sft.point_VK[0], np.quantile(np.array([r_K for _, r_K in originals]), 0.95, axis=0)
-    return np.where(senses_of(grid_UK) > 0, low_K, high_K)
+    return np.where(senses_K > 0, low_K, high_K)
 
 
 def _reward_model(job: Job) -> dict[str, Any]:

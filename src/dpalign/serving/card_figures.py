@@ -9,7 +9,7 @@ from dpalign.report.figures import front
 from dpalign.report.headline import headline
 from dpalign.report.systems import System, last_iteration, systems_of
 from dpalign.report.tables import Table
-from dpalign.report.words import Figure, degrees, number
+from dpalign.report.words import Figure, degrees, number, turns
 from dpalign.serving.source import Source, entry_of
 
 
@@ -76,7 +76,7 @@ def _points_note(summary: Mapping[str, Any], own: System, names: Sequence[str]) 
     note = f"Mean rewards, 0-100, with {by_prompt(summary)}."
     tau = Figure(own.entry.get("kendall_tau"))
     if len(names) == 2 and tau.value is not None:
-        way = "falls" if summary["senses"][1] < 0 else "rises"
+        way = turns(summary)
         span, true = own.entry.get("span"), "true " if summary["measure"] == "true" else ""
         note += (
             f" From one end of the dial to the other {true}{names[1]} {way} by {number(span)} points; its Kendall's "
