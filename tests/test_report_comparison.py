@@ -11,6 +11,7 @@ import pytest
 
 import fake_run
 from dpalign import align
+from dpalign.evaluation.seeds import combine_seeds
 from dpalign.ledger import read_ledger
 from dpalign.report import stage
 from dpalign.report.combine import pairs_to_compare
@@ -206,6 +207,22 @@ def test_a_warning_stands_on_the_page_when_the_proxy_rises_and_the_check_falls(t
     assert "the policy pleases the reward model at the expense of what it stands for" in text
 
 
+def test_over_seeds_a_warning_stands_on_the_page_whichever_of_them_was_warned(summary: dict[str, Any]) -> None:
+    """Seeds 1 to 3, of which the second alone rose by the reward model and fell in truth."""
+    warned, third = deepcopy(summary), deepcopy(summary)
+    warned["trust"]["warning"] = True
+    warned["trust"]["change"] |= {"proxy": {"value": 2.0, "low": 1.0, "high": 3.0}}
+    warned["trust"]["change"] |= {"check": {"value": -2.0, "low": -3.0, "high": -1.0}}
+    combined = summary | {"seeds": combine_seeds({1: summary, 2: warned, 3: third})}
+    said = trust_warning(combined)
+    assert said is not None
+    assert said.startswith(
+        "In 1 of 3 seeds the reward model's E_v J(v) rose from DPA t=1 to DPA t=2 while by the truth"
+    )
+    assert "Over-optimised." in Reader(page(combined)).text
+    assert trust_warning(summary | {"seeds": combine_seeds({1: summary, 3: third})}) is None
+
+
 def test_what_another_system_wins_is_said_as_plainly(tmp_path: Path) -> None:
     """Soups that are five points more helpful everywhere beat DPA, and the headline says so."""
     given = fake_run.recipe(**{"compare.systems": ["soups"], "compare.ablations": []})
@@ -324,8 +341,6 @@ def test_a_checkpoint_of_the_same_method_is_told_from_the_one_trained_here() -> 
 def test_the_last_iteration_is_compared_over_seeds_with_every_system_that_all_runs_share(
     summary: dict[str, Any],
 ) -> None:
-    from dpalign.evaluation.seeds import combine_seeds
-
     other = deepcopy(summary)
     del other["systems"]["DPO"]
     other["comparison"]["differences"] = [row for row in other["comparison"]["differences"] if row["system"] != "DPO"]
