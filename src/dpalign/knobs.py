@@ -167,8 +167,9 @@ class Compare:
     """DPO's settings."""
     steerlm_quantiles: tuple[float, ...] = (1.0, 0.9, 0.75)
     """SteerLM's target grids (`steerlm.quantile`); 1 is the paper's."""
-    soups: tuple[Literal["axes", "ends"], ...] = ("axes", "ends")
-    """Pairs of experts: one an objective, or one for each end of the dial."""
+    soups: tuple[Literal["axes", "ends"], ...] = ()
+    """Experts of the soups: one an objective (axes), or one for each end of the dial. [] takes both, or axes alone
+    where two ends cannot be mixed for every direction, as of three objectives."""
     rsf_directions: int = 3
     """Even steps over the distribution, each with a specialist of its own."""
     rl_directions: int = 2
