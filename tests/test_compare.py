@@ -205,3 +205,30 @@ def test_more_evaluation_directions_than_a_list_has_are_refused_before_anything_
     with pytest.raises(ValueError, match=r'evaluation\.directions 10 .* "grid": .*of a list of 4; ask for all 4'):
         align.steps(given)
     align.steps(replace(given, evaluation=Evaluation(directions=4)))
+
+
+def test_settings_without_tuning_prompts_are_refused_before_anything_is_trained() -> None:
+    given = replace(PAPER, data=Data())
+    with pytest.raises(ValueError, match=r"settings of DPO, .* on: data\.tuning is 0; give a share such as 0\.02, or"):
+        align.steps(given, compared=True)
+    align.steps(given)
+    align.steps(replace(given, data=Data(tuning_prompts="mine.jsonl")), compared=True)
+    align.steps(replace(given, compare=Compare(systems=("dpo",), dpo_betas=(0.1,))), compared=True)
+    world = config.changed(PAPER, {"data.world": True, "data.tuning": 0.0, "world.tuning_prompts": 0})
+    with pytest.raises(ValueError, match=r"world\.tuning_prompts is 0; give 150$"):
+        align.steps(world, compared=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dpo_betas", [0.1, 0.0], r"compare\.dpo_betas has 0; give numbers above 0"),
+        ("rl_betas", [-0.04], r"compare\.rl_betas has -0\.04; give numbers of 0 or more"),
+        ("steerlm_quantiles", [1.0, 1.5], r"compare\.steerlm_quantiles has 1\.5; give numbers above 0, 1 at most"),
+        ("rsf_directions", 0, r"compare\.rsf_directions is 0; give at least 1"),
+        ("rl_directions", -1, r"compare\.rl_directions is -1; give at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_with_the_recipe(key: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.changed(PAPER, {f"compare.{key}": value})

@@ -106,11 +106,21 @@ def require_plan(recipe: Recipe) -> None:
     """What a comparison would otherwise miss after all trainings.
 
     Raises:
-        ValueError: experts that cannot be mixed for every evaluation direction.
+        ValueError: experts that cannot be mixed for every evaluation direction; settings to choose among, and no
+            tuning prompts.
     """
     for choice in recipe.compare.soups if "soups" in recipe.compare.systems else ():
         if why := unserved(recipe, choice):
             raise ValueError(f'compare.soups has "{choice}", which cannot serve every direction: {why}')
+    tuned = sorted(tuned_systems(contenders(recipe)))
+    data = recipe.data
+    held_out = recipe.world.tuning_prompts if data.world else data.tuning_prompts or data.tuning
+    if tuned and not held_out:
+        key = "world.tuning_prompts is 0; give 150" if data.world else "data.tuning is 0; give a share such as 0.02"
+        raise ValueError(
+            f"no tuning prompts to choose the settings of {listed([name.replace(',', '') for name in tuned])} on: {key}"
+            f"{'' if data.world else ', or name a file in data.tuning_prompts'}"
+        )
 
 
 def notes(recipe: Recipe) -> list[str]:

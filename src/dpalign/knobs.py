@@ -181,6 +181,20 @@ class Compare:
     paper_curves: bool = False
     """Draw the paper's Fig. 4 beside the run's own: only with a reward model of the same scale can they be compared."""
 
+    def __post_init__(self) -> None:
+        for name, wrong, needed in (
+            ("dpo_betas", [beta for beta in self.dpo_betas if not beta > 0], "numbers above 0"),
+            ("rl_betas", [beta for beta in self.rl_betas if not beta >= 0], "numbers of 0 or more"),
+            ("steerlm_quantiles", [q for q in self.steerlm_quantiles if not 0 < q <= 1], "numbers above 0, 1 at most"),
+        ):
+            if wrong:
+                raise ValueError(f"compare.{name} has {wrong[0]:g}; give {needed}")
+        for name in ("rsf_directions", "rl_directions"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"compare.{name} is {getattr(self, name)}; give at least 1, or leave it out of systems"
+                )
+
 
 @dataclass(frozen=True)
 class Feasibility:
