@@ -67,7 +67,7 @@ def report(job: Job) -> None:
         summary |= {
             "comparison": comparison(recipe, systems, setting, summary["systems"]),
             "tuning": tuning(recipe, trials, setting),
-            "feasibility": feasibility(job.inputs, systems),
+            "feasibility": feasibility(recipe, job.inputs, systems),
         }
     page = {
         "quality": _quality(job, systems),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpalign.evaluation.beyond import trained_on
 from dpalign.report.accounts import data_table
 from dpalign.report.drawing import by_prompt, png
 from dpalign.report.figures import front
@@ -88,7 +89,7 @@ def _points_note(summary: Mapping[str, Any], own: System, names: Sequence[str]) 
 def _beyond(summary: Mapping[str, Any], name: str, names: Sequence[str]) -> str | None:
     """What the policy did at directions outside the trained range, where the run asked it."""
     found = (summary.get("feasibility") or {}).get(name)
-    outside = [one for one in (found or {}).get("conditions", ()) if one["group"] != "trained range"]
+    outside = [one for one in (found or {}).get("conditions", ()) if not trained_on(one["group"])]
     if (
         found is None
         or not outside
