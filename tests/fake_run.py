@@ -122,7 +122,7 @@ class World:
             split: [user_prompt(say_prompt(task)) for task in draw_tasks(role, prompts, rng_for(given.seed, role))]
             for split, role in (("validation", "test"), ("tuning", "tuning"))
         }
-        self.grid = evaluation_grid(given.preference.population(2), given.evaluation.directions)
+        self.grid = evaluation_grid(given.preference.population(len(given.objectives)), given.evaluation.directions)
 
     def write(self, work: Work, step: Step) -> None:
         """The outputs of one step, and what it counts."""
@@ -206,6 +206,18 @@ class World:
         system = SystemRewards("asked", None, ids, directions, reward_PVSK, reward_PVSK)
         chance = Bootstrap(replicates=200)
         write_json(work.folder / "feasibility.json", figures(system, faults, wishes, 0.3, chance, optimum))
+        rows = [
+            {
+                "prompt_id": ids[p], "t": step.t, "condition_index": v, "sample": 0, "condition_kind": wish.kind,
+                "condition": list(wish.value), "messages": self.prompts["validation"][p],
+                "response": " ".join(SENTENCES[:1] * (1 if fine[p, v] else 2)), "tokens": 6, "finished": True,
+            }
+            for p in range(len(ids))
+            for v, wish in enumerate(wishes)
+        ]  # fmt: skip
+        write_rows(work.folder / "answers" / "part-00000.parquet", rows, CANDIDATES)
+        for folder in ("scores", "truth"):
+            write_rows(work.folder / folder / "part-00000.parquet", scored(rows, reward_PVSK), SCORES)
 
 
 def scored(rows: list[dict[str, Any]], reward_PVSK: np.ndarray) -> list[dict[str, Any]]:
@@ -221,15 +233,16 @@ def scored(rows: list[dict[str, Any]], reward_PVSK: np.ndarray) -> list[dict[str
 
 def directions_asked() -> tuple[list[Wish], np.ndarray, np.ndarray]:
     """Angles within the arc and beyond, what the policy gives there, and how often it is sound."""
-    angles = (15.0, 0.0, -15.0, -30.0, -45.0, -60.0, -75.0)
+    angles = (15.0, 7.5, 0.0, -15.0, -30.0, -45.0, -52.5, -60.0, -75.0)
     wishes = []
     for angle in angles:
         v_2 = (float(np.cos(np.radians(angle))), float(np.sin(np.radians(angle))))
         group = TRAINED if -45 <= angle <= 0 else f"{'above 0' if angle > 0 else 'below -45'} degrees"
         wishes.append(Wish("direction", v_2, "", group, ("helpfulness", "verbosity"), {"angle": angle}))
-    verbosity = np.array([62.0, 60.0, 52.0, 44.0, 36.0, 33.0, 32.0])
-    helpfulness = np.array([90.0, 91.0, 88.0, 82.0, 74.0, 70.0, 66.0])
-    return wishes, np.stack([helpfulness, verbosity], axis=1), np.array([0.97, 0.99, 0.99, 0.99, 0.99, 0.96, 0.94])
+    verbosity = np.array([62.0, 61.0, 60.0, 52.0, 44.0, 36.0, 34.0, 33.0, 32.0])
+    helpfulness = np.array([90.0, 90.5, 91.0, 88.0, 82.0, 74.0, 72.0, 70.0, 66.0])
+    sound = np.array([0.97, 0.98, 0.7, 0.99, 0.99, 0.99, 0.97, 0.96, 0.94])
+    return wishes, np.stack([helpfulness, verbosity], axis=1), sound
 
 
 def targets_asked() -> tuple[list[Wish], np.ndarray, np.ndarray]:

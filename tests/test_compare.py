@@ -1,17 +1,25 @@
 """The plan of a comparison: which systems stand beside DPA, what they share, and what each step is told."""
 
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dpalign import align, config
+from dpalign.cli import steps_table
 from dpalign.compare import axes, contenders, spelled, tuned_systems
-from dpalign.recipe import Compare, Recipe
+from dpalign.recipe import Compare, Data, Evaluation, Recipe, Steering
 from dpalign.stages import Step
 
-PAPER = Recipe(name="paper", iterations=2)
+PAPER = Recipe(name="paper", iterations=2, data=Data(tuning=0.02))
+THREE = replace(
+    PAPER,
+    objectives={name: (f"helpsteer-{name}",) for name in ("helpfulness", "verbosity", "coherence")},
+    preference=Steering(distribution="simplex"),
+)
 
 
 def plan(recipe: Recipe) -> dict[str, Step]:
@@ -138,6 +146,7 @@ def test_the_axes_point_where_the_population_does() -> None:
     """More help, fewer words; of three objectives that all are wanted, more of each."""
     assert axes([[1.0, 0.0], [0.8, -0.6]]) == ((1.0, 0.0), (0.0, -1.0))
     assert axes([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]) == ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    assert axes([[1.0, 0.0], [0.8, 0.6], [0.8, -0.6]]) == ((1, 0), (0, 1), (0, -1))  # of two minds about the second
 
 
 def test_directions_are_spelled_as_the_paper_writes_them() -> None:
@@ -152,3 +161,83 @@ def test_a_setting_at_the_end_of_its_grid_is_known_unless_nothing_lies_beyond() 
     assert [edges[f"dpo-{i}"] for i in (1, 2, 3)] == [False, True, True]
     assert [edges[f"steerlm-{i}"] for i in (1, 2, 3)] == [False, False, True]
     assert not any(edges[name] for name in ("sft-brief", "rsf-1", "soup-1", "sft-best-of-n"))
+
+
+def test_three_objectives_are_compared_without_the_ends_of_a_dial() -> None:
+    steps = plan(THREE)
+    assert knob(steps["evaluate-soup-1"], "soups.experts") == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert "evaluate-soup-2" not in steps
+    assert "tune-soup-1" not in steps  # one choice of experts is no choice
+    said = steps_table(THREE, Path("runs/three"), compared=True)
+    assert re.search(
+        r'^# compare\.soups: "ends" is left out: direction \(.*\) lies outside what the experts', said, re.M
+    )
+    assert "compare.soups" not in steps_table(PAPER, Path("runs/paper"), compared=True)
+
+
+def test_experts_that_cannot_serve_every_direction_are_refused_before_anything_is_trained() -> None:
+    given = replace(THREE, compare=Compare(soups=("axes", "ends")))
+    with pytest.raises(
+        ValueError, match=r'compare\.soups has "ends", which cannot serve every direction: direction \('
+    ):
+        align.steps(given, compared=True)
+    align.steps(given)  # the loop alone needs no soups
+    align.steps(replace(given, compare=replace(given.compare, systems=("dpo",))), compared=True)
+
+
+@pytest.mark.parametrize("distribution", ["arc", "sphere"])
+def test_directions_of_two_minds_have_an_expert_for_each(distribution: str) -> None:
+    wide = Steering(distribution=distribution, high=15.0)  # type: ignore[arg-type]
+    steps = plan(replace(PAPER, preference=wide))
+    experts = knob(steps["evaluate-soup-1"], "soups.experts")
+    assert experts[-2:] == [[0.0, 1.0], [0.0, -1.0]]  # type: ignore[index]
+    assert ("evaluate-soup-2" in steps) == (distribution == "arc")
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        Steering(distribution="grid"),
+        Steering(distribution="fixed", listed=tuple((1.0, -0.1 * i) for i in range(10))),
+    ],
+)
+def test_a_list_of_directions_is_compared_with_specialists_of_some_of_them(listed: Steering) -> None:
+    given = replace(PAPER, preference=listed)
+    directions = [c.system for c in contenders(given) if c.system.startswith("RSF")]
+    assert len(directions) == 3
+    assert directions[0] == "RSF at helpfulness*1.00 - verbosity*0.00"
+    assert directions[-1] == "RSF at helpfulness*0.71 - verbosity*0.71" or listed.distribution == "fixed"
+
+
+def test_more_evaluation_directions_than_a_list_has_are_refused_before_anything_is_trained() -> None:
+    given = replace(PAPER, preference=Steering(distribution="grid", points=4))
+    with pytest.raises(ValueError, match=r'evaluation\.directions 10 .* "grid": .*of a list of 4; ask for all 4'):
+        align.steps(given)
+    align.steps(replace(given, evaluation=Evaluation(directions=4)))
+
+
+def test_settings_without_tuning_prompts_are_refused_before_anything_is_trained() -> None:
+    given = replace(PAPER, data=Data())
+    with pytest.raises(ValueError, match=r"settings of DPO, .* on: data\.tuning is 0; give a share such as 0\.02, or"):
+        align.steps(given, compared=True)
+    align.steps(given)
+    align.steps(replace(given, data=Data(tuning_prompts="mine.jsonl")), compared=True)
+    align.steps(replace(given, compare=Compare(systems=("dpo",), dpo_betas=(0.1,))), compared=True)
+    world = config.changed(PAPER, {"data.world": True, "data.tuning": 0.0, "world.tuning_prompts": 0})
+    with pytest.raises(ValueError, match=r"world\.tuning_prompts is 0; give 150$"):
+        align.steps(world, compared=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dpo_betas", [0.1, 0.0], r"compare\.dpo_betas has 0; give numbers above 0"),
+        ("rl_betas", [-0.04], r"compare\.rl_betas has -0\.04; give numbers of 0 or more"),
+        ("steerlm_quantiles", [1.0, 1.5], r"compare\.steerlm_quantiles has 1\.5; give numbers above 0, 1 at most"),
+        ("rsf_directions", 0, r"compare\.rsf_directions is 0; give at least 1"),
+        ("rl_directions", -1, r"compare\.rl_directions is -1; give at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_with_the_recipe(key: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.changed(PAPER, {f"compare.{key}": value})

@@ -33,11 +33,11 @@ THREE = '{a = ["helpsteer-helpfulness"], b = ["helpsteer-coherence"], c = ["help
         ("--evaluation.reference [1.0]", "evaluation.reference has 1 numbers, and [objectives] names 2"),
         (
             "--preference.distribution fixed --preference.listed [[1.0,0.0],[1.0,-1.0]]",
-            "evaluation.directions is 10, and preference.listed gives 2 directions; say 2",
+            'evaluation.directions 10 of a preference.distribution of "fixed"',
         ),
         (
             "--preference.distribution grid --preference.points 4",
-            "evaluation.directions is 10, and preference.points gives 4 directions; say 4",
+            'evaluation.directions 10 of a preference.distribution of "grid"',
         ),
         (
             '--objectives {tone=["helpsteer-coherense"]}',

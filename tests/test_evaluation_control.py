@@ -10,6 +10,7 @@ from dpalign.evaluation.control import (
     control,
     following,
     following_lead,
+    is_dial,
     kendall_tau_b,
     rank_correlation,
     regret,
@@ -18,7 +19,6 @@ from dpalign.evaluation.control import (
 )
 from dpalign.evaluation.points import SystemRewards
 
-SENSES = np.array([1.0, -1.0])
 FEW = Bootstrap(replicates=200)
 
 
@@ -40,7 +40,7 @@ def test_angles_are_degrees() -> None:
 def test_a_dial_that_works_has_positive_figures() -> None:
     # three directions, two prompts: averages 65, 55, 40
     verbosity_PV = np.array([[60.0, 50.0, 30.0], [70.0, 60.0, 50.0]])
-    found = control(dial(verbosity_PV, arc(0, -20, -40)), SENSES, FEW)
+    found = control(dial(verbosity_PV, arc(0, -20, -40)), FEW)
     assert (found.kendall_tau.value, found.constant_prompts) == (1, 0)
     assert found.span.value == pytest.approx(25)
     assert (found.span.low, found.span.high) == pytest.approx((20, 30))  # the two prompts' own spans
@@ -53,15 +53,30 @@ def test_a_dial_that_works_has_positive_figures() -> None:
 
 def test_a_step_that_rises_on_average_is_no_fall_and_one_that_rises_on_some_prompts_is_in_doubt() -> None:
     verbosity_PV = np.array([[60.0, 50.0, 30.0, 35.0], [60.0, 55.0, 60.0, 61.0]])
-    found = control(dial(verbosity_PV, arc(0, -10, -20, -30)), SENSES, FEW)
+    found = control(dial(verbosity_PV, arc(0, -10, -20, -30)), FEW)
     assert [drop.value for drop in found.drops] == pytest.approx([7.5, 7.5, -3])
     assert not found.falls_at_every_step
     assert found.steps_beyond_doubt == 1
 
 
 def test_an_arc_that_asks_for_more_is_obeyed_by_rising() -> None:
-    found = control(dial(np.array([[40.0, 60.0]]), arc(0, 30)), np.array([1.0, 1.0]), FEW)
+    found = control(dial(np.array([[40.0, 60.0]]), arc(0, 30)), FEW)
     assert (found.span.value, found.kendall_tau.value) == (20, 1)
+
+
+def test_a_dial_that_starts_above_0_is_obeyed_by_falling_all_the_way() -> None:
+    """From 30 degrees, which ask for more words, to -30, which ask for fewer."""
+    found = control(dial(np.array([[60.0, 50.0, 45.0]]), arc(30, 0, -30)), FEW)
+    assert (found.span.value, found.kendall_tau.value) == (15, 1)
+    assert [drop.value for drop in found.drops] == [10, 5]
+
+
+def test_directions_round_a_circle_are_no_dial() -> None:
+    assert is_dial(arc(0, -45, -90))
+    assert not is_dial(arc(0, -90, -180))
+    assert not is_dial(None)
+    with pytest.raises(ValueError, match="in the order of the second's weight"):
+        control(dial(np.array([[60.0, 50.0, 45.0]]), arc(0, -90, -180)), FEW)
 
 
 def test_tau_b_agrees_with_scipy_and_is_zero_for_constant_prompts() -> None:
@@ -99,10 +114,10 @@ def test_the_span_share_is_paired_with_the_reference_by_prompt() -> None:
     directions = arc(0, -45)
     truth = dial(np.array([[70.0, 30.0], [60.0, 40.0]]), directions)
     half = dial(np.array([[60.0, 40.0], [55.0, 45.0]]), directions)
-    share = span_share(half, truth, SENSES, FEW)
+    share = span_share(half, truth, FEW)
     assert share is not None
     assert (share.value, share.low, share.high) == pytest.approx((0.5, 0.5, 0.5))
-    assert span_share(truth, dial(np.full((2, 2), 50.0), directions), SENSES, FEW) is None
+    assert span_share(truth, dial(np.full((2, 2), 50.0), directions), FEW) is None
 
 
 def test_regret_is_what_a_swapped_dial_loses() -> None:
@@ -142,9 +157,9 @@ def test_regret_finds_nothing_in_noise_that_would_fool_a_choice_on_the_same_prom
 def test_figures_of_control_need_a_dial() -> None:
     plain = SystemRewards("sft", None, ("a",), None, np.full((1, 1, 1, 2), 50.0))
     with pytest.raises(ValueError, match="'sft' is not steered by direction"):
-        control(plain, SENSES, FEW)
+        control(plain, FEW)
     with pytest.raises(ValueError, match="at least two directions of two objectives"):
-        control(dial(np.array([[50.0]]), arc(0)), SENSES, FEW)
+        control(dial(np.array([[50.0]]), arc(0)), FEW)
     with pytest.raises(ValueError, match="regret needs two halves"):
         regret(dial(np.array([[50.0, 40.0]]), arc(0, -45)), FEW)
 

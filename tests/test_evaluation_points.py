@@ -71,5 +71,8 @@ def test_systems_on_different_prompts_are_not_compared() -> None:
 def test_the_arc_maximises_helpfulness_and_minimises_verbosity() -> None:
     assert senses_of(np.array([[1.0, 0.0], [0.8, -0.6]])).tolist() == [1, -1]
     assert senses_of(np.array([[1.0, 0.0]])).tolist() == [1, 1]
-    with pytest.raises(ValueError, match="objective 1 is maximised by some directions and minimised by others"):
-        senses_of(np.array([[0.8, 0.6], [0.8, -0.6]]))
+
+
+def test_an_objective_that_directions_disagree_about_has_no_sense() -> None:
+    assert senses_of(np.array([[0.8, 0.6], [0.8, -0.6]])).tolist() == [1, 0]
+    assert senses_of(np.array([[0.8, -1e-12], [0.8, 0.6]])).tolist() == [1, 1]  # a rounding error is no opinion

@@ -165,8 +165,9 @@ def test_what_cannot_be_compared_is_refused_by_name() -> None:
 
 def test_directions_of_two_minds_need_the_senses_said() -> None:
     fan = np.array([[0.8, 0.6], [0.8, -0.6]])
-    with pytest.raises(ValueError, match="objective 1 is maximised by some directions"):
+    with pytest.raises(ValueError, match="some directions want more verbosity and others less, so no front has a side"):
         Setting(("helpfulness", "verbosity"), fan, np.array([60.0, 67.0]))
+    assert Setting(("helpfulness", "verbosity"), fan, None).disputed == ("verbosity",)
     said = Setting(("helpfulness", "verbosity"), fan, np.array([60.0, 67.0]), senses=(1, -1))
     assert said.senses_K.tolist() == [1, -1]
     with pytest.raises(ValueError, match=r"senses are \(1, 0\): 2 of them are needed"):

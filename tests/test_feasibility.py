@@ -1,6 +1,7 @@
 """Asked for what cannot be had: degenerate answers, the conditions, and what is measured of the answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,21 @@ import pytest
 from conftest import MICRO
 from dpalign import align
 from dpalign.config import changed
-from dpalign.evaluation.beyond import AS_ANNOTATED, TRAINED, Wish, distance, figures, follows_on, more_than_annotated
+from dpalign.evaluation.beyond import (
+    AS_ANNOTATED,
+    TRAINED,
+    Wish,
+    distance,
+    figures,
+    follows_on,
+    more_than_annotated,
+    reachable,
+    trained_on,
+)
 from dpalign.evaluation.bootstrap import Bootstrap
 from dpalign.evaluation.control import following, regret
 from dpalign.evaluation.degeneracy import degenerate_share, faults, repetition
-from dpalign.evaluation.feasibility import directions_beyond, targets_beyond
+from dpalign.evaluation.feasibility import _group, directions_beyond, targets_beyond
 from dpalign.evaluation.points import SystemRewards
 from dpalign.ledger import read_ledger
 from dpalign.recipe import load
@@ -148,6 +159,24 @@ def test_beyond_its_range_a_dial_follows_from_the_trained_end_to_the_farthest_an
     # above 0 it should rise and falls by 2; within it falls by 20; below -45 it falls by 2 in all
     assert [one.value if one else None for one in moved] == pytest.approx([-2, 20, 2])
     assert follows_on(given([[70, 40]], directions[2:3]), wishes[2:3], [0], FEW) is None
+
+
+def test_what_lies_in_the_margin_is_told_from_the_arc_and_from_what_no_training_had() -> None:
+    """Trained from -55 to 10 degrees, for users from -45 to 0."""
+    groups = {_group(angle, -45.0, 0.0, 10.0): angle for angle in (15.0, 10.0, 0.0, -22.5, -45.0, -52.5, -75.0)}
+    assert list(groups) == [
+        "above 10 degrees", "margin, 0 to 10 degrees", "asked arc", "margin, -45 to -55 degrees", "below -55 degrees",
+    ]  # fmt: skip
+    assert [name for name in groups if reachable(name)] == ["asked arc"]
+    assert [name for name in groups if trained_on(name)] == list(groups)[1:4]
+
+
+def test_beyond_a_margin_a_dial_follows_from_the_margins_end() -> None:
+    wishes, directions = dial(0, -45, -55, -75)
+    names = ("asked arc", "asked arc", "margin, -45 to -55 degrees", "below -55 degrees")
+    wishes = [replace(wish, group=name) for wish, name in zip(wishes, names, strict=True)]
+    system = given([[80, 60], [70, 40], [68, 37], [66, 33]], directions)
+    assert [follows_on(system, wishes, at, FEW).value for at in ([0, 1], [2], [3])] == [20, 3, 4]
 
 
 def test_regret_can_be_asked_of_some_directions_alone() -> None:

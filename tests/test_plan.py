@@ -18,9 +18,9 @@ from dpalign.plan.command import Efficiency, make, text
 from dpalign.plan.hardware import GIB, GPUS, KNOWN, architecture_of, read_architecture
 from dpalign.plan.memory import needs
 from dpalign.plan.work import Sizes
-from dpalign.recipe import WORLD_BASE, Recipe, Training, load
+from dpalign.recipe import WORLD_BASE, Data, Recipe, Training, load
 
-PAPER = Recipe("paper")
+PAPER = Recipe("paper", data=Data(tuning=0.02))
 A6000, H200 = GPUS["A6000"], GPUS["H200"]
 
 

@@ -53,6 +53,12 @@ def test_every_step_of_a_shipped_recipe_reads_what_an_earlier_one_wrote(name: st
     assert step.name == "report"
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_comparison_of_every_shipped_recipe_can_be_planned(name: str) -> None:
+    steps = {step.name: step for step in align.steps(shipped(name), compared=True)}
+    assert {"tune-dpo-1", "evaluate-soup-1", "evaluate-sft-best-of-n"} <= set(steps)
+
+
 def test_the_recipes_that_users_are_told_of_are_shipped() -> None:
     assert {"world", "paper", "one-gpu", "real"} <= set(SHIPPED)
 

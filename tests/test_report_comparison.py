@@ -11,15 +11,18 @@ import pytest
 
 import fake_run
 from dpalign import align
+from dpalign.evaluation.seeds import combine_seeds
 from dpalign.ledger import read_ledger
 from dpalign.report import stage
 from dpalign.report.combine import pairs_to_compare
 from dpalign.report.compared_figures import compared_plots
+from dpalign.report.compared_tables import table_1
 from dpalign.report.compared_words import rivals_claims, trust_warning, undecided, what_was_run
 from dpalign.report.drawing import inline, svg
 from dpalign.report.headline import headline
 from dpalign.report.ledgers import cost, footprint, lineage, made_from, objectives_read
 from dpalign.report.systems import colours, systems_of
+from dpalign.report.trust_tables import feasibility_tables
 from dpalign.report.write import render_page
 from dpalign.runs import Run
 from test_report_page import Reader
@@ -206,6 +209,22 @@ def test_a_warning_stands_on_the_page_when_the_proxy_rises_and_the_check_falls(t
     assert "the policy pleases the reward model at the expense of what it stands for" in text
 
 
+def test_over_seeds_a_warning_stands_on_the_page_whichever_of_them_was_warned(summary: dict[str, Any]) -> None:
+    """Seeds 1 to 3, of which the second alone rose by the reward model and fell in truth."""
+    warned, third = deepcopy(summary), deepcopy(summary)
+    warned["trust"]["warning"] = True
+    warned["trust"]["change"] |= {"proxy": {"value": 2.0, "low": 1.0, "high": 3.0}}
+    warned["trust"]["change"] |= {"check": {"value": -2.0, "low": -3.0, "high": -1.0}}
+    combined = summary | {"seeds": combine_seeds({1: summary, 2: warned, 3: third})}
+    said = trust_warning(combined)
+    assert said is not None
+    assert said.startswith(
+        "In 1 of 3 seeds the reward model's E_v J(v) rose from DPA t=1 to DPA t=2 while by the truth"
+    )
+    assert "Over-optimised." in Reader(page(combined)).text
+    assert trust_warning(summary | {"seeds": combine_seeds({1: summary, 3: third})}) is None
+
+
 def test_what_another_system_wins_is_said_as_plainly(tmp_path: Path) -> None:
     """Soups that are five points more helpful everywhere beat DPA, and the headline says so."""
     given = fake_run.recipe(**{"compare.systems": ["soups"], "compare.ablations": []})
@@ -264,6 +283,54 @@ def test_the_section_says_what_was_run_and_shows_every_table(summary: dict[str, 
         assert said in text, said
     assert "None" not in text
     assert "nan" not in text.lower().split()
+
+
+def test_the_margin_of_the_training_is_told_from_the_arc_and_from_beyond(tmp_path: Path) -> None:
+    """Trained from -55 to 10 degrees: 7.5 and -52.5 were trained on and are not asked for."""
+    given = fake_run.recipe(**{"preference.margin": 10.0, "compare.systems": ["dpo"], "compare.ablations": []})
+    fake_run.fake_run(tmp_path / "run", given, prompts=12)
+    told = taken(tmp_path / "run", given)["summary"]
+    found = told["feasibility"]["DPA t=2"]
+    assert [(group["name"], group["conditions"]) for group in found["groups"]] == [
+        ("above 10 degrees", 1), ("margin, 0 to 10 degrees", 1), ("asked arc", 4), ("margin, -45 to -55 degrees", 1),
+        ("below -55 degrees", 2),
+    ]  # fmt: skip
+    assert found["ranges"] == {"asked": [-45, 0], "trained": [-55, 10]}
+    step = json.loads((tmp_path / "run" / "feasible-policy-2" / "feasibility.json").read_text())
+    assert [group["name"] for group in step["groups"]] == ["above 0 degrees", "trained range", "below -45 degrees"]
+    for one, other in zip(found["conditions"], step["conditions"], strict=True):
+        assert one["degenerate"]["share"]["value"] == other["degenerate"]["share"]["value"]
+    text = Reader(page(told)).text
+    assert "margin, \N{MINUS SIGN}45 to \N{MINUS SIGN}55 degrees" in text
+    assert "directions that training had around the arc and nobody asks for" in text
+    (axes,) = compared_plots(told, systems_of(told))["feasibility"].wide.axes
+    shaded = [patch.get_extents().transformed(axes.transData.inverted()) for patch in axes.patches]
+    assert [sorted([round(box.x0, 6), round(box.x1, 6)]) for box in shaded] == [[-45, 0], [-55, -45], [0, 10]]
+
+
+def test_degenerate_answers_are_counted_by_condition_and_the_worst_group_is_named(summary: dict[str, Any]) -> None:
+    """At 0 degrees 3 of 10 answers repeat themselves, which the average over the arc hides."""
+    found = summary["feasibility"]["DPA t=2"]
+    worst = max(found["conditions"], key=lambda row: row["degenerate"]["share"]["value"])
+    assert worst["angle"] == 0
+    groups, conditions = feasibility_tables(summary)["DPA t=2"]
+    assert [row.cells[0].text for row in groups.rows] == [
+        "above 0 degrees",
+        "trained range",
+        "below \N{MINUS SIGN}45 degrees",
+    ]
+    assert len(conditions.rows) == 9
+    assert conditions.columns[:3] == ("angle", "of the group", "degenerate, %")
+    assert all(row.cells[2].note for row in conditions.rows)
+    assert "Most answers are degenerate at 0\N{DEGREE SIGN} (trained range): " in conditions.caption
+    table = table_1(summary, systems_of(summary))
+    assert table is not None
+    column = table.columns.index("asked for more: the worst, %")
+    notes = {row.cells[0].text: row.cells[column].note for row in table.rows}
+    within = {row.cells[0].text: row.cells[column - 1].note for row in table.rows}
+    assert re.search(r"; up to \d\d\.\d in one condition$", within["DPA t=2"])
+    assert notes["DPA t=2"].endswith(", below \N{MINUS SIGN}45 degrees")
+    assert notes["SteerLM"].endswith(", 100% of the way beyond")
 
 
 def test_the_figures_of_a_comparison_are_drawn(summary: dict[str, Any]) -> None:
@@ -325,8 +392,6 @@ def test_a_checkpoint_of_the_same_method_is_told_from_the_one_trained_here() -> 
 def test_the_last_iteration_is_compared_over_seeds_with_every_system_that_all_runs_share(
     summary: dict[str, Any],
 ) -> None:
-    from dpalign.evaluation.seeds import combine_seeds
-
     other = deepcopy(summary)
     del other["systems"]["DPO"]
     other["comparison"]["differences"] = [row for row in other["comparison"]["differences"] if row["system"] != "DPO"]

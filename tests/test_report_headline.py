@@ -8,6 +8,8 @@ from dpalign.report.headline import headline
 from dpalign.report.systems import systems_of
 from dpalign.report.words import Figure, arithmetic, degrees, listed, number, probability, whole
 
+DIRECTIONS = [{"helpfulness": x, "verbosity": y} for x, y in ((1.0, 0.0), (0.92, -0.38), (0.71, -0.71))]
+
 
 def estimate(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
@@ -35,7 +37,7 @@ def summary(dominates: tuple[bool, bool], sure_steps: int = 2) -> dict[str, Any]
         for b, holds, margin in zip(("SFT", "DPO"), dominates, margins, strict=True)
     ]
     return {
-        "objectives": ["helpfulness", "verbosity"], "senses": [1.0, -1.0], "directions": [{}, {}, {}],
+        "objectives": ["helpfulness", "verbosity"], "senses": [1.0, -1.0], "directions": DIRECTIONS,
         "measure": "judged", "intervals": {"prompts": 200, "bootstrap": {"level": 0.95}},
         "systems": {"SFT": plain, "DPO": plain, "t=1": policy}, "dominance": rows, "seeds": {},
     }  # fmt: skip

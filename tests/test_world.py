@@ -209,7 +209,7 @@ def test_an_optimal_policy_passes_every_figure_asked_of_dpa() -> None:
         ids = tuple(str(i) for i in range(len(tasks)))
         system = SystemRewards("optimal", 1, ids, GRID, reward_PVK[:, :, None, :])
         bootstrap = Bootstrap(seed=draw, replicates=200)
-        figures = control(system, SENSES, bootstrap)
+        figures = control(system, bootstrap)
         reference = np.array([55.0, front[0, 1]])
         share = hypervolume(system.point_VK, SENSES, reference) / hypervolume(front, SENSES, reference)
         span = (system.point_VK[0, 1] - system.point_VK[-1, 1]) / (front[0, 1] - front[-1, 1])

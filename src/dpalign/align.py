@@ -19,6 +19,7 @@ from dpalign.consistency import require_consistent
 from dpalign.environment import expanded, thread_variables
 from dpalign.ledger import hash_of
 from dpalign.localfiles import local_files
+from dpalign.preference import evaluation_grid
 from dpalign.recipe import Recipe
 from dpalign.schedule import take_all
 from dpalign.stages import Job, Step, knobs_read
@@ -29,11 +30,16 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
 
     Args:
         compared: with every other system that the recipe compares (`compare.py`).
+
+    Raises:
+        ValueError: knobs that would stop the run after its trainings.
     """
+    _require_directions(recipe)
     made = [*preparation(recipe), *loop(recipe)]
     steerlm = Step("steerlm", "steerlm", {"sft": "sft"} | ANNOTATED, half="both")
     evaluated = list(evaluations(recipe))
     if compared:
+        compare.require_plan(recipe)
         contenders = compare.contenders(recipe)
         tuned = compare.tuned_systems(contenders)
         given = scored(recipe)
@@ -49,6 +55,16 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
     systems = {step.name: step.name for step in evaluated}
     report = Step("report", "report", scored(recipe) | systems)
     return without_repeats(recipe, [*made, steerlm, *evaluated, report])
+
+
+def _require_directions(recipe: Recipe) -> None:
+    try:
+        evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)
+    except ValueError as error:
+        raise ValueError(
+            f"evaluation.directions {recipe.evaluation.directions} of a preference.distribution of "
+            f'"{recipe.preference.distribution}": {error}'
+        ) from None
 
 
 ANNOTATED: Final = {"data": "data", "annotate": "annotate"}
@@ -186,6 +202,8 @@ def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bo
     """
     planned = steps_until(recipe, until, compared)
     with runs.Run.open(folder, config.to_toml(recipe)) as run:
+        for note in compare.notes(recipe) if compared else ():
+            run.log(note)
         take_all(planned, recipe.jobs, lambda step: take(recipe, run, step))
     return folder
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from dpalign import __doc__ as what_this_is
-from dpalign import __version__, align, alpaca, config
+from dpalign import __version__, align, alpaca, compare, config
 from dpalign.consistency import require_consistent
 from dpalign.doctor import verb as examining
 from dpalign.errors import plain_errors
@@ -194,8 +194,9 @@ def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared
     planned = align.dry_run(recipe, folder, until, compared)
     rows = [(step.name, " ".join(filter(None, (step.half, step.condition))), said) for step, said in planned]
     name_width, how_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    notes = [f"# {note}" for note in compare.notes(recipe)] if compared else []
     lines = [f"#   {name:{name_width}}  {how:{how_width}}  {said}" for name, how, said in rows]
-    return "\n".join([f"# {len(rows)} steps into {folder}:", *lines])
+    return "\n".join([*notes, f"# {len(rows)} steps into {folder}:", *lines])
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -278,7 +279,7 @@ def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
 def take_alone(kind: str, arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """One stage on finished folders, wherever they lie; done before with the same inputs and knobs, it is skipped."""
     recipe = load(recipe_file(arguments.recipe), overrides)
-    require_consistent(recipe, evaluated=kind == "evaluate")
+    require_consistent(recipe)
     stage, out = STAGES[kind], Path(arguments.out)
     if not re.fullmatch(STAGE_NAME, out.name):
         raise ValueError(f"--out {out}: a stage's folder is named in lower-case letters, digits, - and _")

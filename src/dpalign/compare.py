@@ -14,7 +14,7 @@ import numpy as np
 
 from dpalign.config import changed
 from dpalign.evaluation.points import senses_of
-from dpalign.preference import evaluation_grid
+from dpalign.preference import Fixed, Grid, evaluation_grid
 from dpalign.recipe import Recipe
 from dpalign.report.words import arithmetic, listed
 from dpalign.stages import Step
@@ -26,6 +26,9 @@ ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "no LM loss": {"reward.lm_loss": 0.0},
 }
 """The knobs of each ablation of the loop."""
+
+SOUPS: Final = ("axes", "ends")
+"""The choices of experts: one an objective, or one for each end of the dial."""
 
 Vector = Sequence[float]
 
@@ -101,6 +104,35 @@ def feasibility(recipe: Recipe, inputs: Mapping[str, str]) -> Iterator[Step]:
         yield Step("feasible-steerlm", "feasibility", {"policy": "steerlm"} | given, condition="targets")
 
 
+def require_plan(recipe: Recipe) -> None:
+    """What a comparison would otherwise miss after all trainings.
+
+    Raises:
+        ValueError: experts that cannot be mixed for every evaluation direction; settings to choose among, and no
+            tuning prompts.
+    """
+    for choice in recipe.compare.soups if "soups" in recipe.compare.systems else ():
+        if why := unserved(recipe, choice):
+            raise ValueError(f'compare.soups has "{choice}", which cannot serve every direction: {why}')
+    tuned = sorted(tuned_systems(contenders(recipe)))
+    data = recipe.data
+    held_out = recipe.world.tuning_prompts if data.world else data.tuning_prompts or data.tuning
+    if tuned and not held_out:
+        key = "world.tuning_prompts is 0; give 150" if data.world else "data.tuning is 0; give a share such as 0.02"
+        raise ValueError(
+            f"no tuning prompts to choose the settings of {listed([name.replace(',', '') for name in tuned])} on: {key}"
+            f"{'' if data.world else ', or name a file in data.tuning_prompts'}"
+        )
+
+
+def notes(recipe: Recipe) -> list[str]:
+    """What a comparison leaves out by itself, and why."""
+    if recipe.compare.soups or "soups" not in recipe.compare.systems:
+        return []
+    missing = [(choice, why) for choice in SOUPS if (why := unserved(recipe, choice))]
+    return [f'compare.soups: "{choice}" is left out: {why}' for choice, why in missing]
+
+
 def tuned_systems(compared: Sequence[Contender]) -> set[str]:
     """The systems with more than one setting."""
     systems = [contender.system for contender in compared]
@@ -166,19 +198,42 @@ def _at_the_edge(value: float, grid: Sequence[float]) -> bool:
 
 
 def _soups(recipe: Recipe) -> Iterator[Contender]:
-    grid_UK = _grid(recipe, recipe.evaluation.directions)
-    experts_of = {"axes": axes(grid_UK), "ends": (grid_UK[0], grid_UK[-1])}
-    for i, pair in enumerate(recipe.compare.soups, start=1):
+    for i, choice in enumerate(soups_mixed(recipe), start=1):
+        experts = experts_of(recipe, choice)
         made_by: list[Step] = []
         inputs: dict[str, str | Any] = {}
-        for j, v_K in enumerate(experts_of[pair], start=1):
+        for j, v_K in enumerate(experts, start=1):
             steps = list(scalar_rejection_sampling(recipe, f"soup-{i}-expert-{j}", v_K))
             made_by += steps
             inputs[f"expert-{j}"] = steps[-1].name
-        names = listed([spelled(recipe, v_K) for v_K in experts_of[pair]])
-        knobs = {"soups.experts": [list(v_K) for v_K in experts_of[pair]]}
+        names = listed([spelled(recipe, v_K) for v_K in experts])
+        knobs = {"soups.experts": [list(v_K) for v_K in experts]}
         asked = Step("", "soup", inputs, knobs=knobs)
         yield Contender(f"soup-{i}", "rewarded soups", names, made_by=tuple(made_by), asked=asked)
+
+
+def soups_mixed(recipe: Recipe) -> list[str]:
+    """The choices of experts: the recipe's, or where it leaves that open all that serve every direction."""
+    return list(recipe.compare.soups) or [choice for choice in SOUPS if not unserved(recipe, choice)]
+
+
+def experts_of(recipe: Recipe, choice: str) -> tuple[Vector, ...]:
+    """The directions that the experts of a soup are trained for."""
+    grid_UK = _grid(recipe, recipe.evaluation.directions)
+    return axes(grid_UK) if choice == "axes" else (grid_UK[0], grid_UK[-1])
+
+
+def unserved(recipe: Recipe, choice: str) -> str:
+    """Why the experts cannot be mixed for some evaluation direction; nothing where they serve all."""
+    from dpalign.training.mixtures import spanned  # scipy takes a while to import
+
+    experts = experts_of(recipe, choice)
+    for v_K in _grid(recipe, recipe.evaluation.directions):
+        try:
+            spanned(v_K, experts)
+        except ValueError as error:
+            return str(error)
+    return ""
 
 
 def scalar_rejection_sampling(recipe: Recipe, name: str, v_K: Vector) -> Iterator[Step]:
@@ -210,9 +265,10 @@ def fixed(v_K: Vector) -> dict[str, Any]:
 
 
 def axes(grid_UK: Sequence[Vector]) -> tuple[Vector, ...]:
-    """One direction an objective: as the population has it, more of it or less."""
-    senses_K = senses_of(np.array(grid_UK))
-    return tuple(tuple(row) for row in (np.diag(senses_K) + 0.0).tolist())
+    """One direction an objective, more of it or less, as the population has it; both where that disagrees."""
+    senses_K = senses_of(np.array(grid_UK)).tolist()
+    signs = [(k, sign) for k, sense in enumerate(senses_K) for sign in ((sense,) if sense else (1.0, -1.0))]
+    return tuple(tuple(sign if i == k else 0.0 for i in range(len(senses_K))) for k, sign in signs)
 
 
 def spelled(recipe: Recipe, v_K: Vector) -> str:
@@ -221,9 +277,14 @@ def spelled(recipe: Recipe, v_K: Vector) -> str:
 
 
 def _grid(recipe: Recipe, n: int) -> list[Vector]:
+    """n even steps over the population; of a population that is a list, n of its directions."""
     population = recipe.preference.population(len(recipe.objectives))
-    grid_UK = evaluation_grid(population, n).round(12) + 0.0
-    return [tuple(v_K) for v_K in grid_UK.tolist()]
+    if isinstance(population, Grid | Fixed):
+        every_VK = evaluation_grid(population, recipe.evaluation.directions)
+        grid_UK = every_VK[np.linspace(0, len(every_VK) - 1, min(n, len(every_VK))).round().astype(int)]
+    else:
+        grid_UK = evaluation_grid(population, n)
+    return [tuple(v_K) for v_K in (grid_UK.round(12) + 0.0).tolist()]
 
 
 def ablated(recipe: Recipe) -> Iterator[tuple[str, Recipe, Mapping[str, Any]]]:

@@ -82,7 +82,7 @@ def to_toml(instance: Any, comments: bool = True) -> str:
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two tables (nested or already flat): `["steerlm.epochs 2 -> 3", "seed 1 is new"]`."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     said = []
     for key in dict.fromkeys([*before, *after]):
         if key not in before:
@@ -108,7 +108,7 @@ def knobs(instance: Any, *names: str) -> dict[str, Any]:
                 here = tuple(value) if isinstance(value, dict) else ()
                 raise _Place(type(instance).__name__, "", type(instance)).unknown(name, here)
             value = value[part]
-        chosen.update(_leaves(value, (name,)) if isinstance(value, dict) else {name: value})
+        chosen.update(leaves(value, (name,)) if isinstance(value, dict) else {name: value})
     return chosen
 
 
@@ -380,10 +380,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _leaves(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def leaves(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The values of nested tables by their dotted names."""
     for name, value in table.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*prefix, name))
+            yield from leaves(value, (*prefix, name))
         else:
             yield ".".join((*prefix, name)), value
 

@@ -7,7 +7,7 @@ from typing import Final
 from dpalign.knobs import Training
 from dpalign.localfiles import require_models
 from dpalign.objectives import head_indices
-from dpalign.preference import Fixed, Grid, objective_count
+from dpalign.preference import objective_count
 from dpalign.recipe import Recipe
 
 LEAST: Final[Mapping[str, float]] = {
@@ -40,11 +40,8 @@ LEAST: Final[Mapping[str, float]] = {
 TRAININGS: Final = ("sft", "finetune", "steerlm.training", "reward.training", "dpo.training", "rl.training")
 
 
-def require_consistent(recipe: Recipe, evaluated: bool = True) -> None:
-    """Check a recipe as a whole.
-
-    Args:
-        evaluated: what it makes is evaluated, at directions that must then be as many as P_v lists.
+def require_consistent(recipe: Recipe) -> None:
+    """Check a recipe as a whole; whether its directions can be evaluated is asked when its steps are listed.
 
     Raises:
         ValueError: naming the knob, its value, and what it may be.
@@ -76,8 +73,6 @@ def require_consistent(recipe: Recipe, evaluated: bool = True) -> None:
         head_indices(objective, recipe.heads)
     require_models(recipe)
     _require_directions(recipe)
-    if evaluated:
-        _require_grid(recipe)
 
 
 def _require_updates(name: str, training: Training) -> None:
@@ -112,21 +107,6 @@ def _require_directions(recipe: Recipe) -> None:
         )
     if len(recipe.evaluation.reference) not in (0, k):
         raise ValueError(f"evaluation.reference has {len(recipe.evaluation.reference)} numbers, and {named}")
-
-
-def _require_grid(recipe: Recipe) -> None:
-    match recipe.preference.population(len(recipe.objectives)):
-        case Fixed(directions):
-            key, listed = "listed", len(directions)
-        case Grid(_, points):
-            key, listed = "points", points
-        case _:
-            return
-    if recipe.evaluation.directions != listed:
-        raise ValueError(
-            f"evaluation.directions is {recipe.evaluation.directions}, and preference.{key} gives {listed} directions; "
-            f"say {listed}"
-        )
 
 
 def _spanning(k: int) -> Iterator[str]:

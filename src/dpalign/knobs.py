@@ -170,8 +170,9 @@ class Compare:
     """DPO's settings."""
     steerlm_quantiles: tuple[float, ...] = (1.0, 0.9, 0.75)
     """SteerLM's target grids (`steerlm.quantile`); 1 is the paper's."""
-    soups: tuple[Literal["axes", "ends"], ...] = ("axes", "ends")
-    """Pairs of experts: one an objective, or one for each end of the dial."""
+    soups: tuple[Literal["axes", "ends"], ...] = ()
+    """Experts of the soups: one an objective (axes), or one for each end of the dial. [] takes both, or axes alone
+    where two ends cannot be mixed for every direction, as of three objectives."""
     rsf_directions: int = 3
     """Even steps over the distribution, each with a specialist of its own."""
     rl_directions: int = 2
@@ -182,6 +183,20 @@ class Compare:
     """The loop again, each time without one of its parts; each costs about as much as the loop."""
     paper_curves: bool = False
     """Draw the paper's Fig. 4 beside the run's own: only with a reward model of the same scale can they be compared."""
+
+    def __post_init__(self) -> None:
+        for name, wrong, needed in (
+            ("dpo_betas", [beta for beta in self.dpo_betas if not beta > 0], "numbers above 0"),
+            ("rl_betas", [beta for beta in self.rl_betas if not beta >= 0], "numbers of 0 or more"),
+            ("steerlm_quantiles", [q for q in self.steerlm_quantiles if not 0 < q <= 1], "numbers above 0, 1 at most"),
+        ):
+            if wrong:
+                raise ValueError(f"compare.{name} has {wrong[0]:g}; give {needed}")
+        for name in ("rsf_directions", "rl_directions"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"compare.{name} is {getattr(self, name)}; give at least 1, or leave it out of systems"
+                )
 
 
 @dataclass(frozen=True)

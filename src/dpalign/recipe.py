@@ -258,6 +258,9 @@ class Evaluation:
     """Also ask SFT, and a base model that is a folder, for directions: what an untrained dial does."""
     reference: tuple[float, ...] = ()
     """Hypervolume's reference point, by objective; the world derives its own."""
+    senses: tuple[int, ...] = ()
+    """Fronts: 1 for an objective of which more is better, -1 for one of which less is. [] reads them off the
+    directions, and leaves hypervolume out where these disagree."""
     bootstrap: int = 1000
     """Resamples of the prompts; `dpa compare` takes more where its pairs cannot be decided with so few."""
 
@@ -343,6 +346,12 @@ class Recipe:
             raise ValueError(
                 f"cluster.gpus is {self.cluster.gpus:g}, and engines.tensor_parallel spreads an engine over {spread} "
                 "GPUs; an actor reserves as many"
+            )
+        senses = self.evaluation.senses
+        if senses and (len(senses) != len(self.objectives) or not set(senses) <= {1, -1}):
+            raise ValueError(
+                f"evaluation.senses is {list(senses)}: give one of 1 and -1 for each of {', '.join(self.objectives)}, "
+                "or none"
             )
 
     @property

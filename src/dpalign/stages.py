@@ -103,6 +103,7 @@ LATER: Final[Mapping[str, Any]] = {
     "engines.sampling": "transformers",
     "engines.scoring": "transformers",
     "engines.tensor_parallel": 1,
+    "evaluation.senses": [],
 }
 """Knobs that came after the first runs, with the value that those had: no ledger names one that has it still."""
 

@@ -20,7 +20,22 @@ from dpalign.evaluation.points import SystemRewards, judged_by_truth, points
 from dpalign.evaluation.summary import jsonable
 
 TRAINED: Final = "trained range"
+"""The arc that users ask for, where training went no further."""
+ASKED: Final = "asked arc"
+"""The same arc, where training had a margin around it."""
+MARGIN: Final = "margin"
+"""How the groups of that margin begin: trained on, and not asked for."""
 AS_ANNOTATED: Final = "as annotated"
+
+
+def reachable(group: str) -> bool:
+    """Whether a group is of what the system is meant to serve."""
+    return group in (TRAINED, ASKED, AS_ANNOTATED)
+
+
+def trained_on(group: str) -> bool:
+    """Whether a system was trained on what a group asks for."""
+    return reachable(group) or group.startswith(MARGIN)
 
 
 @dataclass(frozen=True)
@@ -152,12 +167,13 @@ def follows_on(
 ) -> Estimate | None:
     """How far the second objective goes on to follow the angle: from the trained end to the farthest angle beyond.
 
-    Of the trained range itself, from one of its ends to the other; None where it has one angle. Positive when it
-    obeys: a smaller angle weighs the second objective less, so that it is to fall.
+    Of the arc itself, from one of its ends to the other, None where it has one angle; of a margin, from the arc's end
+    to the margin's. Positive when it obeys: a smaller angle weighs the second objective less, so that it is to fall.
     """
     rising = sorted(range(len(wishes)), key=lambda v: float(wishes[v].about["angle"]))
-    inside = [v for v in rising if wishes[v].group == TRAINED]
     asked = [v for v in rising if v in at]
+    known = reachable if trained_on(wishes[asked[0]].group) else trained_on
+    inside = [v for v in rising if known(wishes[v].group)]
     if asked[0] in inside:
         low, high = inside[0], inside[-1]
     elif rising.index(asked[0]) < rising.index(inside[0]):

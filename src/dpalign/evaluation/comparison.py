@@ -54,15 +54,15 @@ def differences(
     others: Sequence[SystemRewards],
     directions_UK: Array,
     senses_K: Array,
-    reference_K: Array,
+    reference_K: Array | None,
     bootstrap: Bootstrap,
 ) -> list[Difference]:
-    """The last iteration against each of the others, paired by prompt."""
+    """The last iteration against each of the others, paired by prompt; without a reference there is no hypervolume."""
     return [
         Difference(
             other.name,
             objective_difference(last, other, directions_UK, bootstrap),
-            hypervolume_share(last, other, senses_K, reference_K, bootstrap),
+            None if reference_K is None else hypervolume_share(last, other, senses_K, reference_K, bootstrap),
         )
         for other in others
     ]

@@ -2,7 +2,8 @@
 
 The dial is the direction's angle in degrees (two objectives), and what it turns is the second one:
 verbosity in the paper. All figures are positive when the policy obeys: on the paper's arc verbosity
-falls as the angle goes from 0 to -45.
+falls as the angle goes from 0 to -45. Directions whose weight of the second objective rises and falls by
+turns, as round a whole circle, are no dial.
 
 Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 objectives unless said otherwise.
 """
@@ -56,17 +57,25 @@ def angles(directions_V2: Array) -> Array:
     return np.degrees(np.arctan2(directions_V2[:, 1], directions_V2[:, 0]))
 
 
-def control(system: SystemRewards, senses_2: Array, bootstrap: Bootstrap) -> Control:
+def is_dial(directions_VK: Array | None) -> bool:
+    """Whether control can be measured: two objectives, and two directions or more that turn the second one way."""
+    if directions_VK is None or directions_VK.shape[1] != 2 or len(directions_VK) < 2:
+        return False
+    step_V = np.diff(directions_VK[:, 1])
+    return bool((step_V > 0).all() or (step_V < 0).all())
+
+
+def control(system: SystemRewards, bootstrap: Bootstrap) -> Control:
     """Measure a policy sampled at two or more directions of two objectives.
 
     Raises:
-        ValueError: the system has no directions, too few, or more than two objectives.
+        ValueError: the system's directions are no dial (`is_dial`), or it has none.
     """
     directions_V2 = _directions(system)
-    if directions_V2.shape[1] != 2 or len(directions_V2) < 2:
+    if not is_dial(directions_V2):
         raise ValueError(
             f"system {system.name!r} has {len(directions_V2)} directions of {directions_V2.shape[1]} objectives; "
-            "a dial needs at least two directions of two objectives"
+            "a dial needs at least two directions of two objectives, in the order of the second's weight"
         )
     angle_V = angles(directions_V2)
     reward_PV = system.mean_PVK[:, :, 1]
@@ -74,7 +83,8 @@ def control(system: SystemRewards, senses_2: Array, bootstrap: Bootstrap) -> Con
     weight_RP = bootstrap.weights(len(system.prompt_ids))
     mean_RV = weight_RP @ reward_PV
     tau_P, constant_P = kendall_tau_b(angle_V, reward_PV)
-    drop_V, drop_RV = senses_2[1] * np.diff(mean_V), senses_2[1] * np.diff(mean_RV, axis=1)
+    way = _way(directions_V2)
+    drop_V, drop_RV = way * np.diff(mean_V), way * np.diff(mean_RV, axis=1)
     return Control(
         kendall_tau=bootstrap.interval(tau_P.mean(), weight_RP @ tau_P),
         constant_prompts=int(constant_P.sum()),
@@ -89,6 +99,11 @@ def _directions(system: SystemRewards) -> Array:
     if system.directions_VK is None:
         raise ValueError(f"system {system.name!r} is not steered by direction, so it has no control to measure")
     return system.directions_VK
+
+
+def _way(directions_V2: Array) -> float:
+    """Where the second objective is to go as the dial turns from its first direction to its last: 1 up, -1 down."""
+    return float(np.sign(directions_V2[-1, 1] - directions_V2[0, 1]))
 
 
 def kendall_tau_b(dial_V: Array, reward_PV: Array) -> tuple[Array, Mask]:
@@ -211,12 +226,11 @@ def _mean(figure_P: Array | None, weight_RP: Array, bootstrap: Bootstrap) -> Est
     return None if figure_P is None else bootstrap.interval(figure_P.mean(), weight_RP @ figure_P)
 
 
-def span_share(
-    system: SystemRewards, reference: SystemRewards, senses_2: Array, bootstrap: Bootstrap
-) -> Estimate | None:
+def span_share(system: SystemRewards, reference: SystemRewards, bootstrap: Bootstrap) -> Estimate | None:
     """The system's span over a reference's (the true front's), paired by prompt; None where that one has no span."""
     require_same_prompts([system, reference])
-    own_P, whole_P = (senses_2[1] * (one.mean_PVK[:, -1, 1] - one.mean_PVK[:, 0, 1]) for one in (system, reference))
+    way = _way(_directions(system))
+    own_P, whole_P = (way * (one.mean_PVK[:, -1, 1] - one.mean_PVK[:, 0, 1]) for one in (system, reference))
     weight_RP = bootstrap.weights(len(system.prompt_ids))
     whole_R = weight_RP @ whole_P
     if whole_P.mean() <= 0 or (whole_R <= 0).any():

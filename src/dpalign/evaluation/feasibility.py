@@ -10,14 +10,15 @@ follow the dial, and what is lost by asking there (regret)?
 Shapes: P prompts, V conditions, S samples, K objectives, N annotated answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpalign.choosing import annotated, line
-from dpalign.evaluation.beyond import AS_ANNOTATED, TRAINED, Wish, figures
+from dpalign.evaluation.beyond import AS_ANNOTATED, ASKED, MARGIN, TRAINED, Wish, figures
 from dpalign.evaluation.bootstrap import Array, Bootstrap
 from dpalign.evaluation.degeneracy import Faults, faults
 from dpalign.evaluation.points import SystemRewards
@@ -68,7 +69,7 @@ def wishes_of(job: Job) -> list[Wish]:
 
 
 def directions_beyond(recipe: Recipe) -> list[Wish]:
-    """The recipe's angles, told apart by the trained range.
+    """The recipe's angles, told apart by the arc that users ask for; the report also tells its margin (`with_margin`).
 
     Raises:
         ValueError: the trained directions are no arc, or an angle lies outside -90..90 degrees.
@@ -92,6 +93,49 @@ def directions_beyond(recipe: Recipe) -> list[Wish]:
     if not any(wish.group == TRAINED for wish in wishes):
         raise ValueError(f"feasibility.angles {recipe.feasibility.angles} has none within the trained arc; give some")
     return sorted(wishes, key=lambda wish: -wish.about["angle"])
+
+
+def with_margin(found: Mapping[str, Any], folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """What a step found that asked for directions, with the ends of the arc, and the margin as groups of its own.
+
+    The stage tells the arc from all else. What lies in the margin around it (`preference.margin`) was trained on but
+    is not asked for, so the report measures it apart, on the stage's answers.
+
+    Returns:
+        feasibility.json's figures, and ranges: {asked: (low, high), trained: (low, high)} in degrees.
+    """
+    population, margin = recipe.preference.population(2), recipe.preference.margin
+    if found["asked_for"] != "directions" or not isinstance(population, Arc):
+        return dict(found)
+    low, high = population.low, population.high
+    ranges = {"asked": [low, high], "trained": [low - margin, high + margin]}
+    if not margin:
+        return {**found, "ranges": ranges}
+    asked = replace(recipe.feasibility, samples=found["samples"], repetition=found["rule"]["repetition"])
+    rows, names = found["conditions"], tuple(recipe.objectives)
+    wishes = [
+        Wish(
+            "direction", Preference.from_angle(row["angle"], names).v, "", _group(row["angle"], low, high, margin),
+            names, {"angle": row["angle"]},
+        )
+        for row in rows
+    ]  # fmt: skip
+    system, fault_PVS = _read(folder, replace(recipe, feasibility=asked), wishes)
+    bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
+    known = all("optimum" in row for row in rows)
+    optimum_VK = np.array([[row["optimum"][name] for name in names] for row in rows]) if known else None
+    return figures(system, fault_PVS, wishes, asked.repetition, bootstrap, optimum_VK) | {"ranges": ranges}
+
+
+def _group(angle: float, low: float, high: float, margin: float) -> str:
+    """Of which group an angle is, by the ends of the arc and the margin around it."""
+    if low <= angle <= high:
+        return ASKED
+    if high < angle <= high + margin:
+        return f"{MARGIN}, {high:g} to {high + margin:g} degrees"
+    if low - margin <= angle < low:
+        return f"{MARGIN}, {low:g} to {low - margin:g} degrees"
+    return f"above {high + margin:g} degrees" if angle > high else f"below {low - margin:g} degrees"
 
 
 def targets_beyond(recipe: Recipe, reward_NK: Array) -> list[Wish]:

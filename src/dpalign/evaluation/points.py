@@ -138,20 +138,11 @@ def opinion_gap(system: SystemRewards, bootstrap: Bootstrap) -> list[Estimate]:
 
 
 def senses_of(directions_UK: Array) -> Array:
-    """+1 for an objective that the directions maximise, -1 for one they minimise: (K,).
+    """+1 for an objective that the directions maximise, -1 for one they minimise, 0 where they disagree: (K,).
 
     On the paper's arc (v2 <= 0, section 3.1) that is (1, -1): more help, fewer words. An objective
     that no direction weighs counts as +1.
-
-    Raises:
-        ValueError: some directions want more of an objective, others less; then no front has a side.
     """
     tiny = 1e-9
     wanted_K, unwanted_K = (directions_UK > tiny).any(axis=0), (directions_UK < -tiny).any(axis=0)
-    both = np.flatnonzero(wanted_K & unwanted_K)
-    if len(both):
-        raise ValueError(
-            f"objective {both[0]} is maximised by some directions and minimised by others: "
-            "a front needs one sense an objective, so evaluate the two kinds of direction apart, or give the senses"
-        )
-    return np.where(unwanted_K, -1.0, 1.0)
+    return np.where(wanted_K & unwanted_K, 0.0, np.where(unwanted_K, -1.0, 1.0))

@@ -38,7 +38,8 @@ from dpalign.sampling.engine import Engine
 from dpalign.sampling.stages import Condition, draw, open_engine, open_reader
 from dpalign.scale.shards import Id, make_shards, named
 from dpalign.stages import Job
-from dpalign.training.soups import bytes_of, mix, mixture_weights
+from dpalign.training.mixtures import mixture_weights
+from dpalign.training.soups import bytes_of, mix
 from dpalign.training.stages import model_folder
 
 Array = NDArray[np.float64]

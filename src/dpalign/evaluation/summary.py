@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpalign.evaluation.bootstrap import Array, Bootstrap, Estimate, holm
-from dpalign.evaluation.control import angles, control, regret, span_share
+from dpalign.evaluation.control import angles, control, is_dial, regret, span_share
 from dpalign.evaluation.dominance import dominance
 from dpalign.evaluation.front import coverage
 from dpalign.evaluation.hypervolume import (
@@ -37,6 +37,9 @@ from dpalign.evaluation.points import (
 COSTS = ("sampled_tokens", "scored_responses", "scored_tokens", "trained_tokens", "total_tokens", "seconds")
 """What a system cost, as the stages' ledgers count it."""
 
+COVERED = ("share", "under", "inside", "outside", "outside_dominated")
+"""Of B's points as seen from A's front (`front.Coverage`); None where a front has no side."""
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
@@ -45,8 +48,8 @@ class Setting:
     objectives: tuple[str, ...]
     directions_UK: Array
     """The evaluation directions, in the order of the dial."""
-    reference_K: Array
-    """Hypervolume's reference, in reward points: fixed before any DPA run."""
+    reference_K: Array | None
+    """Hypervolume's reference, in reward points: fixed before any DPA run. None leaves hypervolume out."""
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     reference_shifts: tuple[float, ...] = (-5.0, 0.0, 5.0)
     """Reward points by which the sensitivity table moves each coordinate of the reference."""
@@ -55,19 +58,29 @@ class Setting:
 
     def __post_init__(self) -> None:
         k = len(self.objectives)
-        if self.directions_UK.ndim != 2 or self.directions_UK.shape[1] != k or self.reference_K.shape != (k,):
+        reference = (k,) if self.reference_K is None else self.reference_K.shape
+        if self.directions_UK.ndim != 2 or self.directions_UK.shape[1] != k or reference != (k,):
             raise ValueError(
                 f"{k} objectives ({', '.join(self.objectives)}) with directions of shape {self.directions_UK.shape} "
-                f"and a reference of shape {self.reference_K.shape}; (directions, {k}) and ({k},) are needed"
+                f"and a reference of shape {reference}; (directions, {k}) and ({k},) are needed"
             )
         if self.senses is not None and (len(self.senses) != k or not set(self.senses) <= {1, -1}):
             raise ValueError(f"senses are {self.senses}: {k} of them are needed, each 1 or -1")
-        _ = self.senses_K  # directions of two minds are refused here, before anything is measured
+        if self.disputed and self.reference_K is not None:
+            raise ValueError(
+                f"some directions want more {self.disputed[0]} and others less, so no front has a side and hypervolume "
+                "no reference: give none, or give the senses"
+            )
 
     @property
     def senses_K(self) -> Array:
-        """+1 for an objective to maximise, -1 for one to minimise: (K,)."""
+        """+1 for an objective to maximise, -1 for one to minimise, 0 for a disputed one: (K,)."""
         return senses_of(self.directions_UK) if self.senses is None else np.array(self.senses, dtype=float)
+
+    @property
+    def disputed(self) -> tuple[str, ...]:
+        """The objectives that some directions want more of and others less, where no senses are given."""
+        return tuple(name for name, sense in zip(self.objectives, self.senses_K, strict=True) if not sense)
 
 
 def summarize(
@@ -95,13 +108,14 @@ def summarize(
     _check_systems(systems, setting, true_front)
     truth_known = systems[0].true_reward_PVSK is not None
     measured = [judged_by_truth(system) for system in systems] if truth_known else list(systems)
-    references_MK = nearby_references(setting.reference_K, setting.reference_shifts)
     front = true_front if truth_known else None
+    reference_K = setting.reference_K
     summary = {
         "objectives": list(setting.objectives),
         "senses": setting.senses_K,
+        "disputed": setting.disputed,
         "directions": [_weights(v_K, setting) for v_K in setting.directions_UK],
-        "reference": _weights(setting.reference_K, setting),
+        "reference": _weights(reference_K, setting) if reference_K is not None else None,
         "measure": "true" if truth_known else "judged",
         "intervals": {"by": "prompt", "bootstrap": setting.bootstrap, "prompts": len(systems[0].prompt_ids)},
         "systems": {
@@ -111,7 +125,9 @@ def summarize(
         "true_front": [_weights(point_K, setting) for point_K in true_front.point_VK] if true_front else None,
         "dominance": dominance_table(measured, setting, pairs),
         "dominance_judged": dominance_table(systems, setting, pairs) if truth_known else None,
-        "hypervolume_sensitivity": sensitivity(measured, setting.senses_K, references_MK, front),
+        "hypervolume_sensitivity": []
+        if reference_K is None
+        else sensitivity(measured, setting.senses_K, nearby_references(reference_K, setting.reference_shifts), front),
         "reward_model": reward_model or {},
         "counts": counts or {},
         "seeds": seeds or {},
@@ -193,10 +209,13 @@ def _figures(system: SystemRewards, setting: Setting, true_front: SystemRewards 
     """A system's figures on the rewards it holds: bare numbers, with their intervals under "intervals"."""
     bootstrap, senses_K, directions_UK = setting.bootstrap, setting.senses_K, setting.directions_UK
     steered = system.directions_VK is not None
-    dial = control(system, senses_K, bootstrap) if steered and _is_dial(system) else None
-    reference_K = setting.reference_K
-    share = hypervolume_share(system, true_front, senses_K, reference_K, bootstrap) if true_front is not None else None
-    spans = span_share(system, true_front, senses_K, bootstrap) if dial is not None and true_front is not None else None
+    dial = control(system, bootstrap) if is_dial(system.directions_VK) else None
+    volume, share, reference_K = None, None, setting.reference_K
+    if reference_K is not None:
+        volume = hypervolume_estimate(system, senses_K, reference_K, bootstrap)
+        if true_front is not None:
+            share = hypervolume_share(system, true_front, senses_K, reference_K, bootstrap)
+    spans = span_share(system, true_front, bootstrap) if dial is not None and true_front is not None else None
     estimates: dict[str, Estimate | None] = {
         "true_front_share": share,
         "objective": expected_objective(system, directions_UK, bootstrap),
@@ -207,7 +226,7 @@ def _figures(system: SystemRewards, setting: Setting, true_front: SystemRewards 
         "span_share": spans,
     }
     return {
-        "hypervolume": hypervolume_estimate(system, senses_K, reference_K, bootstrap),
+        "hypervolume": volume,
         **{name: one.value if one is not None else None for name, one in estimates.items()},
         "spearman": dial.spearman if dial is not None else None,
         "intervals": {name: {"low": one.low, "high": one.high} for name, one in estimates.items() if one is not None},
@@ -217,11 +236,6 @@ def _figures(system: SystemRewards, setting: Setting, true_front: SystemRewards 
         "falls_at_every_step": dial.falls_at_every_step if dial is not None else None,
         "steps_beyond_doubt": dial.steps_beyond_doubt if dial is not None else None,
     }
-
-
-def _is_dial(system: SystemRewards) -> bool:
-    """Control is measured along an angle: two objectives, two directions or more."""
-    return system.directions_VK is not None and system.directions_VK.shape[1] == 2 and len(system.directions_VK) > 1
 
 
 def dominance_table(
@@ -250,16 +264,12 @@ def dominance_table(
     tests = [dominance(by_name[a], by_name[b], setting.directions_UK, setting.bootstrap) for a, b in pairs]
     rows = []
     for (a, b), test, p_holm in zip(pairs, tests, holm([test.p_value for test in tests]), strict=True):
-        seen = coverage(by_name[a].point_VK, by_name[b].point_VK, setting.senses_K)
+        seen = None if setting.disputed else coverage(by_name[a].point_VK, by_name[b].point_VK, setting.senses_K)
         rows.append(
             {
                 "a": a,
                 "b": b,
-                "share": seen.share,
-                "under": seen.under,
-                "inside": seen.inside,
-                "outside": seen.outside,
-                "outside_dominated": seen.outside_dominated,
+                **{name: getattr(seen, name, None) for name in COVERED},
                 "margin": test.margin,
                 "leads": test.leads,
                 "objective_lead": objective_difference(

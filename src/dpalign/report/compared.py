@@ -10,6 +10,7 @@ import numpy as np
 
 from dpalign.compare import contenders, knobs_set
 from dpalign.evaluation.comparison import Specialist, differences, shortfalls
+from dpalign.evaluation.feasibility import with_margin
 from dpalign.evaluation.objective import expected_objective
 from dpalign.evaluation.paper_curves import FIG_4
 from dpalign.evaluation.points import require_same_prompts
@@ -170,14 +171,15 @@ def tuning(recipe: Recipe, trials: Mapping[str, Sequence[Trial]], setting: Setti
     return plain
 
 
-def feasibility(inputs: Mapping[str, Path], systems: Sequence[Evaluated]) -> dict[str, Any]:
-    """What each feasibility step found: the system's title -> its feasibility.json."""
+def feasibility(recipe: Recipe, inputs: Mapping[str, Path], systems: Sequence[Evaluated]) -> dict[str, Any]:
+    """What each feasibility step found: the system's title -> its feasibility.json, the training's margin apart."""
     titles = {system.entrant.step.removeprefix("evaluate-"): system.entrant.title for system in systems}
     found = {}
     for name, folder in inputs.items():
         if name.startswith("feasible-"):
             own = name.removeprefix("feasible-")
-            found[titles.get(own, own)] = json.loads((folder / "feasibility.json").read_text(encoding="utf-8"))
+            told = json.loads((folder / "feasibility.json").read_text(encoding="utf-8"))
+            found[titles.get(own, own)] = with_margin(told, folder, recipe)
     return found
 
 

@@ -29,7 +29,7 @@ def compared_plots(summary: Summary, systems: Sequence[System]) -> dict[str, Plo
         found["range"] = control_range(summary, systems)
         if any(system.role == "ablation" for system in systems):
             found["ablations"] = _ablations(summary, systems)
-    if compared and any(system.entry.get("total_tokens") for system in systems):
+    if compared and summary["reference"] and any(system.entry.get("total_tokens") for system in systems):
         found["tokens"] = _tokens(summary, systems)
     if len(summary["objectives"]) == 2 and summary.get("feasibility"):
         found["feasibility"] = feasibility(summary, systems)

@@ -4,11 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from dpalign.evaluation.beyond import reachable, trained_on
 from dpalign.evaluation.control import COMMON
 from dpalign.report.compared_words import misunderstood
 from dpalign.report.systems import System
 from dpalign.report.tables import Cell, Row, Table, cell, name_of, without_empty_columns, word
-from dpalign.report.words import COUNTED, MISSING, Figure, degrees, figure, listed, number, percent, size, whole
+from dpalign.report.words import (
+    COUNTED,
+    MINUS,
+    MISSING,
+    Figure,
+    degrees,
+    figure,
+    listed,
+    number,
+    percent,
+    size,
+    whole,
+)
 from dpalign.runs import spell_seconds
 
 Summary = Mapping[str, Any]
@@ -125,13 +138,14 @@ def table_1(summary: Summary, systems: Sequence[System]) -> Table | None:
     columns = (
         *("system", "objectives trained on", "told by", "conditions"),
         *("Kendall tau", f"at {COMMON} conditions", "Spearman", f"span of {second}", "to switch"),
-        *("models to keep", "degenerate, %", "asked for more, %", "the paper's Table 1"),
+        *("models to keep", "degenerate, %", "asked for more: the worst, %", "the paper's Table 1"),
     )
     caption = (
         f"Control is how {second} follows what was asked: within a prompt (Kendall), over the averages (Spearman), and "
         f"from end to end (span); of specialists, over the models. {FEWER} Models to keep are those without which some "
         "direction could not be served, the reward model among them where it chooses at inference. Degenerate answers "
-        "are counted where the system was asked for what it was trained on, and for more than can be had (see below). "
+        "are counted where the system was asked for what it serves, and for more than can be had, of which the worst "
+        "group is shown (see below). "
         "The paper's columns: multi-objective rewards, preference arithmetic, single model, feasibility "
         f"guarantee. {_paper_rows([row['system'] for row in rows])}"
     )
@@ -174,16 +188,22 @@ def _paper_says(system: str) -> str:
 
 
 def _degenerate(summary: Summary, system: str) -> tuple[Cell, Cell]:
-    """The share of degenerate answers where the system was asked for what it knows, and the worst beyond."""
+    """The share of degenerate answers where the system was asked for what it serves, and the worst group beyond."""
     found = (summary.get("feasibility") or {}).get(system)
     if not found:
         return Cell(MISSING), Cell(MISSING)
-    first, *beyond = found["groups"]
-    inside = next((group for group in found["groups"] if group["name"] == "trained range"), first)
-    others = [group for group in (first, *beyond) if group is not inside]
+    inside = next((group for group in found["groups"] if reachable(group["name"])), None)
+    others = [group for group in found["groups"] if not trained_on(group["name"])]
     worst = max(others, key=lambda group: group["degenerate"]["share"]["value"], default=None)
-    cells = [percent(Figure.read(group["degenerate"]["share"])) if group else Figure(None) for group in (inside, worst)]
-    return cell(cells[0]), cell(cells[1])
+    known, beyond = (
+        cell(percent(Figure.read(group["degenerate"]["share"])) if group else Figure(None)) for group in (inside, worst)
+    )
+    shares = [row["degenerate"]["share"]["value"] for row in found["conditions"] if reachable(row["group"])]
+    if len(shares) > 1:
+        known = replace(known, note=f"{known.note}; up to {number(100 * max(shares))} in one condition")
+    if worst is not None:
+        beyond = replace(beyond, note=f"{beyond.note}, {worst['name'].replace('-', MINUS)}")
+    return known, beyond
 
 
 def tuning_table(summary: Summary, systems: Sequence[System]) -> Table | None:

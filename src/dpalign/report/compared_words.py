@@ -264,12 +264,21 @@ def _holds_zero(found: Mapping[str, Any]) -> bool:
 
 
 def trust_warning(summary: Summary) -> str | None:
-    """Said where the proxy rose and the check fell."""
-    trust = summary.get("trust")
-    if not trust or not trust["warning"]:
+    """Said where the proxy rose and the check fell; over several seeds, in how many of them."""
+    trust, runs = summary.get("trust"), seed_count(summary)
+    over_seeds = summary["seeds"].get("trust") if runs > 1 else None
+    if not trust or not (over_seeds["warned_in"] if over_seeds else trust["warning"]):
         return None
     change = trust["change"]
     check = "the truth" if trust["check"] == "truth" else "the judge"
+    if over_seeds:
+        return (
+            f"In {over_seeds['warned_in']} of {runs} seeds the reward model's E_v J(v) rose from {change['b']} to "
+            f"{change['a']} while by {check} it fell: there the policy pleases the reward model at the expense of what "
+            f"it stands for. In the mean of all seeds it changed by {Figure.read(over_seeds['proxy'])}, and by {check} "
+            f"by {Figure.read(over_seeds['check'])}. Trust an earlier iteration, or a better reward model, more than "
+            "the last one."
+        )
     return (
         f"From {change['b']} to {change['a']} the reward model's E_v J(v) rose by {Figure.read(change['proxy'])} while "
         f"by {check} it changed by {Figure.read(change['check'])}: the policy pleases the reward model at the expense "

@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
+from dpalign.evaluation.beyond import reachable
 from dpalign.evaluation.paper_curves import FIG_4
 from dpalign.report.drawing import Plot, arms, by_prompt, drawn_twice, values
 from dpalign.report.systems import FRONT_LINE, INKS, System
-from dpalign.report.words import DEGREE, MINUS, Figure, number
+from dpalign.report.words import DEGREE, MINUS, Figure, number, turns
 
 Summary = Mapping[str, Any]
 _INK, _MUTED, _GRID, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "grid", "surface"))
@@ -19,13 +20,13 @@ _INK, _MUTED, _GRID, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "gri
 
 def control_range(summary: Summary, systems: Sequence[System]) -> Plot:
     """The range of the second objective, from one end of the dial or of the targets to the other."""
-    objective, sense = summary["objectives"][1], summary["senses"][1]
+    objective, falls = summary["objectives"][1], turns(summary) == "falls"
     shown = [s for s in systems if len(s.entry["points"]) > 1 and s.role in ("baseline", "soup", "iteration")]
     shown = [system for system in shown if not system.copied]
-    rows = [(s.label, _ends(s.rewards(objective), s.steered, sense), s.look.light, s.look.marker) for s in shown]
+    rows = [(s.label, _ends(s.rewards(objective), s.steered, falls), s.look.light, s.look.marker) for s in shown]
     beside = objective == "verbosity"
     paper = [
-        (name, _ends([Figure(x) for x, _ in points], False, sense), _MUTED, "o")
+        (name, _ends([Figure(x) for x, _ in points], False, falls), _MUTED, "o")
         for name, points in FIG_4.items()
         if len(points) > 1
     ]
@@ -57,12 +58,12 @@ def control_range(summary: Summary, systems: Sequence[System]) -> Plot:
     return Plot("range", "How far the dial reaches", caption, wide, narrow)
 
 
-def _ends(found: Sequence[Figure], steered: bool, sense: float) -> tuple[Figure, Figure]:
+def _ends(found: Sequence[Figure], steered: bool, falls: bool) -> tuple[Figure, Figure]:
     """The first and the last direction; of targets, which have no order of their own, the ends of what was given."""
     if steered:
         return found[0], found[-1]
     low, high = (pick(found, key=lambda one: one.value or 0.0) for pick in (min, max))
-    return (high, low) if sense < 0 else (low, high)
+    return (high, low) if falls else (low, high)
 
 
 def _ranges(axes: Axes, rows: Sequence[tuple[str, tuple[Figure, Figure], str, str]], objective: str) -> None:
@@ -109,10 +110,15 @@ def feasibility(summary: Summary, systems: Sequence[System]) -> Plot:
 
     wide, narrow = drawn_twice(draw)
     told = {one["asked_for"] for _, one in panels}
+    margin = any(
+        _range(one, "trained") != _range(one, "asked") for _, one in panels if one["asked_for"] == "directions"
+    )
     parts = []
     if "directions" in told:
         parts.append(
-            f"Of a policy: mean {verbose} at each angle, within its trained range (shaded) and beyond it"
+            f"Of a policy: mean {verbose} at each angle, within the arc that users ask for (shaded), "
+            + ("in the margin that training had around it (shaded lighter), " if margin else "")
+            + "and beyond what it was trained on"
             + (
                 "; dashed, the best answers' own"
                 if any("optimum" in c for _, o in panels for c in o["conditions"])
@@ -128,12 +134,23 @@ def feasibility(summary: Summary, systems: Sequence[System]) -> Plot:
     return Plot("feasibility", "Within what was trained on, and beyond", caption, wide, narrow)
 
 
+def _range(found: Mapping[str, Any], of: str) -> tuple[float, float]:
+    """The ends in degrees of the arc that users ask for (asked), or of what was trained on (trained)."""
+    if "ranges" in found:
+        low, high = found["ranges"][of]
+        return low, high
+    inside = [row["angle"] for row in found["conditions"] if reachable(row["group"])]
+    return min(inside), max(inside)
+
+
 def _beyond_angles(axes: Axes, found: Mapping[str, Any], verbose: str, colour: str) -> None:
     rows = found["conditions"]
     angle = [row["angle"] for row in rows]
-    inside = [row["angle"] for row in rows if row["group"] == "trained range"]
     got = [Figure.read(row["rewards"][verbose]) for row in rows]
-    axes.axvspan(min(inside), max(inside), color=_GRID, alpha=0.55, linewidth=0, zorder=0)
+    (low, high), (lowest, highest) = _range(found, "asked"), _range(found, "trained")
+    axes.axvspan(low, high, color=_GRID, alpha=0.55, linewidth=0, zorder=0)
+    for ends in ((lowest, low), (high, highest)):
+        axes.axvspan(*ends, color=_GRID, alpha=0.25, linewidth=0, zorder=0)
     axes.errorbar(
         angle, values(got), yerr=arms(got), color=colour, marker="o", markersize=4.5, linewidth=1.5, elinewidth=0.9
     )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 
 from dpalign.report.drawing import Plot, arms, by_prompt, drawn_twice, legend, values
 from dpalign.report.systems import FRONT_LINE, INKS, System, headliners
-from dpalign.report.words import DEGREE, MINUS, Figure, figure
+from dpalign.report.words import DEGREE, MINUS, Figure, figure, turns
 
 Summary = Mapping[str, Any]
 _INK, _MUTED, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "surface"))
@@ -40,7 +40,7 @@ def control(summary: Summary, systems: Sequence[System]) -> Plot:
     wide, narrow = drawn_twice(draw)
     bands = f"Bands are {by_prompt(summary)}, each for itself."
     if angled:
-        way = "falls" if summary["senses"][1] < 0 else "rises"
+        way = turns(summary)
         caption = (
             f"The dial turns from left to right. Look for {shown[0]} that {way} all the way, and for how much of the "
             "true front's range it uses, where that is drawn. Level lines obey no dial: so do models that were never "
@@ -60,7 +60,8 @@ def dial(summary: Summary) -> list[float]:
     if len(summary["objectives"]) != 2:
         return [float(i + 1) for i in range(len(directions))]
     first, second = summary["objectives"]
-    return [math.degrees(math.atan2(v[second], v[first])) for v in directions]
+    angles = [math.atan2(v[second], v[first]) for v in directions]
+    return [float(angle) for angle in np.degrees(np.unwrap(angles))]  # round a circle they go on past 180
 
 
 def _dial_name(angled: bool) -> str:

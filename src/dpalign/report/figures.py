@@ -55,13 +55,18 @@ def front(summary: Summary, systems: Sequence[System]) -> Plot:
         return canvas
 
     wide, narrow = drawn_twice(draw)
-    better = "left" if summary["senses"][1] < 0 else "right"
     joined = "; points of one policy are joined in the order of the dial" if angled else ""
-    caption = (
-        f"Each point is the mean reward of one condition{joined}. Look for {'curves' if angled else 'points'} that lie "
-        f"further up and to the {better} with each iteration, and for how far they reach: a front can rise and still "
-        f"narrow. Crosses are {by_prompt(summary)} (the checkpoints held fixed)."
-    )
+    caption = f"Each point is the mean reward of one condition{joined}. "
+    if all(summary["senses"][:2]):
+        up, right = (sense > 0 for sense in summary["senses"][:2])
+        caption += (
+            f"Look for {'curves' if angled else 'points'} that lie further {'up' if up else 'down'} and to the "
+            f"{'right' if right else 'left'} with each iteration, and for how far they reach: a front can rise and "
+            "still narrow. "
+        )
+    else:
+        caption += "The directions differ in which side of this plot they want; look for how far the points reach. "
+    caption += f"Crosses are {by_prompt(summary)} (the checkpoints held fixed)."
     if true_front:
         caption += (
             f" {'The dashed line' if angled else 'Green'} is the best that any answers to these prompts can earn."

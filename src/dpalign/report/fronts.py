@@ -60,14 +60,15 @@ def end_angles(axes: Axes, systems: Sequence[System], verbose: str, helpful: str
 
 
 def reference_and_front(axes: Axes, summary: Mapping[str, Any], verbose: str, helpful: str) -> None:
-    """What the run is measured against: hypervolume's reference, and where it is known the true front."""
+    """What the run is measured against, where there is one: the true front, and hypervolume's reference."""
     true_front = summary.get("true_front")
     if true_front:
         x, y = ([point[name] for point in true_front] for name in (verbose, helpful))
         line = FRONT_LINE if len(summary["objectives"]) == 2 else {**FRONT_LINE, "linestyle": "", "marker": "."}
         axes.plot(x, y, **line, label="true front", zorder=1)
     reference = summary["reference"]
-    axes.plot(
-        reference[verbose], reference[helpful], linestyle="", marker="+", markersize=9, color=_MUTED,
-        label="hypervolume's reference",
-    )  # fmt: skip
+    if reference:
+        axes.plot(
+            reference[verbose], reference[helpful], linestyle="", marker="+", markersize=9, color=_MUTED,
+            label="hypervolume's reference",
+        )  # fmt: skip

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
+from dpalign.evaluation.control import is_dial
 from dpalign.report.compared_words import Claim, misunderstood, rivals_claims
 from dpalign.report.systems import System, last_iteration
 from dpalign.report.words import (
@@ -23,6 +26,7 @@ from dpalign.report.words import (
     percent,
     probability,
     seed_count,
+    turns,
 )
 
 
@@ -65,6 +69,24 @@ def scope(summary: Mapping[str, Any]) -> str:
     if runs > 1:
         return f"{whose} {over}; where it says so they run over {runs} seeds of the whole pipeline."
     return f"{whose} {over} of one training run: another seed's run may differ by more."
+
+
+def left_out(summary: Mapping[str, Any]) -> str:
+    """Which figures these directions do not allow, and why; nothing where they allow all."""
+    said = ""
+    if disputed := summary.get("disputed"):
+        said = (
+            f"Some directions want more {listed(disputed)} and others less, so that no side of a front is the better "
+            "one: hypervolume, the share of the true front and the points under a front are left out "
+            "(evaluation.senses can state a sense)."
+        )
+    asked = [list(direction.values()) for direction in summary["directions"]]
+    if len(summary["objectives"]) == 2 and len(asked) > 1 and not is_dial(np.array(asked)):
+        said += (
+            f" The weight of {summary['objectives'][1]} rises and falls from direction to direction, so that control "
+            "by an angle is left out too."
+        )
+    return said.strip()
 
 
 def _level(summary: Mapping[str, Any]) -> str:
@@ -130,7 +152,7 @@ def _dial_words(summary: Mapping[str, Any], system: System, whose: str) -> Claim
     if not drops:
         return None
     objective = summary["objectives"][1]
-    verb = "falls" if summary["senses"][1] < 0 else "rises"
+    verb = turns(summary)
     means = system.rewards(objective)
     ends = [system.entry["points"][i]["angle"] for i in (0, -1)]
     turn = f"as the dial turns from {degrees(ends[0])} to {degrees(ends[1])}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from dpalign.report.systems import System
 from dpalign.report.tables import Cell, Row, Table, called, without_empty_columns, word
-from dpalign.report.words import MISSING, Figure, between, degrees, number, seed_count
+from dpalign.report.words import MISSING, Figure, between, degrees, number, seed_count, turns
 
 Summary = Mapping[str, Any]
 
@@ -74,7 +74,7 @@ def _steps(summary: Summary, shown: Mapping[str, System]) -> Iterator[Table]:
     if rows:
         angles = next(shown[name] for name in seeds["systems"] if name in shown and shown[name].entry.get("drops"))
         turned = [degrees(point["angle"]) for point in angles.entry["points"]]
-        falls = "falls" if summary["senses"][1] < 0 else "rises"
+        falls = turns(summary)
         caption = (
             f"By how much {summary['objectives'][1]} {falls} at each step of the dial: means and t-intervals over "
             "seeds, each seed's own step in brackets."

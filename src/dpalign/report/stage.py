@@ -48,7 +48,9 @@ def report(job: Job) -> None:
     front = true_front(recipe, shown[0].folder, grid_UK) if recipe.data.world else None
     if recipe.data.world and front is None:
         job.work.run.log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
-    setting = Setting(tuple(recipe.objectives), grid_UK, reference_point(job, systems, front, grid_UK), chance)
+    senses = recipe.evaluation.senses or None
+    reference_K = reference_point(job, systems, front, senses_of(grid_UK) if senses is None else np.array(senses))
+    setting = Setting(tuple(recipe.objectives), grid_UK, reference_K, chance, senses=senses)
     ledgers = [made.ledger for made in lineage([entrant.folder for entrant in shown])]
     tokens = mean_answer_tokens(sft_of(systems, systems[0]).entrant.folder)
     summary = summarize(
@@ -68,7 +70,7 @@ def report(job: Job) -> None:
         summary |= {
             "comparison": comparison(recipe, job.inputs, systems, setting, summary["systems"]),
             "tuning": tuning(recipe, trials, setting),
-            "feasibility": feasibility(job.inputs, systems),
+            "feasibility": feasibility(recipe, job.inputs, systems),
         }
     page = {
         "quality": _quality(job, systems),
@@ -134,16 +136,23 @@ def add_what_entrants_are(
         entry["sweep"] = sweep_cost([trial.tuned_in for trial in tried], answer_tokens) if tried else None
 
 
-def reference_point(job: Job, systems: Sequence[Evaluated], front: SystemRewards | None, grid_UK: Array) -> Array:
+def reference_point(
+    job: Job, systems: Sequence[Evaluated], front: SystemRewards | None, senses_K: Array
+) -> Array | None:
     """Hypervolume's reference: the recipe's; or SFT's mean where more is better, and where less is better
-    the true optimum's at the first direction, or without a truth the original answers' 95% quantile."""
+    the true optimum's at the first direction, or without a truth the original answers' 95% quantile.
+
+    None where the directions disagree about what is better.
+    """
     recipe = job.recipe
+    if recipe.evaluation.reference and len(recipe.evaluation.reference) != len(recipe.objectives):
+        raise ValueError(
+            f"evaluation.reference {recipe.evaluation.reference} needs one value an objective: "
+            f"{', '.join(recipe.objectives)}"
+        )
+    if not senses_K.all():
+        return None
     if recipe.evaluation.reference:
-        if len(recipe.evaluation.reference) != len(recipe.objectives):
-            raise ValueError(
-                f"evaluation.reference {recipe.evaluation.reference} needs one value an objective: "
-                f"{', '.join(recipe.objectives)}"
-            )
         return np.array(recipe.evaluation.reference)
     sft = next((system.rewards for system in systems if system.entrant.step == "evaluate-sft"), None)
     if sft is None:
@@ -153,7 +162,7 @@ def reference_point(job: Job, systems: Sequence[Evaluated], front: SystemRewards
     else:
         originals = annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")
         low_K, high_K = sft.point_VK[0], np.quantile(np.array([r_K for _, r_K in originals]), 0.95, axis=0)
-    return np.where(senses_of(grid_UK) > 0, low_K, high_K)
+    return np.where(senses_K > 0, low_K, high_K)
 
 
 def _reward_model(job: Job) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpalign.evaluation.bootstrap import Array
-from dpalign.evaluation.control import angles, following, following_lead
+from dpalign.evaluation.control import angles, following, following_lead, is_dial
 from dpalign.evaluation.points import SystemRewards
 from dpalign.evaluation.summary import Setting
 from dpalign.ledger import LEDGER, read_ledger
@@ -30,7 +30,6 @@ class Steered:
 def steered(recipe: Recipe, members: Sequence[Evaluated], setting: Setting) -> Steered:
     """How a system is told, and what it is asked for; of several members, each is another model to take."""
     system, entrant = members[0].measured, members[0].entrant
-    dial = len(setting.objectives) == 2
     if entrant.direction is not None:
         told = f"a model a direction ({len(members)} trained)"
         system = _together(members)
@@ -39,11 +38,11 @@ def steered(recipe: Recipe, members: Sequence[Evaluated], setting: Setting) -> S
         if answers_a_reply(recipe, entrant.folder) > 1:
             told = "a direction, which chooses"
     elif (asked_VK := asked_targets(recipe, entrant.folder)) is not None:
-        dial = len(setting.objectives) > 1
-        return Steered("reward targets", system, asked_VK[:, 1] if dial and len(asked_VK) > 1 else None)
+        several = len(setting.objectives) > 1 and len(asked_VK) > 1
+        return Steered("reward targets", system, asked_VK[:, 1] if several else None)
     else:
         told = "words alone" if "brief" in entrant.step else "nothing"
-    if system.directions_VK is None or not dial or len(system.directions_VK) < 2:
+    if system.directions_VK is None or not is_dial(system.directions_VK):
         return Steered(told, system, None)
     return Steered(told, system, angles(system.directions_VK))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dpalign.report.systems import System, last_iteration
-from dpalign.report.words import MISSING, Figure, between, figure, number, percent, probability
+from dpalign.report.words import MISSING, Figure, between, figure, number, percent, probability, turns
 
 Summary = Mapping[str, Any]
 
@@ -94,7 +94,7 @@ def systems_table(summary: Summary, systems: Sequence[System], judged: bool = Fa
             )
         )
     dial = summary["objectives"][1] if len(summary["objectives"]) > 1 else "reward"
-    way = "falls" if summary["senses"][-1] < 0 else "rises"
+    way = turns(summary)
     explained = {
         "system": f"Small figures are intervals over the {summary['intervals']['prompts']:,} prompts.",
         "E_v J(v)": "",

@@ -3,16 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dpalign.evaluation.beyond import MARGIN
 from dpalign.report.tables import Cell, Row, Table, cell, word
-from dpalign.report.words import MINUS, MISSING, Figure, listed, percent, whole
+from dpalign.report.words import MINUS, MISSING, Figure, degrees, listed, number, percent, whole
 
 Summary = Mapping[str, Any]
 
 
-def feasibility_tables(summary: Summary) -> dict[str, Table]:
-    """By system: asked for what can be had, and for more."""
+def feasibility_tables(summary: Summary) -> dict[str, tuple[Table, Table]]:
+    """By system: asked for what can be had, and for more; in groups, and each condition by itself."""
     return {
-        name: _targets(summary, found) if found["asked_for"] == "targets" else _angles(summary, found)
+        name: (
+            _targets(summary, found) if found["asked_for"] == "targets" else _angles(summary, found),
+            _conditions(summary, found),
+        )
         for name, found in (summary.get("feasibility") or {}).items()
     }
 
@@ -71,12 +75,40 @@ def _angles(summary: Summary, found: Mapping[str, Any]) -> Table:
         for group in found["groups"]
     )
     columns = ("asked for", "angles", "degenerate, %", "why", f"{second} goes on to follow, points", "regret, points")
+    margin = any(group["name"].startswith(MARGIN) for group in found["groups"])
     caption = (
-        f"Follows: how far {second} moves with the angle, over the trained range, and beyond it from its end to the "
-        "farthest angle asked; above 0 it obeys. Regret: what asking for v loses against asking for the best other "
-        f"angle. {_rule(found)}"
+        f"Follows: how far {second} moves with the angle, over the arc that users ask for, and beyond what was trained "
+        "on from its end to the farthest angle asked; above 0 it obeys. "
+        + ("Margin: directions that training had around the arc and nobody asks for; from the arc's end. " * margin)
+        + f"Regret: what asking for v loses against asking for the best other angle. {_rule(found)}"
     )
     return Table(caption, columns, rows)
+
+
+def _conditions(summary: Summary, found: Mapping[str, Any]) -> Table:
+    """Each condition by itself: a group's average may hide its worst."""
+    names = summary["objectives"]
+    whose = "" if found["measure"] == "true" else ", judged"
+    rows = []
+    for row in found["conditions"]:
+        asked = [number(row["asked"][name]) for name in names]
+        told = [Cell(degrees(row["angle"]))] if "angle" in row else [Cell(one) for one in asked]
+        got = [cell(Figure.read(row["rewards"][name])) for name in names]
+        rows.append(Row((*told, word(row["group"].replace("-", MINUS)), *_shares(row), *got)))
+    of_angles = found["asked_for"] == "directions"
+    columns = ("angle",) if of_angles else tuple(f"{name} asked" for name in names)
+    columns += ("of the group", "degenerate, %", "why", *(f"{name} given{whose}" for name in names))
+    worst = max(found["conditions"], key=lambda row: float(row["degenerate"]["share"]["value"]))
+    share, group = percent(Figure.read(worst["degenerate"]["share"])), worst["group"].replace("-", MINUS)
+    at = (
+        f"at {degrees(worst['angle'])}"
+        if of_angles
+        else f"asked for {listed([number(worst['asked'][n]) for n in names])}"
+    )
+    caption = (
+        f"Each {'angle' if of_angles else 'target'} by itself. Most answers are degenerate {at} ({group}): {share}%."
+    )
+    return Table(caption, columns, tuple(rows))
 
 
 def trust_table(summary: Summary) -> Table | None:

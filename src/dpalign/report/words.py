@@ -104,6 +104,13 @@ def size(bytes_on_disk: float | None) -> str:
     return f"{bytes_on_disk:.0f}\N{NO-BREAK SPACE}B"
 
 
+def turns(summary: Mapping[str, Any]) -> str:
+    """What the second objective is to do as the dial turns from its first direction to its last: it falls or rises."""
+    name = summary["objectives"][:2][-1]
+    first, last = (summary["directions"][i][name] for i in (0, -1))
+    return "falls" if last < first else "rises"
+
+
 def degrees(angle: float) -> str:
     """-15 as the dial shows it; a tenth only where there is one."""
     rounded = round(angle, 1)

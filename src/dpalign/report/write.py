@@ -24,7 +24,7 @@ from dpalign.report.compared_words import recipe_note, trust_warning, undecided,
 from dpalign.report.dial import dial_data
 from dpalign.report.drawing import Plot, inline, png, svg
 from dpalign.report.figures import plots
-from dpalign.report.headline import headline
+from dpalign.report.headline import headline, left_out
 from dpalign.report.seeds_tables import seeds_of_comparison, seeds_tables
 from dpalign.report.systems import System, colours, last_iteration, systems_of
 from dpalign.report.tables import dominance_tables, gap_table, sensitivity_table, systems_table
@@ -101,6 +101,7 @@ def render_page(
     return _template().render(
         title=title,
         headline=headline(summary, systems),
+        left_out=left_out(summary),
         dial=dial,
         plots={name: _inlined(plot, palette) for name, plot in drawn.items()},
         systems=systems_table(summary, systems),

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpalign.evaluation.beyond import trained_on
 from dpalign.report.accounts import data_table
 from dpalign.report.drawing import by_prompt, png
 from dpalign.report.figures import front
 from dpalign.report.headline import headline
 from dpalign.report.systems import System, last_iteration, systems_of
 from dpalign.report.tables import Table
-from dpalign.report.words import Figure, degrees, number
+from dpalign.report.words import Figure, degrees, number, turns
 from dpalign.serving.source import Source, entry_of
 
 
@@ -76,7 +77,7 @@ def _points_note(summary: Mapping[str, Any], own: System, names: Sequence[str]) 
     note = f"Mean rewards, 0-100, with {by_prompt(summary)}."
     tau = Figure(own.entry.get("kendall_tau"))
     if len(names) == 2 and tau.value is not None:
-        way = "falls" if summary["senses"][1] < 0 else "rises"
+        way = turns(summary)
         span, true = own.entry.get("span"), "true " if summary["measure"] == "true" else ""
         note += (
             f" From one end of the dial to the other {true}{names[1]} {way} by {number(span)} points; its Kendall's "
@@ -88,7 +89,7 @@ def _points_note(summary: Mapping[str, Any], own: System, names: Sequence[str]) 
 def _beyond(summary: Mapping[str, Any], name: str, names: Sequence[str]) -> str | None:
     """What the policy did at directions outside the trained range, where the run asked it."""
     found = (summary.get("feasibility") or {}).get(name)
-    outside = [one for one in (found or {}).get("conditions", ()) if one["group"] != "trained range"]
+    outside = [one for one in (found or {}).get("conditions", ()) if not trained_on(one["group"])]
     if (
         found is None
         or not outside

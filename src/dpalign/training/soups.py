@@ -2,9 +2,10 @@
 
 Whole checkpoints are mixed, tensor by tensor: computed in float32, stored in the experts' own type, and never with
 more in memory than a few copies of one tensor. The paper's soup takes the direction itself for weights, which is no
-interpolation where an objective is to be minimised (v2 <= 0 on section 3.1's arc); `mixture_weights` says what is.
+interpolation where an objective is to be minimised (v2 <= 0 on section 3.1's arc); `mixtures.mixture_weights` says
+what is.
 
-Shapes: E experts, K objectives.
+Shapes: E experts.
 """
 
 import json
@@ -18,7 +19,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linprog, nnls  # type: ignore[import-untyped]
 
 from dpalign.modelfolder import CONFIG, INDEX, TEMPLATE, WEIGHTS, weights_files
 from dpalign.training.checkpoint import Weights, require_alike
@@ -31,55 +31,8 @@ COPIED: Final = (
 )
 """What a mixture takes from the first expert, beside the weights."""
 
-NEAR: Final = 1e-3
-"""How far from what the experts span a direction may lie (0.06 degrees): theirs may be written with few digits."""
-
 MIXED: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that are interpolated; tensors of any other must be equal in all experts."""
-
-
-def mixture_weights(v_K: Sequence[float] | Array, experts_EK: Sequence[Sequence[float]] | Array) -> Array:
-    """How much of each expert a direction takes: w_E >= 0, of sum 1.
-
-    The direction is written as v = sum_e a_e expert_e with a >= 0, and w = a / sum(a). For experts of (1, 0) and
-    (0, -1) that is |v| / sum |v|; for the two ends of an arc it runs from (1, 0) to (0, 1). Of more experts than
-    objectives the smallest such a is taken, which mixes neighbours.
-
-    Raises:
-        ValueError: a direction that is no such sum, which no interpolation of these experts can be asked for;
-            directions of another length, zero or not finite.
-    """
-    unit_K = _unit_rows([v_K], "the direction")[0]
-    unit_EK = _unit_rows(experts_EK, "the experts' directions")
-    if unit_EK.shape[1] != len(unit_K):
-        raise ValueError(f"direction {_shown(unit_K)} of {len(unit_K)} objectives, for experts of {unit_EK.shape[1]}")
-    a_E, distance = nnls(unit_EK.T, unit_K)
-    nearest_K = unit_EK.T @ a_E
-    if distance > NEAR:
-        raise ValueError(
-            f"direction {_shown(unit_K)} lies outside what the experts {', '.join(map(_shown, unit_EK))} span: their "
-            f"nearest sum is {_shown(nearest_K)}, {distance:.3g} away; train experts on both sides of it"
-        )
-    smallest = linprog(np.ones(len(unit_EK)), A_eq=unit_EK.T, b_eq=nearest_K)
-    assert smallest.success, smallest.message
-    w_E: Array = (smallest.x / smallest.x.sum()).round(12) + 0.0  # an expert that a rounding error lets in is left out
-    return w_E
-
-
-def _unit_rows(rows: Sequence[Any] | Array, what: str) -> Array:
-    listed = [[float(w) for w in row] for row in rows]
-    if len({len(row) for row in listed}) != 1:
-        raise ValueError(f"{what}: {listed}; give at least one, and each a weight by objective")
-    given_NK = np.array(listed)
-    norm_N = np.linalg.norm(given_NK, axis=1)
-    if not np.isfinite(norm_N).all() or not norm_N.all():
-        raise ValueError(f"{what}: {listed}; each needs finite weights, not all of them 0")
-    unit_NK: Array = given_NK / norm_N[:, None]
-    return unit_NK
-
-
-def _shown(v_K: Array) -> str:
-    return f"({', '.join(f'{w:g}' for w in (v_K.round(4) + 0.0).tolist())})"
 
 
 def mix(experts: Sequence[Path], weights: Sequence[float] | Array, output: Path) -> None:
