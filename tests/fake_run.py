@@ -53,6 +53,7 @@ MEANS: dict[str, np.ndarray] = {
     "steerlm-3": np.array([[60.0, 38.0], [66.0, 42.0], [70.0, 47.0], [74.0, 52.0], [75.0, 56.0]]),
     "sft": np.array([[68.0, 50.0]]),
     "sft-asked": np.array([66.5, 50.0]) + np.outer(DIAL, [-0.6, -0.4]),
+    "base-asked": np.array([52.0, 47.0]) + np.outer(DIAL, [-0.2, -0.1]),
     "sft-brief": np.array([[63.0, 41.0]]),
     "dpo-1": np.array([[76.0, 58.0]]),
     "dpo-2": np.array([[79.0, 57.0]]),

@@ -126,11 +126,11 @@ def test_a_tuning_that_chooses_the_papers_setting_is_said_to_be_a_copy(tmp_path:
 
 
 def test_the_pairs_are_few_enough_and_the_replicates_many_enough(summary: dict[str, Any]) -> None:
-    """16 systems and earlier iterations under the last, one step of the loop, four rivals above it."""
+    """17 systems and earlier iterations under the last, one step of the loop, four rivals above it."""
     pairs = [(row["a"], row["b"]) for row in summary["dominance"]]
-    assert len(pairs) == len(set(pairs)) == 16 + 1 + 4
+    assert len(pairs) == len(set(pairs)) == 17 + 1 + 4
     assert {a for a, b in pairs if b == "DPA t=2"} == {"SteerLM", "SteerLM, tuned", "rewarded soups", "SFT, best of 16"}
-    assert summary["intervals"]["bootstrap"]["replicates"] == 2 * 20 * 21  # micro.toml has 240
+    assert summary["intervals"]["bootstrap"]["replicates"] == 2 * 20 * 22  # micro.toml has 240
     assert not [b for _, b in pairs if "no replay" in b]
 
 
@@ -199,7 +199,9 @@ def test_the_trust_in_the_reward_model_is_measured_by_the_truth_and_by_the_judge
 
 
 def test_a_warning_stands_on_the_page_when_the_proxy_rises_and_the_check_falls(tmp_path: Path) -> None:
-    given = fake_run.recipe(**{"compare.systems": ["dpo"], "compare.ablations": [], "compare.dpo_betas": [0.1]})
+    given = fake_run.recipe(
+        **{"compare.systems": ["dpo"], "compare.ablations": [], "compare.dpo_betas": [0.1], "evaluation.bootstrap": 300}
+    )
     means = fake_run.MEANS | {"policy-2": fake_run.steered(11.0, 0.85)}
     fake_run.fake_run(tmp_path / "run", given, prompts=12, means=means, opinions={"policy-2": 8.0})
     told = taken(tmp_path / "run", given)["summary"]
@@ -268,7 +270,7 @@ def test_the_section_says_what_was_run_and_shows_every_table(summary: dict[str, 
         "5 specialists for one direction each (RSF and GRPO)",
         "2 ablations of the loop",
         "4 systems were tuned over 9 settings (DPO, DPO asked to be brief, SteerLM tuned and rewarded soups)",
-        "840 bootstrap replicates over 16 validation prompts",
+        "880 bootstrap replicates over 16 validation prompts",
         "Seed 1: one training of each system",
         "Table 1, measured",
         "PPO: no, no, yes, yes",
@@ -372,7 +374,7 @@ def test_a_run_without_a_comparison_has_no_such_section(tmp_path: Path) -> None:
     fake_run.fake_run(tmp_path / "run", given, prompts=8, compared=False)
     told = taken(tmp_path / "run", given, compared=False)["summary"]
     assert not {"comparison", "tuning", "feasibility"} & told.keys()
-    assert list(told["systems"]) == ["DPA t=0", "DPA t=1", "DPA t=2", "SteerLM", "SFT", "SFT, asked"]
+    assert list(told["systems"]) == ["DPA t=0", "DPA t=1", "DPA t=2", "SteerLM", "SFT", "SFT, asked", "base, asked"]
     assert told["intervals"]["bootstrap"]["replicates"] == 240
     text = page(told)
     assert 'id="comparison"' not in text
@@ -402,7 +404,7 @@ def test_the_last_iteration_is_compared_over_seeds_with_every_system_that_all_ru
     assert ("DPA t=2", "DPA t=1") in pairs
     assert ("DPA t=2", "DPO") not in pairs
     seeds = combine_seeds({1: summary, 2: other}, pairs)
-    assert len(seeds["differences"]) == len(pairs) == 17
+    assert len(seeds["differences"]) == len(pairs) == 18
     assert seeds["specialists"]["RSF"]["values"][0] == seeds["specialists"]["RSF"]["values"][1]
     assert seeds["settings"]["SteerLM, tuned"] == [
         "helpfulness at its 0.9 quantile",

@@ -57,7 +57,8 @@ def test_an_arc_that_goes_above_0_is_reported_without_hypervolume(tmp_path: Path
 
 
 def test_a_stated_sense_gives_such_an_arc_its_hypervolume(tmp_path: Path) -> None:
-    summary, words = told(tmp_path, ABOVE_0 | {"evaluation.senses": [1, -1]}, compared=True)
+    stated = {"evaluation.senses": [1, -1], "evaluation.reference": [40.0, 80.0]}
+    summary, words = told(tmp_path, ABOVE_0 | stated, compared=True)
     assert summary["disputed"] == []
     assert summary["systems"]["DPA t=2"]["hypervolume"]["value"] > 0
     assert all(row["inside"] is not None for row in summary["dominance"])
