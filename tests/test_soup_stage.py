@@ -16,6 +16,7 @@ from conftest import MICRO
 from dpalign import align
 from dpalign.evaluation import soups
 from dpalign.ledger import read_ledger
+from dpalign.localfiles import local_files
 from dpalign.recipe import Recipe, load
 from dpalign.records import CANDIDATES, HEADS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.report.reading import read_system
@@ -321,8 +322,9 @@ def test_a_changed_expert_or_direction_redoes_it(soup: Path, inputs: dict[str, P
         turned = replace(RECIPE, soups=replace(RECIPE.soups, experts=((1.0, 0.0), (0.0, -2.0))))
         step = Step("soup", "soup", inputs)
         knobs = align.knobs_of(turned, step)
-        assert "soups.experts" in str(opened.stage("soup", step.stage.version, step.inputs, knobs).reason)
+        named = local_files(knobs)
+        assert "soups.experts" in str(opened.stage("soup", step.stage.version, named | inputs, knobs).reason)
         swapped = inputs | {"expert-1": inputs["expert-2"], "expert-2": inputs["expert-1"]}
         knobs = align.knobs_of(RECIPE, step)
-        reason = opened.stage("soup", step.stage.version, swapped, knobs).reason
+        reason = opened.stage("soup", step.stage.version, named | swapped, knobs).reason
     assert reason == "input expert-1 changed; input expert-2 changed"

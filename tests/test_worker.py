@@ -53,7 +53,7 @@ with runs.Run.open(Path(sys.argv[1]), None, {}) as run, run.stage("world", 1) as
 
 @pytest.fixture
 def world() -> Recipe:
-    return recipe.load(cli.recipe_file("world"), FEW)
+    return recipe.load(cli.recipe_file("world"), [*FEW, "--jobs=1"])
 
 
 def launch(folder: Path, read: Recipe, step: Step = WORLD) -> None:
@@ -98,7 +98,8 @@ def test_a_heavy_stage_runs_apart_unless_the_recipe_wants_it_here(
     monkeypatch.setattr(align, "_launch", lambda recipe, work, step: apart.append(recipe.launcher))
     align.execute(world, tmp_path / "process", until="world")
     align.execute(replace(world, launcher="inprocess"), tmp_path / "inprocess", until="world")
-    assert apart == ["process"]
+    align.execute(replace(world, launcher="inprocess", jobs=2), tmp_path / "side-by-side", until="world")
+    assert apart == ["process", "inprocess"]
     assert (tmp_path / "inprocess" / "world" / "helpsteer.jsonl").is_file()
 
 
