@@ -31,7 +31,7 @@ def test_runs_of_two_recipes_are_not_combined(tmp_path: Path) -> None:
 
 def test_seeds_of_one_recipe_may_differ_in_where_they_ran_and_in_what_stands_beside_them(tmp_path: Path) -> None:
     alike = {
-        "seed": 2, "name": "elsewhere", "threads": 2, "launcher": "process", "engines.sampling": "vllm",
+        "seed": 2, "name": "elsewhere", "threads": 2, "jobs": 2, "launcher": "process", "engines.sampling": "vllm",
         "sampling.rows": 8, "finetune.micro_batch": 4, "compare.systems": ["dpo"], "kernels.liger": True,
     }  # fmt: skip
     require_one_recipe([finished(tmp_path / "a"), finished(tmp_path / "b", **alike)])

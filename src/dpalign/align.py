@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from dpalign import compare, config, ledger, runs
-from dpalign.consistency import require_consistent
+from dpalign.consistency import require_consistent, require_evaluable
 from dpalign.environment import expanded, thread_variables
 from dpalign.ledger import hash_of
 from dpalign.localfiles import local_files
-from dpalign.preference import evaluation_grid
 from dpalign.recipe import Recipe
 from dpalign.schedule import take_all
 from dpalign.stages import Job, Step, knobs_read
@@ -32,9 +31,10 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
         compared: with every other system that the recipe compares (`compare.py`).
 
     Raises:
-        ValueError: knobs that would stop the run after its trainings.
+        ValueError: the recipe contradicts itself, which would stop the run after its trainings.
     """
-    _require_directions(recipe)
+    require_consistent(recipe)
+    require_evaluable(recipe)
     made = [*preparation(recipe), *loop(recipe)]
     steerlm = Step("steerlm", "steerlm", {"sft": "sft"} | ANNOTATED, half="both")
     evaluated = list(evaluations(recipe))
@@ -55,16 +55,6 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
     systems = {step.name: step.name for step in evaluated}
     report = Step("report", "report", scored(recipe) | systems)
     return without_repeats(recipe, [*made, steerlm, *evaluated, report])
-
-
-def _require_directions(recipe: Recipe) -> None:
-    try:
-        evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)
-    except ValueError as error:
-        raise ValueError(
-            f"evaluation.directions {recipe.evaluation.directions} of a preference.distribution of "
-            f'"{recipe.preference.distribution}": {error}'
-        ) from None
 
 
 ANNOTATED: Final = {"data": "data", "annotate": "annotate"}
@@ -180,7 +170,6 @@ def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> li
     Raises:
         ValueError: no step has that name, or the recipe contradicts itself.
     """
-    require_consistent(recipe)
     planned = steps(recipe, compared)
     if until is None:
         return planned

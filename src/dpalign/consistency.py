@@ -7,7 +7,7 @@ from typing import Final
 from dpalign.knobs import Training
 from dpalign.localfiles import require_models
 from dpalign.objectives import head_indices
-from dpalign.preference import objective_count
+from dpalign.preference import evaluation_grid, objective_count
 from dpalign.recipe import Recipe
 
 LEAST: Final[Mapping[str, float]] = {
@@ -41,7 +41,7 @@ TRAININGS: Final = ("sft", "finetune", "steerlm.training", "reward.training", "d
 
 
 def require_consistent(recipe: Recipe) -> None:
-    """Check a recipe as a whole; whether its directions can be evaluated is asked when its steps are listed.
+    """Check a recipe as a whole, whatever of it is run.
 
     Raises:
         ValueError: naming the knob, its value, and what it may be.
@@ -107,6 +107,21 @@ def _require_directions(recipe: Recipe) -> None:
         )
     if len(recipe.evaluation.reference) not in (0, k):
         raise ValueError(f"evaluation.reference has {len(recipe.evaluation.reference)} numbers, and {named}")
+
+
+def require_evaluable(recipe: Recipe) -> None:
+    """Check that P_v has the directions to evaluate at: of a list, or a grid, all are taken.
+
+    Raises:
+        ValueError: naming `evaluation.directions`, P_v, and how many there are.
+    """
+    try:
+        evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)
+    except ValueError as error:
+        raise ValueError(
+            f"evaluation.directions {recipe.evaluation.directions} of a preference.distribution of "
+            f'"{recipe.preference.distribution}": {error}'
+        ) from None
 
 
 def _spanning(k: int) -> Iterator[str]:

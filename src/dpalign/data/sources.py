@@ -135,6 +135,8 @@ def split_named(source: str, wanted: Sequence[str]) -> str | None:
     """
     if source.endswith(SUFFIXES):
         return None
+    if len(wanted) == 1:
+        return wanted[0]
     try:
         import datasets
 

@@ -18,7 +18,6 @@ from dpalign.data.splits import HALVES, split_prompts
 from dpalign.data.ultrachat import read_ultrachat
 from dpalign.data.union import RatedFormat, merge_repeats, read_rated
 from dpalign.environment import expanded
-from dpalign.objectives import head_indices
 from dpalign.recipe import Data, Recipe
 from dpalign.records import CONVERSATIONS, PROMPTS, RATED, Message, prompt_id, user_prompt, write_rows
 from dpalign.runs import write_json, write_text
@@ -46,12 +45,10 @@ def read_data(job: Job) -> None:
     """Rated answers, chats and prompts, split by prompt; with a table of what was read, kept and left out.
 
     Raises:
-        ValueError: a malformed row, a data set that is empty after filtering, an objective that reads no head of the
-            recipe's, or one without a label that a reward model is to learn.
+        ValueError: a malformed row, a data set that is empty after filtering, or an objective without a label that a
+            reward model is to learn.
     """
     recipe = job.recipe
-    for objective in recipe.objective_list:
-        head_indices(objective, recipe.heads)
     world = job.inputs.get("world")
     sources = _sources(recipe, world)
     rated, chats, evaluated, reports = _read(sources)
@@ -129,7 +126,7 @@ def _read(sources: Data) -> Read:
     reports.append(report)
     chats: list[Conversation] = []
     if sources.sft:
-        chats, report = read_chats(sources.sft, _named_split(sources.sft, "train_sft"))
+        chats, report = read_chats(sources.sft, split_named(sources.sft, ("train_sft",)))
         reports.append(report)
     validation = _validation(sources)
     reports.append(
@@ -156,18 +153,13 @@ def read_chats(source: str, split: str | None) -> tuple[list[Conversation], Read
     return (read_instructions if alpaca else read_ultrachat)(source, split)
 
 
-def _named_split(source: str, split: str) -> str | None:
-    """A hub data set's split; a file is one already."""
-    return None if Path(source).suffix in (".jsonl", ".json", ".parquet") else split
-
-
 def _validation(sources: Data) -> list[Prompt]:
     """Prompts that a file or the authors' split name as validation; none: they are drawn by hash later."""
     if sources.prompts:
         return _prompt_file(sources.prompts, "validation")
     if not sources.splits:
         return []
-    rows = read_source(sources.splits, _named_split(sources.splits, "test_prefs"))
+    rows = read_source(sources.splits, split_named(sources.splits, ("test_prefs",)))
     return _unique([row.chat("chosen")[:-1] for row in rows], "validation")
 
 

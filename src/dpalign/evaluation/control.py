@@ -10,7 +10,7 @@ Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeGuard
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def angles(directions_V2: Array) -> Array:
     return np.degrees(np.arctan2(directions_V2[:, 1], directions_V2[:, 0]))
 
 
-def is_dial(directions_VK: Array | None) -> bool:
+def is_dial(directions_VK: Array | None) -> TypeGuard[Array]:
     """Whether control can be measured: two objectives, and two directions or more that turn the second one way."""
     if directions_VK is None or directions_VK.shape[1] != 2 or len(directions_VK) < 2:
         return False

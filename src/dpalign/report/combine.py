@@ -13,7 +13,7 @@ from dpalign.report.write import write_report
 from dpalign.runs import write_json
 
 OF_NO_RESULT: Final = (
-    *("name", "seed", "threads", "launcher", "processes", "launch", "cluster", "engines", "kernels", "compare"),
+    *("name", "seed", "threads", "launcher", "jobs", "processes", "launch", "cluster", "engines", "kernels", "compare"),
     *("sampling.rows", "sampling.shard", "reward.score_tokens", "reward.share_prefix"),
 )
 """Knobs, and tables of them, in which the runs of one recipe may differ: what draws the seed, where and how fast it is

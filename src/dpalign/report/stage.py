@@ -145,11 +145,6 @@ def reference_point(
     None where the directions disagree about what is better.
     """
     recipe = job.recipe
-    if recipe.evaluation.reference and len(recipe.evaluation.reference) != len(recipe.objectives):
-        raise ValueError(
-            f"evaluation.reference {recipe.evaluation.reference} needs one value an objective: "
-            f"{', '.join(recipe.objectives)}"
-        )
     if not senses_K.all():
         return None
     if recipe.evaluation.reference:

@@ -42,9 +42,8 @@ def steered(recipe: Recipe, members: Sequence[Evaluated], setting: Setting) -> S
         return Steered("reward targets", system, asked_VK[:, 1] if several else None)
     else:
         told = "words alone" if "brief" in entrant.step else "nothing"
-    if system.directions_VK is None or not is_dial(system.directions_VK):
-        return Steered(told, system, None)
-    return Steered(told, system, angles(system.directions_VK))
+    asked_V = angles(system.directions_VK) if is_dial(system.directions_VK) else None
+    return Steered(told, system, asked_V)
 
 
 def _together(members: Sequence[Evaluated]) -> SystemRewards:
