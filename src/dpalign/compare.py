@@ -155,12 +155,12 @@ def _dpo(recipe: Recipe, suffix: str, title: str, condition: str) -> Iterator[Co
             f"{policy}{suffix}",
             title,
             f"beta {beta:g}",
-            _at_the_edge(beta, recipe.compare.dpo_betas),
-            (
+            edge=_at_the_edge(beta, recipe.compare.dpo_betas),
+            made_by=(
                 Step("pairs", "pairs", pairs),
                 Step(policy, "dpo", {"start": "sft", "pairs": "pairs"}, knobs={"dpo.beta": beta}),
             ),
-            Step("", "evaluate", {"policy": policy}, condition=condition),
+            asked=Step("", "evaluate", {"policy": policy}, condition=condition),
         )
 
 
@@ -171,7 +171,7 @@ def _steerlm(recipe: Recipe) -> Iterator[Contender]:
         )
         edge = quantile < 1 and _at_the_edge(quantile, recipe.compare.steerlm_quantiles)  # 1 is the highest there is
         setting = f"helpfulness at its {quantile:g} quantile"
-        yield Contender(f"steerlm-{i}", "SteerLM, tuned", setting, edge, asked=asked)
+        yield Contender(f"steerlm-{i}", "SteerLM, tuned", setting, edge=edge, asked=asked)
 
 
 def _specialists(recipe: Recipe) -> Iterator[Contender]:
@@ -190,7 +190,7 @@ def _rl(recipe: Recipe) -> Iterator[Contender]:
             asked = Step("", "evaluate", {"policy": name}, condition="plain")
             title = f"{recipe.rl.algorithm.upper()} at {spelled(recipe, v_K)}"
             edge = _at_the_edge(beta, recipe.compare.rl_betas)
-            yield Contender(name, title, f"beta {beta:g}", edge, (made,), asked)
+            yield Contender(name, title, f"beta {beta:g}", edge=edge, made_by=(made,), asked=asked)
 
 
 def _at_the_edge(value: float, grid: Sequence[float]) -> bool:
