@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dpalign import ledger, runs
+from dpalign import ledger, progress, runlock, runs
 
 ENVIRONMENT = {"git_commit": "abc"}
 
@@ -330,7 +330,7 @@ def test_a_worker_left_by_a_killed_run_is_waited_for(tmp_path: Path, monkeypatch
     began = time.monotonic()
     runs.Run.open(folder, "", ENVIRONMENT).close()
     assert 0.3 < time.monotonic() - began < 8.0
-    monkeypatch.setattr(runs, "ORPHAN_SECONDS", 0.2)
+    monkeypatch.setattr(runlock, "ORPHAN_SECONDS", 0.2)
     subprocess.run([sys.executable, "-c", code, folder, "2"], check=True)
     with pytest.raises(ValueError, match=r"a process left by the ended run \d+ is at work in it"):
         runs.Run.open(folder, "", ENVIRONMENT)
@@ -370,13 +370,13 @@ def test_several_processes_share_a_stages_shards_without_overlap(tmp_path: Path)
 def test_progress_says_how_long_still(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    progress = runs.Progress("sample-1, shards", total=10, done=2)
+    said = progress.Progress("sample-1, shards", total=10, done=2)
     for done, at in ((3, 10.0), (4, 40.0), (5, 60.0), (10, 61.0)):
         now[0] = at
-        progress.update(done)
+        said.update(done)
     # two shards in 40 s leave six: 120 s
     assert capsys.readouterr().err == "sample-1, shards: 4 of 10, 2 min left\nsample-1, shards: 10 of 10\n"
-    assert [runs.spell_seconds(s) for s in (4.4, 200, 7500)] == ["4 s", "3 min", "2 h 05 min"]
+    assert [progress.spell_seconds(s) for s in (4.4, 200, 7500)] == ["4 s", "3 min", "2 h 05 min"]
 
 
 def test_json_is_written_whole_and_refuses_what_json_cannot_say(tmp_path: Path) -> None:

@@ -7,10 +7,8 @@ RUN/<stage>.partial/...                        a stage at work, or killed at wor
 RUN/<stage>[.partial]/resume/                  trainer checkpoints: no output, gone when the stage is finished
 """
 
-import fcntl
 import json
 import os
-import platform
 import shutil
 import sys
 import threading
@@ -21,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from dpalign.environment import describe_environment
 from dpalign.ledger import (
@@ -43,9 +41,8 @@ from dpalign.ledger import (
 )
 from dpalign.ledger import write_json as write_json
 from dpalign.ledger import write_text as write_text
-
-ORPHAN_SECONDS: Final = 10.0
-"""How long a new run waits for the worker processes of a killed one to end."""
+from dpalign.progress import Progress, spell_seconds
+from dpalign.runlock import hold
 
 
 @dataclass
@@ -127,34 +124,6 @@ def _own_tally(folder: Path) -> Path:
     return folder / ".stage" / "tally.json"
 
 
-class Progress:
-    """What, how far, how long still, on stderr: a living line on a terminal, elsewhere a line every 30 seconds."""
-
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
-        self.what, self.total, self.start, self.done = what, total, done, done
-        self.tty = sys.stderr.isatty()
-        self.began = self.said = time.monotonic()
-
-    def update(self, done: int) -> None:
-        self.done, now = done, time.monotonic()
-        last = done == self.total
-        if now - self.said < (0.2 if self.tty else 30.0) and not last:
-            return
-        self.said = now
-        still = (now - self.began) / max(1, done - self.start) * (self.total - done)
-        line = f"{self.what}: {done} of {self.total}" + ("" if last else f", {spell_seconds(still)} left")
-        sys.stderr.write(f"\r\033[K{line}" + ("\n" if last else "") if self.tty else f"{line}\n")
-        sys.stderr.flush()
-
-
-def spell_seconds(seconds: float) -> str:
-    """45 s, 3 min, 2 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 class Run:
     """An open run folder, held by this process alone until `close`."""
 
@@ -182,7 +151,7 @@ class Run:
             raise ValueError(f"{folder}: holds other things than a run, which could be overwritten; name another place")
         folder.mkdir(parents=True, exist_ok=True)
         run_folder = folder.resolve()
-        lock = _lock(run_folder)
+        lock = hold(run_folder)
         facts = describe_environment() if environment is None else environment
         if recipe_text is not None:
             write_text(run_folder / "recipe.toml", recipe_text)
@@ -355,57 +324,6 @@ def _total(folder: Path, tally: Tally) -> Tally:
         total.filtered.update(shard.pop("filtered"))
         total = replace(total, **{name: getattr(total, name) + number for name, number in shard.items()})
     return total
-
-
-def _lock(folder: Path) -> int:
-    """Hold the folder for this process; the kernel lets go of it whenever the process ends, however it ends."""
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    patience = time.monotonic() + ORPHAN_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            pid, host = _holder(lock)
-            gone = pid is not None and host == platform.node() and not _alive(pid)
-            if gone and time.monotonic() < patience:  # killed: its worker processes end a little later
-                time.sleep(0.2)
-                continue
-            os.close(lock)
-            who = f"a process left by the ended run {pid}" if gone else f"process {pid or '(unknown)'} on {host}"
-            what_to_do = "wait for it, end it, or name another folder"
-            raise ValueError(f"{folder}: two runs into one folder: {who} is at work in it; {what_to_do}") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()} {platform.node()}".encode(), 0)
-    return lock
-
-
-def holder(folder: Path) -> int | None:
-    """The process that took the folder last; None if none ever did."""
-    path = folder / ".lock"
-    if not path.is_file():
-        return None
-    lock = os.open(path, os.O_RDONLY)
-    try:
-        return _holder(lock)[0]
-    finally:
-        os.close(lock)
-
-
-def _holder(lock: int) -> tuple[int | None, str]:
-    """The process that took the lock last, and its machine; None, "" before the first."""
-    pid, _, host = os.pread(lock, 1000, 0).decode().partition(" ")
-    return (int(pid) if pid.isdecimal() else None), host
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _now() -> str:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from dpalign.engines import Engines
-from dpalign.runs import Progress
+from dpalign.progress import Progress
 
 QUIET: Final = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

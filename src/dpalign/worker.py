@@ -17,7 +17,8 @@ from dpalign import config
 from dpalign.align import order_of, perform, processes_of
 from dpalign.errors import plain_errors
 from dpalign.recipe import Recipe
-from dpalign.runs import Run, holder
+from dpalign.runlock import holder
+from dpalign.runs import Run
 from dpalign.scale.launch import LAUNCHED, launch
 from dpalign.stages import Step
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, Final
 
+from dpalign.progress import spell_seconds
 from dpalign.report.tables import Cell, Row, Table, cell, without_empty_columns, word
 from dpalign.report.words import COUNTED, MISSING, Figure, whole
-from dpalign.runs import spell_seconds
 
 _FIGURES: Final = (
     ("R2", ("r2",)),

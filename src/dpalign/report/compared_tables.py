@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from dpalign.evaluation.beyond import reachable, trained_on
 from dpalign.evaluation.control import COMMON
+from dpalign.progress import spell_seconds
 from dpalign.report.compared_words import misunderstood
 from dpalign.report.systems import System
 from dpalign.report.tables import Cell, Row, Table, cell, name_of, without_empty_columns, word
@@ -22,7 +23,6 @@ from dpalign.report.words import (
     size,
     whole,
 )
-from dpalign.runs import spell_seconds
 
 Summary = Mapping[str, Any]
 

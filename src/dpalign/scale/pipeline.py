@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from dpalign import config
 from dpalign.environment import settle_threads
 from dpalign.ledger import SCRATCH, write_bytes
+from dpalign.progress import Progress
 from dpalign.recipe import Recipe
-from dpalign.runs import Progress, Run, Shard, Tally, keep_tally, unfinished
+from dpalign.runs import Run, Shard, Tally, keep_tally, unfinished
 from dpalign.scale.knobs import Cluster
 from dpalign.scale.notes import Notes
 from dpalign.scale.shards import Id, ShardWork

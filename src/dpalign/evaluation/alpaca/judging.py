@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from dpalign.evaluation.alpaca.judge import Judge, Judgement, Pair, key_of
 from dpalign.evaluation.alpaca.store import Store
-from dpalign.runs import Progress
+from dpalign.progress import Progress
 
 HOPELESS: Final = 5
 """Failures before the first success that end the asking: such a judge would be paid for nothing."""
