@@ -106,19 +106,24 @@ def test_the_reward_is_the_direction_times_the_objectives_read_from_their_heads(
     """Helpfulness is (60 + 80) / 2 = 70 and verbosity 40, so v . r = 0.8 * 70 - 0.6 * 40 = 32; the first head is 60."""
     scorer = Table([[60.0, 40.0, 80.0], [20.0, 90.0, 10.0]])
     objectives = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
-    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens)
+    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens, 8)
     answers = [[*tokens("fox is red.")["input_ids"], tokens.eos_token_id], tokens("tea is")["input_ids"]]
     given = {"completions": None, "trainer_state": None}  # what TRL passes beside them
     assert reward(prompts=ASKED[:2], completion_ids=answers, **given) == pytest.approx([32.0, -42.0])
     assert scorer.asked == [(ASKED[0], "fox is red."), (ASKED[1], "tea is")]
 
 
-def test_an_answer_that_says_nothing_is_worth_the_least_there_is(tokens: PreTrainedTokenizerBase) -> None:
+def test_an_answer_that_says_nothing_or_does_not_end_is_worth_the_least_there_is(
+    tokens: PreTrainedTokenizerBase,
+) -> None:
+    """Eight tokens are the longest allowed: one that ends with the eighth is whole, one that has eight words is not."""
     objectives = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
-    scorer = Table([[90.0, 10.0, 90.0], [50.0, -40.0, 50.0]])
-    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens)
-    answers = [[*tokens("fox is red.")["input_ids"], tokens.eos_token_id], [tokens.eos_token_id]]
-    assert reward(prompts=ASKED[:2], completion_ids=answers) == pytest.approx([0.8 * 90 - 0.6 * 10, -60.0])
+    scorer = Table([[90.0, 10.0, 90.0], [50.0, -40.0, 50.0], [90.0, 10.0, 90.0], [90.0, 10.0, 90.0]])
+    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens, 8)
+    word, end = tokens("fox")["input_ids"][0], tokens.eos_token_id
+    answers = [[word, word, end], [end], [*[word] * 7, end], [word] * 8]
+    good = 0.8 * 90 - 0.6 * 10
+    assert reward(prompts=ASKED[:1] * 4, completion_ids=answers) == pytest.approx([good, -60.0, good, -60.0])
 
 
 def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
@@ -126,7 +131,7 @@ def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
 ) -> None:
     scorer = FunctionScorer("python:test_rl:no_number", HEADS)
     objectives = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
-    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens)
+    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens, 8)
     with pytest.raises(ValueError, match=r"no_number: head 1 scored nan on answer 2 of 8: '.*'; a reward must be"):
         reinforced(tiny_folder, tmp_path / "model", tokens, reward)
     assert not (tmp_path / "model").exists()
@@ -361,9 +366,21 @@ def job(folder: Path, start: Path, recipe: Recipe = RECIPE) -> Job:
     return Job(recipe, work, {"start": start, "data": folder / "data", "reward": folder / "reward"})  # type: ignore[arg-type]
 
 
-def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(tiny_folder: Path, tmp_path: Path) -> None:
-    """Six updates of two groups reach all three prompts that fit; 48 answers are scored."""
+def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
+    tiny_folder: Path, tmp_path: Path, tokens: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six updates of two groups reach all three prompts that fit; 48 answers are scored, and those cut earn least."""
     SEEN.clear()
+    ended: list[bool] = []
+
+    def watched(*given: Any) -> Any:
+        def reward(completion_ids: Sequence[list[int]], **beside: Any) -> list[float]:
+            ended.extend(ids[-1] == tokens.eos_token_id for ids in completion_ids)
+            return scalar_reward(*given)(completion_ids=completion_ids, **beside)
+
+        return reward
+
+    monkeypatch.setattr("dpalign.training.rl.scalar_reward", watched)
     work = job(tmp_path, tiny_folder)
     rl(work)
     assert {prompt for prompt, _ in SEEN} == {"name fox.", "explain tea.", "name rain."}
@@ -371,14 +388,18 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(tiny_folde
     assert (tally.rows_in, tally.rows_out, dict(tally.filtered)) == (4, 3, {"prompt too long": 1})
     assert tally.scored == 48 == len(SEEN)
     updates = json.loads((work.out / "updates.json").read_text())
-    by_hand = [0.8 * (5 * a.count("e") + 5 * a.count("a")) - 0.6 * len(a) for _, a in SEEN]
+    by_hand = [
+        0.8 * (5 * a.count("e") + 5 * a.count("a")) - 0.6 * len(a) if whole and a.strip() else -60.0
+        for (_, a), whole in zip(SEEN, ended, strict=True)
+    ]
     assert [update["reward"] for update in updates] == pytest.approx(
         np.mean(np.reshape(by_hand, (6, 8)), axis=1), rel=1e-5
     )
     assert tally.sampled == sum(round(8 * update["tokens"]) for update in updates)
     assert tally.trained > tally.sampled
     cut = sum(update["cut"] for update in updates)
-    assert work.work.run.said == [f"{cut} of 48 answers were cut at sampling.max_new_tokens, and scored as they were"]
+    assert cut == ended.count(False) > 0
+    assert work.work.run.said == [f"{cut} of 48 answers were cut at sampling.max_new_tokens: worth the least"]
 
 
 def test_prompts_that_no_update_reaches_are_counted(tiny_folder: Path, tmp_path: Path) -> None:

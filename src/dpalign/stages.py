@@ -235,6 +235,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
         ),
         inputs=("start", "data", "reward"),
         several=True,
+        version=2,
     ),
     "evaluate": StageKind(
         "dpalign.evaluation.stages:evaluate",
