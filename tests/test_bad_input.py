@@ -132,6 +132,23 @@ def test_a_validation_prompt_is_never_sampled_for_however_it_is_spelled(tmp_path
     assert "10 held-out prompt" in (tmp_path / "run" / "data" / "reports.txt").read_text()
 
 
+def test_a_validation_prompt_named_twice_is_asked_once_and_counted(tmp_path: Path) -> None:
+    knobs = rated_files(tmp_path, [pair(i, "because.") for i in range(40)])
+    named = tmp_path / "validation.jsonl"
+    named.write_text("".join(f"{json.dumps({'prompt': f'question {i % 4}'})}\n" for i in range(5)))
+    go_on(tmp_path / "run", "data", *knobs, "--data.prompts", str(named), "--objectives", OVERALL)
+    (report,) = (
+        report
+        for report in json.loads((tmp_path / "run" / "data" / "reports.json").read_text())
+        if report["source"] == "validation prompts"
+    )
+    assert (report["in"], report["out"], report["filtered"]) == (5, 4, {"repeated prompt": 1})
+    validation = [
+        row for row in read_rows(tmp_path / "run" / "data" / "prompts", PROMPTS) if row["split"] == "validation"
+    ]
+    assert len(validation) == 4
+
+
 def test_a_data_set_that_is_empty_after_filtering(tmp_path: Path) -> None:
     """All answers are empty: the table says why."""
     message = told(tmp_path / "run", "data", *rated_files(tmp_path, [pair(i, "") for i in range(5)]))

@@ -381,6 +381,17 @@ def test_a_run_without_a_comparison_has_no_such_section(tmp_path: Path) -> None:
     assert "Over-optimisation" not in Reader(text).text  # no figure was drawn here
 
 
+def test_one_system_in_one_setting_is_a_comparison_too(tmp_path: Path) -> None:
+    """Nothing was chosen, so that no setting stands beside the name; the tables are as for many."""
+    given = fake_run.recipe(**{"compare.systems": ["dpo"], "compare.dpo_betas": [0.1], "compare.ablations": []})
+    fake_run.fake_run(tmp_path / "run", given, prompts=8)
+    told = taken(tmp_path / "run", given)["summary"]
+    assert not told["tuning"]
+    assert [row["system"] for row in told["comparison"]["table_1"]] == ["DPA t=2", "SteerLM", "SFT", "DPO"]
+    assert list(told["feasibility"]) == ["DPA t=2"]
+    assert "Asked for more than can be had" in page(told)
+
+
 def test_a_checkpoint_of_the_same_method_is_told_from_the_one_trained_here() -> None:
     from dpalign.report.entrants import _fixed
 

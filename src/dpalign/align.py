@@ -129,18 +129,22 @@ def ablation(changed: Recipe, name: str, knobs: Mapping[str, Any]) -> Iterator[S
     own = [*preparation(changed), *loop(changed)]
     names = {step.name for step in own}
     for step in own:
-        inputs = {key: _under(name, value) if value in names else value for key, value in step.inputs.items()}
-        yield replace(step, name=_under(name, step.name), inputs=inputs, knobs=knobs)
+        inputs = {
+            key: compare.ablation_step(name, value) if value in names else value for key, value in step.inputs.items()
+        }
+        yield replace(step, name=compare.ablation_step(name, step.name), inputs=inputs, knobs=knobs)
 
 
 def _last_evaluated(changed: Recipe, name: str, knobs: Mapping[str, Any]) -> Step:
     """The last policy of an ablation, scored by the unchanged reward model."""
-    inputs = {"policy": _under(name, f"policy-{changed.iterations}")} | scored(changed)
-    return Step(f"evaluate-{_under(name, 'policy')}", "evaluate", inputs, changed.iterations, condition="directions")
-
-
-def _under(ablation: str, step: str | Path) -> str:
-    return f"{ablation.lower().replace(' ', '-')}-{step}"
+    inputs = {"policy": compare.ablation_step(name, f"policy-{changed.iterations}")} | scored(changed)
+    return Step(
+        f"evaluate-{compare.ablation_step(name, 'policy')}",
+        "evaluate",
+        inputs,
+        changed.iterations,
+        condition="directions",
+    )
 
 
 def without_repeats(recipe: Recipe, planned: Sequence[Step]) -> list[Step]:

@@ -8,6 +8,7 @@ that would do the same work twice are one: the soups' experts are the specialist
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -291,3 +292,8 @@ def ablated(recipe: Recipe) -> Iterator[tuple[str, Recipe, Mapping[str, Any]]]:
     """Each ablation that the recipe asks for: its name, its recipe, and the knobs that make it."""
     for name in recipe.compare.ablations:
         yield name, changed(recipe, ABLATIONS[name]), ABLATIONS[name]
+
+
+def ablation_step(ablation: str, step: str | Path) -> str:
+    """What an ablation calls its own of one of the loop's steps."""
+    return f"{ablation.lower().replace(' ', '-')}-{step}"

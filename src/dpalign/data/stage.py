@@ -128,14 +128,13 @@ def _read(sources: Data) -> Read:
     if sources.sft:
         chats, report = read_chats(sources.sft, split_named(sources.sft, ("train_sft",)))
         reports.append(report)
-    validation = _validation(sources)
-    reports.append(
-        ReadReport("validation prompts", sources.prompts or sources.splits, len(validation), len(validation), {})
-    )
-    tuning = _prompt_file(sources.tuning_prompts, "tuning") if sources.tuning_prompts else []
-    if tuning:
-        reports.append(ReadReport("tuning prompts", sources.tuning_prompts, len(tuning), len(tuning), {}))
-    return rated, chats, validation + tuning, reports
+    evaluated, report = _validation(sources)
+    reports.append(report)
+    if sources.tuning_prompts:
+        tuning, report = _unique(_asked_in(sources.tuning_prompts), "tuning", sources.tuning_prompts)
+        evaluated += tuning
+        reports.append(report)
+    return rated, chats, evaluated, reports
 
 
 def read_ratings(form: RatedFormat, source: str, scale: Rescaling) -> tuple[list[Rated], ReadReport]:
@@ -153,23 +152,27 @@ def read_chats(source: str, split: str | None) -> tuple[list[Conversation], Read
     return (read_instructions if alpaca else read_ultrachat)(source, split)
 
 
-def _validation(sources: Data) -> list[Prompt]:
+def _validation(sources: Data) -> tuple[list[Prompt], ReadReport]:
     """Prompts that a file or the authors' split name as validation; none: they are drawn by hash later."""
     if sources.prompts:
-        return _prompt_file(sources.prompts, "validation")
+        return _unique(_asked_in(sources.prompts), "validation", sources.prompts)
     if not sources.splits:
-        return []
+        return _unique([], "validation", "")
     rows = read_source(sources.splits, split_named(sources.splits, ("test_prefs",)))
-    return _unique([row.chat("chosen")[:-1] for row in rows], "validation")
+    return _unique([row.chat("chosen")[:-1] for row in rows], "validation", sources.splits)
 
 
-def _prompt_file(source: str, split: str) -> list[Prompt]:
-    return _unique([user_prompt(row.text("prompt")) for row in read_source(source)], split)
+def _asked_in(source: str) -> list[list[Message]]:
+    return [user_prompt(row.text("prompt")) for row in read_source(source)]
 
 
-def _unique(chats: Iterable[list[Message]], split: str) -> list[Prompt]:
+def _unique(chats: Sequence[list[Message]], split: str, source: str) -> tuple[list[Prompt], ReadReport]:
+    """The chats as a split's prompts, each text once; the report counts those that came again."""
     unique = {prompt_id(chat): chat for chat in chats}
-    return [{"prompt_id": key, "messages": chat, "split": split} for key, chat in unique.items()]
+    prompts: list[Prompt] = [{"prompt_id": key, "messages": chat, "split": split} for key, chat in unique.items()]
+    repeated = len(chats) - len(prompts)
+    filtered = {"repeated prompt": repeated} if repeated else {}
+    return prompts, ReadReport(f"{split} prompts", source, len(chats), len(prompts), filtered)
 
 
 def _split(recipe: Recipe, sources: Data, rated: Sequence[Rated], evaluated: Sequence[Prompt]) -> dict[str, str]:

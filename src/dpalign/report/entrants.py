@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from dpalign.compare import ABLATIONS, Contender, contenders, spelled
+from dpalign.compare import ABLATIONS, Contender, ablation_step, contenders, spelled
 from dpalign.evaluation.bootstrap import Array, Bootstrap, Estimate
 from dpalign.evaluation.objective import expected_objective
 from dpalign.evaluation.points import SystemRewards, judged_by_truth
@@ -165,7 +165,7 @@ def _fixed(recipe: Recipe, step: str, folder: Path, compared: set[str]) -> Entra
     if iteration is not None:
         return Entrant(step, folder, f"DPA t={iteration}", "iteration", iteration)
     for name in ABLATIONS:
-        if step == f"evaluate-{name.lower().replace(' ', '-')}-policy":
+        if step == f"evaluate-{ablation_step(name, 'policy')}":
             return Entrant(step, folder, f"DPA t={recipe.iterations}, {name}", "ablation")
     title = TITLES.get(step, step.removeprefix("evaluate-"))
     if title in compared:  # a checkpoint taken as it is, beside one of the same method that this run trained

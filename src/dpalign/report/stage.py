@@ -1,7 +1,7 @@
 """The report stage: every evaluated system of a run into figures, tables and one page."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpalign.choosing import annotated
+from dpalign.compare import ABLATIONS, ablation_step, contenders
 from dpalign.config import to_toml
 from dpalign.evaluation.bootstrap import Bootstrap
 from dpalign.evaluation.comparison import comparison_pairs
@@ -43,8 +44,9 @@ def report(job: Job) -> None:
     chance = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     shown, trials = entrants(recipe, job.inputs, grid_UK, chance)
     systems = [read(recipe, entrant) for entrant in shown]
-    pairs = pairs_of(systems)
-    chance = enough(job, chance, len(pairs)) if is_comparison(systems) else chance
+    compared = is_comparison(recipe, job.inputs)
+    pairs = compared_pairs(systems) if compared else claims([system.rewards for system in systems])
+    chance = enough(job, chance, len(pairs)) if compared else chance
     front = true_front(recipe, shown[0].folder, grid_UK) if recipe.data.world else None
     if recipe.data.world and front is None:
         job.work.run.log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
@@ -66,7 +68,7 @@ def report(job: Job) -> None:
     add_what_entrants_are(summary, systems, trials, tokens)
     summary["trust"] = trust(systems, setting)
     summary["pairwise"] = _pairwise(job)
-    if is_comparison(systems):
+    if compared:
         summary |= {
             "comparison": comparison(recipe, job.inputs, systems, setting, summary["systems"]),
             "tuning": tuning(recipe, trials, setting),
@@ -84,17 +86,15 @@ def report(job: Job) -> None:
     job.work.tally.add(rows_in=len(systems), rows_out=len(systems))
 
 
-def is_comparison(systems: Sequence[Evaluated]) -> bool:
-    """Whether more was evaluated than the loop itself and what stands beside it in any case."""
-    return any(
-        system.entrant.setting or system.entrant.role in ("specialist", "soup", "ablation") for system in systems
-    ) or any("brief" in system.entrant.step or "best-of-n" in system.entrant.step for system in systems)
+def is_comparison(recipe: Recipe, inputs: Iterable[str]) -> bool:
+    """Whether `dpa compare` made some of a report's inputs: a system, an ablation, or what lies beyond the dial."""
+    made = {f"evaluate-{contender.name}" for contender in contenders(recipe)}
+    made |= {f"evaluate-{ablation_step(name, 'policy')}" for name in ABLATIONS}
+    return any(name in made or name.startswith("feasible-") for name in inputs)
 
 
-def pairs_of(systems: Sequence[Evaluated]) -> list[tuple[str, str]]:
-    """Who is compared with whom: the paper's claims, or of a comparison what it needs (Holm pays for each pair)."""
-    if not is_comparison(systems):
-        return claims([system.rewards for system in systems])
+def compared_pairs(systems: Sequence[Evaluated]) -> list[tuple[str, str]]:
+    """Who is compared with whom in a comparison: what it needs and no more, for Holm pays for each pair."""
     iterated = sorted((s for s in systems if s.entrant.role == "iteration"), key=lambda s: s.entrant.iteration or 0)
     others = [s for s in systems if s.entrant.role not in ("iteration", "ablation")]
     rivals = [s for s in others if s.entrant.role in ("baseline", "soup") and s.rewards.reward_PVSK.shape[1] > 1]
