@@ -74,6 +74,15 @@ def tokens(tiny_folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(tiny_folder)
 
 
+def often_ending(folder: Path, output: Path) -> None:
+    """The model with an end of text that is as likely as not, so that short answers are cut or end by chance."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.eos_token_id] *= 4
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
 def reinforced(
     start: Path, output: Path, tokens: PreTrainedTokenizerBase, reward: Any, settings: RL = SETTINGS, new: int = 8
 ) -> Reinforced:
@@ -106,8 +115,8 @@ def test_the_reward_is_the_direction_times_the_objectives_read_from_their_heads(
     """Helpfulness is (60 + 80) / 2 = 70 and verbosity 40, so v . r = 0.8 * 70 - 0.6 * 40 = 32; the first head is 60."""
     scorer = Table([[60.0, 40.0, 80.0], [20.0, 90.0, 10.0]])
     objectives = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
-    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens, 8)
-    answers = [[*tokens("fox is red.")["input_ids"], tokens.eos_token_id], tokens("tea is")["input_ids"]]
+    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens)
+    answers = [[*tokens(text)["input_ids"], tokens.eos_token_id] for text in ("fox is red.", "tea is")]
     given = {"completions": None, "trainer_state": None}  # what TRL passes beside them
     assert reward(prompts=ASKED[:2], completion_ids=answers, **given) == pytest.approx([32.0, -42.0])
     assert scorer.asked == [(ASKED[0], "fox is red."), (ASKED[1], "tea is")]
@@ -116,14 +125,15 @@ def test_the_reward_is_the_direction_times_the_objectives_read_from_their_heads(
 def test_an_answer_that_says_nothing_or_does_not_end_is_worth_the_least_there_is(
     tokens: PreTrainedTokenizerBase,
 ) -> None:
-    """Eight tokens are the longest allowed: one that ends with the eighth is whole, one that has eight words is not."""
+    """At most -60 on the scale of 0-100; less where a whole answer earns less, by a reward of another scale."""
     objectives = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
-    scorer = Table([[90.0, 10.0, 90.0], [50.0, -40.0, 50.0], [90.0, 10.0, 90.0], [90.0, 10.0, 90.0]])
-    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens, 8)
     word, end = tokens("fox")["input_ids"][0], tokens.eos_token_id
     answers = [[word, word, end], [end], [*[word] * 7, end], [word] * 8]
-    good = 0.8 * 90 - 0.6 * 10
-    assert reward(prompts=ASKED[:1] * 4, completion_ids=answers) == pytest.approx([good, -60.0, good, -60.0])
+    for whole, least in (([90.0, 10.0, 90.0], -60.0), ([-500.0, 10.0, -500.0], -406.0)):
+        scorer = Table([[90.0, 10.0, 90.0], [50.0, -40.0, 50.0], whole, [90.0, 10.0, 90.0]])
+        reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens)
+        earned = 0.8 * whole[0] - 0.6 * whole[1]
+        assert reward(prompts=ASKED[:1] * 4, completion_ids=answers) == pytest.approx([66.0, least, earned, least])
 
 
 def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
@@ -131,7 +141,7 @@ def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
 ) -> None:
     scorer = FunctionScorer("python:test_rl:no_number", HEADS)
     objectives = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
-    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens, 8)
+    reward = scalar_reward(scorer, HEADS, objectives, np.array([0.8, -0.6]), tokens)
     with pytest.raises(ValueError, match=r"no_number: head 1 scored nan on answer 2 of 8: '.*'; a reward must be"):
         reinforced(tiny_folder, tmp_path / "model", tokens, reward)
     assert not (tmp_path / "model").exists()
@@ -291,10 +301,7 @@ def test_what_is_counted_is_what_was_sampled_scored_and_trained(
         answers.extend(completion_ids)
         return [float(len(ids) == 5) for ids in completion_ids]
 
-    ends = AutoModelForCausalLM.from_pretrained(tiny_folder)
-    with torch.no_grad():  # make the end of text as likely as not
-        ends.get_input_embeddings().weight[tokens.eos_token_id] *= 4
-    ends.save_pretrained(tmp_path / "start")
+    often_ending(tiny_folder, tmp_path / "start")
     training = replace(SETTINGS.training, steps=3, batch=16, learning_rate=1e-6)
     done = reinforced(tmp_path / "start", tmp_path / "model", tokens, reward, replace(SETTINGS, training=training), 5)
     finished = [ids[-1] == tokens.eos_token_id for ids in answers]
@@ -381,7 +388,8 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
         return reward
 
     monkeypatch.setattr("dpalign.training.rl.scalar_reward", watched)
-    work = job(tmp_path, tiny_folder)
+    often_ending(tiny_folder, tmp_path / "start")
+    work = job(tmp_path, tmp_path / "start")
     rl(work)
     assert {prompt for prompt, _ in SEEN} == {"name fox.", "explain tea.", "name rain."}
     tally = work.work.tally
@@ -398,8 +406,11 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
     assert tally.sampled == sum(round(8 * update["tokens"]) for update in updates)
     assert tally.trained > tally.sampled
     cut = sum(update["cut"] for update in updates)
-    assert cut == ended.count(False) > 0
-    assert work.work.run.said == [f"{cut} of 48 answers were cut at sampling.max_new_tokens: worth the least"]
+    assert cut == ended.count(False)
+    assert 0 < cut < 40
+    assert work.work.run.said == [
+        f"{cut} of 48 answers were cut at sampling.max_new_tokens, and given the least reward"
+    ]
 
 
 def test_prompts_that_no_update_reaches_are_counted(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The run folder: one process at a time works in it, stage by stage; what is done is skipped (`ledger.py` decides).
+"""The run folder: one process at a time (`runlock.py`), stage by stage; what is done is skipped (`ledger.py` decides).
 
 RUN/recipe.toml, environment.json, log.txt     what was asked, where it ran, what happened
 RUN/<stage>/...                                a finished stage's outputs, beside its ledger.json

@@ -84,8 +84,7 @@ def rl(job: Job) -> None:
     args = configuration(settings, recipe.sampling.max_new_tokens, recipe.seed, job.work.resume, recipe.model.dtype)
     # A scorer goes to this process's own GPU, which is known from here on, beside the training.
     scorer = open_scorer(on_transformers(recipe), job.inputs["reward"])
-    longest = recipe.sampling.max_new_tokens
-    reward = scalar_reward(scorer, recipe.heads, recipe.objective_list, v_K, tokenizer, longest)
+    reward = scalar_reward(scorer, recipe.heads, recipe.objective_list, v_K, tokenizer)
     done = reinforce(
         start,
         drawn(prompts, settings.training.steps * settings.training.batch // settings.samples, recipe.seed),
@@ -146,16 +145,13 @@ def scalar_reward(
     objectives: Sequence[Objective],
     v_K: Array,
     tokenizer: PreTrainedTokenizerBase,
-    longest: int,
 ) -> Reward:
     """Eq. 2 at a fixed direction, in the form that TRL calls: v . r(x, y) of each answer, in points.
 
-    An answer is read as the sampling stage reads it. What selection never keeps is worth the least that a direction can
-    give on the scale of 0-100: an answer that says nothing, or one that was cut. No rater has seen either, and what a
-    reward model makes of them is chance; where it likes them, a policy soon writes nothing else.
-
-    Args:
-        longest: tokens of the longest allowed answer, its end of text among them.
+    An answer is read as the sampling stage reads it. What selection never keeps, an answer that says nothing or one
+    that was cut, is worth the least that the direction can give on the scale of 0-100, and no more than the worst of
+    the others. Raters have hardly seen either, and what a reward model makes of them is chance; where it likes them,
+    a policy soon writes nothing else.
 
     Raises (when called):
         ValueError: a score that is not a finite number; the message shows its answer.
@@ -167,10 +163,11 @@ def scalar_reward(
         reward_NK = read_objectives(reward_NH, heads, objectives)
         score_N = scalarize(reward_NK[None], v_K[None])[0]
         whole_N = [
-            bool(answer.strip()) and (len(ids) < longest or ids[-1] == tokenizer.eos_token_id)
+            bool(answer.strip()) and ids[-1] == tokenizer.eos_token_id
             for answer, ids in zip(answers, completion_ids, strict=True)
         ]
-        scores: list[float] = np.where(whole_N, score_N, 100 * np.minimum(v_K, 0).sum()).tolist()
+        least = min([100 * np.minimum(v_K, 0).sum(), *score_N[whole_N]])
+        scores: list[float] = np.where(whole_N, score_N, least).tolist()
         return scores
 
     return reward
@@ -293,4 +290,6 @@ def _count(job: Job, listed: int, fitting: int, done: Reinforced) -> None:
     tally.sampled += done.sampled
     cut = sum(update["cut"] for update in done.updates)
     if cut:
-        job.work.run.log(f"{cut} of {done.scored} answers were cut at sampling.max_new_tokens: worth the least")
+        job.work.run.log(
+            f"{cut} of {done.scored} answers were cut at sampling.max_new_tokens, and given the least reward"
+        )
