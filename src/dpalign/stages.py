@@ -278,7 +278,7 @@ STAGES: Final[Mapping[str, StageKind]] = {
         ("seed", "evaluation", "preference", "data.world", "compare", *_OBJECTIVES),
         inputs=("data", "reward", "annotate"),
         optional=("judge", "pairwise"),
-        version=3,
+        version=4,
         heavy=False,
         repeated=("evaluate", "tune", "feasible"),
     ),

@@ -90,7 +90,9 @@ def is_comparison(recipe: Recipe, inputs: Iterable[str]) -> bool:
     """Whether `dpa compare` made some of a report's inputs: a system, an ablation, or what lies beyond the dial."""
     made = {f"evaluate-{contender.name}" for contender in contenders(recipe)}
     made |= {f"evaluate-{ablation_step(name, 'policy')}" for name in ABLATIONS}
-    return any(name in made or name.startswith("feasible-") for name in inputs)
+    return any(
+        name in made or name.startswith("feasible-") or name.endswith(("-brief", "-best-of-n")) for name in inputs
+    )
 
 
 def compared_pairs(systems: Sequence[Evaluated]) -> list[tuple[str, str]]:
