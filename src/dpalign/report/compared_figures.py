@@ -1,7 +1,7 @@
 """The figures of a comparison: Fig. 4 with every system, what it cost, how far the dial reaches, beyond the dial."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -18,6 +18,9 @@ _PAPER: Final[dict[str, Any]] = {"color": _MUTED, "linewidth": 0.9, "alpha": 0.7
 
 _NAMED: Final = {"SFT": "left", "DPO": "left", "SteerLM": "left", "t=1": "right", "t=4": "left"}
 """The paper's curves that are named, at their concise end (right) or their verbose one; the others lie between."""
+Side = tuple[Literal["center", "left", "right"], int, int]
+BESIDE: Final[tuple[Side, ...]] = (("center", 0, -14), ("left", 8, -3), ("right", -8, -3))
+"""Where specialists have their angle, each family on a side of its own: how it is aligned, how far off in points."""
 
 
 def compared_plots(summary: Summary, systems: Sequence[System]) -> dict[str, Plot]:
@@ -40,6 +43,7 @@ def _fig_4(summary: Summary, systems: Sequence[System]) -> Plot:
     helpful, verbose = summary["objectives"][:2]
     angled = len(summary["objectives"]) == 2
     shown = [s for s in systems if s.role not in ("control", "ablation") and not s.copied]
+    families = list(dict.fromkeys(s.family for s in shown if s.role == "specialist"))
     curves = (
         (summary["comparison"].get("paper_curves") or {}) if (helpful, verbose) == ("helpfulness", "verbosity") else {}
     )
@@ -61,7 +65,7 @@ def _fig_4(summary: Summary, systems: Sequence[System]) -> Plot:
             points_of(axes, system, verbose, helpful, joined=angled, label=system.family not in labelled)
             labelled.add(system.family)
             if system.role == "specialist" and angled:
-                _name_specialist(axes, system, verbose, helpful)
+                _name_specialist(axes, system, verbose, helpful, BESIDE[families.index(system.family) % len(BESIDE)])
         if angled:
             end_angles(axes, systems, verbose, helpful)
         reference_and_front(axes, summary, verbose, helpful)
@@ -86,17 +90,18 @@ def _fig_4(summary: Summary, systems: Sequence[System]) -> Plot:
     return Plot("comparison", "Every system on one plot", caption, wide, narrow)
 
 
-def _name_specialist(axes: Axes, system: System, verbose: str, helpful: str) -> None:
+def _name_specialist(axes: Axes, system: System, verbose: str, helpful: str, beside: Side) -> None:
     angle = system.entry.get("trained_for")
     if angle is None:
         return
     at = (values(system.rewards(verbose))[0], values(system.rewards(helpful))[0])
+    side, right, up = beside
     axes.annotate(
         degrees(angle),
         at,
-        xytext=(0, 7),
+        xytext=(right, up),
         textcoords="offset points",
-        ha="center",
+        ha=side,
         fontsize=7.5,
         color=system.look.light,
     )
