@@ -11,7 +11,6 @@ import contextlib
 import difflib
 import inspect
 import itertools
-import json
 import math
 import re
 import textwrap
@@ -22,10 +21,9 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-T = TypeVar("T")
+from dpalign.toml_text import NONE, literal, table_lines
 
-NONE = "none"
-"""How a file or a command line says None."""
+T = TypeVar("T")
 
 
 def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
@@ -77,7 +75,7 @@ def as_mapping(instance: Any) -> dict[str, Any]:
 def to_toml(instance: Any, comments: bool = True) -> str:
     """The resolved recipe as TOML that reads back equal, each key under its help if `comments`."""
     docs = field_docs(type(instance)) if comments else {}
-    return "\n".join(_table_lines(as_mapping(instance), (), (), docs)).strip("\n") + "\n"
+    return "\n".join(table_lines(as_mapping(instance), (), (), docs)).strip("\n") + "\n"
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -86,11 +84,11 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     said = []
     for key in dict.fromkeys([*before, *after]):
         if key not in before:
-            said.append(f"{key} {_literal(after[key])} is new")
+            said.append(f"{key} {literal(after[key])} is new")
         elif key not in after:
-            said.append(f"{key} {_literal(before[key])} is gone")
-        elif _literal(before[key]) != _literal(after[key]):
-            said.append(f"{key} {_literal(before[key])} -> {_literal(after[key])}")
+            said.append(f"{key} {literal(before[key])} is gone")
+        elif literal(before[key]) != literal(after[key]):
+            said.append(f"{key} {literal(before[key])} -> {literal(after[key])}")
     return said
 
 
@@ -184,7 +182,7 @@ class _Place:
         return replace(self, key=f"{self.key}[{index}]")
 
     def wrong(self, value: Any, kind: Any) -> ValueError:
-        return ValueError(f"{self.where}: {self.key} must be {_expected(kind)}, got {_literal(_plain(value))}")
+        return ValueError(f"{self.where}: {self.key} must be {_expected(kind)}, got {literal(_plain(value))}")
 
     def unknown(self, dotted: str, here: Sequence[str]) -> ValueError:
         """`here`: the known names of the table that was asked for `dotted`."""
@@ -209,7 +207,7 @@ def _expected(kind: Any) -> str:
         optional = [f'"{NONE}"'] if types.NoneType in args else []
         return " or ".join([*(_expected(arm) for arm in _arms(kind)), *optional])
     if origin is Literal:
-        return "one of " + ", ".join(_literal(choice) for choice in args)
+        return "one of " + ", ".join(literal(choice) for choice in args)
     if origin is tuple:
         return f"a list, each {_expected(args[0])}" if args[1:] == (...,) else f"a list of {len(args)} values"
     if origin is dict or is_dataclass(kind):
@@ -387,41 +385,3 @@ def leaves(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[t
             yield from leaves(value, (*prefix, name))
         else:
             yield ".".join((*prefix, name)), value
-
-
-def _table_lines(
-    table: Mapping[str, Any], path: tuple[str, ...], doc_path: tuple[str, ...], docs: Mapping[str, str]
-) -> Iterator[str]:
-    """The lines of one table: its values first, as TOML demands, then its tables; `docs` by dotted `doc_path`."""
-    of_fields = any(".".join((*doc_path, name)) in docs for name in table)
-    for name, value in sorted(table.items(), key=lambda item: isinstance(item[1], dict)):
-        documented = (*doc_path, name if of_fields else "*")
-        comment = [f"# {line}".rstrip() for line in docs.get(".".join(documented), "").splitlines()]
-        if isinstance(value, dict):
-            header = ".".join(_key(part) for part in (*path, name))
-            yield from ("", *comment, f"[{header}]")
-            yield from _table_lines(value, (*path, name), documented, docs)
-            if not of_fields:  # the entries of a dict share one help: said once
-                docs = {}
-        else:
-            yield from (*comment, f"{_key(name)} = {_literal(value)}")
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _literal(name)
-
-
-def _literal(value: Any) -> str:
-    """One value in TOML's syntax, on one line; None as "none"."""
-    match value:
-        case None:
-            return f'"{NONE}"'
-        case bool():
-            return "true" if value else "false"
-        case str() | Path():
-            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-        case list() | tuple():
-            return f"[{', '.join(_literal(inner) for inner in value)}]"
-        case Mapping():
-            return "{" + ", ".join(f"{_key(str(name))} = {_literal(inner)}" for name, inner in value.items()) + "}"
-    return str(value)
