@@ -127,24 +127,17 @@ def pairwise(recipe: Recipe) -> Step:
 def ablation(changed: Recipe, name: str, knobs: Mapping[str, Any]) -> Iterator[Step]:
     """The loop of a changed recipe beside the recipe's own: its steps under names of their own."""
     own = [*preparation(changed), *loop(changed)]
-    names = {step.name for step in own}
+    under = {step.name: compare.ablation_step(name, step.name) for step in own}
     for step in own:
-        inputs = {
-            key: compare.ablation_step(name, value) if value in names else value for key, value in step.inputs.items()
-        }
-        yield replace(step, name=compare.ablation_step(name, step.name), inputs=inputs, knobs=knobs)
+        inputs = {key: under.get(str(value), value) for key, value in step.inputs.items()}
+        yield replace(step, name=under[step.name], inputs=inputs, knobs=knobs)
 
 
 def _last_evaluated(changed: Recipe, name: str, knobs: Mapping[str, Any]) -> Step:
     """The last policy of an ablation, scored by the unchanged reward model."""
     inputs = {"policy": compare.ablation_step(name, f"policy-{changed.iterations}")} | scored(changed)
-    return Step(
-        f"evaluate-{compare.ablation_step(name, 'policy')}",
-        "evaluate",
-        inputs,
-        changed.iterations,
-        condition="directions",
-    )
+    evaluated = f"evaluate-{compare.ablation_step(name, 'policy')}"
+    return Step(evaluated, "evaluate", inputs, changed.iterations, condition="directions")
 
 
 def without_repeats(recipe: Recipe, planned: Sequence[Step]) -> list[Step]:

@@ -8,7 +8,6 @@ that would do the same work twice are one: the soups' experts are the specialist
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -294,6 +293,6 @@ def ablated(recipe: Recipe) -> Iterator[tuple[str, Recipe, Mapping[str, Any]]]:
         yield name, changed(recipe, ABLATIONS[name]), ABLATIONS[name]
 
 
-def ablation_step(ablation: str, step: str | Path) -> str:
+def ablation_step(ablation: str, step: str) -> str:
     """What an ablation calls its own of one of the loop's steps."""
     return f"{ablation.lower().replace(' ', '-')}-{step}"
