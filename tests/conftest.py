@@ -9,8 +9,12 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 for name, value in {
     "OMP_NUM_THREADS": "1",  # on a busy small machine more are many times slower
@@ -88,6 +92,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny
 
     return tiny.write_model(tmp_path_factory.mktemp("tiny") / "model", tiny.tokenizer())
+
+
+@pytest.fixture
+def tokens(tiny_folder: Path) -> "PreTrainedTokenizerBase":
+    """That model's tokenizer, for this test alone."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_folder)
 
 
 @pytest.fixture(scope="session")

@@ -59,11 +59,6 @@ ROWS = [
 """Four short pairs of unequal length; either side may be the longer."""
 
 
-@pytest.fixture
-def tokens(tiny_folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tiny_folder)
-
-
 def load(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
 

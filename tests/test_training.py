@@ -38,11 +38,6 @@ PLAIN_FOLDER = {
 }
 
 
-@pytest.fixture
-def tokens(tiny_folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tiny_folder)
-
-
 def load(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
 

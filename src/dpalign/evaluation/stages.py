@@ -121,7 +121,7 @@ def evaluation_prompts(job: Job, reader: Reader) -> list[Row]:
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == split]
     if not prompts:
         raise ValueError(f"no {split} prompts to evaluate on; hold some out with data.tuning")
-    return within_limit(job, prompts, reader)
+    return within_limit(job, prompts, reader.prompt_tokens)
 
 
 def shards_of(recipe: Recipe, prompts: Sequence[Row]) -> int:

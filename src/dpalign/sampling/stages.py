@@ -1,7 +1,7 @@
 """The sampling stage: step 1 of section 2.2, before the scoring."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ class Drawing:
         self.job = job
         self.policy = model_folder(job.inputs["policy"])
         prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
-        prompts = within_limit(job, prompts, open_reader(recipe, self.policy))
+        prompts = within_limit(job, prompts, open_reader(recipe, self.policy).prompt_tokens)
         self.prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)
         self.fixed = [PLAIN] if job.condition == "plain" else []
         self.n = [settings.n] * (len(self.fixed) or recipe.preference.directions)
@@ -124,14 +124,19 @@ class Drawing:
         return draw(self.engine, recipe, asked, self.n, recipe.sampling.temperature, key=key, t=t, tally=tally)
 
 
-def within_limit(job: Job, prompts: Sequence[dict[str, Any]], reader: Reader) -> list[dict[str, Any]]:
+def within_limit(
+    job: Job, prompts: Sequence[dict[str, Any]], tokens_of: Callable[[Sequence[Message]], int]
+) -> list[dict[str, Any]]:
     """The prompts of at most `sampling.prompt_tokens` tokens; those that are longer are counted in the job's tally.
+
+    Args:
+        tokens_of: the length of a prompt as the policy reads it.
 
     Raises:
         ValueError: all are longer.
     """
     limit = job.recipe.sampling.prompt_tokens
-    kept = [prompt for prompt in prompts if reader.prompt_tokens(prompt["messages"]) <= limit]
+    kept = [prompt for prompt in prompts if tokens_of(prompt["messages"]) <= limit]
     if not kept:
         raise ValueError(f"none of {len(prompts)} prompts is at most {limit} tokens long; raise sampling.prompt_tokens")
     if long := len(prompts) - len(kept):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from dpalign.data.splits import HALVES
 from dpalign.engines import on_transformers
 from dpalign.objectives import Objective, read_objectives
 from dpalign.preference import evaluation_grid, rng_for
@@ -28,6 +29,7 @@ from dpalign.records import PROMPTS, Message, read_rows
 from dpalign.reward.score import Scorer
 from dpalign.reward.stages import open_scorer
 from dpalign.runs import write_json
+from dpalign.sampling.stages import within_limit
 from dpalign.sampling.transformers_engine import prompt_ids
 from dpalign.selection import scalarize
 from dpalign.stages import Job
@@ -79,8 +81,9 @@ def rl(job: Job) -> None:
     v_K = direction(recipe)
     start = model_folder(job.inputs["start"])
     tokenizer = policy_tokenizer(start, recipe)
-    listed = [p["messages"] for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in ("D1", "D2")]
-    prompts = within_limit(listed, tokenizer, recipe.sampling.prompt_tokens)
+    listed = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
+    fitting = within_limit(job, listed, lambda messages: len(prompt_ids(tokenizer, messages)))
+    prompts = [prompt["messages"] for prompt in fitting]
     args = configuration(settings, recipe.sampling.max_new_tokens, recipe.seed, job.work.resume, recipe.model.dtype)
     # A scorer goes to this process's own GPU, which is known from here on, beside the training.
     scorer = open_scorer(on_transformers(recipe), job.inputs["reward"])
@@ -98,7 +101,7 @@ def rl(job: Job) -> None:
     )
     if first_process():
         write_json(job.out / "updates.json", done.updates)
-        _count(job, len(listed), len(prompts), done)
+        _count(job, len(prompts), done)
 
 
 def direction(recipe: Recipe) -> Array:
@@ -117,20 +120,6 @@ def direction(recipe: Recipe) -> Array:
     if len(v_K) != len(recipe.objectives):
         raise ValueError(f"preference.listed weighs {len(v_K)} objectives of {len(recipe.objectives)}; weigh each")
     return v_K
-
-
-def within_limit(
-    prompts: Sequence[list[Message]], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> list[list[Message]]:
-    """The prompts of at most `limit` tokens, as the policy reads them.
-
-    Raises:
-        ValueError: there is none.
-    """
-    kept = [messages for messages in prompts if len(prompt_ids(tokenizer, messages)) <= limit]
-    if not kept:
-        raise ValueError(f"none of {len(prompts)} prompts is at most {limit} tokens long; raise sampling.prompt_tokens")
-    return kept
 
 
 def drawn(prompts: Sequence[list[Message]], count: int, seed: int) -> list[list[Message]]:
@@ -282,11 +271,11 @@ def _account(state: Any, batch: int) -> Reinforced:
     )
 
 
-def _count(job: Job, listed: int, fitting: int, done: Reinforced) -> None:
-    reached = min(fitting, done.scored // job.recipe.rl.samples)
-    filtered = {"prompt too long": listed - fitting, "not reached": fitting - reached}
+def _count(job: Job, prompts: int, done: Reinforced) -> None:
+    reached = min(prompts, done.scored // job.recipe.rl.samples)
+    missed = {"not reached": prompts - reached} if reached < prompts else {}
     tally = job.work.tally
-    tally.add(listed, reached, {k: n for k, n in filtered.items() if n}, scored=done.scored, trained=done.trained)
+    tally.add(prompts, reached, missed, scored=done.scored, trained=done.trained)
     tally.sampled += done.sampled
     cut = sum(update["cut"] for update in done.updates)
     if cut:
