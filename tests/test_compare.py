@@ -152,6 +152,8 @@ def test_the_axes_point_where_the_population_does() -> None:
 def test_directions_are_spelled_as_the_paper_writes_them() -> None:
     assert spelled(PAPER, (1.0, 0.0)) == "helpfulness*1.00 - verbosity*0.00"
     assert spelled(PAPER, (0.8, -0.6)) == "helpfulness*0.80 - verbosity*0.60"
+    assert spelled(PAPER, (0.0, -1.0)) == "helpfulness*0.00 - verbosity*1.00"
+    assert spelled(THREE, (0.0, 1.0, 0.0)) == "helpfulness*0.00 + verbosity*1.00 + coherence*0.00"
 
 
 def test_a_setting_at_the_end_of_its_grid_is_known_unless_nothing_lies_beyond() -> None:

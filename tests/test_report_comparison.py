@@ -287,6 +287,22 @@ def test_the_section_says_what_was_run_and_shows_every_table(summary: dict[str, 
     assert "nan" not in text.lower().split()
 
 
+def test_tuned_specialists_are_called_by_their_angles(tmp_path: Path) -> None:
+    given = fake_run.recipe(
+        **{
+            "compare.systems": ["rl"],
+            "compare.rl_directions": 1,
+            "compare.rl_betas": [0.04, 0.4],
+            "compare.ablations": [],
+        }
+    )
+    means = fake_run.MEANS | {"rl-1-2": fake_run.MEANS["rl-1-1"]}
+    fake_run.fake_run(tmp_path / "run", given, prompts=8, means=means)
+    text = Reader(page(taken(tmp_path / "run", given)["summary"])).text
+    assert "1 system was tuned over 2 settings (GRPO at 0°)" in text
+    assert "GRPO at helpfulness" not in text
+
+
 def test_the_margin_of_the_training_is_told_from_the_arc_and_from_beyond(tmp_path: Path) -> None:
     """Trained from -55 to 10 degrees: 7.5 and -52.5 were trained on and are not asked for."""
     given = fake_run.recipe(**{"preference.margin": 10.0, "compare.systems": ["dpo"], "compare.ablations": []})

@@ -273,7 +273,8 @@ def axes(grid_UK: Sequence[Vector]) -> tuple[Vector, ...]:
 
 def spelled(recipe: Recipe, v_K: Vector) -> str:
     """A direction as the paper writes it, for a title."""
-    return arithmetic(dict(zip(recipe.objectives, v_K, strict=True)), [1.0 if w > 0 else -1.0 for w in v_K])
+    senses_K = senses_of(np.array(_grid(recipe, recipe.evaluation.directions))).tolist()
+    return arithmetic(dict(zip(recipe.objectives, v_K, strict=True)), senses_K)
 
 
 def _grid(recipe: Recipe, n: int) -> list[Vector]:

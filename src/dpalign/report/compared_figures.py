@@ -130,7 +130,7 @@ def _tokens(summary: Summary, systems: Sequence[System]) -> Plot:
             label = None if system.family in labelled else system.family
             if system.entry.get("trained_for") is not None:
                 axes.annotate(
-                    degrees(system.entry["trained_for"]), (x, y[0]), xytext=(7, -3), textcoords="offset points",
+                    degrees(system.entry["trained_for"]), (x, y[0]), xytext=(5, 6), textcoords="offset points",
                     fontsize=7.5, color=look.light,
                 )  # fmt: skip
             axes.errorbar([x], y, yerr=arms([found]), fmt=look.marker, elinewidth=1.0, label=label, **style)

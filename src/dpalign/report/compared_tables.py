@@ -9,7 +9,7 @@ from dpalign.evaluation.control import COMMON
 from dpalign.progress import spell_seconds
 from dpalign.report.compared_words import misunderstood
 from dpalign.report.systems import System
-from dpalign.report.tables import Cell, Row, Table, cell, name_of, without_empty_columns, word
+from dpalign.report.tables import Cell, Row, Table, called, cell, name_of, without_empty_columns, word
 from dpalign.report.words import (
     COUNTED,
     MINUS,
@@ -208,13 +208,13 @@ def _degenerate(summary: Summary, system: str) -> tuple[Cell, Cell]:
 
 def tuning_table(summary: Summary, systems: Sequence[System]) -> Table | None:
     """Every setting that was tried, and which was chosen; one at the edge of its grid is marked."""
-    tried = summary.get("tuning") or {}
+    tried, shown = summary.get("tuning") or {}, {system.name: system for system in systems}
     if not tried:
         return None
     rows = tuple(
         Row(
             (
-                word(system),
+                called(system, shown),
                 word(row["setting"]),
                 cell(Figure.read(row["tuning_objective"])),
                 cell(Figure.read(row["objective"])),

@@ -193,10 +193,11 @@ def what_was_run(summary: Summary, systems: Sequence[System]) -> list[str]:
     ran = "; ".join(part for part in parts if part)
     ran += ". All share the run's data, SFT start, reward model and evaluation."
     settings = sum(len(found) for found in tried.values())
-    tuned = listed([name.replace(",", "") for name in tried])
+    tuned = listed([system.said for system in systems if system.name in tried])
     chosen = (
-        f"{len(tried)} systems were tuned over {settings} settings ({tuned}): the best by the reward "
-        "model's E_v J(v) on the tuning prompts is shown, and the sweep's cost is counted beside its own. "
+        f"{_counted(len(tried), 'system')} {'was' if len(tried) == 1 else 'were'} tuned over {settings} settings "
+        f"({tuned}): the best by the reward model's E_v J(v) on the tuning prompts is shown, and the sweep's cost is "
+        "counted beside its own. "
         if tried
         else ""
     )
