@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.contract import read_contract
-from dpalign.evaluation.bootstrap import Bootstrap
-from dpalign.objectives import Objective, read_objectives
-from dpalign.preference import Preference
-from dpalign.records import HEADS, PROMPTS, Message, read_rows
-from dpalign.reward.score import FunctionScorer, ModelScorer
-from dpalign.sampling.engine import Request
-from dpalign.sampling.transformers_engine import TransformersEngine
-from dpalign.serving.best_of import best_answer, neighbours
-from dpalign.serving.dial import Dial
+from dpalign.dial.best_of import best_answer, neighbours
+from dpalign.dial.dial import Dial
+from dpalign.engines.engine import Request
+from dpalign.engines.transformers_engine import TransformersEngine
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.paper.direction import Preference
+from dpalign.paper.objectives import Objective, read_objectives
+from dpalign.rewards.score import FunctionScorer, ModelScorer
+from dpalign.rows import HEADS, PROMPTS, Message, read_rows
+from dpalign.train.contract import read_contract
 
 Array = NDArray[np.float64]
 

@@ -28,12 +28,12 @@ import uvicorn
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpalign.preference import rng_for
-from dpalign.serving.answering import Service
-from dpalign.serving.api import create_app
-from dpalign.serving.limits import Limits
-from dpalign.serving.run import build, declare
-from dpalign.serving.server import server_of
+from dpalign.dial.server.answering import Service
+from dpalign.dial.server.api import create_app
+from dpalign.dial.server.limits import Limits
+from dpalign.dial.server.run import build, declare
+from dpalign.dial.server.server import server_of
+from dpalign.paper.direction import rng_for
 from dpalign.world.language import DEPTHS, THINGS, Task, say_prompt
 from vllm_server import vllm_server
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from transformers import MistralConfig, MistralForCausalLM, MistralForSequenceClassification, PreTrainedModel
 
-from dpalign.reward.shared_prefix import cannot_share, score_shared
-from dpalign.sampling import decoding
-from dpalign.sampling.decoding import SharedDecoder
+from dpalign.engines import decoding
+from dpalign.engines.decoding import SharedDecoder
+from dpalign.rewards.shared_prefix import cannot_share, score_shared
 from harness import Row, Unable, equal, main, ratio_of, timed
 
 COMMAND = "python bench/gpu.py"

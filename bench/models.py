@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, MistralForSequenceClassification
 
-from dpalign.recipe import WORLD_BASE
-from dpalign.records import Message, user_prompt
-from dpalign.templates import render_reward_input
+from dpalign.engines.knobs import WORLD_BASE
+from dpalign.paper.prompts import render_reward_input
+from dpalign.rows import Message, user_prompt
 
 CONTEXT = 2048
 HEADS = 10

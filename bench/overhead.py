@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from dpalign.records import CANDIDATES, SCORES, Message, prompt_id, read_rows, write_rows
-from dpalign.reward.score import ModelScorer
-from dpalign.reward.stages import scored_rows
-from dpalign.sampling.decoding import SharedDecoder
-from dpalign.sampling.engine import Request
-from dpalign.sampling.transformers_engine import TransformersEngine
+from dpalign.engines.decoding import SharedDecoder
+from dpalign.engines.engine import Request
+from dpalign.engines.transformers_engine import TransformersEngine
+from dpalign.rewards.score import ModelScorer
+from dpalign.rows import CANDIDATES, SCORES, Message, prompt_id, read_rows, write_rows
+from dpalign.stages.reward import scored_rows
 from harness import Row, equal, interleaved, main
 from models import asked, write_policy, write_reward_model
 

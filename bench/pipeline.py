@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from dpalign.preference import rng_for
-from dpalign.records import Message
-from dpalign.reward.score import ModelScorer, Pair
-from dpalign.sampling.engine import Request
-from dpalign.sampling.transformers_engine import TransformersEngine
-from dpalign.selection import best_of_n, scalarize
-from dpalign.templates import render_reward_input, with_system_line
+from dpalign.chat import with_system_line
+from dpalign.engines.engine import Request
+from dpalign.engines.transformers_engine import TransformersEngine
+from dpalign.paper.direction import rng_for
+from dpalign.paper.prompts import render_reward_input
+from dpalign.paper.selection import best_of_n, scalarize
+from dpalign.rewards.score import ModelScorer, Pair
+from dpalign.rows import Message
 from harness import Row, clock, main, ratio_of, timed
 from models import asked, write_policy, write_reward_model
 from sampling import Uniforms

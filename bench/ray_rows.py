@@ -12,9 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpalign import align, config, recipe, runs
-from dpalign.records import PROMPTS, prompt_id, user_prompt, write_rows
-from dpalign.stages import Step
+from dpalign import recipe
+from dpalign.pipeline import align
+from dpalign.recipe import config
+from dpalign.rows import PROMPTS, prompt_id, user_prompt, write_rows
+from dpalign.run import folder as runs
+from dpalign.stages.stage import Step
 from harness import THREADS, Row, Unable, main, ratio_of
 from models import asked, write_policy
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from dpalign.preference import rng_for
-from dpalign.sampling.engine import Answer, Request
-from dpalign.sampling.transformers_engine import TransformersEngine, draw
+from dpalign.engines.engine import Answer, Request
+from dpalign.engines.transformers_engine import TransformersEngine, draw
+from dpalign.paper.direction import rng_for
 from harness import Row, interleaved, main, say
 from models import asked, write_policy
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpalign.reward.score import ModelScorer, Pair
-from dpalign.templates import render_reward_input
+from dpalign.paper.prompts import render_reward_input
+from dpalign.rewards.score import ModelScorer, Pair
 from harness import Row, equal, main, ratio_of, timed
 from models import asked, write_reward_model
 

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dpalign import config
-from dpalign.preference import rng_for
-from dpalign.recipe import Recipe, Steering
-from dpalign.records import CANDIDATES, CONVERSATIONS, HEADS, PROMPTS, RATED, SCORES, read_table, write_table
-from dpalign.selection import Selection
+from dpalign.paper.direction import rng_for
+from dpalign.paper.selection import Selection
+from dpalign.recipe import Recipe, Steering, config
+from dpalign.rows import CANDIDATES, CONVERSATIONS, HEADS, PROMPTS, RATED, SCORES, read_table, write_table
 from harness import BENCH, Row, equal, main, ratio_of
 
 COMMAND = "python bench/selection.py"

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from dpalign.contract import Contract, write_contract
-from dpalign.preference import Arc
-from dpalign.recipe import WORLD_BASE
-from dpalign.records import HEADS
-from dpalign.templates import chat_template
+from dpalign.chat import chat_template
+from dpalign.engines.knobs import WORLD_BASE
+from dpalign.paper.direction import Arc
+from dpalign.rows import HEADS
+from dpalign.train.contract import Contract, write_contract
 from dpalign.world.language import DEPTHS, THINGS, Task, say_prompt
 from harness import THREADS, Row, Unable, main, ratio_of, say
 

@@ -16,11 +16,11 @@ from datasets import Dataset
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from dpalign.recipe import Training
-from dpalign.templates import chat_template
-from dpalign.training.common import quiet
-from dpalign.training.pretrain import train_tokenizer
-from dpalign.training.sft import fit
+from dpalign.chat import chat_template
+from dpalign.train.common import quiet
+from dpalign.train.knobs import Training
+from dpalign.train.pretrain import train_tokenizer
+from dpalign.train.sft import fit
 from harness import Row, equal, main, ratio_of, timed
 
 COMMAND = "python bench/training.py"

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from dpalign.engines import Engines
-from dpalign.reward.score import ModelScorer
-from dpalign.reward.vllm_scorer import VllmScorer
-from dpalign.sampling.engine import Request
-from dpalign.sampling.transformers_engine import TransformersEngine
-from dpalign.sampling.vllm_engine import VllmEngine, seed_of
+from dpalign.engines.engine import Request
+from dpalign.engines.knobs import Engines
+from dpalign.engines.transformers_engine import TransformersEngine
+from dpalign.engines.vllm_engine import VllmEngine, seed_of
+from dpalign.rewards.score import ModelScorer
+from dpalign.rewards.vllm_scorer import VllmScorer
 from harness import THREADS, Row, Unable, equal, main, ratio_of, timed
 from models import CONTEXT, asked, write_policy, write_reward_model
 

@@ -16,18 +16,18 @@ from openai import OpenAI
 from transformers import AutoModelForCausalLM
 
 import tiny
-from dpalign.contract import Contract, write_contract
-from dpalign.preference import Arc
-from dpalign.records import HEADS
-from dpalign.serving.answering import Service
-from dpalign.serving.api import create_app
-from dpalign.serving.batching import BatchingGenerator
-from dpalign.serving.dial import Dial
-from dpalign.serving.generation import Generator
-from dpalign.serving.limits import Limits
-from dpalign.serving.rewards import Rewards
-from dpalign.serving.server import server_of
-from dpalign.templates import chat_template
+from dpalign.chat import chat_template
+from dpalign.dial.dial import Dial
+from dpalign.dial.server.answering import Service
+from dpalign.dial.server.api import create_app
+from dpalign.dial.server.batching import BatchingGenerator
+from dpalign.dial.server.generation import Generator
+from dpalign.dial.server.limits import Limits
+from dpalign.dial.server.rewards import Rewards
+from dpalign.dial.server.server import server_of
+from dpalign.paper.direction import Arc
+from dpalign.rows import HEADS
+from dpalign.train.contract import Contract, write_contract
 
 NAMES = ("helpfulness", "verbosity")
 OBJECTIVES = {"helpfulness": ("ultrafeedback-helpfulness",), "verbosity": ("helpsteer-verbosity",)}

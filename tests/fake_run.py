@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from dpalign import align, runs
-from dpalign.config import changed
-from dpalign.evaluation.beyond import TRAINED, Wish, figures
-from dpalign.evaluation.bootstrap import Bootstrap
-from dpalign.evaluation.points import SystemRewards
-from dpalign.ledger import TIMES
-from dpalign.preference import evaluation_grid, rng_for
+from dpalign.measure.beyond import TRAINED, Wish, figures
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.measure.points import SystemRewards
+from dpalign.paper.direction import evaluation_grid, rng_for
+from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
-from dpalign.records import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, write_rows
-from dpalign.runs import Run, Work, write_json
-from dpalign.stages import Step
+from dpalign.recipe.config import changed
+from dpalign.rows import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, write_rows
+from dpalign.run import folder as runs
+from dpalign.run.folder import Run, Work, write_json
+from dpalign.run.ledger import TIMES
+from dpalign.stages.stage import Step
 from dpalign.world.language import say_prompt
 from dpalign.world.people import draw_tasks
 

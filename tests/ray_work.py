@@ -10,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpalign import align, recipe, runs, stages
-from dpalign.ledger import write_text
-from dpalign.runs import Shard, Tally
-from dpalign.sampling.stages import Drawing
-from dpalign.scale.shards import make_shards
-from dpalign.stages import Job, Step
+from dpalign import recipe
+from dpalign.pipeline import align
+from dpalign.run import folder as runs
+from dpalign.run.folder import Shard, Tally
+from dpalign.run.ledger import write_text
+from dpalign.run.shards import make_shards
+from dpalign.stages import stage as stages
+from dpalign.stages.sample import Drawing
+from dpalign.stages.stage import Job, Step
 
 POISON = "poison"
 STEP = Step("sample-2", "sample", {}, t=2, half="D1", condition="directions")

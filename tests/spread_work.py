@@ -16,10 +16,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from dpalign.recipe import DPO, Reward, Training
-from dpalign.training.common import Fitted, first_process
-from dpalign.training.dpo import optimise
-from dpalign.training.sft import finetune
+from dpalign.recipe import DPO, Reward
+from dpalign.train.common import Fitted, first_process
+from dpalign.train.dpo import optimise
+from dpalign.train.knobs import Training
+from dpalign.train.sft import finetune
 
 TRAINING = Training(
     learning_rate=1e-3,
@@ -52,7 +53,7 @@ def be_killed(out: Path) -> None:
     """Let the last process be killed after a training's third update, once in each; OUT/steps-... are those it made."""
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from dpalign.training.common import ProgressCallback
+    from dpalign.train.common import ProgressCallback
 
     def on_step_end(
         self: ProgressCallback, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -68,7 +69,7 @@ def be_killed(out: Path) -> None:
 
 
 def main(start: str, out: Path, dtype: str) -> None:
-    from dpalign.reward.model import train_reward_model
+    from dpalign.rewards.model import train_reward_model
     from test_dpo import ROWS
     from test_reward_model import HEADS, RATED
     from tiny import CHATS

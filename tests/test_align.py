@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from conftest import MICRO
-from dpalign.align import execute, steps
+from dpalign.pipeline.align import execute, steps
 from dpalign.recipe import Data, Evaluation, Recipe, load
-from dpalign.records import CANDIDATES, CONVERSATIONS, PROMPTS, RATED, read_rows
-from dpalign.stages import Step, uses
+from dpalign.rows import CANDIDATES, CONVERSATIONS, PROMPTS, RATED, read_rows
+from dpalign.stages.stage import Step, uses
 
 PAPER = Recipe(name="paper")
 ANNOTATED = {"data": "data", "annotate": "annotate"}

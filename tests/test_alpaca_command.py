@@ -16,7 +16,7 @@ import pytest
 
 import judge_server
 from dpalign import cli
-from dpalign.ledger import read_ledger
+from dpalign.run.ledger import read_ledger
 from judge_server import Says, completion
 
 QUESTIONS = tuple(f"name {thing}." for thing in ("owl", "tea", "fox", "iron", "salt", "rain", "moon", "wolf"))
@@ -329,7 +329,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
     import tiny
     from dpalign import recipe
-    from dpalign.contract import contract_of, write_contract
+    from dpalign.train.contract import contract_of, write_contract
 
     folder = tmp_path_factory.mktemp("tiny") / "policy-1"
     tiny.write_model(folder / "model", tiny.tokenizer(), tied=False, scale=0.4)

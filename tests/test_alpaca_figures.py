@@ -9,19 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpalign.evaluation.alpaca.length_control import (
-    Difficulty,
-    features,
-    fit,
-    length_controlled,
-    read_difficulty,
-)
-from dpalign.evaluation.alpaca.summary import RAW_ONLY, summarize
-from dpalign.evaluation.alpaca.systems import Point
-from dpalign.evaluation.alpaca.winrate import Answers, difference, mean_of, standard_error, win_rate
-from dpalign.evaluation.bootstrap import Array, Bootstrap
-from dpalign.preference import rng_for
-from dpalign.report.alpaca import fig_5, table
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.paper.direction import rng_for
+from dpalign.stages.alpaca.length_control import Difficulty, features, fit, length_controlled, read_difficulty
+from dpalign.stages.alpaca.report import fig_5, table
+from dpalign.stages.alpaca.summary import RAW_ONLY, summarize
+from dpalign.stages.alpaca.systems import Point
+from dpalign.stages.alpaca.winrate import Answers, difference, mean_of, standard_error, win_rate
 
 QUICK = Bootstrap(replicates=400)
 FEW = Bootstrap(replicates=20)

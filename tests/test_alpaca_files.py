@@ -9,17 +9,10 @@ import pytest
 
 from dpalign import recipe
 from dpalign.cli import recipe_file
-from dpalign.contract import contract_of, read_contract, write_contract
-from dpalign.evaluation.alpaca import prompt
-from dpalign.evaluation.alpaca.benchmark import read_instructions, read_outputs, write_outputs
-from dpalign.evaluation.alpaca.systems import (
-    Point,
-    earlier_points,
-    given_point,
-    in_order,
-    policy_folder,
-    policy_points,
-)
+from dpalign.stages.alpaca import prompt
+from dpalign.stages.alpaca.benchmark import read_instructions, read_outputs, write_outputs
+from dpalign.stages.alpaca.systems import Point, earlier_points, given_point, in_order, policy_folder, policy_points
+from dpalign.train.contract import contract_of, read_contract, write_contract
 
 ASKED = ("Name an owl.", "Name a\nfox.", "Name tea.")
 
@@ -218,7 +211,7 @@ def test_answers_drawn_elsewhere_are_found_and_unfinished_ones_are_not(tmp_path:
 
 
 def test_the_papers_figure_5_rises_with_length_along_dpas_curve() -> None:
-    from dpalign.evaluation.paper_curves import FIG_5
+    from dpalign.measure.paper_curves import FIG_5
 
     curve = np.array(FIG_5["DPA"])
     assert curve.shape == (7, 2)

@@ -11,18 +11,11 @@ from typing import Any
 import pytest
 
 import judge_server
-from dpalign.evaluation.alpaca.client import Client, Endpoint, Unavailable, retry_after
-from dpalign.evaluation.alpaca.judge import (
-    Judgement,
-    LogprobJudge,
-    Pair,
-    key_of,
-    read_reply,
-    reference_stands_first,
-)
-from dpalign.evaluation.alpaca.judging import judge_pairs, judged_rows, pending
-from dpalign.evaluation.alpaca.prompt import DEFAULT
-from dpalign.evaluation.alpaca.store import Store
+from dpalign.stages.alpaca.client import Client, Endpoint, Unavailable, retry_after
+from dpalign.stages.alpaca.judge import Judgement, LogprobJudge, Pair, key_of, read_reply, reference_stands_first
+from dpalign.stages.alpaca.judging import judge_pairs, judged_rows, pending
+from dpalign.stages.alpaca.prompt import DEFAULT
+from dpalign.stages.alpaca.store import Store
 from judge_server import Says, completion
 
 KEY = "sk-secret-123"

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import judge_server
-from dpalign.evaluation.alpaca import package
-from dpalign.evaluation.alpaca.client import Endpoint
-from dpalign.evaluation.alpaca.judge import Pair, key_of
-from dpalign.evaluation.alpaca.judging import judge_pairs, judged_rows
-from dpalign.evaluation.alpaca.length_control import features, length_controlled, read_difficulty
-from dpalign.evaluation.alpaca.store import Store
-from dpalign.evaluation.alpaca.winrate import Answers
-from dpalign.evaluation.bootstrap import Bootstrap
-from dpalign.preference import rng_for
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.paper.direction import rng_for
+from dpalign.stages.alpaca import package
+from dpalign.stages.alpaca.client import Endpoint
+from dpalign.stages.alpaca.judge import Pair, key_of
+from dpalign.stages.alpaca.judging import judge_pairs, judged_rows
+from dpalign.stages.alpaca.length_control import features, length_controlled, read_difficulty
+from dpalign.stages.alpaca.store import Store
+from dpalign.stages.alpaca.winrate import Answers
 from judge_server import Says, completion
 
 OFFICIAL = "weighted_alpaca_eval_gpt4_turbo"

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from conftest import MICRO
-from dpalign import align
-from dpalign.ledger import read_ledger
+from dpalign.engines.transformers_engine import TransformersEngine
+from dpalign.pipeline import align
 from dpalign.recipe import load
-from dpalign.records import CANDIDATES, PROMPTS, read_rows, user_prompt
-from dpalign.sampling.transformers_engine import TransformersEngine
+from dpalign.rows import CANDIDATES, PROMPTS, read_rows, user_prompt
+from dpalign.run.ledger import read_ledger
 
 
 @pytest.fixture

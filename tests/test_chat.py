@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from dpalign.preference import Preference
-from dpalign.records import Message
-from dpalign.serving import arc
-from dpalign.serving.best_of import Chosen
-from dpalign.serving.chat import answer_all, converse, first_direction
-from dpalign.serving.dial import Dial
-from dpalign.serving.flowing import Columns, Wrapper, harmless, wide
-from dpalign.serving.session import Session
-from dpalign.serving.speakers import Ask, Piece, Pieces
-from dpalign.serving.terminal import Terminal
+from dpalign.dial.best_of import Chosen
+from dpalign.dial.chat import arc
+from dpalign.dial.chat.command import answer_all, converse, first_direction
+from dpalign.dial.chat.flowing import Columns, Wrapper, harmless, wide
+from dpalign.dial.chat.session import Session
+from dpalign.dial.chat.speakers import Ask, Piece, Pieces
+from dpalign.dial.chat.terminal import Terminal
+from dpalign.dial.dial import Dial
+from dpalign.paper.direction import Preference
+from dpalign.rows import Message
 
 DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", (-45.0, 0.0))
 

@@ -17,10 +17,10 @@ import pytest
 
 from dial_server import Model, serving
 from dpalign import cli
-from dpalign.preference import Preference
-from dpalign.records import Message
-from dpalign.serving.remote import Remote
-from dpalign.serving.speakers import Ask
+from dpalign.dial.chat.remote import Remote
+from dpalign.dial.chat.speakers import Ask
+from dpalign.paper.direction import Preference
+from dpalign.rows import Message
 from test_chat import CHOSEN, DIAL
 
 # --- over HTTP ---
@@ -164,8 +164,8 @@ def test_a_pipe_is_turns_or_one_question(capsys: pytest.CaptureFixture[str], mon
 def test_a_model_here_answers_as_its_own_template_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers", reason="a model here needs the extra dpalign[train]")
     import tiny
-    from dpalign.contract import Contract, write_contract
-    from dpalign.templates import chat_template
+    from dpalign.chat import chat_template
+    from dpalign.train.contract import Contract, write_contract
 
     tokens = tiny.tokenizer()
     tokens.chat_template = chat_template("world-v1", "world-v1", DIAL.objectives)
@@ -184,12 +184,12 @@ def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the server needs the extra dpalign[serve]")
     pytest.importorskip("transformers", reason="a model needs the extra dpalign[train]")
     import api_server
-    from dpalign.contract import Contract
-    from dpalign.preference import Arc
-    from dpalign.records import HEADS
-    from dpalign.serving.batching import BatchingGenerator
-    from dpalign.serving.local import Local
-    from dpalign.serving.rewards import Rewards
+    from dpalign.dial.chat.local import Local
+    from dpalign.dial.server.batching import BatchingGenerator
+    from dpalign.dial.server.rewards import Rewards
+    from dpalign.paper.direction import Arc
+    from dpalign.rows import HEADS
+    from dpalign.train.contract import Contract
 
     folder = api_server.write_policy(tmp_path / "mine")
     message: Message = {"role": "user", "content": "explain fox, tea and iron."}

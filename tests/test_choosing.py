@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpalign import cli, config, records
-from dpalign.choosing import directions_of, line, replay, scored_prompts, select
-from dpalign.preference import Preference
-from dpalign.recipe import Recipe, Steering
-from dpalign.records import (
+from dpalign import cli
+from dpalign import rows as records
+from dpalign.chat import with_system_line
+from dpalign.paper.direction import Preference
+from dpalign.paper.prompts import render_preference
+from dpalign.paper.selection import Selection
+from dpalign.recipe import Recipe, Steering, config
+from dpalign.rows import (
     CANDIDATES,
     CONVERSATIONS,
     PROMPTS,
@@ -25,10 +28,9 @@ from dpalign.records import (
     user_prompt,
     write_rows,
 )
-from dpalign.runs import Tally
-from dpalign.selection import Selection
-from dpalign.stages import Job
-from dpalign.templates import render_preference, with_system_line
+from dpalign.run.folder import Tally
+from dpalign.stages.choose import directions_of, line, replay, scored_prompts, select
+from dpalign.stages.stage import Job
 
 HEADS = ("a", "b")
 RECIPE = Recipe(

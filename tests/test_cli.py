@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dpalign import __version__, cli, config, recipe
-from dpalign.ledger import read_ledger
+from dpalign import __version__, cli, recipe
+from dpalign.recipe import config
+from dpalign.run.ledger import read_ledger
 
 FEW = [
     *("--world.helpsteer_prompts", "30", "--world.ultrafeedback_prompts", "40", "--world.sft_prompts=8"),
@@ -190,7 +191,7 @@ def test_an_installed_recipe_is_found_by_its_name_and_a_file_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.DEMO in cli.shipped()
-    assert cli.recipe_file("world") == Path(cli.__file__).parent / "recipes" / "world.toml"
+    assert cli.recipe_file("world") == Path(cli.__file__).parent / "recipe" / "shipped" / "world.toml"
     monkeypatch.chdir(tmp_path)
     assert cli.recipe_file("mine.toml") == Path("mine.toml")
     Path("world").write_text("")

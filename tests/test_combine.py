@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import fake_run
-from dpalign.config import changed, to_toml
+from dpalign.page.combine import combine, require_one_recipe
 from dpalign.recipe import load
-from dpalign.report.combine import combine, require_one_recipe
+from dpalign.recipe.config import changed, to_toml
 
 
 def finished(folder: Path, **changes: Any) -> Path:

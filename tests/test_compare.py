@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpalign import align, config
 from dpalign.cli import steps_table
-from dpalign.compare import axes, contenders, spelled, tuned_systems
-from dpalign.recipe import Compare, Data, Evaluation, Recipe, Steering
-from dpalign.stages import Step
+from dpalign.pipeline import align
+from dpalign.pipeline.compare import axes, contenders, spelled, tuned_systems
+from dpalign.recipe import Compare, Data, Evaluation, Recipe, Steering, config
+from dpalign.stages.stage import Step
 
 PAPER = Recipe(name="paper", iterations=2, data=Data(tuning=0.02))
 THREE = replace(

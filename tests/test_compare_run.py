@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from conftest import MICRO
-from dpalign import align
-from dpalign.ledger import read_ledger
+from dpalign.pipeline import align
 from dpalign.recipe import load
+from dpalign.run.ledger import read_ledger
 
 KNOBS = ["--compare.dpo_betas", "[0.1, 0.5]", "--compare.rsf_directions", "2", "--compare.ablations", '["no replay"]']
 RUN = """

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from dpalign import config
+from dpalign.recipe import config
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def test_a_stage_reads_its_knobs_flat() -> None:
         config.knobs(FULL, "sampling.m")
 
 
-def test_reading_recipes_needs_neither_torch_nor_numpy() -> None:
-    code = "import sys, dpalign.config, dpalign.runs; print(sorted({'torch', 'numpy', 'pyarrow'} & set(sys.modules)))"
+def test_reading_recipes_needs_no_torch() -> None:
+    code = "import sys, dpalign.recipe.config, dpalign.run.folder; print(sorted({'torch', 'trl'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dpalign import align, recipe
+from dpalign import recipe
 from dpalign.cli import RECIPES, main, shipped
+from dpalign.pipeline import align
 
 THREE = '{a = ["helpsteer-helpfulness"], b = ["helpsteer-coherence"], c = ["helpsteer-verbosity"]}'
 

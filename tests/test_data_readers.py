@@ -16,11 +16,11 @@ from dpalign.data.ratings import Rescaling
 from dpalign.data.report import ReadReport, render_reports, require_rows
 from dpalign.data.rows import conversations_of, prompts_of
 from dpalign.data.sources import read_source, split_named
-from dpalign.data.stage import read_ratings
 from dpalign.data.ultrachat import read_ultrachat
 from dpalign.data.ultrafeedback import read_ultrafeedback, repair_ten
 from dpalign.data.union import merge_repeats, read_rated
-from dpalign.records import CONVERSATIONS, PROMPTS, RATED, prompt_id, read_rows, user_prompt, write_rows
+from dpalign.rows import CONVERSATIONS, PROMPTS, RATED, prompt_id, read_rows, user_prompt, write_rows
+from dpalign.stages.data import read_ratings
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HELPSTEER = str(FIXTURES / "helpsteer.jsonl")

@@ -8,7 +8,7 @@ from dpalign.data.filters import drop_held_out
 from dpalign.data.rows import Conversation, Rated, rated
 from dpalign.data.splits import split_prompts
 from dpalign.data.ultrachat import read_ultrachat
-from dpalign.records import Message, prompt_id, user_prompt
+from dpalign.rows import Message, prompt_id, user_prompt
 
 ULTRACHAT = str(Path(__file__).parent / "fixtures" / "ultrachat_200k.jsonl")
 IDS = [f"{i:016x}" for i in range(1000)]

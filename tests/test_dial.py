@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from dpalign.chat import chat_template
 from dpalign.cli import recipe_file
-from dpalign.contract import Contract, FrontPoint, contract_of, read_contract, write_contract
-from dpalign.preference import Arc, Cone, DirectionDistribution, Fixed, Grid, Preference, Simplex, Sphere, rng_for
+from dpalign.dial import golden
+from dpalign.dial.dial import Dial
+from dpalign.paper.direction import Arc, Cone, DirectionDistribution, Fixed, Grid, Preference, Simplex, Sphere, rng_for
 from dpalign.recipe import load
-from dpalign.records import Message
-from dpalign.serving import golden
-from dpalign.serving.dial import Dial
-from dpalign.templates import chat_template
+from dpalign.rows import Message
+from dpalign.train.contract import Contract, FrontPoint, contract_of, read_contract, write_contract
 
 TWO = ("helpfulness", "verbosity")
 DIAL = Dial(TWO, "world-v1", "world-v1", (-45.0, 0.0))
@@ -329,5 +329,5 @@ def test_a_folder_without_a_contract_has_no_dial(tmp_path: Path) -> None:
 
 
 def test_the_dial_needs_no_torch() -> None:
-    code = "import sys, dpalign.serving.dial; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, dpalign.dial.dial; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

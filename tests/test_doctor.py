@@ -13,10 +13,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from dpalign import cli
-from dpalign.doctor import machine, software
-from dpalign.doctor.findings import Finding, Part, as_json, as_text, sound
-from dpalign.doctor.model import examine
-from dpalign.records import HEADS
+from dpalign.dial.doctor import machine, software
+from dpalign.dial.doctor.findings import Finding, Part, as_json, as_text, sound
+from dpalign.dial.doctor.model import examine
+from dpalign.rows import HEADS
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -105,7 +105,7 @@ def another_dial(folder: Path) -> None:
 
 
 def plain_template(folder: Path) -> None:
-    from dpalign.templates import chat_template
+    from dpalign.chat import chat_template
 
     (folder / "chat_template.jinja").write_text(chat_template("zephyr"))
 

@@ -15,14 +15,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import tiny
-from dpalign.recipe import DPO, Recipe, Training
-from dpalign.records import PAIRS, prompt_id, write_rows
-from dpalign.runs import Tally
-from dpalign.stages import Job
-from dpalign.training import common, dpo
-from dpalign.training.common import Fitted, RowsByLength, arguments, last_checkpoint
-from dpalign.training.dpo import longer_side, optimise, tokenize_pairs
-from dpalign.training.sft import IGNORED, tokenize
+from dpalign.recipe import DPO, Recipe
+from dpalign.rows import PAIRS, prompt_id, write_rows
+from dpalign.run.folder import Tally
+from dpalign.stages.stage import Job
+from dpalign.train import common, dpo
+from dpalign.train.common import Fitted, RowsByLength, arguments, last_checkpoint
+from dpalign.train.dpo import longer_side, optimise, tokenize_pairs
+from dpalign.train.knobs import Training
+from dpalign.train.sft import IGNORED, tokenize
 from tiny import chat, same
 
 BETA = 0.25

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpalign import align
-from dpalign.config import changed
-from dpalign.engines import Engines, longest, on_transformers
+from dpalign.engines.knobs import Engines, longest, on_transformers
+from dpalign.pipeline import align
 from dpalign.recipe import Recipe
+from dpalign.recipe.config import changed
 
 ON_VLLM = {"engines.sampling": "vllm", "engines.scoring": "vllm"}
 
@@ -86,7 +86,7 @@ def test_room_is_made_for_long_prompts_with_their_lines_and_answers() -> None:
 @pytest.fixture
 def start():  # type: ignore[no-untyped-def]
     pytest.importorskip("transformers")
-    from dpalign import vllm_start
+    from dpalign.engines import vllm_start
 
     return vllm_start
 
@@ -157,8 +157,8 @@ def test_a_tokens_cache_in_mistral_7b_takes_128_kib(start) -> None:  # type: ign
 
 def test_the_seed_of_a_request_follows_from_its_key_alone() -> None:
     pytest.importorskip("transformers")
-    from dpalign.sampling.engine import Request
-    from dpalign.sampling.vllm_engine import seed_of
+    from dpalign.engines.engine import Request
+    from dpalign.engines.vllm_engine import seed_of
 
     one, more, other = Request((), 1, (7, "p", 0)), Request((), 16, (7, "p", 0)), Request((), 1, (7, "p", 1))
     assert seed_of(one) == seed_of(more) != seed_of(other)

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpalign import align
-from dpalign.evaluation import stages as evaluation_stages
-from dpalign.ledger import Ledger, read_ledger
+from dpalign.engines.engine import Answer, Engine, Request
+from dpalign.page.reading import read_system
+from dpalign.pipeline import align
 from dpalign.recipe import Evaluation, Recipe, Reward, Sampling, Steering, SteerLM
-from dpalign.records import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.report.reading import read_system
-from dpalign.reward.score import FunctionScorer
-from dpalign.runs import Run, Tally
-from dpalign.sampling.engine import Answer, Engine, Request
-from dpalign.sampling.stages import PLAIN, draw
-from dpalign.stages import Step
+from dpalign.rewards.score import FunctionScorer
+from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
+from dpalign.run.folder import Run, Tally
+from dpalign.run.ledger import Ledger, read_ledger
+from dpalign.stages import evaluate as evaluation_stages
+from dpalign.stages.sample import PLAIN, draw
+from dpalign.stages.stage import Step
 
 HEADS = ("a", "b")
 RECIPE = Recipe(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpalign.evaluation.bootstrap import Bootstrap, holm, replicate_means
+from dpalign.measure.bootstrap import Bootstrap, holm, replicate_means
 
 
 def test_equal_settings_draw_the_same_prompts_and_each_replicate_weighs_one() -> None:

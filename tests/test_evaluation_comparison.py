@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from dpalign.evaluation.bootstrap import Array, Bootstrap
-from dpalign.evaluation.comparison import Specialist, comparison_pairs, differences, nearest_directions, shortfalls
-from dpalign.evaluation.points import SystemRewards
-from dpalign.evaluation.summary import fewest_replicates
-from dpalign.evaluation.trust import overoptimisation
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.comparison import Specialist, comparison_pairs, differences, nearest_directions, shortfalls
+from dpalign.measure.points import SystemRewards
+from dpalign.measure.summary import fewest_replicates
+from dpalign.measure.trust import overoptimisation
 
 FEW = Bootstrap(replicates=200)
 PROMPTS = tuple(f"prompt {p}" for p in range(30))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
-from dpalign.evaluation.bootstrap import Array, Bootstrap
-from dpalign.evaluation.control import (
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.control import (
     angles,
     control,
     following,
@@ -17,7 +17,7 @@ from dpalign.evaluation.control import (
     slope,
     span_share,
 )
-from dpalign.evaluation.points import SystemRewards
+from dpalign.measure.points import SystemRewards
 
 FEW = Bootstrap(replicates=200)
 

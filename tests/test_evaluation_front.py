@@ -4,18 +4,18 @@ import moocore  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 
-from dpalign.evaluation.bootstrap import Array, Bootstrap
-from dpalign.evaluation.dominance import lead
-from dpalign.evaluation.front import Coverage, coverage, front_height, front_knots
-from dpalign.evaluation.hypervolume import (
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.dominance import lead
+from dpalign.measure.front import Coverage, coverage, front_height, front_knots
+from dpalign.measure.hypervolume import (
     hypervolume,
     hypervolume_estimate,
     hypervolume_share,
     nearby_references,
     sensitivity,
 )
-from dpalign.evaluation.paper_curves import FIG_4, fig_4_points
-from dpalign.evaluation.points import SystemRewards
+from dpalign.measure.paper_curves import FIG_4, fig_4_points
+from dpalign.measure.points import SystemRewards
 
 SENSES = np.array([1.0, -1.0])  # helpful, and concise
 TWO_POINTS = np.array([[80.0, 60.0], [70.0, 40.0]])  # (helpfulness, verbosity)

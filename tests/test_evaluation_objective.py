@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dpalign.evaluation.bootstrap import Array, Bootstrap
-from dpalign.evaluation.objective import expected_objective, objective_by_direction, objective_difference
-from dpalign.evaluation.points import SystemRewards
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.objective import expected_objective, objective_by_direction, objective_difference
+from dpalign.measure.points import SystemRewards
 
 DIRECTIONS = np.array([[1.0, 0.0], [0.8, -0.6]])
 FEW = Bootstrap(replicates=200)

@@ -3,15 +3,8 @@
 import numpy as np
 import pytest
 
-from dpalign.evaluation.bootstrap import Bootstrap
-from dpalign.evaluation.points import (
-    SystemRewards,
-    judged_by_truth,
-    opinion_gap,
-    points,
-    require_same_prompts,
-    senses_of,
-)
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.measure.points import SystemRewards, judged_by_truth, opinion_gap, points, require_same_prompts, senses_of
 
 TWO_PROMPTS = np.array([[[[80.0, 60.0], [60.0, 40.0]]], [[[90.0, 70.0], [90.0, 50.0]]]])
 """Two prompts, one condition, two samples, (helpfulness, verbosity): means (70, 50) and (90, 60)."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dpalign.evaluation.seeds import combine_seeds, over_seeds, paired_over_seeds
+from dpalign.measure.seeds import combine_seeds, over_seeds, paired_over_seeds
 
 
 def summary(sft: float, t2: float, dominates: bool) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpalign.evaluation.bootstrap import Bootstrap
-from dpalign.evaluation.points import SystemRewards, judged_by_truth
-from dpalign.evaluation.summary import Setting, claims, dominance_table, jsonable, summarize, system_summary
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.measure.points import SystemRewards, judged_by_truth
+from dpalign.measure.summary import Setting, claims, dominance_table, jsonable, summarize, system_summary
 
 PROMPTS = tuple(f"prompt {p}" for p in range(40))
 ANGLES = np.radians([0.0, -20.0, -45.0])

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 
 from dpalign import cli
-from dpalign.contract import read_contract
-from dpalign.ledger import LEDGER
-from dpalign.modelfolder import check_weights, special_tokens
-from dpalign.preference import Preference, Sphere, draw_directions, rng_for
-from dpalign.records import HEADS, Message
-from dpalign.serving import folder, golden
-from dpalign.serving.dial import Dial
-from dpalign.serving.rewards import Rewards
-from dpalign.serving.source import located, opened
+from dpalign.dial import golden
+from dpalign.dial.dial import Dial
+from dpalign.dial.export import folder
+from dpalign.dial.export.source import located, opened
+from dpalign.dial.server.rewards import Rewards
+from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
+from dpalign.rows import HEADS, Message
+from dpalign.run.ledger import LEDGER
+from dpalign.run.modelfolder import check_weights, special_tokens
+from dpalign.train.contract import read_contract
 
 TWO = ("helpfulness", "verbosity")
 THREE = ("helpfulness", "verbosity", "wit")
@@ -194,9 +195,9 @@ def test_the_card_has_a_header_a_hub_can_read(from_run: Path, of_three: Path) ->
 
 
 def test_a_card_names_no_folder_of_the_machine_it_was_made_on(from_run: Path, micro_run: Path) -> None:
-    from dpalign.config import changed
+    from dpalign.dial.export.card import _other_knobs
     from dpalign.recipe import load
-    from dpalign.serving.card import _other_knobs
+    from dpalign.recipe.config import changed
 
     assert str(micro_run) not in (from_run / "README.md").read_text()
     given = changed(

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign import align
-from dpalign.config import changed
-from dpalign.evaluation.beyond import (
+from dpalign.measure.beyond import (
     AS_ANNOTATED,
     TRAINED,
     Wish,
@@ -21,16 +19,18 @@ from dpalign.evaluation.beyond import (
     reachable,
     trained_on,
 )
-from dpalign.evaluation.bootstrap import Bootstrap
-from dpalign.evaluation.control import following, regret
-from dpalign.evaluation.degeneracy import degenerate_share, faults, repetition
-from dpalign.evaluation.feasibility import _group, directions_beyond, targets_beyond
-from dpalign.evaluation.points import SystemRewards
-from dpalign.ledger import read_ledger
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.measure.control import following, regret
+from dpalign.measure.degeneracy import degenerate_share, faults, repetition
+from dpalign.measure.points import SystemRewards
+from dpalign.pipeline import align
 from dpalign.recipe import load
-from dpalign.records import CANDIDATES, read_rows
-from dpalign.runs import Run
-from dpalign.stages import Step
+from dpalign.recipe.config import changed
+from dpalign.rows import CANDIDATES, read_rows
+from dpalign.run.folder import Run
+from dpalign.run.ledger import read_ledger
+from dpalign.stages.feasibility import _group, directions_beyond, targets_beyond
+from dpalign.stages.stage import Step
 
 FEW = Bootstrap(replicates=100)
 NAMES = ("helpfulness", "verbosity")

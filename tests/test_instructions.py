@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dpalign.data.instructions import read_instructions
-from dpalign.data.stage import read_chats
-from dpalign.records import prompt_id, user_prompt
+from dpalign.rows import prompt_id, user_prompt
+from dpalign.stages.data import read_chats
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -19,15 +19,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import spread_work
 from conftest import MICRO
-from dpalign import align, recipe, runs
-from dpalign.ledger import read_ledger
-from dpalign.recipe import Reward, Training
-from dpalign.records import HEADS, RATED, write_rows
-from dpalign.reward.model import train_reward_model
-from dpalign.scale.launch import LAUNCHED, configuration, launch
-from dpalign.stages import Step
-from dpalign.training.common import training_dtype
-from dpalign.training.sft import finetune, fit, tokenize
+from dpalign import recipe
+from dpalign.pipeline import align
+from dpalign.recipe import Reward
+from dpalign.rewards.model import train_reward_model
+from dpalign.rows import HEADS, RATED, write_rows
+from dpalign.run import folder as runs
+from dpalign.run.launch import LAUNCHED, configuration, launch
+from dpalign.run.ledger import read_ledger
+from dpalign.stages.stage import Step
+from dpalign.train.common import training_dtype
+from dpalign.train.knobs import Training
+from dpalign.train.sft import finetune, fit, tokenize
 from test_reward_model import HEADS as THREE
 from test_reward_model import RATED as ROWS
 from test_reward_model import rated
@@ -136,9 +139,8 @@ def launched(tmp_path: Path, tiny_folder: Path, *words: str) -> Path:
 def test_a_stage_is_spread_by_torchrun_or_by_a_command_of_ones_own_and_written_once(
     tmp_path: Path, tiny_folder: Path
 ) -> None:
-    own = (
-        f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2 -m dpalign.worker {{run}} {{step}}"
-    )
+    torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2"
+    own = f"{torchrun} -m dpalign.pipeline.worker {{run}} {{step}}"
     for name, words in (("torchrun", []), ("command", ["--launch.command", own])):
         stage = launched(tmp_path / name, tiny_folder, "--launcher", "torchrun", *words)
         ledger = read_ledger(stage)

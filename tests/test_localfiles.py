@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from conftest import MICRO
-from dpalign import align
-from dpalign.localfiles import MODELS, SOURCES, local_files
+from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
-from dpalign.stages import STAGES, knobs_read
+from dpalign.recipe.localfiles import MODELS, SOURCES, local_files
+from dpalign.stages.stage import STAGES, knobs_read
 from test_bad_input import OVERALL
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from conftest import MICRO
-from dpalign import align
-from dpalign.ledger import read_ledger
+from dpalign.pipeline import align
 from dpalign.recipe import load
-from dpalign.records import CANDIDATES, CONVERSATIONS, SCORES, read_rows, read_table
-from dpalign.runs import output_files
+from dpalign.rows import CANDIDATES, CONVERSATIONS, SCORES, read_rows, read_table
+from dpalign.run.folder import output_files
+from dpalign.run.ledger import read_ledger
 
 STEPS = [step.name for step in align.steps(load(MICRO))]
 EVALUATED = [name for name in STEPS if name.startswith("evaluate-")]

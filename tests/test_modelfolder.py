@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpalign.modelfolder import check_weights, pickles_in, read_header, special_tokens, template_of, vocabulary
+from dpalign.run.modelfolder import check_weights, pickles_in, read_header, special_tokens, template_of, vocabulary
 
 
 def safetensors(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> Path:

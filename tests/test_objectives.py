@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from dpalign.objectives import PAPER_OBJECTIVES, Objective, head_indices, read_objectives
-from dpalign.records import HEADS
+from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective, head_indices, read_objectives
+from dpalign.rows import HEADS
 
 RELEASED = [68.99269, 69.62718, 76.23071, 33.48785, 35.853596, 63.833366, 55.58917, 68.7175, 59.552124, 46.465595]
 """The sample output on the released reward model's card."""

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign import align
-from dpalign.evaluation.stages import evaluation_directions
+from dpalign.page.reading import true_front
+from dpalign.pipeline import align
 from dpalign.recipe import load
-from dpalign.records import CANDIDATES, prompt_id, user_prompt, write_rows
-from dpalign.report.reading import true_front
+from dpalign.rows import CANDIDATES, prompt_id, user_prompt, write_rows
+from dpalign.stages.evaluate import evaluation_directions
 
 DETAIL = ("--objectives", '{complexity = ["helpsteer-complexity"], verbosity = ["helpsteer-verbosity"]}')
 THREE = (

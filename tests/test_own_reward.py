@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign import align
 from dpalign.data.labels import labels_for, require_labels, trained_on
-from dpalign.objectives import by_name
-from dpalign.pools import true_objectives
+from dpalign.paper.objectives import by_name
+from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
-from dpalign.records import HEADS, RATED, SCORES, prompt_id, read_rows, read_table, user_prompt, write_rows
-from dpalign.reward.score import FunctionScorer
-from dpalign.reward.stages import measure, open_scorer
+from dpalign.rewards.score import FunctionScorer
+from dpalign.rows import HEADS, RATED, SCORES, prompt_id, read_rows, read_table, user_prompt, write_rows
+from dpalign.stages.pools import true_objectives
+from dpalign.stages.reward import measure, open_scorer
 from dpalign.world.files import write_world
 from dpalign.world.truth import score as truth
 
@@ -113,7 +113,7 @@ def test_true_rewards_are_read_by_name_and_none_where_a_head_has_none(tmp_path: 
 
 def test_a_reward_model_whose_heads_stand_in_another_order_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
     recipe = load(MICRO, OWN)
-    monkeypatch.setattr("dpalign.reward.score.FunctionScorer.__init__", _swapped)
+    monkeypatch.setattr("dpalign.rewards.score.FunctionScorer.__init__", _swapped)
     with pytest.raises(ValueError, match=r"has the heads \['short', 'kind'\], and the recipe says \['kind', 'short'\]"):
         open_scorer(recipe, tmp_path)
 

@@ -9,21 +9,10 @@ from typing import Any
 import pytest
 
 from dpalign.recipe import DPO, Recipe
-from dpalign.records import (
-    CANDIDATES,
-    HEADS,
-    PAIRS,
-    PROMPTS,
-    RATED,
-    SCORES,
-    prompt_id,
-    read_rows,
-    user_prompt,
-    write_rows,
-)
-from dpalign.runs import Tally
-from dpalign.stages import Job
-from dpalign.training.pairs import pairs
+from dpalign.rows import CANDIDATES, HEADS, PAIRS, PROMPTS, RATED, SCORES, prompt_id, read_rows, user_prompt, write_rows
+from dpalign.run.folder import Tally
+from dpalign.stages.pairs import pairs
+from dpalign.stages.stage import Job
 
 RATINGS = Recipe(name="test")
 CANDIDATE_PAIRS = Recipe(

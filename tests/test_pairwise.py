@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign import align
-from dpalign.config import changed
-from dpalign.ledger import read_ledger
+from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
-from dpalign.records import HEADS, user_prompt
-from dpalign.reward.pairwise import accuracy, read_pairs
-from dpalign.reward.stages import means_of, open_scorer
+from dpalign.recipe.config import changed
+from dpalign.rows import HEADS, user_prompt
+from dpalign.run.ledger import read_ledger
+from dpalign.stages.pairwise import accuracy, read_pairs
+from dpalign.stages.reward import means_of, open_scorer
 
 
 def write(path: Path, rows: Sequence[object]) -> Path:

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from dpalign import cli
-from dpalign.ledger import read_ledger
-from dpalign.plan.command import Efficiency, make, text
-from dpalign.plan.hardware import GIB, GPUS, KNOWN, architecture_of, read_architecture
-from dpalign.plan.memory import needs
-from dpalign.plan.work import Sizes
-from dpalign.recipe import WORLD_BASE, Data, Recipe, Training, load
+from dpalign.engines.knobs import WORLD_BASE
+from dpalign.pipeline.plan.command import Efficiency, make, text
+from dpalign.pipeline.plan.hardware import GIB, GPUS, KNOWN, architecture_of, read_architecture
+from dpalign.pipeline.plan.memory import needs
+from dpalign.pipeline.plan.work import Sizes
+from dpalign.recipe import Data, Recipe, load
+from dpalign.run.ledger import read_ledger
+from dpalign.train.knobs import Training
 
 PAPER = Recipe("paper", data=Data(tuning=0.02))
 A6000, H200 = GPUS["A6000"], GPUS["H200"]

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from dpalign.preference import (
+from dpalign.paper.direction import (
     Arc,
     Cone,
     DirectionDistribution,

@@ -18,13 +18,15 @@ import pytest
 import ray_work
 import tiny
 from conftest import MICRO
-from dpalign import align, recipe, runs
-from dpalign.ledger import read_ledger
-from dpalign.records import CANDIDATES, HEADS, PROMPTS, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.scale.knobs import Cluster
-from dpalign.scale.notes import Notes
-from dpalign.scale.pipeline import joined, reconcile, require_room
-from dpalign.stages import Step
+from dpalign import recipe
+from dpalign.pipeline import align
+from dpalign.rows import CANDIDATES, HEADS, PROMPTS, prompt_id, read_rows, user_prompt, write_rows
+from dpalign.run import folder as runs
+from dpalign.run.cluster import joined, reconcile, require_room
+from dpalign.run.knobs import Cluster
+from dpalign.run.ledger import read_ledger
+from dpalign.run.notes import Notes
+from dpalign.stages.stage import Step
 from dpalign.world.language import THINGS
 from test_scoring import write_classifier
 
@@ -53,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_folder: Path) -> Path:
     """The sampling stage as one process does it."""
     inputs = {"policy": tiny_folder, "data": data}
-    function = "dpalign.sampling.stages:sample"
+    function = "dpalign.stages.sample:sample"
     return ray_work.take(tmp_path_factory.mktemp("alone"), recipe.load(MICRO, SMALL), function, inputs)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dpalign import align, config
-from dpalign.recipe import Recipe, load
+from dpalign.pipeline import align
+from dpalign.recipe import Recipe, config, load
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dpalign import records
-from dpalign.records import SCORES, matrix_of, read_table, take_rows, write_rows
+from dpalign import rows as records
+from dpalign.rows import SCORES, matrix_of, read_table, take_rows, write_rows
 
 
 def three_shards(folder: Path) -> Path:

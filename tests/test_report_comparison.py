@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 import fake_run
-from dpalign import align
-from dpalign.evaluation.seeds import combine_seeds
-from dpalign.ledger import read_ledger
-from dpalign.report import stage
-from dpalign.report.combine import pairs_to_compare
-from dpalign.report.compared_figures import compared_plots
-from dpalign.report.compared_tables import table_1
-from dpalign.report.compared_words import rivals_claims, trust_warning, undecided, what_was_run
-from dpalign.report.drawing import inline, svg
-from dpalign.report.headline import headline
-from dpalign.report.ledgers import cost, footprint, lineage, made_from, objectives_read
-from dpalign.report.systems import colours, systems_of
-from dpalign.report.trust_tables import feasibility_tables
-from dpalign.report.write import render_page
-from dpalign.runs import Run
+from dpalign.measure.seeds import combine_seeds
+from dpalign.page.combine import pairs_to_compare
+from dpalign.page.compared_figures import compared_plots
+from dpalign.page.compared_tables import table_1
+from dpalign.page.compared_words import rivals_claims, trust_warning, undecided, what_was_run
+from dpalign.page.drawing import inline, svg
+from dpalign.page.headline import headline
+from dpalign.page.ledgers import cost, footprint, lineage, made_from, objectives_read
+from dpalign.page.systems import colours, systems_of
+from dpalign.page.trust_tables import feasibility_tables
+from dpalign.page.write import render_page
+from dpalign.pipeline import align
+from dpalign.run.folder import Run
+from dpalign.run.ledger import read_ledger
+from dpalign.stages import report as stage
 from test_report_page import Reader
 
 PROMPTS = 16
@@ -409,7 +409,7 @@ def test_one_system_in_one_setting_is_a_comparison_too(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_the_same_method_is_told_from_the_one_trained_here() -> None:
-    from dpalign.report.entrants import _fixed
+    from dpalign.page.entrants import _fixed
 
     given = fake_run.recipe(**{"evaluation.dpo": "HuggingFaceH4/zephyr-7b-beta"})
     assert _fixed(given, "evaluate-dpo", Path("x"), {"DPO"}).title == "DPO, zephyr-7b-beta"

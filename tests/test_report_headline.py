@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from dpalign.report.headline import headline
-from dpalign.report.systems import systems_of
-from dpalign.report.words import Figure, arithmetic, degrees, listed, number, probability, whole
+from dpalign.page.headline import headline
+from dpalign.page.systems import systems_of
+from dpalign.page.words import Figure, arithmetic, degrees, listed, number, probability, whole
 
 DIRECTIONS = [{"helpfulness": x, "verbosity": y} for x, y in ((1.0, 0.0), (0.92, -0.38), (0.71, -0.71))]
 

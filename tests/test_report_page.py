@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpalign.evaluation.bootstrap import Bootstrap
-from dpalign.evaluation.points import SystemRewards
-from dpalign.evaluation.seeds import combine_seeds
-from dpalign.evaluation.summary import Setting, summarize
-from dpalign.report.dial import dial_data
-from dpalign.report.drawing import png, svg
-from dpalign.report.figures import plots
-from dpalign.report.systems import systems_of
-from dpalign.report.write import render_page, write_report
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.measure.points import SystemRewards
+from dpalign.measure.seeds import combine_seeds
+from dpalign.measure.summary import Setting, summarize
+from dpalign.page.dial import dial_data
+from dpalign.page.drawing import png, svg
+from dpalign.page.figures import plots
+from dpalign.page.systems import systems_of
+from dpalign.page.write import render_page, write_report
 
 ANGLES = np.linspace(0.0, -45.0, 10)
 DIRECTIONS = np.stack([np.cos(np.radians(ANGLES)), np.sin(np.radians(ANGLES))], axis=1)

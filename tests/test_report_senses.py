@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import fake_run
-from dpalign.config import changed
 from dpalign.recipe import load
+from dpalign.recipe.config import changed
 from test_report_page import Reader
 
 ABOVE_0 = {"preference.high": 15.0, "compare.systems": ["dpo", "rsf", "soups"], "compare.ablations": []}

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import fake_run
-from dpalign.evaluation.seeds import combine_seeds
-from dpalign.report.accounts import costs_table, stages_table
-from dpalign.report.compared_figures import compared_plots
-from dpalign.report.compared_tables import budget_table, differences_table, table_1, tuning_table
-from dpalign.report.compared_words import misunderstood, recipe_note, rivals_claims, what_was_run
-from dpalign.report.headline import headline
-from dpalign.report.systems import systems_of
-from dpalign.report.tables import Row, Table
-from dpalign.report.write import render_page
+from dpalign.measure.seeds import combine_seeds
+from dpalign.page.accounts import costs_table, stages_table
+from dpalign.page.compared_figures import compared_plots
+from dpalign.page.compared_tables import budget_table, differences_table, table_1, tuning_table
+from dpalign.page.compared_words import misunderstood, recipe_note, rivals_claims, what_was_run
+from dpalign.page.headline import headline
+from dpalign.page.systems import systems_of
+from dpalign.page.tables import Row, Table
+from dpalign.page.write import render_page
 from test_report_comparison import taken
 from test_report_page import Reader
 

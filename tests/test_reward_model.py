@@ -21,13 +21,14 @@ from transformers import (
 )
 
 import tiny
-from dpalign.recipe import Reward, Training
-from dpalign.records import prompt_id, user_prompt
-from dpalign.reward import model as reward_model
-from dpalign.reward.model import fit_head, load_trainable, masked_mse, train_reward_model
-from dpalign.reward.score import ModelScorer
-from dpalign.templates import render_reward_input
-from dpalign.training.common import Fitted
+from dpalign.paper.prompts import render_reward_input
+from dpalign.recipe import Reward
+from dpalign.rewards import model as reward_model
+from dpalign.rewards.model import fit_head, load_trainable, masked_mse, train_reward_model
+from dpalign.rewards.score import ModelScorer
+from dpalign.rows import prompt_id, user_prompt
+from dpalign.train.common import Fitted
+from dpalign.train.knobs import Training
 
 HEADS = ("helpfulness", "verbosity", "care")
 NAN = float("nan")

@@ -15,21 +15,15 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralForCausalLM, PreTrainedTokenizerBase
 
 import tiny
-from dpalign.recipe import RL, Recipe, Sampling, Steering, Training
-from dpalign.records import PROMPTS, Message, prompt_id, user_prompt, write_rows
-from dpalign.runs import Tally
-from dpalign.sampling.stages import within_limit
-from dpalign.sampling.transformers_engine import TransformersEngine, prompt_ids
-from dpalign.stages import Job
-from dpalign.training import rl as module
-from dpalign.training.rl import (
-    Reinforced,
-    configuration,
-    drawn,
-    reinforce,
-    rl,
-    scalar_reward,
-)
+from dpalign.engines.transformers_engine import TransformersEngine, prompt_ids
+from dpalign.recipe import RL, Recipe, Sampling, Steering
+from dpalign.rows import PROMPTS, Message, prompt_id, user_prompt, write_rows
+from dpalign.run.folder import Tally
+from dpalign.stages.sample import within_limit
+from dpalign.stages.stage import Job
+from dpalign.train import rl as module
+from dpalign.train.knobs import Training
+from dpalign.train.rl import Reinforced, configuration, drawn, reinforce, rl, scalar_reward
 from test_training import PLAIN_FOLDER, Stopped
 
 HEADS = ("pleased", "length", "correct")
@@ -316,7 +310,7 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
 
         return reward
 
-    monkeypatch.setattr("dpalign.training.rl.scalar_reward", watched)
+    monkeypatch.setattr("dpalign.train.rl.scalar_reward", watched)
     often_ending(tiny_folder, tmp_path / "start")
     work = job(tmp_path, tmp_path / "start")
     rl(work)

@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from dpalign.objectives import Objective
+from dpalign.paper.objectives import Objective
 from dpalign.recipe import Recipe, Steering
-from dpalign.reward.score import FunctionScorer
-from dpalign.training.rl import (
-    configuration,
-    direction,
-    scalar_reward,
-)
+from dpalign.rewards.score import FunctionScorer
+from dpalign.train.rl import configuration, direction, scalar_reward
 from test_rl import ASKED, HEADS, OBJECTIVES, RECIPE, SETTINGS, reinforced
 
 

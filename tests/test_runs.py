@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dpalign import ledger, progress, runlock, runs
+from dpalign.run import folder as runs
+from dpalign.run import ledger, progress
+from dpalign.run import lock as runlock
 
 ENVIRONMENT = {"git_commit": "abc"}
 

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
 import tiny
-from dpalign.preference import rng_for
-from dpalign.records import user_prompt
-from dpalign.sampling.engine import Answer, Request
-from dpalign.sampling.transformers_engine import TransformersEngine, draw
+from dpalign.engines.engine import Answer, Request
+from dpalign.engines.transformers_engine import TransformersEngine, draw
+from dpalign.paper.direction import rng_for
+from dpalign.rows import user_prompt
 
 QUESTIONS = (
     "name owl.",

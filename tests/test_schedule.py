@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from conftest import MICRO
-from dpalign import align
+from dpalign.pipeline import align
+from dpalign.pipeline.schedule import take_all
 from dpalign.recipe import load
-from dpalign.schedule import take_all
-from dpalign.stages import Step
+from dpalign.stages.stage import Step
 from test_loop import digests
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, MistralForSequenceClassification
 
+from dpalign.paper.prompts import render_reward_input
 from dpalign.recipe import Recipe, Reward
-from dpalign.records import user_prompt
-from dpalign.reward.score import FunctionScorer, ModelScorer, load_scorer
-from dpalign.reward.stages import model_scorer, open_scorer, scored_rows
-from dpalign.templates import render_reward_input
+from dpalign.rewards.score import FunctionScorer, ModelScorer, load_scorer
+from dpalign.rows import user_prompt
+from dpalign.stages.reward import model_scorer, open_scorer, scored_rows
 
 HEADS = ("helpfulness", "verbosity")
 WORDS = ("fox", "is", "red.", "tea", "hot", "and", "owl", "wise.", "rain", "wet.")

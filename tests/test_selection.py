@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpalign.selection import NO_ONE, best_of_n, members, pooled_best, scalarize
+from dpalign.paper.selection import NO_ONE, best_of_n, members, pooled_best, scalarize
 
 
 def test_the_papers_figure_3_scores_and_its_best() -> None:

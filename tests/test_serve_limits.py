@@ -29,10 +29,10 @@ import api_server
 from api_server import QUESTION, Running
 from conftest import MICRO
 from dpalign.cli import main, parser_of
+from dpalign.dial.server.limits import Limits
+from dpalign.dial.server.run import LOCAL_NAMES, api_key, build, limits_of, open_generator
+from dpalign.dial.server.streaming import EventStream
 from dpalign.recipe import load
-from dpalign.serving.limits import Limits
-from dpalign.serving.run import LOCAL_NAMES, api_key, build, limits_of, open_generator
-from dpalign.serving.streaming import EventStream
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +374,7 @@ def test_vllm_is_told_of_gpus_memory_and_the_longest_context(
     folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: dict[str, object]
 ) -> None:
     """A vLLM that only keeps what it is asked stands in for the real one, on a machine that seems to have a GPU."""
-    from dpalign.serving import vllm_generator
+    from dpalign.dial.server import vllm_generator
 
     asked: dict[str, Any] = {}
     length = words[-1] if words else 256

@@ -14,13 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import api_server
 from api_server import NAMES, OBJECTIVES, Running
-from dpalign.contract import Contract, write_contract
-from dpalign.engines import Engines
-from dpalign.preference import Arc
-from dpalign.recipe import WORLD_BASE
-from dpalign.records import HEADS
-from dpalign.serving.limits import Limits
-from dpalign.templates import chat_template
+from dpalign.chat import chat_template
+from dpalign.dial.server.limits import Limits
+from dpalign.engines.knobs import WORLD_BASE, Engines
+from dpalign.paper.direction import Arc
+from dpalign.rows import HEADS
+from dpalign.train.contract import Contract, write_contract
 
 pytestmark = pytest.mark.vllm
 
@@ -41,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[Running]:
-    from dpalign.serving.vllm_generator import VllmGenerator
+    from dpalign.dial.server.vllm_generator import VllmGenerator
 
     generator = VllmGenerator(str(folder), rows=16, settings=Engines(sampling="vllm"), max_model_len=384)
     assert generator.context == 384

@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import api_server
-from dpalign.records import user_prompt
-from dpalign.serving.batching import BatchingGenerator
-from dpalign.serving.decoder import draw_rows, nucleus
-from dpalign.serving.generation import GenerationError, Sampling, collect
+from dpalign.dial.server.batching import BatchingGenerator
+from dpalign.dial.server.decoder import draw_rows, nucleus
+from dpalign.dial.server.generation import GenerationError, Sampling, collect
+from dpalign.rows import user_prompt
 
 QUESTIONS = ("name owl.", "explain fox, tea and iron.", "explain rain, salt, wolf and moon. there is much to say.")
 

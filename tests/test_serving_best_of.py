@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dpalign.preference import Preference
-from dpalign.serving.best_of import best_answer, draw_best, neighbours
-from dpalign.serving.dial import Dial
-from dpalign.serving.generation import Drawn
+from dpalign.dial.best_of import best_answer, draw_best, neighbours
+from dpalign.dial.dial import Dial
+from dpalign.dial.server.generation import Drawn
+from dpalign.paper.direction import Preference
 
 NAMES = ("helpfulness", "verbosity")
 

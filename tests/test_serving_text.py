@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import tiny
-from dpalign.serving.text import AnswerText, Detokenizer, StopStrings
+from dpalign.dial.server.text import AnswerText, Detokenizer, StopStrings
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -25,14 +25,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from dpalign import attention as attending
-from dpalign.attention import Packed, Prefix, Unsupported, attention, merged, sharing_attention, unlike
-from dpalign.records import user_prompt
-from dpalign.reward.score import ModelScorer
-from dpalign.reward.shared_prefix import cannot_share, forwards, groups_of, score_shared
-from dpalign.sampling import decoding
-from dpalign.sampling.decoding import CopyingDecoder, SharedDecoder, closing
-from dpalign.sampling.transformers_engine import TransformersEngine
+from dpalign.engines import attention as attending
+from dpalign.engines import decoding
+from dpalign.engines.attention import Packed, Prefix, Unsupported, attention, merged, sharing_attention, unlike
+from dpalign.engines.decoding import CopyingDecoder, SharedDecoder, closing
+from dpalign.engines.transformers_engine import TransformersEngine
+from dpalign.rewards.score import ModelScorer
+from dpalign.rewards.shared_prefix import cannot_share, forwards, groups_of, score_shared
+from dpalign.rows import user_prompt
 from test_scoring import write_classifier
 
 SMALL: dict[str, Any] = {
@@ -213,10 +213,10 @@ def test_a_model_that_cannot_share_says_why() -> None:
 
 def test_a_model_that_would_score_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier("mistral")
-    monkeypatch.setattr("dpalign.attention.merged", lambda own, own_sum, other, other_sum: own)
+    monkeypatch.setattr("dpalign.engines.attention.merged", lambda own, own_sum, other, other_sum: own)
     assert "differ by" in str(cannot_share(model))
     causal = AutoModelForCausalLM.from_config(MODELS["mistral"]).eval()
-    monkeypatch.setattr("dpalign.sampling.decoding.merged", lambda own, own_sum, other, other_sum: own)
+    monkeypatch.setattr("dpalign.engines.decoding.merged", lambda own, own_sum, other, other_sum: own)
     assert "differ by" in str(decoding.cannot_share(causal))
 
 
@@ -224,8 +224,8 @@ def test_a_model_that_would_score_otherwise_is_found_out(monkeypatch: pytest.Mon
 def test_attention_over_two_sets_of_keys_is_merged_from_each(device_like: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the softmax over both; queries that see none of the second set keep the first alone."""
     if device_like == "plain":
-        monkeypatch.setattr("dpalign.attention.BLOCK", 3)
-        monkeypatch.setattr("dpalign.attention._attention", plain_attention)
+        monkeypatch.setattr("dpalign.engines.attention.BLOCK", 3)
+        monkeypatch.setattr("dpalign.engines.attention._attention", plain_attention)
     torch.manual_seed(0)
     query = torch.randn(2, 4, 7, 8)
     (key, value), (key2, value2) = ([torch.randn(2, 2, size, 8) for _ in range(2)] for size in (7, 5))
@@ -270,7 +270,7 @@ def test_in_the_final_layer_only_what_is_read_attends(window: int | None) -> Non
 
 def plain_attention(query: Any, key: Any, value: Any, scale: float, causal: bool, mask: Any) -> Any:
     """What devices without a fused kernel do."""
-    from dpalign.attention import _by_products
+    from dpalign.engines.attention import _by_products
 
     return _by_products(query, key, value, scale, causal, mask)
 
@@ -317,8 +317,8 @@ def test_scorers_and_engines_say_once_that_prompts_are_not_shared(
         assert not ModelScorer(str(folder), **options, share_prefix=False).shares
         assert TransformersEngine(str(tiny_folder), rows=2).shares
         assert not caplog.records
-        monkeypatch.setattr("dpalign.attention.merged", lambda own, own_sum, other, other_sum: own)
-        monkeypatch.setattr("dpalign.sampling.decoding.merged", lambda own, own_sum, other, other_sum: own)
+        monkeypatch.setattr("dpalign.engines.attention.merged", lambda own, own_sum, other, other_sum: own)
+        monkeypatch.setattr("dpalign.engines.decoding.merged", lambda own, own_sum, other, other_sum: own)
         scorer = ModelScorer(str(folder), **options)
         asked = [(user_prompt("name fox."), answer) for answer in ("fox.", "tea is hot.", "owl")]
         scorer.score(asked)

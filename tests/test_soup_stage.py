@@ -13,21 +13,21 @@ import pytest
 
 import tiny
 from conftest import MICRO
-from dpalign import align
-from dpalign.evaluation import soups
-from dpalign.ledger import read_ledger
-from dpalign.localfiles import local_files
+from dpalign.engines.engine import Request
+from dpalign.engines.transformers_engine import TransformersEngine
+from dpalign.page.reading import read_system
+from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
-from dpalign.records import CANDIDATES, HEADS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.report.reading import read_system
-from dpalign.reward.score import FunctionScorer
-from dpalign.reward.stages import scored_rows
-from dpalign.runs import Run
-from dpalign.sampling.engine import Request
-from dpalign.sampling.stages import open_engine
-from dpalign.sampling.transformers_engine import TransformersEngine
-from dpalign.stages import Step
-from dpalign.training.soups import mix
+from dpalign.recipe.localfiles import local_files
+from dpalign.rewards.score import FunctionScorer
+from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
+from dpalign.run.folder import Run
+from dpalign.run.ledger import read_ledger
+from dpalign.stages import soup as soups
+from dpalign.stages.reward import scored_rows
+from dpalign.stages.sample import open_engine
+from dpalign.stages.stage import Step
+from dpalign.train.soups import mix
 from dpalign.world.language import Task, say_prompt
 
 RECIPE = load(
@@ -248,7 +248,7 @@ def test_one_mixture_at_a_time_is_on_the_disk_and_in_memory(
 def test_a_judge_scores_the_same_answers(
     soup: Path, inputs: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dpalign.evaluation import stages
+    from dpalign.stages import evaluate as stages
 
     judge = FunctionScorer("python:dpalign.world.truth:score", HEADS)
     monkeypatch.setattr(stages, "model_scorer", lambda recipe, stage: judge)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from dpalign.training.mixtures import mixture_weights
-from dpalign.training.soups import bytes_of, mix
+from dpalign.train.mixtures import mixture_weights
+from dpalign.train.soups import bytes_of, mix
 
 AXES = ((1.0, 0.0), (0.0, -1.0))
 ENDS = ((1.0, 0.0), (math.sqrt(0.5), -math.sqrt(0.5)))

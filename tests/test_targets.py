@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign import align
+from dpalign.engines.engine import Answer, Request
+from dpalign.paper.prompts import parse_condition, render_condition, stated_reward
+from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
-from dpalign.records import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.runs import Tally
-from dpalign.sampling import stages
-from dpalign.sampling.engine import Answer, Request
-from dpalign.sampling.targets import reward_targets, shares
-from dpalign.templates import parse_condition, render_condition, stated_reward
+from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
+from dpalign.run.folder import Tally
+from dpalign.stages import sample as stages
+from dpalign.stages.targets import reward_targets, shares
 
 LABELS = load(MICRO, ["--steerlm.template", "steerlm"])
 WORLD = load(MICRO)

@@ -9,17 +9,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dpalign.preference import Preference, Sphere, draw_directions, rng_for
-from dpalign.templates import (
-    chat_template,
+from dpalign.chat import chat_template, render_chat, with_system_line
+from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
+from dpalign.paper.prompts import (
     parse_condition,
     parse_preference,
-    render_chat,
     render_condition,
     render_preference,
     render_reward_input,
     reward_input_frame,
-    with_system_line,
 )
 
 NAMES = ("helpfulness", "verbosity")
@@ -416,6 +414,6 @@ def test_a_preference_template_and_its_objectives_come_together() -> None:
 
 
 def test_templates_import_nothing_heavy() -> None:
-    code = "import sys, dpalign.templates; print({'torch', 'transformers', 'pyarrow', 'jinja2'} & set(sys.modules))"
+    code = "import sys, dpalign.paper.prompts; print({'torch', 'transformers', 'pyarrow', 'jinja2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

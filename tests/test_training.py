@@ -16,13 +16,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import tiny
-from dpalign import kernels
-from dpalign.kernels import Kernels
-from dpalign.recipe import Training
-from dpalign.templates import chat_template
-from dpalign.training import sft
-from dpalign.training.common import arguments, last_checkpoint, require_weights
-from dpalign.training.sft import IGNORED, finetune, fit, packed, tokenize
+from dpalign.chat import chat_template
+from dpalign.train import knobs as kernels
+from dpalign.train import sft
+from dpalign.train.common import arguments, last_checkpoint, require_weights
+from dpalign.train.knobs import Kernels, Training
+from dpalign.train.sft import IGNORED, finetune, fit, packed, tokenize
 from tiny import CHATS, chat, same
 
 ROWS = Training(

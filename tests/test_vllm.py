@@ -15,16 +15,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from dpalign.engines import Engines
-from dpalign.ledger import read_ledger
-from dpalign.recipe import WORLD_BASE
-from dpalign.records import CANDIDATES, CONVERSATIONS, SCORES, read_rows, user_prompt
-from dpalign.reward.score import ModelScorer
-from dpalign.reward.vllm_scorer import VllmScorer
-from dpalign.sampling.engine import Answer, Request
-from dpalign.sampling.transformers_engine import TransformersEngine
-from dpalign.sampling.vllm_engine import VllmEngine
-from dpalign.templates import chat_template
+from dpalign.chat import chat_template
+from dpalign.engines.engine import Answer, Request
+from dpalign.engines.knobs import WORLD_BASE, Engines
+from dpalign.engines.transformers_engine import TransformersEngine
+from dpalign.engines.vllm_engine import VllmEngine
+from dpalign.rewards.score import ModelScorer
+from dpalign.rewards.vllm_scorer import VllmScorer
+from dpalign.rows import CANDIDATES, CONVERSATIONS, SCORES, read_rows, user_prompt
+from dpalign.run.ledger import read_ledger
 from test_sampling import QUESTIONS, noise, request, total_variation
 from test_scoring import HEADS, pairs, write_classifier
 from vllm_server import vllm_server

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from dpalign import align, cli, environment, recipe, runs, stages
-from dpalign.ledger import read_ledger
+from dpalign import cli, recipe
+from dpalign.pipeline import align
 from dpalign.recipe import Recipe
-from dpalign.stages import Step
+from dpalign.run import environment
+from dpalign.run import folder as runs
+from dpalign.run.ledger import read_ledger
+from dpalign.stages import stage as stages
+from dpalign.stages.stage import Step
 
 FEW = [
     *("--world.helpsteer_prompts", "5", "--world.ultrafeedback_prompts", "7", "--world.sft_prompts", "3"),
@@ -132,7 +136,7 @@ def test_a_worker_ended_from_outside_is_said_to_be(
 
 def test_a_worker_is_refused_where_no_run_waits_for_it(tmp_path: Path) -> None:
     runs.Run.open(tmp_path, "", {}).close()
-    command = [sys.executable, "-m", "dpalign.worker", tmp_path, "world"]
+    command = [sys.executable, "-m", "dpalign.pipeline.worker", tmp_path, "world"]
     # Its parent must hold the folder; here that is this shell, which does not.
     done = subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -159,7 +163,7 @@ def test_only_what_trains_runs_in_several_processes(world: Recipe) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_a_worker_does_not_outlive_a_killed_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    python = tmp_path / "python"  # in place of `python -m dpalign.worker RUN world`: a stage that takes 30 s
+    python = tmp_path / "python"  # in place of `python -m dpalign.pipeline.worker RUN world`: a stage that takes 30 s
     (tmp_path / "waits.py").write_text(WAITS)
     python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/waits.py "$@"\n')
     python.chmod(0o755)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from dpalign.data.union import read_rated
-from dpalign.evaluation.bootstrap import Bootstrap
-from dpalign.evaluation.control import control, regret
-from dpalign.evaluation.hypervolume import hypervolume
-from dpalign.evaluation.points import SystemRewards
-from dpalign.objectives import Objective, read_objectives
-from dpalign.preference import Arc, evaluation_grid, rng_for
-from dpalign.records import HEADS
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.measure.control import control, regret
+from dpalign.measure.hypervolume import hypervolume
+from dpalign.measure.points import SystemRewards
+from dpalign.paper.direction import Arc, evaluation_grid, rng_for
+from dpalign.paper.objectives import Objective, read_objectives
+from dpalign.rows import HEADS
 from dpalign.world.corpus import documents
 from dpalign.world.files import write_world
 from dpalign.world.language import FILLERS, Claim, Task, fact, read_answer, read_prompt, say, say_prompt

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from dpalign.records import Message, prompt_id, user_prompt
-from dpalign.templates import ChatStyle, chat_template
-from dpalign.training.pretrain import train_tokenizer
+from dpalign.chat import ChatStyle, chat_template
+from dpalign.rows import Message, prompt_id, user_prompt
+from dpalign.train.pretrain import train_tokenizer
 from dpalign.world.language import THINGS, fact, say
 
 CONTEXT = 256

@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from dpalign import __doc__ as what_this_is
-from dpalign import __version__, align, alpaca, compare, config
-from dpalign.consistency import require_consistent
-from dpalign.doctor import verb as examining
-from dpalign.errors import plain_errors
-from dpalign.ledger import LEDGER, STAGE_NAME
-from dpalign.recipe import Recipe, load
-from dpalign.runs import Run
-from dpalign.serving import chat
-from dpalign.serving import export as exporting
-from dpalign.serving import run as serving
-from dpalign.stages import STAGES, Step
+from dpalign import __version__
+from dpalign.dial.chat import command as chat
+from dpalign.dial.doctor import verb as examining
+from dpalign.dial.export import command as exporting
+from dpalign.dial.server import run as serving
+from dpalign.pipeline import align, compare
+from dpalign.recipe import Recipe, config, load
+from dpalign.recipe.consistency import require_consistent
+from dpalign.run.errors import plain_errors
+from dpalign.run.folder import Run
+from dpalign.run.ledger import LEDGER, STAGE_NAME
+from dpalign.stages.alpaca import command as alpaca
+from dpalign.stages.stage import STAGES, Step
 
-RECIPES: Final = Path(__file__).parent / "recipes"
+RECIPES: Final = Path(__file__).parent / "recipe" / "shipped"
 """The recipes that are installed with the package."""
 
 DEMO: Final = "demo"
@@ -216,7 +218,7 @@ def combine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def combine(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """One page over the seeds of a recipe."""
-    from dpalign.report.combine import combine as combine_runs
+    from dpalign.page.combine import combine as combine_runs
 
     if overrides:
         raise ValueError(f"combine reads finished runs, and no knobs: {' '.join(overrides)}")
@@ -248,13 +250,13 @@ def doctor(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """What a recipe will cost."""
-    from dpalign.plan.command import execute
+    from dpalign.pipeline.plan.command import execute
 
     print(execute(arguments, load(recipe_file(arguments.recipe), overrides)))
 
 
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
-    from dpalign.plan import command
+    from dpalign.pipeline.plan import command
 
     command.declare(parser)
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from dpalign.data.report import ReadReport
 from dpalign.data.rows import Conversation, Prompt, Rated
-from dpalign.records import Message
+from dpalign.rows import Message
 
 AnyRow = TypeVar("AnyRow", Rated, Conversation, Prompt)
 

@@ -8,7 +8,7 @@ from dpalign.data.ratings import HELPSTEER_RANGE, Rescaling, head_labels, rescal
 from dpalign.data.report import ReadReport, Tally
 from dpalign.data.rows import Rated, rated
 from dpalign.data.sources import describe, read_source
-from dpalign.records import user_prompt
+from dpalign.rows import user_prompt
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 

@@ -7,7 +7,7 @@ instruction that describes a task ...") is left out, since the chat template say
 from dpalign.data.report import ReadReport, Tally
 from dpalign.data.rows import Conversation
 from dpalign.data.sources import describe, read_source
-from dpalign.records import prompt_id, user_prompt
+from dpalign.rows import prompt_id, user_prompt
 
 COLUMNS = ("instruction", "input", "output")
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpalign.objectives import head_indices
+from dpalign.paper.objectives import head_indices
 from dpalign.recipe import Recipe
-from dpalign.records import HEADS
+from dpalign.rows import HEADS
 
 
 def labels_for(labels: Sequence[float | None], heads: Sequence[str]) -> list[float | None]:

@@ -12,7 +12,7 @@ from dpalign.data.ratings import OVERALL_RANGE, Rescaling, head_labels, loose_ra
 from dpalign.data.report import ReadReport, Tally
 from dpalign.data.rows import Rated, rated
 from dpalign.data.sources import Row, describe, read_source
-from dpalign.records import Message, user_prompt
+from dpalign.rows import Message, user_prompt
 
 BINARIZED: Final = ("chosen", "rejected", "score_chosen", "score_rejected")
 """Columns by which the first form is known: the second has its scores in `metadata`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from dpalign.data.sources import Row
-from dpalign.records import HEADS
+from dpalign.rows import HEADS
 
 HELPSTEER_RANGE: Final = (0, 4)
 ASPECT_RANGE: Final = (1, 5)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypedDict
 
-from dpalign.records import HEADS, Message, prompt_id
+from dpalign.rows import HEADS, Message, prompt_id
 
 
 class Rated(TypedDict):

@@ -17,7 +17,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpalign.records import Message
+from dpalign.rows import Message
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _ROLES = ("system", "user", "assistant")

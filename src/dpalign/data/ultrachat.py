@@ -6,7 +6,7 @@ Named splits: train_sft (207,865 chats) and test_sft (23,110).
 from dpalign.data.report import ReadReport, Tally
 from dpalign.data.rows import Conversation
 from dpalign.data.sources import describe, read_source
-from dpalign.records import prompt_id
+from dpalign.rows import prompt_id
 
 
 def read_ultrachat(source: str, split: str | None = None) -> tuple[list[Conversation], ReadReport]:

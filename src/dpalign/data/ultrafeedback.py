@@ -14,7 +14,7 @@ from dpalign.data.ratings import ASPECT_RANGE, OVERALL_RANGE, Rescaling, head_la
 from dpalign.data.report import ReadReport, Tally
 from dpalign.data.rows import Rated, rated
 from dpalign.data.sources import Row, describe, read_source
-from dpalign.records import user_prompt
+from dpalign.rows import user_prompt
 
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
 

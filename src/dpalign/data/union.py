@@ -13,7 +13,7 @@ from dpalign.data.ratings import Rescaling
 from dpalign.data.report import ReadReport
 from dpalign.data.rows import Rated
 from dpalign.data.ultrafeedback import read_ultrafeedback
-from dpalign.records import HEADS
+from dpalign.rows import HEADS
 
 RatedFormat = Literal["helpsteer", "ultrafeedback", "ultrafeedback_binarized", "pairs"]
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from dpalign.preference import rng_for
-from dpalign.records import HEADS, prompt_id, user_prompt
+from dpalign.paper.direction import rng_for
+from dpalign.rows import HEADS, prompt_id, user_prompt
 from dpalign.world.language import Task, say, say_prompt
 from dpalign.world.people import RATED_STYLES, STYLES, Style, draw_tasks, rate, write_answer
 from dpalign.world.truth import true_rewards

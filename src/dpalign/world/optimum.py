@@ -21,8 +21,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.objectives import PAPER_OBJECTIVES, Objective, by_name, read_objectives
-from dpalign.records import HEADS
+from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective, by_name, read_objectives
+from dpalign.rows import HEADS
 from dpalign.world.language import Claim, Task, fact, say
 from dpalign.world.truth import true_rewards
 

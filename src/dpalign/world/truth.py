@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.records import HEADS
+from dpalign.rows import HEADS
 from dpalign.world.language import Claim, Task, read_answer, read_prompt, say_claim
 
 WORDS_AT_FULL_VERBOSITY = 28

@@ -1,0 +1,277 @@
+"""`dpa chat`: the options, who answers, and the three ways to be asked: a terminal, lines of a pipe, one question."""
+
+import argparse
+import contextlib
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dpalign.run.environment import settle_threads
+
+if TYPE_CHECKING:
+    from dpalign.dial.chat.session import Session
+    from dpalign.dial.chat.speakers import Speaker
+    from dpalign.dial.chat.terminal import Terminal
+    from dpalign.dial.dial import Dial
+    from dpalign.paper.direction import Preference
+
+KEY: Final = "DPA_API_KEY"
+"""The environment variable with a server's key."""
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # a question may stand last
+    parser._negative_number_matcher = re.compile(r"^-[\d.][^\s]*$")  # --dial -30 is a value, no option
+    add = parser.add_argument
+    text = "an export, a policy's or a run's folder, unless --url is given; then a question to answer and be done"
+    add("words", nargs="*", metavar="MODEL [QUESTION]", help=text)
+    text = "a server to chat with in place of a model here: `dpa serve`, or any of OpenAI's kind"
+    add("--url", metavar="URL", help=text)
+    add("--model", dest="served", metavar="NAME", help="what to ask the server for (default: its own)")
+    text = "of the server's model, comma-separated, where the server is none of ours and cannot tell"
+    add("--objectives", metavar="NAMES", help=text)
+    text = "-30, 'helpfulness=0.8 verbosity=-0.6', or none for the plain model (default: the first objective alone)"
+    add("--dial", metavar="DIRECTION", help=text)
+    text = "a reward folder, to show what each answer earns (default: the one inside MODEL, if any; quiet in a pipe)"
+    add("--reward", metavar="DIR", help=text)
+    text = "draw so many answers around the direction, and take the one that the reward model rates best at it"
+    add("--best", metavar="N", help=text)
+    text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
+    add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
+    add("--system", default="", metavar="TEXT", help="the system message before the chat")
+    text = "0 takes the likeliest word each time (default: %(default)s, as in section 3.2)"
+    add("--temperature", type=float, default=0.7, metavar="T", help=text)
+    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same answer (default: %(default)s)")
+    add("--max-tokens", type=int, metavar="N", help="the longest answer (default: 2048, as far as the context goes)")
+    text = "each message stands alone, as it always does for models of the small world: they know no second question"
+    add("--no-memory", action="store_true", help=text)
+    add("--once", action="store_true", help="all of stdin is one question; else each of its lines is a turn")
+    add("--no-history", action="store_true", help="keep no questions for the next chat")
+    text = "of the weights: auto, float32, bfloat16 or float16 (default: %(default)s, as they are stored)"
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=text)
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 leaves the choice to torch")
+    text = "the environment variable with the server's key (default: %(default)s)"
+    add("--api-key-env", default=KEY, metavar="VARIABLE", help=text)
+
+
+def chat(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Chat until the user leaves.
+
+    Raises:
+        ValueError: an option, a folder, a server or a question; says what to do.
+    """
+    model, question = _checked(arguments, overrides)
+    from dpalign.dial.chat import terminal
+
+    quiet = question is not None or arguments.once or not sys.stdin.isatty() or not sys.stdout.isatty()
+    screen = terminal.of_this_process(quiet)
+    screen.say(f"opening {arguments.url or model}", "dim")
+    with contextlib.closing(_speaker(arguments, model)) as speaker:
+        session = open_session(arguments, speaker, screen)
+        if question is not None:
+            answer_all(session, [question], commands=False)
+        elif arguments.once:
+            answer_all(session, [sys.stdin.read().strip()], commands=False)
+        elif quiet:
+            answer_all(session, (line.rstrip("\n") for line in sys.stdin))
+        else:
+            history = None if arguments.no_history else terminal.history_file()
+            with terminal.line_editing(_completions(speaker), history):
+                converse(session)
+
+
+def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path | None, str | None]:
+    """The model and the question among the words."""
+    if overrides:
+        raise ValueError(f"chat takes no knobs of a recipe: {' '.join(overrides)}")
+    words = list(arguments.words)
+    if arguments.url is None and not words:
+        raise ValueError("name a MODEL folder, or a server with --url")
+    model = Path(words.pop(0)) if arguments.url is None else None
+    if len(words) > 1:
+        raise ValueError(f"one question, in quotes; not {len(words)} words: {' '.join(words)[:60]}")
+    if arguments.url is None and (arguments.served or arguments.objectives):
+        raise ValueError("--model and --objectives go with --url: a folder's own dpa.json tells them")
+    if arguments.url is not None and arguments.reward:
+        raise ValueError("--reward goes with a MODEL folder: a server scores with its own")
+    if not 0 <= arguments.temperature <= 2 or math.isnan(arguments.temperature):
+        raise ValueError(f"--temperature {arguments.temperature}: 0 to 2")
+    if arguments.max_tokens is not None and arguments.max_tokens < 1:
+        raise ValueError(f"--max-tokens {arguments.max_tokens}: at least 1")
+    if words and not words[0].strip():
+        raise ValueError("an empty question")
+    return model, words[0] if words else None
+
+
+def _speaker(arguments: argparse.Namespace, model: Path | None) -> "Speaker":
+    if model is None:
+        from dpalign.dial.chat.remote import Remote
+
+        key = os.environ.get(arguments.api_key_env, "").strip() or None
+        names = [name.strip() for name in (arguments.objectives or "").split(",") if name.strip()]
+        return Remote(arguments.url, model=arguments.served, objectives=names, key=key, key_from=arguments.api_key_env)
+    return local_speaker(arguments, model)
+
+
+def local_speaker(arguments: argparse.Namespace, model: Path) -> "Speaker":
+    """The model of a folder, loaded.
+
+    Raises:
+        ValueError: what is wrong with which folder.
+    """
+    from dpalign.dial.export.source import opened
+    from dpalign.train.contract import read_contract
+
+    name, folder, contract_folder = opened(model)
+    contract = read_contract(contract_folder)
+    if arguments.reward and contract is None:
+        raise ValueError(f"--reward: {folder} has no dpa.json that says which heads its objectives read")
+    settle_threads(arguments.threads, for_torch=True)
+    from transformers.utils import logging
+
+    from dpalign.dial.chat.local import Local
+    from dpalign.dial.server.batching import BatchingGenerator
+    from dpalign.dial.server.limits import Limits
+    from dpalign.dial.server.run import open_rewards
+
+    logging.disable_progress_bar()
+    rewards = None if contract is None else open_rewards(arguments, folder, contract)
+    generator = BatchingGenerator(str(folder), rows=Limits.max_n, dtype=arguments.dtype)
+    return Local(name, contract_folder, generator, rewards)
+
+
+def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Terminal") -> "Session":
+    """A session where the command line puts it.
+
+    Raises:
+        ValueError: a direction that the model does not take.
+    """
+    from dpalign.dial.chat.commands import best_of
+    from dpalign.dial.chat.session import Session
+
+    return Session(
+        speaker,
+        screen,
+        preference=first_direction(speaker.dial, arguments.dial),
+        system=arguments.system,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        max_tokens=arguments.max_tokens,
+        best_of=None if arguments.best is None else best_of(speaker, arguments.best, "--best"),
+        scoring=speaker.scores and (screen.tty or bool(arguments.reward)),
+        memory=not arguments.no_memory and not (speaker.dial is not None and speaker.dial.template == "world-v1"),
+    )
+
+
+def first_direction(dial: "Dial | None", asked: str | None) -> "Preference | None":
+    """Where the dial stands at first: as asked, or at the first objective alone, or in the middle of an arc without it.
+
+    Raises:
+        ValueError: a direction for a model without a dial, or one that it refuses.
+    """
+    if dial is None:
+        if asked not in (None, "none", "off"):
+            raise ValueError(f"--dial {asked}: this model takes no directions, as far as is known")
+        return None
+    if asked is not None:
+        return None if asked in ("none", "off") else dial.parse(asked)
+    first = dial.read({dial.objectives[0]: 1.0})
+    assert first is not None
+    if dial.arc is not None and dial.warning(first) is not None:
+        return dial.read(angle=sum(dial.arc) / 2)
+    return first
+
+
+def answer_all(session: "Session", lines: Iterator[str] | Sequence[str], commands: bool = True) -> None:
+    """Answer questions one after the other; only the answers go to stdout.
+
+    Raises:
+        ValueError: an empty question, a bad command or a refusal: what follows would be answered otherwise than asked.
+    """
+    from dpalign.dial.chat.commands import Leave, obey
+
+    asked = session.preference
+    if session.dial is not None and asked is not None and (warning := session.dial.warning(asked)):
+        session.terminal.say(warning, "warning")
+    for line in lines:
+        if not line.strip():
+            if not commands:
+                raise ValueError("an empty question")
+            continue
+        try:
+            obey(session, line) if commands else session.ask(line)
+        except Leave:
+            return
+        if session.turns and session.turns[-1].finish == "stopped":
+            raise KeyboardInterrupt
+
+
+def converse(session: "Session") -> None:
+    """Read, answer, and so on, until the user leaves; nothing that goes wrong ends it."""
+    from dpalign.dial.chat.commands import Leave, obey
+
+    screen = session.terminal
+    _greet(session)
+    while True:
+        try:
+            line = _read(session)
+        except EOFError:
+            screen.say()
+            return
+        except KeyboardInterrupt:
+            screen.say()
+            continue
+        if not line.strip():
+            continue
+        try:
+            obey(session, line.strip())
+        except Leave:
+            return
+        except ValueError as error:
+            screen.say(str(error), "error")
+        except KeyboardInterrupt:
+            screen.say("(stopped)", "dim")
+        screen.say()
+
+
+def _greet(session: "Session") -> None:
+    from dpalign.dial.chat import arc
+
+    screen = session.terminal
+    screen.say(session.speaker.name, "bold")
+    if session.dial is not None:
+        screen.draw(arc.drawn(screen, session.dial, session.preference))
+    else:
+        screen.say("This model takes no directions, as far as is known.", "dim")
+    best = ", /best 4 takes the best of four" if session.speaker.max_best_of >= 4 else ""
+    screen.say(f"/dial -30 turns, /compare -45 0 shows two{best}, /help says more.", "dim")
+    if not session.memory:
+        screen.say("Each message stands alone.", "dim")
+    screen.say()
+
+
+def _read(session: "Session") -> str:
+    """A line, with those that it goes on in."""
+    screen = session.terminal
+    mark = ">" if screen.ascii else "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}"
+    where = session.label(session.preference)
+    if session.compared is not None:
+        where = " | ".join(session.label(preference) for preference in session.compared)
+    if session.best_of is not None:
+        where += f" best of {session.best_of}"
+    line = screen.read(f"{where} {mark} ".lstrip(), "a")
+    while line.endswith("\\"):
+        line = f"{line[:-1]}\n{screen.read('… ' if not screen.ascii else '. ', 'dim')}"
+    return line
+
+
+def _completions(speaker: "Speaker") -> list[str]:
+    from dpalign.dial.chat.commands import COMMANDS
+
+    names = [] if speaker.dial is None else [f"{name}=" for name in speaker.dial.objectives]
+    return [*(f"/{name}" for name in COMMANDS), *names]

@@ -1,0 +1,218 @@
+"""The dial: what a user asks a policy for, read and checked before the chat template sees it.
+
+A policy's own template normalises, rounds and refuses, but it cannot warn, and an argument whose name is misspelt
+gives the plain model in silence. So every reader of ours goes through here first; the prompt is then rendered by
+`tokenizer.apply_chat_template(messages, preference=...)` as everywhere else, and is the same text.
+"""
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from dpalign.chat import ChatStyle, with_system_line
+from dpalign.paper.direction import Arc, Cone, DirectionDistribution, Fixed, Preference, Simplex
+from dpalign.paper.prompts import PreferenceTemplate, render_preference
+from dpalign.rows import Message
+from dpalign.train.contract import FILE, Contract, FrontPoint, read_contract
+
+_NUMBER: Final = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+_NAME: Final = r"[A-Za-z][A-Za-z0-9_-]*"
+_ANGLE: Final = re.compile(rf"([+-]?{_NUMBER})\s*(?:°|deg|degrees?)?")
+_TERM: Final = re.compile(
+    rf"(?P<sign>[+-]?)\s*(?:(?P<name>{_NAME})\s*[=*:]\s*(?P<weight>(?:[+-]\s*)?{_NUMBER})"
+    rf"|(?P<first>{_NUMBER})\s*\*\s*(?P<last>{_NAME}))(?:[\s,;]+|(?=[+-])|$)"
+)
+_LONGEST: Final = 1000
+"""Characters of words, and of a name, that are looked at: they may come from a network."""
+_CLOSE: Final = 1e-6
+"""Degrees, and parts of a weight, that are no step out of the trained range."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The directions that a policy takes."""
+
+    objectives: tuple[str, ...]
+    """In the order of the preference line."""
+    template: PreferenceTemplate
+    chat: ChatStyle
+    arc: tuple[float, float] | None = None
+    """The trained range in degrees, low and high, where it is one of angles."""
+    population: DirectionDistribution | None = None
+    """The directions trained on, where the contract tells them."""
+    front: tuple[FrontPoint, ...] = ()
+    """The measured front, where the contract tells it."""
+
+    @classmethod
+    def load(cls, model: Path) -> Self:
+        """The dial of a policy folder, from its `dpa.json`.
+
+        Raises:
+            ValueError: there is none, or it is damaged; names the file.
+        """
+        contract = read_contract(model)
+        if contract is None:
+            raise ValueError(
+                f"{model / FILE}: no such file: this model takes no directions; "
+                "`dpa export` writes one beside a checkpoint whose form is known"
+            )
+        return cls.of(contract)
+
+    @classmethod
+    def of(cls, contract: Contract) -> Self:
+        return cls(contract.names, contract.template, contract.chat, contract.arc, contract.population, contract.front)
+
+    def read(self, preference: object = None, angle: object = None) -> Preference | None:
+        """The direction of a request: weights by objective, or degrees; None when neither is given.
+
+        Raises:
+            ValueError: both are given; an unknown objective; zero, NaN, infinite or text; names what is known.
+        """
+        with self._naming_what_is_known():
+            if preference is not None and angle is not None:
+                raise ValueError("a preference and an angle are given; give one")
+            if angle is not None:
+                return self._at(angle)
+            if preference is None:
+                return None
+            if not isinstance(preference, Mapping):
+                raise ValueError(f"preference is {_shown(preference)}; give weights by name")
+            for name in preference:
+                if not isinstance(name, str) or len(name) > _LONGEST:
+                    raise ValueError(f"preference names an unknown objective {_shown(name)}")
+            return Preference.from_weights(preference, self.objectives)
+
+    def parse(self, words: str) -> Preference:
+        """A direction as people type it.
+
+        Degrees (`-30`), weights (`helpfulness=0.8 verbosity=-0.6`, commas allowed), or the arithmetic of the paper
+        (`helpfulness*0.8 - verbosity*0.6`); a name left out weighs 0.
+
+        Raises:
+            ValueError: none of these, or what `read` refuses.
+        """
+        text = words.replace("\u2212", "-").strip()
+        with self._naming_what_is_known():
+            if len(text) > _LONGEST:
+                raise ValueError(f"{_shown(words)} is no direction; give {self.example()}")
+            found = _ANGLE.fullmatch(text)
+            if found:
+                return self._at(float(found[1]))
+            return Preference.from_weights(self._weights(text, words), self.objectives)
+
+    def angle_of(self, preference: Preference) -> float | None:
+        """Degrees in (-180, 180]; None unless there are two objectives."""
+        return round(preference.angle, 4) + 0.0 if len(preference.v) == 2 else None
+
+    def warning(self, preference: Preference) -> str | None:
+        """What to tell a user whose direction lies outside the trained range; None inside, or if nobody said."""
+        self._own(preference)
+        trained = _outside(preference, self._population)
+        if trained is None:
+            return None
+        angle = self.angle_of(preference)
+        weights = " ".join(f"{name}={w:.2f}" for name, w in preference.weights.items())
+        asked = f"{weights}" if angle is None else f"{angle:g} degrees ({weights})"
+        return f"{asked} lies outside the directions that this model was trained on ({trained}); it may not follow"
+
+    def line(self, preference: Preference) -> str:
+        """The system line that the policy reads."""
+        self._own(preference)
+        return render_preference(preference, self.template)
+
+    def messages(self, messages: Sequence[Message], preference: Preference | None) -> list[Message]:
+        """The chat with the line in its system message, after what the user put there; unchanged without one."""
+        return list(messages) if preference is None else with_system_line(messages, self.line(preference), self.chat)
+
+    def to_json(self) -> dict[str, Any]:
+        """{objectives, arc, template, front}: what a client needs to draw the dial; null for what nobody said."""
+        return {
+            "objectives": list(self.objectives),
+            "arc": None if self.arc is None else list(self.arc),
+            "template": self.template,
+            "front": [point.to_json() for point in self.front] or None,
+        }
+
+    @property
+    def _population(self) -> DirectionDistribution | None:
+        return Arc(*self.arc) if self.population is None and self.arc is not None else self.population
+
+    @contextlib.contextmanager
+    def _naming_what_is_known(self) -> Iterator[None]:
+        """Errors about a request name the objectives, whoever raised them."""
+        names = f"known: {', '.join(self.objectives)}"
+        try:
+            yield
+        except ValueError as error:
+            if names in str(error):
+                raise
+            raise ValueError(f"{error} ({names})") from None
+
+    def _at(self, angle: object) -> Preference:
+        if len(self.objectives) != 2:
+            raise ValueError(f"an angle names a direction of two objectives, not of {len(self.objectives)}")
+        if isinstance(angle, int | float) and not isinstance(angle, bool) and abs(angle) > 180 and angle - angle == 0:
+            angle = (angle + 180) % 360 - 180  # as the chat template does: the cosine of a huge angle is another
+        return Preference.from_angle(angle, self.objectives)  # type: ignore[arg-type]  # checked there
+
+    def _weights(self, text: str, words: str) -> dict[str, float]:
+        weights: dict[str, float] = {}
+        place = 0
+        while place < len(text) or not text:
+            term = _TERM.match(text, place)
+            if term is None:
+                raise ValueError(f"{_shown(words)} is no direction; give {self.example()}")
+            name = term["name"] or term["last"]
+            if name in weights:
+                raise ValueError(f"{_shown(words)} weighs {name!r} twice; once is enough")
+            size = float("".join((term["weight"] or term["first"]).split()))
+            weights[name] = -size if term["sign"] == "-" else size
+            place = term.end()
+        return weights
+
+    def example(self) -> str:
+        """The forms that `parse` takes, for this policy's objectives."""
+        names = self.objectives
+        share = " ".join(f"{name}={w}" for name, w in zip(names, (0.8, -0.6, *[0.0] * len(names)), strict=False))
+        return f"degrees, such as -30, or weights, such as {share}" if len(names) == 2 else f"weights, such as {share}"
+
+    def _own(self, preference: Preference) -> None:
+        if preference.objectives != self.objectives:
+            raise ValueError(
+                f"a direction over {', '.join(preference.objectives)} for a model that weighs "
+                f"{', '.join(self.objectives)}; read it with this dial"
+            )
+
+
+def _outside(preference: Preference, population: DirectionDistribution | None) -> str | None:
+    """In words the trained directions that do not hold this one; None if they do, or if nobody said."""
+    match population:
+        case Arc(low, high):
+            past = (preference.angle - low + _CLOSE) % 360
+            return None if past <= high - low + 2 * _CLOSE else f"{low:g} to {high:g} degrees"
+        case Cone(center, angle):
+            middle = Preference.from_vector(center, preference.objectives)
+            cosine = sum(a * b for a, b in zip(middle.v, preference.v, strict=True))
+            away = math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+            about = " ".join(f"{name}={w:.2f}" for name, w in middle.weights.items())
+            return None if away <= angle + _CLOSE else f"within {angle:g} degrees of {about}"
+        case Simplex():
+            return None if min(preference.v) >= -_CLOSE else "weights of 0 and above"
+        case Fixed(directions):
+            listed = [Preference.from_vector(v_K, preference.objectives).v for v_K in directions]
+            near = any(max(abs(a - b) for a, b in zip(v_K, preference.v, strict=True)) < 0.005 for v_K in listed)
+            return None if near else f"{len(listed)} fixed ones"
+        case None:
+            return None
+        case _:
+            of = getattr(population, "of", None)  # a grid; of a sphere every direction is one
+            return _outside(preference, of) if of is not None else None
+
+
+def _shown(value: object) -> str:
+    text = repr(value[:_LONGEST] if isinstance(value, str) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,91 @@
+"""`dpa export`: a policy as a plain Hugging Face folder that anything can serve, its dial in the chat template.
+
+OUT/*.safetensors, config.json, tokenizer files   as they are, and nothing else of the checkpoint
+OUT/chat_template.jinja                           takes `preference`, and over two objectives `angle`
+OUT/generation_config.json                        samples as the policy was evaluated, without a hidden top-k
+OUT/dpa.json, golden_prompts.json                 the contract, and what the model must read
+OUT/README.md, front.png                          the model card
+OUT/reward/                                       the reward model, where it is asked for
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from dpalign.chat import ChatStyle
+from dpalign.dial.export.source import FORMS, Card, find_source, hub_name, weights_folder
+from dpalign.paper.direction import Arc
+from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
+from dpalign.run.modelfolder import CONFIG, label_names, read_object
+from dpalign.train.contract import Contract
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add = parser.add_argument
+    what = "a run folder (its last finished policy), a finished policy's folder, or a local checkpoint"
+    add("source", type=Path, metavar="SOURCE", help=what)
+    add("--out", type=Path, required=True, metavar="DIR", help="the folder to write; an earlier export is replaced")
+    add("--iteration", type=int, metavar="N", help="of a run: the policy of this iteration (default: the last)")
+    add("--name", metavar="NAME", help="the model's name on its card, ORG/NAME of a hub, say (default: the folder's)")
+    add("--license", metavar="ID", help="for the card's header; without it the card says that none was given")
+    text = "the model that it was trained from, by its name on the hub (default: the recipe's)"
+    add("--base-model", metavar="ID", help=text)
+    add("--reward", action="store_true", help="put the run's reward model beside the policy, to show scores with")
+    add("--reward-model", type=Path, metavar="DIR", help="put this reward model beside the policy instead")
+    add("--form", metavar="NAME", help=f"what a released checkpoint is: {', '.join(FORMS)}")
+    text = "of a checkpoint without a dpa.json: the preference line that it was trained on"
+    add("--template", choices=get_args(PreferenceTemplate), help=text)
+    text = "with --template: the objectives, in that line's order; with the heads that they read, to be scored"
+    add("--objectives", nargs="+", metavar="NAME[=HEAD,...]", help=text)
+    text = "with --template: how a reward model of those heads reads a chat"
+    add("--reward-template", choices=get_args(RewardTemplate), help=text)
+    text = "with --template: degrees of the trained range (two objectives)"
+    add("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=text)
+    text = "with --template: how turns are set out (default: world-v1 for world-v1, else zephyr)"
+    add("--chat", choices=get_args(ChatStyle), help=text)
+
+
+def execute(given: argparse.Namespace) -> str:
+    """Export what the command line names; what to tell the user.
+
+    Raises:
+        ValueError: no policy there, no contract, pickled or damaged weights, or a place that is taken.
+    """
+    from dpalign.dial.export.folder import export
+
+    source = find_source(given.source, given.iteration, given.form, _told(given))
+    if given.reward_model is not None:
+        source = replace(source, reward=weights_folder(given.reward_model))
+    elif given.reward and source.reward is None:
+        raise ValueError(f"--reward: no finished reward model with {given.source}; name one with --reward-model DIR")
+    mute = [name for name, heads in source.contract.objectives.items() if not heads]
+    if mute and (given.reward or given.reward_model is not None):
+        raise ValueError(f"nobody said which reward heads {mute[0]!r} reads; give --objectives {mute[0]}=HEAD,...")
+    recipe = source.recipe
+    base = given.base_model or (hub_name(recipe.model.base) if recipe is not None else None)
+    card = Card(given.name or given.out.resolve().name, given.license, base)
+    left_out = export(source, given.out, card, with_reward=given.reward or given.reward_model is not None)
+    said = [str(given.out), *(f"note: {note}" for note in source.notes)]
+    return "\n".join(said + ([f"note: left behind: {', '.join(left_out)}"] if left_out else []))
+
+
+def _told(given: argparse.Namespace) -> Contract | None:
+    """The contract in the command line's own words; None where it has none."""
+    if given.template is None:
+        names = ("objectives", "range", "chat", "reward_template")
+        if extra := [name.replace("_", "-") for name in names if getattr(given, name) is not None]:
+            raise ValueError(f"--{extra[0]}: goes with --template, for a checkpoint without a dpa.json")
+        return None
+    if given.objectives is None or given.form is not None:
+        raise ValueError("--template: needs --objectives, and no --form")
+    chat: ChatStyle = given.chat or ("world-v1" if given.template == "world-v1" else "zephyr")
+    trained = None if given.range is None else Arc(*given.range)
+    pairs = [word.partition("=") for word in given.objectives]
+    read = {name: tuple(heads.split(",")) if heads else () for name, _, heads in pairs}
+    if given.reward_model is not None:
+        heads = label_names(read_object(weights_folder(given.reward_model) / CONFIG))
+    else:
+        heads = tuple(dict.fromkeys(head for of_one in read.values() for head in of_one))
+    return Contract(given.template, chat, read, heads, population=trained, reward_template=given.reward_template)

@@ -1,0 +1,219 @@
+"""An export, written: the checkpoint's own files, and what the dial needs beside them.
+
+The folder appears whole or not at all. An earlier export in its place is replaced, anything else is not.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from dpalign import __version__
+from dpalign.chat import chat_template
+from dpalign.dial import golden
+from dpalign.dial.dial import Dial
+from dpalign.dial.export.source import Card, Source, entry_of
+from dpalign.paper.direction import Preference
+from dpalign.run.ledger import into_place, partial_of, write_json, write_text
+from dpalign.run.modelfolder import (
+    CONFIG,
+    GENERATION,
+    INDEX,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_SETTINGS,
+    SpecialTokens,
+    check_weights,
+    pickles_in,
+    read_object,
+    special_tokens,
+    walk,
+    weights_files,
+)
+from dpalign.train.contract import FILE, FrontPoint
+
+CARD: Final = "README.md"
+PICTURE: Final = "front.png"
+REWARD: Final = "reward"
+COPIED: Final = (
+    *(CONFIG, INDEX, TOKENIZER, TOKENIZER_SETTINGS, "tokenizer.model", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"),
+)
+"""Beside the weights, what a folder needs to be served; training_args.bin, a pickle, is not among it."""
+TEMPERATURE: Final = 0.7
+"""The paper's evaluation, and the released policy's own; where no recipe tells another."""
+LONGEST: Final = 2048
+"""Tokens of an answer: the released policy's; where no recipe tells another."""
+
+
+def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[str]:
+    """Write the folder; returns the names of the checkpoint's files that stayed behind.
+
+    Raises:
+        ValueError: pickled or damaged weights, no tokenizer, or a place that is taken.
+    """
+    require_free(out)
+    require_safe(source.model)
+    partial = partial_of(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        tokens = _copy_policy(source, partial)
+        contract = replace(source.contract, eos=tokens.eos, front=front_of(source))
+        if with_reward and source.reward is not None:
+            _copy_reward(source.reward, partial / REWARD)
+            contract = replace(contract, reward=REWARD)
+        dial = Dial.of(contract)
+        assert tokens.eos is not None
+        prompts = golden.golden_prompts(dial, tokens.eos)
+        golden.write_golden(partial, prompts)
+        _check(partial, prompts)
+        write_card(partial, replace(source, contract=contract), card, prompts)
+        files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in walk(partial)}
+        write_json(partial / FILE, {**contract.to_json(), "dpalign": __version__, "files": files})
+        into_place(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    names = {path.name for path in source.model.iterdir() if path.is_file()}
+    return sorted(names - set(files) - {FILE, "ledger.json", "checkpoint.txt"})
+
+
+def require_free(out: Path) -> None:
+    """ValueError unless the place is free, or holds an export that nobody has changed since."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"--out {out}: a file; name a folder")
+    try:
+        files = read_object(out / FILE)["files"] if (out / FILE).is_file() else None
+    except (ValueError, KeyError):
+        files = None
+    if not isinstance(files, dict):
+        raise ValueError(f"--out {out}: stands already, and is no export; name another place")
+    for path in walk(out):
+        name = path.relative_to(out).as_posix()
+        if name != FILE and files.get(name) != path.stat().st_size:
+            raise ValueError(f"--out {out}: {name} was added or changed since it was exported; name another place")
+
+
+def require_safe(model: Path) -> None:
+    """ValueError unless a folder holds whole safetensors of a causal model, with a tokenizer."""
+    pickles = pickles_in(model)
+    if pickles and not any(model.glob("*.safetensors")):
+        raise ValueError(
+            f"{model / pickles[0]}: pickled weights, which run code when they are loaded; save the model as "
+            "safetensors (save_pretrained does) and export that"
+        )
+    check_weights(model)
+    architectures = read_object(model / CONFIG).get("architectures") or []
+    if not any(str(name).endswith("ForCausalLM") for name in architectures):
+        raise ValueError(f"{model / CONFIG}: architectures {architectures}; a policy is a ...ForCausalLM")
+    if not any((model / name).is_file() for name in (TOKENIZER, "tokenizer.model", "vocab.json")):
+        raise ValueError(f"{model}: no tokenizer; put the model's own files beside its weights")
+
+
+def front_of(source: Source) -> tuple[FrontPoint, ...]:
+    """What the run measured of this policy: the reward model's means, a point an evaluation direction."""
+    entry = entry_of(source)
+    names = source.contract.names
+    return tuple(
+        FrontPoint(
+            Preference.from_weights(point["direction"], names),
+            {name: float(point["rewards"][name]["mean"]) for name in names},
+        )
+        for point in (entry["points"] if entry is not None else ())
+        if point.get("direction") is not None
+    )
+
+
+def write_card(folder: Path, source: Source, card: Card, prompts: Sequence[golden.Golden]) -> None:
+    """The model card, and the picture of the front where one was measured."""
+    from dpalign.dial.export.card import card_text
+    from dpalign.dial.export.card_figures import front_png
+
+    picture = front_png(source)
+    if picture is not None:
+        (folder / PICTURE).write_bytes(picture)
+    write_text(folder / CARD, card_text(folder, source, card, prompts, PICTURE if picture is not None else None))
+
+
+def _copy_policy(source: Source, out: Path) -> SpecialTokens:
+    """Weights and tokenizer as they are; the template, and settings that must fit it, our own."""
+    model = source.model
+    _copy(model, out)
+    tokens = special_tokens(model)
+    if tokens.eos is None:
+        raise ValueError(f"{model / TOKENIZER_SETTINGS}: names no eos_token, with which an answer could end")
+    contract = source.contract
+    write_text(out / TEMPLATE, chat_template(contract.chat, contract.template, contract.names, eos=tokens.eos))
+    config = read_object(out / CONFIG)
+    settings = read_object(out / TOKENIZER_SETTINGS) if (out / TOKENIZER_SETTINGS).is_file() else {}
+    for table in (config, settings):
+        table.pop("auto_map", None)  # it names code that is not brought along
+    settings.pop("chat_template", None)
+    config.pop("_name_or_path", None)
+    if tokens.pad is None:
+        settings["pad_token"] = settings.get("unk_token") or tokens.eos
+    write_json(out / TOKENIZER_SETTINGS, settings)
+    tokens = special_tokens(out)
+    if config.get("pad_token_id") is None:
+        config["pad_token_id"] = tokens.pad_id
+    write_json(out / CONFIG, config)
+    write_json(out / GENERATION, _generation(source, config, tokens))
+    return tokens
+
+
+def _generation(source: Source, config: dict[str, Any], tokens: SpecialTokens) -> dict[str, Any]:
+    """How to sample when nobody says: as the policy was evaluated, from the whole distribution."""
+    path, recipe = source.model / GENERATION, source.recipe
+    settings = read_object(path) if path.is_file() else {}
+    settings.pop("_from_model_config", None)  # with it, transformers would make the settings again from the config
+    ends = settings.get("eos_token_id", config.get("eos_token_id"))
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if tokens.eos_id is not None and tokens.eos_id not in listed:
+        listed = [tokens.eos_id, *listed]
+    return settings | {
+        "bos_token_id": config.get("bos_token_id"),
+        "eos_token_id": listed[0] if len(listed) == 1 else listed,
+        "pad_token_id": tokens.pad_id if tokens.pad_id is not None else config.get("pad_token_id"),
+        "do_sample": True,
+        "temperature": TEMPERATURE if recipe is None else recipe.evaluation.temperature,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": LONGEST if recipe is None else recipe.sampling.max_new_tokens,
+    }
+
+
+def _copy_reward(model: Path, out: Path) -> None:
+    labels = len(read_object(model / CONFIG).get("id2label") or {})
+    if not labels:
+        raise ValueError(f"{model / CONFIG}: no labels; a reward model is a classifier with a label a head")
+    check_weights(model)
+    out.mkdir()
+    _copy(model, out, TEMPLATE)
+
+
+def _copy(model: Path, out: Path, *more: str) -> None:
+    """The files that are needed, flushed to disk."""
+    for name in _needed(model, more):
+        shutil.copyfile(model / name, out / name)
+        with (out / name).open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _needed(model: Path, more: Sequence[str]) -> Iterator[str]:
+    yield from weights_files(model)
+    yield from (name for name in (*COPIED, *more) if (model / name).is_file())
+
+
+def _check(folder: Path, prompts: Sequence[golden.Golden]) -> None:
+    """What was written is what was meant: ours to ensure, so a failure is a fault of this module."""
+    check_weights(folder)
+    template = (folder / TEMPLATE).read_text(encoding="utf-8")
+    for one in prompts:
+        assert golden.render(template, one.messages, preference=one.preference) == one.text, one
+        if one.angle is not None:
+            assert golden.render(template, one.messages, angle=one.angle) == one.text, one

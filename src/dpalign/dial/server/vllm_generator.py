@@ -1,0 +1,163 @@
+"""The generator on vLLM: its asynchronous engine, in a process of its own, behind our API.
+
+Prompts are rendered here, by the model's own chat template, and go to vLLM as tokens: they are the same as with the
+transformers generator, and so are the checks in front of them. So is the text: vLLM's own keeps the space that the
+prompt leaves before a first word. It is told the stop strings all the same, and ends its work at them.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+from uuid import uuid4
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from dpalign.dial.server.generation import Delta, Finish, GenerationError, Sampling
+from dpalign.dial.server.prompts import Prompts
+from dpalign.dial.server.text import AnswerText, Detokenizer
+from dpalign.engines.knobs import Engines
+from dpalign.engines.vllm_start import CPU_BLOCK, require_vllm
+from dpalign.rows import Message
+
+ENVIRONMENT: Final = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""What vLLM reads when it is imported; what is set already stays."""
+
+_CPU_CACHE: Final = 1 << 30
+"""Bytes of keys and values without a GPU, where vLLM's own default takes nearly all memory."""
+
+
+class VllmGenerator:
+    """A `Generator` on vLLM.
+
+    Args:
+        folder: a policy folder or hub name.
+        rows: answers decoded side by side.
+        settings: GPUs to split the model over, and the share of each that vLLM may take.
+        max_model_len: tokens of a prompt and its answer; None: what the model's context holds.
+
+    Raises:
+        ValueError: vLLM is not installed, does not fit this machine, or cannot start with this model.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        rows: int,
+        settings: Engines,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+    ) -> None:
+        require_vllm(ENVIRONMENT)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.prompts = Prompts(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self.special = frozenset(tokenizer.all_special_ids)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        stored = str(getattr(config, "dtype", None) or "auto").removeprefix("torch.")
+        asked: dict[str, Any] = {
+            "model": folder,
+            "dtype": stored if dtype == "auto" else dtype,  # vLLM's own "auto" rounds float32 weights
+            "max_num_seqs": rows,
+            "max_model_len": max_model_len,
+            "tensor_parallel_size": settings.tensor_parallel,
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",  # or a folder's own top_k would cut the distribution
+            "trust_remote_code": False,
+            "disable_log_stats": True,
+        }
+        if torch.cuda.is_available():
+            asked["gpu_memory_utilization"] = settings.gpu_memory
+        else:  # its CPU engine dies where the prefill of a seeded request is split
+            context = max_model_len or int(getattr(config, "max_position_embeddings", 0) or 4096)
+            asked |= {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
+            asked |= {"kv_cache_memory_bytes": _CPU_CACHE, "max_num_batched_tokens": max(context, 4096)}
+        try:
+            self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**asked))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ValueError(f"{folder}: vLLM cannot start with it: {error}") from error
+        self._context = int(self.engine.model_config.max_model_len)
+
+    @property
+    def context(self) -> int:
+        return self._context
+
+    @property
+    def load(self) -> Mapping[str, float]:
+        return {"rows": self.engine.get_num_unfinished_requests()}
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.engine.errored)
+
+    async def start(self) -> None:
+        """The engine's own process runs already."""
+
+    async def close(self) -> None:
+        self.engine.shutdown()
+        self.prompts.close()
+
+    async def prompt_ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
+        return await self.prompts.ids(messages, preference)
+
+    async def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
+        """See `Generator.stream`."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        copies = 1 if sampling.temperature else sampling.n  # vLLM refuses to be greedy twice
+        params = SamplingParams(
+            n=sampling.n // copies,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            min_p=0.0,
+            seed=sampling.seed % 2**62,
+            max_tokens=sampling.max_tokens,
+            stop=list(sampling.stop),
+            output_kind=RequestOutputKind.DELTA,
+        )
+        drawing = self.engine.generate({"prompt_token_ids": list(prompt)}, params, uuid4().hex)
+        answers = [_Drawn(AnswerText(Detokenizer(self.decode, self.special), sampling.stop)) for _ in range(params.n)]
+        try:
+            async with aclosing(drawing) as outputs:
+                async for output in outputs:
+                    news = [delta for said in output.outputs if (delta := answers[said.index].delta(said))]
+                    if news:
+                        yield [replace(delta, index=delta.index + i) for delta in news for i in range(copies)]
+                    if all(answer.finished for answer in answers):
+                        return
+        except GenerationError:
+            raise
+        except Exception as error:  # the request was checked before: what fails is the engine
+            raise GenerationError("vLLM could not go on; see the server's log") from error
+
+
+@dataclass
+class _Drawn:
+    """An answer that vLLM is drawing."""
+
+    text: AnswerText
+    finished: bool = False
+
+    def delta(self, said: Any) -> Delta | None:
+        """What is new of it; None where a stop string that vLLM does not see has ended it before."""
+        if self.finished:
+            return None
+        reasons: dict[str | None, Finish | None] = {None: None, "stop": "stop", "length": "length"}
+        if said.finish_reason not in reasons:
+            raise GenerationError(f"vLLM ended an answer: {said.finish_reason}")
+        finish = reasons[said.finish_reason]
+        text, stopped = self.text.push(said.token_ids, last=finish is not None)
+        self.finished = stopped or finish is not None
+        return Delta(said.index, text, len(said.token_ids), "stop" if stopped else finish)

@@ -1,0 +1,289 @@
+"""Two ways to decode the answers of prompts that are read once: against shared keys, or against copies of them.
+
+Shared: a prompt's keys and values are held once, and all its answers attend to them together (`attention`). Copied:
+transformers' own cache, expanded to a row an answer, for models whose attention cannot be replaced. Both give the same
+logits but for rounding.
+
+Shapes: B prompts, R answers (rows), P tokens of the longest prompt, N answers of the prompt that has most, H heads, G
+key-value heads, D head width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedModel
+
+from dpalign.engines.attention import Packed, Prefix, attention, lacking, merged, sharing_attention, unlike
+
+Ids = list[int]
+
+READ: Final = 16_384
+"""Prompt tokens read at once."""
+
+ROOM: Final = 32
+"""Tokens of an answer that room is made for at first; it doubles."""
+
+
+class Decoder(Protocol):
+    """Answers side by side, each at its next token."""
+
+    def first(self) -> Tensor:
+        """The logits of each prompt's next token: (B, V)."""
+        ...
+
+    def read(self, token_R: Tensor) -> Tensor:
+        """Read one token a row; the logits of the next: (R, V)."""
+        ...
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order."""
+        ...
+
+
+class SharedDecoder:
+    """A `Decoder` that holds each prompt once; answers lie in rows as `owner` says."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids], owner: Sequence[int]) -> None:
+        self.model, self.device = model, model.device
+        self.prefixes = [Prefix(list(ids), keep=True) for ids in prompts]
+        self.owner = list(owner)
+        self.step = 0
+        self.layers: dict[int, _Layer] = {}
+        self.size_B = torch.tensor([len(ids) for ids in prompts], device=self.device)
+        self.seen: dict[int, int | None] = {}
+
+    def first(self) -> Tensor:
+        logits = []
+        for batch in batches([len(prefix.ids) for prefix in self.prefixes], READ):
+            texts: list[tuple[Prefix, list[Ids]]] = [(self.prefixes[b], []) for b in batch]
+            packed = Packed(texts, self.device, final=self.model.config.num_hidden_layers - 1)
+            with sharing_attention(self.model):
+                read = self.model(
+                    input_ids=packed.ids_1T,
+                    position_ids=packed.position_1T,
+                    use_cache=False,
+                    sharing=packed,
+                    logits_to_keep=packed.last_N,
+                )
+            self.seen |= packed.seen
+            logits.append(read.logits[0])
+        for layer in list(self.prefixes[0].kept):
+            self.layers[layer] = _Layer([prefix.kept.pop(layer) for prefix in self.prefixes], len(self.owner))
+        self._place()
+        return torch.cat(logits)
+
+    def read(self, token_R: Tensor) -> Tensor:
+        position_R = self.size_B[self.owner_R] + self.step
+        with sharing_attention(self.model):
+            logits_R1V = self.model(
+                input_ids=token_R[:, None], position_ids=position_R[:, None], use_cache=False, sharing=self
+            ).logits
+        self.step += 1
+        return logits_R1V[:, -1]
+
+    def keep(self, order: Sequence[int]) -> None:
+        self.owner = [self.owner[i] for i in order]
+        wanted = set(self.owner)
+        prompt_order = closing([b in wanted for b in range(len(self.size_B))])
+        for layer in self.layers.values():
+            layer.keep(order, prompt_order, self.step)
+        self.size_B = self.size_B[prompt_order]
+        place = {b: i for i, b in enumerate(prompt_order)}
+        self.owner = [place[b] for b in self.owner]
+        self._place()
+
+    def _place(self) -> None:
+        """Where each row stands among the answers of its prompt, and which tokens of the prompts are padding."""
+        rows: list[list[int]] = [[] for _ in range(len(self.size_B))]
+        place = []
+        for row, b in enumerate(self.owner):
+            place.append((b, len(rows[b])))
+            rows[b].append(row)
+        most = max(map(len, rows))
+        self.index_BN = torch.tensor([r + [0] * (most - len(r)) for r in rows], device=self.device)
+        self.place_R = torch.tensor([b * most + n for b, n in place], device=self.device)
+        self.owner_R = torch.tensor(self.owner, device=self.device)
+        self.longest = int(self.size_B.max())
+        self.masks: dict[int | None, Tensor | None] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        """See `attention.Sharing.attend`; B is R, one token each."""
+        held = self.layers[layer]
+        own_key, own_value = held.append(key, value, self.step)
+        if window is not None:
+            own_key, own_value = own_key[:, :, -window:], own_value[:, :, -window:]
+        own, own_sum = attention(query, own_key, own_value, scale)
+        asked_BHND = query[:, :, 0][self.index_BN].transpose(1, 2)
+        prompt_key, prompt_value = held.prompts(self.longest)
+        other, sums = attention(asked_BHND, prompt_key, prompt_value, scale, mask=self._mask(window))
+        other = other.transpose(1, 2).flatten(0, 1)[self.place_R][:, :, None]
+        sums = sums.transpose(1, 2).flatten(0, 1)[self.place_R][:, :, None]
+        return merged(own, own_sum, other, sums).transpose(1, 2)
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """The prompt tokens that answers see at this step: (B, 1, 1, P); None where they see all."""
+        if window is not None and self.longest + self.step >= window:
+            reach_P = torch.arange(self.longest, device=self.device) > self.size_B[:, None] + self.step - window
+            return (reach_P & self._real())[:, None, None]
+        if None not in self.masks:
+            real = self._real()
+            self.masks[None] = None if bool(real.all()) else real[:, None, None]
+        return self.masks[None]
+
+    def _real(self) -> Tensor:
+        return torch.arange(self.longest, device=self.device) < self.size_B[:, None]
+
+
+class _Layer:
+    """The keys and values of one layer: of the prompts (B, G, P, D), and of the answers (R, G, tokens, D)."""
+
+    def __init__(self, kept: Sequence[tuple[Tensor, Tensor]], rows: int) -> None:
+        groups, dtype, device = len(kept[0][0]), kept[0][0].dtype, kept[0][0].device
+        longest = max(key.shape[1] for key, _ in kept)
+        self.prompt = [
+            torch.zeros(len(kept), groups, longest, part.shape[2], dtype=dtype, device=device) for part in kept[0]
+        ]
+        for b, parts in enumerate(kept):
+            for whole, part in zip(self.prompt, parts, strict=True):
+                whole[b, :, : part.shape[1]] = part
+        self.own = [torch.empty(rows, groups, ROOM, part.shape[2], dtype=dtype, device=device) for part in kept[0]]
+        self.rows = rows
+
+    def prompts(self, longest: int) -> tuple[Tensor, Tensor]:
+        key, value = (part[:, :, :longest] for part in self.prompt)
+        return key, value
+
+    def append(self, key: Tensor, value: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Put a token behind each answer's; all of them."""
+        if step == self.own[0].shape[2]:
+            self.own = [torch.cat([part[: self.rows], torch.empty_like(part[: self.rows])], dim=2) for part in self.own]
+        for part, new in zip(self.own, (key, value), strict=True):
+            part[: self.rows, :, step] = new[:, :, 0]
+        own_key, own_value = (part[: self.rows, :, : step + 1] for part in self.own)
+        return own_key, own_value
+
+    def keep(self, order: Sequence[int], prompt_order: Sequence[int], step: int) -> None:
+        """Rows and prompts from the end take the places of those that are done: only these are copied."""
+        for part in self.own:
+            new, old = _moved(order)
+            part[new, :, :step] = part[old, :, :step]
+        self.rows = len(order)
+        for part in self.prompt:
+            new, old = _moved(prompt_order)
+            part[new] = part[old]
+        self.prompt = [part[: len(prompt_order)] for part in self.prompt]
+
+
+def _moved(order: Sequence[int]) -> tuple[list[int], list[int]]:
+    moved = [(new, old) for new, old in enumerate(order) if new != old]
+    return [new for new, _ in moved], [old for _, old in moved]
+
+
+def batches(sizes: Sequence[int], limit: int) -> Iterator[range]:
+    """Places in order, in batches whose sizes add up to at most the limit; one that is larger stands alone.
+
+    >>> list(batches([2, 2, 3, 9, 1], 5))
+    [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
+    """
+    start = total = 0
+    for place, size in enumerate(sizes):
+        if place > start and total + size > limit:
+            yield range(start, place)
+            start, total = place, 0
+        total += size
+    if sizes:
+        yield range(start, len(sizes))
+
+
+def closing(going: Sequence[bool]) -> list[int]:
+    """The indices that go on, those from the end in the places of the ones that do not.
+
+    >>> closing([True, False, True, False, True])
+    [0, 4, 2]
+    """
+    count = sum(going)
+    late = [i for i in range(count, len(going)) if going[i]]
+    return [i if going[i] else late.pop() for i in range(count)]
+
+
+class CopyingDecoder:
+    """A `Decoder` on transformers' own cache, for any causal model: each row has its prompt's keys to itself."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids], owner: Sequence[int], pad: int) -> None:
+        self.model, self.prompts, self.pad = model, prompts, pad
+        self.owner_R = torch.tensor(owner, device=model.device)
+        self.cache = DynamicCache(config=model.config)
+
+    def first(self) -> Tensor:
+        mask_BP, logits_BV = read_prompts(self.model, self.prompts, self.pad, self.cache)
+        self.cache.batch_select_indices(self.owner_R)
+        self.mask = mask_BP[self.owner_R]
+        self.position_R = self.mask.sum(dim=1)
+        return logits_BV
+
+    def read(self, token_R: Tensor) -> Tensor:
+        self.mask = functional.pad(self.mask, (0, 1), value=1)
+        logits_RV = read_tokens(self.model, token_R, self.mask, self.position_R, self.cache)
+        self.position_R = self.position_R + 1
+        return logits_RV
+
+    def keep(self, order: Sequence[int]) -> None:
+        kept = torch.tensor(order, device=self.mask.device)
+        self.cache.batch_select_indices(kept)
+        self.mask, self.position_R = self.mask[kept], self.position_R[kept]
+
+
+def read_prompts(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, cache: DynamicCache
+) -> tuple[Tensor, Tensor]:
+    """Read prompts into a cache, padded on the left: their mask (B, P), and the logits of their next tokens (B, V)."""
+    width = max(map(len, prompts))
+    ids_BP = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask_BP = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    logits_B1V = model(
+        input_ids=ids_BP,
+        attention_mask=mask_BP,
+        position_ids=(mask_BP.cumsum(dim=1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return mask_BP, logits_B1V[:, -1]
+
+
+def read_tokens(
+    model: PreTrainedModel, token_R: Tensor, mask_RT: Tensor, position_R: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Read one token a row, which the mask holds already; the logits of the next (R, V)."""
+    logits_R1V = model(
+        input_ids=token_R[:, None],
+        attention_mask=mask_RT,
+        position_ids=position_R[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return logits_R1V[:, -1]
+
+
+@torch.inference_mode()
+def cannot_share(model: PreTrainedModel) -> str | None:
+    """Why this model's answers need copies of their prompt's keys; None where they need none.
+
+    Beside what its configuration says, it is tried: two prompts and two tokens behind each are read both ways.
+    """
+    if reason := lacking(model):
+        return reason
+    known = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
+    prompts = [[known[(7 * i + n) % len(known)] for i in range(4 + n)] for n in range(2)]
+    owner = [0, 1, 1]
+    token_R = torch.tensor([known[3 * n % len(known)] for n in range(3)], device=model.device)
+    shared, copying = SharedDecoder(model, prompts, owner), CopyingDecoder(model, prompts, owner, pad=known[0])
+    try:
+        ours = [shared.first(), shared.read(token_R), shared.read(token_R)]
+    except Exception as error:  # of any kind: nobody knows what a model's code makes of a forward without a mask
+        return str(error)
+    theirs = [copying.first(), copying.read(token_R), copying.read(token_R)]
+    return unlike(model, shared.seen, ours, theirs)

@@ -1,0 +1,89 @@
+"""Intervals by prompt: one bootstrap, shared by everything that is compared.
+
+The prompts are resampled, with all their conditions and samples; the systems of a comparison see the
+same resampled prompts, so that what is common to them cancels. Such an interval says what other
+prompts would have shown of the same checkpoints. It does not say what another training seed would
+have given: see `seeds.py`.
+
+Shapes: R bootstrap replicates, P prompts, V conditions, K objectives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpalign.paper.direction import rng_for
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval; None where the data cannot give one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How prompts are resampled. Equal settings give equal draws, whatever is being estimated."""
+
+    seed: int = 0
+    replicates: int = 2000
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.replicates < 2:
+            raise ValueError(f"bootstrap replicates is {self.replicates}: at least 2 are needed")
+        if not 0 < self.level < 1:
+            raise ValueError(f"bootstrap level is {self.level}: it must lie between 0 and 1, as 0.95 does")
+
+    def weights(self, prompts: int, part: str = "all") -> Array:
+        """How often each prompt is drawn in each replicate, over P: (R, P), rows summing to 1.
+
+        The draw is keyed by (seed, part, P) alone: systems over the same prompts are therefore paired.
+        `part` tells apart sets of prompts that are resampled on their own, such as the two halves of `regret`.
+        """
+        return _weights(self.seed, part, prompts, self.replicates)
+
+    def interval(self, value: float, replicate_R: Array) -> Estimate:
+        """The percentile interval of a figure from its replicates."""
+        tail = (1 - self.level) / 2
+        low, high = np.quantile(replicate_R, [tail, 1 - tail])
+        return Estimate(float(value), float(low), float(high))
+
+
+@lru_cache(maxsize=4)
+def _weights(seed: int, part: str, prompts: int, replicates: int) -> Array:
+    if prompts < 1:
+        raise ValueError("no prompts to resample: the evaluation set is empty")
+    drawn_RP = rng_for("bootstrap", seed, part, prompts).integers(prompts, size=(replicates, prompts))
+    cell_RP = drawn_RP + prompts * np.arange(replicates)[:, None]
+    weight_RP = np.bincount(cell_RP.ravel(), minlength=replicates * prompts).reshape(replicates, prompts) / prompts
+    weight_RP.flags.writeable = False  # cached: every caller reads the same array
+    return weight_RP
+
+
+def replicate_means(weight_RP: Array, mean_PVK: Array) -> Array:
+    """The mean over each replicate's prompts: (R, V, K)."""
+    return np.tensordot(weight_RP, mean_PVK, axes=1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: p-values to compare with alpha, the family-wise error held.
+
+    The i-th smallest of m is multiplied by m - i + 1, and none falls below a smaller one's (Holm 1979).
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

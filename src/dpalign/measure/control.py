@@ -1,0 +1,279 @@
+"""Control: does the answer follow the dial?
+
+The dial is the direction's angle in degrees (two objectives), and what it turns is the second one:
+verbosity in the paper. All figures are positive when the policy obeys: on the paper's arc verbosity
+falls as the angle goes from 0 to -45. Directions whose weight of the second objective rises and falls by
+turns, as round a whole circle, are no dial.
+
+Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 objectives unless said otherwise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeGuard
+
+import numpy as np
+
+from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, Mask, replicate_means
+from dpalign.measure.points import SystemRewards, require_same_prompts
+from dpalign.paper.direction import rng_for
+
+COMMON: Final = 5
+"""Conditions at which the taus of systems with more or fewer are compared: the fewer there are, the further they lie
+apart, and the higher tau comes out."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """How the second objective (verbosity) follows the angle; intervals by prompt."""
+
+    kendall_tau: Estimate
+    """Mean over prompts of Kendall's tau-b of verbosity against angle."""
+    constant_prompts: int
+    """Prompts whose verbosity is the same at every direction: no rank to speak of, counted as tau 0."""
+    slope: Estimate
+    """Reward points a degree, by least squares through the means."""
+    span: Estimate
+    """Reward points between the first and the last direction."""
+    drops: tuple[Estimate, ...]
+    """Reward points from each direction to the next; each interval for itself, not for all at once."""
+    spearman: float | None
+    """Rank correlation of the V averages with the angle. Near 1 for any steady trend, however small: read
+    it last. None if all averages are equal."""
+
+    @property
+    def falls_at_every_step(self) -> bool:
+        """Every average drop is above 0."""
+        return all(drop.value > 0 for drop in self.drops)
+
+    @property
+    def steps_beyond_doubt(self) -> int:
+        """Steps whose whole interval lies above 0."""
+        return sum(drop.low is not None and drop.low > 0 for drop in self.drops)
+
+
+def angles(directions_V2: Array) -> Array:
+    """The angle of each direction, in degrees: (V,)."""
+    return np.degrees(np.arctan2(directions_V2[:, 1], directions_V2[:, 0]))
+
+
+def is_dial(directions_VK: Array | None) -> TypeGuard[Array]:
+    """Whether control can be measured: two objectives, and two directions or more that turn the second one way."""
+    if directions_VK is None or directions_VK.shape[1] != 2 or len(directions_VK) < 2:
+        return False
+    step_V = np.diff(directions_VK[:, 1])
+    return bool((step_V > 0).all() or (step_V < 0).all())
+
+
+def control(system: SystemRewards, bootstrap: Bootstrap) -> Control:
+    """Measure a policy sampled at two or more directions of two objectives.
+
+    Raises:
+        ValueError: the system's directions are no dial (`is_dial`), or it has none.
+    """
+    directions_V2 = _directions(system)
+    if not is_dial(directions_V2):
+        raise ValueError(
+            f"system {system.name!r} has {len(directions_V2)} directions of {directions_V2.shape[1]} objectives; "
+            "a dial needs at least two directions of two objectives, in the order of the second's weight"
+        )
+    angle_V = angles(directions_V2)
+    reward_PV = system.mean_PVK[:, :, 1]
+    mean_V = reward_PV.mean(axis=0)
+    weight_RP = bootstrap.weights(len(system.prompt_ids))
+    mean_RV = weight_RP @ reward_PV
+    tau_P, constant_P = kendall_tau_b(angle_V, reward_PV)
+    way = _way(directions_V2)
+    drop_V, drop_RV = way * np.diff(mean_V), way * np.diff(mean_RV, axis=1)
+    return Control(
+        kendall_tau=bootstrap.interval(tau_P.mean(), weight_RP @ tau_P),
+        constant_prompts=int(constant_P.sum()),
+        slope=bootstrap.interval(float(slope(angle_V, mean_V)), slope(angle_V, mean_RV)),
+        span=bootstrap.interval(drop_V.sum(), drop_RV.sum(axis=1)),
+        drops=tuple(bootstrap.interval(drop, drop_RV[:, v]) for v, drop in enumerate(drop_V)),
+        spearman=rank_correlation(angle_V, mean_V),
+    )
+
+
+def _directions(system: SystemRewards) -> Array:
+    if system.directions_VK is None:
+        raise ValueError(f"system {system.name!r} is not steered by direction, so it has no control to measure")
+    return system.directions_VK
+
+
+def _way(directions_V2: Array) -> float:
+    """Where the second objective is to go as the dial turns from its first direction to its last: 1 up, -1 down."""
+    return float(np.sign(directions_V2[-1, 1] - directions_V2[0, 1]))
+
+
+def kendall_tau_b(dial_V: Array, reward_PV: Array) -> tuple[Array, Mask]:
+    """Kendall's tau-b of each prompt's rewards against the dial, and which prompts have constant rewards.
+
+    tau-b = (concordant - discordant pairs) / sqrt(pairs not tied in one * pairs not tied in the other);
+    where all rewards of a prompt are tied it is undefined, and 0 here. Differences below 1e-9 reward
+    points are ties: they come from the order in which samples were summed.
+    """
+    i, j = np.triu_indices(len(dial_V), k=1)
+    dial_sign_I = np.sign(dial_V[i] - dial_V[j])
+    reward_sign_PI = np.sign(np.round(reward_PV[:, i] - reward_PV[:, j], 9))
+    untied_P = np.abs(reward_sign_PI).sum(axis=1) * np.abs(dial_sign_I).sum()
+    constant_P = untied_P == 0
+    return (reward_sign_PI @ dial_sign_I) / np.sqrt(np.where(constant_P, 1, untied_P)), constant_P
+
+
+def slope(dial_V: Array, mean_XV: Array) -> Array:
+    """The least-squares slope of the rewards on the dial, reward points a degree: (...,)."""
+    centred_V = dial_V - dial_V.mean()
+    return np.asarray(mean_XV @ centred_V / (centred_V @ centred_V))
+
+
+def rank_correlation(a_V: Array, b_V: Array) -> float | None:
+    """Spearman's rank correlation (ties share their mean rank); None if one of the two is constant."""
+    rank_a_V, rank_b_V = _ranks(a_V.round(9)), _ranks(b_V.round(9))
+    if rank_a_V.std() == 0 or rank_b_V.std() == 0:
+        return None
+    return float(np.corrcoef(rank_a_V, rank_b_V)[0, 1])
+
+
+def _ranks(value_V: Array) -> Array:
+    below_V = (value_V[None, :] < value_V[:, None]).sum(axis=1)
+    equal_V = (value_V[None, :] == value_V[:, None]).sum(axis=1)
+    return np.asarray(below_V + (equal_V + 1) / 2)
+
+
+@dataclass(frozen=True)
+class Following:
+    """How the second objective follows what was asked of it, by an angle or outright (SteerLM's reward targets)."""
+
+    conditions: int
+    kendall_tau: Estimate | None
+    """None of two conditions, whose order says next to nothing."""
+    kendall_tau_common: Estimate | None
+    """The same of `COMMON` evenly spread conditions; None where there are fewer."""
+    spearman: float | None
+    span: Estimate
+    """Reward points from the least that was asked to the most."""
+
+
+def following(system: SystemRewards, asked_V: Array, bootstrap: Bootstrap) -> Following:
+    """Measure a system by what its conditions ask for, as `control` measures a dial.
+
+    Args:
+        asked_V: what each condition asks of the second objective: an angle, or reward points.
+    """
+    if len(asked_V) != system.reward_PVSK.shape[1] or len(asked_V) < 2:
+        raise ValueError(
+            f"system {system.name!r} has {system.reward_PVSK.shape[1]} conditions and {len(asked_V)} asked values; "
+            "one each is needed, and at least two"
+        )
+    weight_RP = bootstrap.weights(len(system.prompt_ids))
+    tau_P, common_P = _tau(system, asked_V), _tau(system, asked_V, COMMON)
+    span_P = _span(system, asked_V)
+    many = len(asked_V) > 2
+    return Following(
+        conditions=len(asked_V),
+        kendall_tau=_mean(tau_P, weight_RP, bootstrap),
+        kendall_tau_common=_mean(common_P, weight_RP, bootstrap),
+        spearman=rank_correlation(asked_V, system.point_VK[:, 1]) if many else None,
+        span=bootstrap.interval(span_P.mean(), weight_RP @ span_P),
+    )
+
+
+@dataclass(frozen=True)
+class FollowingLead:
+    """By how much one system follows better than another, paired by prompt."""
+
+    kendall_tau: Estimate | None
+    """At `COMMON` conditions of each; None where one has fewer."""
+    span: Estimate
+
+
+def following_lead(
+    a: SystemRewards, asked_a_V: Array, b: SystemRewards, asked_b_V: Array, bootstrap: Bootstrap
+) -> FollowingLead:
+    """System a's figures of `following` minus system b's."""
+    require_same_prompts([a, b])
+    weight_RP = bootstrap.weights(len(a.prompt_ids))
+    tau_a_P, tau_b_P = _tau(a, asked_a_V, COMMON), _tau(b, asked_b_V, COMMON)
+    tau_P = None if tau_a_P is None or tau_b_P is None else tau_a_P - tau_b_P
+    span_P = _span(a, asked_a_V) - _span(b, asked_b_V)
+    return FollowingLead(
+        kendall_tau=_mean(tau_P, weight_RP, bootstrap), span=bootstrap.interval(span_P.mean(), weight_RP @ span_P)
+    )
+
+
+def _tau(system: SystemRewards, asked_V: Array, of: int | None = None) -> Array | None:
+    """Each prompt's tau: (P,). `of`: at so many evenly spread conditions, both ends among them.
+
+    None of fewer conditions than that, or of two.
+    """
+    order_V = np.argsort(asked_V, kind="stable")
+    if len(order_V) < max(3, of or 0):
+        return None
+    if of is not None:
+        order_V = order_V[np.linspace(0, len(order_V) - 1, of).round().astype(int)]
+    tau_P, _ = kendall_tau_b(asked_V[order_V], system.mean_PVK[:, order_V, 1])
+    return tau_P
+
+
+def _span(system: SystemRewards, asked_V: Array) -> Array:
+    """Each prompt's reward points from the least that was asked to the most: (P,)."""
+    order_V = np.argsort(asked_V, kind="stable")
+    return np.asarray(system.mean_PVK[:, order_V[-1], 1] - system.mean_PVK[:, order_V[0], 1])
+
+
+def _mean(figure_P: Array | None, weight_RP: Array, bootstrap: Bootstrap) -> Estimate | None:
+    return None if figure_P is None else bootstrap.interval(figure_P.mean(), weight_RP @ figure_P)
+
+
+def span_share(system: SystemRewards, reference: SystemRewards, bootstrap: Bootstrap) -> Estimate | None:
+    """The system's span over a reference's (the true front's), paired by prompt; None where that one has no span."""
+    require_same_prompts([system, reference])
+    way = _way(_directions(system))
+    own_P, whole_P = (way * (one.mean_PVK[:, -1, 1] - one.mean_PVK[:, 0, 1]) for one in (system, reference))
+    weight_RP = bootstrap.weights(len(system.prompt_ids))
+    whole_R = weight_RP @ whole_P
+    if whole_P.mean() <= 0 or (whole_R <= 0).any():
+        return None
+    return bootstrap.interval(own_P.mean() / whole_P.mean(), (weight_RP @ own_P) / whole_R)
+
+
+def regret(system: SystemRewards, bootstrap: Bootstrap, at: Sequence[int] | None = None) -> Estimate:
+    """What asking for v loses against the best direction u for v: mean over v of max_u v . r(u) - v . r(v).
+
+    u is chosen on one half of the prompts and judged on the other, both ways, and the two are averaged:
+    on the same prompts the best of V noisy averages would always seem to gain something. So the figure
+    may fall below 0, when what was chosen on one half does no good on the other. Any K.
+
+    Args:
+        at: the v to average over, by their place among the system's directions; None takes all.
+
+    Raises:
+        ValueError: the system has no directions, or a single prompt.
+    """
+    directions_VK = _directions(system)
+    prompts = len(system.prompt_ids)
+    if prompts < 2:
+        raise ValueError(f"system {system.name!r} was evaluated on one prompt; regret needs two halves of prompts")
+    shuffled_P = rng_for("halves", bootstrap.seed, prompts).permutation(prompts)
+    halves = (shuffled_P[: prompts // 2], shuffled_P[prompts // 2 :])
+    first, second = (system.mean_PVK[half] for half in halves)
+    # each half is resampled on its own: a prompt in both would betray the choice to the judge
+    first_R = replicate_means(bootstrap.weights(len(first), "first half"), first)
+    second_R = replicate_means(bootstrap.weights(len(second), "second half"), second)
+    asked = list(range(len(directions_VK)) if at is None else at)
+    value = _regret_both_ways(first.mean(axis=0), second.mean(axis=0), directions_VK)[asked].mean()
+    replicate_R = _regret_both_ways(first_R, second_R, directions_VK)[:, asked].mean(axis=1)
+    return bootstrap.interval(float(value), replicate_R)
+
+
+def _regret_both_ways(a_XVK: Array, b_XVK: Array, directions_VK: Array) -> Array:
+    a_XUV, b_XUV = a_XVK @ directions_VK.T, b_XVK @ directions_VK.T
+    return (_regret(a_XUV, b_XUV) + _regret(b_XUV, a_XUV)) / 2
+
+
+def _regret(choosing_XUV: Array, judging_XUV: Array) -> Array:
+    chosen_X1V = choosing_XUV.argmax(axis=-2, keepdims=True)
+    best_XV = np.take_along_axis(judging_XUV, chosen_X1V, axis=-2).squeeze(-2)
+    asked_XV = np.diagonal(judging_XUV, axis1=-2, axis2=-1)
+    return np.asarray(best_XV - asked_XV)

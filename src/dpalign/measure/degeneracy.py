@@ -1,0 +1,79 @@
+"""When an answer is no answer: a simple rule, so that anyone can count again.
+
+An answer is degenerate if it was cut at the longest allowed length, if it has no word, if a sentence of it
+occurs twice, or if too many of its runs of four words occurred in it before. Code, verse and tables repeat
+themselves for good reasons: compare rates between conditions, and do not read one alone.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from dpalign.measure.bootstrap import Array, Bootstrap, Estimate
+
+SENTENCE_WORDS: Final = 3
+"""A repeated sentence of fewer words ("Yes. Yes.") does not count."""
+RUN: Final = 4
+"""Words of a run whose repetition is counted."""
+REASONS: Final = ("unfinished", "empty", "repeated sentence", "repetitive")
+"""Why an answer is degenerate."""
+
+Faults = Sequence[Sequence[Sequence[Sequence[str]]]]
+"""Of each sample of each condition of each prompt."""
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
+
+
+def repeats_a_sentence(text: str) -> bool:
+    """Whether a sentence, or a line, of at least three words occurs twice."""
+    said = [tuple(words(sentence)) for sentence in re.split(r"[.!?\n]+", text)]
+    long = [sentence for sentence in said if len(sentence) >= SENTENCE_WORDS]
+    return len(set(long)) < len(long)
+
+
+def repetition(text: str) -> float:
+    """The share of a text's runs of four words that occurred in it before."""
+    said = words(text)
+    runs = [tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def faults(text: str, finished: bool, most: float) -> tuple[str, ...]:
+    """The reasons for which an answer is degenerate; none for a sound one.
+
+    Args:
+        finished: it was not cut; an empty one is called that alone.
+        most: the share of repeated runs that a sound answer may have.
+    """
+    empty = not words(text)
+    found = (not finished and not empty, empty, repeats_a_sentence(text), repetition(text) > most)
+    return tuple(reason for reason, at_fault in zip(REASONS, found, strict=True) if at_fault)
+
+
+def degenerate_share(fault_PVS: Faults, bootstrap: Bootstrap) -> dict[str, Any]:
+    """How often answers are degenerate, with an interval by prompt, and for which reasons.
+
+    Args:
+        fault_PVS: the faults of each sample of each condition of each prompt.
+
+    Returns:
+        share: an Estimate; reasons: reason -> share of the answers (an answer may have several).
+    """
+    answers = [answer for conditions in fault_PVS for samples in conditions for answer in samples]
+    bad_P = share_by_prompt(fault_PVS)
+    share: Estimate = bootstrap.interval(bad_P.mean(), bootstrap.weights(len(bad_P)) @ bad_P)
+    reasons: Mapping[str, float] = {
+        reason: sum(reason in answer for answer in answers) / len(answers) for reason in REASONS
+    }
+    return {"share": share, "reasons": reasons}
+
+
+def share_by_prompt(fault_PVS: Faults) -> Array:
+    """The share of each prompt's answers that are degenerate: (P,)."""
+    flags = [[bool(answer) for samples in conditions for answer in samples] for conditions in fault_PVS]
+    return np.array([np.mean(own) for own in flags])

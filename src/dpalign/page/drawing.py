@@ -1,0 +1,147 @@
+"""From a matplotlib figure to files, and to SVG that a page can hold.
+
+Nothing in the output depends on the moment or the machine's settings: equal data give equal bytes.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from numpy.typing import NDArray
+
+from dpalign.page.systems import INKS
+from dpalign.page.words import Figure
+
+_LIGHT: Final = {name: light for name, (light, _) in INKS.items()}
+_SETTINGS: Final[dict[str, Any]] = {
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's own typeface
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "text.color": _LIGHT["ink"],
+    "axes.labelcolor": _LIGHT["muted"],
+    "axes.edgecolor": _LIGHT["muted"],
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9.0,
+    "axes.unicode_minus": True,
+    "grid.color": _LIGHT["grid"],
+    "grid.linewidth": 0.7,
+    "xtick.color": _LIGHT["muted"],
+    "ytick.color": _LIGHT["muted"],
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 0.0,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.7,
+    "legend.columnspacing": 1.4,
+    "legend.handletextpad": 0.5,
+    "figure.facecolor": _LIGHT["surface"],
+    "savefig.facecolor": _LIGHT["surface"],
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure of the page, drawn for a wide screen and for a phone."""
+
+    name: str
+    title: str
+    caption: str
+    wide: Canvas
+    narrow: Canvas
+
+
+@contextmanager
+def house_style(salt: str = "dpalign") -> Iterator[None]:
+    """Draw, and save, within this."""
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": salt}):
+        yield
+
+
+def svg(drawn: Canvas, salt: str) -> str:
+    """The figure as an SVG document."""
+    out = io.StringIO()
+    with house_style(salt):
+        drawn.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def png(drawn: Canvas, dpi: int = 200) -> bytes:
+    """The figure as a PNG image."""
+    out = io.BytesIO()
+    with house_style():
+        drawn.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+    return out.getvalue()
+
+
+def inline(document: str, prefix: str, label: str, colours: Mapping[str, tuple[str, str]]) -> str:
+    """An SVG document as an element of a page: its own ids, and colours that follow the page's light.
+
+    Args:
+        prefix: makes the ids of this figure unique within the page.
+        label: plain words without markup, for those who do not see it.
+        colours: name -> (light, dark); the light ones, as drawn, become `var(--name)`.
+    """
+    element = document[document.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>\s*", "", element, flags=re.DOTALL)
+    element = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{prefix}-", element)
+    variable = {light: f"var(--{name})" for name, (light, _) in colours.items()}
+    element = re.sub(r"#[0-9a-f]{6}\b", lambda found: variable.get(found[0], found[0]), element)
+    element = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", element, count=1)
+    return element.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def drawn_twice(draw: Callable[[float, bool], Canvas]) -> tuple[Canvas, Canvas]:
+    """For a wide screen and for a phone: `draw` takes the width in inches, and whether it is the narrow one."""
+    with house_style():
+        return draw(8.6, False), draw(3.9, True)
+
+
+def legend(canvas: Canvas, axes: Axes, narrow: bool, columns: int) -> None:
+    """One legend above all axes of a figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    if narrow:
+        columns = 2 if max(map(len, labels), default=0) > 18 else 3
+    columns = min(len(labels), columns)
+    canvas.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.2)
+
+
+def values(found: Sequence[Figure]) -> NDArray[np.float64]:
+    return np.array([math.nan if one.value is None else one.value for one in found])
+
+
+def arms(found: Sequence[Figure]) -> NDArray[np.float64]:
+    """Distances from the values to both ends of their intervals, 0 where there is none: (2, n)."""
+    lengths = [
+        (0.0, 0.0)
+        if one.value is None or one.low is None or one.high is None
+        else (max(0.0, one.value - one.low), max(0.0, one.high - one.value))
+        for one in found
+    ]
+    return np.array(lengths).T
+
+
+def by_prompt(summary: Mapping[str, Any]) -> str:
+    """What an interval of a caption is."""
+    intervals = summary["intervals"]
+    level = 100 * intervals["bootstrap"]["level"]
+    return f"{level:.0f}% intervals, by a bootstrap over the {intervals['prompts']:,} evaluation prompts"

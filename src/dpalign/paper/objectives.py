@@ -1,0 +1,123 @@
+"""Objectives: named linear readings of reward heads (section 3.1).
+
+A reward model scores every answer on all its heads; an objective says which of them a user weighs. All values are
+in 0-100 units.
+
+Shapes: N scored answers, H heads of the reward model, K objectives.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dpalign.paper.direction import check_objective_names, name_hint
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A named linear reading of reward heads: their mean, or their sum with the weights given."""
+
+    name: str
+    heads: tuple[str, ...]
+    """Heads by name, or by index in the reward model's list ("4")."""
+    weights: tuple[float, ...] | None = None
+    """One a head; None takes the mean. The reading stays within 0-100 when they sum to 1."""
+
+    def __post_init__(self) -> None:
+        check_objective_names([self.name])
+        if not self.heads:
+            raise ValueError(f"objective {self.name!r} reads no head; name at least one")
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.heads):
+            raise ValueError(f"objective {self.name!r}: {len(self.weights)} weights for {len(self.heads)} heads")
+        if not all(math.isfinite(w) for w in self.weights) or not any(self.weights):
+            raise ValueError(f"objective {self.name!r}: weights {self.weights}; give finite numbers, not all zero")
+
+
+PAPER_OBJECTIVES: Final = (
+    Objective(
+        "helpfulness",
+        (
+            "ultrafeedback-instruction_following",
+            "ultrafeedback-truthfulness",
+            "ultrafeedback-honesty",
+            "ultrafeedback-helpfulness",
+        ),
+    ),
+    Objective("verbosity", ("helpsteer-verbosity",)),
+)
+"""Section 3.1: the mean of UltraFeedback's four aspects (heads 6-9), and HelpSteer's verbosity (head 4)."""
+
+
+def head_indices(objective: Objective, heads: Sequence[str]) -> tuple[int, ...]:
+    """Where the objective's heads stand in a reward model's list of heads.
+
+    Raises:
+        ValueError: the model has no such head, or the objective names one twice.
+    """
+    indices: list[int] = []
+    for head in objective.heads:
+        if head in heads:
+            index = list(heads).index(head)
+        elif head.isdecimal() and int(head) < len(heads):
+            index = int(head)
+        else:
+            raise ValueError(
+                f"objective {objective.name!r} reads head {head!r}, which this reward model lacks "
+                f"({name_hint(head, heads)})"
+            )
+        if index in indices:
+            raise ValueError(f"objective {objective.name!r} names head {head!r} ({heads[index]!r}) twice")
+        indices.append(index)
+    return tuple(indices)
+
+
+def by_name(table_NG: ArrayLike, given: Sequence[str], wanted: Sequence[str]) -> Array:
+    """The columns of a table of heads for other heads, by name: (N, H); NaN for a head that the table lacks."""
+    given_NG = np.asarray(table_NG, dtype=np.float64)
+    column = {head: given_NG[:, g] for g, head in enumerate(given)}
+    return np.stack([column.get(head, np.full(len(given_NG), np.nan)) for head in wanted], axis=1)
+
+
+def all_known(objectives: Sequence[Objective], heads: Sequence[str], known: Sequence[str]) -> bool:
+    """Whether every head that the objectives read, of the reward model's, is among those known."""
+    return all(heads[index] in known for objective in objectives for index in head_indices(objective, heads))
+
+
+def read_objectives(rewards_NH: ArrayLike, heads: Sequence[str], objectives: Sequence[Objective]) -> Array:
+    """rewards_NK: what the objectives read from the heads, in 0-100 units.
+
+    Heads that no objective reads may be NaN (unlabelled).
+
+    Raises:
+        ValueError: an unknown head, two objectives of one name, a table of another width than the list of heads, or
+            a NaN or infinite score in a head that is read.
+    """
+    check_objective_names([objective.name for objective in objectives])
+    scores_NH = np.asarray(rewards_NH, dtype=np.float64)
+    if scores_NH.ndim != 2 or scores_NH.shape[1] != len(heads):
+        raise ValueError(f"rewards of shape {scores_NH.shape} for {len(heads)} heads; give (answers, {len(heads)})")
+    columns = [_read(scores_NH, heads, objective) for objective in objectives]
+    return np.stack(columns, axis=1)
+
+
+def _read(scores_NH: Array, heads: Sequence[str], objective: Objective) -> Array:
+    indices = head_indices(objective, heads)
+    read_NR = scores_NH[:, list(indices)]
+    bad = np.argwhere(~np.isfinite(read_NR))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"row {row}: head {heads[indices[column]]!r} scored {read_NR[row, column]} and objective "
+            f"{objective.name!r} reads it; score the answer again or leave it out"
+        )
+    if objective.weights is None:
+        return np.asarray(read_NR.mean(axis=1))
+    return np.asarray(read_NR @ np.array(objective.weights, dtype=np.float64))

@@ -1,0 +1,69 @@
+"""One stage in a process of its own: `python -m dpalign.pipeline.worker RUN STEP`; a run starts it.
+
+The run holds the lock, keeps the clock and writes the ledger. The worker reads its order (the recipe and the step)
+in RUN/STEP.partial/.stage, does the work there, and leaves beside it what it counted. It ends when the run ends,
+however that ends. Where the recipe wants several processes it starts them (`scale/launch.py`): they are workers too.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from dpalign.pipeline.align import order_of, perform, processes_of
+from dpalign.recipe import Recipe, config
+from dpalign.run.errors import plain_errors
+from dpalign.run.folder import Run
+from dpalign.run.launch import LAUNCHED, launch
+from dpalign.run.lock import holder
+from dpalign.stages.stage import Step
+
+WATCH_SECONDS = 0.5
+"""How long a worker may outlive its run; the lock, which it inherits, keeps the next run out meanwhile."""
+
+
+def main(run_folder: str, name: str) -> None:
+    """Do one step of a run: the process's whole life."""
+    folder = Path(run_folder)
+    with plain_errors(name):
+        parent = os.getppid()
+        rank = os.environ.get("LOCAL_RANK")  # torchrun's
+        if rank is None and LAUNCHED in os.environ:
+            raise ValueError(
+                f"{os.environ[LAUNCHED]} processes were asked for, and accelerate started one: its configuration is "
+                "for one GPU or for a CPU; give one for several GPUs, or use torchrun"
+            )
+        if rank is None and holder(folder) != parent:
+            raise ValueError(f"{folder}: no run that waits for this worker; `dpa run` starts its own")
+        end_with(parent)
+        work = Run(folder, lock=-1, git_commit=None).stage_at_work(name)
+        order = json.loads(order_of(work).read_text(encoding="utf-8"))
+        recipe, step = config.from_mapping(Recipe, order["recipe"]), Step(**order["step"])
+        processes = processes_of(recipe, step)
+        if rank is None and processes > 1:
+            sys.exit(launch(recipe, processes, run_folder, name))
+        if os.environ.get("WORLD_SIZE", "1") != str(processes):
+            raise ValueError(
+                f"{processes} processes were asked for, and WORLD_SIZE is {os.environ.get('WORLD_SIZE', 1)}"
+            )
+        perform(recipe, work, step)
+        if os.environ.get("RANK", "0") == "0":
+            work.leave_tally()
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent, by the signal that torchrun passes on to its processes."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,78 @@
+"""What a recipe names that lies on this machine: data files, model folders, a function of one's own.
+
+A stage that reads any of it is done again when it changes, as when an earlier stage's outputs do. What the hub holds
+under a name is taken to stay as it is.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final
+
+from dpalign.recipe import Recipe
+from dpalign.run.modelfolder import weights_files
+
+SOURCES: Final = tuple(
+    f"data.{name}" for name in ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
+)
+MODELS: Final = (
+    *("model.base", "reward.checkpoint", "sft.checkpoint", "finetune.checkpoint", "evaluation.dpo"),
+    *("steerlm.training.checkpoint", "dpo.training.checkpoint", "rl.training.checkpoint"),
+)
+FUNCTION: Final = "python:"
+"""How a reward of one's own begins: `python:module:function`."""
+
+INSTALLED: Final = {"model.base": "world"}
+"""What a model knob may say that means a part of this package."""
+
+
+def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
+    """The files and folders that some knobs name and that are there, by knob.
+
+    Args:
+        knobs: values by dotted name, such as a stage reads them (`stages.knobs_read`).
+    """
+    found: dict[str, Path] = {}
+    for knob, value in knobs.items():
+        if knob in SOURCES and not knobs.get("data.world"):
+            found[knob] = Path(os.path.expandvars(value))
+        elif knob in MODELS and value.startswith(FUNCTION):
+            found[knob] = _module_file(value)
+        elif knob in MODELS and value != INSTALLED.get(knob):
+            found[knob] = Path(value)
+        if knob in found and (found[knob] == Path() or not found[knob].exists()):
+            del found[knob]
+    return {knob: path.absolute() for knob, path in found.items()}
+
+
+def require_models(recipe: Recipe) -> None:
+    """Check that what a recipe names as models, and looks like a path, is there and holds weights.
+
+    Raises:
+        ValueError: naming the knob.
+    """
+    for knob in MODELS:
+        value = attrgetter(knob)(recipe)
+        if not value or value == INSTALLED.get(knob) or value.startswith(FUNCTION):
+            continue
+        folder = Path(value)
+        if not folder.exists() and (folder.is_absolute() or value.startswith((".", "~")) or value.endswith("/")):
+            raise ValueError(f"{knob} is {value!r}: there is no such folder")
+        if folder.exists():
+            try:
+                weights_files(folder)
+            except ValueError as error:
+                raise ValueError(f"{knob} is {value!r}: {error}") from error
+
+
+def _module_file(function: str) -> Path:
+    """The file of `python:module:function`; none where it cannot be told without importing it."""
+    module = function.removeprefix(FUNCTION).rpartition(":")[0]
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin)
+    return Path()

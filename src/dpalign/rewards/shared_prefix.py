@@ -1,0 +1,151 @@
+"""Scoring all answers to a prompt against one reading of it.
+
+The reward input puts the prompt before the answer, so the inputs of a prompt's answers begin alike. What they have in
+common is found in their tokens, not their texts: a tokenizer may merge across the boundary. A forward holds one row
+without padding: prompts, each with its answers behind it (`attention.Packed`). N rows, H heads.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GenericForSequenceClassification
+
+from dpalign.engines.attention import Packed, Prefix, lacking, sharing_attention, unlike
+
+CPU_TOKENS: Final = 768
+"""A forward's tokens on a CPU at most: with no padding to save, larger ones only leave its caches, 1.3x slower."""
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that begin alike, the shortest first."""
+
+    prefix: Prefix
+    members: list[int]
+
+
+def groups_of(rows: Sequence[Ids], keys: Sequence[Hashable]) -> list[Group]:
+    """Rows of one key together, with the longest beginning they share; at least one token of each is left to it."""
+    together: dict[Hashable, list[int]] = {}
+    for n, key in enumerate(keys):
+        together.setdefault(key, []).append(n)
+    groups = []
+    for members in together.values():
+        members.sort(key=lambda n: len(rows[n]))
+        size = 0
+        if len(members) > 1:
+            least, most = min(rows[n] for n in members), max(rows[n] for n in members)
+            limit = len(rows[members[0]]) - 1
+            size = next((i for i in range(limit) if least[i] != most[i]), limit)
+        groups.append(Group(Prefix(rows[members[0]][:size]), members))
+    return groups
+
+
+def forwards(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[list[Group]]:
+    """What each forward holds: at most `budget` tokens, or one answer that is longer with its prompt.
+
+    A group that is cut keeps what was read of its prefix for the forwards that follow.
+    """
+    held: list[Group] = []
+    room = budget
+    for group in groups:
+        part: list[int] = []
+        unread = size = len(group.prefix.ids)
+        for n in group.members:
+            if unread + len(rows[n]) - size > room and (held or part):
+                if part:
+                    group.prefix.keep = True
+                    held.append(Group(group.prefix, part))
+                yield held
+                held, part, room = [], [], budget
+            part.append(n)
+            room -= unread + len(rows[n]) - size
+            unread = 0
+        held.append(Group(group.prefix, part))
+    if held:
+        yield held
+
+
+@torch.inference_mode()
+def score_shared(model: PreTrainedModel, rows: Sequence[Ids], keys: Sequence[Hashable], budget: int) -> Tensor:
+    """Raw rewards of token rows, in their order: (N, H), in float32 on the CPU."""
+    reward_NH = torch.empty(len(rows), model.config.num_labels)
+    budget = min(budget, CPU_TOKENS) if model.device.type == "cpu" else budget
+    cut: Prefix | None = None
+    with sharing_attention(model):
+        for held in forwards(groups_of(rows, keys), rows, budget):
+            texts = [(g.prefix, [rows[n][len(g.prefix.ids) :] for n in g.members]) for g in held]
+            packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
+            reward_NH[[n for group in held for n in group.members]] = _rewards(model, packed).float().cpu()
+            if cut is not None and cut is not held[-1].prefix:
+                cut.kept.clear()
+            cut = held[-1].prefix
+    return reward_NH
+
+
+def _rewards(model: PreTrainedModel, packed: Packed) -> Tensor:
+    backbone = getattr(model, model.base_model_prefix)
+    with _last_layer_only_at(backbone, packed.last_N):
+        hidden_1TD = backbone(
+            input_ids=packed.ids_1T, position_ids=packed.position_1T, use_cache=False, sharing=packed
+        ).last_hidden_state
+    return model.score(hidden_1TD[0, packed.last_N])
+
+
+@contextmanager
+def _last_layer_only_at(backbone: PreTrainedModel, last_N: Tensor) -> Iterator[None]:
+    """Above the last layer's attention only the answers' ends are read, so its MLP works for them alone.
+
+    A layer without such a part, or with one that chooses among experts, stays as it is.
+    """
+    mlp = getattr(backbone.layers[-1], "mlp", None) if hasattr(backbone, "layers") else None
+    if mlp is None or not hasattr(mlp, "down_proj"):
+        yield
+        return
+    shapes: list[Tensor] = []
+
+    def before(_: Any, given: tuple[Tensor]) -> tuple[Tensor]:
+        shapes.append(given[0])
+        return (given[0][:, last_N],)
+
+    def after(_: Any, __: Any, found_1ND: Tensor) -> Tensor:
+        return torch.zeros_like(shapes.pop()).index_copy_(1, last_N, found_1ND)
+
+    hooks = [mlp.register_forward_pre_hook(before), mlp.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def cannot_share(model: PreTrainedModel) -> str | None:
+    """Why this classifier has to read each answer's prompt anew; None where it need not.
+
+    Beside what its configuration says, it is tried: a few tokens are scored both ways.
+    """
+    if not isinstance(model, GenericForSequenceClassification):
+        return "it does not read its scores from the last token"
+    if reason := lacking(model):
+        return reason
+    known = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
+    rows = [[known[(7 * i + 3 * n * (i > 4)) % len(known)] for i in range(6 + 2 * n)] for n in range(3)]
+    try:
+        texts = [(Prefix(rows[0][:5]), [row[5:] for row in rows])]
+        packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
+        with sharing_attention(model):
+            shared_NH = _rewards(model, packed)
+    except Exception as error:  # of any kind: nobody knows what a model's code makes of a forward without a mask
+        return str(error)
+    plain_NH = torch.cat(
+        [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
+    )
+    return unlike(model, packed.seen, [shared_NH], [plain_NH])

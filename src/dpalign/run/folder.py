@@ -1,0 +1,330 @@
+"""The run folder: one process at a time (`runlock.py`), stage by stage; what is done is skipped (`ledger.py` decides).
+
+RUN/recipe.toml, environment.json, log.txt     what was asked, where it ran, what happened
+RUN/<stage>/...                                a finished stage's outputs, beside its ledger.json
+RUN/<stage>/times.json                         what some stages measured by the clock: no output, in no digest
+RUN/<stage>.partial/...                        a stage at work, or killed at work: its finished shards are kept
+RUN/<stage>[.partial]/resume/                  trainer checkpoints: no output, gone when the stage is finished
+"""
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dpalign.run.environment import describe_environment
+from dpalign.run.ledger import (
+    LEDGER,
+    FileHashes,
+    Ledger,
+    Stage,
+    adopt,
+    hash_of,
+    identity_at_work,
+    identity_of,
+    input_digest,
+    into_place,
+    move_away,
+    output_files,
+    partial_of,
+    sha256_of,
+    why,
+)
+from dpalign.run.ledger import write_json as write_json
+from dpalign.run.ledger import write_text as write_text
+from dpalign.run.lock import hold
+from dpalign.run.progress import Progress, spell_seconds
+
+
+@dataclass
+class Tally:
+    """Rows read, written and left out (by reason), and tokens, of a shard or of a stage."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
+    sampled: int = 0
+    scored: int = 0
+    trained: int = 0
+
+    def add(
+        self,
+        rows_in: int = 0,
+        rows_out: int = 0,
+        filtered: Mapping[str, int] | None = None,
+        *,
+        scored: int = 0,
+        trained: int = 0,
+    ) -> None:
+        """Count rows read, written and left out, answers scored and tokens trained on."""
+        self.rows_in += rows_in
+        self.rows_out += rows_out
+        self.filtered.update(filtered or {})
+        self.scored += scored
+        self.trained += trained
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of a stage's work: write `path` whole, count what it took in `tally`."""
+
+    index: int
+    path: Path
+    tally: Tally
+
+
+def shards(
+    folder: Path, count: int, name: str = "part-{:05d}.parquet", rank: int = 0, world: int = 1
+) -> Iterator[Shard]:
+    """The shards of a stage's folder still to be made, in order: those of process `rank` among `world`.
+
+    A shard is finished when its file stands and its tally is kept, which happens when the next one is asked for.
+    """
+    mine = range(rank, count, world)
+    todo = unfinished(folder, mine, name)
+    progress = Progress(f"{folder.stem}, shards", len(mine), len(mine) - len(todo))
+    for index in todo:
+        shard = Shard(index, folder / name.format(index), Tally())
+        shard.path.parent.mkdir(parents=True, exist_ok=True)
+        yield shard
+        keep_tally(folder, name.format(index), shard.tally)
+        if rank == 0:
+            progress.update(progress.done + 1)
+
+
+def unfinished(folder: Path, indices: Iterable[int], name: str) -> list[int]:
+    """Of some of a folder's shards those that are still to be made."""
+    names = {index: name.format(index) for index in indices}
+    return [
+        i for i, shard in names.items() if not (_tally_path(folder, shard).is_file() and (folder / shard).is_file())
+    ]
+
+
+def keep_tally(folder: Path, shard: str, tally: Tally) -> None:
+    """Keep what a shard took: it is finished with that, its file written before."""
+    assert (folder / shard).is_file(), f"{folder / shard} was not written"
+    write_json(_tally_path(folder, shard), vars(tally))
+
+
+def _tally_path(folder: Path, shard: str) -> Path:
+    return folder / ".stage" / "tallies" / f"{shard}.json"
+
+
+def _own_tally(folder: Path) -> Path:
+    """What a stage's own process counted beside its shards."""
+    return folder / ".stage" / "tally.json"
+
+
+class Run:
+    """An open run folder, held by this process alone until `close`."""
+
+    def __init__(self, folder: Path, lock: int, git_commit: str | None) -> None:
+        self.folder = folder
+        self.lock = lock
+        """File descriptor; passed on to a stage's own process (`pass_fds`), an orphan of it still holds the folder."""
+        self.git_commit = git_commit
+        self.here = threading.Lock()
+        """Held by whatever of several steps side by side works in this very process."""
+
+    @classmethod
+    def open(cls, folder: Path, recipe_text: str | None, environment: Mapping[str, Any] | None = None) -> Self:
+        """Take the folder, and write the recipe and the environment (`describe_environment()`) into it.
+
+        Args:
+            recipe_text: None for a stage taken alone: a recipe that stands there is another one's.
+
+        Raises:
+            ValueError: another process holds the folder; it is no folder, or holds other things than a run.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder}: a file, where a run folder was asked for; name another place")
+        if recipe_text is not None and folder.exists() and not (folder / ".lock").exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder}: holds other things than a run, which could be overwritten; name another place")
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder = folder.resolve()
+        lock = hold(run_folder)
+        facts = describe_environment() if environment is None else environment
+        if recipe_text is not None:
+            write_text(run_folder / "recipe.toml", recipe_text)
+        write_json(run_folder / "environment.json", facts)
+        return cls(run_folder, lock, facts.get("git_commit"))
+
+    def close(self) -> None:
+        os.close(self.lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def log(self, text: str) -> None:
+        """Say a line on stderr and keep it, with the time, in log.txt."""
+        sys.stderr.write(("\r\033[K" if sys.stderr.isatty() else "") + text + "\n")
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Keep a line, with the time, in log.txt."""
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{_now()} {text}\n")
+
+    def stage(
+        self,
+        name: str,
+        version: int,
+        inputs: Mapping[str, str | Path] | None = None,
+        knobs: Mapping[str, Any] | None = None,
+    ) -> "Work":
+        """Decide whether a stage must run; `with run.stage(...) as work: if not work.done: ...` runs it.
+
+        Raises:
+            ValueError: an input is missing, or is of a stage that is not finished.
+        """
+        stage = Stage(name, version, inputs or {}, knobs or {})
+        digests: dict[str, str | None] = {}
+        with self.here:
+            hashes = FileHashes(self.folder)
+            for key, value in stage.inputs.items():
+                try:
+                    digests[key] = input_digest(self.folder, value, hashes)
+                except ValueError as error:
+                    raise ValueError(f"stage {name}, input {key}: {error}") from error
+            hashes.save()
+        identity = identity_of(stage, digests)
+        adopt(self.folder / name, identity)
+        reason = why(self.folder / name, identity)
+        self.log(f"{name}: done before, nothing changed" if reason is None else f"{name}: {reason}")
+        return Work(self, stage, identity, reason)
+
+    def stage_at_work(self, name: str) -> "Work":
+        """A stage that the holder of this folder has begun, for the stage's own process: it never finishes it."""
+        stage = Stage(name, version=0)
+        return Work(self, stage, identity_of(stage, {}), "begun by the holder of the folder")
+
+
+class Work:
+    """A stage of an open run: `done`, or to be worked on in `folder` inside a `with`, which finishes it.
+
+    `output` is where it is found once finished; `folder` is that too if it is done, else the partial folder.
+    `tally` counts what no shard counts.
+    """
+
+    def __init__(self, run: Run, stage: Stage, identity: dict[str, Any], reason: str | None) -> None:
+        self.run, self.stage, self.identity = run, stage, identity
+        self.done, self.reason = reason is None, reason
+        self.output = run.folder / stage.name
+        self.folder = self.output if self.done else partial_of(self.output)
+        self.resume = self.folder / "resume"
+        self.tally = Tally()
+
+    def __enter__(self) -> Self:
+        if not self.done:
+            if self.folder.exists() and identity_at_work(self.folder) != self.identity:
+                self.run.log(f"{self.stage.name}: unfinished work of other knobs or inputs is dropped")
+                shutil.rmtree(move_away(self.folder))
+            _own_tally(self.folder).unlink(missing_ok=True)
+            self.clock = _Clock(self.folder / ".stage" / "state.json", self.identity)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.done:
+            return
+        self.clock.stop()
+        if error is None:
+            self._finish()
+        else:
+            self.run.log(
+                f"{self.stage.name}: stopped after {spell_seconds(self.clock.seconds)} ({type(error).__name__})"
+            )
+
+    def shards(self, count: int, name: str = "part-{:05d}.parquet") -> Iterator[Shard]:
+        """The shards still to be made, with a line of progress; see `shards`."""
+        return shards(self.folder, count, name)
+
+    def leave_tally(self) -> None:
+        """In a stage's own process, at its end: leave `tally` where the holder of the folder adds it up."""
+        write_json(_own_tally(self.folder), vars(self.tally))
+
+    def _finish(self) -> None:
+        outputs = {file: sha256_of(self.folder / file, sync=True) for file in output_files(self.folder)}
+        total = _total(self.folder, self.tally)
+        paths = {name: str(value) for name, value in self.stage.inputs.items()}
+        inputs = {name: {"path": paths[name], "digest": digest} for name, digest in self.identity["inputs"].items()}
+        ledger = Ledger(
+            name=self.stage.name,
+            version=self.stage.version,
+            fingerprint=hash_of(self.identity),
+            knobs=self.identity["knobs"],
+            inputs=inputs,
+            outputs=outputs,
+            sizes={file: (self.folder / file).stat().st_size for file in outputs},
+            digest=hash_of(outputs),
+            counts={"in": total.rows_in, "out": total.rows_out, "filtered": dict(total.filtered)},
+            tokens={"sampled": total.sampled, "scored": total.scored, "trained": total.trained},
+            seconds=round(self.clock.seconds, 3),
+            git_commit=self.run.git_commit,
+            started=self.clock.started,
+            finished=_now(),
+        )
+        write_json(self.folder / LEDGER, ledger)
+        into_place(self.output)
+        self.folder = self.output
+        left_out = "".join(f", {rows} {reason}" for reason, rows in total.filtered.items())
+        rows = f" ({total.rows_in} rows in, {total.rows_out} out{left_out})" if total.rows_in or total.rows_out else ""
+        self.run.log(f"{self.stage.name}: finished in {spell_seconds(self.clock.seconds)}{rows}")
+
+
+class _Clock:
+    """Adds up a stage's seconds over its resumes, noting them every few seconds: a kill loses no more than that."""
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "started": _now()}
+        self.path, self.identity, self.before = path, identity, state["seconds"]
+        self.started: str = state["started"]
+        self.began = time.monotonic()
+        self._save()
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._tick, daemon=True)
+        self.thread.start()
+
+    @property
+    def seconds(self) -> float:
+        return float(self.before + time.monotonic() - self.began)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.thread.join()
+        self._save()
+
+    def _tick(self) -> None:
+        while not self.stopped.wait(5.0):
+            self._save()
+
+    def _save(self) -> None:
+        write_json(self.path, {"identity": self.identity, "seconds": self.seconds, "started": self.started})
+
+
+def _total(folder: Path, tally: Tally) -> Tally:
+    """The stage's own tally, that of its own process, and its shards' together."""
+    total = replace(tally, filtered=Counter(tally.filtered))
+    own = _own_tally(folder)
+    for path in [*([own] if own.is_file() else []), *sorted((folder / ".stage" / "tallies").rglob("*.json"))]:
+        shard = json.loads(path.read_text(encoding="utf-8"))
+        total.filtered.update(shard.pop("filtered"))
+        total = replace(total, **{name: getattr(total, name) + number for name, number in shard.items()})
+    return total
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,308 @@
+"""The ledger of a stage: what decides whether it is done, and what is kept of it when it is.
+
+A stage's fingerprint is the hash of its name, its version, the knobs it read and the digests of its inputs; the
+digest of an input is the hash of its files' hashes, so an upstream stage redone to the same bytes redoes nothing
+below it. Nothing else decides: not the time, the host, the git commit or the rest of the recipe.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypedDict, cast
+
+from dpalign.recipe.config import changes
+
+LEDGER: Final = "ledger.json"
+SCRATCH: Final = ("resume", ".stage")
+"""Folders of a stage that are no outputs: the trainer's checkpoints, and our own notes on a stage at work."""
+TIMES: Final = "times.json"
+"""What a stage measured by the clock: kept beside its outputs, in no digest, since it differs from run to run."""
+STAGE_NAME: Final = r"[a-z0-9][a-z0-9_-]*"
+
+
+class Ledger(TypedDict):
+    """What a finished stage says about itself."""
+
+    name: str
+    version: int
+    fingerprint: str
+    knobs: dict[str, Any]
+    inputs: dict[str, dict[str, str]]  # by name: path, digest
+    outputs: dict[str, str]  # sha256 by relative path
+    sizes: dict[str, int]  # bytes: a file cut short is noticed without hashing it again
+    digest: str  # of all outputs: two runs made the same bytes if it is the same
+    counts: dict[str, Any]  # in, out, filtered (rows by reason)
+    tokens: dict[str, int]  # sampled, scored, trained
+    seconds: float  # of work, over all resumes
+    git_commit: str | None
+    started: str
+    finished: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What decides whether a stage must run. An input is an earlier stage's name ("sft", "data/d1"), or a path."""
+
+    name: str
+    version: int
+    inputs: Mapping[str, str | Path] = field(default_factory=dict)
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert re.fullmatch(STAGE_NAME, self.name), f"{self.name!r} is no stage name"
+
+
+def plan(folder: Path, stages: Sequence[Stage]) -> dict[str, str]:
+    """What a run would do, by stage: "done", or "to do: " and why; touches nothing.
+
+    A stage below one to be redone counts as to do, though it is skipped if that one ends with the same bytes.
+    """
+    folder = folder.resolve()
+    hashes = FileHashes(folder)
+    said: dict[str, str] = {}
+    for stage in stages:
+        digests: dict[str, str | None] = {}
+        missing = []
+        for key, value in stage.inputs.items():
+            if said.get(_stage_of(folder, value) or "", "done") != "done":
+                digests[key] = None
+                continue
+            try:
+                digests[key] = input_digest(folder, value, hashes)
+            except ValueError as error:
+                digests[key] = "missing"
+                missing.append(f"; input {key}: {error}")
+        reason = why(folder / stage.name, identity_of(stage, digests))
+        said[stage.name] = "done" if reason is None else f"to do: {reason}{''.join(missing)}"
+    return said
+
+
+def read_ledger(folder: Path) -> Ledger:
+    """The ledger of a finished stage's folder.
+
+    Raises:
+        ValueError: there is none, or it is damaged: it must agree with its own hashes.
+    """
+    path = folder / LEDGER
+    try:
+        ledger = cast(Ledger, json.loads(path.read_text(encoding="utf-8")))
+        missing = set(Ledger.__annotations__) - set(ledger)
+        sound = (
+            not missing
+            and ledger["fingerprint"] == hash_of(_ledger_identity(ledger))
+            and ledger["digest"] == hash_of(ledger["outputs"])
+            and set(ledger["sizes"]) == set(ledger["outputs"])
+        )
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no ledger; the stage is not finished") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ledger ({error}); delete {folder} to redo the stage") from error
+    if not sound:
+        raise ValueError(f"{path}: damaged ledger (it disagrees with its hashes); delete {folder} to redo the stage")
+    return ledger
+
+
+def identity_of(stage: Stage, digests: Mapping[str, str | None]) -> dict[str, Any]:
+    """What is fingerprinted, as JSON gives it back (lists for tuples); None: an input that is yet to be made."""
+    identity = {"name": stage.name, "version": stage.version, "knobs": dict(stage.knobs), "inputs": dict(digests)}
+    plain: dict[str, Any] = json.loads(_canonical(identity))
+    return plain
+
+
+def _ledger_identity(ledger: Ledger) -> dict[str, Any]:
+    digests = {name: entry["digest"] for name, entry in ledger["inputs"].items()}
+    return {"name": ledger["name"], "version": ledger["version"], "knobs": ledger["knobs"], "inputs": digests}
+
+
+def identity_at_work(partial: Path) -> dict[str, Any] | None:
+    """What the unfinished work in a partial folder was begun with; None if it does not say."""
+    try:
+        state = json.loads((partial / ".stage" / "state.json").read_text(encoding="utf-8"))
+        identity: dict[str, Any] = state["identity"]
+        return identity
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def why(output: Path, identity: dict[str, Any]) -> str | None:
+    """Why a stage must be done; None if it is done."""
+    reason = _why_unfinished(output, identity)
+    if reason is not None and identity_at_work(partial_of(output)) == identity:
+        return f"{reason}; goes on from where it was stopped"
+    return reason
+
+
+def _why_unfinished(output: Path, identity: dict[str, Any]) -> str | None:
+    if not output.exists():
+        return "new"
+    try:
+        ledger = read_ledger(output)
+    except ValueError as error:
+        return str(error)
+    for file, size in ledger["sizes"].items():
+        path = output / file
+        if not path.is_file() or path.stat().st_size != size:
+            return f"output {file} is {'cut short or altered' if path.is_file() else 'missing'}"
+    old = _ledger_identity(ledger)
+    if old == identity:
+        return None
+    reasons = changes(
+        {key: old[key] for key in ("name", "version")}, {key: identity[key] for key in ("name", "version")}
+    )
+    reasons += changes(old["knobs"], identity["knobs"])
+    for name in dict.fromkeys([*old["inputs"], *identity["inputs"]]):
+        if name not in identity["inputs"]:
+            reasons.append(f"input {name} is gone")
+        elif name not in old["inputs"]:
+            reasons.append(f"input {name} is new")
+        elif identity["inputs"][name] is None:
+            reasons.append(f"input {name} is to be made again")
+        elif identity["inputs"][name] != old["inputs"][name]:
+            reasons.append(f"input {name} changed")
+    return "; ".join(reasons)
+
+
+def partial_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
+def adopt(output: Path, identity: dict[str, Any]) -> None:
+    """Carry through a renaming that a kill cut short, after the ledger was written."""
+    partial = partial_of(output)
+    if (partial / LEDGER).is_file() and _why_unfinished(partial, identity) is None:
+        into_place(output)
+    shutil.rmtree(output.with_name(f"{output.name}.old"), ignore_errors=True)
+
+
+def into_place(output: Path) -> None:
+    """Rename the finished partial folder to `output`, an outdated one moved away first."""
+    partial = partial_of(output)
+    for name in SCRATCH:
+        shutil.rmtree(partial / name, ignore_errors=True)
+    for path in partial.rglob(".*.partial"):
+        path.unlink()
+    away = move_away(output)
+    os.rename(partial, output)
+    _sync(output.parent)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def move_away(folder: Path) -> Path:
+    """Rename a folder before it is deleted: a kill meanwhile leaves no half of it where it would be read."""
+    away = folder.with_name(f"{folder.stem}.old")
+    shutil.rmtree(away, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, away)
+    return away
+
+
+def output_files(folder: Path) -> list[str]:
+    """The relative paths of a stage's outputs: all but ledger, times, scratch folders and half-written files."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        file.as_posix()
+        for file in files
+        if file.parts[0] not in (*SCRATCH, LEDGER, TIMES) and not re.fullmatch(r"\..*\.partial", file.name)
+    )
+
+
+def _stage_of(folder: Path, value: str | Path) -> str | None:
+    """The stage of this run that an input names or lies in; None for files that no stage of it made."""
+    path = (folder / value if isinstance(value, str) else value).resolve()
+    if not path.is_relative_to(folder) or path == folder:
+        return None
+    name = path.relative_to(folder).parts[0]
+    return name if isinstance(value, str) or (folder / name / LEDGER).is_file() else None
+
+
+def input_digest(folder: Path, value: str | Path, hashes: "FileHashes") -> str:
+    """The digest of an input: of an earlier stage's outputs by its ledger, or of the files at a path."""
+    path = (folder / value if isinstance(value, str) else value).resolve()
+    stage = _stage_of(folder, value)
+    if stage is not None:
+        outputs = read_ledger(folder / stage)["outputs"]
+        files = {str(folder / stage / file): sha256 for file, sha256 in outputs.items()}
+    elif path.is_dir():
+        files = {str(file): hashes.of(file) for file in path.rglob("*") if file.is_file()}
+    else:
+        files = {str(path): hashes.of(path)} if path.is_file() else {}
+    inside = {os.path.relpath(file, path): sha for file, sha in files.items() if Path(file).is_relative_to(path)}
+    if not inside:
+        raise ValueError(f"{path} is missing or empty")
+    return hash_of(inside)
+
+
+class FileHashes:
+    """sha256 of files outside the run, kept by size and time of change so that large ones are read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".digests.json"
+        self.known: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self.known = dict(json.loads(self.path.read_text(encoding="utf-8")))
+
+    def of(self, file: Path) -> str:
+        seen = file.stat()
+        known = self.known.get(str(file))
+        if not isinstance(known, list) or known[:2] != [seen.st_size, seen.st_mtime_ns]:
+            known = self.known[str(file)] = [seen.st_size, seen.st_mtime_ns, sha256_of(file)]
+        return str(known[2])
+
+    def save(self) -> None:
+        write_json(self.path, self.known)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, flush to disk, then rename: the file appears whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write_text` of bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` as indented JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot say; write None for "no such number".
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; write null where there is no number") from error
+    write_text(path, text + "\n")
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def hash_of(value: Any) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def sha256_of(path: Path, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,78 @@
+"""Best of n at inference: a model without a dial answers plainly, and the reward model chooses for each direction.
+
+Shapes: N answers in all, V directions, K objectives.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpalign.engines.engine import Engine
+from dpalign.paper.selection import pooled_best
+from dpalign.rewards.score import Scorer
+from dpalign.rows import UNFINISHED
+from dpalign.run.folder import Tally
+from dpalign.stages.pools import objective_rewards
+from dpalign.stages.reward import scored_rows
+from dpalign.stages.sample import PLAIN, draw
+from dpalign.stages.stage import Job
+
+Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Row = dict[str, Any]
+
+
+def best_answers(
+    job: Job, engine: Engine, prompts: Sequence[Row], v_VK: Array, scorer: Scorer, tally: Tally
+) -> tuple[list[Row], list[Row]]:
+    """CANDIDATES rows and their SCORES rows: for each prompt and direction `evaluation.samples` answers.
+
+    Each is the best by v . r (Eq. 2) of a group of `evaluation.best_of` plain ones; an unfinished one only where its
+    whole group is unfinished. All directions choose from the same groups. All answers drawn are counted as sampled
+    and scored, the kept and the others.
+    """
+    recipe, settings = job.recipe, job.recipe.evaluation
+    if settings.best_of < 1:
+        raise ValueError(f"evaluation.best_of {settings.best_of}: the best of at least 1 answer can be taken")
+    asked = [(prompt, [PLAIN] * settings.samples) for prompt in prompts]  # a condition stands for a group
+    key = (recipe.seed, "best-of-n")
+    drawn = list(draw(engine, recipe, asked, settings.best_of, settings.temperature, key=key, t=job.t, tally=tally))
+    scored = scored_rows(scorer, drawn)
+    tally.add(scored=len(drawn))
+    rewards = [row["rewards"] for row in scored]
+    reward_NK = objective_rewards(rewards, recipe.heads, recipe.objective_list, job.inputs["reward"])
+    finished_N = np.array([row["finished"] for row in drawn])
+    chosen = list(_chosen(reward_NK, finished_N, v_VK, settings.samples, settings.best_of))
+    _count_kept(tally, finished_N, [i for i, _, _ in chosen])
+    rows, scores = [], []
+    for i, v, sample in chosen:
+        place = {"condition_index": v, "sample": sample}
+        rows.append(drawn[i] | place | {"condition_kind": "direction", "condition": v_VK[v].tolist()})
+        scores.append(scored[i] | place)
+    return rows, scores
+
+
+def _chosen(
+    reward_NK: Array, finished_N: Bools, v_VK: Array, samples: int, best_of: int
+) -> Iterator[tuple[int, int, int]]:
+    """(index, direction, sample) of the kept answers: by prompt, direction and sample; a group is a prompt's sample."""
+    for start in range(0, len(reward_NK), samples * best_of):
+        best_SV = []
+        for group in range(start, start + samples * best_of, best_of):
+            members = range(group, group + best_of)
+            among = [i for i in members if finished_N[i]] or list(members)
+            best_SV.append([among[best] for best in pooled_best(reward_NK[among][None], v_VK[None])[0]])
+        for v in range(len(v_VK)):
+            for sample in range(samples):
+                yield best_SV[sample][v], v, sample
+
+
+def _count_kept(tally: Tally, finished_N: Bools, chosen: Sequence[int]) -> None:
+    """Turn a tally's count of answers drawn into one of answers written; one may be the best for several directions."""
+    kept = set(chosen)
+    cut = sum(not finished for i, finished in enumerate(finished_N) if i not in kept)
+    filtered = {UNFINISHED: cut, "not the best": len(finished_N) - len(kept) - cut}
+    tally.filtered.update({reason: count for reason, count in filtered.items() if count})
+    tally.rows_out += len(chosen) - len(finished_N)

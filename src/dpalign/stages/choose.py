@@ -1,0 +1,191 @@
+"""Step 1 of section 2.2 on files: scalarize, keep the best of n for each direction, add the replay.
+
+At t >= 2 the n answers of a direction were drawn under that direction, and its best is kept. At t = 1
+they were drawn under reward targets, so none belongs to a direction: each of the prompt's directions
+takes the best of all of them. So it is for a model without a dial, which answers plainly and learns
+so. With `selection.pool = "prompt"` it is so at every t, and answers that are scored already serve
+directions that they were not drawn under. An answer that was cut at the longest allowed length, or
+says nothing, is never kept: no rater has seen one, and what a reward model makes of it is chance.
+
+Texts are read for the chosen alone (`pools.py`): what is in memory at once is a shard's numbers.
+
+Shapes: B prompts, M answers a prompt, N answers of a shard, V directions, K objectives.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dpalign.chat import with_system_line
+from dpalign.paper.direction import Preference, draw_directions, rng_for
+from dpalign.paper.prompts import render_preference
+from dpalign.paper.selection import NO_ONE, best_of_n, members
+from dpalign.recipe import Recipe, Steering
+from dpalign.rows import (
+    CANDIDATES,
+    CONVERSATIONS,
+    PROMPTS,
+    RATED,
+    SCORES,
+    UNFINISHED,
+    Message,
+    read_rows,
+    read_table,
+    take_rows,
+    write_parts,
+)
+from dpalign.stages.pools import Pools, best_answers, numbered, objective_rewards, scored_pools
+from dpalign.stages.stage import Job
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+Row = Mapping[str, Any]
+
+CONSIDERED: Final = "considered"
+CUT: Final = "cut"
+WON: Final = "won"
+WITHOUT: Final = "without"
+CHOSEN: Final = "chosen"
+REPLAYED: Final = "replayed"
+
+
+def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt_id: str) -> Array:
+    """The directions that a prompt is sampled at in iteration t: (V, K); the same wherever they are asked for."""
+    rng = rng_for(seed, "directions", t, prompt_id)
+    return draw_directions(steering.trained(objectives), steering.directions, rng)
+
+
+def select(job: Job) -> None:
+    """Write the conversations that the next policy learns, selected and replayed."""
+    count: Counter[str] = Counter()
+    write_parts(job.out, _learned(job, count), CONVERSATIONS)
+    filtered = {
+        UNFINISHED: count[CUT],
+        "not the best": count[CONSIDERED] - count[CUT] - count[WON],
+    }
+    job.work.tally.add(rows_in=count[CONSIDERED], rows_out=count[CHOSEN], filtered=filtered)
+    if count[WITHOUT]:
+        job.work.run.log(f"{count[WITHOUT]} directions of a prompt have no finished answer to learn from")
+    job.work.tally.add(rows_in=count[REPLAYED], rows_out=count[REPLAYED])
+
+
+def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
+    """CONVERSATIONS, a shard of candidates at a time and the replay after them; counts what it meets."""
+    recipe = job.recipe
+    prompts = read_table(job.inputs["data"] / "prompts", PROMPTS, ["prompt_id", "messages"])
+    place = {name: i for i, name in enumerate(prompts["prompt_id"].to_pylist())}
+    for pools in scored_pools(job.inputs["candidates"], job.inputs["scores"], recipe):
+        wanted_BVK = np.stack(
+            [directions_of(recipe.preference, len(recipe.objectives), recipe.seed, job.t, p) for p in pools.prompts]
+        )
+        row_BV = best_answers(pools, wanted_BVK, recipe.selection)
+        asked = prompts["messages"].take([place[name] for name in pools.prompts]).to_pylist()
+        yield pa.Table.from_pylist(_selected(recipe, pools, asked, wanted_BVK, row_BV), schema=CONVERSATIONS)
+        kept = row_BV[row_BV != NO_ONE]
+        count[CONSIDERED] += len(pools.prompt_N)
+        count[CUT] += int((~pools.finished_N).sum())
+        count[WON] += len(np.unique(kept))
+        count[CHOSEN] += len(kept)
+        count[WITHOUT] += row_BV.size - len(kept)
+    if not count[CHOSEN]:
+        raise ValueError(
+            f"no answer of {count[CONSIDERED]} is left to learn from: {count[CUT]} are empty or were cut at "
+            "sampling.max_new_tokens; look at them, or raise it"
+        )
+    replayed = replay(job, count[CHOSEN])
+    count[REPLAYED] = len(replayed)
+    yield pa.Table.from_pylist(replayed, schema=CONVERSATIONS)
+
+
+def _selected(
+    recipe: Recipe, pools: Pools, asked: Sequence[Sequence[Message]], wanted_BVK: Array, row_BV: Index
+) -> list[dict[str, Any]]:
+    """The conversations of the chosen answers of a shard, whose texts are read here."""
+    chosen = np.argwhere(row_BV != NO_ONE)
+    responses = take_rows(pools.answers, CANDIDATES, ["response"], row_BV[row_BV != NO_ONE])["response"].to_pylist()
+    rows = []
+    for (b, v), response in zip(chosen.tolist(), responses, strict=True):
+        messages = list(asked[b])
+        if pools.kind != "plain":  # what answered without a direction learns without one
+            messages = with_system_line(messages, line(recipe, wanted_BVK[b, v]), recipe.model.chat)
+        rows.append(_conversation(pools.prompts[b], messages, response, "selected"))
+    return rows
+
+
+def scored_prompts(candidates: Path, scores: Path, recipe: Recipe) -> Iterator[tuple[str, list[Row], Array]]:
+    """Each prompt's answers, texts and all, with their rewards by objective (M, K), shard by shard.
+
+    Raises:
+        ValueError: scores that are not of these answers; a NaN score.
+    """
+    for pools in scored_pools(candidates, scores, recipe):
+        rows = list(read_rows(pools.answers, CANDIDATES))
+        for prompt_id, row_M in zip(pools.prompts, members(pools.prompt_N, len(pools.prompts)), strict=True):
+            indices = row_M[row_M != NO_ONE]
+            yield prompt_id, [rows[i] for i in indices], pools.reward_NK[indices]
+
+
+def line(recipe: Recipe, v_K: Sequence[float] | Array) -> str:
+    """The system line of a direction."""
+    return render_preference(Preference.from_vector(v_K, tuple(recipe.objectives)), recipe.preference.template)
+
+
+def replay(job: Job, selected: int) -> list[dict[str, Any]]:
+    """Original answers of the current half, without a system line, as the recipe's share of all rows (section 3.1).
+
+    The paper does not say which answers: for each of the prompts drawn, the one that the reward model
+    rates highest on the first objective. Prompts are drawn once each until they run out.
+    """
+    recipe = job.recipe
+    count = round(selected * recipe.replay / (1 - recipe.replay))
+    if not count:
+        return []
+    prompts, place_N, reward_NK = _annotation(job.inputs["data"], job.inputs["annotate"], recipe, job.half)
+    names, prompt_N = numbered(prompts)
+    row_BM = members(prompt_N, len(names))
+    best = best_of_n(np.where(row_BM == NO_ONE, -np.inf, reward_NK[row_BM, 0]))
+    best_B = place_N[np.take_along_axis(row_BM, best.index_B[:, None], axis=1)[:, 0]]
+    order = np.array(sorted(range(len(names)), key=names.__getitem__))
+    rounds = [
+        rng_for(recipe.seed, "replay", job.t, i).permutation(len(names)) for i in range(math.ceil(count / len(names)))
+    ]
+    drawn = best_B[order[np.concatenate(rounds)[:count]]]
+    rows = take_rows(job.inputs["data"] / "train", RATED, ["prompt_id", "messages", "response"], drawn).to_pylist()
+    return [_conversation(row["prompt_id"], row["messages"], row["response"], "replay") for row in rows]
+
+
+def _annotation(data: Path, annotate: Path, recipe: Recipe, half: str) -> tuple[pa.ChunkedArray, Index, Array]:
+    """Of the original answers of a half (or of both): their prompts' ids, their places among all rated rows, and the
+    reward model's rewards by objective."""
+    prompts = read_table(data / "prompts", PROMPTS, ["prompt_id", "split"])
+    halves = ("D1", "D2") if half == "both" else (half,)
+    theirs = prompts["prompt_id"].filter(pc.is_in(prompts["split"], pa.array(halves)))
+    rated = read_table(data / "train", RATED, ["prompt_id", "source"])
+    place_N = np.flatnonzero(pc.not_equal(rated["source"], "helpsteer").to_numpy())
+    ids = rated["prompt_id"].take(pa.array(place_N))
+    rewards = read_table(annotate, SCORES, ["prompt_id", "rewards"])
+    if not rewards["prompt_id"].equals(ids):
+        raise ValueError(f"{annotate}: not the annotation of {data}; run the annotate stage again")
+    reward_NK = objective_rewards(rewards["rewards"], recipe.heads, recipe.objective_list, annotate)
+    inside = np.flatnonzero(pc.is_in(ids, theirs.combine_chunks()).to_numpy())
+    return ids.take(pa.array(inside)), place_N[inside], reward_NK[inside]
+
+
+def annotated(data: Path, annotate: Path, recipe: Recipe, half: str) -> Iterator[tuple[Row, Array]]:
+    """The original answers of a half (or of both) with the reward model's rewards by objective."""
+    _, place_N, reward_NK = _annotation(data, annotate, recipe, half)
+    reward_of = dict(zip(place_N.tolist(), reward_NK, strict=True))
+    for i, row in enumerate(read_rows(data / "train", RATED)):
+        if i in reward_of:
+            yield row, reward_of[i]
+
+
+def _conversation(prompt_id: str, messages: Sequence[Message], response: str, origin: str) -> dict[str, Any]:
+    return {"prompt_id": prompt_id, "messages": list(messages), "response": response, "origin": origin}

@@ -1,0 +1,205 @@
+"""The stages that read data: the world's files, and every data set into records."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from dpalign.data.filters import drop_held_out
+from dpalign.data.instructions import COLUMNS, read_instructions
+from dpalign.data.labels import require_labels, trained_on
+from dpalign.data.pairs import BINARIZED
+from dpalign.data.ratings import Rescaling
+from dpalign.data.report import ReadReport, render_reports, require_rows
+from dpalign.data.rows import Conversation, Prompt, Rated, prompts_of
+from dpalign.data.sources import read_source, split_named
+from dpalign.data.splits import HALVES, split_prompts
+from dpalign.data.ultrachat import read_ultrachat
+from dpalign.data.union import RatedFormat, merge_repeats, read_rated
+from dpalign.recipe import Data, Recipe
+from dpalign.recipe.config import as_mapping
+from dpalign.rows import CONVERSATIONS, PROMPTS, RATED, Message, prompt_id, user_prompt, write_rows
+from dpalign.run.environment import expanded
+from dpalign.run.folder import write_json, write_text
+from dpalign.stages.stage import Job
+from dpalign.world.files import write_world
+
+EVALUATED: Final = ("validation", "tuning")
+"""The splits whose prompts nothing is trained on or sampled for."""
+
+Read = tuple[list[Rated], list[Conversation], list[Prompt], list[ReadReport]]
+
+
+def write_world_files(job: Job) -> None:
+    """The world's prompts and ratings, as files in the real data sets' forms."""
+    counts = {
+        name.removesuffix("_prompts"): count
+        for name, count in as_mapping(job.recipe.world).items()
+        if name.endswith("_prompts")
+    }
+    rows = write_world(job.out, job.recipe.seed, counts)
+    job.work.tally.add(rows_out=sum(rows.values()))
+
+
+def read_data(job: Job) -> None:
+    """Rated answers, chats and prompts, split by prompt; with a table of what was read, kept and left out.
+
+    Raises:
+        ValueError: a malformed row, a data set that is empty after filtering, or an objective without a label that a
+            reward model is to learn.
+    """
+    recipe = job.recipe
+    world = job.inputs.get("world")
+    sources = _sources(recipe, world)
+    rated, chats, evaluated, reports = _read(sources)
+    require_rows(rated, "rated answers", reports)
+    split_of = _split(recipe, sources, rated, evaluated)
+    asked = prompts_of([row for row in rated if row["source"] != "helpsteer"], split_of)
+    known = {prompt["prompt_id"] for prompt in asked}
+    prompts = [*asked, *(prompt for prompt in evaluated if prompt["prompt_id"] not in known)]
+    held_out = [prompt["messages"] for prompt in prompts if prompt["split"] in EVALUATED]
+    rated, dropped = drop_held_out(rated, held_out)
+    reports.append(_named(dropped, "rated answers"))
+    left, dropped = drop_held_out([prompt for prompt in prompts if prompt["split"] not in EVALUATED], held_out)
+    if dropped.filtered:  # the same text but for case or spacing, which is another prompt to `split_prompts`
+        reports.append(_named(dropped, "prompts"))
+        kept = {prompt["prompt_id"] for prompt in left}
+        prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
+    chats, dropped = drop_held_out(chats, held_out)
+    reports.append(_named(dropped, "chats"))
+    parts = {
+        "train": [row for row in rated if split_of[row["prompt_id"]] in HALVES],
+        "heldout": [row for row in rated if split_of[row["prompt_id"]] == "heldout"],
+        "judge": [row for row in rated if split_of[row["prompt_id"]] == "judge"],
+    }
+    require_rows(parts["train"], "rated training answers", reports)
+    require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
+    for part in trained_on(recipe):  # the stages that train refuse it too, but hours later
+        require_labels(recipe, parts[part], part)
+    for name, rows in parts.items():
+        write_rows(job.out / name / "part-00000.parquet", rows, RATED)
+    if chats:
+        write_rows(job.out / "chats" / "part-00000.parquet", chats, CONVERSATIONS)
+    write_rows(job.out / "prompts" / "part-00000.parquet", prompts, PROMPTS)
+    reports = [replace(report, file=Path(report.file).name if world else report.file) for report in reports]
+    write_json(job.out / "reports.json", [report.to_json() for report in reports])
+    write_text(job.out / "reports.txt", render_reports(reports))
+    job.work.run.log(render_reports(reports))
+    for report in reports:
+        job.work.tally.add(rows_in=report.read, rows_out=report.kept, filtered=report.filtered)
+
+
+def _sources(recipe: Recipe, world: Path | None) -> Data:
+    """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
+    if world is None:
+        names = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
+        paths: dict[str, Any] = {name: expanded(f"data.{name}", getattr(recipe.data, name)) for name in names}
+        return replace(recipe.data, **paths)
+    fixed: dict[str, Any] = {
+        "helpsteer": str(world / "helpsteer.jsonl"),
+        "ultrafeedback": str(world / "ultrafeedback.jsonl"),
+        "pairs": "",
+        "splits": "",
+        "prompts": str(world / "test.jsonl"),
+        "tuning_prompts": str(world / "tuning.jsonl"),
+        "sft": str(world / "sft.jsonl"),
+    }
+    return replace(recipe.data, **fixed)
+
+
+def _read(sources: Data) -> Read:
+    scale = Rescaling(
+        helpsteer=sources.helpsteer_scale, aspects=sources.ultrafeedback_scale, overall=sources.overall_scale
+    )
+    rated: list[Rated] = []
+    reports: list[ReadReport] = []
+    for form, source in (
+        ("helpsteer", sources.helpsteer),
+        ("ultrafeedback", sources.ultrafeedback),
+        ("pairs", sources.pairs),
+    ):
+        if source:
+            rows, report = read_ratings(form, source, scale)  # type: ignore[arg-type]
+            rated += rows
+            reports.append(report)
+    rated, report = merge_repeats(rated)
+    reports.append(report)
+    chats: list[Conversation] = []
+    if sources.sft:
+        chats, report = read_chats(sources.sft, split_named(sources.sft, ("train_sft",)))
+        reports.append(report)
+    evaluated, report = _validation(sources)
+    reports.append(report)
+    if sources.tuning_prompts:
+        tuning, report = _unique(_asked_in(sources.tuning_prompts), "tuning", sources.tuning_prompts)
+        evaluated += tuning
+        reports.append(report)
+    return rated, chats, evaluated, reports
+
+
+def read_ratings(form: RatedFormat, source: str, scale: Rescaling) -> tuple[list[Rated], ReadReport]:
+    """Rated answers: the first row's columns say whether ultrafeedback_binarized stands in another form's place."""
+    split = split_named(source, ("train_prefs", "train"))
+    first = next(read_source(source, split), None)
+    binarized = form != "helpsteer" and first is not None and set(BINARIZED) <= set(first.values)
+    return read_rated("ultrafeedback_binarized" if binarized else form, source, split, scale)
+
+
+def read_chats(source: str, split: str | None) -> tuple[list[Conversation], ReadReport]:
+    """Chats for SFT: the first row's columns say whether they are ultrachat's or instructions."""
+    first = next(read_source(source, split), None)
+    alpaca = first is not None and set(COLUMNS) <= set(first.values)
+    return (read_instructions if alpaca else read_ultrachat)(source, split)
+
+
+def _validation(sources: Data) -> tuple[list[Prompt], ReadReport]:
+    """Prompts that a file or the authors' split name as validation; none: they are drawn by hash later."""
+    if sources.prompts:
+        return _unique(_asked_in(sources.prompts), "validation", sources.prompts)
+    if not sources.splits:
+        return _unique([], "validation", "")
+    rows = read_source(sources.splits, split_named(sources.splits, ("test_prefs",)))
+    return _unique([row.chat("chosen")[:-1] for row in rows], "validation", sources.splits)
+
+
+def _asked_in(source: str) -> list[list[Message]]:
+    return [user_prompt(row.text("prompt")) for row in read_source(source)]
+
+
+def _unique(chats: Sequence[list[Message]], split: str, source: str) -> tuple[list[Prompt], ReadReport]:
+    """The chats as a split's prompts, each text once; the report counts those that came again."""
+    unique = {prompt_id(chat): chat for chat in chats}
+    prompts: list[Prompt] = [{"prompt_id": key, "messages": chat, "split": split} for key, chat in unique.items()]
+    repeated = len(chats) - len(prompts)
+    filtered = {"repeated prompt": repeated} if repeated else {}
+    return prompts, ReadReport(f"{split} prompts", source, len(chats), len(prompts), filtered)
+
+
+def _split(recipe: Recipe, sources: Data, rated: Sequence[Rated], evaluated: Sequence[Prompt]) -> dict[str, str]:
+    """A split for every prompt: validation, tuning, held out for the reward model, the judge's, or a half."""
+    shares = {"heldout": sources.heldout} | ({"judge": sources.judge} if sources.judge else {})
+    ids = [row["prompt_id"] for row in rated]
+    policy_ids = {row["prompt_id"] for row in rated if row["source"] != "helpsteer"}
+    named: dict[str, list[str]] = {}
+    for prompt in evaluated:
+        named.setdefault(prompt["split"], []).append(prompt["prompt_id"])
+    if "validation" not in named:
+        shares["validation"] = min(0.5, sources.validation_prompts / max(1, len(policy_ids)))
+    if "tuning" not in named and sources.tuning:
+        shares["tuning"] = sources.tuning
+    return split_prompts(policy_ids, recipe.seed, shares, named) | {
+        key: part if (part := others[key]) not in HALVES else "D1"
+        for others in [_split_others(recipe.seed, set(ids) - policy_ids, shares)]
+        for key in others
+    }
+
+
+def _split_others(seed: int, ids: Iterable[str], shares: dict[str, float]) -> dict[str, str]:
+    """Prompts that only the reward model trains on: held out and judge's shares as for the others."""
+    kept = {name: share for name, share in shares.items() if name not in ("validation", "tuning")}
+    ids = list(ids)
+    return split_prompts(ids, seed, kept) if ids else {}
+
+
+def _named(report: ReadReport, what: str) -> ReadReport:
+    return ReadReport(f"{report.source}: {what}", report.file, report.read, report.kept, report.filtered)

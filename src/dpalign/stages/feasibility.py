@@ -1,0 +1,206 @@
+"""Asked for what cannot be had: Table 1's last column, measured (section 2.3).
+
+A SteerLM is asked for the rewards that the paper's rule asks for, and for more helpfulness at the same verbosity
+than any annotated answer near it had: part of the way to the top of the scale, or all of it. A policy that follows
+directions is asked over its whole arc, and beyond both of its ends: a direction asks for no rewards, so there is
+none that it cannot follow, but it may still be one that the policy never saw. Of both: how often is the answer
+degenerate (`degeneracy.py`)? Of the first: how far is it from what was asked? Of the second: does the answer still
+follow the dial, and what is lost by asking there (regret)?
+
+Shapes: P prompts, V conditions, S samples, K objectives, N annotated answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpalign.measure.beyond import AS_ANNOTATED, ASKED, MARGIN, TRAINED, Wish, figures
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.degeneracy import Faults, faults
+from dpalign.measure.points import SystemRewards
+from dpalign.paper.direction import Arc, Preference
+from dpalign.paper.prompts import parse_condition, render_condition
+from dpalign.recipe import Recipe
+from dpalign.rows import CANDIDATES, SCORES, read_table
+from dpalign.run.folder import write_json
+from dpalign.run.shards import make_shards
+from dpalign.stages.choose import annotated, line
+from dpalign.stages.pools import objective_rewards, true_objectives
+from dpalign.stages.stage import Job
+
+if TYPE_CHECKING:
+    from dpalign.stages.evaluate import Asking
+
+
+def feasibility(job: Job) -> None:
+    """Ask a system for what it can give and for more; write the answers, their rewards and feasibility.json."""
+    make_shards(job, asking_beyond)
+    recipe, wishes = job.recipe, wishes_of(job)
+    system, fault_PVS = _read(job.out, recipe, wishes)
+    bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
+    optimum_VK = _optimum(recipe, job.out, wishes) if system.true_reward_PVSK is not None else None
+    found = figures(system, fault_PVS, wishes, recipe.feasibility.repetition, bootstrap, optimum_VK)
+    write_json(job.out / "feasibility.json", found)
+
+
+def asking_beyond(job: Job) -> "Asking":
+    """Every wish, asked of the recipe's number of prompts."""
+    from dpalign.stages.evaluate import Asking, evaluation_prompts
+    from dpalign.stages.finetune import model_folder
+    from dpalign.stages.sample import Condition, open_reader
+
+    recipe, settings = job.recipe, job.recipe.feasibility
+    conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes_of(job)]
+    policy = model_folder(job.inputs["policy"])
+    prompts = evaluation_prompts(job, open_reader(recipe, policy))
+    prompts = sorted(prompts, key=lambda prompt: str(prompt["prompt_id"]))[: settings.prompts or None]
+    return Asking(job, policy, prompts, conditions, settings.samples, "feasibility")
+
+
+def wishes_of(job: Job) -> list[Wish]:
+    """All conditions, the reachable ones first."""
+    if job.condition == "directions":
+        return directions_beyond(job.recipe)
+    scored = annotated(job.inputs["data"], job.inputs["annotate"], job.recipe, "both")
+    return targets_beyond(job.recipe, np.array([reward_K for _, reward_K in scored]))
+
+
+def directions_beyond(recipe: Recipe) -> list[Wish]:
+    """The recipe's angles, told apart by the arc that users ask for; the report also tells its margin (`with_margin`).
+
+    Raises:
+        ValueError: the trained directions are no arc, or an angle lies outside -90..90 degrees.
+    """
+    population = recipe.preference.population(len(recipe.objectives))
+    if not isinstance(population, Arc):
+        raise ValueError(
+            f'preference.distribution is "{recipe.preference.distribution}": feasibility asks beyond the ends of an arc'
+        )
+    wishes = []
+    for angle in recipe.feasibility.angles:
+        if not -90 <= angle <= 90:
+            raise ValueError(f"feasibility.angles has {angle}; an angle beyond -90..90 asks for less of the first")
+        v_K = Preference.from_angle(angle, tuple(recipe.objectives)).v
+        group = TRAINED
+        if angle < population.low:
+            group = f"below {population.low:g} degrees"
+        elif angle > population.high:
+            group = f"above {population.high:g} degrees"
+        wishes.append(Wish("direction", v_K, line(recipe, v_K), group, tuple(recipe.objectives), {"angle": angle}))
+    if not any(wish.group == TRAINED for wish in wishes):
+        raise ValueError(f"feasibility.angles {recipe.feasibility.angles} has none within the trained arc; give some")
+    return sorted(wishes, key=lambda wish: -wish.about["angle"])
+
+
+def with_margin(found: Mapping[str, Any], folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """What a step found that asked for directions, with the ends of the arc, and the margin as groups of its own.
+
+    The stage tells the arc from all else. What lies in the margin around it (`preference.margin`) was trained on but
+    is not asked for, so the report measures it apart, on the stage's answers.
+
+    Returns:
+        feasibility.json's figures, and ranges: {asked: (low, high), trained: (low, high)} in degrees.
+    """
+    population, margin = recipe.preference.population(2), recipe.preference.margin
+    if found["asked_for"] != "directions" or not isinstance(population, Arc):
+        return dict(found)
+    low, high = population.low, population.high
+    ranges = {"asked": [low, high], "trained": [low - margin, high + margin]}
+    if not margin:
+        return {**found, "ranges": ranges}
+    asked = replace(recipe.feasibility, samples=found["samples"], repetition=found["rule"]["repetition"])
+    rows, names = found["conditions"], tuple(recipe.objectives)
+    wishes = [
+        Wish(
+            "direction", Preference.from_angle(row["angle"], names).v, "", _group(row["angle"], low, high, margin),
+            names, {"angle": row["angle"]},
+        )
+        for row in rows
+    ]  # fmt: skip
+    system, fault_PVS = _read(folder, replace(recipe, feasibility=asked), wishes)
+    bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
+    known = all("optimum" in row for row in rows)
+    optimum_VK = np.array([[row["optimum"][name] for name in names] for row in rows]) if known else None
+    return figures(system, fault_PVS, wishes, asked.repetition, bootstrap, optimum_VK) | {"ranges": ranges}
+
+
+def _group(angle: float, low: float, high: float, margin: float) -> str:
+    """Of which group an angle is, by the ends of the arc and the margin around it."""
+    if low <= angle <= high:
+        return ASKED
+    if high < angle <= high + margin:
+        return f"{MARGIN}, {high:g} to {high + margin:g} degrees"
+    if low - margin <= angle < low:
+        return f"{MARGIN}, {low:g} to {low - margin:g} degrees"
+    return f"above {high + margin:g} degrees" if angle > high else f"below {low - margin:g} degrees"
+
+
+def targets_beyond(recipe: Recipe, reward_NK: Array) -> list[Wish]:
+    """Section 3.2's targets, and beyond each the recipe's shares of the way to the top of the scale.
+
+    What counts as asked is what the line states: a template rounds, and cannot state more than its scale has.
+    """
+    from dpalign.stages.targets import reward_targets
+
+    names, template = list(recipe.objectives), recipe.steerlm.template
+    highest_VK = reward_targets(recipe, reward_NK, recipe.steerlm.targets, 1.0)
+    wishes: dict[str, Wish] = {}
+    for share in sorted(recipe.feasibility.reach):
+        for highest_K in highest_VK.tolist():
+            asked = dict(zip(names, highest_K, strict=True))
+            asked[names[0]] += share * (100 - asked[names[0]])
+            text = render_condition(asked, template)
+            stated = parse_condition(text, template)
+            group = AS_ANNOTATED if share == 0 else f"{100 * share:g}% of the way beyond"
+            value = tuple(stated[name] for name in names)
+            about = {"highest": highest_K[0], "share": share}
+            wishes.setdefault(
+                text, Wish("target", value, text, group, tuple(names), about)
+            )  # rounding may make two the same
+    return list(wishes.values())
+
+
+def _read(folder: Path, recipe: Recipe, wishes: Sequence[Wish]) -> tuple[SystemRewards, Faults]:
+    """The rewards of the answers, and the faults of each."""
+    rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "response", "finished"])
+    ids = list(dict.fromkeys(rows["prompt_id"].to_pylist()))
+    shape = (len(ids), len(wishes), recipe.feasibility.samples)
+    found = [
+        faults(text, finished, recipe.feasibility.repetition)
+        for text, finished in zip(rows["response"].to_pylist(), rows["finished"].to_pylist(), strict=True)
+    ]
+    step = shape[1] * shape[2]
+    fault_PVS = [
+        [found[p * step + v * shape[2] : p * step + (v + 1) * shape[2]] for v in range(shape[1])]
+        for p in range(shape[0])
+    ]
+
+    scores = read_table(folder / "scores", SCORES, ["rewards"])["rewards"].to_pylist()
+    reward_NK = objective_rewards(scores, recipe.heads, recipe.objective_list, folder / "scores")
+    true_NK = true_objectives(folder / "truth", recipe)
+    truth_PVSK = None if true_NK is None else true_NK.reshape(*shape, -1)
+    directions = np.array([wish.value for wish in wishes]) if wishes[0].kind == "direction" else None
+    return SystemRewards("asked", None, tuple(ids), directions, reward_NK.reshape(*shape, -1), truth_PVSK), fault_PVS
+
+
+def _optimum(recipe: Recipe, folder: Path, wishes: Sequence[Wish]) -> Array | None:
+    """The best that faultless answers of the world earn at each direction: (V, K).
+
+    Within the trained range no answer earns more; beyond its end of most words a padded one may. None of what was
+    asked for targets, and where faults may pay within the range too.
+    """
+    from dpalign.world.language import read_prompt
+    from dpalign.world.optimum import faultless_is_best, true_front
+
+    objectives, heads = recipe.objective_list, recipe.heads
+    trained = np.array([wish.value for wish in wishes if wish.group == TRAINED])
+    if wishes[0].kind != "direction" or not faultless_is_best(trained, objectives, heads):
+        return None
+
+    rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "messages"])
+    prompts = dict(zip(rows["prompt_id"].to_pylist(), rows["messages"].to_pylist(), strict=True))
+    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
+    return true_front(tasks, np.array([wish.value for wish in wishes]), objectives, heads)

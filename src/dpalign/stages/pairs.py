@@ -1,0 +1,124 @@
+"""Preference pairs for DPO: of the data's rated answers, as Zephyr's were made, or of the run's own scored candidates.
+
+Of each prompt there is one pair at most. A pair whose two answers score alike says nothing, and is left out.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from dpalign.data.labels import labels_for
+from dpalign.paper.direction import rng_for
+from dpalign.paper.objectives import head_indices, read_objectives
+from dpalign.recipe import Recipe
+from dpalign.rows import HEADS, PAIRS, PROMPTS, RATED, Message, read_rows, write_rows
+from dpalign.stages.choose import scored_prompts
+from dpalign.stages.stage import Job
+
+OVERALL: Final = HEADS.index("ultrafeedback-overall_score")
+
+Answers = tuple[str, Sequence[Message], Sequence[str], Sequence[float]]
+"""A prompt's id and messages, and its answers with a score each."""
+
+
+def pairs(job: Job) -> None:
+    """Write a pair for every prompt that has one.
+
+    Raises:
+        ValueError: no prompt has; or the pairs are to be made of candidates, and the stage was given none.
+    """
+    recipe = job.recipe
+    prompts, choose = _of_ratings(job) if recipe.dpo.pairs == "ratings" else _of_candidates(job)
+    made: list[dict[str, Any]] = []
+    few = ties = 0
+    for prompt_id, messages, answers, scores in prompts:
+        if len(answers) < 2:
+            few += 1
+            continue
+        best, other = choose(prompt_id, scores)
+        if scores[best] == scores[other]:
+            ties += 1
+            continue
+        made.append(
+            {
+                "prompt_id": prompt_id,
+                "messages": messages,
+                "chosen": answers[best],
+                "rejected": answers[other],
+                "chosen_score": scores[best],
+                "rejected_score": scores[other],
+                "origin": recipe.dpo.pairs,
+            }
+        )
+    if not made:
+        raise ValueError(
+            f"no pair is left of {few + ties} prompts: {few} have fewer than two answers to compare, and the two of "
+            f"{ties} score alike; dpo.pairs is {recipe.dpo.pairs!r}, the other choice may have some"
+        )
+    write_rows(job.out / "part-00000.parquet", made, PAIRS)
+    filtered = {"fewer than two answers": few, "the two score alike": ties}
+    job.work.tally.add(rows_in=len(made) + few + ties, rows_out=len(made), filtered=filtered)
+
+
+Choice = Callable[[str, Sequence[float]], tuple[int, int]]
+
+
+def _of_ratings(job: Job) -> tuple[Iterator[Answers], Choice]:
+    """The best rated answer against one of the others at random."""
+
+    def choose(prompt_id: str, scores: Sequence[float]) -> tuple[int, int]:
+        best = int(np.argmax(scores))
+        others = [i for i in range(len(scores)) if i != best]
+        return best, others[rng_for(job.recipe.seed, "rejected", prompt_id).integers(len(others))]
+
+    return rated_prompts(job.inputs["data"], job.recipe), choose
+
+
+def rated_prompts(data: Path, recipe: Recipe) -> Iterator[Answers]:
+    """The prompts of D1 and D2 with their rated answers, in the order of the data.
+
+    Answers are compared by the overall score if two of the prompt's answers have one, else by the mean label of the
+    heads that the first objective reads: the two are different scales. An answer without that label is left out.
+    """
+    first = recipe.objective_list[0]
+    read = head_indices(first, recipe.heads)
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    for row in read_rows(data / "train", RATED):
+        if row["source"] != "helpsteer":
+            prompts.setdefault(row["prompt_id"], []).append(row)
+    for prompt_id, rows in prompts.items():
+        overall = [row for row in rows if row["labels"][OVERALL] is not None]
+        if len(overall) > 1:
+            rated, scores = overall, [float(row["labels"][OVERALL]) for row in overall]
+        else:
+            labels = [labels_for(row["labels"], recipe.heads) for row in rows]
+            kept = [n for n, row_labels in enumerate(labels) if all(row_labels[i] is not None for i in read)]
+            rated = [rows[n] for n in kept]
+            label_NH = np.array([labels[n] for n in kept], dtype=np.float64).reshape(len(kept), len(recipe.heads))
+            scores = read_objectives(label_NH, recipe.heads, [first])[:, 0].tolist()
+        yield prompt_id, rows[0]["messages"], [row["response"] for row in rated], scores
+
+
+def _of_candidates(job: Job) -> tuple[Iterator[Answers], Choice]:
+    """The best finished candidate against the worst, by the first objective."""
+    missing = {"candidates", "scores"} - job.inputs.keys()
+    if missing:
+        raise ValueError(
+            f'dpo.pairs is "candidates", and the stage was given no {" and no ".join(sorted(missing))}; give both, '
+            'or take "ratings"'
+        )
+
+    def choose(_: str, scores: Sequence[float]) -> tuple[int, int]:
+        return int(np.argmax(scores)), int(np.argmin(scores))
+
+    return candidate_prompts(job), choose
+
+
+def candidate_prompts(job: Job) -> Iterator[Answers]:
+    """The sampled prompts with their finished candidates, and without the system line that those were drawn under."""
+    asked = {p["prompt_id"]: p["messages"] for p in read_rows(job.inputs["data"] / "prompts", PROMPTS)}
+    for prompt_id, rows, reward_MK in scored_prompts(job.inputs["candidates"], job.inputs["scores"], job.recipe):
+        finished = [i for i, row in enumerate(rows) if row["finished"]]
+        yield prompt_id, asked[prompt_id], [rows[i]["response"] for i in finished], reward_MK[finished, 0].tolist()

@@ -1,0 +1,180 @@
+"""Scored answers on disk as columns of numbers, a shard in memory at a time; their texts stay where they are.
+
+At the paper's scale an iteration has 2.45 million answers: who they are and what they are worth is a few
+hundred megabytes, what they say several gigabytes. So a choice reads the former alone.
+
+Shapes: N answers of a shard, B of its prompts, V directions of a prompt, K objectives.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dpalign.paper.objectives import Objective, all_known, by_name, read_objectives
+from dpalign.paper.selection import NO_ONE, Selection, best_of_n, members, pooled_best, scalarize
+from dpalign.recipe import Recipe
+from dpalign.rows import CANDIDATES, HEADS, SCORES, matrix_of, read_table, shards
+
+Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Index = NDArray[np.int64]
+
+KEYS: Final = ("prompt_id", "t", "condition_index", "sample")
+"""What makes an answer this one and no other."""
+ROUNDED: Final = 1e-5
+"""How far a direction on file, in 32 bits, may be from the one it stands for."""
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The scored answers of one shard, by prompt."""
+
+    answers: Path
+    """The shard of CANDIDATES."""
+    prompts: list[str]
+    """The ids of its prompts, in the order in which they come."""
+    prompt_N: Index
+    """Which of them each answer is to."""
+    condition_N: Index
+    finished_N: Bools
+    kind: str
+    """direction, target or plain."""
+    condition: pa.ChunkedArray
+    """What each was drawn under, as the schema has it."""
+    reward_NK: Array
+
+
+def scored_pools(candidates: Path, scores: Path, recipe: Recipe) -> Iterator[Pools]:
+    """The answers of each shard with their rewards by objective.
+
+    Raises:
+        ValueError: scores that are not of these answers; a NaN score; answers of several kinds in a shard.
+    """
+    columns = (*KEYS, "condition_kind", "condition", "finished")
+    answered, rated = shards(candidates), shards(scores)
+    if len(answered) != len(rated):
+        raise ValueError(
+            f"{scores}: {len(rated)} shards of scores for {len(answered)} of {candidates}; run the score stage on "
+            "these answers again"
+        )
+    for answers_path, scores_path in zip(answered, rated, strict=True):
+        answers = read_table(answers_path, CANDIDATES, columns)
+        scored = read_table(scores_path, SCORES)
+        if not all(answers[key].equals(scored[key]) for key in KEYS):
+            raise ValueError(
+                f"{scores_path}: not the scores of {answers_path}; run the score stage on these answers again"
+            )
+        if not answers.num_rows:
+            continue
+        kinds = answers["condition_kind"].unique().to_pylist()
+        if len(kinds) > 1:
+            raise ValueError(f"{answers_path}: answers under {' and '.join(kinds)} in one shard; sample them apart")
+        prompts, prompt_N = numbered(answers["prompt_id"])
+        yield Pools(
+            answers=answers_path,
+            prompts=prompts,
+            prompt_N=prompt_N,
+            condition_N=answers["condition_index"].to_numpy().astype(np.int64),
+            finished_N=answers["finished"].to_numpy().astype(bool),
+            kind=kinds[0],
+            condition=answers["condition"],
+            reward_NK=objective_rewards(scored["rewards"], recipe.heads, recipe.objective_list, scores_path),
+        )
+
+
+def numbered(ids: pa.ChunkedArray) -> tuple[list[str], Index]:
+    """The distinct ids in the order in which they come, and for each row which of them it has."""
+    encoded = ids.combine_chunks().dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+
+
+def objective_rewards(
+    rewards: pa.ChunkedArray | Sequence[Sequence[float]] | Array,
+    heads: Sequence[str],
+    objectives: Sequence[Objective],
+    source: Path,
+) -> Array:
+    """Objectives read from rows of rewards (N, K); an error names the file that they came from."""
+    try:
+        if isinstance(rewards, pa.ChunkedArray):
+            reward_NH = matrix_of(rewards)
+        else:
+            reward_NH = np.array(rewards, dtype=np.float64).reshape(len(rewards), -1)
+        return read_objectives(reward_NH, heads, objectives)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def true_objectives(folder: Path, recipe: Recipe) -> Array | None:
+    """Objectives of a folder's true rewards (N, K); None where it has none, or an objective reads a head without any.
+
+    The truth has the ten heads of `HEADS`; a reward of other heads shares those of the same name.
+    """
+    if not folder.exists() or not all_known(recipe.objective_list, recipe.heads, HEADS):
+        return None
+    true_NH = by_name(matrix_of(read_table(folder, SCORES, ["rewards"])["rewards"]), HEADS, recipe.heads)
+    return objective_rewards(true_NH, recipe.heads, recipe.objective_list, folder)
+
+
+def best_answers(pools: Pools, wanted_BVK: Array, selection: Selection) -> Index:
+    """row_BV: for each direction of each prompt the row of its best finished answer, `NO_ONE` where it has none.
+
+    Answers that were drawn under reward targets or plainly belong to no direction: each takes the best of all.
+
+    Raises:
+        ValueError: the best is sought among a direction's own answers, and they were drawn under other directions.
+    """
+    finished = np.flatnonzero(pools.finished_N)
+    prompts, directions = wanted_BVK.shape[:2]
+    if pools.kind != "direction" or selection.pool == "prompt":
+        row_BM = _rows(finished, pools.prompt_N, prompts)
+        if not row_BM.size:
+            return np.full((prompts, directions), NO_ONE)
+        index_BV = pooled_best(pools.reward_NK[row_BM], wanted_BVK, selection.distinct, row_BM != NO_ONE)
+        return np.where(index_BV == NO_ONE, NO_ONE, np.take_along_axis(row_BM, np.maximum(index_BV, 0), axis=1))
+    _require_own_directions(pools, wanted_BVK)
+    row_DN = _rows(finished, pools.prompt_N * directions + pools.condition_N, prompts * directions)
+    if not row_DN.size:
+        return np.full((prompts, directions), NO_ONE)
+    score_DN = scalarize(pools.reward_NK[row_DN], wanted_BVK.reshape(len(row_DN), -1))
+    best = best_of_n(np.where(row_DN == NO_ONE, -np.inf, score_DN))
+    return np.take_along_axis(row_DN, best.index_B[:, None], axis=1).reshape(prompts, directions)
+
+
+def _rows(kept: Index, group_N: Index, groups: int) -> Index:
+    """The rows of each group that are among those kept, filled up with `NO_ONE`."""
+    member_GM = members(group_N[kept], groups)
+    return np.where(member_GM == NO_ONE, NO_ONE, kept[member_GM]) if len(kept) else member_GM
+
+
+def _require_own_directions(pools: Pools, wanted_BVK: Array) -> None:
+    """ValueError unless each answer was drawn under the direction of its number among those wanted."""
+    directions = wanted_BVK.shape[1]
+    advice = "to choose for other directions among all of a prompt's answers, set selection.pool to prompt"
+    drawn = np.unique(pools.condition_N)
+    if len(drawn) != directions or drawn[-1] >= directions:
+        raise ValueError(
+            f"{pools.answers}: drawn under {len(drawn)} directions a prompt, and {directions} are wanted; {advice}"
+        )
+    try:
+        asked_NK = matrix_of(pools.condition)
+    except ValueError as error:
+        raise ValueError(f"{pools.answers}: condition: {error}") from error
+    wanted_NK = wanted_BVK[pools.prompt_N, pools.condition_N]
+    if asked_NK.shape != wanted_NK.shape:
+        raise ValueError(
+            f"{pools.answers}: drawn under directions of {asked_NK.shape[1]} objectives, and the recipe has "
+            f"{wanted_NK.shape[1]}; {advice}"
+        )
+    other = np.flatnonzero(np.abs(asked_NK - wanted_NK).max(axis=1) > ROUNDED)
+    if len(other):
+        row = other[0]
+        raise ValueError(
+            f"{pools.answers}: row {row} was drawn under {asked_NK[row].round(4).tolist()}, and direction "
+            f"{pools.condition_N[row]} of its prompt is {wanted_NK[row].round(4).tolist()}; {advice}"
+        )

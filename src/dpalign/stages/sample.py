@@ -1,0 +1,222 @@
+"""The sampling stage: step 1 of section 2.2, before the scoring."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpalign.chat import with_system_line
+from dpalign.engines.engine import Engine, Reader, Request
+from dpalign.engines.transformers_engine import PromptReader, TransformersEngine
+from dpalign.engines.vllm_engine import VllmEngine
+from dpalign.paper.direction import rng_for
+from dpalign.paper.prompts import render_condition
+from dpalign.recipe import Recipe
+from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows, write_rows
+from dpalign.run.folder import Shard, Tally
+from dpalign.run.shards import Id, make_shards, named
+from dpalign.stages.choose import annotated, directions_of, line
+from dpalign.stages.finetune import model_folder
+from dpalign.stages.stage import Job
+from dpalign.stages.targets import FIRST_QUANTILE, reward_targets, shares
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What answers are asked for: a direction, a reward target, or nothing; as numbers and as a system line."""
+
+    kind: str
+    value: tuple[float, ...]
+    line: str | None
+
+
+PLAIN = Condition("plain", (), None)
+
+
+def open_engine(recipe: Recipe, policy: str, *, alone: bool = False) -> Engine:
+    """The engine that the recipe samples with.
+
+    Args:
+        alone: no reward model stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
+
+    Raises:
+        ValueError: vLLM is asked for and cannot start.
+    """
+    settings = recipe.sampling
+    loading: dict[str, Any] = {
+        "rows": settings.rows,
+        "dtype": recipe.model.dtype,
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    match recipe.engines.sampling:
+        case "transformers":
+            return TransformersEngine(policy, **loading)
+        case "vllm":
+            return VllmEngine(
+                policy,
+                settings=recipe.engines,
+                prompt_tokens=settings.prompt_tokens,
+                max_new_tokens=settings.max_new_tokens,
+                share=1.0 if alone else 0.5,
+                **loading,
+            )
+
+
+def open_reader(recipe: Recipe, policy: str) -> Reader:
+    """What measures prompts as that engine reads them, without its model."""
+    return PromptReader(policy, trust_remote_code=recipe.model.trust_remote_code)
+
+
+def sample(job: Job) -> None:
+    """Answers of a policy for the half's prompts: at t = 1 under reward targets, later under directions, or plainly."""
+    make_shards(job, Drawing)
+
+
+class Drawing:
+    """A sampling stage as shards of prompts."""
+
+    name = "part-{:05d}.parquet"
+
+    def __init__(self, job: Job) -> None:
+        recipe, settings = job.recipe, job.recipe.sampling
+        self.job = job
+        self.policy = model_folder(job.inputs["policy"])
+        prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
+        prompts = within_limit(job, prompts, open_reader(recipe, self.policy).prompt_tokens)
+        self.prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)
+        self.fixed = [PLAIN] if job.condition == "plain" else []
+        self.n = [settings.n] * (len(self.fixed) or recipe.preference.directions)
+        if job.condition == "targets":
+            self.fixed = target_conditions(job, settings.first_targets, FIRST_QUANTILE)
+            self.n = shares(settings.first, len(self.fixed))
+
+    def open(self) -> None:
+        self.engine = open_engine(self.job.recipe, self.policy, alone=True)
+
+    @property
+    def count(self) -> int:
+        return -(-len(self.prompts) // self.job.recipe.sampling.shard)
+
+    def part(self, index: int) -> list[dict[str, Any]]:
+        """The prompts of a shard."""
+        size = self.job.recipe.sampling.shard
+        return self.prompts[index * size : (index + 1) * size]
+
+    def make(self, shard: Shard) -> None:
+        write_rows(shard.path, self._rows(self.part(shard.index), shard.tally), CANDIDATES)
+
+    def one_by_one(self, index: int) -> Iterator[str]:
+        for prompt in self.part(index):
+            yield named(prompt)
+            deque(self._rows([prompt], Tally()), maxlen=0)
+
+    def ids(self, index: int) -> list[Id]:
+        return [(p["prompt_id"], c, s) for p in self.part(index) for c, n in enumerate(self.n) for s in range(n)]
+
+    def _rows(self, prompts: Sequence[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
+        recipe, t = self.job.recipe, self.job.t
+        asked = [(p, self.fixed or direction_conditions(recipe, p["prompt_id"], t)) for p in prompts]
+        key = (recipe.seed, "sample", t)
+        return draw(self.engine, recipe, asked, self.n, recipe.sampling.temperature, key=key, t=t, tally=tally)
+
+
+def within_limit(
+    job: Job, prompts: Sequence[dict[str, Any]], tokens_of: Callable[[Sequence[Message]], int]
+) -> list[dict[str, Any]]:
+    """The prompts of at most `sampling.prompt_tokens` tokens; those that are longer are counted in the job's tally.
+
+    Args:
+        tokens_of: the length of a prompt as the policy reads it.
+
+    Raises:
+        ValueError: all are longer.
+    """
+    limit = job.recipe.sampling.prompt_tokens
+    kept = [prompt for prompt in prompts if tokens_of(prompt["messages"]) <= limit]
+    if not kept:
+        raise ValueError(f"none of {len(prompts)} prompts is at most {limit} tokens long; raise sampling.prompt_tokens")
+    if long := len(prompts) - len(kept):
+        job.work.tally.add(long, filtered={"prompt too long": long})
+    return kept
+
+
+def _drawn(prompts: Sequence[dict[str, Any]], count: int, seed: int, t: int) -> list[dict[str, Any]]:
+    """The iteration's own prompts: the first `count` in an order keyed by iteration; 0 takes all."""
+    order = sorted(prompts, key=lambda prompt: rng_for(seed, "prompts", t, prompt["prompt_id"]).random())
+    return order[:count] if count else order
+
+
+def direction_conditions(recipe: Recipe, prompt_id: str, t: int) -> list[Condition]:
+    """A prompt's directions in iteration t."""
+    v_VK = directions_of(recipe.preference, len(recipe.objectives), recipe.seed, t, prompt_id)
+    return [Condition("direction", tuple(v_K), line(recipe, v_K)) for v_K in v_VK.tolist()]
+
+
+def target_conditions(job: Job, count: int, quantile: float) -> list[Condition]:
+    """So many reward targets off the annotated answers, or as many distinct ones as there are, which the log says."""
+    recipe = job.recipe
+    reward_NK = np.array([r_K for _, r_K in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
+    targets = reward_targets(recipe, reward_NK, count, quantile).tolist()
+    if len(targets) < count:
+        job.work.run.log(
+            f"{job.out.stem}: {len(targets)} distinct reward targets, not {count}: condition lines of "
+            f"{recipe.steerlm.template!r} state no more of what the annotated answers have"
+        )
+    names, template = list(recipe.objectives), recipe.steerlm.template
+    return [
+        Condition("target", tuple(r_K), render_condition(dict(zip(names, r_K, strict=True)), template))
+        for r_K in targets
+    ]
+
+
+def draw(
+    engine: Engine,
+    recipe: Recipe,
+    asked: Sequence[tuple[dict[str, Any], Sequence[Condition]]],
+    n: int | Sequence[int],
+    temperature: float,
+    *,
+    key: tuple[int | str, ...],
+    t: int,
+    tally: Tally,
+    first: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """CANDIDATES rows: n answers for each condition of each prompt, a prompt's answers together.
+
+    Args:
+        n: the same for all conditions, or each one's own.
+        first: the index of the first condition, where others are drawn apart.
+    """
+    keyed = [(p, c, condition) for p, conditions in asked for c, condition in enumerate(conditions, start=first)]
+    requests = [
+        Request(tuple(_chat(recipe, p, c)), n if isinstance(n, int) else n[i - first], (*key, p["prompt_id"], i))
+        for p, i, c in keyed
+    ]
+    answers = engine.sample(requests, temperature=temperature, max_new_tokens=recipe.sampling.max_new_tokens)
+    for (prompt, index, condition), request, drawn in zip(keyed, requests, answers, strict=True):
+        tally.rows_in += request.n
+        for sample_index, answer in enumerate(drawn):
+            tally.rows_out += 1
+            tally.sampled += answer.tokens
+            yield {
+                "prompt_id": prompt["prompt_id"],
+                "t": t,
+                "condition_index": index,
+                "sample": sample_index,
+                "condition_kind": condition.kind,
+                "condition": condition.value,
+                "messages": request.messages,
+                "response": answer.text,
+                "tokens": answer.tokens,
+                "finished": answer.whole,
+            }
+
+
+def _chat(recipe: Recipe, prompt: dict[str, Any], condition: Condition) -> list[Message]:
+    messages: list[Message] = prompt["messages"]
+    return messages if condition.line is None else with_system_line(messages, condition.line, recipe.model.chat)
