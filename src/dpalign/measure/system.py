@@ -1,0 +1,29 @@
+"""A compared system: what it is, said once where its evaluation is planned, and read wherever it is shown."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["baseline", "control", "specialist", "soup", "ablation", "iteration"]
+"""baseline: what users have without DPA. control: a model that never learnt directions, asked for them. specialist:
+trained for one direction. soup: mixed from specialists for each direction. ablation: the loop without a part of it."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One system in one of its settings. An evaluate folder keeps it as system.json."""
+
+    name: str
+    """What the page calls it. Settings of one system share the name."""
+    role: Role = "baseline"
+    setting: str = ""
+    """What tells it from the system's other settings, such as "beta 0.1"."""
+    at_edge: bool = False
+    """Its setting is the first or the last of a grid that could go on there."""
+    iteration: int | None = None
+    """Of a policy of the loop: t; 0 for the SteerLM that samples first."""
+    direction: tuple[float, ...] | None = None
+    """Of a specialist: the unit vector it was trained for."""
+    family: str = ""
+    """Of a specialist: what those of all directions are called together."""
+    compared: bool = False
+    """Made by `dpa compare` alone."""
