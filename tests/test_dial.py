@@ -15,7 +15,7 @@ from dpalign.chat import chat_template
 from dpalign.cli import recipe_file
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
-from dpalign.paper.direction import Arc, Cone, DirectionDistribution, Fixed, Grid, Preference, Simplex, Sphere, rng_for
+from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Population, Preference, Simplex, Sphere, rng_for
 from dpalign.recipe import load
 from dpalign.rows import Message
 from dpalign.train.contract import Contract, FrontPoint, contract_of, read_contract, write_contract
@@ -151,7 +151,7 @@ def test_words_that_are_no_direction_are_refused_with_an_example(words: str, sai
     ],
 )
 def test_directions_outside_the_trained_ones_are_allowed_with_a_warning(
-    population: DirectionDistribution, inside: list[float], outside: list[float], said: str
+    population: Population, inside: list[float], outside: list[float], said: str
 ) -> None:
     dial = replace(DIAL, arc=None, population=population)
     assert [dial.warning(Preference.from_angle(angle, TWO)) for angle in inside] == [None] * len(inside)
@@ -231,7 +231,7 @@ POPULATIONS = [Arc(-60.0, 10.0), Grid(Arc(-30.0, 0.0), 4), Cone((0.8, -0.6), 30.
 
 
 @pytest.mark.parametrize("population", [*POPULATIONS, Simplex(2), None])
-def test_a_contract_is_read_as_it_was_written(population: DirectionDistribution | None, tmp_path: Path) -> None:
+def test_a_contract_is_read_as_it_was_written(population: Population | None, tmp_path: Path) -> None:
     front = (FrontPoint(Preference.from_angle(-30, TWO), {"helpfulness": 70.5, "verbosity": 40.0}),)
     heads = ("a", "b", "c")
     contract = Contract(

@@ -13,7 +13,6 @@ from dpalign.chat import chat_template, render_chat, with_system_line
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
 from dpalign.paper.prompts import (
     parse_condition,
-    parse_preference,
     render_condition,
     render_preference,
     render_reward_input,
@@ -106,9 +105,9 @@ def test_a_half_goes_away_from_zero_whatever_its_last_bit() -> None:
 
 
 @pytest.mark.parametrize("template", PREFERENCES)
-def test_jinja_writes_python_s_line_at_thousands_of_angles(jinja: Callable, template: str) -> None:
+def test_jinja_writes_python_s_line_at_hundreds_of_angles(jinja: Callable, template: str) -> None:
     source = chat_template("world-v1", template, NAMES)
-    for angle in [*np.linspace(-45, 0, 2001).tolist(), *np.linspace(-360, 360, 601).tolist()]:
+    for angle in [*np.linspace(-45, 0, 451).tolist(), *np.linspace(-360, 360, 241).tolist()]:
         preference = Preference.from_angle(angle, NAMES)
         golden = f"<|system|>{render_preference(preference, template)}<|user|>hi"
         assert jinja(source, HI, angle=angle) == golden, angle
@@ -120,51 +119,12 @@ def test_jinja_normalises_weights_of_any_length_as_python_does(jinja: Callable, 
     names = ("a", "b", "c", "d")
     source = chat_template("world-v1", template, names)
     rng = rng_for(0, "lengths")
-    integers_NK = rng.integers(-9, 10, size=(500, 4))
-    reals_NK = draw_directions(Sphere(4), 500, rng) * 10.0 ** rng.integers(-200, 200, size=(500, 1))
+    integers_NK = rng.integers(-9, 10, size=(150, 4))
+    reals_NK = draw_directions(Sphere(4), 150, rng) * 10.0 ** rng.integers(-200, 200, size=(150, 1))
     for weights in [*integers_NK[integers_NK.any(axis=1)].tolist(), *reals_NK.tolist()]:
         line = render_preference(Preference.from_vector(weights, names), template)
         given = {name: w for name, w in zip(names, weights, strict=True) if w}
         assert jinja(source, HI, preference=given) == f"<|system|>{line}<|user|>hi", weights
-
-
-@pytest.mark.parametrize("template", PREFERENCES)
-def test_a_preference_line_reads_back_from_inside_a_prompt(template: str) -> None:
-    for v_K in draw_directions(Sphere(3), 500, rng_for(1, "round trip")):
-        preference = Preference.from_vector(v_K, ("help", "truth-fulness", "verbosity_2"))
-        line = render_preference(preference, template)
-        for text in (line, f"{line}.", *(render_chat(with_system_line(CHAT, line, style), style) for style in STYLES)):
-            read = parse_preference(text, template)
-            assert read.objectives == preference.objectives
-            assert read.v == pytest.approx(preference.v, abs=0.01)
-
-
-def test_the_ten_published_lines_read_back_to_their_angles() -> None:
-    for template, angle in itertools.product(PREFERENCES, range(0, -50, -5)):
-        line = render_preference(Preference.from_angle(angle, NAMES), template)
-        assert parse_preference(line, template).angle == pytest.approx(angle, abs=0.35)
-        assert parse_preference(line, template).given_norm == pytest.approx(1, abs=0.008)
-
-
-@pytest.mark.parametrize(
-    ("text", "template", "message"),
-    [
-        ("hello", "dpa-v1", "0 preference lines of 'dpa-v1' in 'hello' \\(one: 'You are a helpful, respectful"),
-        ("weighted rating = a*0.8 - b*0.6", "dpa-v1", "it reads as fig1"),
-        ("weighted rating = a*80 + b*-60", "fig1", "it reads as dpa-v1"),
-        ("weighted rating = a*80 + b*-60", "world-v1", "it reads as dpa-v1"),
-        ("a*80 b*-60", "dpa-v1", "it reads as world-v1"),
-        ("weighted rating = a*80 + b*", "dpa-v1", "0 preference lines"),
-        ("weighted rating = a*80 + b*-60.5", "dpa-v1", "0 preference lines"),
-        ("weighted rating = a*80 + b*6x", "dpa-v1", "0 preference lines"),
-        ("a*80 b*-60 or a*60 b*-80", "world-v1", "2 preference lines"),
-        ("weighted rating = a*0 + b*0", "dpa-v1", "all weights of \\(a, b\\) are zero"),
-        ("weighted rating = a*80 + a*60", "dpa-v1", "'a' is named twice"),
-    ],
-)
-def test_a_text_without_one_preference_line_is_refused(text: str, template: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_preference(text, template)
 
 
 # --- SteerLM's conditions
@@ -348,15 +308,11 @@ def test_a_tokenizer_folder_is_steered_with_none_of_our_code(tmp_path) -> None:
         ({"preference": {"helpfulness": math.nan}}, "weight of 'helpfulness' is nan"),
         ({"preference": {"verbosity": -math.inf}}, "weight of 'verbosity' is -inf"),
         ({"preference": {"verbosity": "low"}}, "weight of 'verbosity' is low"),
-        ({"preference": {"verbosity": None}}, "weight of 'verbosity' is None"),
         ({"preference": {"verbosity": True}}, "weight of 'verbosity' is True"),
         ({"preference": {"helpfulness": 0, "verbosity": 0}}, "all weights are zero"),
-        ({"preference": {}}, "all weights are zero"),
         ({"preference": "helpfulness*1"}, "preference is helpfulness\\*1; give weights by name"),
-        ({"preference": [1, 0]}, "preference is \\[1, 0\\]; give weights by name"),
         ({"angle": "-15"}, "angle is -15; give a finite number"),
         ({"angle": math.nan}, "angle is nan"),
-        ({"angle": -math.inf}, "angle is -inf"),
         ({"angle": True}, "angle is True"),
         ({"angle": 0, "preference": {"helpfulness": 1}}, "a preference or an angle, not both"),
     ],
@@ -394,7 +350,6 @@ def test_jinja_and_python_refuse_a_role_they_do_not_know_and_jinja_what_is_no_te
         lambda: chat_template("zephyr-v2"),
         lambda: chat_template("zephyr", "dpa-v2", NAMES),
         lambda: render_preference(Preference.from_angle(0, NAMES), "dpa"),
-        lambda: parse_preference("", "dpa"),
         lambda: render_condition({"a": 1}, "dpa-v1"),
         lambda: render_reward_input(HI, "", "fig1"),
     ],
@@ -413,7 +368,11 @@ def test_a_preference_template_and_its_objectives_come_together() -> None:
         chat_template("zephyr", "dpa-v1", ('a"}}', "b"))
 
 
-def test_templates_import_nothing_heavy() -> None:
-    code = "import sys, dpalign.paper.prompts; print({'torch', 'transformers', 'pyarrow', 'jinja2'} & set(sys.modules))"
+def test_the_papers_definitions_need_numpy_alone() -> None:
+    modules = "direction", "objectives", "prompts", "selection"
+    code = f"import sys; from dpalign.paper import {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    imported = set(done.stdout.split())
+    own = {name for name in imported if name.startswith("dpalign")}
+    assert own == {"dpalign", "dpalign.paper", *(f"dpalign.paper.{module}" for module in modules)}
+    assert imported.isdisjoint({"torch", "transformers", "pyarrow", "jinja2"})

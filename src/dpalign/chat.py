@@ -1,7 +1,7 @@
-"""Chat templates: how the turns of a chat are set out, with the dial inside.
+"""Chat templates: the format of a chat's turns, with the dial inside.
 
-A chat style sets out the turns: `zephyr`, `world-v1`. `chat_template` writes it as the Jinja text of a policy folder;
-`render_chat` is the same in Python.
+A chat style formats the turns: `zephyr`, `world-v1`. `chat_template` writes the style as the Jinja text of a policy
+folder; `render_chat` renders the same text in Python.
 """
 
 import json
@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from dpalign.paper.direction import check_objective_names
-from dpalign.paper.prompts import HALF, PreferenceTemplate, known, line_pieces
+from dpalign.paper.prompts import HALF, PreferenceTemplate, line_pieces, require_known
 from dpalign.rows import Message
 
 ChatStyle = Literal["zephyr", "world-v1"]
 
 
 def with_system_line(messages: Sequence[Message], line: str, style: ChatStyle) -> list[Message]:
-    """The chat with a preference or condition line in its system message, after what the user put there."""
+    """The chat with a preference or condition line in its system message, after the user's own system text."""
     *_, joint = _layout(style)
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": line}, *messages]
@@ -52,17 +52,20 @@ def chat_template(
     empty_system: bool = False,
     eos: str = "</s>",
 ) -> str:
-    """The Jinja chat template of a policy folder, steered with none of our code installed.
+    """The Jinja chat template of a policy folder; it needs no code of ours to steer the policy.
 
-    With a preference template, `preference={"helpfulness": 0.8, "verbosity": -0.6}` (over two objectives also
-    `angle=-37`) given to apply_chat_template writes the system line; without either the model is the plain one.
+    With a preference template, apply_chat_template(preference={"helpfulness": 0.8, "verbosity": -0.6}) writes the
+    system line; over two objectives angle=-37 does too. Without either, the prompt has no preference.
 
     Args:
-        style: how turns are set out.
+        style: the format of the turns.
         preference_template: the line the policy was trained on; None for a model that takes no preference.
-        objectives: names in the recipe's order; given exactly when there is a preference template.
-        empty_system: write an empty system turn where there would be none, as Zephyr's SFT and DPO have it.
+        objectives: names in the recipe's order; exactly when there is a preference template.
+        empty_system: write an empty system turn where a chat has none, as Zephyr's SFT and DPO do.
         eos: the tokenizer's end of sequence, which ends an answer.
+
+    Raises:
+        ValueError: an unknown style or template; objectives without a preference template, or the reverse.
     """
     if (preference_template is None) != (objectives is None):
         raise ValueError(
@@ -81,7 +84,7 @@ def chat_template(
     }
     if preference_template is None or objectives is None:
         return _fill(_JINJA_PLAIN + _JINJA_TURNS, values)
-    known("preference template", preference_template, PreferenceTemplate)
+    require_known("preference template", preference_template, PreferenceTemplate)
     check_objective_names(objectives)
     opening, plus, minus = line_pieces(preference_template)
     values |= {"NAMES": list(objectives), "KNOWN": ", ".join(objectives), "HALF": HALF}
@@ -90,7 +93,7 @@ def chat_template(
 
 
 def _fill(jinja: str, values: Mapping[str, object]) -> str:
-    """Put values in their @PLACES@: JSON's strings, lists, numbers and booleans are Jinja's too."""
+    """Put values in their @PLACES@ as JSON, which Jinja reads too."""
     return re.sub(r"@([A-Z]+)@", lambda place: json.dumps(values[place[1]], ensure_ascii=False), jinja)
 
 
@@ -192,8 +195,8 @@ _JINJA_TURNS = """\
 
 
 def _layout(style: ChatStyle) -> tuple[str, bool, str]:
-    """(what follows a tag and a closed turn, whether EOS closes every turn, what joins the user's system and ours)."""
-    known("chat style", style, ChatStyle)
+    """(text after a tag and after a closed turn, whether EOS closes every turn, joint between system text and line)."""
+    require_known("chat style", style, ChatStyle)
     match style:
         case "zephyr":
             return "\n", True, "\n"

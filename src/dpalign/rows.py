@@ -13,13 +13,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from dpalign.paper.prompts import Message as Message
 
 HEADS: Final = (
     "helpsteer-helpfulness",
@@ -40,11 +42,6 @@ PART: Final = 65_536
 """Rows of a shard that is written while its rows are still being made."""
 BATCH: Final = 4096
 """Rows in memory at once where only some are kept."""
-
-
-class Message(TypedDict):
-    role: Literal["system", "user", "assistant"]
-    content: str
 
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

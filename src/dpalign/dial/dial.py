@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from dpalign.chat import ChatStyle, with_system_line
-from dpalign.paper.direction import Arc, Cone, DirectionDistribution, Fixed, Preference, Simplex
+from dpalign.paper.direction import Arc, Cone, Fixed, Population, Preference, Simplex
 from dpalign.paper.prompts import PreferenceTemplate, render_preference
 from dpalign.rows import Message
 from dpalign.train.contract import FILE, Contract, FrontPoint, read_contract
@@ -42,7 +42,7 @@ class Dial:
     chat: ChatStyle
     arc: tuple[float, float] | None = None
     """The trained range in degrees, low and high, where it is one of angles."""
-    population: DirectionDistribution | None = None
+    population: Population | None = None
     """The directions trained on, where the contract tells them."""
     front: tuple[FrontPoint, ...] = ()
     """The measured front, where the contract tells it."""
@@ -138,7 +138,7 @@ class Dial:
         }
 
     @property
-    def _population(self) -> DirectionDistribution | None:
+    def _population(self) -> Population | None:
         return Arc(*self.arc) if self.population is None and self.arc is not None else self.population
 
     @contextlib.contextmanager
@@ -188,7 +188,7 @@ class Dial:
             )
 
 
-def _outside(preference: Preference, population: DirectionDistribution | None) -> str | None:
+def _outside(preference: Preference, population: Population | None) -> str | None:
     """In words the trained directions that do not hold this one; None if they do, or if nobody said."""
     match population:
         case Arc(low, high):

@@ -1,8 +1,8 @@
 """User preferences as directions in reward space (section 2.2), and distributions over them.
 
-A direction is a unit vector v over named objectives. Angles are degrees at the surface: v = (cos a, sin a) over
-two objectives, so that -45 weighs the first against as much of the second. All randomness of the package is drawn
-from `rng_for`, keyed by what the draw means.
+A direction is a unit vector v over named objectives. Over two objectives it is an angle in degrees:
+v = (cos a, sin a), and -45 weighs the first objective as much as the second, with a minus. All randomness of the
+package comes from `rng_for`, keyed by the meaning of the draw.
 
 Shapes: N draws, V evaluation directions, K objectives.
 """
@@ -15,7 +15,7 @@ import numbers
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _POOL = 4096
-"""Draws out of which the even set of three and more objectives is chosen."""
+"""Size of the pool from which evenly spread directions of three or more objectives are chosen."""
 
 
 def rng_for(*meaning: int | str) -> np.random.Generator:
@@ -43,13 +43,13 @@ def rng_for(*meaning: int | str) -> np.random.Generator:
 
 
 def name_hint(name: object, known: Sequence[str]) -> str:
-    """What an error says after an unknown name: the nearest known one, and all of them."""
+    """The end of an error about an unknown name: the nearest known name, then all of them."""
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
     return (f"nearest: {nearest[0]!r}; " if nearest else "") + f"known: {', '.join(known) or 'none'}"
 
 
 def check_objective_names(names: Sequence[str]) -> None:
-    """ValueError unless the names are distinct words that a prompt can carry and a parser read back."""
+    """Raise ValueError unless the names are distinct words that a prompt can carry."""
     if not names:
         raise ValueError("no objectives are named; name at least one")
     for name in names:
@@ -66,8 +66,6 @@ class Preference:
 
     objectives: tuple[str, ...]
     v: tuple[float, ...]
-    given_norm: float = field(default=1.0, compare=False)
-    """The length of the weights as the user gave them, before they were normalised."""
 
     def __post_init__(self) -> None:
         check_objective_names(self.objectives)
@@ -86,10 +84,10 @@ class Preference:
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, float], objectives: Sequence[str]) -> Self:
-        """Normalise weights by name, in the order of `objectives`; a name left out weighs 0.
+        """Normalise weights by name, in the order of `objectives`; a missing name weighs 0.
 
         Raises:
-            ValueError: an unknown name, a weight that is NaN, infinite or text, or nothing but zeros.
+            ValueError: an unknown name; a weight that is NaN, infinite or no number; all weights zero.
         """
         for name in weights:
             if name not in objectives:
@@ -98,20 +96,20 @@ class Preference:
 
     @classmethod
     def from_vector(cls, v_K: Sequence[float] | Array, objectives: Sequence[str]) -> Self:
-        """Normalise a vector given in the order of `objectives`; it keeps its own length in `given_norm`."""
+        """Normalise a vector in the order of `objectives`."""
         check_objective_names(objectives)
         if len(v_K) != len(objectives):
             raise ValueError(f"{len(v_K)} weights for {len(objectives)} objectives ({', '.join(objectives)})")
-        given = [_number(f"weight of {name!r}", w) for name, w in zip(objectives, v_K, strict=True)]
-        largest = max(abs(w) for w in given)
+        weights = [_number(f"weight of {name!r}", w) for name, w in zip(objectives, v_K, strict=True)]
+        largest = max(abs(w) for w in weights)
         if largest == 0.0:
             raise ValueError(
                 f"all weights of ({', '.join(objectives)}) are zero: that is no direction; weigh at least one"
             )
         # Divided by the largest first, as the chat template does it: the squares neither overflow nor vanish.
-        scaled = [w / largest for w in given]
+        scaled = [w / largest for w in weights]
         norm = sum(w * w for w in scaled) ** 0.5
-        return cls(tuple(objectives), tuple(w / norm for w in scaled), norm * largest)
+        return cls(tuple(objectives), tuple(w / norm for w in scaled))
 
     @property
     def angle(self) -> float:
@@ -150,7 +148,7 @@ class Arc:
     high: float = 0.0
     """Degrees of the other end; the evaluation grid starts here."""
     stratified: bool = False
-    """One angle from each of n equal slices, in order from high to low; the paper draws all n independently."""
+    """One angle from each of n equal slices, from high to low. The paper draws all n independently."""
 
     def __post_init__(self) -> None:
         low, high = _number("arc.low", self.low), _number("arc.high", self.high)
@@ -196,7 +194,7 @@ class Simplex:
 
 @dataclass(frozen=True)
 class Grid:
-    """The evenly spread directions of another distribution, each as likely."""
+    """The evenly spread directions of another population, all equally likely."""
 
     of: Arc | Cone | Sphere | Simplex
     points: int
@@ -208,7 +206,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Fixed:
-    """Directions from a list, each as likely; rows of any length, normalised when drawn."""
+    """Directions from a list, all equally likely; rows of any length, normalised when drawn."""
 
     directions: tuple[tuple[float, ...], ...]
 
@@ -216,13 +214,13 @@ class Fixed:
         _unit_rows(self.directions, "fixed.directions")
 
 
-DirectionDistribution = Arc | Cone | Sphere | Simplex | Grid | Fixed
-"""P_v, the population of users (Eq. 4)."""
+Population = Arc | Cone | Sphere | Simplex | Grid | Fixed
+"""P_v, the population of users, as a distribution of directions (Eq. 4)."""
 
 
-def objective_count(distribution: DirectionDistribution) -> int:
-    """K, the number of objectives that the distribution's directions weigh."""
-    match distribution:
+def objective_count(population: Population) -> int:
+    """K, the number of objectives that the population's directions weigh."""
+    match population:
         case Arc():
             return 2
         case Cone(center=center):
@@ -235,12 +233,12 @@ def objective_count(distribution: DirectionDistribution) -> int:
             return len(directions[0])
 
 
-def draw_directions(distribution: DirectionDistribution, n: int, rng: np.random.Generator) -> Array:
+def draw_directions(population: Population, n: int, rng: np.random.Generator) -> Array:
     """v_NK: n directions drawn from P_v for one prompt (section 3.1 draws 5).
 
-    From a grid or a list they are drawn without repetition until it is used up, so that a prompt's directions differ.
+    A grid or a list is drawn without repetition until it is used up: the directions of a prompt then differ.
     """
-    match distribution:
+    match population:
         case Arc(low, high, stratified):
             u_N = rng.random(n)
             part_N = (np.arange(n) + u_N) / n if stratified else u_N
@@ -252,23 +250,23 @@ def draw_directions(distribution: DirectionDistribution, n: int, rng: np.random.
         case Simplex(k):
             return _normalised(rng.standard_exponential((n, k)))
         case Grid() | Fixed():
-            v_VK = _listed(distribution)
+            v_VK = _listed(population)
             rounds = math.ceil(n / len(v_VK))
             order = [rng.permutation(len(v_VK)) for _ in range(rounds)]
             return v_VK[np.concatenate(order)[:n] if order else []]
 
 
-def evaluation_grid(distribution: DirectionDistribution, n: int) -> Array:
+def evaluation_grid(population: Population, n: int) -> Array:
     """v_VK: n evenly spread directions of P_v, the same at every call.
 
-    Over an arc they are even angles from its high end to its low one: of the paper's arc ten give section 3.2's
-    directions from (1, 0) to (sqrt(2)/2, -sqrt(2)/2) (printed there with a plus, against section 3.1). A sphere of two
-    objectives is divided evenly from 0 degrees, a simplex of two into even angles from 0 to 90. With three and more
-    objectives each direction is the one farthest from those before it, out of a fixed pool, the axes first.
+    - An arc: even angles from its high end to its low end. Ten on the paper's arc are section 3.2's directions, from
+      (1, 0) to (sqrt(2)/2, -sqrt(2)/2). The paper prints a plus there, which contradicts section 3.1.
+    - A sphere of two objectives: even angles from 0 degrees; a simplex of two: even angles from 0 to 90.
+    - Three or more objectives: the axes, then always the pool's direction farthest from those before it.
     """
     if n < 1:
         raise ValueError(f"an evaluation needs at least one direction, not {n}")
-    match distribution:
+    match population:
         case Arc(low, high):
             return _on_circle(np.linspace(high, low, n))
         case Cone((x, y), angle):
@@ -279,18 +277,18 @@ def evaluation_grid(distribution: DirectionDistribution, n: int) -> Array:
         case Simplex(2):
             return _on_circle(np.linspace(0.0, 90.0, n))
         case Cone(center):
-            return _farthest(distribution, _unit_rows([center], "cone.center"), n)
+            return _farthest(population, _unit_rows([center], "cone.center"), n)
         case Sphere(k) | Simplex(k):
-            return _farthest(distribution, np.eye(k), n)
+            return _farthest(population, np.eye(k), n)
         case Grid() | Fixed():
-            v_VK = _listed(distribution)
+            v_VK = _listed(population)
             if n != len(v_VK):
                 raise ValueError(f"{n} evaluation directions of a list of {len(v_VK)}; ask for all {len(v_VK)}")
             return v_VK
 
 
-def _listed(distribution: Grid | Fixed) -> Array:
-    match distribution:
+def _listed(population: Grid | Fixed) -> Array:
+    match population:
         case Grid(of, points):
             return evaluation_grid(of, points)
         case Fixed(directions):
@@ -303,7 +301,7 @@ def _on_circle(degrees_N: Array) -> Array:
 
 
 def _in_cone(center_K: Array, degrees: float, n: int, rng: np.random.Generator) -> Array:
-    """Uniform on a spherical cap: the angle from the centre has density sin^(K-2), its side is uniform."""
+    """Uniform on a spherical cap: the angle from the centre has density sin^(K-2), the side is uniform."""
     angle_G = np.linspace(0.0, math.radians(degrees), 4097)
     density_G = np.sin(angle_G) ** (len(center_K) - 2)
     mass_G = np.concatenate([[0.0], np.cumsum((density_G[1:] + density_G[:-1]) / 2)])
@@ -313,9 +311,9 @@ def _in_cone(center_K: Array, degrees: float, n: int, rng: np.random.Generator) 
     return np.cos(angle_N1) * center_K + np.sin(angle_N1) * side_NK
 
 
-def _farthest(distribution: Cone | Sphere | Simplex, first_FK: Array, n: int) -> Array:
-    """Farthest-point choice: deterministic, even, for any number of directions and objectives."""
-    pool_PK = np.concatenate([first_FK, draw_directions(distribution, _POOL, rng_for("evaluation grid"))])
+def _farthest(population: Cone | Sphere | Simplex, first_FK: Array, n: int) -> Array:
+    """Farthest-point choice from a fixed pool, for any number of directions and objectives."""
+    pool_PK = np.concatenate([first_FK, draw_directions(population, _POOL, rng_for("evaluation grid"))])
     chosen = [0]
     nearest_P = pool_PK @ pool_PK[0]
     while len(chosen) < n:

@@ -1,6 +1,6 @@
 """Objectives: named linear readings of reward heads (section 3.1).
 
-A reward model scores every answer on all its heads; an objective says which of them a user weighs. All values are
+A reward model scores every answer on all its heads; an objective names the heads that a user weighs. All values are
 in 0-100 units.
 
 Shapes: N scored answers, H heads of the reward model, K objectives.
@@ -21,13 +21,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Objective:
-    """A named linear reading of reward heads: their mean, or their sum with the weights given."""
+    """A named linear reading of reward heads: their mean, or their weighted sum."""
 
     name: str
     heads: tuple[str, ...]
     """Heads by name, or by index in the reward model's list ("4")."""
     weights: tuple[float, ...] | None = None
-    """One a head; None takes the mean. The reading stays within 0-100 when they sum to 1."""
+    """One weight a head; None takes the mean. The reading stays within 0-100 when the weights sum to 1."""
 
     def __post_init__(self) -> None:
         check_objective_names([self.name])
@@ -57,7 +57,7 @@ PAPER_OBJECTIVES: Final = (
 
 
 def head_indices(objective: Objective, heads: Sequence[str]) -> tuple[int, ...]:
-    """Where the objective's heads stand in a reward model's list of heads.
+    """Indices of the objective's heads in a reward model's list of heads.
 
     Raises:
         ValueError: the model has no such head, or the objective names one twice.
@@ -79,26 +79,26 @@ def head_indices(objective: Objective, heads: Sequence[str]) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def by_name(table_NG: ArrayLike, given: Sequence[str], wanted: Sequence[str]) -> Array:
-    """The columns of a table of heads for other heads, by name: (N, H); NaN for a head that the table lacks."""
-    given_NG = np.asarray(table_NG, dtype=np.float64)
-    column = {head: given_NG[:, g] for g, head in enumerate(given)}
-    return np.stack([column.get(head, np.full(len(given_NG), np.nan)) for head in wanted], axis=1)
+def by_name(table_NG: ArrayLike, names: Sequence[str], heads: Sequence[str]) -> Array:
+    """A table with columns `names` in the order of `heads`: (N, H); NaN for a head without a column."""
+    values_NG = np.asarray(table_NG, dtype=np.float64)
+    column = dict(zip(names, values_NG.T, strict=True))
+    return np.stack([column.get(head, np.full(len(values_NG), np.nan)) for head in heads], axis=1)
 
 
 def all_known(objectives: Sequence[Objective], heads: Sequence[str], known: Sequence[str]) -> bool:
-    """Whether every head that the objectives read, of the reward model's, is among those known."""
+    """Whether every head that the objectives read from the reward model is in `known`."""
     return all(heads[index] in known for objective in objectives for index in head_indices(objective, heads))
 
 
 def read_objectives(rewards_NH: ArrayLike, heads: Sequence[str], objectives: Sequence[Objective]) -> Array:
-    """rewards_NK: what the objectives read from the heads, in 0-100 units.
+    """rewards_NK: the objectives of each answer, in 0-100 units.
 
     Heads that no objective reads may be NaN (unlabelled).
 
     Raises:
-        ValueError: an unknown head, two objectives of one name, a table of another width than the list of heads, or
-            a NaN or infinite score in a head that is read.
+        ValueError: an unknown head; two objectives of one name; a table whose width is not the number of heads; a NaN
+            or infinite score in a head that an objective reads.
     """
     check_objective_names([objective.name for objective in objectives])
     scores_NH = np.asarray(rewards_NH, dtype=np.float64)

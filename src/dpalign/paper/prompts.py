@@ -1,30 +1,35 @@
-"""The lines and inputs that a model sees, named and versioned, with the parsers that read them back.
+"""The lines and inputs that a model sees, named and versioned.
 
 - a preference line tells the policy its direction v: `dpa-v1` (the released model's), `fig1` (the paper's figure 1),
   `world-v1` (short, for a tiny model);
 - a condition line tells SteerLM the rewards to reach: `steerlm` (its authors' labels), `world-v1`;
 - a reward input shows the reward model a chat and an answer, never a direction: `dpa-v1` (released), `world-v1`.
 
-A preference line states the integers round(100 v). Halves go away from zero, and what lies within 1e-9 of a half
-counts as one, so that Python and Jinja write the same digits whatever their last bits.
+A preference line states the integers round(100 v). Halves round away from zero, and a value within 1e-9 of a half
+counts as a half: Python and Jinja then write the same digits, whatever their last bits.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypedDict, get_args
 
 from dpalign.paper.direction import Preference, check_objective_names, name_hint
-
-if TYPE_CHECKING:
-    from dpalign.rows import Message
 
 PreferenceTemplate = Literal["dpa-v1", "fig1", "world-v1"]
 ConditionTemplate = Literal["steerlm", "world-v1"]
 RewardTemplate = Literal["dpa-v1", "world-v1"]
 
+
+class Message(TypedDict):
+    """A turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
 MISSING: Final = -100.0
-"""SteerLM's mark of a label that a row lacks."""
+"""SteerLM's mark of a missing label."""
 
 _RELEASED = "You are a helpful, respectful, and honest assistant who always responds to the user in a harmless way."
 _FIG1 = "You are a helpful assistant."
@@ -35,18 +40,9 @@ _RATE = (
     "these aspects: helpfulness, correctness, coherence, honesty, complexity, verbosity"
 )
 HALF: Final = 0.5 + 1e-9
-"""What rounding adds: Python and Jinja write the same digits with it."""
+"""Added before rounding down, in Python and in Jinja alike."""
 
 _NAME = r"[A-Za-z][A-Za-z0-9_-]*"
-_INTEGER = rf"{_NAME}\*-?\d+"
-_DECIMAL = rf"{_NAME}\*-?\d+\.\d+"
-_END = r"(?![\w*]|\.\d| [+-] )"
-_PREFERENCE_LINES: Final = {
-    "dpa-v1": re.compile(rf"weighted rating = ({_INTEGER}(?: \+ {_INTEGER})*){_END}"),
-    "fig1": re.compile(rf"weighted rating = ({_DECIMAL}(?: [+-] {_NAME}\*\d+\.\d+)*){_END}"),
-    "world-v1": re.compile(rf"(?<![\w*.-])(?<![=+-] )({_INTEGER}(?: {_INTEGER})*){_END}"),
-}
-_TERM = re.compile(rf"(?:([+-]) )?({_NAME})\*(-?[\d.]+)")
 _CONDITION_LINES: Final = {
     "steerlm": re.compile(rf".*{_ATTRIBUTES}({_NAME}:[0-4](?:,{_NAME}:[0-4])*)(?![\w:.]).*", re.DOTALL),
     "world-v1": re.compile(rf"\s*({_NAME} \d+(?: {_NAME} \d+)*)\s*"),
@@ -56,9 +52,9 @@ _CONDITION_LINES: Final = {
 def render_preference(preference: Preference, template: PreferenceTemplate) -> str:
     """The system line that tells a policy its direction, for any number of objectives.
 
-    `fig1` writes the hundredths only where there are any: the figure's 0.8, and 0.97 for what it does not show.
+    `fig1` writes tenths as the figure does (0.8), and hundredths where they are needed (0.97).
     """
-    known("preference template", template, PreferenceTemplate)
+    require_known("preference template", template, PreferenceTemplate)
     parts = [(name, _hundredths(w)) for name, w in preference.weights.items()]
     match template:
         case "dpa-v1":
@@ -72,7 +68,7 @@ def render_preference(preference: Preference, template: PreferenceTemplate) -> s
 
 
 def line_pieces(template: PreferenceTemplate) -> tuple[str, str, str]:
-    """What a preference line is made of: its opening, and what stands before a further plus or minus term."""
+    """The pieces of a preference line: its opening, the joint before a plus term, the joint before a minus term."""
     match template:
         case "dpa-v1":
             return f"{_RELEASED} {_RATING}", " + ", " + "
@@ -82,31 +78,13 @@ def line_pieces(template: PreferenceTemplate) -> tuple[str, str, str]:
             return "", " ", " "
 
 
-def parse_preference(text: str, template: PreferenceTemplate) -> Preference:
-    """Read a direction back from its line, wherever in a text it stands; exact to the digits that the line states.
-
-    Raises:
-        ValueError: the text holds no such line or several, names an objective twice, or weighs nothing.
-    """
-    known("preference template", template, PreferenceTemplate)
-    found = _PREFERENCE_LINES[template].findall(text)
-    if len(found) != 1:
-        example = render_preference(Preference.from_angle(-15, ("helpfulness", "verbosity")), template)
-        others = [other for other, line in _PREFERENCE_LINES.items() if other != template and line.search(text)]
-        meant = f"; it reads as {' or '.join(others)}" if others and not found else ""
-        raise ValueError(f"{len(found)} preference lines of {template!r} in {_shown(text)} (one: {example!r}){meant}")
-    terms = [(name, float(n) * (-1 if sign == "-" else 1)) for sign, name, n in _TERM.findall(found[0])]
-    scale = 1 if template == "fig1" else 100
-    return Preference.from_vector([n / scale for _, n in terms], tuple(name for name, _ in terms))
-
-
 def render_condition(rewards: Mapping[str, float | None], template: ConditionTemplate) -> str:
-    """The system line that tells SteerLM which rewards (0-100) to reach; those missing (None, -100) are left out.
+    """The system line that tells SteerLM which rewards (0-100) to reach; missing ones (None, -100) are left out.
 
-    `steerlm` states the labels 0..4 of which 20 l + 10 are rewards, clipped and rounded; `world-v1` the rewards as
-    integers. The paper does not say where the labels stand: here they end a system line worded like `dpa-v1`.
+    `steerlm` states labels l of 0..4, where 20 l + 10 is the reward, clipped and rounded. `world-v1` states the
+    rewards as integers. The paper does not say where the labels stand: here they end a line worded like `dpa-v1`.
     """
-    known("condition template", template, ConditionTemplate)
+    require_known("condition template", template, ConditionTemplate)
     present = {name: value for name, value in rewards.items() if value is not None and value != MISSING}
     if not present:
         raise ValueError(f"no reward to condition on among {dict(rewards)}; give at least one")
@@ -131,41 +109,41 @@ def stated_reward(value: float, template: ConditionTemplate) -> float:
 
 def parse_condition(text: str, template: ConditionTemplate) -> dict[str, float]:
     """The rewards (0-100) that a condition line states: anywhere in a text for `steerlm`, alone for `world-v1`."""
-    known("condition template", template, ConditionTemplate)
-    found = _CONDITION_LINES[template].fullmatch(text)
-    if not found:
+    require_known("condition template", template, ConditionTemplate)
+    line = _CONDITION_LINES[template].fullmatch(text)
+    if not line:
         example = render_condition({"helpfulness": 90, "verbosity": 50}, template)
-        raise ValueError(f"no condition line of {template!r} in {_shown(text)} (one: {example!r})")
-    words = re.split("[:, ]", found[1])
+        raise ValueError(f"no condition line of {template!r} in {text[:200]!r} (one: {example!r})")
+    words = re.split("[:, ]", line[1])
     check_objective_names(words[::2])
     values = [float(word) for word in words[1::2]]
     return dict(zip(words[::2], [20 * v + 10 for v in values] if template == "steerlm" else values, strict=True))
 
 
-def reward_input_frame(messages: "Sequence[Message]", template: RewardTemplate) -> tuple[str, str]:
-    """What stands before and after the answer in the reward model's input; all answers of a prompt share it.
+def reward_input_frame(messages: Sequence[Message], template: RewardTemplate) -> tuple[str, str]:
+    """The text before and after the answer in the reward model's input; all answers to a prompt share it.
 
-    System messages are left out: the released form has no place for them, and the direction must not be seen.
+    System messages are left out: the released form has no place for them, and they would show the direction.
     """
-    known("reward template", template, RewardTemplate)
+    require_known("reward template", template, RewardTemplate)
     turns = _dialogue(messages)
     match template:
         case "dpa-v1":
-            said = "".join(f"\n\n{role.capitalize()}: {content}" for role, content in turns)
-            return f"{_RATE}{said}\n\nAssistant: ", " [/INST]"
+            dialogue = "".join(f"\n\n{role.capitalize()}: {content}" for role, content in turns)
+            return f"{_RATE}{dialogue}\n\nAssistant: ", " [/INST]"
         case "world-v1":
-            said = "".join(f"{'rate' if role == 'user' else 'answer'}: {content}\n" for role, content in turns)
-            return f"{said}answer: ", "\nscore:"
+            dialogue = "".join(f"{'rate' if role == 'user' else 'answer'}: {content}\n" for role, content in turns)
+            return f"{dialogue}answer: ", "\nscore:"
 
 
-def render_reward_input(messages: "Sequence[Message]", response: str, template: RewardTemplate) -> str:
+def render_reward_input(messages: Sequence[Message], response: str, template: RewardTemplate) -> str:
     """The reward model's input for one answer: no chat template, no EOS (section 3.1, as released)."""
     before, after = reward_input_frame(messages, template)
     return before + response + after
 
 
-def _dialogue(messages: "Sequence[Message]") -> list[tuple[str, str]]:
-    """(role, content) of the turns, system messages left out; they alternate, from the user to the user."""
+def _dialogue(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """(role, content) of the turns without system messages; they alternate, and the user has the first and the last."""
     turns: list[tuple[str, str]] = [
         (message["role"], message["content"]) for message in messages if message["role"] != "system"
     ]
@@ -192,11 +170,7 @@ def _nearest(value: float, highest: int) -> int:
     return int(min(max(value, 0.0), float(highest)) + HALF)
 
 
-def known(kind: str, name: object, choices: Any) -> None:
-    """ValueError unless a template of that name exists."""
+def require_known(kind: str, name: object, choices: Any) -> None:
+    """Raise ValueError unless the name is one of a Literal's choices."""
     if name not in get_args(choices):
         raise ValueError(f"unknown {kind} {name!r} ({name_hint(name, get_args(choices))})")
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 200 else f"{text[:197]}...")

@@ -1,7 +1,7 @@
 """Rejection sampling's choice: scalarize, then keep the best (section 2.2).
 
 Shapes: B prompts with a direction each, N candidates of one, M candidates in a prompt's whole pool, V directions of
-a prompt, K objectives. A tie goes to the lowest index, so that a choice never depends on the machine.
+a prompt, K objectives. A tie goes to the lowest index: a choice never depends on the machine.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ Bools = NDArray[np.bool_]
 Index = NDArray[np.int64]
 
 NO_ONE: Final = -1
-"""In place of a candidate's index: there is none."""
+"""The index that stands for no candidate."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Among which answers a direction's best is sought."""
+    """The pool of answers in which a direction's best is sought."""
 
     pool: Literal["direction", "prompt"] = "direction"
-    """Those drawn under the direction itself (section 2.2, step 1), or all of the prompt's, whatever they were drawn
-    under: so answers that are scored already serve other directions than their own."""
+    """The answers drawn under the direction itself (section 2.2, step 1), or all answers to the prompt: then an answer
+    serves other directions than its own, and needs no second score."""
     distinct: bool = False
-    """From a prompt's pool no answer is kept for two directions (paper silent: at t = 1 it may be)."""
+    """Keep no answer of a prompt's pool for two directions (paper silent: at t = 1 it may be)."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def pooled_best(
 ) -> Index:
     """index_BV: for each direction of a prompt the best of its whole pool, whatever direction sampled it.
 
-    `distinct` keeps no candidate twice: in the order given, a direction takes the best that those before it left.
-    With `allowed_BM` the others are never kept; a direction that finds none left has `NO_ONE`.
+    `distinct` keeps no candidate twice: each direction, in order, takes the best candidate that is left.
+    With `allowed_BM` only allowed candidates are kept. A direction without a candidate has `NO_ONE`.
 
     Raises:
-        ValueError: shapes that do not fit, a reward that is NaN or infinite, or fewer candidates than `distinct`
+        ValueError: shapes that do not fit; a reward that is NaN or infinite; fewer candidates than `distinct`
             directions.
     """
     if reward_BMK.ndim != 3 or preference_BVK.ndim != 3 or reward_BMK.shape[::2] != preference_BVK.shape[::2]:
@@ -94,7 +94,7 @@ def pooled_best(
 
 
 def members(group_N: Index, groups: int) -> Index:
-    """row_GM: the rows of each group in their own order, filled up with `NO_ONE` to the largest.
+    """row_GM: the rows of each group in their own order, filled up with `NO_ONE` to the largest group.
 
     Args:
         group_N: each row's group, from 0 to `groups` - 1.

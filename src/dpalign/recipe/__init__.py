@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpalign.engines.knobs import Engines, Model
-from dpalign.paper.direction import Arc, Cone, DirectionDistribution, Fixed, Grid, Simplex, Sphere
+from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Population, Simplex, Sphere
 from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective
 from dpalign.paper.selection import Selection
 from dpalign.recipe import config
@@ -152,7 +152,7 @@ class Steering:
     template: Literal["dpa-v1", "fig1", "world-v1"] = "dpa-v1"
     """The system line; the default is the released policy's."""
 
-    def trained(self, objectives: int) -> DirectionDistribution:
+    def trained(self, objectives: int) -> Population:
         """What training directions are drawn from: P_v, with the margin around it.
 
         Raises:
@@ -167,7 +167,7 @@ class Steering:
             )
         return replace(population, low=self.low - self.margin, high=self.high + self.margin)
 
-    def population(self, objectives: int) -> DirectionDistribution:
+    def population(self, objectives: int) -> Population:
         """P_v over so many objectives (Eq. 4)."""
         match self.distribution:
             case "arc":

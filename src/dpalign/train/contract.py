@@ -15,9 +15,9 @@ from dpalign.chat import ChatStyle
 from dpalign.paper.direction import (
     Arc,
     Cone,
-    DirectionDistribution,
     Fixed,
     Grid,
+    Population,
     Preference,
     Simplex,
     Sphere,
@@ -61,7 +61,7 @@ class Contract:
     """The reward heads that each reads, in the order of the preference line; empty where nobody said."""
     heads: tuple[str, ...] = ()
     """The reward model's, in order."""
-    population: DirectionDistribution | None = None
+    population: Population | None = None
     """The directions trained on; None where nobody said."""
     iteration: int | None = None
     eos: str | None = None
@@ -200,7 +200,7 @@ def _text(value: object) -> str:
     return value
 
 
-def _said_of(population: DirectionDistribution | None) -> dict[str, Any]:
+def _said_of(population: Population | None) -> dict[str, Any]:
     """The trained directions as `dpa.json` has them: the name of P_v, and what it takes."""
     match population:
         case None:
@@ -221,7 +221,7 @@ def _said_of(population: DirectionDistribution | None) -> dict[str, Any]:
             return {"distribution": "simplex", "range": None}
 
 
-def _population_of(said: Mapping[str, Any], k: int) -> DirectionDistribution | None:
+def _population_of(said: Mapping[str, Any], k: int) -> Population | None:
     """The trained directions; None where the file does not tell them whole, as format 1 did of some."""
     match said:
         case {"distribution": "arc", "range": [low, high]}:
