@@ -10,17 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dpalign.data.chats import read_instructions, read_ultrachat
 from dpalign.data.helpsteer import read_helpsteer
 from dpalign.data.pairs import read_binarized, read_preference_pairs
 from dpalign.data.ratings import Rescaling
 from dpalign.data.report import ReadReport, render_reports, require_rows
-from dpalign.data.rows import conversations_of, prompts_of
 from dpalign.data.sources import read_source, split_named
-from dpalign.data.ultrachat import read_ultrachat
 from dpalign.data.ultrafeedback import read_ultrafeedback, repair_ten
-from dpalign.data.union import merge_repeats, read_rated
+from dpalign.data.union import merge_repeats, prompts_of, read_rated
 from dpalign.rows import CONVERSATIONS, PROMPTS, RATED, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.stages.data import read_ratings
+from dpalign.stages.data import read_chats, read_ratings
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HELPSTEER = str(FIXTURES / "helpsteer.jsonl")
@@ -63,8 +62,8 @@ def test_the_full_range_is_a_knob() -> None:
     rows, _ = read_ultrafeedback(ULTRAFEEDBACK, rescaling=Rescaling(aspects="25r-25", overall="100/9(s-1)"))
     assert rows[0]["labels"][6:] == [100.0, 100.0, 100.0, 75.0]
     assert rows[0]["labels"][5] == pytest.approx(750 / 9)
-    with pytest.raises(ValueError, match=r"rescaling\.helpsteer is '30l', expected one of 20l\+10, 25l"):
-        Rescaling(helpsteer="30l")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'30l'"):
+        read_helpsteer(HELPSTEER, rescaling=Rescaling(helpsteer="30l"))  # type: ignore[arg-type]
 
 
 def test_ultrafeedback_quirks_are_counted_and_repaired() -> None:
@@ -95,11 +94,6 @@ def test_ultrafeedback_quirks_are_counted_and_repaired() -> None:
 )
 def test_a_ten_is_repaired_by_the_mean_of_the_aspects(aspects: list[float], repaired: float | None) -> None:
     assert repair_ten(aspects) == repaired
-
-
-def test_a_file_known_to_be_right_keeps_its_tens() -> None:
-    rows, _ = read_ultrafeedback(ULTRAFEEDBACK, repair_tens=False)
-    assert [row["labels"][5] for row in rows[:4]] == [80.0, 95.0, 95.0, 95.0]
 
 
 def test_pairs_label_the_overall_head_alone() -> None:
@@ -141,9 +135,7 @@ def test_every_form_is_read_by_its_name_and_fits_its_parquet_schema(tmp_path: Pa
     ]
     assert write_rows(tmp_path / "rated.parquet", rows, RATED) == 16
     assert next(read_rows(tmp_path / "rated.parquet", RATED)) == rows[0]
-    write_rows(
-        tmp_path / "sft.parquet", [*read_ultrachat(ULTRACHAT)[0], *conversations_of(rows, "replay")], CONVERSATIONS
-    )
+    write_rows(tmp_path / "sft.parquet", read_ultrachat(ULTRACHAT)[0], CONVERSATIONS)
     prompts = prompts_of(rows, {row["prompt_id"]: "D1" for row in rows if row["source"] == "pairs"})
     assert [prompt["messages"][0]["content"] for prompt in prompts] == ["Boil an egg.", "Boil an egg quickly."]
     write_rows(tmp_path / "prompts.parquet", prompts, PROMPTS)
@@ -168,60 +160,52 @@ def test_a_row_cut_in_half_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "cut.jsonl"
     whole = json.dumps(HELPSTEER_ROW)
     path.write_text(f"{whole}\n{whole[:40]}")
-    with pytest.raises(
-        ValueError, match=r"cut\.jsonl, line 2: not a whole JSON row .*may be cut short: fetch it again"
-    ):
+    with pytest.raises(ValueError, match=r"cut\.jsonl, line 2: "):
         read_helpsteer(str(path))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "place"),
     [
-        ({"verbosity": 7}, "line 2: verbosity is 7, expected a whole number from 0 to 4; correct or remove the row"),
-        ({"verbosity": -1}, "verbosity is -1, expected a whole number"),
-        ({"verbosity": "3"}, "verbosity is '3', expected a whole number"),
-        ({"verbosity": True}, "verbosity is True, expected a whole number"),
-        ({"verbosity": float("nan")}, "verbosity is nan, expected a whole number"),
-        ({"verbosity": None}, "verbosity is None, expected a whole number"),
-        ({"response": 12}, "response is 12, expected text"),
-        ({"response": "half a pair \ud83d"}, "half a surrogate pair"),
+        ({"verbosity": 7}, "line 2: verbosity is 7"),
+        ({"verbosity": -1}, "verbosity is -1"),
+        ({"verbosity": "3"}, "verbosity is '3'"),
+        ({"verbosity": True}, "verbosity is True"),
+        ({"verbosity": float("nan")}, "verbosity is nan"),
+        ({"verbosity": None}, "verbosity is None"),
+        ({"response": 12}, "response is 12"),
+        ({"response": "half a pair \ud83d"}, "response is 'half a pair"),
     ],
 )
-def test_a_malformed_helpsteer_value_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_malformed_helpsteer_value_is_refused(tmp_path: Path, change: dict[str, Any], place: str) -> None:
     source = write_jsonl(tmp_path / "bad.jsonl", HELPSTEER_ROW, {**HELPSTEER_ROW, **change})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=place):
         read_helpsteer(source)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "place"),
     [
-        (
-            "Rating",
-            "6",
-            r"line 1, completions\[0\], annotations, honesty: Rating is '6', expected a number from 1 to 5",
-        ),
+        ("Rating", "6", r"line 1, completions\[0\], annotations, honesty: Rating is '6'"),
         ("Rating", "good", "Rating is 'good'"),
         ("Rating", float("nan"), "Rating is nan"),
         ("Rating", ["5"], r"Rating is \['5'\]"),
-        ("overall_score", 11, r"completions\[0\]: overall_score is 11, expected a number from 1 to 10"),
-        ("overall_score", float("nan"), "overall_score is nan"),
+        ("Rating", True, "Rating is True"),
+        ("overall_score", 11, r"completions\[0\]: overall_score is 11"),
     ],
 )
-def test_a_malformed_ultrafeedback_rating_is_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
+def test_a_malformed_ultrafeedback_rating_is_refused(tmp_path: Path, key: str, value: Any, place: str) -> None:
     row = first_ultrafeedback_row()
     completion = row["completions"][0]
     (completion["annotations"]["honesty"] if key == "Rating" else completion)[key] = value
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=place):
         read_ultrafeedback(write_jsonl(tmp_path / "bad.jsonl", row))
 
 
 def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
     row = first_ultrafeedback_row()
     del row["completions"][2]["annotations"]["truthfulness"]
-    with pytest.raises(
-        ValueError, match=r"completions\[2\], annotations: no column 'truthfulness' \(it has instruction_"
-    ):
+    with pytest.raises(ValueError, match=r"completions\[2\], annotations: no column 'truthfulness'"):
         read_ultrafeedback(write_jsonl(tmp_path / "bad.jsonl", row))
     with pytest.raises(ValueError, match="no column 'instruction'"):
         read_ultrafeedback(HELPSTEER)
@@ -230,11 +214,11 @@ def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> Non
 def test_pairs_and_chats_with_bad_values_are_refused(tmp_path: Path) -> None:
     pair = json.loads(Path(PAIRS).read_text().splitlines()[0])
     pair["metadata"]["score_rejected"] = 0
-    with pytest.raises(ValueError, match="line 1, metadata: score_rejected is 0, expected a number from 1 to 10"):
+    with pytest.raises(ValueError, match="line 1, metadata: score_rejected is 0"):
         read_preference_pairs(write_jsonl(tmp_path / "pairs.jsonl", pair))
-    with pytest.raises(ValueError, match=r"messages\[0\]: role is 'robot', expected one of system, user, assistant"):
+    with pytest.raises(ValueError, match=r"messages\[0\]: role is 'robot'"):
         read_ultrachat(write_jsonl(tmp_path / "chat.jsonl", {"messages": [{"role": "robot", "content": "Hi"}]}))
-    with pytest.raises(ValueError, match=r"chosen is .* expected a chat that ends with the assistant's answer"):
+    with pytest.raises(ValueError, match="line 1: chosen is "):
         read_binarized(write_jsonl(tmp_path / "bin.jsonl", {"chosen": [{"role": "user", "content": "Hi"}]}))
 
 
@@ -242,23 +226,14 @@ def test_a_missing_file_and_a_broken_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "object.json").write_text('{"rows": []}')
     (tmp_path / "list.jsonl").write_text("[1, 2]\n")
-    for name, message in [
-        ("none.jsonl", "none.jsonl: no such file"),
-        ("broken.parquet", "not a readable Parquet file"),
-        ("object.json", "expected a list of rows"),
-        ("list.jsonl", r"line 1: \[1, 2\] is not an object"),
-    ]:
-        with pytest.raises(ValueError, match=message):
+    for name in ("none.jsonl", "broken.parquet", "object.json", "list.jsonl"):
+        with pytest.raises(ValueError, match=name):
             list(read_source(str(tmp_path / name)))
-
-
-def test_a_file_is_one_split_whatever_the_hub_calls_it() -> None:
-    assert read_helpsteer(HELPSTEER, "train") == read_helpsteer(HELPSTEER)
 
 
 @pytest.mark.parametrize("split", [None, "train+test", "train[:10]"])
 def test_the_hub_gives_one_named_split_and_never_a_sum_of_splits(split: str | None) -> None:
-    with pytest.raises(ValueError, match="expected the name of one split"):
+    with pytest.raises(ValueError, match="nvidia/HelpSteer: split is "):
         list(read_source("nvidia/HelpSteer", split))
 
 
@@ -314,15 +289,51 @@ def test_the_table_says_what_was_read_kept_and_filtered() -> None:
     )
 
 
-def test_an_empty_data_set_is_refused_with_the_table() -> None:
+def test_an_empty_data_set_is_refused_with_its_counts() -> None:
     report = ReadReport("helpsteer", "h.jsonl", 3, 0, {"empty response": 3})
-    with pytest.raises(ValueError, match=r"no rated answers left after filtering(.|\n)*3 empty response"):
+    with pytest.raises(ValueError, match=r"rated answers(.|\n)*3 empty response"):
         require_rows([], "rated answers", [report])
 
 
 def test_a_report_that_loses_a_row_is_impossible() -> None:
     with pytest.raises(AssertionError, match="unaccounted"):
         ReadReport("helpsteer", "h.jsonl", 3, 1, {"empty response": 1})
+
+
+# --- instruction rows
+
+
+def write_json(path: Path, *rows: dict[str, str | None]) -> str:
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def test_an_instruction_and_its_input_are_one_user_turn(tmp_path: Path) -> None:
+    source = write_json(
+        tmp_path / "rows.json",
+        {"instruction": "Correct the spelling.", "input": "freind", "output": "friend"},
+        {"instruction": "Name a prime number.", "input": None, "output": "Seven."},
+        {"instruction": " ", "input": "freind", "output": "friend"},
+        {"instruction": "Name a prime number.", "input": "", "output": ""},
+    )
+    rows, report = read_instructions(source)
+    assert [row["messages"] for row in rows] == [
+        user_prompt("Correct the spelling.\n\nfreind"),
+        user_prompt("Name a prime number."),
+    ]
+    assert [(row["response"], row["origin"]) for row in rows] == [("friend", "sft"), ("Seven.", "sft")]
+    assert rows[1]["prompt_id"] == prompt_id(user_prompt("Name a prime number."))
+    assert (report.read, report.filtered) == (4, {"empty prompt": 1, "empty response": 1})
+
+
+def test_the_columns_decide_which_reader_takes_a_file(tmp_path: Path) -> None:
+    whole = write_json(tmp_path / "rows.json", {"instruction": "Name a prime number.", "input": "", "output": "7"})
+    assert read_chats(whole, None)[1].source == "instructions"
+    assert read_chats(ULTRACHAT, None)[1].source == "ultrachat"
+    assert read_chats(write_json(tmp_path / "none.json"), None)[0] == []
+    cut = write_json(tmp_path / "cut.json", {"instruction": "Name a prime number.", "input": ""})
+    with pytest.raises(ValueError, match=r"cut\.json, row 1: no column 'output'"):
+        read_instructions(cut)
 
 
 @pytest.mark.skipif("DPA_REAL_DATA" not in os.environ, reason="DPA_REAL_DATA is not set")
@@ -334,3 +345,6 @@ def test_the_real_rows_are_read_without_a_loss() -> None:
     pairs, report = read_preference_pairs(str(folder / "ultrafeedback_pairs_1000.jsonl"))
     assert (report.read, report.kept, len({row["prompt_id"] for row in pairs})) == (2000, 1998, 1000)
     assert report.filtered == {"empty response": 2}
+    instructions, report = read_instructions(str(folder / "rasbt_instruction_1100.json"))
+    assert (report.read, report.kept) == (1100, 1100)
+    assert sum("\n\n" in row["messages"][0]["content"] for row in instructions) >= 325  # these have an input

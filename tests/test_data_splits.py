@@ -4,18 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from dpalign.data.filters import drop_held_out
-from dpalign.data.rows import Conversation, Rated, rated
-from dpalign.data.splits import split_prompts
-from dpalign.data.ultrachat import read_ultrachat
-from dpalign.rows import Message, prompt_id, user_prompt
+from dpalign.data.chats import read_ultrachat
+from dpalign.data.ratings import rated
+from dpalign.data.union import drop_held_out, split_prompts
+from dpalign.rows import Conversation, Message, Rated, prompt_id, user_prompt
 
 ULTRACHAT = str(Path(__file__).parent / "fixtures" / "ultrachat_200k.jsonl")
 IDS = [f"{i:016x}" for i in range(1000)]
 
 
 def row(prompt: str, response: str = "Yes.") -> Rated:
-    return rated(user_prompt(prompt), response, "helpsteer", [50.0] * 10)
+    return rated(user_prompt(prompt), response, "helpsteer", {"helpsteer-verbosity": 50.0})
 
 
 def members(split_of: dict[str, str], split: str) -> set[str]:
@@ -65,11 +64,11 @@ def test_named_splits_win_and_may_hold_prompts_of_other_files() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"held_out": {"test": 1.5}}, "share of the test split is 1.5"),
-        ({"held_out": {"test": 0.5, "validation": 0.5}}, "leave nothing for D1 and D2"),
-        ({"held_out": {"test": 1e-9}}, "the test split would be empty: 1e-09 of 1000 prompts; raise its share"),
-        ({"named": {"test": [IDS[0]], "validation": [IDS[0]]}}, "is in both test and validation"),
-        ({"named": {"test": IDS[:999]}}, "1 of 1 prompts are left for D1 and D2"),
+        ({"held_out": {"test": 1.5}}, "test split is 1.5"),
+        ({"held_out": {"test": 0.5, "validation": 0.5}}, "0.5.*D1 and D2"),
+        ({"held_out": {"test": 1e-9}}, "test split .*1e-09 of 1000 prompts"),
+        ({"named": {"test": [IDS[0]], "validation": [IDS[0]]}}, "both test and validation"),
+        ({"named": {"test": IDS[:999]}}, "1 of 1 prompts"),
     ],
 )
 def test_impossible_splits_are_refused(arguments: dict, message: str) -> None:

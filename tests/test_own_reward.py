@@ -1,6 +1,7 @@
 """A reward of one's own: heads that no data set labels, and a given reward on data without the objectives' labels."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign.data.labels import labels_for, require_labels, trained_on
+from dpalign.data.ratings import labels_for, require_labels
 from dpalign.paper.objectives import by_name
 from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import HEADS, RATED, SCORES, prompt_id, read_rows, read_table, user_prompt, write_rows
+from dpalign.stages.data import trained_on
 from dpalign.stages.pools import true_objectives
 from dpalign.stages.reward import measure, open_scorer
 from dpalign.world.files import write_world
@@ -57,17 +59,22 @@ def test_labels_are_asked_for_where_a_model_is_trained_on_them() -> None:
     assert trained_on(load(MICRO, OWN)) == []
 
 
-def test_a_head_that_nobody_labels_cannot_be_trained() -> None:
+def test_a_head_without_labels_cannot_be_trained() -> None:
     rows = [row(i, "so", ultrafeedback_overall_score=70.0) for i in range(3)]
     overall = '{overall = ["ultrafeedback-overall_score"]}'
-    require_labels(load(MICRO, ["--objectives", overall]), rows, "train")
-    with pytest.raises(ValueError, match=r"'verbosity' reads head 'helpsteer-verbosity', and none of 3 training"):
-        require_labels(load(MICRO), rows, "train")
-    with pytest.raises(ValueError, match=r"'kindness' reads head 'kind', and none of the judge's 3 .*data\.judge = 0"):
-        require_labels(load(MICRO, OWN), rows, "judge")
-    spare = load(MICRO, ["--heads", '["ultrafeedback-overall_score", "kind"]', "--objectives", overall])
-    with pytest.raises(ValueError, match=r"\[heads\] has 'kind', and none of 3 training answers has a label"):
-        require_labels(spare, rows, "train")
+
+    def check(words: Sequence[str], part: str = "train") -> None:
+        recipe = load(MICRO, words)
+        require_labels(rows, recipe.objective_list, recipe.heads, part)
+
+    check(["--objectives", overall])
+    for words, part, told in (
+        ([], "train", "'verbosity' reads head 'helpsteer-verbosity', .* 3 training answers"),
+        (OWN, "judge", r"'kindness' reads head 'kind', .* judge's 3 answers .*data\.judge = 0"),
+        (["--heads", '["ultrafeedback-overall_score", "kind"]', "--objectives", overall], "train", "has 'kind'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            check(words, part)
 
 
 def test_the_stage_that_trains_refuses_a_head_without_labels_too(tmp_path: Path) -> None:

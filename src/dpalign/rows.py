@@ -1,10 +1,9 @@
 """The rows that pass between stages, and their Parquet schemas.
 
-Every stage reads finished Parquet files and writes finished Parquet files: zstd, one row group a
-shard, stable ids. A prompt is a chat (`messages`, ending with the user's turn); its id is a hash of
-its text, so that the same prompt has the same id wherever it comes from. A candidate is identified by
-(prompt_id, t, condition_index, sample); rewards are stored for all heads, so that a new direction or
-objective re-ranks old candidates without scoring them again.
+Every stage reads finished Parquet files and writes finished Parquet files: zstd, one row group a shard, stable ids. A
+prompt is a chat (`messages`, ending with the user's turn); its id is a hash of its text, the same in every data set. A
+candidate is identified by (prompt_id, t, condition_index, sample). Rewards are stored for all heads: a new direction or
+objective ranks old candidates without a new score.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -38,14 +37,45 @@ HEADS: Final = (
 """The ten reward heads of section 3.1, in the order of the released reward model."""
 
 
+HALVES: Final = ("D1", "D2")
+"""The splits that take turns in the iterations (section 3.1)."""
+
 PART: Final = 65_536
-"""Rows of a shard that is written while its rows are still being made."""
+"""Rows of a shard in `write_parts`."""
 BATCH: Final = 4096
-"""Rows in memory at once where only some are kept."""
+"""Rows in memory at once in `take_rows`."""
 
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _REWARDS = pa.list_(pa.float32())
+
+
+class Prompt(TypedDict):
+    """A row of PROMPTS."""
+
+    prompt_id: str
+    messages: list[Message]
+    split: str
+
+
+class Rated(TypedDict):
+    """A row of RATED: an answer and its labels, one a head in the order of `HEADS`, 0-100 or None."""
+
+    prompt_id: str
+    messages: list[Message]
+    response: str
+    source: str
+    labels: list[float | None]
+
+
+class Conversation(TypedDict):
+    """A row of CONVERSATIONS: a chat up to the user's last turn, and the answer to learn."""
+
+    prompt_id: str
+    messages: list[Message]
+    response: str
+    origin: str
+
 
 PROMPTS: Final = pa.schema([("prompt_id", pa.string()), ("messages", _MESSAGES), ("split", pa.string())])
 
@@ -55,7 +85,7 @@ RATED: Final = pa.schema(
         ("messages", _MESSAGES),
         ("response", pa.string()),
         ("source", pa.string()),
-        ("labels", _REWARDS),  # one a head, 0-100; null where the data set has no such label
+        ("labels", _REWARDS),  # one a head, 0-100; null without a label
     ]
 )
 
@@ -67,15 +97,15 @@ CANDIDATES: Final = pa.schema(
         ("sample", pa.int32()),
         ("condition_kind", pa.string()),  # direction | target | plain
         ("condition", _REWARDS),  # the direction v, or at t=1 the reward target, by objective
-        ("messages", _MESSAGES),  # as sampled: the system line that carried the condition included
+        ("messages", _MESSAGES),  # as sampled, with the system line of the condition
         ("response", pa.string()),
         ("tokens", pa.int32()),
-        ("finished", pa.bool_()),  # False: cut at max_new_tokens, or nothing said; never chosen
+        ("finished", pa.bool_()),  # False: cut at max_new_tokens, or empty; never chosen
     ]
 )
 
 UNFINISHED: Final = "cut at max_new_tokens, or empty"
-"""What the counts call candidates that are not finished."""
+"""The reason in the counts for candidates that are not finished."""
 
 SCORES: Final = pa.schema(
     [
@@ -90,8 +120,8 @@ SCORES: Final = pa.schema(
 CONVERSATIONS: Final = pa.schema(
     [
         ("prompt_id", pa.string()),
-        ("messages", _MESSAGES),  # what the model reads, system line included
-        ("response", pa.string()),  # what it learns to say
+        ("messages", _MESSAGES),  # the model's prompt, with its system line
+        ("response", pa.string()),  # the answer to learn
         ("origin", pa.string()),  # selected | replay | sft | steerlm
     ]
 )
@@ -139,7 +169,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def write_parts(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
-    """Write tables one after the other into finished shards of `PART` rows, and return the number of all rows."""
+    """Write tables in order into finished shards of `PART` rows; return the number of all rows."""
     waiting = schema.empty_table()
     part = total = 0
     for table in tables:
@@ -155,10 +185,10 @@ def shards(path: Path) -> list[Path]:
     """The Parquet files of a stage's folder in order, or the one file that `path` names."""
     if path.is_file():
         return [path]
-    found = sorted(path.glob("*.parquet"))
-    if not found:
+    files = sorted(path.glob("*.parquet"))
+    if not files:
         raise ValueError(f"{path}: no Parquet files here; has the stage that writes them finished?")
-    return found
+    return files
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -177,7 +207,7 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 
 @contextlib.contextmanager
 def _opened(shard: Path, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
-    """A shard that has these columns; what is wrong with it is a ValueError that names it."""
+    """A shard with these columns, open; a ValueError names the file that lacks one or cannot be read."""
     try:
         with pq.ParquetFile(shard) as file:
             present = file.schema_arrow.names
@@ -190,28 +220,29 @@ def _opened(shard: Path, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
 
 
 def take_rows(path: Path, schema: pa.Schema, columns: Sequence[str], row_N: NDArray[np.int64]) -> pa.Table:
-    """Some rows of the shards below `path`, in the order asked for and as often: of the others no more than a batch is
-    in memory.
+    """Rows of the shards below `path` by number, in the order of `row_N`; a number may repeat.
+
+    No more than one batch of the other rows is in memory.
 
     Args:
-        row_N: their places among all rows.
+        row_N: numbers among the rows of all shards.
     """
     wanted = np.unique(row_N)
     fields = pa.schema([schema.field(name) for name in columns])
-    found = [fields.empty_table()]
+    tables = [fields.empty_table()]
     first = 0
     for shard in shards(path):
         with _opened(shard, columns) as file:
             inside = wanted[(wanted >= first) & (wanted < first + file.metadata.num_rows)] - first
             first += file.metadata.num_rows
             if len(inside):
-                found += [part.cast(fields) for part in _rows_within(file, columns, inside)]
+                tables += [part.cast(fields) for part in _rows_within(file, columns, inside)]
     assert not len(wanted) or wanted[-1] < first, f"{path} has {first} rows, none numbered {wanted[-1]}"
-    return pa.concat_tables(found).take(pa.array(np.searchsorted(wanted, row_N)))
+    return pa.concat_tables(tables).take(pa.array(np.searchsorted(wanted, row_N)))
 
 
 def _rows_within(file: pq.ParquetFile, columns: Sequence[str], row_N: NDArray[np.int64]) -> Iterator[pa.Table]:
-    """Rows of one file, by their places in it, which rise."""
+    """Rows of one file, by their rising numbers in it."""
     start = 0
     for batch in file.iter_batches(BATCH, columns=list(columns)):
         inside = row_N[(row_N >= start) & (row_N < start + batch.num_rows)] - start
@@ -221,10 +252,10 @@ def _rows_within(file: pq.ParquetFile, columns: Sequence[str], row_N: NDArray[np
 
 
 def matrix_of(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """A column of lists of one length as a table of numbers, (rows, length); a null is NaN.
+    """A column of lists of one length as a matrix, (rows, length); a null is NaN.
 
     Raises:
-        ValueError: the lists differ in length; the message names the first that does.
+        ValueError: the lists differ in length; the message names the first such row.
     """
     if not len(column):
         return np.empty((0, 0))

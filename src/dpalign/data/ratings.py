@@ -1,17 +1,18 @@
-"""Ratings and their rescaling to 0-100 (section 3.1: "rewards in each dimension are rescaled").
+"""Ratings: read from a row, rescaled to 0-100, and stored as labels of the ten heads.
 
-The released HelpSteer heads invert with (score - 10) / 20, so a label l of 0..4 became 20 l + 10.
-UltraFeedback's map is unpublished; the defaults put its ratings at the middle of their interval in
-the same way. The alternatives use the full range.
+Section 3.1: "rewards in each dimension are rescaled". The released HelpSteer heads invert with (score - 10) / 20: a
+label l of 0..4 became 20 l + 10. UltraFeedback's map is unpublished; the defaults put its ratings at the middle of
+their interval in the same way. The alternatives use the full range.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from dpalign.data.sources import Row
-from dpalign.rows import HEADS
+from dpalign.paper.objectives import Objective, head_indices
+from dpalign.rows import HEADS, Message, Rated, prompt_id
 
 HELPSTEER_RANGE: Final = (0, 4)
 ASPECT_RANGE: Final = (1, 5)
@@ -29,7 +30,7 @@ _LINES: Final[Mapping[str, tuple[float, float]]] = {  # formula -> (slope, offse
 
 @dataclass(frozen=True)
 class Rescaling:
-    """How the labels of each data set become points of 0-100."""
+    """The formula from each data set's ratings to points of 0-100."""
 
     helpsteer: Literal["20l+10", "25l"] = "20l+10"
     """HelpSteer's labels l of 0..4: 10..90 as the released heads invert it, or 0..100."""
@@ -38,33 +39,27 @@ class Rescaling:
     overall: Literal["10s-5", "100/9(s-1)"] = "10s-5"
     """UltraFeedback's overall score s of 1..10: 5..95 (unpublished; by analogy), or 0..100."""
 
-    def __post_init__(self) -> None:
-        choices = {"helpsteer": ("20l+10", "25l"), "aspects": ("20r-10", "25r-25"), "overall": ("10s-5", "100/9(s-1)")}
-        for key, known in choices.items():
-            if getattr(self, key) not in known:
-                raise ValueError(f"rescaling.{key} is {getattr(self, key)!r}, expected one of {', '.join(known)}")
+
+DEFAULT: Final = Rescaling()
 
 
 def rescale(rating: float, formula: str) -> float:
-    """A rating in points of 0-100, by one of the formulas of `Rescaling`."""
+    """A rating in points of 0-100.
+
+    Raises:
+        ValueError: an unknown formula.
+    """
+    if formula not in _LINES:
+        raise ValueError(f"unknown rescaling {formula!r}; known: {', '.join(_LINES)}")
     slope, offset = _LINES[formula]
     return slope * rating + offset
-
-
-def head_labels(points: Mapping[str, float | None]) -> list[float | None]:
-    """Labels for all of `HEADS`, in order; None for the heads that `points` does not name."""
-    assert points.keys() <= set(HEADS), f"unknown heads: {points.keys() - set(HEADS)}"
-    return [points.get(head) for head in HEADS]
 
 
 def whole_rating(row: Row, key: str, bounds: tuple[int, int]) -> float:
     """A rating stored as a whole number."""
     value = row.get(key)
-    expected = f"a whole number from {bounds[0]} to {bounds[1]}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise row.wrong(key, value, expected)
-    if not bounds[0] <= value <= bounds[1]:
-        raise row.wrong(key, value, expected)
+    if isinstance(value, bool) or not isinstance(value, int) or not bounds[0] <= value <= bounds[1]:
+        raise row.wrong(key, value, f"a whole number from {bounds[0]} to {bounds[1]}")
     return float(value)
 
 
@@ -73,13 +68,52 @@ def loose_rating(row: Row, key: str, bounds: tuple[int, int]) -> float | None:
     value = row.get(key)
     if value is None or (isinstance(value, str) and value.strip().upper() in ("", "N/A")):
         return None
-    expected = f'a number from {bounds[0]} to {bounds[1]}, or "N/A"'
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise row.wrong(key, value, expected)
     try:
-        number = float(value)
-    except ValueError as error:
-        raise row.wrong(key, value, expected) from error
-    if math.isnan(number) or not bounds[0] <= number <= bounds[1]:
-        raise row.wrong(key, value, expected)
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not bounds[0] <= number <= bounds[1]:  # NaN is outside too
+        raise row.wrong(key, value, f'a number from {bounds[0]} to {bounds[1]}, or "N/A"')
     return number
+
+
+def rated(messages: list[Message], response: str, source: str, points: Mapping[str, float | None]) -> Rated:
+    """A rated answer; `points` (0-100) are by head, and heads without points have the label None."""
+    assert points.keys() <= set(HEADS), f"unknown heads: {points.keys() - set(HEADS)}"
+    return {
+        "prompt_id": prompt_id(messages),
+        "messages": messages,
+        "response": response,
+        "source": source,
+        "labels": [points.get(head) for head in HEADS],
+    }
+
+
+def labels_for(labels: Sequence[float | None], heads: Sequence[str]) -> list[float | None]:
+    """A row's labels (in the order of `HEADS`) for a reward model's heads; None for a head without data."""
+    label = dict(zip(HEADS, labels, strict=True))
+    return [label.get(head) for head in heads]
+
+
+def require_labels(
+    rows: Sequence[Mapping[str, Any]], objectives: Sequence[Objective], heads: Sequence[str], part: str
+) -> None:
+    """Refuse to train a head without labels: one outside `HEADS`, or one that an objective reads.
+
+    Args:
+        part: "train" for the reward model's rows, "judge" for the judge's.
+
+    Raises:
+        ValueError: names the head, the objective that reads it, and the cure.
+    """
+    reader = {index: o.name for o in objectives for index in head_indices(o, heads)}
+    for index, head in enumerate(heads):
+        if head in HEADS and (index not in reader or any(row["labels"][HEADS.index(head)] is not None for row in rows)):
+            continue
+        subject = f"objective {reader[index]!r} reads head {head!r}" if index in reader else f"[heads] has {head!r}"
+        answers = f"{len(rows)} training answers" if part == "train" else f"the judge's {len(rows)} answers"
+        without = "reward.checkpoint names a finished reward model" if part == "train" else "data.judge = 0"
+        raise ValueError(
+            f"{subject}, and none of {answers} has a label for it; add a data set that has, read another head in "
+            f"[objectives], or do without this training ({without})"
+        )

@@ -1,4 +1,4 @@
-"""What was read, kept and filtered, and why: nothing leaves a data set uncounted."""
+"""The count of rows read, kept and filtered, with the reasons: no row leaves a data set uncounted."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ReadReport:
-    """The count of one file read, or of one filter applied.
+    """The count of one file, or of one filter.
 
     Attributes:
         source: the data set's format, or the filter's name.
-        file: the file or hub split read; for a filter, what it was given.
-        read: rows that came in: rated answers, or conversations.
-        kept: rows that went out.
+        file: the file or hub split; "" for a filter.
+        read: rows in: rated answers, or conversations.
+        kept: rows out.
         filtered: reason -> rows; with `kept` it adds up to `read`.
-        notes: what was changed or missing within rows that are kept -> how often.
+        notes: changes or gaps within kept rows -> how often.
     """
 
     source: str
@@ -31,15 +31,9 @@ class ReadReport:
         assert self.kept + sum(self.filtered.values()) == self.read, f"rows unaccounted for: {self}"
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as a stage's ledger holds them, with the notes beside."""
-        return {
-            "source": self.source,
-            "file": self.file,
-            "in": self.read,
-            "out": self.kept,
-            "filtered": dict(self.filtered),
-            "notes": dict(self.notes),
-        }
+        """The counts under the names of a stage's ledger, with the notes."""
+        counts = {"source": self.source, "file": self.file, "in": self.read, "out": self.kept}
+        return counts | {"filtered": dict(self.filtered), "notes": dict(self.notes)}
 
 
 @dataclass
@@ -50,30 +44,36 @@ class Tally:
     filtered: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
 
+    def keeps(self, prompt: str, response: str, rated: bool = True) -> bool:
+        """Count one answer; false if its prompt, its text or its rating is missing."""
+        self.read += 1
+        if not prompt.strip():
+            self.filtered["empty prompt"] += 1
+        elif not response.strip():
+            self.filtered["empty response"] += 1
+        elif not rated:
+            self.filtered["no rating at all"] += 1
+        else:
+            return True
+        return False
+
     def report(self, source: str, file: str, kept: Sized) -> ReadReport:
         return ReadReport(source, file, self.read, len(kept), dict(self.filtered), dict(self.notes))
 
 
 def render_reports(reports: Iterable[ReadReport]) -> str:
-    """The reports as one plain table; the reasons follow in words, the most frequent first."""
+    """The reports as one plain table; each line ends with the reasons, the most frequent first."""
     rows = [("source", "file", "read", "kept", "filtered")]
-    for report in reports:
-        rows.append(
-            (report.source, Path(report.file).name, f"{report.read:,}", f"{report.kept:,}", _reasons(report.filtered))
-        )
-        if report.notes:
-            rows.append(("", "", "", "", f"kept, but: {_reasons(report.notes)}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2].rjust(widths[2]), row[3].rjust(widths[3]), row[4]]
-        ).rstrip()
-        for row in rows
-    )
+    for r in reports:
+        rows.append((r.source, Path(r.file).name, f"{r.read:,}", f"{r.kept:,}", _reasons(r.filtered)))
+        if r.notes:
+            rows.append(("", "", "", "", f"kept, but: {_reasons(r.notes)}"))
+    source, file, read, kept, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(f"{a:{source}}  {b:{file}}  {c:>{read}}  {d:>{kept}}  {e}".rstrip() for a, b, c, d, e in rows)
 
 
 def require_rows(rows: Sequence[Any], what: str, reports: Iterable[ReadReport]) -> None:
-    """Refuse an empty data set, showing where its rows went.
+    """Refuse an empty data set, with the table of its counts.
 
     Raises:
         ValueError: `rows` is empty.

@@ -1,8 +1,7 @@
-"""Rows of a data set, from a local file or from the hub, each with the place where it stands.
+"""Rows of a data set, from a local file or from the hub, each with its place for error messages.
 
-A row is checked where it is read. What a data set is known to contain (an empty answer, a rating
-"N/A") is for its reader to filter and count; what it should never contain (a line cut in half, a
-missing column, a wrong type) is an error that names the file, the line and the value.
+A reader filters and counts the known gaps of its data set (an empty answer, a rating "N/A"). A broken row (a line cut
+in half, a missing column, a wrong type) is an error that names the file, the line and the value.
 """
 
 import gzip
@@ -26,7 +25,7 @@ _PARQUET_BATCH = 1024
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in the file, or a part of one, with where it was found."""
+    """One row of a file, or a part of one, with its place (`where`)."""
 
     where: str
     values: Mapping[str, Any]
@@ -43,12 +42,12 @@ class Row:
         """A column that must hold text."""
         return self._checked(key, self.get(key))
 
-    def text_or_none(self, key: str) -> str | None:
-        """A column of text, None where it is null, NaN, or holds nothing but spaces."""
+    def text_or_empty(self, key: str) -> str:
+        """A column of text; "" where it is null, NaN, or holds nothing but spaces."""
         value = self.get(key)
         if value is None or (isinstance(value, float) and math.isnan(value)):
-            return None
-        return value if self._checked(key, value).strip() else None
+            return ""
+        return value if self._checked(key, value).strip() else ""
 
     def part(self, key: str) -> "Row":
         """A column that must hold an object."""
@@ -96,7 +95,7 @@ def shorten(text: str, limit: int = 80) -> str:
 
 
 def describe(source: str, split: str | None) -> str:
-    """How tables and errors call a source: the file, or the hub's name with the split."""
+    """The name of a source in tables and errors: the file, or the hub's name with the split."""
     return source if split is None or source.endswith(SUFFIXES) else f"{source}[{split}]"
 
 
@@ -107,10 +106,10 @@ def read_source(source: str, split: str | None = None) -> Iterator[Row]:
         source: a path ending in .jsonl, .jsonl.gz, .json (a list) or .parquet; otherwise a name on
             the hub, or a folder that holds a copy of one, read through `datasets`.
         split: the split's own name on the hub, such as "train_prefs"; a file is one split already.
-            Splits are never added up: the recipes that pool train and test leak validation prompts.
+            Splits are never added up: recipes that pool train and test leak validation prompts.
 
     Raises:
-        ValueError: nothing there, an unreadable line, or a split that is missing or unknown.
+        ValueError: no such file; an unreadable line; a split that is missing or unknown.
     """
     suffix = next((s for s in SUFFIXES if source.endswith(s)), None)
     if suffix is None:
@@ -129,9 +128,9 @@ def read_source(source: str, split: str | None = None) -> Iterator[Row]:
 
 
 def split_named(source: str, wanted: Sequence[str]) -> str | None:
-    """The first of some splits that a hub data set has; None for a file, which is one split already.
+    """The first of the wanted splits that a hub data set has; None for a file, which is one split already.
 
-    Where the hub does not say, it is the last of them: reading that then says what is wrong.
+    If the hub cannot be asked, the last one: reading it then gives the error.
     """
     if source.endswith(SUFFIXES):
         return None

@@ -1,43 +1,47 @@
-"""The union of the rated data sets under ten heads (section 3.1).
+"""The union of the rated data sets under ten heads (section 3.1), without repeats and held-out prompts, in splits.
 
-Each data set labels its own heads; a head without a label is None, and no loss is taken there.
+Each data set labels its own heads; a head without a label is None, and takes no loss. Prompts are split into D1 and D2
+for the iterations (section 3.1) and into held-out sets. A prompt's place follows from hash(seed, prompt_id) alone: more
+rows, or rows in another order, move nothing. Only the border between the halves depends on the number of prompts; one
+more prompt moves at most one across it.
 """
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
-from typing import Literal
+from typing import Final, Literal, TypeVar
 
 from dpalign.data.helpsteer import read_helpsteer
 from dpalign.data.pairs import read_binarized, read_preference_pairs
-from dpalign.data.ratings import Rescaling
+from dpalign.data.ratings import DEFAULT, Rescaling
 from dpalign.data.report import ReadReport
-from dpalign.data.rows import Rated
 from dpalign.data.ultrafeedback import read_ultrafeedback
-from dpalign.rows import HEADS
+from dpalign.rows import HALVES, HEADS, Conversation, Message, Prompt, Rated
 
 RatedFormat = Literal["helpsteer", "ultrafeedback", "ultrafeedback_binarized", "pairs"]
+AnyRow = TypeVar("AnyRow", Rated, Conversation, Prompt)
+
+READERS: Final = {
+    "helpsteer": read_helpsteer,
+    "ultrafeedback": read_ultrafeedback,
+    "ultrafeedback_binarized": read_binarized,
+    "pairs": read_preference_pairs,
+}
 
 
 def read_rated(
-    form: RatedFormat, source: str, split: str | None = None, rescaling: Rescaling | None = None
+    form: RatedFormat, source: str, split: str | None = None, rescaling: Rescaling = DEFAULT
 ) -> tuple[list[Rated], ReadReport]:
     """Rated answers of a data set in one of the known forms; see each form's reader."""
-    match form:
-        case "helpsteer":
-            return read_helpsteer(source, split, rescaling)
-        case "ultrafeedback":
-            return read_ultrafeedback(source, split, rescaling)
-        case "ultrafeedback_binarized":
-            return read_binarized(source, split, rescaling)
-        case "pairs":
-            return read_preference_pairs(source, split, rescaling)
+    return READERS[form](source, split, rescaling)
 
 
 def merge_repeats(rows: Iterable[Rated]) -> tuple[list[Rated], ReadReport]:
-    """One row an answer: those with the same prompt and response become one, at the first one's place.
+    """One row an answer: rows with the same prompt and response become one, at the first one's place.
 
-    Its label for a head is the mean over the rows that have one, so the result does not hang on their
-    order, and an answer that two data sets rate has the labels of both. It keeps the first row's source.
+    Its label for a head is the mean over the rows that have one: the order of the rows does not matter, and an answer
+    that two data sets rate has the labels of both. It keeps the first row's source.
     """
     groups: dict[tuple[str, str], list[Rated]] = {}
     for row in rows:
@@ -53,6 +57,104 @@ def _merge(group: list[Rated]) -> Rated:
         return group[0]
     labels: list[float | None] = []
     for head in range(len(HEADS)):
-        given = [label for row in group if (label := row["labels"][head]) is not None]
-        labels.append(mean(given) if given else None)
+        of_head = [label for row in group if (label := row["labels"][head]) is not None]
+        labels.append(mean(of_head) if of_head else None)
     return {**group[0], "labels": labels}
+
+
+def drop_held_out(rows: Sequence[AnyRow], held_out: Iterable[Sequence[Message]]) -> tuple[list[AnyRow], ReadReport]:
+    """The rows that answer no held-out prompt, whatever their data set.
+
+    A row answers a held-out prompt when one of its user turns, alone or with all turns before it, has the same text.
+    Letter case, spacing and system messages do not count.
+
+    Args:
+        held_out: the chats of the validation and test prompts.
+    """
+    keys = {_key(chat) for chat in held_out}
+    kept = [row for row in rows if keys.isdisjoint(_keys_within(row["messages"]))]
+    dropped = len(rows) - len(kept)
+    filtered = {"held-out prompt": dropped} if dropped else {}
+    return kept, ReadReport("held out", "", len(rows), len(kept), filtered)
+
+
+def _keys_within(messages: Sequence[Message]) -> set[str]:
+    """The keys of all prompts within a chat: each user turn alone, and each with the turns before it."""
+    ends = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    return {_key(messages[i : i + 1]) for i in ends} | {_key(messages[: i + 1]) for i in ends}
+
+
+def _key(messages: Sequence[Message]) -> str:
+    turns = [(m["role"], " ".join(m["content"].split()).casefold()) for m in messages if m["role"] != "system"]
+    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+
+
+def prompts_of(rows: Iterable[Rated | Conversation], split_of: Mapping[str, str]) -> list[Prompt]:
+    """The unique prompts of the rows that have a split, in order of first appearance."""
+    prompts: dict[str, Prompt] = {}
+    for row in rows:
+        if (key := row["prompt_id"]) not in prompts and key in split_of:
+            prompts[key] = {"prompt_id": key, "messages": row["messages"], "split": split_of[key]}
+    return list(prompts.values())
+
+
+def split_prompts(
+    prompt_ids: Iterable[str],
+    seed: int,
+    held_out: Mapping[str, float] | None = None,
+    named: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, str]:
+    """A split for each unique prompt.
+
+    Args:
+        prompt_ids: may repeat; the same text has the same id (`rows.prompt_id`).
+        seed: another seed, other splits.
+        held_out: split -> share of the hash's range, such as {"validation": 0.05, "test": 0.05}. About that share of
+            the prompts is held out, and no prompt leaves it when others are added.
+        named: split -> prompt ids that a data set's authors assigned, such as test_prefs for the paper's validation;
+            these are in the result even if they are not in `prompt_ids`.
+
+    Returns:
+        prompt_id -> split. All other prompts are in D1 or D2, equal in number (D1 has one more of an odd number).
+
+    Raises:
+        ValueError: shares outside 0..1, or shares that leave nothing; an empty held-out split; a prompt in two named
+            splits; too few prompts for two halves.
+    """
+    held_out, named = held_out or {}, named or {}
+    _check_splits(held_out, named)
+    split_of = {prompt: split for split, prompts in named.items() for prompt in prompts}
+    rest = {prompt: _uniform(seed, prompt) for prompt in prompt_ids if prompt not in split_of}
+    low = 0.0
+    for split, share in held_out.items():
+        chosen = [prompt for prompt, place in rest.items() if low <= place < low + share]
+        if not chosen:
+            raise ValueError(f"the {split} split would be empty: {share} of {len(rest)} prompts; raise its share")
+        split_of.update(dict.fromkeys(chosen, split))
+        low += share
+    halves = sorted((place, prompt) for prompt, place in rest.items() if place >= low)
+    if len(halves) < 2:
+        raise ValueError(f"{len(halves)} of {len(rest)} prompts are left for D1 and D2; hold out less, or read more")
+    first = (len(halves) + 1) // 2
+    split_of.update({prompt: HALVES[rank >= first] for rank, (_, prompt) in enumerate(halves)})
+    return split_of
+
+
+def _check_splits(held_out: Mapping[str, float], named: Mapping[str, Collection[str]]) -> None:
+    for split, share in held_out.items():
+        if not 0 < share < 1:
+            raise ValueError(f"the share of the {split} split is {share}, expected a number between 0 and 1")
+    if sum(held_out.values()) >= 1:
+        raise ValueError(
+            f"the held-out shares {dict(held_out)} leave nothing for D1 and D2; they must add up to less than 1"
+        )
+    seen: dict[str, str] = {}
+    for split, prompts in named.items():
+        for prompt in prompts:
+            if seen.setdefault(prompt, split) != split:
+                raise ValueError(f"prompt {prompt} is in both {seen[prompt]} and {split}; a prompt has one split")
+
+
+def _uniform(seed: int, prompt: str) -> float:
+    digest = hashlib.sha256(f"split:{seed}:{prompt}".encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56  # 56 bits: the last of 64 would round 1 - 2**-64 up to 1

@@ -5,20 +5,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from dpalign.data.filters import drop_held_out
-from dpalign.data.instructions import COLUMNS, read_instructions
-from dpalign.data.labels import require_labels, trained_on
+from dpalign.data.chats import INSTRUCTION_COLUMNS, read_instructions, read_ultrachat
 from dpalign.data.pairs import BINARIZED
-from dpalign.data.ratings import Rescaling
+from dpalign.data.ratings import Rescaling, require_labels
 from dpalign.data.report import ReadReport, render_reports, require_rows
-from dpalign.data.rows import Conversation, Prompt, Rated, prompts_of
 from dpalign.data.sources import read_source, split_named
-from dpalign.data.splits import HALVES, split_prompts
-from dpalign.data.ultrachat import read_ultrachat
-from dpalign.data.union import RatedFormat, merge_repeats, read_rated
+from dpalign.data.union import RatedFormat, drop_held_out, merge_repeats, prompts_of, read_rated, split_prompts
 from dpalign.recipe import Data, Recipe
 from dpalign.recipe.config import as_mapping
-from dpalign.rows import CONVERSATIONS, PROMPTS, RATED, Message, prompt_id, user_prompt, write_rows
+from dpalign.rows import (
+    CONVERSATIONS,
+    HALVES,
+    PROMPTS,
+    RATED,
+    Conversation,
+    Message,
+    Prompt,
+    Rated,
+    prompt_id,
+    user_prompt,
+    write_rows,
+)
 from dpalign.run.environment import expanded
 from dpalign.run.folder import write_json, write_text
 from dpalign.stages.stage import Job
@@ -75,7 +82,7 @@ def read_data(job: Job) -> None:
     require_rows(parts["train"], "rated training answers", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
     for part in trained_on(recipe):  # the stages that train refuse it too, but hours later
-        require_labels(recipe, parts[part], part)
+        require_labels(parts[part], recipe.objective_list, recipe.heads, part)
     for name, rows in parts.items():
         write_rows(job.out / name / "part-00000.parquet", rows, RATED)
     if chats:
@@ -87,6 +94,11 @@ def read_data(job: Job) -> None:
     job.work.run.log(render_reports(reports))
     for report in reports:
         job.work.tally.add(rows_in=report.read, rows_out=report.kept, filtered=report.filtered)
+
+
+def trained_on(recipe: Recipe) -> list[str]:
+    """The parts of the rated answers that a model is trained on; a finished reward model needs no labels."""
+    return [*([] if recipe.reward.checkpoint else ["train"]), *(["judge"] if recipe.data.judge else [])]
 
 
 def _sources(recipe: Recipe, world: Path | None) -> Data:
@@ -148,7 +160,7 @@ def read_ratings(form: RatedFormat, source: str, scale: Rescaling) -> tuple[list
 def read_chats(source: str, split: str | None) -> tuple[list[Conversation], ReadReport]:
     """Chats for SFT: the first row's columns say whether they are ultrachat's or instructions."""
     first = next(read_source(source, split), None)
-    alpaca = first is not None and set(COLUMNS) <= set(first.values)
+    alpaca = first is not None and set(INSTRUCTION_COLUMNS) <= set(first.values)
     return (read_instructions if alpaca else read_ultrachat)(source, split)
 
 

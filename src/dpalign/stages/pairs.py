@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from dpalign.data.labels import labels_for
+from dpalign.data.ratings import labels_for
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import head_indices, read_objectives
 from dpalign.recipe import Recipe

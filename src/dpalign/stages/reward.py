@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from dpalign.data.labels import labels_for, require_labels
+from dpalign.data.ratings import labels_for, require_labels
 from dpalign.engines.knobs import on_transformers
 from dpalign.measure.quality import quality
 from dpalign.paper.objectives import all_known, by_name, head_indices
@@ -57,7 +57,7 @@ def judge(job: Job) -> None:
 def _train(job: Job, part: str, seed: int) -> None:
     recipe = job.recipe
     rows = list(read_rows(job.inputs["data"] / part, RATED))
-    require_labels(recipe, rows, part)
+    require_labels(rows, recipe.objective_list, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     if tokenizer.pad_token is None:

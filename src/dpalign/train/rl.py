@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from dpalign.data.splits import HALVES
 from dpalign.engines.knobs import on_transformers
 from dpalign.engines.transformers_engine import prompt_ids
 from dpalign.paper.direction import evaluation_grid, rng_for
@@ -28,7 +27,7 @@ from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import scalarize
 from dpalign.recipe import RL, Recipe
 from dpalign.rewards.score import Scorer
-from dpalign.rows import PROMPTS, Message, read_rows
+from dpalign.rows import HALVES, PROMPTS, Message, read_rows
 from dpalign.run.folder import write_json
 from dpalign.stages.finetune import model_folder, policy_tokenizer, taken
 from dpalign.stages.reward import open_scorer
