@@ -155,7 +155,7 @@ def test_a_command_of_ones_own_may_have_other_braces() -> None:
     read = recipe.load(MICRO, ["--launch.command", f'{sys.executable} -c "{told}" ${{JOB}} {{run}} {{step}}'])
     before = signal.getsignal(signal.SIGTERM)
     try:
-        assert launch(read, 2, "/a run", "sft") == 0
+        assert launch(read.launch, read.launcher, 2, "/a run", "sft") == 0
     finally:
         signal.signal(signal.SIGTERM, before)
 

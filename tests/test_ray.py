@@ -22,10 +22,9 @@ from dpalign import recipe
 from dpalign.pipeline import align
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.run import folder as runs
-from dpalign.run.cluster import joined, reconcile, require_room
 from dpalign.run.knobs import Cluster
 from dpalign.run.ledger import read_ledger
-from dpalign.run.notes import Notes
+from dpalign.run.shards import Attempts, joined, reconcile, require_room
 from dpalign.stages.stage import Step
 from dpalign.world.language import THINGS
 from test_scoring import write_classifier
@@ -220,23 +219,23 @@ def test_a_shard_that_is_lost_or_altered_is_found(tmp_path: Path, alone: Path, d
     assert pq.read_schema(folder / "part-00000.parquet").names == CANDIDATES.names
 
 
-def test_notes_tell_a_shard_that_kills_from_one_that_was_killed_once() -> None:
-    notes = Notes(actors=2, retries=1)
-    assert notes.begin(7) == (1, "", "")
-    notes.say(7, "OSError: disk full")
-    assert notes.begin(7) == (2, "", "OSError: disk full")
-    assert notes.begin(7) == (3, "", "")  # it died again, and left no word
-    notes.at(7, "owl")
-    assert notes.begin(7) == (4, "owl", "")
-    assert notes.begin(8) == (1, "", "")
+def test_a_shard_that_kills_its_process_is_told_from_one_that_was_killed_once() -> None:
+    attempts = Attempts(actors=2, retries=1)
+    assert attempts.begin(7) == (1, "", "")
+    attempts.fail(7, "OSError: disk full")
+    assert attempts.begin(7) == (2, "", "OSError: disk full")
+    assert attempts.begin(7) == (3, "", "")  # it died again, without an error
+    attempts.try_prompt(7, "owl")
+    assert attempts.begin(7) == (4, "owl", "")
+    assert attempts.begin(8) == (1, "", "")
 
 
-def test_actors_that_die_without_end_are_told_so_unless_work_gets_done() -> None:
-    notes = Notes(actors=1, retries=0)
-    assert [notes.born() for _ in range(4)] == [""] * 4  # once, and for each attempt at a shard that kills
-    assert notes.born() == "the actors' processes died 4 times with no shard done; out of memory?"
-    notes.done(0)
-    assert notes.born() == ""
+def test_actors_that_die_without_end_are_stopped_unless_work_gets_done() -> None:
+    attempts = Attempts(actors=1, retries=0)
+    assert [attempts.start_process() for _ in range(4)] == [""] * 4  # once, and for each attempt at a shard that kills
+    assert "died 4 times" in attempts.start_process()
+    attempts.finish(0)
+    assert attempts.start_process() == ""
 
 
 def test_actors_that_do_not_fit_the_cluster_are_refused() -> None:

@@ -2,7 +2,7 @@
 
 The run holds the lock, keeps the clock and writes the ledger. The worker reads its order (the recipe and the step)
 in RUN/STEP.partial/.stage, does the work there, and leaves beside it what it counted. It ends when the run ends,
-however that ends. Where the recipe wants several processes it starts them (`scale/launch.py`): they are workers too.
+however that ends. Where the recipe wants several processes it starts them (`run/launch.py`): they are workers too.
 """
 
 import json
@@ -44,7 +44,7 @@ def main(run_folder: str, name: str) -> None:
         recipe, step = config.from_mapping(Recipe, order["recipe"]), Step(**order["step"])
         processes = processes_of(recipe, step)
         if rank is None and processes > 1:
-            sys.exit(launch(recipe, processes, run_folder, name))
+            sys.exit(launch(recipe.launch, recipe.launcher, processes, run_folder, name))
         if os.environ.get("WORLD_SIZE", "1") != str(processes):
             raise ValueError(
                 f"{processes} processes were asked for, and WORLD_SIZE is {os.environ.get('WORLD_SIZE', 1)}"

@@ -1,22 +1,23 @@
-"""The recipe's knobs of scale. None of them is fingerprinted: they say where a stage runs, not what comes of it."""
+"""The recipe's knobs of scale. None is fingerprinted: they decide where a stage runs, and change no result."""
 
 from dataclasses import dataclass
 from typing import Final
 
 NAMED: Final = ("fsdp2", "zero2", "zero3")
-"""The accelerate configurations that come with TRL and that `launch.config` knows by name."""
+"""The accelerate configurations of TRL that `launch.config` knows by name."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How the processes of a training share a model that is too large for each to hold whole."""
+    """How the processes of a training share a model that is too large for one."""
 
     config: str = ""
     """launcher = "accelerate": "fsdp2", "zero2" or "zero3", as TRL ships them (ZeRO needs deepspeed installed), or a
     YAML file of your own. Section 3.1 trains on 8 GPUs and does not say how."""
     command: str = ""
-    """Start the processes with this instead, on several machines: it must end in
-    `-m dpalign.pipeline.worker {run} {step}` under torchrun or accelerate, `processes` in all. Each machine must find the run folder at one path (paper silent)."""
+    """Start the processes with this command instead, on several machines (paper silent). It must end in
+    `-m dpalign.pipeline.worker {run} {step}` under torchrun or accelerate, and start `processes` in all. Each machine
+    must find the run folder at the same path."""
 
     def __post_init__(self) -> None:
         missing = [word for word in ("{run}", "{step}") if self.command and word not in self.command]
@@ -32,16 +33,16 @@ class Cluster:
     """Where answers are sampled and scored: here, or by a pool of Ray actors, each with an engine of its own."""
 
     address: str = ""
-    """"" for this process alone; "local" starts Ray on this machine; "auto" joins the cluster that this machine belongs
-    to, HOST:PORT another one (paper silent). Every machine of a cluster must find the run folder at the same path."""
+    """"" for this process alone; "local" starts Ray on this machine; "auto" joins this machine's cluster, HOST:PORT
+    another one (paper silent). Every machine of a cluster must find the run folder at the same path."""
     actors: int = 1
-    """Actors of the pool (paper silent); a shard of the stage is the unit of their work."""
+    """Actors of the pool (paper silent); their unit of work is a shard of the stage."""
     cpus: float = 1.0
     """CPUs an actor reserves (paper silent)."""
     gpus: float = 0.0
-    """GPUs an actor reserves: 1, or as many as an engine spans (paper silent)."""
+    """GPUs an actor reserves: 1, or the number that an engine spans (paper silent)."""
     retries: int = 2
-    """How often a shard is begun anew after its process died, before its prompts are tried alone (paper silent)."""
+    """New attempts at a shard after its process died, before its prompts are tried alone (paper silent)."""
 
     def __post_init__(self) -> None:
         if self.actors < 1:

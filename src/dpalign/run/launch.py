@@ -1,4 +1,4 @@
-"""The processes of a training: started by torchrun, by accelerate with a configuration, or by one's own command."""
+"""The processes of a training: started by torchrun, by accelerate with a configuration, or by a command of your own."""
 
 import importlib.util
 import os
@@ -9,44 +9,48 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from dpalign.recipe import Recipe
-from dpalign.run.knobs import NAMED
+from dpalign.run.knobs import NAMED, Launch
 
 LAUNCHED: Final = "DPALIGN_LAUNCHED"
-"""Set around accelerate to the number of processes: a worker that finds it, and no rank, is the only one it started."""
+"""Environment variable set around accelerate, to the number of processes. A worker that finds it without a rank is the
+only process that accelerate started."""
 
 
-def launch(recipe: Recipe, processes: int, run_folder: str, step: str) -> int:
-    """Start so many workers, and return the exit code of the first to fail, or 0 when all have ended well.
+def launch(settings: Launch, launcher: str, processes: int, run_folder: str, step: str) -> int:
+    """Start the workers of a step; returns the exit code of the first to fail, or 0.
+
+    Args:
+        launcher: the recipe's: "accelerate", or any other for torchrun.
 
     Raises:
         ValueError: no such configuration, or a package that it needs is missing.
     """
     worker = ["-m", "dpalign.pipeline.worker", run_folder, step]
-    if recipe.launch.command:
-        words = recipe.launch.command.replace("{run}", shlex.quote(run_folder)).replace("{step}", step)
-        return command(words)  # which may have other braces, such as a shell's ${JOB}
-    if recipe.launcher == "accelerate":
-        return accelerate(processes, recipe.launch.config, worker)
+    if settings.command:
+        # not str.format: a command may have other braces, such as a shell's ${JOB}
+        words = settings.command.replace("{run}", shlex.quote(run_folder)).replace("{step}", step)
+        return run_command(words)
+    if launcher == "accelerate":
+        return accelerate(processes, settings.config, worker)
     return torchrun(processes, worker)
 
 
 def torchrun(processes: int, worker: Sequence[str]) -> int:
-    """So many workers on this machine."""
+    """Start workers on this machine."""
     from torch.distributed.run import main
 
-    return _code(lambda: main(["--standalone", "--nproc_per_node", str(processes), *worker]))
+    return _exit_code(lambda: main(["--standalone", "--nproc_per_node", str(processes), *worker]))
 
 
 def accelerate(processes: int, config: str, worker: Sequence[str]) -> int:
-    """So many workers as an accelerate configuration says; "" is plain data parallelism on this machine's GPUs."""
+    """Start workers by an accelerate configuration; "" is plain data parallelism on this machine's GPUs."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    chosen = ["--config_file", str(configuration(config))] if config else ["--multi_gpu", "--num_machines", "1"]
-    given = launch_command_parser().parse_args([*chosen, "--num_processes", str(processes), *worker])
+    options = ["--config_file", str(configuration(config))] if config else ["--multi_gpu", "--num_machines", "1"]
+    arguments = launch_command_parser().parse_args([*options, "--num_processes", str(processes), *worker])
     os.environ[LAUNCHED] = str(processes)
     try:
-        return _code(lambda: launch_command(given))
+        return _exit_code(lambda: launch_command(arguments))
     except ImportError as error:
         raise ValueError(f"launch.config {config}: {error}") from error
 
@@ -58,25 +62,25 @@ def configuration(config: str) -> Path:
         ValueError: there is none.
     """
     if config in NAMED:
-        found = importlib.util.find_spec("trl")
-        assert found is not None, "the stages that train have imported it"
-        assert found.submodule_search_locations
-        return Path(found.submodule_search_locations[0]) / "accelerate_configs" / f"{config}.yaml"
+        trl = importlib.util.find_spec("trl")
+        assert trl is not None, "the stages that train have imported it"
+        assert trl.submodule_search_locations
+        return Path(trl.submodule_search_locations[0]) / "accelerate_configs" / f"{config}.yaml"
     if not Path(config).is_file():
         raise ValueError(f"launch.config is {config!r}: neither one of {', '.join(NAMED)} nor a YAML file")
     return Path(config)
 
 
-def command(words: str) -> int:
-    """The exit code of a command; it is told to end when this process is."""
+def run_command(words: str) -> int:
+    """Run a command, and end it with this process; returns its exit code."""
     child = subprocess.Popen(shlex.split(words))
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     code = child.wait()
     return code if code >= 0 else 128 - code
 
 
-def _code(start: Callable[[], object]) -> int:
-    """The exit code of a launcher that runs in this process, torchrun's or accelerate's."""
+def _exit_code(start: Callable[[], object]) -> int:
+    """The exit code of a launcher (torchrun's or accelerate's) that runs in this process."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -85,8 +89,8 @@ def _code(start: Callable[[], object]) -> int:
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 1
-    except SignalException as ended:  # its processes have ended too
-        return 128 + ended.sigval
-    except subprocess.CalledProcessError as error:  # accelerate's own one process
+    except SignalException as signalled:  # its processes have ended too
+        return 128 + signalled.sigval
+    except subprocess.CalledProcessError as error:  # accelerate's own, of one process
         return error.returncode if error.returncode > 0 else 1
     return 0
