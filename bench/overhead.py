@@ -65,7 +65,7 @@ def rows(quick: bool) -> Iterator[Row]:
         engine.tokenizer.add_special_tokens({"eos_token": "<never>"})  # beyond the vocabulary: no answer ends early
         asks = [asked(source, size, [], seed=seed).messages for seed in range(count)]
         requests = [Request(tuple(messages), N, ("bench", i)) for i, messages in enumerate(asks)]
-        prompts = [engine.prompt_ids(messages) for messages in asks]
+        prompts = [engine.reader.prompt_ids(messages) for messages in asks]
 
         def stage() -> None:
             drawn = engine.sample(requests, temperature=1.0, max_new_tokens=new)

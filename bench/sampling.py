@@ -100,7 +100,7 @@ def rows(quick: bool) -> Iterator[Row]:
         for prompt in (64,) if quick else (256, 1024):
             messages = tuple(asked(source, prompt, []).messages)
             request = Request(messages, N, ("bench", prompt))
-            ids = engine.prompt_ids(messages)
+            ids = engine.reader.prompt_ids(messages)
             check(engine, request, ids, new)
 
             def ours(request: Request = request) -> None:

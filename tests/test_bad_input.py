@@ -40,7 +40,7 @@ def told(run: Path, until: str, *change: str) -> str:
 def test_prompts_over_the_limit_are_left_out_and_counted_and_all_over_is_an_error(run: Path) -> None:
     engine = TransformersEngine(str(run / "steerlm-d2" / "model"), rows=8)
     half = [row for row in read_rows(run / "data" / "prompts", PROMPTS) if row["split"] == "D1"]
-    lengths = sorted(engine.prompt_tokens(row["messages"]) for row in half)
+    lengths = sorted(engine.reader.prompt_tokens(row["messages"]) for row in half)
     limit = lengths[len(lengths) // 2]
     over = sum(n > limit for n in lengths)
     assert 0 < over < len(half)
@@ -177,4 +177,4 @@ def test_a_named_checkpoint_takes_the_place_of_training(run: Path) -> None:
     assert not (run / "sft" / "model").exists()
     assert read_ledger(run / "sft")["tokens"]["trained"] == 0
     engine = TransformersEngine(str(run / "steerlm-d2" / "model"), rows=1)
-    assert engine.prompt_tokens(user_prompt("name fox.")) > 0
+    assert engine.reader.prompt_tokens(user_prompt("name fox.")) > 0

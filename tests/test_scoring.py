@@ -112,10 +112,6 @@ def test_a_bfloat16_model_scores_finer_than_bfloat16(tiny_folder: Path, tmp_path
     np.testing.assert_allclose(found_NH, exact_NH, atol=0.02 * np.abs(exact_NH).max())
 
 
-def test_no_answers_are_no_rewards(folder: Path) -> None:
-    assert scorer(folder).score([]).shape == (0, 2)
-
-
 def test_scores_carry_the_names_of_their_answers(folder: Path) -> None:
     candidates = [
         {"prompt_id": f"p{i // 2}", "t": 1, "condition_index": i, "sample": 0, "messages": m, "response": r}
@@ -134,16 +130,15 @@ def test_a_system_line_does_not_reach_the_reward_model(folder: Path) -> None:
     np.testing.assert_array_equal(plain_NH, steered_NH)
 
 
-def test_a_score_that_is_no_number_shows_its_answer(folder: Path, tmp_path: Path) -> None:
+def test_a_score_that_is_no_number_shows_its_answer(folder: Path) -> None:
     broken = scorer(folder)
+    assert broken.score([]).shape == (0, 2)
     with torch.no_grad():
         broken.model.score.weight[1, 0] = torch.nan
-    with pytest.raises(
-        ValueError, match=r"head 1 scored nan on answer 0 of 3: .*; a reward must be a finite number"
-    ) as e:
+    with pytest.raises(ValueError, match=r"head 1 scored nan on answer 0 of 3") as error:
         broken.score(pairs(3))
-    assert str(folder) in str(e.value)
-    assert repr(pairs(3)[0][1][:80]) in str(e.value)
+    assert str(folder) in str(error.value)
+    assert repr(pairs(3)[0][1][:80]) in str(error.value)
 
 
 @pytest.mark.parametrize("pad", [None, "eos"])
@@ -151,12 +146,8 @@ def test_a_pad_token_that_is_missing_or_ends_texts_is_refused(tiny_folder: Path,
     """Answers end where padding begins, so an end of text in an answer would be taken for padding."""
     eos = AutoConfig.from_pretrained(tiny_folder).eos_token_id
     write_classifier(tiny_folder, tmp_path / "model", pad_token_id=eos if pad else None)
-    with pytest.raises(
-        ValueError, match=r"its pad token .* must be set and differ from the end-of-text token"
-    ) as error:
+    with pytest.raises(ValueError, match=rf"pad token \({eos if pad else None}\).* config\.pad_token_id"):
         scorer(tmp_path / "model")
-    assert f"({eos if pad else None})" in str(error.value)
-    assert "set config.pad_token_id" in str(error.value)
 
 
 def lengths(prompts: list[str], responses: list[str]) -> list[list[float]]:
@@ -182,14 +173,14 @@ def test_a_python_function_is_a_scorer() -> None:
 
 def test_a_function_of_another_shape_or_without_numbers_is_refused() -> None:
     asked = pairs(3)
-    with pytest.raises(ValueError, match=r"python:test_scoring:only_one_head: returned shape \(3,\) for 3 .* 2 heads"):
+    with pytest.raises(ValueError, match=r"python:test_scoring:only_one_head: .*\(3,\) .* 2 heads"):
         FunctionScorer("python:test_scoring:only_one_head", HEADS).score(asked)
     with pytest.raises(ValueError, match="python:test_scoring:no_number: head 1 scored inf on answer 1 of 3"):
         FunctionScorer("python:test_scoring:no_number", HEADS).score(asked)
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "reason"),
     [
         ("python:no_such_module:rate", "No module named 'no_such_module'"),
         ("python:test_scoring:rate", "module 'test_scoring' has no attribute 'rate'"),
@@ -197,8 +188,8 @@ def test_a_function_of_another_shape_or_without_numbers_is_refused() -> None:
         ("python:", "Empty module name"),
     ],
 )
-def test_a_function_that_is_not_there_is_told_by_its_name(source: str, said: str) -> None:
-    with pytest.raises(ValueError, match=f"{source}: {said}; name a function .* as python:module:function"):
+def test_a_function_that_is_not_there_is_told_by_its_name(source: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"{source}: {reason}; .*python:module:function"):
         FunctionScorer(source, HEADS)
 
 

@@ -1,11 +1,9 @@
 """A prompt read once for all its answers: the same rewards and logits as when each answer has it to itself."""
 
 import logging
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -19,15 +17,16 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    MistralForSequenceClassification,
     PhiConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
 
-from dpalign.engines import attention as attending
+from dpalign.engines import attention as sharing
 from dpalign.engines import decoding
-from dpalign.engines.attention import Packed, Prefix, Unsupported, attention, merged, sharing_attention, unlike
+from dpalign.engines.attention import Packed, Prefix, Unsupported, attention, difference, merge, sharing_attention
 from dpalign.engines.decoding import CopyingDecoder, SharedDecoder, closing
 from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.rewards.score import ModelScorer
@@ -141,10 +140,10 @@ def test_forwards_read_a_prompt_once_and_hold_no_more_tokens_than_allowed() -> N
 def test_a_prompt_is_read_once_however_many_forwards_its_answers_take() -> None:
     model = classifier("mistral")
     rows, keys = rows_of(prompts=1, answers=12)
-    group = groups_of(rows, keys)[0] if len(groups_of(rows, keys)[0].members) > 1 else groups_of(rows, keys)[1]
+    group = max(groups_of(rows, keys), key=lambda group: len(group.members))
     read = []
     model.model.register_forward_pre_hook(
-        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+        lambda _, __, named: read.append(named["input_ids"].numel()), with_kwargs=True
     )
     score_shared(model, rows, keys, 40)
     shared = len(group.prefix.ids)
@@ -164,38 +163,6 @@ def test_threads_take_turns_with_a_model() -> None:
         one_by_one(model, rows)
 
 
-def test_threads_that_first_use_a_model_at_once_take_turns_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With locks in a mapping that looks first and writes later, as any but a plain dictionary may."""
-
-    class Slow(WeakKeyDictionary[Any, Any]):
-        def setdefault(self, key: Any, default: Any = None) -> Any:
-            found = self.get(key, default)
-            time.sleep(0.05)
-            self[key] = found
-            return found
-
-    monkeypatch.setattr(attending, "_LOCKS", Slow())
-    model, within = classifier("mistral"), []
-
-    def use(_: int) -> None:
-        with sharing_attention(model):
-            within.append(1)
-            time.sleep(0.05)
-            assert len(within) == 1
-            within.pop()
-
-    with ThreadPoolExecutor(2) as threads:
-        list(threads.map(use, range(2)))
-
-
-def test_what_is_no_number_is_found_out() -> None:
-    model = classifier("mistral")
-    read = torch.ones(2, 3)
-    seen = dict.fromkeys(range(3))
-    assert unlike(model, seen, [read, read], [read, read]) is None
-    assert "differ by nan" in str(unlike(model, seen, [read, read * torch.nan], [read, read]))
-
-
 def test_a_model_that_cannot_share_says_why() -> None:
     """Soft-capping, an encoder, a head that does not read the last token, positions that stretch with the batch."""
     small = SMALL | {"head_dim": 16}
@@ -211,24 +178,35 @@ def test_a_model_that_cannot_share_says_why() -> None:
     assert "chunked_attention" in str(cannot_share(AutoModelForSequenceClassification.from_config(odd).eval()))
 
 
-def test_a_model_that_would_score_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = classifier("mistral")
-    monkeypatch.setattr("dpalign.engines.attention.merged", lambda own, own_sum, other, other_sum: own)
+class Ahead(MistralForSequenceClassification):
+    """A model of somebody's own: it counts positions from 1, so a prompt read apart would be read otherwise."""
+
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        if options.get("position_ids") is None:
+            options["position_ids"] = torch.arange(1, input_ids.shape[1] + 1)[None] * 2
+        return super().forward(input_ids, **options)
+
+
+def test_a_model_whose_numbers_would_differ_does_not_share() -> None:
+    model = Ahead(MODELS["mistral"]).eval()
     assert "differ by" in str(cannot_share(model))
-    causal = AutoModelForCausalLM.from_config(MODELS["mistral"]).eval()
-    monkeypatch.setattr("dpalign.engines.decoding.merged", lambda own, own_sum, other, other_sum: own)
-    assert "differ by" in str(decoding.cannot_share(causal))
+    numbers = torch.ones(2, 3)
+    layers = dict.fromkeys(range(3))
+    assert difference(model, layers, [numbers], [numbers]) is None
+    assert difference(model, layers, [numbers], [numbers * torch.nan]) is not None
+    assert difference(model, dict.fromkeys(range(2)), [numbers], [numbers]) is not None  # a layer did not attend
 
 
-@pytest.mark.parametrize("device_like", ["fused", "plain"])
-def test_attention_over_two_sets_of_keys_is_merged_from_each(device_like: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the softmax over both; queries that see none of the second set keep the first alone."""
-    if device_like == "plain":
-        monkeypatch.setattr("dpalign.engines.attention.BLOCK", 3)
-        monkeypatch.setattr("dpalign.engines.attention._attention", plain_attention)
+@pytest.mark.parametrize("width", [8, 6])
+def test_attention_over_two_sets_of_keys_is_merged_from_each(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the softmax over both; queries that see none of the second set keep the first alone.
+
+    Values of another width than the keys have no fused kernel: plain products, here three queries at a time.
+    """
+    monkeypatch.setattr(sharing, "BLOCK", 3)
     torch.manual_seed(0)
     query = torch.randn(2, 4, 7, 8)
-    (key, value), (key2, value2) = ([torch.randn(2, 2, size, 8) for _ in range(2)] for size in (7, 5))
+    (key, value), (key2, value2) = ([torch.randn(2, 2, size, d) for d in (8, width)] for size in (7, 5))
     mask = torch.rand(7, 5) > 0.4
     mask[2] = False
     own = attention(query, key, value, 0.3, causal=True)
@@ -242,7 +220,7 @@ def test_attention_over_two_sets_of_keys_is_merged_from_each(device_like: str, m
         scale=0.3,
         enable_gqa=True,
     )
-    torch.testing.assert_close(merged(*own, *other), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merge(*own, *other), expected, atol=1e-5, rtol=1e-5)
     assert torch.isneginf(other[1][:, :, 2]).all()
 
 
@@ -266,13 +244,6 @@ def test_in_the_final_layer_only_what_is_read_attends(window: int | None) -> Non
     assert len(last) == 6
     others = sorted(set(range(size)) - set(last.tolist()) - {6})  # 6 ends a prompt: attending there costs one query
     assert not at_ends[0, others].any()
-
-
-def plain_attention(query: Any, key: Any, value: Any, scale: float, causal: bool, mask: Any) -> Any:
-    """What devices without a fused kernel do."""
-    from dpalign.engines.attention import _by_products
-
-    return _by_products(query, key, value, scale, causal, mask)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -307,23 +278,23 @@ def test_rows_from_the_end_close_the_gaps() -> None:
     assert closing([False]) == []
 
 
-def test_scorers_and_engines_say_once_that_prompts_are_not_shared(
-    tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_scorer_warns_once_where_prompts_are_not_shared(
+    tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Positions that stretch with a batch; a model that shares, and one that is told not to, give no warning."""
     folder = write_classifier(tiny_folder, tmp_path / "model", sliding_window=8)
     options: dict[str, Any] = {"template": "world-v1", "batch_tokens": 512, "dtype": "float32"}
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    stretched = write_classifier(tiny_folder, tmp_path / "stretched", rope_parameters=rope)
     with caplog.at_level(logging.WARNING):
         assert ModelScorer(str(folder), **options).shares
         assert not ModelScorer(str(folder), **options, share_prefix=False).shares
         assert TransformersEngine(str(tiny_folder), rows=2).shares
         assert not caplog.records
-        monkeypatch.setattr("dpalign.engines.attention.merged", lambda own, own_sum, other, other_sum: own)
-        monkeypatch.setattr("dpalign.engines.decoding.merged", lambda own, own_sum, other, other_sum: own)
-        scorer = ModelScorer(str(folder), **options)
-        asked = [(user_prompt("name fox."), answer) for answer in ("fox.", "tea is hot.", "owl")]
-        scorer.score(asked)
-        scorer.score(asked)
-        assert not TransformersEngine(str(tiny_folder), rows=2).shares
-    scoring, sampling = (record.getMessage() for record in caplog.records)
-    assert scoring.startswith(f"{folder}: each answer is scored with its prompt read anew, for numbers read both ways")
-    assert sampling.startswith(f"{tiny_folder}: each answer is decoded with a copy of its prompt, for numbers")
+        scorer = ModelScorer(str(stretched), **options)
+        pairs = [(user_prompt("name fox."), answer) for answer in ("fox.", "tea is hot.", "owl")]
+        scorer.score(pairs)
+        scorer.score(pairs)
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert str(stretched) in warning
+    assert "dynamic" in warning

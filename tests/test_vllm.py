@@ -101,7 +101,7 @@ def test_first_tokens_follow_the_softmax(folder: Path, engine: VllmEngine) -> No
     """The shares of 4,000 first tokens differ from the model's own probabilities no more than by chance."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     with torch.inference_mode():
-        logits_V = model(torch.tensor([engine.prompt_ids(user_prompt("name owl."))])).logits[0, -1].double()
+        logits_V = model(torch.tensor([engine.reader.prompt_ids(user_prompt("name owl."))])).logits[0, -1].double()
     texts = [engine.tokenizer.decode([token], skip_special_tokens=True) for token in range(len(logits_V))]
     for temperature in (1.0, 0.7):
         share_V = torch.softmax(logits_V / temperature, dim=-1).numpy()

@@ -1,7 +1,7 @@
 """Attention of many answers to a prompt that is read once, as an attention function of transformers.
 
-An answer attends to its prompt's keys, which no answer copies, and to its own; the two results are merged by their
-log-sum-exps, which gives exactly the attention over both. Nothing is padded in the model itself, and no mask is made.
+An answer attends to its prompt's keys, which all answers share, and to its own keys. The two results are merged by
+their log-sum-exps: that is exactly the attention over both. The model itself needs no padding and no mask.
 
 Shapes: T tokens of a forward, H heads, G key-value heads, D head width; S segments of W tokens in a run; P tokens of a
 prefix.
@@ -10,26 +10,25 @@ prefix.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME: Final = "dpalign_sharing"
-"""What transformers knows the attention function by."""
+"""Name of the attention function in transformers."""
 
 RUN: Final = 0.75
-"""Segments attend to themselves side by side, padded to the longest, where the shortest has this share of it."""
+"""Segments attend side by side, padded to the longest, if the shortest has at least this share of its length."""
 
 BLOCK: Final = 1024
-"""Queries that attend at once where the device has no fused kernel: bounds the memory of their scores."""
+"""Queries that attend at once without a fused kernel: a bound on the memory of their scores."""
 
 
 class Unsupported(Exception):
-    """The model does something in its attention, or beside it, that a shared prompt would change; says what."""
+    """The model does something that a shared prompt would change; the message names it."""
 
 
 class Sharing(Protocol):
@@ -53,9 +52,9 @@ def _function(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each layer; `sharing` is the forward's own keyword."""
-    # What this refuses it refuses at load, where every layer is tried (`unlike`), and not in the middle of a stage: the
-    # model's code and configuration alone say what a layer passes on. Only masks are made by length, and transformers
-    # makes none for a function that has no kind of mask registered.
+    # A refusal comes at load, where every layer is tried (`difference`), and not in the middle of a stage: a layer's
+    # arguments follow from the model's code and configuration. Only masks depend on lengths, and transformers builds
+    # none for a function without a registered kind of mask.
     if sharing is None:
         raise Unsupported("its layers do not pass keywords on to the attention function")
     for name in ("softcap", "s_aux", "position_bias"):
@@ -71,17 +70,14 @@ def _function(
 AttentionInterface.register(NAME, _function)
 
 
-_LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
-_MAKING_LOCKS: Final = Lock()
-"""A `WeakKeyDictionary` does not promise that two threads which first use a model get the same lock."""
+_LOCK: Final = RLock()
+"""Held while a model's attention is replaced: a thread that put it back would spoil another thread's forward."""
 
 
 @contextmanager
 def sharing_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model attends through this module meanwhile, one thread at a time: forwards take `sharing=` and no mask."""
-    with _MAKING_LOCKS:
-        lock = _LOCKS.setdefault(model, RLock())
-    with lock:
+    """Let the model attend through this module, one thread at a time: forwards take `sharing=` and no mask."""
+    with _LOCK:
         before = model.config._attn_implementation
         model.set_attn_implementation(NAME)
         try:
@@ -92,8 +88,8 @@ def sharing_attention(model: PreTrainedModel) -> Iterator[None]:
             model.set_attn_implementation(before)
 
 
-def lacking(model: PreTrainedModel) -> str | None:
-    """Why a prompt cannot be shared with this model, as far as its configuration says; None where it can."""
+def obstacle(model: PreTrainedModel) -> str | None:
+    """The reason in a model's configuration why its prompts cannot be shared; None if there is none."""
     config = model.config
     if config.is_encoder_decoder or not getattr(model, "_supports_attention_backend", False):
         return "it is no decoder whose attention can be replaced"
@@ -106,13 +102,13 @@ def lacking(model: PreTrainedModel) -> str | None:
     return None
 
 
-def unlike(
+def difference(
     model: PreTrainedModel, seen: Mapping[int, int | None], ours: Sequence[Tensor], theirs: Sequence[Tensor]
 ) -> str | None:
-    """Why what was read here and in the model's own way is not the same; None where it is.
+    """The difference between forwards through this module and the model's own; None if they agree.
 
     Args:
-        seen: the layers that attended here, with the window that each came with.
+        seen: the layers that attended here, each with its window.
     """
     if any(seen.get(layer) != window for layer, window in windows(model).items()):
         return "its sliding windows do not reach the attention function"
@@ -122,13 +118,14 @@ def unlike(
         (a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1.0)
         for a, b in zip(ours, theirs, strict=True)
     ]
-    largest = float(torch.stack(differences).max())  # which NaN is, among others
-    within = 1e-3 if model.dtype == torch.float32 else 5e-2
-    return None if largest <= within else f"numbers read both ways differ by {largest:.2g} of the largest"
+    largest = float(torch.stack(differences).max())
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    # NaN is not within the tolerance
+    return None if largest <= tolerance else f"its numbers differ by {largest:.2g} of the largest"
 
 
 def windows(model: PreTrainedModel) -> dict[int, int]:
-    """The sliding window of each layer that the configuration gives one."""
+    """The sliding window of each layer that has one in the configuration."""
     config = model.config
     window = getattr(config, "sliding_window", None)
     if not window or getattr(config, "use_sliding_window", True) is False:
@@ -157,7 +154,7 @@ def attention(
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """By the fused kernel that the device has, else by plain products."""
+    """By the device's fused kernel if it has one, else by plain products."""
     fused = key.shape[3] == value.shape[3]
     kernels = torch.ops.aten
     if query.device.type == "cpu" and fused:
@@ -185,8 +182,8 @@ def _by_products(
     outs, all_sums = [], []
     for start in range(0, query.shape[2], BLOCK):
         block = slice(start, start + BLOCK)
-        shown = mask if mask is None or mask.shape[-2] == 1 else mask[..., block, :]
-        out, sums = _plain(query[:, :, block], key, value, scale, shown)
+        visible = mask if mask is None or mask.shape[-2] == 1 else mask[..., block, :]
+        out, sums = _plain(query[:, :, block], key, value, scale, visible)
         outs.append(out)
         all_sums.append(sums)
     return torch.cat(outs, dim=2), torch.cat(all_sums, dim=2)
@@ -204,7 +201,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor
     return out.flatten(1, 2), sums.flatten(1, 2)
 
 
-def merged(own: Tensor, own_sum: Tensor, other: Tensor, other_sum: Tensor) -> Tensor:
+def merge(own: Tensor, own_sum: Tensor, other: Tensor, other_sum: Tensor) -> Tensor:
     """Attention over two sets of keys, from the attention over each and their log-sum-exps."""
     share = torch.sigmoid(other_sum.float() - own_sum.float())[..., None]
     return torch.lerp(own.float(), other.float(), share).to(own.dtype)
@@ -212,11 +209,11 @@ def merged(own: Tensor, own_sum: Tensor, other: Tensor, other_sum: Tensor) -> Te
 
 @dataclass
 class Prefix:
-    """A prompt that answers share: its tokens, and once a forward has read them, their keys and values by layer."""
+    """A prompt that answers share: its tokens and, after a forward, their keys and values by layer."""
 
     ids: list[int]
     keep: bool = False
-    """Keep what is read of it, for forwards to come."""
+    """Keep the keys and values for later forwards."""
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """(G, P, D) each."""
 
@@ -225,9 +222,9 @@ class Packed:
     """A forward of one row: prefixes, and after each its answers, which do not see each other.
 
     Args:
-        groups: prefixes and the answers' tokens that follow each in this forward. A prefix that was read before is
-            not read again; one without tokens makes its answers whole texts of their own.
-        final: the layer above which only `last_N` is read, so that in it no other token attends; None for none.
+        groups: prefixes, each with the tokens of its answers in this forward. A prefix with kept keys is not read
+            again; the answers to an empty prefix are whole texts of their own.
+        final: the last layer, if only `last_N` is read above it: then no other token attends in it. None: all attend.
     """
 
     def __init__(
@@ -242,11 +239,11 @@ class Packed:
         segments: list[tuple[int, int]] = []
         self.prefixes: list[tuple[Prefix, slice]] = []
         self.shared: list[tuple[Prefix, slice, slice, list[int]]] = []
-        """Each prefix with where it is read, and its answers: all of their tokens, and the last of each."""
+        """Each prefix with its place, and the places of its answers: all tokens, and the last token of each."""
         self.last: list[int] = []
-        """Where each answer ends; a prefix without answers, itself."""
+        """The last token of each answer, and of each prefix without answers."""
         self.seen: dict[int, int | None] = {}
-        """The window that each layer came with."""
+        """The layers that attended, each with its window."""
         for prefix, answers in groups:
             size = len(prefix.ids)
             read = slice(len(ids), len(ids))
@@ -284,7 +281,7 @@ class Packed:
             key_SGWD, value_SGWD = (x[run.index_SW].transpose(1, 2) for x in (key_TGD, value_TGD))
             if layer == self.final:
                 query_SH1D = query_THD[run.end_S][:, :, None]
-                own, sums = attention(query_SH1D, key_SGWD, value_SGWD, scale, mask=run.shown_to_ends(window))
+                own, sums = attention(query_SH1D, key_SGWD, value_SGWD, scale, mask=run.visible_to_ends(window))
                 out_THD[run.end_S] = own[:, :, 0]
                 sum_HT[:, run.end_S] = sums[:, :, 0].T.float()
                 continue
@@ -297,18 +294,18 @@ class Packed:
             if prefix.keep:
                 prefix.kept[layer] = _copied(key[0, :, read]), _copied(value[0, :, read])
         for prefix, read, answers, ends in self.shared:
-            asked = ends if layer == self.final else answers
+            rows = ends if layer == self.final else answers
             kept = prefix.kept.get(layer)
             key_GPD, value_GPD = kept or (_copied(key[0, :, read]), _copied(value[0, :, read]))
-            shown = _reach(len(prefix.ids), self.position_1T[0, asked], window)
-            other, sums = attention(query[:, :, asked], key_GPD[None], value_GPD[None], scale, mask=shown)
-            own = out_THD[asked].transpose(0, 1)
-            out_THD[asked] = merged(own, sum_HT[:, asked], other[0], sums[0]).transpose(0, 1)
+            visible = _reach(len(prefix.ids), self.position_1T[0, rows], window)
+            other, sums = attention(query[:, :, rows], key_GPD[None], value_GPD[None], scale, mask=visible)
+            own = out_THD[rows].transpose(0, 1)
+            out_THD[rows] = merge(own, sum_HT[:, rows], other[0], sums[0]).transpose(0, 1)
         return out_THD[None]
 
 
 def _copied(kept: Tensor) -> Tensor:
-    """Keys or values of a head side by side, as its queries read them fastest."""
+    """A contiguous copy of a head's keys or values: its queries read that fastest."""
     return kept.clone(memory_format=torch.contiguous_format)
 
 
@@ -317,11 +314,11 @@ class _Run:
     """Segments of about one length, side by side."""
 
     index_SW: Tensor
-    """Tokens of each, the last repeated as padding: under causal attention no real token sees it."""
+    """Tokens of each segment, its last repeated as padding: under causal attention no real token sees that."""
     real_T: Tensor
-    """The tokens that are none, in the forward."""
+    """Places of the tokens without padding, in the forward."""
     place_T: Tensor
-    """And in the run, flattened."""
+    """Places of the same tokens in the flattened run."""
     size_S: Tensor
 
     @property
@@ -329,23 +326,24 @@ class _Run:
         """The last token of each segment, in the forward."""
         return self.index_SW[:, -1]
 
-    def shown_to_ends(self, window: int | None) -> Tensor:
-        """What the last token of each segment sees of it: (S, 1, 1, W)."""
+    def visible_to_ends(self, window: int | None) -> Tensor:
+        """Whether the last token of each segment sees its tokens: (S, 1, 1, W)."""
         place_W = torch.arange(self.index_SW.shape[1], device=self.size_S.device)
-        shown_SW = place_W < self.size_S[:, None]
+        visible_SW = place_W < self.size_S[:, None]
         if window is not None:
-            shown_SW &= self.size_S[:, None] - 1 - place_W < window
-        return shown_SW[:, None, None]
+            visible_SW &= self.size_S[:, None] - 1 - place_W < window
+        return visible_SW[:, None, None]
 
 
 def _runs(segments: Sequence[tuple[int, int]], device: torch.device) -> list[_Run]:
+    """Runs of segments (start, size) of about one length, the longest first."""
     runs = []
-    left = sorted(segments, key=lambda segment: -segment[1])
-    while left:
-        width = left[0][1]
-        count = next((i for i, (_, size) in enumerate(left) if size < RUN * width), len(left))
-        taken, left = left[:count], left[count:]
-        start_S1, size_S1 = torch.tensor(taken)[:, :1], torch.tensor(taken)[:, 1:]
+    rest = sorted(segments, key=lambda segment: -segment[1])
+    while rest:
+        width = rest[0][1]
+        count = next((i for i, (_, size) in enumerate(rest) if size < RUN * width), len(rest))
+        run, rest = rest[:count], rest[count:]
+        start_S1, size_S1 = torch.tensor(run)[:, :1], torch.tensor(run)[:, 1:]
         column_W = torch.arange(width)
         index_SW = start_S1 + torch.minimum(column_W, size_S1 - 1)
         real_SW = column_W < size_S1
@@ -356,7 +354,7 @@ def _runs(segments: Sequence[tuple[int, int]], device: torch.device) -> list[_Ru
 
 
 def _band(width: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Who sees whom within a sliding window, beside causality; None where all is in reach."""
+    """Which keys are in the sliding window of each query, (W, W), without causality; None if all are."""
     if window is None or width <= window:
         return None
     place = torch.arange(width, device=device)
@@ -364,7 +362,7 @@ def _band(width: int, window: int | None, device: torch.device) -> Tensor | None
 
 
 def _reach(size: int, position_T: Tensor, window: int | None) -> Tensor | None:
-    """Which of a prefix's tokens each answer's token sees in a sliding window: (T, P); None for all."""
+    """Which tokens of a prefix an answer's tokens see in a sliding window: (T, P); None for all."""
     if window is None:
         return None
     return position_T[:, None] - torch.arange(size, device=position_T.device) < window

@@ -1,8 +1,8 @@
-"""Two ways to decode the answers of prompts that are read once: against shared keys, or against copies of them.
+"""Two ways to decode the answers to prompts that are read once: against shared keys, or against copies of them.
 
 Shared: a prompt's keys and values are held once, and all its answers attend to them together (`attention`). Copied:
 transformers' own cache, expanded to a row an answer, for models whose attention cannot be replaced. Both give the same
-logits but for rounding.
+logits up to rounding.
 
 Shapes: B prompts, R answers (rows), P tokens of the longest prompt, N answers of the prompt that has most, H heads, G
 key-value heads, D head width, V vocabulary.
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from dpalign.engines.attention import Packed, Prefix, attention, lacking, merged, sharing_attention, unlike
+from dpalign.engines.attention import Packed, Prefix, attention, difference, merge, obstacle, sharing_attention
 
 Ids = list[int]
 
@@ -24,7 +24,7 @@ READ: Final = 16_384
 """Prompt tokens read at once."""
 
 ROOM: Final = 32
-"""Tokens of an answer that room is made for at first; it doubles."""
+"""Room for the tokens of an answer at first; it doubles."""
 
 
 class Decoder(Protocol):
@@ -39,12 +39,16 @@ class Decoder(Protocol):
         ...
 
     def keep(self, order: Sequence[int]) -> None:
-        """Go on with these rows alone, in this order."""
+        """Keep these rows alone, in this order."""
         ...
 
 
 class SharedDecoder:
-    """A `Decoder` that holds each prompt once; answers lie in rows as `owner` says."""
+    """A `Decoder` that holds each prompt once.
+
+    Args:
+        owner: the prompt of each row.
+    """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids], owner: Sequence[int]) -> None:
         self.model, self.device = model, model.device
@@ -96,7 +100,7 @@ class SharedDecoder:
         self._place()
 
     def _place(self) -> None:
-        """Where each row stands among the answers of its prompt, and which tokens of the prompts are padding."""
+        """Index each row among the answers of its prompt, and drop the masks of another order of rows."""
         rows: list[list[int]] = [[] for _ in range(len(self.size_B))]
         place = []
         for row, b in enumerate(self.owner):
@@ -116,12 +120,12 @@ class SharedDecoder:
         if window is not None:
             own_key, own_value = own_key[:, :, -window:], own_value[:, :, -window:]
         own, own_sum = attention(query, own_key, own_value, scale)
-        asked_BHND = query[:, :, 0][self.index_BN].transpose(1, 2)
+        query_BHND = query[:, :, 0][self.index_BN].transpose(1, 2)
         prompt_key, prompt_value = held.prompts(self.longest)
-        other, sums = attention(asked_BHND, prompt_key, prompt_value, scale, mask=self._mask(window))
+        other, sums = attention(query_BHND, prompt_key, prompt_value, scale, mask=self._mask(window))
         other = other.transpose(1, 2).flatten(0, 1)[self.place_R][:, :, None]
         sums = sums.transpose(1, 2).flatten(0, 1)[self.place_R][:, :, None]
-        return merged(own, own_sum, other, sums).transpose(1, 2)
+        return merge(own, own_sum, other, sums).transpose(1, 2)
 
     def _mask(self, window: int | None) -> Tensor | None:
         """The prompt tokens that answers see at this step: (B, 1, 1, P); None where they see all."""
@@ -157,7 +161,7 @@ class _Layer:
         return key, value
 
     def append(self, key: Tensor, value: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Put a token behind each answer's; all of them."""
+        """Add a token to each answer; returns the keys and values of all its tokens."""
         if step == self.own[0].shape[2]:
             self.own = [torch.cat([part[: self.rows], torch.empty_like(part[: self.rows])], dim=2) for part in self.own]
         for part, new in zip(self.own, (key, value), strict=True):
@@ -166,7 +170,7 @@ class _Layer:
         return own_key, own_value
 
     def keep(self, order: Sequence[int], prompt_order: Sequence[int], step: int) -> None:
-        """Rows and prompts from the end take the places of those that are done: only these are copied."""
+        """Move rows and prompts from the end to the places of finished ones; no others are copied."""
         for part in self.own:
             new, old = _moved(order)
             part[new, :, :step] = part[old, :, :step]
@@ -183,7 +187,7 @@ def _moved(order: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def batches(sizes: Sequence[int], limit: int) -> Iterator[range]:
-    """Places in order, in batches whose sizes add up to at most the limit; one that is larger stands alone.
+    """Indices in order, in batches whose sizes add up to at most the limit; a larger one stands alone.
 
     >>> list(batches([2, 2, 3, 9, 1], 5))
     [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
@@ -198,15 +202,15 @@ def batches(sizes: Sequence[int], limit: int) -> Iterator[range]:
         yield range(start, len(sizes))
 
 
-def closing(going: Sequence[bool]) -> list[int]:
-    """The indices that go on, those from the end in the places of the ones that do not.
+def closing(alive: Sequence[bool]) -> list[int]:
+    """The indices to keep: indices from the end take the places of dropped ones.
 
     >>> closing([True, False, True, False, True])
     [0, 4, 2]
     """
-    count = sum(going)
-    late = [i for i in range(count, len(going)) if going[i]]
-    return [i if going[i] else late.pop() for i in range(count)]
+    count = sum(alive)
+    late = [i for i in range(count, len(alive)) if alive[i]]
+    return [i if alive[i] else late.pop() for i in range(count)]
 
 
 class CopyingDecoder:
@@ -257,7 +261,7 @@ def read_prompts(
 def read_tokens(
     model: PreTrainedModel, token_R: Tensor, mask_RT: Tensor, position_R: Tensor, cache: DynamicCache
 ) -> Tensor:
-    """Read one token a row, which the mask holds already; the logits of the next (R, V)."""
+    """Read one token a row, already in the mask; the logits of the next (R, V)."""
     logits_R1V = model(
         input_ids=token_R[:, None],
         attention_mask=mask_RT,
@@ -270,20 +274,20 @@ def read_tokens(
 
 @torch.inference_mode()
 def cannot_share(model: PreTrainedModel) -> str | None:
-    """Why this model's answers need copies of their prompt's keys; None where they need none.
+    """The reason why this model's answers need copies of their prompt's keys; None if they need none.
 
-    Beside what its configuration says, it is tried: two prompts and two tokens behind each are read both ways.
+    After a look at its configuration, the model is tried: two prompts, and two tokens after each, are read both ways.
     """
-    if reason := lacking(model):
+    if reason := obstacle(model):
         return reason
-    known = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
-    prompts = [[known[(7 * i + n) % len(known)] for i in range(4 + n)] for n in range(2)]
+    ids = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
+    prompts = [[ids[(7 * i + n) % len(ids)] for i in range(4 + n)] for n in range(2)]
     owner = [0, 1, 1]
-    token_R = torch.tensor([known[3 * n % len(known)] for n in range(3)], device=model.device)
-    shared, copying = SharedDecoder(model, prompts, owner), CopyingDecoder(model, prompts, owner, pad=known[0])
+    token_R = torch.tensor([ids[3 * n % len(ids)] for n in range(3)], device=model.device)
+    shared, copying = SharedDecoder(model, prompts, owner), CopyingDecoder(model, prompts, owner, pad=ids[0])
     try:
         ours = [shared.first(), shared.read(token_R), shared.read(token_R)]
-    except Exception as error:  # of any kind: nobody knows what a model's code makes of a forward without a mask
+    except Exception as error:  # of any kind: a model's own code may do anything without a mask
         return str(error)
     theirs = [copying.first(), copying.read(token_R), copying.read(token_R)]
-    return unlike(model, shared.seen, ours, theirs)
+    return difference(model, shared.seen, ours, theirs)

@@ -1,4 +1,4 @@
-"""The protocol of a sampling engine: prompts in, n answers each out."""
+"""The protocol of a sampling engine: prompts in, n answers to each out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from dpalign.rows import Message
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt under one condition, and how many answers to draw for it."""
+    """One prompt under one condition, and the number of answers to draw."""
 
     messages: tuple[Message, ...]
     """The chat, system line included, ending with the user's turn."""
     n: int
     key: tuple[int | str, ...]
-    """What this draw means, such as (seed, t, prompt_id, condition): it decides the randomness."""
+    """The meaning of this draw, such as (seed, t, prompt_id, condition): it decides the randomness."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Answer:
 
     text: str
     tokens: int
-    """Generated, the end-of-text token included."""
+    """Generated tokens, the end-of-text token included."""
     finished: bool
     """False: cut at max_new_tokens."""
 
@@ -34,26 +34,18 @@ class Answer:
         return self.finished and bool(self.text.strip())
 
 
-class Reader(Protocol):
-    """Knows how long a prompt is."""
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """Length of a prompt as a policy reads it."""
-        ...
-
-
-class Engine(Reader, Protocol):
+class Engine(Protocol):
     """Draws answers from one policy."""
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
-        """The n answers of each request, in the order of the requests."""
+        """The n answers to each request, in the order of the requests."""
         ...
 
 
 def require_room(
     requests: Sequence[Request], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
 ) -> None:
-    """Refuse a prompt that leaves no room for an answer of full length; None for a model without a limit.
+    """Refuse a prompt that leaves no room for an answer of full length; `context` None means no limit.
 
     Raises:
         ValueError: names the request and both lengths.

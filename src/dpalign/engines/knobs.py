@@ -1,41 +1,33 @@
-"""What draws answers and what scores them: the recipe's table [engines]. No torch here.
+"""The engines of a run and the model it starts from: the recipe's tables [engines] and [model]. No torch here.
 
-Either engine writes the same records. Scores agree within the arithmetic's rounding, greedy answers token for
-token; sampled answers are other draws from the same distribution, so a change of the engine redoes a stage.
+Both engines write the same records. Scores agree within rounding, greedy answers agree token for token. Sampled answers
+are other draws from the same distribution: a change of the engine redoes a stage.
 """
 
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
-
-if TYPE_CHECKING:
-    from dpalign.recipe import Recipe
+from typing import Final, Literal, Self
 
 WORLD_BASE: Final = Path(str(files("dpalign.world").joinpath("base")))
 """The base model of the embedded world, installed with the package."""
 
-ROOM_FOR_LINES = 512
-"""Tokens that a system line and the chat's own markup may add to a prompt (the longest published line takes 131)."""
-PLENTY = 8192
-"""Tokens of a prompt and its answer that vLLM makes room for where the model could hold more."""
-
 
 @dataclass(frozen=True)
 class Engines:
-    """What draws answers and what scores them (paper silent on all of it)."""
+    """The engines that draw and score answers (paper silent on all of it)."""
 
     sampling: Literal["transformers", "vllm"] = "transformers"
     """Draws answers; vLLM needs dpalign[vllm], and is several times faster on a GPU."""
     scoring: Literal["transformers", "vllm"] = "transformers"
-    """Scores answers with a reward model that is a folder or hub name; a `python:` reward is called all the same."""
+    """Scores answers with a reward model in a folder or on the hub. A `python:` reward needs no engine."""
     tensor_parallel: int = 1
     """GPUs that one vLLM engine is split over."""
     gpu_memory: float = 0.9
-    """Share of each GPU that the vLLM engines of a stage may take together, weights and cache."""
+    """Share of each GPU for all vLLM engines of a stage, weights and cache."""
     cpu_cache: float = 0.0
-    """GiB of vLLM's key-value cache where there is no GPU; 0: what `sampling.rows` answers of full length need, up to a
-    quarter of the memory."""
+    """GiB of vLLM's key-value cache without a GPU; 0: room for `sampling.rows` answers of full length, up to a quarter
+    of the memory."""
     eager: bool = False
     """Neither compile nor record CUDA graphs: vLLM starts a minute sooner and decodes slower. Always so without a
     GPU."""
@@ -45,7 +37,7 @@ class Engines:
             raise ValueError(f"tensor_parallel must be at least 1, got {self.tensor_parallel}")
         if self.tensor_parallel > 1 and "vllm" not in (self.sampling, self.scoring):
             raise ValueError(
-                f"tensor_parallel {self.tensor_parallel} splits vLLM engines, and none is asked for; "
+                f"tensor_parallel {self.tensor_parallel} splits vLLM engines, and there is none; "
                 'set sampling or scoring to "vllm", or tensor_parallel to 1'
             )
         if not 0 < self.gpu_memory <= 1:
@@ -53,18 +45,9 @@ class Engines:
         if self.cpu_cache < 0:
             raise ValueError(f"cpu_cache is in GiB, 0 or more, got {self.cpu_cache}")
 
-
-def on_transformers(recipe: "Recipe") -> "Recipe":
-    """The recipe without vLLM: for a stage that trains in the same process, whose GPU is taken."""
-    return replace(
-        recipe, engines=replace(recipe.engines, sampling="transformers", scoring="transformers", tensor_parallel=1)
-    )
-
-
-def longest(context: int | None, prompt_tokens: int, max_new_tokens: int) -> int:
-    """Tokens of a prompt and its answer that vLLM makes room for: the model's context, unless that is beyond need."""
-    needed = max(PLENTY, prompt_tokens + ROOM_FOR_LINES + max_new_tokens)
-    return min(context, needed) if context else needed
+    def on_transformers(self) -> Self:
+        """The same without vLLM: for a stage that trains in the same process and needs the GPU's memory."""
+        return replace(self, sampling="transformers", scoring="transformers", tensor_parallel=1)
 
 
 @dataclass(frozen=True)
@@ -77,12 +60,12 @@ class Model:
     chat: Literal["zephyr", "world-v1"] = "zephyr"
     """The chat template of every policy (the released checkpoints' own)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Weights as stored, sampled and scored with (paper silent; bfloat16 as in Zephyr's recipe). In training they are
-    float32 and computed with in this type: AdamW's steps of 1e-5 are lost in bfloat16 weights."""
+    """Type of stored weights, and of the arithmetic of sampling and scoring (paper silent; bfloat16 as in Zephyr's
+    recipe). Training keeps float32 weights and computes in this type: AdamW's steps of 1e-5 are lost in bfloat16."""
     trust_remote_code: bool = False
-    """Run code that a hub repository ships; never needed for the paper's models."""
+    """Run code that a hub repository ships; the paper's models never need it."""
 
     @property
     def source(self) -> str:
-        """Where the base model is found."""
+        """Folder or hub name of the base model."""
         return str(WORLD_BASE) if self.base == "world" else self.base

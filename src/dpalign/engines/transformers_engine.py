@@ -1,8 +1,8 @@
 """Sampling with transformers, anywhere: each prompt is read once, its n answers decode side by side.
 
-True sampling: every token is drawn from the whole softmax at the asked temperature (`generate` would
-cut it to the 50 likeliest). The uniform behind each draw is keyed by the meaning of the answer and the
-position of the token, so an answer does not depend on its neighbours in the batch.
+True sampling: every token is drawn from the whole softmax at the requested temperature (`generate` would cut it to the
+50 likeliest). The uniform number of each draw is keyed by the meaning of the answer and the position of the token: an
+answer does not depend on its neighbours in the batch.
 """
 
 import logging
@@ -32,7 +32,7 @@ class _Row:
 
 
 class PromptReader:
-    """A `Reader` on the tokenizer of a policy folder or hub name, without its weights."""
+    """Prompts as a policy reads them: the tokenizer of a policy folder or hub name, without its weights."""
 
     def __init__(self, folder: str, *, trust_remote_code: bool = False) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -41,6 +41,7 @@ class PromptReader:
         return prompt_ids(self.tokenizer, messages)
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """The length of a prompt."""
         return len(self.prompt_ids(messages))
 
 
@@ -50,7 +51,7 @@ class TransformersEngine:
     Args:
         folder: a policy folder or hub name.
         rows: answers decoded side by side; a request's n answers stay together.
-        share_prefix: an answer attends to its prompt's keys where they are, where the model allows it; else to a copy.
+        share_prefix: the answers to a prompt share its keys, if the model allows it; else each has a copy.
     """
 
     def __init__(
@@ -70,32 +71,26 @@ class TransformersEngine:
         ).to(self.device)
         self.model.eval()
         self.rows = rows
-        reason = cannot_share(self.model) if share_prefix else "not asked for"
+        reason = cannot_share(self.model) if share_prefix else "share_prefix is false"
         self.shares = reason is None
         if share_prefix and reason:
-            log.warning("%s: each answer is decoded with a copy of its prompt, for %s", folder, reason)
-
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return self.reader.prompt_ids(messages)
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        return self.reader.prompt_tokens(messages)
+            log.warning("%s: each answer has a copy of its prompt: %s", folder, reason)
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
-        """See `Engine.sample`. Prompts of about one length decode together.
+        """See `Engine.sample`. Prompts of similar length decode together.
 
         Raises:
             ValueError: a prompt leaves no room for an answer in the model's context.
         """
-        prompts = [self.prompt_ids(request.messages) for request in requests]
+        prompts = [self.reader.prompt_ids(request.messages) for request in requests]
         context = getattr(self.model.config, "max_position_embeddings", None)
         require_room(requests, prompts, max_new_tokens, context)
         order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))
         answers: list[list[Answer]] = [[] for _ in requests]
         for places in batches([requests[i].n for i in order], self.rows):
             batch = [order[place] for place in places]
-            drawn = self._batch([requests[i] for i in batch], [prompts[i] for i in batch], temperature, max_new_tokens)
-            for i, of_request in zip(batch, drawn, strict=True):
+            result = self._batch([requests[i] for i in batch], [prompts[i] for i in batch], temperature, max_new_tokens)
+            for i, of_request in zip(batch, result, strict=True):
                 answers[i] = of_request
         yield from answers
 
@@ -139,7 +134,7 @@ class TransformersEngine:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """A prompt as a policy reads it, up to where its answer begins; the chat template writes all special tokens."""
+    """A prompt as a policy reads it, up to the start of its answer; the chat template writes all special tokens."""
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

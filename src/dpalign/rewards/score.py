@@ -46,10 +46,7 @@ def load_scorer(
     share_prefix: bool = True,
     trust_remote_code: bool = False,
 ) -> Scorer:
-    """A scorer from a folder or hub name, or from `python:module:function`.
-
-    The function takes (prompts, responses), two lists of text, and returns an (N, H) array.
-    """
+    """A scorer from a folder or hub name, or from `python:module:function`; see `ModelScorer` and `FunctionScorer`."""
     if source.startswith("python:"):
         return FunctionScorer(source, heads)
     return ModelScorer(
@@ -63,8 +60,8 @@ def load_scorer(
     )
 
 
-def checked(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Array:
-    """The rewards, or a ValueError that shows the first answer whose reward is not a number."""
+def require_finite(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Array:
+    """The rewards; a ValueError shows the first answer whose reward is no finite number."""
     bad = np.argwhere(~np.isfinite(rewards_NH))
     if len(bad):
         n, h = bad[0]
@@ -76,29 +73,37 @@ def checked(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Array:
 
 
 def head_names(config: PreTrainedConfig, unnamed: Sequence[str]) -> Sequence[str]:
-    """A classifier's own names; `unnamed` for one that only numbers as many (the released model does)."""
+    """A classifier's own head names; `unnamed` if it only numbers its heads, as the released model does."""
     own = [config.id2label[i] for i in range(config.num_labels)]
     numbered = all(name == f"LABEL_{i}" for i, name in enumerate(own))
     return unnamed if numbered and len(own) == len(unnamed) else own
 
 
 def score_in_float32(model: PreTrainedModel) -> None:
-    """Have a classifier's head compute in float32, whatever the rest does: bfloat16 rounds a reward of 70 to halves.
+    """Let a classifier's head compute in float32: bfloat16 rounds a reward of 70 to halves.
 
-    In training the head is float32 too, and so it is on vLLM.
+    Training and vLLM have a float32 head too.
     """
     head = getattr(model, "score", None)
     if isinstance(head, nn.Linear):
         head.float()
-        head.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 class ModelScorer:
-    """A sequence classifier.
+    """A sequence classifier on transformers.
 
-    The answers to a prompt are scored against one reading of it, where the model allows that (`shared_prefix`).
-    Else batches are sorted by length; right padding needs no mask under causal attention. The order of the pairs
-    changes a reward by rounding alone; the same pairs in the same order give the same bytes.
+    If the model allows it, a prompt is read once for all its answers (`shared_prefix`). Else answers are scored in
+    batches sorted by length; right padding needs no mask under causal attention. The order of the pairs changes a
+    reward by rounding alone; the same pairs in the same order give the same bytes.
+
+    Args:
+        source: a folder or hub name.
+        unnamed: head names for a model that only numbers its heads.
+        batch_tokens: tokens of a forward at most.
+
+    Raises:
+        ValueError: the model's pad token is missing, or is its end-of-text token.
     """
 
     def __init__(
@@ -130,7 +135,7 @@ class ModelScorer:
         reason = cannot_share(self.model) if share_prefix else "reward.share_prefix is false"
         self.shares = reason is None
         if share_prefix and reason:
-            log.warning("%s: each answer is scored with its prompt read anew, for %s", source, reason)
+            log.warning("%s: the prompt is read anew for each answer: %s", source, reason)
 
     @property
     def heads(self) -> Sequence[str]:
@@ -143,7 +148,7 @@ class ModelScorer:
             rewards_NH: Array = score_shared(self.model, rows, keys, self.batch_tokens).numpy()
         else:
             rewards_NH = self._score_apart(rows)
-        return checked(rewards_NH, pairs, self.source)
+        return require_finite(rewards_NH, pairs, self.source)
 
     @torch.inference_mode()
     def _score_apart(self, rows: Sequence[list[int]]) -> Array:
@@ -162,6 +167,8 @@ class ModelScorer:
 
 class FunctionScorer:
     """A Python function as a reward: `python:module:function`.
+
+    It takes (prompts, responses), two lists of texts, and returns an (N, H) array.
 
     Raises:
         ValueError: there is no such function.
@@ -184,4 +191,4 @@ class FunctionScorer:
             raise ValueError(
                 f"{self.source}: returned shape {rewards_NH.shape} for {len(pairs)} answers and {len(self.heads)} heads"
             )
-        return checked(rewards_NH, pairs, self.source)
+        return require_finite(rewards_NH, pairs, self.source)

@@ -1,8 +1,8 @@
 """Scoring all answers to a prompt against one reading of it.
 
-The reward input puts the prompt before the answer, so the inputs of a prompt's answers begin alike. What they have in
-common is found in their tokens, not their texts: a tokenizer may merge across the boundary. A forward holds one row
-without padding: prompts, each with its answers behind it (`attention.Packed`). N rows, H heads.
+The reward input has the prompt before the answer: the inputs of a prompt's answers begin alike. Their common prefix is
+one of tokens, not of text, because a tokenizer may merge across the boundary. A forward holds one row without padding:
+prompts, each followed by its answers (`attention.Packed`). N rows, H heads.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from dpalign.engines.attention import Packed, Prefix, lacking, sharing_attention, unlike
+from dpalign.engines.attention import Packed, Prefix, difference, obstacle, sharing_attention
 
 CPU_TOKENS: Final = 768
-"""A forward's tokens on a CPU at most: with no padding to save, larger ones only leave its caches, 1.3x slower."""
+"""Tokens of a forward on a CPU at most: larger forwards leave its caches, and are 1.3x slower."""
 
 Ids = list[int]
 
@@ -32,7 +32,7 @@ class Group:
 
 
 def groups_of(rows: Sequence[Ids], keys: Sequence[Hashable]) -> list[Group]:
-    """Rows of one key together, with the longest beginning they share; at least one token of each is left to it."""
+    """Rows with equal keys, with their longest common prefix; each row keeps at least one token of its own."""
     together: dict[Hashable, list[int]] = {}
     for n, key in enumerate(keys):
         together.setdefault(key, []).append(n)
@@ -49,9 +49,9 @@ def groups_of(rows: Sequence[Ids], keys: Sequence[Hashable]) -> list[Group]:
 
 
 def forwards(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[list[Group]]:
-    """What each forward holds: at most `budget` tokens, or one answer that is longer with its prompt.
+    """The groups of each forward: at most `budget` tokens, or one answer with its prompt.
 
-    A group that is cut keeps what was read of its prefix for the forwards that follow.
+    A group that is cut keeps the keys of its prefix for the next forwards.
     """
     held: list[Group] = []
     room = budget
@@ -101,9 +101,9 @@ def _rewards(model: PreTrainedModel, packed: Packed) -> Tensor:
 
 @contextmanager
 def _last_layer_only_at(backbone: PreTrainedModel, last_N: Tensor) -> Iterator[None]:
-    """Above the last layer's attention only the answers' ends are read, so its MLP works for them alone.
+    """Run the last layer's MLP at the answers' ends alone: nothing else is read above its attention.
 
-    A layer without such a part, or with one that chooses among experts, stays as it is.
+    A last layer without a plain MLP, or with one that chooses among experts, stays as it is.
     """
     mlp = getattr(backbone.layers[-1], "mlp", None) if hasattr(backbone, "layers") else None
     if mlp is None or not hasattr(mlp, "down_proj"):
@@ -111,12 +111,12 @@ def _last_layer_only_at(backbone: PreTrainedModel, last_N: Tensor) -> Iterator[N
         return
     shapes: list[Tensor] = []
 
-    def before(_: Any, given: tuple[Tensor]) -> tuple[Tensor]:
-        shapes.append(given[0])
-        return (given[0][:, last_N],)
+    def before(_: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        shapes.append(inputs[0])
+        return (inputs[0][:, last_N],)
 
-    def after(_: Any, __: Any, found_1ND: Tensor) -> Tensor:
-        return torch.zeros_like(shapes.pop()).index_copy_(1, last_N, found_1ND)
+    def after(_: Any, __: Any, output_1ND: Tensor) -> Tensor:
+        return torch.zeros_like(shapes.pop()).index_copy_(1, last_N, output_1ND)
 
     hooks = [mlp.register_forward_pre_hook(before), mlp.register_forward_hook(after)]
     try:
@@ -128,24 +128,24 @@ def _last_layer_only_at(backbone: PreTrainedModel, last_N: Tensor) -> Iterator[N
 
 @torch.inference_mode()
 def cannot_share(model: PreTrainedModel) -> str | None:
-    """Why this classifier has to read each answer's prompt anew; None where it need not.
+    """The reason why this classifier must read the prompt anew for each answer; None if it need not.
 
-    Beside what its configuration says, it is tried: a few tokens are scored both ways.
+    After a look at its configuration, the model is tried: a few tokens are scored both ways.
     """
     if not isinstance(model, GenericForSequenceClassification):
         return "it does not read its scores from the last token"
-    if reason := lacking(model):
+    if reason := obstacle(model):
         return reason
-    known = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
-    rows = [[known[(7 * i + 3 * n * (i > 4)) % len(known)] for i in range(6 + 2 * n)] for n in range(3)]
+    ids = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
+    rows = [[ids[(7 * i + 3 * n * (i > 4)) % len(ids)] for i in range(6 + 2 * n)] for n in range(3)]
     try:
         texts = [(Prefix(rows[0][:5]), [row[5:] for row in rows])]
         packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
         with sharing_attention(model):
             shared_NH = _rewards(model, packed)
-    except Exception as error:  # of any kind: nobody knows what a model's code makes of a forward without a mask
+    except Exception as error:  # of any kind: a model's own code may do anything without a mask
         return str(error)
     plain_NH = torch.cat(
         [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
     )
-    return unlike(model, packed.seen, [shared_NH], [plain_NH])
+    return difference(model, packed.seen, [shared_NH], [plain_NH])

@@ -1,20 +1,18 @@
 """Scoring with vLLM's pooling runner: the same reward folder, the same texts, raw values.
 
-Its prefix cache reads a prompt once for the answers to it that stand together. Shapes: N answers, H heads.
+Its prefix cache reads a prompt once for neighbouring answers to it. Shapes: N answers, H heads.
 """
 
-import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
-from dpalign.engines.knobs import Engines, longest
-from dpalign.engines.vllm_start import bar, start, stop
+from dpalign.engines.knobs import Engines
+from dpalign.engines.vllm_start import Vllm, show_progress
 from dpalign.paper.prompts import RewardTemplate, render_reward_input
-from dpalign.rewards.score import Pair, checked, head_names
+from dpalign.rewards.score import Pair, head_names, require_finite
 
 Array = NDArray[np.float32]
 
@@ -24,10 +22,9 @@ class VllmScorer:
 
     Args:
         source: a folder or hub name.
-        unnamed: names for a model that only numbers as many.
+        unnamed: head names for a model that only numbers its heads.
         rows: answers scored side by side.
-        prompt_tokens, max_new_tokens: what the recipe allows; room is made for more where the model has it.
-        share: of the GPU memory that the recipe grants, for this engine.
+        settings, prompt_tokens, max_new_tokens, share: see `Vllm`.
 
     Raises:
         ValueError: vLLM is not installed, or cannot start.
@@ -49,21 +46,19 @@ class VllmScorer:
     ) -> None:
         self.source, self.template = source, template
         self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        self.config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        self.heads = head_names(self.config, unnamed)
-        own = getattr(self.config, "max_position_embeddings", None)
-        self.context = longest(own, prompt_tokens, max_new_tokens)
-        self.llm: Any = start(
+        self.vllm = Vllm(
             source,
             settings,
             share=share,
-            context=self.context,
             sequences=rows,
+            prompt_tokens=prompt_tokens,
+            max_new_tokens=max_new_tokens,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             options={"runner": "pooling", "pooler_config": {"task": "classify", "use_activation": False}},
         )
-        self._end = weakref.finalize(self, stop, self.llm)
+        self.heads = head_names(self.vllm.config, unnamed)
+        self.close = self.vllm.close
 
     def score(self, pairs: Sequence[Pair]) -> Array:
         """See `Scorer.score`.
@@ -73,19 +68,15 @@ class VllmScorer:
         """
         rows = [self.tokenizer(render_reward_input(*pair, self.template))["input_ids"] for pair in pairs]
         for n, ids in enumerate(rows):
-            if len(ids) > self.context:
+            if len(ids) > self.vllm.context:
                 raise ValueError(
                     f"{self.source}: answer {n} of {len(rows)} and its prompt are {len(ids)} tokens, and vLLM has room "
-                    f"for {self.context}: {pairs[n][1][:80]!r}; filter by length, or score with transformers "
+                    f"for {self.vllm.context}: {pairs[n][1][:80]!r}; filter by length, or score with transformers "
                     "(engines.scoring)"
                 )
-        rewards_NH = np.empty((len(rows), self.config.num_labels), dtype=np.float32)
+        rewards_NH = np.empty((len(rows), self.vllm.config.num_labels), dtype=np.float32)
         if rows:
-            found = self.llm.classify([{"prompt_token_ids": ids} for ids in rows], use_tqdm=bar("scored"))
-            for n, output in enumerate(found):
+            inputs = [{"prompt_token_ids": ids} for ids in rows]
+            for n, output in enumerate(self.vllm.llm.classify(inputs, use_tqdm=show_progress())):
                 rewards_NH[n] = output.outputs.probs
-        return checked(rewards_NH, pairs, self.source)
-
-    def close(self) -> None:
-        """End vLLM, and give its memory back; it happens by itself when nothing holds the scorer any more."""
-        self._end()
+        return require_finite(rewards_NH, pairs, self.source)

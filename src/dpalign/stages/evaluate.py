@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.engines.engine import Reader
+from dpalign.engines.transformers_engine import PromptReader
 from dpalign.paper.direction import evaluation_grid
 from dpalign.recipe import Recipe
 from dpalign.rewards.score import FunctionScorer, Scorer
@@ -103,7 +103,7 @@ class Asking:
         return list(drawn), {}
 
 
-def evaluation_prompts(job: Job, reader: Reader) -> list[Row]:
+def evaluation_prompts(job: Job, reader: PromptReader) -> list[Row]:
     """The prompts of the recipe's split that are not too long; those that are, are counted.
 
     Raises:

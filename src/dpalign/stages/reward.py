@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from dpalign.data.ratings import labels_for, require_labels
-from dpalign.engines.knobs import on_transformers
 from dpalign.measure.quality import quality
 from dpalign.paper.objectives import all_known, by_name, head_indices
 from dpalign.recipe import Recipe
@@ -32,7 +32,7 @@ RESAMPLES: Final = 1000
 
 def reward(job: Job) -> None:
     """Train the reward model, or take the one that the recipe names; measure it on held-out prompts."""
-    recipe = on_transformers(job.recipe)  # it trains in this process, and scores few rows
+    recipe = _on_transformers(job.recipe)  # it trains in this process, and scores few rows
     if not recipe.reward.checkpoint:
         _train(job, "train", recipe.seed)
     elif not recipe.reward.checkpoint.startswith("python:") and Path(recipe.reward.checkpoint).exists():
@@ -48,10 +48,14 @@ def reward(job: Job) -> None:
 
 def judge(job: Job) -> None:
     """Train a second reward model on prompts that the first has not seen."""
-    recipe = on_transformers(job.recipe)
+    recipe = _on_transformers(job.recipe)
     _train(job, "judge", recipe.seed + 1)
     if first_process():
         write_json(job.out / "quality.json", measure(recipe, model_scorer(recipe, job.out), job.inputs["data"]))
+
+
+def _on_transformers(recipe: Recipe) -> Recipe:
+    return replace(recipe, engines=recipe.engines.on_transformers())
 
 
 def _train(job: Job, part: str, seed: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpalign.chat import with_system_line
-from dpalign.engines.engine import Engine, Reader, Request
+from dpalign.engines.engine import Engine, Request
 from dpalign.engines.transformers_engine import PromptReader, TransformersEngine
 from dpalign.engines.vllm_engine import VllmEngine
 from dpalign.paper.direction import rng_for
@@ -67,7 +67,7 @@ def open_engine(recipe: Recipe, policy: str, *, alone: bool = False) -> Engine:
             )
 
 
-def open_reader(recipe: Recipe, policy: str) -> Reader:
+def open_reader(recipe: Recipe, policy: str) -> PromptReader:
     """What measures prompts as that engine reads them, without its model."""
     return PromptReader(policy, trust_remote_code=recipe.model.trust_remote_code)
 

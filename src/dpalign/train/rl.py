@@ -10,7 +10,7 @@ Shapes: N answers, H heads, K objectives.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from dpalign.engines.knobs import on_transformers
 from dpalign.engines.transformers_engine import prompt_ids
 from dpalign.paper.direction import evaluation_grid, rng_for
 from dpalign.paper.objectives import Objective, read_objectives
@@ -85,7 +84,8 @@ def rl(job: Job) -> None:
     prompts = [prompt["messages"] for prompt in fitting]
     args = configuration(settings, recipe.sampling.max_new_tokens, recipe.seed, job.work.resume, recipe.model.dtype)
     # A scorer goes to this process's own GPU, which is known from here on, beside the training.
-    scorer = open_scorer(on_transformers(recipe), job.inputs["reward"])
+    alone = replace(recipe, engines=recipe.engines.on_transformers())
+    scorer = open_scorer(alone, job.inputs["reward"])
     reward = scalar_reward(scorer, recipe.heads, recipe.objective_list, v_K, tokenizer)
     done = reinforce(
         start,
