@@ -179,7 +179,7 @@ def test_a_model_that_cannot_share_says_why() -> None:
 
 
 class Ahead(MistralForSequenceClassification):
-    """A model of somebody's own: it counts positions from 1, so a prompt read apart would be read otherwise."""
+    """A model with positions of its own, in steps of two: its numbers differ where a prompt is shared."""
 
     def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
         if options.get("position_ids") is None:
