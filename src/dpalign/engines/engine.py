@@ -34,6 +34,14 @@ class Answer:
         return self.finished and bool(self.text.strip())
 
 
+class Reader(Protocol):
+    """Knows the length of prompts. The type of `PromptReader`, without torch."""
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """The tokens of a prompt as a policy reads it."""
+        ...
+
+
 class Engine(Protocol):
     """Draws answers from one policy."""
 

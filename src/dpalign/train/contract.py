@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from dpalign.chat import ChatStyle
 from dpalign.paper.direction import (
@@ -26,8 +26,10 @@ from dpalign.paper.direction import (
 )
 from dpalign.paper.objectives import Objective, head_indices
 from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
-from dpalign.recipe import Recipe
 from dpalign.run.folder import write_json
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 FILE: Final = "dpa.json"
 FORMAT: Final = 2
@@ -117,7 +119,7 @@ class Contract:
         return said
 
 
-def contract_of(recipe: Recipe, iteration: int) -> Contract:
+def contract_of(recipe: "Recipe", iteration: int) -> Contract:
     """What a recipe says of the policy that its iteration trains."""
     return Contract(
         recipe.preference.template,

@@ -17,8 +17,8 @@ from dpalign.dial.golden import Golden, shown_directions
 from dpalign.page.words import arithmetic, degrees, listed, whole
 from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Simplex, Sphere
 from dpalign.recipe import Recipe
-from dpalign.recipe.config import as_mapping, changes, knobs
 from dpalign.run.modelfolder import check_weights
+from dpalign.run.tables import changes, leaves
 
 _KNOBS: Final = (
     *("iterations", "sampling.n", "preference.directions", "sampling.temperature", "replay", "alternate", "restart"),
@@ -149,17 +149,21 @@ def _how(source: Source, parameters: str, types: Sequence[str]) -> str:
     return f"{text} It took {said}, all stages before it included." if said else text
 
 
+def _knobs(recipe: Recipe) -> dict[str, Any]:
+    return dict(leaves(recipe.as_mapping()))
+
+
 def _main_knobs(recipe: Recipe | None) -> list[tuple[str, str, str]]:
     if recipe is None:
         return []
-    here, paper = (knobs(one, *_KNOBS) for one in (recipe, Recipe(recipe.name)))
+    here, paper = (_knobs(one) for one in (recipe, Recipe(name=recipe.name)))
     return [(name, f"{here[name]}", f"{paper[name]}") for name in _KNOBS]
 
 
 def _other_knobs(recipe: Recipe | None) -> list[str]:
     if recipe is None:
         return []
-    return [_LOCAL.sub("", line) for line in changes(as_mapping(Recipe(recipe.name)), as_mapping(recipe))]
+    return [_LOCAL.sub("", line) for line in changes(Recipe(name=recipe.name).as_mapping(), recipe.as_mapping())]
 
 
 def _datasets(recipe: Recipe | None) -> list[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpalign.recipe import Recipe, config
+from dpalign.recipe import Recipe
 from dpalign.run.folder import Run
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def execute(order: Order, recipe: Recipe) -> str:
         from dpalign.stages.alpaca.stages import forecast
 
         return forecast(order.out, points, instructions, reference, judge, order.store)
-    with Run.open(order.out, config.to_toml(recipe)) as run:
+    with Run.open(order.out, recipe.to_toml()) as run:
         drawn = _drawn(run, recipe, order, points, instructions)
         if judge is None or reference is None:
             return "\n".join(str(point.outputs) for point in drawn)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from dpalign.recipe import Recipe, config
+from dpalign.recipe import Recipe
 from dpalign.rows import CANDIDATES, prompt_id, read_table, user_prompt, write_rows
 from dpalign.run.environment import settle_threads
 from dpalign.run.folder import Run, Work, write_json
+from dpalign.run.tables import leaves
 from dpalign.stages.alpaca.benchmark import write_outputs
 from dpalign.stages.alpaca.systems import OUTPUTS, SYSTEM, Point
-from dpalign.stages.stage import knobs_read
 
 VERSION: Final = 1
 KNOBS: Final = (
@@ -18,6 +18,11 @@ KNOBS: Final = (
     *("model.dtype", "model.trust_remote_code", "engines.sampling", "engines.tensor_parallel"),
 )
 """The recipe's knobs that answers depend on."""
+
+
+def knobs_read(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
+    values = dict(leaves(recipe.as_mapping()))
+    return {name: values[name] for name in names}
 
 
 class Policies:
@@ -94,7 +99,7 @@ def _draw(work: Work, policies: Policies, point: Point, instructions: Sequence[s
     counts = {"answers": len(texts), "cut": drawn["finished"].to_pylist().count(False) - empty, "empty": empty}
     write_json(
         work.folder / SYSTEM,
-        said | {"weights": point.weights, "counts": counts, "sampled_with": config.knobs(recipe, *KNOBS)},
+        said | {"weights": point.weights, "counts": counts, "sampled_with": knobs_read(recipe, KNOBS)},
     )
     if counts["cut"] or counts["empty"]:
         work.run.log(

@@ -12,7 +12,7 @@ from dpalign.measure.bootstrap import Bootstrap
 from dpalign.page.drawing import arms, house_style, legend, png, svg, values
 from dpalign.page.systems import INKS
 from dpalign.page.words import MISSING, Figure, degrees, number
-from dpalign.recipe import Recipe, config
+from dpalign.recipe import Recipe
 from dpalign.run.folder import Run, Work
 from dpalign.run.ledger import sha256_of, write_json, write_text
 from dpalign.stages.alpaca.benchmark import read_instructions, read_outputs
@@ -39,7 +39,10 @@ def figure(
     run: Run, recipe: Recipe, tasks: Sequence[Task], judge: Judge, *, difficulty: Path | None, paper: bool
 ) -> Path:
     """Take the last stage unless it is done: alpaca.json, table.md and the figure of what the tasks left."""
-    knobs = config.knobs(recipe, "seed", "evaluation.bootstrap") | {"paper": paper, "judge": judge.name}
+    knobs = {"seed": recipe.seed, "evaluation.bootstrap": recipe.evaluation.bootstrap} | {
+        "paper": paper,
+        "judge": judge.name,
+    }
     knobs["points"] = [task.point.name for task in tasks]
     inputs: dict[str, str | Path] = {task.stage: task.stage for task in tasks}
     inputs |= {"reference": tasks[0].reference.resolve(), "instructions": tasks[0].source.resolve()}
