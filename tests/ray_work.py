@@ -7,21 +7,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from dpalign import recipe
-from dpalign.pipeline import align
+from dpalign.pipeline import runner
+from dpalign.pipeline.steps import STAGES
 from dpalign.run import folder as runs
 from dpalign.run.folder import Shard, Tally
 from dpalign.run.ledger import write_text
 from dpalign.run.shards import make_shards
-from dpalign.stages import stage as stages
 from dpalign.stages.sample import Drawing
 from dpalign.stages.stage import Job, Step
 
 POISON = "poison"
-STEP = Step("sample-2", "sample", {}, t=2, half="D1", condition="directions")
+STEP = Step("sample-2", STAGES["sample"], {}, t=2, half="D1", condition="directions")
 
 
 class Watched(Drawing):
@@ -86,10 +87,11 @@ def drawing(read: recipe.Recipe, folder: Path, inputs: dict[str, Path]) -> Drawi
 
 def take(run_folder: Path, read: recipe.Recipe, function: str, inputs: dict[str, Path]) -> Path:
     """The sampling step with one of these in place of the stage's own function."""
-    stages.STAGES["sample"] = replace(stages.STAGES["sample"], function=function)  # type: ignore[index]
-    step = replace(STEP, inputs=inputs)
+    here = import_module("ray_work")  # not __main__: the actors import it by this name
+    stage = STAGES["sample"] if function == "sample" else replace(STAGES["sample"], function=getattr(here, function))
+    step = replace(STEP, inputs=inputs, stage=stage)
     with runs.Run.open(run_folder, None, {}) as run:
-        align.take(read, run, step)
+        runner.take(read, run, step)
     return run_folder / step.name
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from dpalign.recipe import DPO, Reward
+from dpalign.stages.dpo import DPO
+from dpalign.stages.reward import Reward
 from dpalign.train.common import Fitted, first_process
 from dpalign.train.dpo import optimise
 from dpalign.train.knobs import Training
@@ -76,7 +77,7 @@ def main(start: str, out: Path, dtype: str) -> None:
 
     tokens = AutoTokenizer.from_pretrained(start)
     shared: dict[str, Any] = {"tokenizer": tokens, "dtype": dtype, "seed": 3}
-    packed = Training(**vars(TRAINING) | {"packing": True, "loss_on": "text", "context": 64})
+    packed = TRAINING.model_copy(update={"packing": True, "loss_on": "text", "context": 64})
     settings = Reward(template="world-v1", lm_loss=0.1, training=TRAINING)
     trainings: dict[str, Callable[[], Fitted]] = {
         "sft": lambda: finetune(start, CHATS, out / "sft", TRAINING, resume=out / "r1", **shared),

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import spread_work
 from conftest import MICRO
 from dpalign import recipe
-from dpalign.pipeline import align
-from dpalign.recipe import Reward
+from dpalign.pipeline import runner
+from dpalign.pipeline.steps import STAGES
 from dpalign.rewards.model import train_reward_model
 from dpalign.rows import HEADS, RATED, write_rows
 from dpalign.run import folder as runs
 from dpalign.run.launch import LAUNCHED, configuration, launch
 from dpalign.run.ledger import read_ledger
+from dpalign.stages.reward import Reward
 from dpalign.stages.stage import Step
 from dpalign.train.common import training_dtype
 from dpalign.train.knobs import Training
@@ -131,7 +131,9 @@ def launched(tmp_path: Path, tiny_folder: Path, *words: str) -> Path:
         MICRO, ["--processes", "2", "--reward.training.micro_batch", "4", "--data.world", "false", *words]
     )
     with runs.Run.open(tmp_path / "run", None, {}) as run:
-        align.take(read, run, Step("reward", "reward", {"data": tmp_path / "data", "base": tiny_folder.parent}))
+        runner.take(
+            read, run, Step("reward", STAGES["reward"], {"data": tmp_path / "data", "base": tiny_folder.parent})
+        )
     return tmp_path / "run" / "reward"
 
 
@@ -234,7 +236,7 @@ def test_whatever_is_trained_is_float32_and_what_is_left_is_of_the_recipes_type(
     tmp_path: Path, tiny_folder: Path, lora_rank: int
 ) -> None:
     tokens = AutoTokenizer.from_pretrained(tiny_folder)
-    training = replace(SMALL_STEPS, steps=1, lora_rank=lora_rank)
+    training = SMALL_STEPS.model_copy(update={"steps": 1, "lora_rank": lora_rank})
     shared: dict[str, Any] = {"tokenizer": tokens, "dtype": "bfloat16", "seed": 0}
     settings = Reward(template="world-v1", training=training)
     with trained_types() as seen:

@@ -1,7 +1,6 @@
 """A reward of one's own: heads that no data set labels, and a given reward on data without the objectives' labels."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,18 @@ import pytest
 
 from conftest import MICRO
 from dpalign.data.ratings import labels_for, require_labels
-from dpalign.paper.objectives import by_name
-from dpalign.pipeline import align
+from dpalign.paper.objectives import Objective, by_name
+from dpalign.pipeline import runner
+from dpalign.pipeline.steps import steps
 from dpalign.recipe import Recipe, load
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import HEADS, RATED, SCORES, prompt_id, read_rows, read_table, user_prompt, write_rows
+from dpalign.run.folder import Run
 from dpalign.stages.data import trained_on
 from dpalign.stages.pools import true_objectives
-from dpalign.stages.reward import measure, open_scorer
+from dpalign.stages.reward import measure
+from dpalign.stages.score import open_scorer
+from dpalign.stages.stage import Job
 from dpalign.world.files import write_world
 from dpalign.world.truth import score as truth
 
@@ -61,34 +64,29 @@ def test_labels_are_asked_for_where_a_model_is_trained_on_them() -> None:
 
 def test_a_head_without_labels_cannot_be_trained() -> None:
     rows = [row(i, "so", ultrafeedback_overall_score=70.0) for i in range(3)]
-    overall = '{overall = ["ultrafeedback-overall_score"]}'
-
-    def check(words: Sequence[str], part: str = "train") -> None:
-        recipe = load(MICRO, words)
-        require_labels(rows, recipe.objective_list, recipe.heads, part)
-
-    check(["--objectives", overall])
-    for words, part, told in (
-        ([], "train", "'verbosity' reads head 'helpsteer-verbosity', .* 3 training answers"),
-        (OWN, "judge", r"'kindness' reads head 'kind', .* judge's 3 answers .*data\.judge = 0"),
-        (["--heads", '["ultrafeedback-overall_score", "kind"]', "--objectives", overall], "train", "has 'kind'"),
+    overall, verbosity = Objective("overall", (HEADS[5],)), Objective("verbosity", ("helpsteer-verbosity",))
+    require_labels(rows, [overall], HEADS, "train")
+    for objectives, heads, part, told in (
+        ([overall, verbosity], HEADS, "train", "'verbosity' reads head 'helpsteer-verbosity', .* 3 training answers"),
+        ([Objective("kindness", ("0",))], ("kind",), "judge", r"'kindness' .* 'kind', .* judge's 3 .*data\.judge = 0"),
+        ([overall], (HEADS[5], "kind"), "train", "has 'kind'"),
     ):
         with pytest.raises(ValueError, match=told):
-            check(words, part)
+            require_labels(rows, objectives, heads, part)
 
 
 def test_the_stage_that_trains_refuses_a_head_without_labels_too(tmp_path: Path) -> None:
     """The data were read for a reward model that was given; now one is to be trained."""
     recipe = load(MICRO, ["--data.judge", "0", *OWN[:4]])
-    (step,) = [step for step in align.steps(recipe) if step.name == "reward"]
+    (step,) = [step for step in steps(recipe) if step.name == "reward"]
     inputs = {"data": tmp_path / "data"}
     write_rows(tmp_path / "data" / "train" / "part-00000.parquet", [row(1, "so", helpsteer_verbosity=50.0)], RATED)
     with (
-        align.runs.Run.open(tmp_path / "run", None) as opened,
+        Run.open(tmp_path / "run", None) as opened,
         pytest.raises(ValueError, match="'kindness' reads head 'kind', and none of 1 training answers has a label"),
         opened.stage("reward", 1, inputs, {}) as work,
     ):
-        step.stage.run(align.Job(recipe, work, inputs))
+        step.stage.run(Job(recipe, work, inputs))
 
 
 def test_quality_is_of_the_heads_that_have_labels(tmp_path: Path) -> None:
@@ -100,7 +98,7 @@ def test_quality_is_of_the_heads_that_have_labels(tmp_path: Path) -> None:
     ]
     write_rows(tmp_path / "heldout" / "part-00000.parquet", rows, RATED)
     heads = ("length", "ultrafeedback-overall_score")
-    recipe = Recipe("test", heads=heads, objectives={"overall": (heads[1],), "length": ("0",)})
+    recipe = Recipe(name="test", heads=heads, objectives={"overall": (heads[1],), "length": ("0",)})
     found = measure(recipe, FunctionScorer("python:test_own_reward:length_and_overall", heads), tmp_path)
     assert list(found["heads"]) == [heads[1]]
     assert list(found["objectives"]) == list(found["baseline"]) == ["overall"]
@@ -112,9 +110,12 @@ def test_true_rewards_are_read_by_name_and_none_where_a_head_has_none(tmp_path: 
     rewards = [{"prompt_id": "p", "t": 0, "condition_index": 0, "sample": 0, "rewards": list(range(10))}]
     write_rows(tmp_path / "part-00000.parquet", rewards, SCORES)
     heads = ("kind", "helpsteer-verbosity", "helpsteer-complexity")
-    known = Recipe("test", heads=heads, objectives={"verbosity": ("1",), "complexity": ("helpsteer-complexity",)})
+    known = Recipe(name="test", heads=heads, objectives={"verbosity": ("1",), "complexity": ("helpsteer-complexity",)})
     assert np.array(true_objectives(tmp_path, known)).tolist() == [[4.0, 3.0]]
-    assert true_objectives(tmp_path, Recipe("test", heads=heads, objectives={"kindness": ("kind",)})) is None
+    assert (
+        true_objectives(tmp_path, Recipe(name="test", heads=heads, objectives={"kindness": ("kind",), "other": ("1",)}))
+        is None
+    )
     assert true_objectives(tmp_path / "none", known) is None
 
 
@@ -145,9 +146,9 @@ def test_data_without_the_objectives_labels_serve_a_reward_that_is_given(tmp_pat
     }
     knobs = [word for name, value in given.items() for word in (f"--{name}", value)]
     with pytest.raises(ValueError, match="'verbosity' reads head 'helpsteer-verbosity', and none of"):
-        align.execute(load(MICRO, knobs), tmp_path / "trained", until="data")
+        runner.execute(load(MICRO, knobs), tmp_path / "trained", until="data")
     recipe = load(MICRO, [*knobs, "--reward.checkpoint", "python:dpalign.world.truth:score"])
-    run = align.execute(recipe, tmp_path / "given", until="annotate")
+    run = runner.execute(recipe, tmp_path / "given", until="annotate")
     figures = json.loads((run / "reward" / "quality.json").read_text())
     assert list(figures["heads"]) == [head for head in HEADS if head.startswith("ultrafeedback-")]
     assert list(figures["objectives"]) == ["helpfulness"]
@@ -159,7 +160,7 @@ def test_data_without_the_objectives_labels_serve_a_reward_that_is_given(tmp_pat
 
 @pytest.mark.slow
 def test_a_python_function_with_heads_of_its_own_goes_the_whole_way(tmp_path: Path) -> None:
-    run = align.execute(load(MICRO, [*OWN, "--evaluation.controls", "false"]), tmp_path / "own")
+    run = runner.execute(load(MICRO, [*OWN, "--evaluation.controls", "false"]), tmp_path / "own")
     told = json.loads((run / "report" / "summary.json").read_text())
     assert (run / "report" / "index.html").is_file()
     assert told["reward_model"] == {}  # nothing is known of what nobody rates

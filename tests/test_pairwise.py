@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign.pipeline import align
-from dpalign.recipe import Recipe, load
-from dpalign.recipe.config import changed
+from dpalign.pipeline import runner
+from dpalign.pipeline.steps import knobs_of, steps
+from dpalign.recipe import Recipe, changed, load
 from dpalign.rows import HEADS, user_prompt
+from dpalign.run.folder import Run
 from dpalign.run.ledger import read_ledger
 from dpalign.stages.pairwise import accuracy, read_pairs
-from dpalign.stages.reward import means_of, open_scorer
+from dpalign.stages.reward import means_of
+from dpalign.stages.score import open_scorer
 
 
 def write(path: Path, rows: Sequence[object]) -> Path:
@@ -46,7 +49,7 @@ def test_accuracy_counts_by_subset_and_a_tie_as_half(tmp_path: Path) -> None:
         pair("no", "much longer", subset="code"), pair("longer", "short"),
     ]  # fmt: skip
     path = write(tmp_path / "pairs.jsonl", rows)
-    found = accuracy(Recipe("x"), Lengths(), read_pairs(path), path)
+    found = accuracy(Recipe(name="x"), Lengths(), read_pairs(path), path)
     assert found["objective"] == "helpfulness"
     assert list(found["subsets"]) == ["all", "chat", "code"]
     shares = {name: (one["accuracy"]["value"], one["pairs"], one["ties"]) for name, one in found["subsets"].items()}
@@ -56,7 +59,9 @@ def test_accuracy_counts_by_subset_and_a_tie_as_half(tmp_path: Path) -> None:
 
 def test_the_direction_is_that_of_the_first_objective(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", [pair("longer", "short")])
-    concise = Recipe("x", objectives={"verbosity": ("helpsteer-verbosity",), "helpfulness": ("helpsteer-helpfulness",)})
+    concise = Recipe(
+        name="x", objectives={"verbosity": ("helpsteer-verbosity",), "helpfulness": ("helpsteer-helpfulness",)}
+    )
     assert accuracy(concise, Lengths(), read_pairs(path), path)["subsets"]["all"]["accuracy"]["value"] == 0
 
 
@@ -89,25 +94,25 @@ def test_the_knob_adds_a_step_that_the_report_reads_and_no_training(
 ) -> None:
     monkeypatch.setenv("PAIRS", str(tmp_path))
     recipe = changed(load(MICRO), {"reward.pairwise": "$PAIRS/pairs.jsonl"})
-    steps = {step.name: step for step in align.steps(recipe)}
-    assert steps["pairwise"].inputs == {"reward": "reward", "pairs": tmp_path / "pairs.jsonl"}
-    assert steps["report"].inputs["pairwise"] == "pairwise"
-    plain = {step.name: step for step in align.steps(load(MICRO))}
+    named = {step.name: step for step in steps(recipe)}
+    assert named["pairwise"].inputs == {"reward": "reward", "pairs": tmp_path / "pairs.jsonl"}
+    assert named["report"].inputs["pairwise"] == "pairwise"
+    plain = {step.name: step for step in steps(load(MICRO))}
     assert "pairwise" not in plain
-    assert align.knobs_of(recipe, steps["reward"]) == align.knobs_of(load(MICRO), plain["reward"])
+    assert knobs_of(recipe, named["reward"]) == knobs_of(load(MICRO), plain["reward"])
     monkeypatch.delenv("PAIRS")
     with pytest.raises(ValueError, match=r"reward\.pairwise is '\$PAIRS/pairs.jsonl', and the environment has no"):
-        align.steps(recipe)
+        steps(recipe)
 
 
 def test_the_stage_scores_a_file_with_the_runs_reward_model(micro_run: Path, tmp_path: Path) -> None:
     said = ["fox is red and hunts mice.", "iron is hard.", "a", "fox is", "fox is red.", "tea is hot. tea is hot."]
     path = write(tmp_path / "pairs.jsonl", [pair(*two) for two in itertools.pairwise(said)])
     recipe = changed(load(MICRO), {"reward.pairwise": str(path)})
-    step = next(step for step in align.steps(recipe) if step.name == "pairwise")
+    step = next(step for step in steps(recipe) if step.name == "pairwise")
     inputs = {"reward": micro_run / "reward", "pairs": path}
-    with align.runs.Run.open(tmp_path / "run", None) as run:
-        align.take(recipe, run, align.replace(step, inputs=inputs))
+    with Run.open(tmp_path / "run", None) as run:
+        runner.take(recipe, run, replace(step, inputs=inputs))
     found = json.loads((tmp_path / "run" / "pairwise" / "accuracy.json").read_text())
     scorer = open_scorer(recipe, micro_run / "reward", alone=True)
     first_N = means_of(scorer.score([(user_prompt("name fox."), answer) for answer in said]), scorer.heads, recipe)[

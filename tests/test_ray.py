@@ -19,7 +19,8 @@ import ray_work
 import tiny
 from conftest import MICRO
 from dpalign import recipe
-from dpalign.pipeline import align
+from dpalign.pipeline import runner
+from dpalign.pipeline.steps import STAGES
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.run import folder as runs
 from dpalign.run.knobs import Cluster
@@ -54,8 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_folder: Path) -> Path:
     """The sampling stage as one process does it."""
     inputs = {"policy": tiny_folder, "data": data}
-    function = "dpalign.stages.sample:sample"
-    return ray_work.take(tmp_path_factory.mktemp("alone"), recipe.load(MICRO, SMALL), function, inputs)
+    return ray_work.take(tmp_path_factory.mktemp("alone"), recipe.load(MICRO, SMALL), "sample", inputs)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_an_actor_and_then_the_driver_are_killed_and_every_row_is_there_once_wit
     watch, run = tmp_path / "watch", tmp_path / "run"
     watch.mkdir()
     script = Path(__file__).parent / "ray_work.py"
-    command = [sys.executable, script, run, MICRO, tiny_folder, data, "ray_work:watched", *SMALL, *RAY]
+    command = [sys.executable, script, run, MICRO, tiny_folder, data, "watched", *SMALL, *RAY]
     paths = [str(script.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     surroundings = os.environ | {"WATCH": str(watch), "PYTHONPATH": os.pathsep.join(paths)}
     partial = run / "sample-2.partial"
@@ -148,19 +148,19 @@ def test_scores_and_evaluations_come_out_the_same_as_in_one_process(
     experts = {f"expert-{e}": tiny.write_model(tmp_path / f"e{e}", tiny.tokenizer(), seed=e) for e in (1, 2)}
     asked = {"policy": tiny_folder, "data": data, "reward": reward}
     steps = (
-        Step("sample", "sample", {"policy": tiny_folder, "data": data}, 1, "D1", "plain"),
-        Step("score", "score", {"reward": reward, "candidates": "sample"}, 1),
-        Step("best", "evaluate", asked, 1, "", "best-of-n"),
-        Step("dial", "evaluate", asked, 1, "", "directions"),
-        Step("beyond", "feasibility", asked, 1, "", "directions"),
-        Step("soup", "soup", {"data": data, "reward": reward, **experts}),
+        Step("sample", STAGES["sample"], {"policy": tiny_folder, "data": data}, 1, "D1", "plain"),
+        Step("score", STAGES["score"], {"reward": reward, "candidates": "sample"}, 1),
+        Step("best", STAGES["evaluate"], asked, 1, "", "best-of-n"),
+        Step("dial", STAGES["evaluate"], asked, 1, "", "directions"),
+        Step("beyond", STAGES["feasibility"], asked, 1, "", "directions"),
+        Step("soup", STAGES["soup"], {"data": data, "reward": reward, **experts}),
     )
     shards = {}
     for where, words in (("here", []), ("there", RAY)):
         read = recipe.load(MICRO, [*SMALL, "--evaluation.directions", "3", *words])
         with runs.Run.open(tmp_path / where, None, {}) as run:
             for step in steps:
-                align.take(read, run, step)
+                runner.take(read, run, step)
         shards[where] = {step.name: told(tmp_path / where / step.name) for step in steps}
     assert shards["there"] == shards["here"]
     for name, beside in (("dial", set()), ("beyond", {"feasibility.json"}), ("soup", {"soup.json"})):
@@ -189,7 +189,7 @@ def test_a_prompt_that_cannot_be_answered_is_named_and_the_other_shards_are_kept
     data = write_prompts(tmp_path / "data", texts)
     read = recipe.load(MICRO, [*SMALL, *RAY, "--cluster.retries", "0"])
     with pytest.raises(ValueError, match=message) as caught:
-        ray_work.take(tmp_path / "run", read, f"ray_work:{function}", {"policy": tiny_folder, "data": data})
+        ray_work.take(tmp_path / "run", read, function, {"policy": tiny_folder, "data": data})
     kept = {path.name for path in (tmp_path / "run" / "sample-2.partial").glob("*.parquet")}
     assert len(kept) == (0 if function == "unopened" else 2)
     assert not any(name in str(caught.value) for name in kept)
@@ -238,30 +238,28 @@ def test_actors_that_die_without_end_are_stopped_unless_work_gets_done() -> None
     assert attempts.start_process() == ""
 
 
-def test_actors_that_do_not_fit_the_cluster_are_refused() -> None:
-    machine = {"CPU": 8.0, "GPU": 1.0}
-    require_room([machine] * 4, Cluster("auto", gpus=1.0), actors=4)
-    for machines, cluster, actors, said in (
-        ([machine] * 4, Cluster("auto", gpus=1.0), 5, r"5 actors of 1 CPU and 1 GPU each do not fit .*, which hold 4;"),
-        (
-            [machine] * 8,
-            Cluster("auto", gpus=2.0),
-            4,
-            r"4 actors of 1 CPU and 2 GPU each .* \(8 CPU, 1 GPU; .* hold 0;",
-        ),
-        ([{"CPU": 8.0}], Cluster("auto", gpus=0.5), 2, r"\(8 CPU, 0 GPU\), which hold 0; lower .* cluster.gpus"),
-        ([{"CPU": 4.0}], Cluster("auto"), 3, r"leave 1 of the cluster's 4 CPUs, and Ray Data needs 2 for itself"),
-        ([machine] * 2, Cluster("auto"), 2, r"cluster.gpus is 0, and the cluster has 2 GPUs"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            require_room(machines, cluster, actors)
-    with pytest.raises(ValueError, match=r"cluster.actors is 0; a pool needs at least 1"):
-        Cluster("auto", actors=0)
+@pytest.mark.parametrize(
+    ("machines", "gpus", "actors", "told"),
+    [
+        ([(8.0, 1.0)] * 4, 1.0, 5, r"5 actors of 1 CPU and 1 GPU each .* hold 4;"),
+        ([(8.0, 1.0)] * 8, 2.0, 4, r"4 actors of 1 CPU and 2 GPU each .* \(8 CPU, 1 GPU; .* hold 0;"),
+        ([(8.0, 0.0)], 0.5, 2, r"\(8 CPU, 0 GPU\), .* hold 0; .* cluster.gpus"),
+        ([(4.0, 0.0)], 0.0, 3, r"3 actors .* 1 of the cluster's 4 CPUs"),
+        ([(8.0, 1.0)] * 2, 0.0, 2, r"cluster.gpus is 0, .* 2 GPUs"),
+    ],
+)
+def test_actors_that_do_not_fit_the_cluster_are_refused(
+    machines: list[tuple[float, float]], gpus: float, actors: int, told: str
+) -> None:
+    require_room([{"CPU": 8.0, "GPU": 1.0}] * 4, Cluster(address="auto", gpus=1.0), actors=4)
+    resources = [{"CPU": cpu} | ({"GPU": gpu} if gpu else {}) for cpu, gpu in machines]
+    with pytest.raises(ValueError, match=told):
+        require_room(resources, Cluster(address="auto", gpus=gpus), actors)
 
 
 def test_an_engine_over_several_gpus_wants_as_many_for_its_actor() -> None:
     split = ["--engines.sampling", "vllm", "--engines.tensor_parallel", "2", "--cluster.address", "auto"]
-    with pytest.raises(ValueError, match=r"cluster.gpus is 1, and engines.tensor_parallel spreads an engine over 2"):
+    with pytest.raises(ValueError, match=r"cluster.gpus .*1.* engines.tensor_parallel .*2"):
         recipe.load(MICRO, [*split, "--cluster.gpus", "1.0"])
     assert recipe.load(MICRO, [*split, "--cluster.gpus", "2.0"]).cluster.gpus == 2
 
@@ -269,9 +267,7 @@ def test_an_engine_over_several_gpus_wants_as_many_for_its_actor() -> None:
 def test_a_cluster_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(
-            ValueError, match=r"cluster.address is set, which needs Ray; install it: pip install 'dpalign\[ray\]'"
-        ),
-        joined(Cluster("local"), 1),
+        pytest.raises(ValueError, match=r"cluster.address .*Ray.*dpalign\[ray\]"),
+        joined(Cluster(address="local"), 1),
     ):
         pass

@@ -1,6 +1,5 @@
 """Scoring: the order of the answers, the make-up of the batches, and what is refused."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, MistralForSequenceClassification
 
 from dpalign.paper.prompts import render_reward_input
-from dpalign.recipe import Recipe, Reward
+from dpalign.recipe import Recipe, changed
 from dpalign.rewards.score import FunctionScorer, ModelScorer, load_scorer
 from dpalign.rows import user_prompt
-from dpalign.stages.reward import model_scorer, open_scorer, scored_rows
+from dpalign.stages.score import model_scorer, open_scorer, scored_rows
 
 HEADS = ("helpfulness", "verbosity")
 WORDS = ("fox", "is", "red.", "tea", "hot", "and", "owl", "wise.", "rain", "wet.")
@@ -194,12 +193,13 @@ def test_a_function_that_is_not_there_is_told_by_its_name(source: str, reason: s
 
 
 def test_a_stage_without_weights_is_refused_and_a_named_checkpoint_taken(folder: Path, tmp_path: Path) -> None:
-    recipe = Recipe(name="test", heads=HEADS, reward=Reward(template="world-v1"))
-    recipe = replace(recipe, model=replace(recipe.model, dtype="float32"))
+    objectives = {head: (head,) for head in HEADS}
+    knobs = {"heads": HEADS, "objectives": objectives, "reward.template": "world-v1", "model.dtype": "float32"}
+    recipe = changed(Recipe(name="test"), knobs)
     (tmp_path / "model").mkdir()
     with pytest.raises(ValueError, match="holds no weights") as error:
         model_scorer(recipe, tmp_path)
     assert str(tmp_path / "model") in str(error.value)
-    named = replace(recipe, reward=replace(recipe.reward, checkpoint=str(folder)))
+    named = changed(recipe, {"reward.checkpoint": str(folder)})
     assert list(open_scorer(named, tmp_path).heads) == list(HEADS)
     assert open_scorer(recipe, folder.parent).score(pairs(2)).shape == (2, 2)
