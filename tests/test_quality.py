@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from dpalign.data.helpsteer import read_helpsteer
+from dpalign.measure.baseline import FEATURES, ridge_cross_validated, surface_features
 from dpalign.measure.quality import quality
-from dpalign.rewards.baseline import FEATURES, ridge_cross_validated, surface_features
 
 NAN = float("nan")
 

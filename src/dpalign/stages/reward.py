@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dpalign.data.ratings import labels_for, require_labels
+from dpalign.measure.baseline import ridge_cross_validated, surface_features
 from dpalign.measure.quality import quality
 from dpalign.paper.objectives import all_known, by_name, head_indices
-from dpalign.rewards.baseline import ridge_cross_validated, surface_features
 from dpalign.rows import HEADS, RATED, read_rows
 from dpalign.run.folder import write_json
 from dpalign.run.tables import ModelName, Table

@@ -1,9 +1,12 @@
-"""What the base model reads before anybody aligns it: the world's plain text.
+"""The training text of the base model, before any alignment.
 
-Facts, questions with answers, plainly and as chats (a model that answers in one form alone forgets how
-in another), answers of a stated length and content (one that has never met numbers from 0 to 100 would
-never learn to follow a direction) and reviews that count what an answer gives. No direction and no
-rating on any head is among them.
+- Facts.
+- Questions with answers, plainly and as chats: a model that answers in one form alone forgets the other.
+- Answers of a stated length and content: a model that never met numbers from 0 to 100 never learns to follow a
+  direction.
+- Reviews that count the merits and faults of an answer.
+
+No direction and no rating on any head is among them.
 """
 
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from dpalign.world.people import STYLES, draw_tasks, write_answer
 from dpalign.world.truth import WORDS_AT_FULL_VERBOSITY, read
 
 THINGS_READ = (1, 2, 3, 4)
-"""Questions of the corpus ask for fewer things too: what is simple teaches what is not."""
+"""Questions of the corpus ask for fewer things too: simple questions teach the others."""
 
 
 def documents(count: int, rng: np.random.Generator) -> Iterator[str]:
@@ -35,20 +38,20 @@ def documents(count: int, rng: np.random.Generator) -> Iterator[str]:
             case 3:
                 yield f"<|user|>{say_prompt(task)}<|assistant|>{answer}"
             case 4:
-                given = round(100 * read(task, answer).quality)
-                told = f"given {given} long {length_share(answer)}"
-                yield f"<|system|>{told}<|user|>{say_prompt(task)}<|assistant|>{answer}"
+                quality = round(100 * read(task, answer).quality)
+                line = f"given {quality} long {length_share(answer)}"
+                yield f"<|system|>{line}<|user|>{say_prompt(task)}<|assistant|>{answer}"
             case _:
                 yield review(task, answer)
 
 
 def length_share(answer: str) -> int:
-    """An answer's words, in percent of the longest that anybody would write."""
+    """An answer's words, in percent of an answer of verbosity 100."""
     return round(100 * min(1.0, len(answer.split()) / WORDS_AT_FULL_VERBOSITY))
 
 
 def review(task: Task, answer: str) -> str:
-    """What a reader counts in an answer, in words."""
+    """A reader's counts of an answer, in words."""
     r = read(task, answer)
     wasted = round(100 * (r.padding + r.repeated))
     return (
@@ -58,4 +61,4 @@ def review(task: Task, answer: str) -> str:
 
 
 WORDS_TO_COME = ("helpfulness*97 verbosity*-26", "helpfulness 85 verbosity 35", "rate: \nanswer: \nscore:")
-"""Lines of the world's templates: the tokenizer, not the model, sees them, so that they stay short."""
+"""Lines of the world's templates: the tokenizer, not the model, is trained on them, to make them few tokens."""

@@ -1,7 +1,7 @@
-"""The world's rows as files, in the very forms of the real data sets, quirks included.
+"""The world's rows as files, in the forms of the real data sets, quirks included.
 
-They pass through the same readers as the real ones: HelpSteer's integer attributes, raw UltraFeedback
-with its nested annotations, text ratings and mistaken tens, ultrachat's messages, and plain prompts.
+They pass through the same readers as the real ones: HelpSteer's integer attributes; raw UltraFeedback with its nested
+annotations, text ratings and mistaken tens; ultrachat's messages; plain prompts.
 """
 
 import json
@@ -51,13 +51,13 @@ def write_world(folder: Path, seed: int, counts: Mapping[str, int]) -> dict[str,
 
 
 def _answers(
-    task: Task, count: int, rng: np.random.Generator, written: Mapping[str, Style] = RATED_STYLES
+    task: Task, count: int, rng: np.random.Generator, styles: Mapping[str, Style] = RATED_STYLES
 ) -> Iterator[tuple[str, str]]:
-    """Distinct answers in as many styles: (style, text)."""
-    styles = list(written.items())
+    """Distinct answers, each in a random style: (style, text)."""
+    named = list(styles.items())
     seen: set[str] = set()
     while len(seen) < count:
-        name, style = styles[rng.integers(len(styles))]
+        name, style = named[rng.integers(len(named))]
         text = say(write_answer(task, style, rng))
         if text not in seen:
             seen.add(text)

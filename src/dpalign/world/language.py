@@ -1,4 +1,4 @@
-"""What can be asked and what can be said.
+"""Questions and answers of the world.
 
 A prompt asks for a few things at a stated depth; an answer is a list of sentences:
 
@@ -6,7 +6,7 @@ A prompt asks for a few things at a stated depth; an answer is a list of sentenc
     fox is red and hunts mice. tea is hot. that is a good question.
 
 A claim about a thing states its trait, and may add its detail. The depth word (`name`, `sketch`,
-`describe`, `explain`) says how much the asker cares for detail; things asked earlier matter more.
+`describe`, `explain`) states the weight of detail; things named earlier matter more.
 """
 
 import re
@@ -54,7 +54,7 @@ DEPTHS: Final = {"name": 0.04, "sketch": 0.2, "describe": 0.35, "explain": 0.5}
 """The share of helpfulness that lies in detail; covering the things asked for takes the rest."""
 
 EARLIER_MATTERS: Final = 0.6
-"""Each thing asked weighs this times the one asked before it."""
+"""Weight of each thing, as a share of the weight of the thing before it."""
 
 FILLERS: Final = (
     "that is a good question",
@@ -71,7 +71,7 @@ _CLAIM = re.compile(r"([a-z]+) is ([a-z]+)(?: and ([a-z]+ [a-z]+))?")
 
 @dataclass(frozen=True)
 class Task:
-    """What a prompt asks for."""
+    """The request of a prompt."""
 
     depth: str
     things: tuple[str, ...]
@@ -82,7 +82,7 @@ class Task:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The importance of each thing asked; they sum to 1."""
+        """The importance of each thing; they sum to 1."""
         raw = [EARLIER_MATTERS**i for i in range(len(self.things))]
         return tuple(w / sum(raw) for w in raw)
 
@@ -123,7 +123,7 @@ def say(sentences: Sequence[Claim | str]) -> str:
 
 
 def read_prompt(text: str) -> Task:
-    """The task a prompt asks for; ValueError when the text is not one of this world's prompts."""
+    """The task of a prompt; ValueError if the text is no prompt of this world."""
     match = _PROMPT.fullmatch(text)
     things = tuple(re.split(r", | and ", match[2])) if match else ()
     if not match or any(thing not in THINGS for thing in things) or len(set(things)) != len(things):
@@ -134,6 +134,6 @@ def read_prompt(text: str) -> Task:
 
 
 def read_answer(text: str) -> list[Claim | str]:
-    """The sentences of any text: claims where it makes some, plain strings for all else."""
+    """The sentences of any text: claims, and plain strings for all else."""
     sentences = [s.strip() for s in text.split(".")]
     return [Claim(*m.groups()) if (m := _CLAIM.fullmatch(s)) else s for s in sentences if s]

@@ -1,15 +1,15 @@
 """The best reachable answer for every direction: the true front of the world.
 
-An error-free answer without padding earns, for each thing asked, nothing (left out), the trait's
-share (covered) or the whole (detailed), at a cost in words. For a direction the best answer of a
-prompt maximises v . r over these 3^n plans; the front averages the best answers over prompts.
+For each thing, an answer without faults and padding earns nothing (left out), the trait's share (covered) or the whole
+(detailed), at a cost in words. For a direction, the best answer to a prompt maximises v . r over these 3^n plans. The
+front averages the best answers over prompts.
 
-Any objectives that read the ten true heads have such plans, and one of them is the best of all answers
-as long as no fault pays. None does where every head counts for nothing or in its favour and verbosity
-for nothing or against (helpfulness and fewer words, say, as in the paper): dropping a fault then loses
-nothing. It may where more words are wanted, which padding gives too; where less of any other head is;
-and where fewer words are wanted beside correctness or coherence, of which one empty word has all. There
-`faultless_is_best` is false, and the best of the plans is no optimum.
+One of the plans is the best of all answers as long as no fault pays. No fault pays if every head has a weight of 0 or
+more and verbosity one of 0 or less, as in the paper: dropping a fault then loses nothing. A fault may pay if
+- more words are wanted: padding gives them too;
+- less of another head is wanted;
+- fewer words are wanted beside correctness or coherence: one empty word has all of both.
+Then `faultless_is_best` is false, and the best plan is no optimum.
 
 Shapes: P tasks, N plans, V directions, K objectives, H heads.
 """
@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 VERBOSITY: Final = HEADS.index("helpsteer-verbosity")
 HAD_BY_A_WORD: Final = tuple(HEADS.index(f"helpsteer-{name}") for name in ("correctness", "coherence"))
-"""Heads that an answer has in full which says nothing wrong and nothing twice, and nothing that was asked for."""
+"""Heads that an answer of one empty word has in full."""
 _TINY: Final = 1e-9
 
 
@@ -50,7 +50,7 @@ def faultless_is_best(
 
 
 def plans(task: Task) -> list[list[Claim]]:
-    """Every faultless answer to a task: each thing left out, covered or detailed."""
+    """Every faultless answer to a task: each thing is left out, covered or detailed."""
     options = [[[], [fact(thing)], [fact(thing, detailed=True)]] for thing in task.things]
     return [[claim for part in choice for claim in part] for choice in product(*options)]
 
@@ -90,7 +90,7 @@ def optimal_rewards(
     """True objectives of each task's best plan at each direction: (P, V, K).
 
     Args:
-        heads: the reward model's, which the objectives read; those that they do read are among `HEADS`.
+        heads: of the reward model; those that the objectives read must be among `HEADS`.
     """
     best = []
     for task in tasks:
@@ -102,7 +102,7 @@ def optimal_rewards(
 def _best(
     reward_NH: Array, directions_VK: Array, objectives: Sequence[Objective], heads: Sequence[str]
 ) -> tuple[NDArray[np.intp], Array]:
-    """The best plan at each direction, the shortest of those that tie; and the objectives of every plan."""
+    """The best plan at each direction, the shortest of a tie; and the objectives of every plan."""
     reward_NK = read_objectives(by_name(reward_NH, HEADS, heads), heads, objectives)
     score_VN = np.round(directions_VK @ reward_NK.T, 9)
     shorter_first_N = np.argsort(reward_NH[:, VERBOSITY], kind="stable")

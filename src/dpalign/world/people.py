@@ -1,8 +1,8 @@
-"""Who asks, who answers and who rates.
+"""The people of the world: those who ask, answer and rate.
 
-Tasks come in roles (test, tuning, reward, ...). A set of things belongs to one role for good, by its
-hash: no two roles share a prompt or a composition, whatever the seed. Answers are written in five
-styles of differing care; raters see the truth through noise and round it to their scale.
+Tasks come in roles (test, tuning, sft, ...). A set of things belongs to one role by its hash: no two roles share a
+prompt or a composition, whatever the seed. Answers are written in styles of differing care. Raters see the truth
+through noise, and round it to their scale.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ THINGS_ASKED: Final = (3, 4)
 
 RATER_NOISE: Final = 10.0
 """Standard deviation of a rater's opinion around the truth, in points of 0-100: less than half a level of the coarsest
-scale, enough for the mean of many ratings to be nearly a line in the truth and no staircase."""
+scale, but enough to make the mean of many ratings nearly linear in the truth."""
 
 
 def role_of(things: tuple[str, ...]) -> str:
@@ -50,7 +50,7 @@ def draw_tasks(
 
 @dataclass(frozen=True)
 class Style:
-    """How somebody writes: probabilities for each thing asked, and fillers per answer."""
+    """A way of writing: probabilities for each thing of the task, and fillers per answer."""
 
     covers: float
     details: float
@@ -58,7 +58,7 @@ class Style:
     fillers: float = 0.1  # mean number an answer
     repeats: float = 0.02
     strays: float = 0.03  # adds a claim about something else
-    mistakes: float = 0.0  # speaks of something else in the place of what was asked
+    mistakes: float = 0.0  # speaks of something else in place of a thing of the task
 
 
 STYLES: Final[Mapping[str, Style]] = {
@@ -77,10 +77,9 @@ RATED_STYLES: Final[Mapping[str, Style]] = {
     "mistaking": Style(covers=0.9, details=0.5, mistakes=0.35),
     "repeating": Style(covers=0.95, details=0.6, repeats=0.3),
 }
-"""How the answers that raters see are written. Good answers that say more than was asked are among them, and answers
-that repeat themselves or speak of another thing than the one asked, as small models do: a reward model that has not met
-them takes all that is true for help, and policies learn to stray. And answers that say all in few words: one that has
-not met those takes length for help."""
+"""The styles of rated answers. Some stray, repeat themselves or mistake a thing for another, as small models do: a reward
+model that never met such answers takes all that is true for help, and policies learn to stray. Some are complete in few
+words: a reward model that never met such answers takes length for help."""
 
 
 def write_answer(task: Task, style: Style, rng: np.random.Generator) -> list[Claim | str]:
@@ -116,9 +115,9 @@ def _other(things: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def rate(true_reward: float, low: int, high: int, rng: np.random.Generator) -> int:
-    """A rater's integer opinion on low..high: the level nearest to what he sees, of levels spread evenly over 0-100.
+    """A rater's integer opinion on low..high: the nearest of levels spread evenly over 0-100.
 
-    The ends of the scale stand for the worst and the best there is: so good answers do not all look alike.
+    The ends of the scale stand for the worst and the best: good answers then do not all look alike.
     """
     seen = true_reward + rng.normal(0, RATER_NOISE)
     level = np.rint(seen * (high - low) / 100)

@@ -1,9 +1,8 @@
 """The true rewards of an answer, by rule.
 
-Quality is the share of what was asked that the answer gives: for each thing, weighted by its
-importance, covering it earns (1 - detail weight) and its detail the rest. The four UltraFeedback
-aspects look at that quality from four sides, each spoiled by another fault; the helpfulness
-objective is their mean, as in the paper. Verbosity is length alone.
+Quality is the share of the task that the answer fulfils: for each thing, weighted by its importance, covering it earns
+(1 - detail weight) and its detail the rest. Each of the four UltraFeedback aspects is that quality, spoiled by a fault
+of its own; the helpfulness objective is their mean, as in the paper. Verbosity is length alone.
 """
 
 from collections.abc import Sequence
@@ -21,13 +20,13 @@ WORDS_AT_FULL_VERBOSITY = 28
 
 @dataclass(frozen=True)
 class Reading:
-    """What a careful reader counts in an answer to a task; every share lies in 0..1."""
+    """A careful reader's counts of an answer to a task; every share lies in 0..1."""
 
-    quality: float  # of what was asked, weighted
+    quality: float  # of the task, weighted
     wrong: float  # of the claims
-    padding: float  # of the words: fillers, things not asked for, broken sentences
+    padding: float  # of the words: fillers, things outside the task, broken sentences
     repeated: float  # of the words
-    detailed: float  # of the things asked for
+    detailed: float  # of the things of the task
     words: int
 
     @property
@@ -42,7 +41,7 @@ class Reading:
 
 
 def read(task: Task, answer: str) -> Reading:
-    """Count what an answer gives, and its faults."""
+    """Count the merits and faults of an answer."""
     covered: set[str] = set()
     detailed: set[str] = set()
     said: set[str] = set()
@@ -79,7 +78,7 @@ def read(task: Task, answer: str) -> Reading:
 
 
 def true_rewards(task: Task, answer: str) -> tuple[float, ...]:
-    """The ten true rewards of an answer, 0-100, in the order of `records.HEADS`."""
+    """The ten true rewards of an answer, 0-100, in the order of `rows.HEADS`."""
     r = read(task, answer)
     aspects = {
         "instruction_following": r.quality,

@@ -1,4 +1,4 @@
-"""What a reward model must beat: ridge regression on what an answer looks like.
+"""The baseline of a reward model: ridge regression on the surface of an answer.
 
 Shape suffixes: N answers, F features, H heads.
 """
@@ -41,9 +41,9 @@ _LONG_WORD = 7
 
 
 def surface_features(prompt: str, response: str) -> Array:
-    """What can be counted without reading: one number for each of `FEATURES`, (F,)."""
+    """Counts that need no understanding: one number for each of `FEATURES`, (F,)."""
     words = [word.lower() for word in _WORD.findall(response)]
-    asked = [word.lower() for word in _WORD.findall(prompt)]
+    prompt_words = [word.lower() for word in _WORD.findall(prompt)]
     characters, n = max(1, len(response)), max(1, len(words))
     sentences = max(1, len(_SENTENCE_END.findall(response)))
     punctuation = sum(not c.isalnum() and not c.isspace() for c in response)
@@ -64,9 +64,9 @@ def surface_features(prompt: str, response: str) -> Array:
             sum(c.isupper() for c in response) / characters,
             len(set(words)) / n,
             sum(len(word) >= _LONG_WORD for word in words) / n,
-            len(set(words) & set(asked)) / max(1, len(set(asked))),
-            np.log1p(len(asked)),
-            np.log1p(len(words)) - np.log1p(len(asked)),
+            len(set(words) & set(prompt_words)) / max(1, len(set(prompt_words))),
+            np.log1p(len(prompt_words)),
+            np.log1p(len(words)) - np.log1p(len(prompt_words)),
         ]
     )
 
@@ -74,7 +74,7 @@ def surface_features(prompt: str, response: str) -> Array:
 def ridge_cross_validated(
     features_NF: Array, label_NH: Array, groups: Sequence[str], folds: int = 5, penalty: float = 100.0
 ) -> Array:
-    """Held-out predictions of a ridge regression, whole prompts held out at a time.
+    """Held-out predictions of a ridge regression; whole prompts are held out at a time.
 
     Args:
         features_NF: standardised here, on the training folds.
