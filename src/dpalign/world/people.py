@@ -77,9 +77,11 @@ RATED_STYLES: Final[Mapping[str, Style]] = {
     "mistaking": Style(covers=0.9, details=0.5, mistakes=0.35),
     "repeating": Style(covers=0.95, details=0.6, repeats=0.3),
 }
-"""The styles of rated answers. Some stray, repeat themselves or mistake a thing for another, as small models do: a reward
-model that never met such answers takes all that is true for help, and policies learn to stray. Some are complete in few
-words: a reward model that never met such answers takes length for help."""
+"""The styles of rated answers.
+
+Some stray, repeat themselves or mistake a thing for another, as small models do: a reward model that never met such
+answers takes all that is true for help, and policies learn to stray. Some are complete in few words: a reward model
+that never met such answers takes length for help."""
 
 
 def write_answer(task: Task, style: Style, rng: np.random.Generator) -> list[Claim | str]:
