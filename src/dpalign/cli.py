@@ -6,6 +6,7 @@ Every knob of a recipe is an option of every verb: what a verb itself does not k
 import argparse
 import difflib
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -190,7 +191,18 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], compared: bool 
             print(f"{steps_table(recipe, folder, arguments.until, compared)}\n\n{differences(recipe)}")
         case _:
             runner.execute(recipe, folder, arguments.until, compared)
-            print(folder / "report" / "index.html" if arguments.until is None else folder)
+            page = folder / "report" / "index.html"
+            print(page if arguments.until is None else folder)
+            if arguments.until is None:
+                sys.stderr.write(next_commands(folder, page))
+
+
+def next_commands(folder: Path, page: Path) -> str:
+    """Where the page opens, and the commands that come next, as they must be typed here."""
+    typed = Path(sys.argv[0])
+    dpa = "python -m dpalign" if typed.name == "__main__.py" else str(typed) if len(typed.parts) > 1 else "dpa"
+    commands = (f"export {shlex.quote(str(folder))} --out mine --reward", "chat mine", "serve mine")
+    return f"\nOpen {page.resolve().as_uri()}\nNext:\n" + "".join(f"  {dpa} {command}\n" for command in commands)
 
 
 def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> str:
