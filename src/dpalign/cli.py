@@ -27,7 +27,7 @@ from dpalign.recipe.consistency import require_consistent
 from dpalign.run.errors import plain_errors
 from dpalign.run.folder import Run
 from dpalign.run.ledger import LEDGER, STAGE_NAME
-from dpalign.stages.alpaca import command as alpaca
+from dpalign.stages import alpaca
 from dpalign.stages.stage import STAGES, Step
 
 RECIPES: Final = Path(__file__).parent / "recipe" / "shipped"
@@ -228,7 +228,7 @@ def combine(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 def alpaca_eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Fig. 5: answers to AlpacaEval's instructions, a judge, win rates against length."""
     recipe = load(recipe_file(arguments.recipe), overrides)
-    print(alpaca.execute(alpaca.read_order(arguments), recipe))
+    print(alpaca.execute(arguments, recipe))
 
 
 def export(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
