@@ -144,7 +144,8 @@ def test_failed_judgements_are_counted_and_asked_again_only_when_told_to(words: 
         assert "2 of 20 judgements failed" in (out / "log.txt").read_text()
         asked = len(server.requests)
         run(words, server.url)
-        assert len(server.requests) - asked == 1  # the refused one, which costs nothing
+        again = [request["messages"][-1]["content"] for request in server.requests[asked:]]
+        assert all("s" * 29 in text for text in again)  # the refused request, which costs nothing
         seen.append("the judge is corrected")
         run(words, server.url, "--retry-failed")
         assert summary(out)["points"][0]["failed"] == [19]

@@ -54,7 +54,7 @@ def fig_5(summary: AlpacaSummary) -> Figure:
     for i, (system, points) in enumerate(groupby(summary.points, key=lambda point: point.system)):
         _curve(axes, system, list(points), *_LOOKS[i % len(_LOOKS)])
     for system, points in (summary.paper or {}).items():
-        look = {"color": "#636973", "marker": _PAPER.get(system, "o"), "markerfacecolor": "white", "alpha": 0.8}
+        look: dict[str, Any] = {"color": "#636973", "marker": _PAPER[system], "markerfacecolor": "white"}
         axes.plot(*zip(*points, strict=True), **look, linestyle="--", linewidth=0.9, label=f"paper: {system}", zorder=2)
     axes.set_xlabel("mean length, characters")
     axes.set_ylabel(f"win rate against {summary.reference['generator']}, %")
@@ -90,7 +90,7 @@ def table(summary: AlpacaSummary) -> str:
         rows.append([*cells, f"{len(point.failed):,}"] + [_text(point.length_controlled)] * controlled)
     reference, level = summary.reference, 100 * summary.intervals["level"]
     notes = [
-        f"{summary.instructions['count']:,} instructions. Judge: {summary.judge['name']}. Reference: "
+        f"{reference['instructions']:,} instructions. Judge: {summary.judge['name']}. Reference: "
         f"{reference['generator']}, {reference['length']:,.0f} characters. Intervals: {level:.0f}%, by bootstrap over "
         "instructions."
     ]

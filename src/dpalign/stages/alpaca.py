@@ -1,7 +1,7 @@
 """`dpa alpaca-eval`: answers at each direction, judged by the package alpaca_eval, and Fig. 5.
 
 OUT/outputs-POINT/   a policy's answers in AlpacaEval's form (one resumable stage per direction)
-OUT/judgements/      what the judge said (alpaca_judge.py)
+OUT/judgements/      the package's cache of judgements (alpaca_judge.py)
 OUT/figure/          alpaca.json, table.md, fig5.svg, fig5.png
 
 A point is one system at one direction. A policy with a `dpa.json` is asked for directions. Any other model
@@ -15,17 +15,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations, takewhile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from dpalign.data.sources import Row, read_source, shorten
-from dpalign.measure.alpaca import AlpacaSummary, PointFigures, difference, mean_of, win_rate
-from dpalign.measure.bootstrap import Array, Bootstrap, Estimate
+from dpalign.data.sources import read_source, shorten
+from dpalign.measure.alpaca import AlpacaSummary, Judged, differences_of, figures_of
+from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.paper_curves import FIG_5
 from dpalign.paper.direction import Arc, Preference, evaluation_grid
 from dpalign.paper.prompts import render_preference
@@ -51,14 +50,14 @@ class Point:
     system: str
     label: str = ""
     """What tells it from the system's other points; "" for a system of one point."""
-    policy: Path | None = None
-    """The checkpoint that answers; None where the answers exist."""
     line: str | None = None
-    """The system line it answers under."""
+    """The system line that it answers under."""
     weights: dict[str, float] | None = None
     """The direction, by objective."""
     angle: float | None = None
     """Degrees, for two objectives."""
+    policy: Path | None = None
+    """The checkpoint that answers; None where the answers exist."""
     outputs: Path | None = None
     """The file of the answers, where they exist."""
 
@@ -90,8 +89,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--angles", type=_numbers, default=(), metavar="LIST", help=text)
     text = "a direction by objective, such as 0.8,-0.6 (repeatable)"
     add("--weights", type=_numbers, action="append", default=[], metavar="LIST", help=text)
-    text = "a system line for a model without a dial, such as SteerLM's targets (repeatable)"
-    add("--line", type=_line, action="append", default=[], metavar="NAME=TEXT", help=text)
+    text = "a system line for a POLICY in place of directions, such as SteerLM's targets (repeatable)"
+    add("--line", action="append", default=[], metavar="NAME=TEXT", help=text)
     add("--limit", type=int, metavar="N", help="only the first N instructions")
     text = "base URL of an OpenAI-compatible judge, such as http://127.0.0.1:8000/v1"
     add("--judge-url", metavar="URL", help=text)
@@ -120,20 +119,19 @@ def execute(arguments: argparse.Namespace, recipe: Recipe) -> str:
     _check(arguments)
     source, limit = arguments.instructions or arguments.reference, arguments.limit
     instructions = read_instructions(source, limit)
-    points, reference = points_of(arguments), None
-    if arguments.reference is not None:
-        reference = read_outputs(arguments.reference, instructions, part=limit is not None)
-    for point in points:  # before anything is sampled or paid for
-        if point.outputs is not None:
-            read_outputs(point.outputs, instructions, part=limit is not None)
+    points = points_of(arguments)
+    for path in [arguments.reference, *(point.outputs for point in points)]:  # before anything is sampled or paid for
+        if path is not None:
+            read_outputs(path, instructions, part=limit is not None)
     judge = _judge(arguments, recipe)
     if arguments.dry_run:
         return _forecast(arguments.out, points, instructions, judge)
     with Run.open(arguments.out, config.to_toml(recipe)) as run:
         answered = _answer(run, recipe, points, source, instructions)
-        if judge is None or reference is None:
+        if judge is None:
             return "\n".join(str(point.outputs) for point in answered)
-        folder = _judge_and_draw(run, recipe, arguments, judge, answered, instructions, reference)
+        _judge_and_draw(run, recipe, arguments, judge, answered, instructions)
+    folder = arguments.out / "figure"
     return f"{(folder / 'table.md').read_text(encoding='utf-8')}\n{folder / 'fig5.svg'}"
 
 
@@ -141,12 +139,13 @@ def _check(arguments: argparse.Namespace) -> None:
     """Refuse arguments that do not go together."""
     if arguments.instructions is None and arguments.reference is None:
         raise ValueError("no instructions: give --instructions FILE, or --reference FILE whose rows hold them")
-    judged = arguments.judge_url or arguments.judge_model or arguments.annotator
+    url, judged = arguments.judge_url, arguments.judge_url or arguments.judge_model or arguments.annotator
     if judged and arguments.reference is None:
         raise ValueError("a judge compares with a reference: give --reference FILE")
-    url = arguments.judge_url
     if url is None and arguments.api_key_env is not None:
         raise ValueError("--api-key-env goes with --judge-url; without it alpaca_eval reads OPENAI_API_KEY itself")
+    if arguments.api_key_env is not None and not os.environ.get(arguments.api_key_env, "").strip():
+        raise ValueError(f"--api-key-env {arguments.api_key_env}: that environment variable is not set")
     if url is not None and not re.match(r"https?://[^/]", url):
         raise ValueError(f"--judge-url {url}: give the base of a server, such as http://127.0.0.1:8000/v1")
     if url is not None and not (arguments.judge_model or arguments.annotator):
@@ -158,15 +157,12 @@ def _check(arguments: argparse.Namespace) -> None:
 def _judge(arguments: argparse.Namespace, recipe: Recipe) -> Judge | None:
     if not (arguments.judge_url or arguments.judge_model or arguments.annotator):
         return None
-    key = None if arguments.api_key_env is None else os.environ.get(arguments.api_key_env, "").strip()
-    if key == "":
-        raise ValueError(f"--api-key-env {arguments.api_key_env}: that environment variable is not set")
     return Judge(
         arguments.out / "judgements",
         annotator=arguments.annotator or OFFICIAL,
         model=arguments.judge_model,
         url=arguments.judge_url,
-        key=key,
+        key=None if arguments.api_key_env is None else os.environ[arguments.api_key_env].strip(),
         extra=arguments.judge_extra,
         workers=arguments.workers,
         seed=recipe.seed,
@@ -188,15 +184,25 @@ def _forecast(out: Path, points: Sequence[Point], instructions: Sequence[str], j
 
 
 def points_of(arguments: argparse.Namespace) -> list[Point]:
-    """Every system at every direction that the command line names, each system's points from the highest angle down.
+    """Every system at every direction of the command line; a system's points from the highest angle down.
 
     Raises:
         ValueError: none, two of one name, or directions that a policy cannot take.
     """
     lines: dict[str, list[str]] = {}
-    for name, text in arguments.line:
-        lines.setdefault(name, []).append(text)
-    points = [point for word in arguments.policies for point in policy_points(word, arguments, lines)]
+    for word in arguments.line:
+        name, equals, line = word.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--line {word}: give NAME=TEXT, the policy's name and the line")
+        lines.setdefault(name, []).append(line)
+    points = []
+    for word in arguments.policies:
+        name, equals, folder = word.partition("=")
+        if not equals or "/" in name or Path(word).exists():
+            name, folder = "", word
+        model = _model_folder(Path(folder))
+        name = name or (model.parent if model.name == "model" else model.resolve()).name
+        points += _policy_points(name, model, arguments, lines.get(name, ()))
     if unused := set(lines) - {point.system for point in points}:
         raise ValueError(f"--line {min(unused)}=...: no POLICY is called {min(unused)!r}; name one NAME=FOLDER")
     if (arguments.angles or arguments.weights) and not any(point.weights for point in points):
@@ -205,39 +211,30 @@ def points_of(arguments: argparse.Namespace) -> list[Point]:
     points += [point for folder in arguments.outputs_from for point in _earlier_points(folder)]
     if not points:
         raise ValueError("no systems: name a POLICY, or answers with --outputs or --outputs-from")
-    slugs: dict[str, Point] = {}
-    for point in points:
-        if not point.slug:
-            raise ValueError(f"{point.name!r}: no name for a system; use letters and digits")
-        if (other := slugs.setdefault(point.slug, point)) is not point:
-            raise ValueError(f"two systems of one name: {other.name!r} and {point.name!r}; give each its own")
-    systems = list(dict.fromkeys(point.system for point in points))
+    slugs = [point.slug for point in points]
+    if not all(slugs):
+        raise ValueError(f"{points[slugs.index('')].name!r}: no name for a system; use letters and digits")
+    if twice := [point.name for point in points if slugs.count(point.slug) > 1]:
+        raise ValueError(f"two systems of one name: {twice[0]!r} and {twice[1]!r}; give each its own")
+    systems = [point.system for point in points]
     return sorted(points, key=lambda point: (systems.index(point.system), -(point.angle or 0.0)))
 
 
-def policy_points(word: str, arguments: argparse.Namespace, lines: Mapping[str, Sequence[str]]) -> list[Point]:
-    """The points of one policy as the command line names it, FOLDER or NAME=FOLDER."""
-    name, equals, rest = word.partition("=")
-    if not equals or "/" in name or Path(word).exists():
-        name, rest = "", word
-    model = _model_folder(Path(rest))
-    name = name or (model.parent if model.name == "model" else model.resolve()).name
-    contract, wanted = read_contract(model), lines.get(name, ())
-    if contract is not None and not wanted:
-        try:
-            directions = _directions(contract, arguments.angles, arguments.weights)
-        except ValueError as error:
-            raise ValueError(f"{word}: {error}") from error
-        return [
-            Point(
-                *(name, label, model, render_preference(preference, contract.template), preference.weights),
-                round(preference.angle, 6) + 0.0 if len(preference.v) == 2 else None,
-            )
-            for label, preference in directions
-        ]
-    if len(wanted) <= 1:
-        return [Point(name, policy=model, line=wanted[0] if wanted else None)]
-    return [Point(name, f"line-{i}", model, line) for i, line in enumerate(wanted, start=1)]
+def _policy_points(name: str, model: Path, arguments: argparse.Namespace, lines: Sequence[str]) -> list[Point]:
+    contract = read_contract(model)
+    if contract is None or lines:
+        if len(lines) > 1:
+            return [Point(name, f"line-{i}", line, policy=model) for i, line in enumerate(lines, start=1)]
+        return [Point(name, line=lines[0] if lines else None, policy=model)]
+    points = []
+    try:
+        for label, preference in _directions(contract, arguments.angles, arguments.weights):
+            angle = round(preference.angle, 6) + 0.0 if len(preference.v) == 2 else None
+            line = render_preference(preference, contract.template)
+            points.append(Point(name, label, line, preference.weights, angle, model))
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from error
+    return points
 
 
 def _model_folder(stage: Path) -> Path:
@@ -260,9 +257,8 @@ def _directions(
             raise ValueError(f"its directions are of {', '.join(names)} and of no arc; give them with --weights")
         grid_VK = evaluation_grid(Arc(*contract.arc), DIRECTIONS)
         angles = [round(Preference.from_vector(v_K, names).angle, 6) + 0.0 for v_K in grid_VK.tolist()]
-    return [(f"{angle:g}", Preference.from_angle(angle, names)) for angle in angles] + [
-        (",".join(f"{w:g}" for w in v_K), Preference.from_vector(v_K, names)) for v_K in weights
-    ]
+    directions = [(f"{angle:g}", Preference.from_angle(angle, names)) for angle in angles]
+    return directions + [(",".join(f"{w:g}" for w in v_K), Preference.from_vector(v_K, names)) for v_K in weights]
 
 
 def _existing_point(word: str) -> Point:
@@ -271,8 +267,6 @@ def _existing_point(word: str) -> Point:
     system, _, label = name.partition("@")
     if not system or not file:
         raise ValueError(f"--outputs {word}: give NAME=FILE, or NAME@LABEL=FILE for a point of a curve")
-    if not Path(file).is_file():
-        raise ValueError(f"--outputs {word}: {file}: no such file")
     angle = None
     with contextlib.suppress(ValueError):
         angle = float(label)
@@ -284,40 +278,28 @@ def _earlier_points(out: Path) -> list[Point]:
     folders = [path for path in sorted(out.glob("outputs-*")) if not path.suffix and (path / SYSTEM).is_file()]
     if not folders:
         raise ValueError(f"--outputs-from {out}: no finished answers here (outputs-*/{OUTPUTS})")
-    points = []
-    for folder in folders:
-        system = json.loads((folder / SYSTEM).read_text(encoding="utf-8"))
-        fields = {name: system[name] for name in ("system", "label", "line", "weights", "angle")}
-        points.append(Point(**fields, outputs=folder / OUTPUTS))
-    return points
+    systems = [json.loads((folder / SYSTEM).read_text(encoding="utf-8"))["point"] for folder in folders]
+    return [Point(**point, outputs=folder / OUTPUTS) for point, folder in zip(systems, folders, strict=True)]
 
 
-# The benchmark's files: a list of {"instruction", "output", "generator"}, in the benchmark's order
+# The benchmark's files: rows of {"instruction", "output", "generator"}, JSON or JSON lines, in the benchmark's order
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """One answer to each instruction, by one system."""
-
-    generator: str
-    texts: tuple[str, ...]
-
-
-def read_instructions(path: Path, limit: int | None = None) -> tuple[str, ...]:
-    """The column `instruction` of a JSON or JSON lines file, its first `limit` rows.
+def read_instructions(path: Path, limit: int | None = None) -> list[str]:
+    """The column `instruction`, its first `limit` rows.
 
     Raises:
         ValueError: no rows, fewer than `limit`, or an empty instruction.
     """
-    instructions = tuple(row.text("instruction") for row in _rows(path))
-    if empty := [i for i, instruction in enumerate(instructions) if not instruction.strip()]:
-        raise ValueError(f"{path}: the instruction at index {empty[0]} is empty; there is nothing to answer")
+    instructions = [row.text("instruction") for row in read_source(str(path))]
+    if not instructions or not all(text.strip() for text in instructions):
+        raise ValueError(f"{path}: no instructions, or an empty one; there is nothing to answer")
     if limit is not None and limit > len(instructions):
         raise ValueError(f"{path}: {len(instructions)} instructions; --limit {limit} is more")
     return instructions[:limit]
 
 
-def read_outputs(path: Path, instructions: Sequence[str], *, part: bool = False) -> Outputs:
+def read_outputs(path: Path, instructions: Sequence[str], *, part: bool = False) -> list[str]:
     """A system's answers to exactly these instructions. An empty answer is one; a missing one is an error.
 
     Args:
@@ -327,31 +309,19 @@ def read_outputs(path: Path, instructions: Sequence[str], *, part: bool = False)
         ValueError: another number of rows, an instruction that differs (its index and both texts), an answer that is
             no text, or answers that are all empty.
     """
-    rows = _rows(path)
+    rows = list(read_source(str(path)))
     for i, (row, wanted) in enumerate(zip(rows, instructions, strict=False)):
         if (text := row.text("instruction")) != wanted:
-            same = sum(1 for _ in takewhile(lambda letters: letters[0] == letters[1], zip(text, wanted, strict=False)))
-            start = max(0, same - 40)
             raise ValueError(
-                f"{path}: the instruction at index {i} is {shorten(text[start:], 120)!r}, and the benchmark's is "
-                f"{shorten(wanted[start:], 120)!r}; instructions must be the benchmark's, letter by letter and in order"
+                f"{path}: the instruction at index {i} is {shorten(repr(text), 120)}, and the benchmark's is "
+                f"{shorten(repr(wanted), 120)}; instructions must be the benchmark's, letter by letter and in order"
             )
     if len(rows) < len(instructions) or (len(rows) > len(instructions) and not part):
-        raise ValueError(
-            f"{path}: {len(rows)} rows for {len(instructions)} instructions (--limit takes the first ones)"
-        )
-    rows = rows[: len(instructions)]
-    texts = tuple(row.text("output") for row in rows)
+        raise ValueError(f"{path}: {len(rows)} rows for {len(instructions)} instructions (--limit N takes the first N)")
+    texts = [row.text("output") for row in rows[: len(instructions)]]
     if not any(text.strip() for text in texts):
         raise ValueError(f"{path}: all {len(texts)} outputs are empty; was the model sampled at all?")
-    return Outputs(str(rows[0].values.get("generator", path.stem)), texts)
-
-
-def _rows(path: Path) -> list[Row]:
-    rows = list(read_source(str(path)))
-    if not rows:
-        raise ValueError(f"{path}: holds no rows")
-    return rows
+    return texts
 
 
 # Answers
@@ -361,7 +331,7 @@ def _answer(
     run: Run, recipe: Recipe, points: Sequence[Point], source: Path, instructions: Sequence[str]
 ) -> list[Point]:
     """The points with their answers: one stage per direction of a policy, resumed by shard."""
-    knobs: dict[str, Any] = {
+    knobs = {
         "seed": recipe.seed,
         "threads": recipe.threads,
         "temperature": recipe.evaluation.temperature,
@@ -385,7 +355,7 @@ def _answer(
                 if opened != point.policy:
                     engine = None  # its memory is free before the next model loads
                     engine, opened = _open_engine(recipe, point.policy), point.policy
-                _sample(work, recipe, engine, point, instructions, knobs)
+                _sample(work, recipe, engine, point, instructions)
         answered.append(replace(point, outputs=work.folder / OUTPUTS))
     return answered
 
@@ -401,9 +371,8 @@ def _open_engine(recipe: Recipe, policy: Path) -> Any:
     return open_engine(recipe, str(policy), alone=True)
 
 
-def _sample(
-    work: Work, recipe: Recipe, engine: Any, point: Point, instructions: Sequence[str], knobs: dict[str, Any]
-) -> None:
+def _sample(work: Work, recipe: Recipe, engine: Any, point: Point, instructions: Sequence[str]) -> None:
+    """One answer to each instruction, by shard; then the file in AlpacaEval's form."""
     from dpalign.stages.sample import Condition, draw
 
     size, weights = recipe.sampling.shard, tuple((point.weights or {}).values())
@@ -423,17 +392,14 @@ def _sample(
         write_rows(shard.path, rows, CANDIDATES)
     answers = read_table(work.folder / "answers", CANDIDATES, ["response", "finished"])
     texts: list[str] = answers["response"].to_pylist()
-    rows_out = [
-        {"instruction": instruction, "output": text, "generator": point.name}
-        for instruction, text in zip(instructions, texts, strict=True)
-    ]
-    write_json(work.folder / OUTPUTS, rows_out)
+    pairs = zip(instructions, texts, strict=True)
+    write_json(work.folder / OUTPUTS, [{"instruction": i, "output": o, "generator": point.name} for i, o in pairs])
+    own = {name: getattr(point, name) for name in ("system", "label", "line", "weights", "angle")}
     empty = sum(not text.strip() for text in texts)
-    counts = {"answers": len(texts), "cut": answers["finished"].to_pylist().count(False) - empty, "empty": empty}
-    system = {name: getattr(point, name) for name in ("system", "label", "line", "angle", "weights")}
-    write_json(work.folder / SYSTEM, system | {"counts": counts, "sampled_with": knobs})
-    if counts["cut"] or counts["empty"]:
-        work.run.log(f"{point.name}: {counts['cut']} answers were cut at max_new_tokens, {counts['empty']} are empty")
+    cut = answers["finished"].to_pylist().count(False) - empty
+    write_json(work.folder / SYSTEM, {"point": own, "answers": len(texts), "cut": cut, "empty": empty})
+    if cut or empty:
+        work.run.log(f"{point.name}: {cut} answers were cut at max_new_tokens, {empty} are empty")
 
 
 # Fig. 5
@@ -446,94 +412,48 @@ def _judge_and_draw(
     judge: Judge,
     points: Sequence[Point],
     instructions: Sequence[str],
-    reference: Outputs,
-) -> Path:
+) -> None:
     """Judge every point and write OUT/figure."""
     from dpalign.page.alpaca import write_figure
 
-    bootstrap = Bootstrap(recipe.seed, recipe.evaluation.bootstrap)
-    figures, preferences, lengths = [], [], []
+    part, bootstrap = arguments.limit is not None, Bootstrap(recipe.seed, recipe.evaluation.bootstrap)
+    reference = read_outputs(arguments.reference, instructions, part=part)
+    generator = str(next(read_source(str(arguments.reference))).values.get("generator", arguments.reference.stem))
+    judged = []
     for point in points:
         assert point.outputs is not None
-        texts = read_outputs(point.outputs, instructions, part=arguments.limit is not None).texts
-        pairs = [Pair(*row) for row in zip(instructions, reference.texts, texts, strict=True)]
+        texts = read_outputs(point.outputs, instructions, part=part)
+        pairs = [Pair(*row) for row in zip(instructions, reference, texts, strict=True)]
         preference_P = judge.preferences(point.name, point.slug, pairs, run.log, retry_failed=arguments.retry_failed)
+        metrics = win_rates(pairs, preference_P, (generator, point.name), arguments.difficulty)
         length_P = np.array([len(text) for text in texts], dtype=np.float64)
-        computed = win_rates(pairs, preference_P, (reference.generator, point.name), arguments.difficulty)
-        figures.append(_figures(point, preference_P, length_P, computed, bootstrap))
-        preferences.append(preference_P)
-        lengths.append(length_P)
-    ends = [i for i, point in enumerate(points) if _is_end(points, point)]
-    source = arguments.instructions or arguments.reference
+        judged.append(Judged(point.system, point.label, point.angle, preference_P, length_P, metrics))
     summary = AlpacaSummary(
-        points=tuple(figures),
-        differences=tuple(
-            difference(
-                *(points[i].name, points[j].name),
-                *(np.stack([rows[i], rows[j]]) for rows in (preferences, lengths)),
-                bootstrap,
-            )
-            for i, j in combinations(ends, 2)
-        ),
+        points=tuple(figures_of(point, bootstrap) for point in judged),
+        differences=differences_of(judged, bootstrap),
         judge={"name": judge.name, **judge.identity},
-        instructions={"file": source.name, "sha256": sha256_of(source), "count": len(instructions)},
         reference={
-            "file": arguments.reference.name,
+            "generator": generator,
+            "length": sum(map(len, reference)) / len(reference),
+            "instructions": len(instructions),
             "sha256": sha256_of(arguments.reference),
-            "generator": reference.generator,
-            "length": sum(map(len, reference.texts)) / len(reference.texts),
         },
-        intervals={"level": bootstrap.level, "replicates": bootstrap.replicates, "seed": bootstrap.seed},
+        intervals=asdict(bootstrap),
         paper=FIG_5 if arguments.paper else None,
     )
-    folder = run.folder / "figure"
-    write_figure(folder, summary)
-    return folder
-
-
-def _figures(
-    point: Point, preference_P: Array, length_P: Array, computed: dict[str, float], bootstrap: Bootstrap
-) -> PointFigures:
-    controlled = None
-    if (rate := computed.get("length_controlled_winrate")) is not None:
-        half = 1.96 * computed["lc_standard_error"]
-        controlled = Estimate(rate, rate - half, rate + half)
-    return PointFigures(
-        *(point.system, point.label, point.angle),
-        length=mean_of(length_P, length_P >= 0, bootstrap),
-        win_rate=win_rate(preference_P, bootstrap),
-        length_controlled=controlled,
-        metrics=computed,
-        judged=int((~np.isnan(preference_P)).sum()),
-        failed=tuple(np.flatnonzero(np.isnan(preference_P)).tolist()),
-        empty=int((length_P == 0).sum()),
-    )
-
-
-def _is_end(points: Sequence[Point], point: Point) -> bool:
-    """A curve's first or last point, or a system of one point."""
-    own = [other for other in points if other.system == point.system]
-    return point in (own[0], own[-1])
+    write_figure(run.folder / "figure", summary)
 
 
 # Values of the command line
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    try:
+    numbers: tuple[float, ...] = ()
+    with contextlib.suppress(ValueError):
         numbers = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, such as 0,-15,-30") from None
-    if not all(map(math.isfinite, numbers)):
-        raise argparse.ArgumentTypeError(f"{text!r}: finite numbers are needed")
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of finite numbers, such as 0,-15,-30")
     return numbers
-
-
-def _line(text: str) -> tuple[str, str]:
-    name, equals, line = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=TEXT, the policy's name and the line")
-    return name, line
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -138,7 +138,8 @@ class Judge:
                 )
             progress.update(len(values))
         if failed := sum(map(math.isnan, values)):
-            log(f"{name}: {failed} of {len(values)} judgements failed {' '.join(reasons[-1:])}".rstrip())
+            reason = f": {reasons[-1]}" if reasons else ""
+            log(f"{name}: {failed} of {len(values)} judgements failed{reason}")
         return np.array(values)
 
     def _ask(self, pairs: Sequence[Pair], reasons: list[str]) -> list[float]:
@@ -201,7 +202,7 @@ def win_rates(
     """
     with package(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import pandas
+        import pandas  # type: ignore[import-untyped]
         from alpaca_eval.metrics import get_winrate, glm_winrate
 
         table = pandas.DataFrame({"preference": preference_P}).assign(
