@@ -213,5 +213,7 @@ def test_length_controlled_rates_take_the_difficulty_file_as_a_path(tmp_path: Pa
     assert rates["win_rate"] == pytest.approx(100 * (preference_P - 1).mean())
     assert rates["length_controlled_winrate"] < rates["win_rate"] - 5
     assert rates["lc_standard_error"] > 0
+    same = [Pair(str(i), "r" * 100, "o" * 110) for i in range(100)]
+    assert "length_controlled_winrate" not in win_rates(same, preference_P, ("ref", "dpa"), difficulty)
     with pytest.raises(ValueError, match=r"df_gamed.csv"):
         win_rates(pairs + pairs, np.concatenate([preference_P, preference_P]), ("ref", "dpa"), difficulty)

@@ -98,7 +98,8 @@ class Judge:
         }
         self._address: dict[str, Any] = {}
         if url is not None:  # in memory alone: no key is written
-            self._address = {"openai_api_base": url, "openai_api_keys": [key or "none"], "num_procs": workers}
+            base = url.rstrip("/").removesuffix("/chat/completions")
+            self._address = {"openai_api_base": base, "openai_api_keys": [key or "none"], "num_procs": workers}
             self._address |= {"client_config_path": os.devnull, "client_kwargs": CLIENT}
 
     def preferences(
@@ -131,7 +132,8 @@ class Judge:
                 self._annotator.save(beside)
             os.replace(beside, cache)
             asked = [value for pair, value in zip(pairs, values, strict=False) if pair.output != pair.reference]
-            if len(asked) >= HOPELESS and all(map(math.isnan, asked)):
+            ended = len(asked) >= HOPELESS or len(values) == len(pairs)
+            if asked and ended and all(map(math.isnan, asked)):
                 raise ValueError(
                     f"{name}: {self.name}: all of the first {len(asked)} judgements failed ({' '.join(reasons[-1:])}); "
                     "correct the judge, then ask again with --retry-failed"
@@ -211,7 +213,8 @@ def win_rates(
             generator_1=names[0],
             generator_2=names[1],
         )
-        if difficulty is None:
+        one_length = len({len(pair.output) - len(pair.reference) for pair in pairs}) == 1
+        if difficulty is None or one_length:  # the package then fits the baselines' rows alone
             computed = get_winrate(table)
         else:
             try:
