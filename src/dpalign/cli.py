@@ -22,7 +22,7 @@ from dpalign.dial.chat import command as chat
 from dpalign.dial.doctor import verb as examining
 from dpalign.dial.export import command as exporting
 from dpalign.dial.server import run as serving
-from dpalign.pipeline import runner
+from dpalign.pipeline import alpaca, runner
 from dpalign.pipeline.steps import STAGES, notes
 from dpalign.recipe import Recipe, load
 from dpalign.recipe.localfiles import require_models
@@ -30,7 +30,6 @@ from dpalign.run.errors import plain_errors
 from dpalign.run.folder import Run
 from dpalign.run.ledger import LEDGER, STAGE_NAME
 from dpalign.run.tables import field_docs, leaves, literal
-from dpalign.stages.alpaca import command as alpaca
 from dpalign.stages.stage import Step
 
 RECIPES: Final = Path(__file__).parent / "recipe" / "shipped"
@@ -244,7 +243,7 @@ def combine(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 def alpaca_eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Fig. 5: answers to AlpacaEval's instructions, a judge, win rates against length."""
     recipe = load(recipe_file(arguments.recipe), overrides)
-    print(alpaca.execute(alpaca.read_order(arguments), recipe))
+    print(alpaca.execute(arguments, recipe))
 
 
 def export(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
