@@ -52,7 +52,7 @@ $(VENV)/.run-ready: pyproject.toml constraints.txt
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		$(find_python); echo "Setting up $(VENV) with $$python"; "$$python" -m venv --clear $(VENV); fi
 	$(PIP) torch
-	$(PIP) --quiet --editable '.[train]'
+	$(PIP) --quiet --editable '.[train,serve]'
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.run-ready

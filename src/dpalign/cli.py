@@ -6,6 +6,7 @@ Every knob of a recipe is an option of every verb: what a verb itself does not k
 import argparse
 import difflib
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -21,7 +22,7 @@ from dpalign.dial.chat import command as chat
 from dpalign.dial.doctor import verb as examining
 from dpalign.dial.export import command as exporting
 from dpalign.dial.server import run as serving
-from dpalign.pipeline import runner
+from dpalign.pipeline import alpaca, runner
 from dpalign.pipeline.steps import STAGES, notes
 from dpalign.recipe import Recipe, load
 from dpalign.recipe.localfiles import require_models
@@ -29,7 +30,6 @@ from dpalign.run.errors import plain_errors
 from dpalign.run.folder import Run
 from dpalign.run.ledger import LEDGER, STAGE_NAME
 from dpalign.run.tables import field_docs, leaves, literal
-from dpalign.stages.alpaca import command as alpaca
 from dpalign.stages.stage import Step
 
 RECIPES: Final = Path(__file__).parent / "recipe" / "shipped"
@@ -190,7 +190,18 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], compared: bool 
             print(f"{steps_table(recipe, folder, arguments.until, compared)}\n\n{differences(recipe)}")
         case _:
             runner.execute(recipe, folder, arguments.until, compared)
-            print(folder / "report" / "index.html" if arguments.until is None else folder)
+            page = folder / "report" / "index.html"
+            print(page if arguments.until is None else folder)
+            if arguments.until is None:
+                sys.stderr.write(next_commands(folder, page))
+
+
+def next_commands(folder: Path, page: Path) -> str:
+    """Where the page opens, and the commands that come next, as they must be typed here."""
+    typed = Path(sys.argv[0])
+    dpa = "python -m dpalign" if typed.name == "__main__.py" else str(typed) if len(typed.parts) > 1 else "dpa"
+    commands = (f"export {shlex.quote(str(folder))} --out mine --reward", "chat mine", "serve mine")
+    return f"\nOpen {page.resolve().as_uri()}\nNext:\n" + "".join(f"  {dpa} {command}\n" for command in commands)
 
 
 def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> str:
@@ -232,7 +243,7 @@ def combine(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 def alpaca_eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Fig. 5: answers to AlpacaEval's instructions, a judge, win rates against length."""
     recipe = load(recipe_file(arguments.recipe), overrides)
-    print(alpaca.execute(alpaca.read_order(arguments), recipe))
+    print(alpaca.execute(arguments, recipe))
 
 
 def export(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -77,7 +77,7 @@ class Data(Table):
     """Share of prompts that settings may be chosen on (paper silent); `dpa compare` needs some."""
 
 
-@stage(reads=lambda r: (r.seed, r.data, *objectives_read(r)), optional=("world",), heavy=False)
+@stage(reads=lambda r: (r.seed, r.data, r.reward.checkpoint, *objectives_read(r)), optional=("world",), heavy=False)
 def data(job: Job) -> None:
     """Read prompts and ratings, rescale them, join them under the heads, and split them by prompt.
 

@@ -59,7 +59,7 @@ def protocol(r: "Recipe") -> tuple[object, ...]:
     """The knobs of section 3.2's protocol, whatever is evaluated."""
     return (
         *(r.seed, r.evaluation.split, r.evaluation.directions, r.evaluation.samples, r.evaluation.temperature),
-        *(r.preference, r.model.chat, r.data.world, *sampler_read(r), *scorer_read(r)),
+        *(r.preference, r.data.world, *sampler_read(r), *scorer_read(r)),
         *(*model_read(r), *objectives_read(r)),
     )
 
@@ -89,7 +89,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 
 @stage(
     reads=lambda r: (
-        *(*protocol(r), r.evaluation.dpo, r.evaluation.brevity, r.evaluation.best_of),
+        *(*protocol(r), r.model.chat, r.evaluation.dpo, r.evaluation.brevity, r.evaluation.best_of),
         *(r.steerlm.template, r.steerlm.targets, r.steerlm.quantile),
     ),
     inputs=("policy", "data", "reward"),

@@ -18,7 +18,7 @@ def selected_cost(costs: Costs, step: Step) -> Load:
 
 @stage(
     reads=lambda r: (
-        *(r.seed, r.finetune, r.sft.checkpoint, r.preference, r.reward.template, r.reward.checkpoint),
+        *(r.seed, r.finetune, r.sft.checkpoint, r.preference, r.reward.template),
         *(r.model.chat, *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "chosen"),

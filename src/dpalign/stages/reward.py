@@ -69,7 +69,7 @@ class Reward(Table):
 
 def _reads(r: "Recipe") -> tuple[object, ...]:
     return (
-        *(r.seed, r.reward.checkpoint, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
+        *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
         *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
     )
 
@@ -86,7 +86,7 @@ def _judged(costs: Costs) -> float:
 
 
 @stage(
-    reads=_reads,
+    reads=lambda r: (r.reward.checkpoint, *_reads(r)),
     inputs=("data",),
     optional=("base",),
     several=True,

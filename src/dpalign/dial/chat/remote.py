@@ -19,10 +19,16 @@ from dpalign.dial.chat.speakers import Ask, Piece, Pieces
 from dpalign.dial.dial import Dial
 from dpalign.paper.prompts import PreferenceTemplate
 from dpalign.rows import Message
-from dpalign.stages.alpaca.client import NoRedirect
 
 TIMEOUT: Final = 300.0
 """Seconds without a word from the server."""
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: the key would go with it."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
 
 
 class Remote:
