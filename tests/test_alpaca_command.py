@@ -329,7 +329,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
     import tiny
     from dpalign import recipe
-    from dpalign.train.contract import contract_of, write_contract
+    from dpalign.stages.finetune import contract_of
+    from dpalign.train.contract import write_contract
 
     folder = tmp_path_factory.mktemp("tiny") / "policy-1"
     tiny.write_model(folder / "model", tiny.tokenizer(), tied=False, scale=0.4)

@@ -12,7 +12,8 @@ from dpalign.cli import recipe_file
 from dpalign.stages.alpaca import prompt
 from dpalign.stages.alpaca.benchmark import read_instructions, read_outputs, write_outputs
 from dpalign.stages.alpaca.systems import Point, earlier_points, given_point, in_order, policy_folder, policy_points
-from dpalign.train.contract import contract_of, read_contract, write_contract
+from dpalign.stages.finetune import contract_of
+from dpalign.train.contract import read_contract, write_contract
 
 ASKED = ("Name an owl.", "Name a\nfox.", "Name tea.")
 
@@ -150,7 +151,7 @@ def test_directions_that_a_policy_cannot_be_asked_for_are_refused(steered: Path,
     with pytest.raises(ValueError, match="policy-3: 3 weights for 2 objectives"):
         policy_points(str(steered), (), ((1, 0, 0),), {})
     contract = json.loads((steered / "model" / "dpa.json").read_text())
-    write(steered / "model" / "dpa.json", contract | {"range": None})
+    write(steered / "model" / "dpa.json", contract | {"distribution": None, "range": None})
     with pytest.raises(ValueError, match="its directions are of helpfulness, verbosity and of no arc; give them with"):
         policy_points(str(steered), (), (), {})
     write(steered / "model" / "dpa.json", contract | {"template": "poem"})

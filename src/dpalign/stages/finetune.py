@@ -14,7 +14,7 @@ from dpalign.rows import CONVERSATIONS, RATED, read_rows
 from dpalign.stages.choose import annotated
 from dpalign.stages.stage import Job
 from dpalign.train.common import Fitted, first_process, require_weights
-from dpalign.train.contract import contract_of, write_contract
+from dpalign.train.contract import Contract, write_contract
 from dpalign.train.knobs import Training
 from dpalign.train.pretrain import pretrain
 from dpalign.train.sft import finetune
@@ -82,6 +82,19 @@ def policy(job: Job) -> None:
     _finetune(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered=True)
     if first_process():
         write_contract(job.out / "model", contract_of(recipe, job.t))
+
+
+def contract_of(recipe: Recipe, iteration: int) -> Contract:
+    """What the directions of an iteration's policy mean."""
+    return Contract(
+        recipe.preference.template,
+        recipe.model.chat,
+        recipe.objectives,
+        recipe.heads,
+        recipe.preference.population(len(recipe.objectives)),
+        iteration,
+        reward_template=recipe.reward.template,
+    )
 
 
 def specialist(job: Job) -> None:

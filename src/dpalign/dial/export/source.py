@@ -14,7 +14,7 @@ from dpalign.recipe import Recipe, load
 from dpalign.rows import HEADS
 from dpalign.run.ledger import LEDGER, read_ledger
 from dpalign.run.modelfolder import CONFIG
-from dpalign.train.contract import FILE, Contract, contract_of, read_contract
+from dpalign.train.contract import FILE, Contract, read_contract
 
 FORMS: Final[Mapping[str, Contract]] = {
     "RLHFlow/DPA-v1-Mistral-7B": Contract(
@@ -178,19 +178,18 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
     except ValueError as error:
         return replace(source, notes=(f"the card says nothing of the recipe, which this version cannot read: {error}",))
     t = int(stage.name.removeprefix("policy-"))
-    contract, own = source.contract, contract_of(recipe, t)
-    if (contract.names, contract.template, contract.chat) != (own.names, own.template, own.chat):
+    contract, preference = source.contract, recipe.preference
+    if (contract.names, contract.template, contract.chat) != (
+        tuple(recipe.objectives),
+        preference.template,
+        recipe.model.chat,
+    ):
         return replace(source, notes=("the run's recipe has changed since this policy was trained: it is left out",))
-    if contract.population is None:  # format 1 told no more than an arc
-        contract = replace(contract, population=own.population)
-    contract = replace(contract, reward_template=own.reward_template)
     summary = _summary_of(run, stage, notes)
     reports = run / "data" / "reports.json"
     read = json.loads(reports.read_text(encoding="utf-8")) if reports.is_file() else []
     reward = _model_in(run / "reward")[0] if (run / "reward" / LEDGER).is_file() else None
-    return replace(
-        source, contract=contract, recipe=recipe, summary=summary, reports=read, reward=reward, notes=tuple(notes)
-    )
+    return replace(source, recipe=recipe, summary=summary, reports=read, reward=reward, notes=tuple(notes))
 
 
 def _summary_of(run: Path, stage: Path, notes: list[str]) -> Mapping[str, Any] | None:
