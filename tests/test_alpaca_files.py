@@ -155,7 +155,7 @@ def test_directions_that_a_policy_cannot_be_asked_for_are_refused(steered: Path,
     with pytest.raises(ValueError, match="its directions are of helpfulness, verbosity and of no arc; give them with"):
         policy_points(str(steered), (), (), {})
     write(steered / "model" / "dpa.json", contract | {"template": "poem"})
-    with pytest.raises(ValueError, match=r"dpa.json: template 'poem'; known: dpa-v1, fig1, world-v1"):
+    with pytest.raises(ValueError, match=r"template 'poem'; known: dpa-v1, fig1, world-v1"):
         read_contract(steered / "model")
     (steered / "model" / "dpa.json").write_text("{")
     with pytest.raises(ValueError, match=r"dpa.json: not a policy's contract"):

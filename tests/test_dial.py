@@ -275,7 +275,7 @@ PAPER = Contract(
 )
 
 
-def test_a_contract_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_the_file_has_the_papers_template_heads_and_range(tmp_path: Path) -> None:
     write_contract(tmp_path, PAPER)
     assert read_contract(tmp_path) == PAPER
     dial = Dial.load(tmp_path)

@@ -177,7 +177,6 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
         recipe = load(run / "recipe.toml")
     except ValueError as error:
         return replace(source, notes=(f"the card says nothing of the recipe, which this version cannot read: {error}",))
-    t = int(stage.name.removeprefix("policy-"))
     contract, preference = source.contract, recipe.preference
     if (contract.names, contract.template, contract.chat) != (
         tuple(recipe.objectives),
