@@ -88,7 +88,7 @@ def test_the_dial_turns_and_the_next_answer_follows() -> None:
     assert [turn.answer for turn in session.turns] == [
         *("tea? at 0 seed 0", "tea? at -30 seed 0", "tea? at -36.8699 seed 0", "tea? seed 0"),
     ]
-    assert "−30°  maximize helpfulness*0.87 - verbosity*0.50" in screen
+    assert "\u221230°  maximize helpfulness*0.87 - verbosity*0.50" in screen
     assert [turn.preference is None for turn in session.turns] == [False, False, False, True]
 
 
@@ -130,17 +130,17 @@ def test_a_failed_retry_keeps_the_answer_there_was() -> None:
 
 def test_two_directions_stand_side_by_side_in_a_wide_terminal_and_below_each_other_in_a_narrow_one() -> None:
     wide, session = chat("tea?", "/compare -45 0")
-    titles = r"^−45°  helpfulness\*0\.71 - verbosity\*0\.71 +0°  helpfulness\*1\.00 - verbosity\*0\.00 *$"
+    titles = r"^\u221245°  helpfulness\*0\.71 - verbosity\*0\.71 +0°  helpfulness\*1\.00 - verbosity\*0\.00 *$"
     assert re.search(titles, wide, re.MULTILINE)
     assert re.search(r"^tea\? at -45 seed 0 {33}tea\? at 0 seed 0 *$", wide, re.MULTILINE)
     assert [turn.answer for turn in session.turns] == ["tea? at 0 seed 0"]  # the chat goes on as it was
     narrow, _ = chat("tea?", "/compare -45 0", columns=60)
-    assert re.search(r"^−45°.*\ntea\? at -45 seed 0\n+0°.*\ntea\? at 0 seed 0$", narrow, re.MULTILINE)
+    assert re.search(r"^\u221245°.*\ntea\? at -45 seed 0\n+0°.*\ntea\? at 0 seed 0$", narrow, re.MULTILINE)
 
 
 def test_before_the_first_message_compare_waits_for_it_and_the_first_answer_goes_on() -> None:
     screen, session = chat("/compare helpfulness=1 | -45", "tea?", "iron?")
-    assert "0° | −45° ❯ tea?" in screen
+    assert "0° | \u221245° \u276f tea?" in screen
     assert [turn.answer for turn in session.turns] == ["tea? at 0 seed 0", "iron? at 0 seed 0"]
 
 
@@ -156,8 +156,8 @@ def test_the_best_of_several_answers_shows_its_direction_and_its_value(tmp_path:
     file, speaker = tmp_path / "chat.json", Parrot()
     first = ("/score on", "/best 4", "tea?", f"/save {file}")
     screen, session = chat(*first, "/best 8 2.5", "/compare -45 0", "/best off", "oak?", speaker=speaker)
-    assert "0° best of 4 ❯ tea?" in screen
-    assert "the best of 4 within 10°, drawn at −5°: v.r 70.0, the mean of all 64.2" in screen
+    assert "0° best of 4 \u276f tea?" in screen
+    assert "the best of 4 within 10°, drawn at \u22125°: v.r 70.0, the mean of all 64.2" in screen
     assert re.search(r"helpfulness +70\.0", screen)  # the rewards by which it was chosen; asked again, 80
     asks = [(ask.best_of, ask.spread) for ask in speaker.requests]
     assert asks == [(4, None), (8, 2.5), (8, 2.5), (None, None)]
