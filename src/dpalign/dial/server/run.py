@@ -242,4 +242,4 @@ def _need(*modules: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         extra = "vllm" if missing == ["vllm"] else "serve"
-        raise ValueError(f"{missing[0]} is not installed; pip install 'dpalign[{extra}]'")
+        raise ValueError(f"{missing[0]} is not installed; pip install -e '.[{extra}]'")

@@ -41,7 +41,7 @@ class Policies:
                 from dpalign.train.common import require_weights
             except ModuleNotFoundError as error:
                 raise ValueError(
-                    f"drawing answers needs {error.name}; install it: pip install 'dpalign[train]'"
+                    f"drawing answers needs {error.name}; install it: pip install -e '.[train]'"
                 ) from error
             require_weights(policy)
             self._open = (policy, open_engine(self.recipe, str(policy), alone=True))

@@ -119,7 +119,7 @@ def _annotator(name: str, seed: int) -> Any:
             return PairwiseAnnotator(annotators_config=name, seed=seed, caching_path=None, is_avoid_reannotations=False)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{PREFIX}{name} needs {error.name}; install it: pip install 'dpalign[alpaca]' (or leave --annotator out)"
+            f"{PREFIX}{name} needs {error.name}; install it: pip install -e '.[alpaca]' (or leave --annotator out)"
         ) from error
     except FileNotFoundError:
         known = sorted(path.parent.name for path in constants.EVALUATORS_CONFIG_DIR.glob("*/configs.yaml"))
