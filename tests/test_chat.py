@@ -95,7 +95,7 @@ def test_the_dial_turns_and_the_next_answer_follows() -> None:
 def test_a_chat_begins_with_the_speakers_name_and_questions_that_work() -> None:
     screen, _ = chat()
     assert screen.startswith("parrot\nIt repeats.\n")
-    assert "tea?  |  iron?" in screen
+    assert "\n  tea?\n  iron?\n" in screen
 
 
 def test_a_message_is_read_with_those_before_it_unless_memory_is_off() -> None:

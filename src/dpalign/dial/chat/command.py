@@ -221,7 +221,7 @@ def _greet(session: "Session") -> None:
     else:
         say("This model takes no directions, as far as is known.", "dim")
     if speaker.questions:
-        say("Try:  " + "  |  ".join(speaker.questions))
+        say("\n  ".join(["Try one of these:", *speaker.questions]))
     best = ", /best 4 takes the best of four" if speaker.max_best_of >= 4 else ""
     say(f"/dial -30 turns, /compare -45 0 shows two{best}, /help says more.", "dim")
     if not session.memory:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +142,7 @@ class Session:
             with closing(self.speaker.stream(self._request(turn, messages))) as stream:
                 self.terminal.stream((0, turn.add(piece)) for piece in stream)
 
-    def _both(self, turns: Sequence[Turn], messages: Sequence[Message]) -> Iterator[tuple[int, str]]:
+    def _both(self, turns: Sequence[Turn], messages: Sequence[Message]) -> Generator[tuple[int, str], None, None]:
         """(column, text) of two answers as they come, each drawn in a thread of its own."""
         news: SimpleQueue[tuple[int, Piece | Exception | None]] = SimpleQueue()
         stop = threading.Event()
@@ -354,8 +354,8 @@ def _best(session: Session, rest: str) -> None:
     if session.best_of is None:
         session.terminal.say("one answer is drawn", "dim")
         return
-    within = degrees(SPREAD if session.spread is None else session.spread)
-    text = f"the best of {session.best_of} answers drawn within {within} of the direction, by the reward model"
+    around = degrees(SPREAD if session.spread is None else session.spread)
+    text = f"the best of {session.best_of} answers drawn within {around} of the direction, by the reward model"
     session.terminal.say(text, "dim")
 
 

@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, get_args
 
-from dpalign.dial.best_of import SPREAD, draw_best
-from dpalign.dial.best_of import Chosen as BestOf
+from dpalign.dial.best_of import SPREAD, Chosen, draw_best
 from dpalign.dial.dial import Dial
 from dpalign.dial.server.generation import Drawn as Answer
 from dpalign.dial.server.generation import GenerationError, Sampling, collect
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from dpalign.dial.server.rewards import Rewards
     from dpalign.train.contract import Contract
 
+BestOf = Chosen
 _T = TypeVar("_T")
 
 TIMEOUT: Final = 300.0
@@ -83,7 +83,7 @@ class Speaker(Protocol):
     """Answers that the best may be chosen from; 0 without a reward model."""
     about: str
     """What a newcomer must know before the first question; "" for nothing."""
-    questions: Sequence[str]
+    questions: tuple[str, ...]
     """Questions that this model can answer."""
 
     def stream(self, ask: Ask) -> Pieces:
@@ -261,7 +261,8 @@ class Remote:
         self.base = re.sub(r"(/v1)?(/chat/completions)?/*$", "", url) + "/v1"
         self.key, self.key_name = key, key_name
         self.http = urllib.request.build_opener(_NoRedirect)
-        self.about, self.questions, self.scores, self.max_best_of = "", (), False, 0
+        self.about, self.scores, self.max_best_of = "", False, 0
+        self.questions: tuple[str, ...] = ()
         described = self._described()
         self.ours = described is not None
         if described is None:
