@@ -148,7 +148,7 @@ def other_golden(folder: Path) -> None:
         (lambda f: edit(f / "reward" / "config.json", id2label={"0": "a"}), "reward: labels", "1 names for 10 scores"),
         (lambda f: edit(f / "config.json", architectures=["Bert"]), "config", "names Bert: neither a policy nor"),
         (lambda f: (f / "config.json").write_text("{"), "config", "not readable JSON"),
-        (lambda f: (f / "config.json").unlink(), "folder", "not a model's folder"),
+        (lambda f: (f / "config.json").unlink(), "folder", "no config.json"),
     ],
 )
 def test_a_fault_of_a_policy_is_found_with_its_cure(
@@ -213,7 +213,7 @@ def test_scores_without_names_are_noted(reward: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
     assert "no such folder" in findings(tmp_path / "none")["folder"].text
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "an adapter without its model" in findings(tmp_path)["folder"].text
+    assert "an adapter" in findings(tmp_path)["folder"].text
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.toml").write_text("")

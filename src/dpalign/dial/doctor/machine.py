@@ -197,46 +197,15 @@ def software(quick: bool, gpu: bool) -> Iterator[Finding]:
         yield Finding("bad", "dpalign", text, "pip install -e .")
         return
     core = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
-    versions = Versions.of(core)
-    if versions.lacking:
-        yield Finding("bad", "dpalign", versions.lacking, "pip install -e .")
+    missing, outside, good = _versions(core)
+    if missing or outside:
+        yield Finding("bad", "dpalign", f"to install: {'; '.join([*missing, *outside])}", "pip install -e .")
     else:
-        yield Finding("ok", "dpalign", f"{metadata.version('dpalign')}, with {', '.join(versions.good)}")
+        yield Finding("ok", "dpalign", f"{metadata.version('dpalign')}, with {', '.join(good)}")
     for extra in extras:
         if extra not in SKIPPED:
             own = [one for one in required if one not in core and one.marker and one.marker.evaluate({"extra": extra})]
             yield examine_extra(extra, own, quick, gpu)
-
-
-@dataclass(frozen=True)
-class Versions:
-    """The installed versions of some requirements."""
-
-    missing: tuple[str, ...]
-    outside: tuple[str, ...]
-    good: tuple[str, ...]
-
-    @classmethod
-    def of(cls, required: Sequence[Requirement]) -> "Versions":
-        missing, outside, good = [], [], []
-        for one in required:
-            name = one.name
-            version = installed_version(name)
-            if version is None and name in STAND_INS:
-                name = STAND_INS[name]
-                version = installed_version(name)
-            if version is None:
-                missing.append(one.name)
-            elif one.specifier.contains(version, prereleases=True):
-                good.append(f"{name} {version}")
-            else:
-                outside.append(f"{name} {version}, where {one.specifier} is asked for")
-        return cls(tuple(missing), tuple(outside), tuple(good))
-
-    @property
-    def lacking(self) -> str:
-        """What must be installed anew; "" for nothing."""
-        return "; ".join([f"not installed: {', '.join(self.missing)}"] * bool(self.missing) + list(self.outside))
 
 
 def examine_extra(extra: str, required: Sequence[Requirement], quick: bool, gpu: bool) -> Finding:
@@ -247,16 +216,16 @@ def examine_extra(extra: str, required: Sequence[Requirement], quick: bool, gpu:
             text = f"{name} and {other} are both installed: two builds of the same files lie over each other"
             cure = f"pip uninstall -y {name} {other} && pip install {name if gpu else other}"
             return Finding("bad", extra, text, cure)
-    versions = Versions.of(required)
-    if versions.missing:
-        text = f"not installed ({', '.join(versions.missing)}): needed for {PURPOSES.get(extra, 'more')}"
-        if versions.missing == ("vllm",) and not gpu:  # the extra's own build cannot start here
+    missing, outside, good = _versions(required)
+    if missing:
+        text = f"not installed ({', '.join(missing)}): needed for {PURPOSES.get(extra, 'more')}"
+        if missing == ["vllm"] and not gpu:  # the extra's own build cannot start here
             text += "; its own build needs a GPU, a build by others does not"
             install = f"pip install '{STAND_INS['vllm']}{required[0].specifier}'"
         return Finding("note", extra, text, install)
-    if versions.outside:
-        return Finding("bad", extra, versions.lacking, install)
-    named = ", ".join(versions.good)
+    if outside:
+        return Finding("bad", extra, "; ".join(outside), install)
+    named = ", ".join(good)
     if quick:
         return Finding("ok", extra, f"installed: {named} (not tried)")
     loaded = load(PROBES.get(extra) or _imports(required))
@@ -299,6 +268,23 @@ def load(code: str, patience: float = PATIENCE) -> Loaded:
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     error = lines[-1] if lines and done.returncode > 0 else f"the process ended with {done.returncode}"
     return Loaded(None, error[:300], seconds)
+
+
+def _versions(required: Sequence[Requirement]) -> tuple[list[str], list[str], list[str]]:
+    """(missing, of another version than asked for, good), in words."""
+    missing, outside, good = [], [], []
+    for one in required:
+        version, name = installed_version(one.name), one.name
+        if version is None and name in STAND_INS:
+            name = STAND_INS[name]
+            version = installed_version(name)
+        if version is None:
+            missing.append(one.name)
+        elif one.specifier.contains(version, prereleases=True):
+            good.append(f"{name} {version}")
+        else:
+            outside.append(f"{name} {version}, where {one.specifier} is asked for")
+    return missing, outside, good
 
 
 def _imports(required: Sequence[Requirement]) -> str:

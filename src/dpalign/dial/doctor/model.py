@@ -14,8 +14,8 @@ from typing import Any, Final
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.doctor.finding import Finding
-from dpalign.dial.export.source import is_run, policy_of, weights_folder
-from dpalign.page.words import degrees, listed, number, size
+from dpalign.dial.export.source import opened
+from dpalign.page.words import degrees, listed, size
 from dpalign.run.modelfolder import (
     CONFIG,
     GENERATION,
@@ -77,16 +77,9 @@ def _find(path: Path) -> Folder | Finding:
         cure = f"hf download {path} --local-dir FOLDER, if it is a name on the hub"
         return Finding("bad", "folder", f"{path}: no such folder", cure)
     try:
-        folder = weights_folder(policy_of(path, None) if is_run(path) else path)
+        _, folder, _ = opened(path)
     except ValueError as error:
-        return Finding("bad", "folder", str(error), "let the run finish: dpa run RECIPE")
-    if not (folder / CONFIG).is_file():
-        if (folder / "adapter_config.json").is_file():
-            text = f"{folder}: an adapter without its model"
-            return Finding("bad", "folder", text, "merge it: peft's merge_and_unload")
-        return Finding(
-            "bad", "folder", f"{folder}: no {CONFIG}: not a model's folder", "name the folder of the weights"
-        )
+        return Finding("bad", "folder", str(error), "name the folder of the weights; let a run finish: dpa run RECIPE")
     try:
         return Folder(folder, read_object(folder / CONFIG))
     except ValueError as error:
@@ -182,9 +175,8 @@ def _policy(folder: Folder) -> Iterator[Finding]:
         yield Finding("bad", "contract", text, cure)
         return
     yield _dial(contract)
-    checks = {"template": _template, "golden": _golden, "tokenizer": _lengths}
-    yield from _checked(folder, **{name: partial(check, contract=contract) for name, check in checks.items()})
-    yield from _checked(folder, files=_files)
+    template, prompts = partial(_template, contract=contract), partial(_golden, contract=contract)
+    yield from _checked(folder, template=template, golden=prompts, tokenizer=_turn_end, files=_files)
     if contract.reward is not None:
         yield from _reward_beside(folder, contract, contract.reward)
 
@@ -250,26 +242,18 @@ def _golden(folder: Folder, contract: Contract) -> Finding | None:
     return Finding("ok", "golden", f"{len(prompts)} golden prompts, all as the template writes them")
 
 
-def _lengths(folder: Folder, contract: Contract) -> Finding:
-    """Tokens of the prompt at both ends of the dial, and whether the end of a turn is one token."""
+def _turn_end(folder: Folder) -> Finding:
+    """The end of a turn must be one token: the model learnt to stop at it."""
     if not (folder.path / TOKENIZER).is_file() or importlib.util.find_spec("tokenizers") is None:
         return Finding("note", "tokenizer", "not tried: it needs tokenizer.json, and the package tokenizers")
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
-    dial, tokens = Dial.of(contract), special_tokens(folder.path)
-    eos, chat = tokens.eos or "", golden.chats(dial.chat)[0]
-    if tokenizer.encode(eos, add_special_tokens=False).ids != [tokens.eos_id]:
-        problem = f"{eos!r} in a prompt is not the one token {tokens.eos_id}"
+    tokens = special_tokens(folder.path)
+    ids = Tokenizer.from_file(str(folder.path / TOKENIZER)).encode(tokens.eos or "", add_special_tokens=False).ids
+    if ids != [tokens.eos_id]:
+        problem = f"{tokens.eos!r} in a prompt is not the one token {tokens.eos_id}"
         return Finding("bad", "tokenizer", problem, "repair tokenizer.json")
-    directions = golden.shown_directions(dial, 3)
-    lengths = []
-    for v in (None, directions[0], directions[-1]):
-        n = len(tokenizer.encode(golden.expected(dial, chat, v, eos), add_special_tokens=False).ids)
-        angle = None if v is None else dial.angle_of(v)
-        at = degrees(angle) if angle is not None else "" if v is None else " ".join(number(w, 2) for w in v.v)
-        lengths.append(f"{n} at {at}" if at else f"{n} without a direction")
-    return Finding("ok", "tokenizer", f"tokens of the prompt {chat[-1]['content']!r}: {', '.join(lengths)}")
+    return Finding("ok", "tokenizer", f"{tokens.eos!r} in a prompt is one token")
 
 
 def _files(folder: Folder) -> Finding | None:

@@ -137,7 +137,9 @@ def opened(path: Path) -> tuple[str, Path, Path]:
     """
     _, model, contract_folder = located(path)
     if not (model / CONFIG).is_file():
-        raise ValueError(f"{path}: no {CONFIG} here: not a model's folder")
+        adapter = (model / "adapter_config.json").is_file()
+        cure = "an adapter alone: merge it into its model (peft's merge_and_unload)" if adapter else ""
+        raise ValueError(f"{path}: no {CONFIG} here: {cure or 'not a model folder'}")
     whole = path.resolve()
     return whole.parent.name if whole.name == "model" else whole.name, model, contract_folder
 
