@@ -34,7 +34,7 @@ BEST = BestOf(
 class Parrot:
     """Repeats the last message, with the angle and the seed of the request."""
 
-    name, about, questions = "parrot", "It repeats.", ("tea?", "iron?")
+    name, note, questions = "parrot", "It repeats.", ("tea?", "iron?")
 
     def __init__(self, dial: Dial | None = DIAL, scores: bool = True, interrupted_after: int | None = None) -> None:
         self.dial, self.scores, self.max_best_of = dial, scores, 8 * scores

@@ -1,7 +1,7 @@
 """`dpa.json` beside a policy: what its directions mean, so that it can be steered without the recipe.
 
-A training writes the directions. An export adds the end of an answer, the measured front, the reward model beside the
-policy, and questions to try.
+A training writes the directions. An export adds the end of an answer, the measured front, and the reward model beside
+the policy.
 """
 
 import json
@@ -71,10 +71,6 @@ class Contract:
     """The folder of the reward model inside an export."""
     reward_template: RewardTemplate | None = None
     """How that model reads a chat and an answer; None where nobody said."""
-    about: str = ""
-    """What a newcomer must know before the first question."""
-    questions: tuple[str, ...] = ()
-    """Questions that this model can answer, to begin with."""
 
     def __post_init__(self) -> None:
         for name, heads in self.objectives.items():
@@ -115,8 +111,6 @@ class Contract:
             "stop": self.eos and [self.eos],
             "front": [point.to_json() for point in self.front],
             "reward": self.reward,
-            "about": self.about,
-            "questions": list(self.questions),
         }
         return content | {key: value for key, value in optional.items() if value}
 
@@ -170,8 +164,6 @@ def _from_json(content: Mapping[str, Any]) -> Contract:
         tuple(_front_point(point, names) for point in content.get("front", ())),
         None if content.get("reward") is None else _text(content["reward"]),
         content.get("reward_template"),
-        _text(content.get("about", "")),
-        tuple(map(_text, content.get("questions", ()))),
     )
 
 

@@ -214,8 +214,8 @@ def _greet(session: "Session") -> None:
     """Who answers, where the dial stands, what to ask and what to type."""
     say, speaker = session.terminal.say, session.speaker
     say(speaker.name, "bold")
-    if speaker.about:
-        say(speaker.about)
+    if speaker.note:
+        say(speaker.note)
     if speaker.dial is not None:
         session.draw_dial()
     else:

@@ -81,10 +81,10 @@ class Speaker(Protocol):
     """There is a reward model."""
     max_best_of: int
     """Answers that the best may be chosen from; 0 without a reward model."""
-    about: str
-    """What a newcomer must know before the first question; "" for nothing."""
-    questions: tuple[str, ...]
-    """Questions that this model can answer."""
+    note: str | None
+    """What a user must know before the first question; None for a model that answers any."""
+    questions: Sequence[str]
+    """Questions that this model can answer; empty for a model that answers any."""
 
     def stream(self, ask: Ask) -> Pieces:
         """An answer, from a speaker that may be drawing another.
@@ -116,13 +116,11 @@ def open_local(
     Raises:
         ValueError: names the folder and what is wrong with it.
     """
-    from dpalign.dial.export.source import find_source, opened
+    from dpalign.dial.export.source import opened
     from dpalign.train.contract import read_contract
 
     name, folder, contract_folder = opened(model)
     contract = read_contract(contract_folder)
-    if contract is not None:
-        contract = find_source(model, None, None, None).contract  # with a run's questions
     if reward and contract is None:
         raise ValueError(f"--reward: {folder} has no dpa.json that says which heads its objectives read")
     settle_threads(threads, for_torch=True)
@@ -152,7 +150,8 @@ class Local:
     ) -> None:
         self.name, self.engine, self.reward_model = name, engine, reward_model
         self.dial = None if contract is None else Dial.of(contract)
-        self.about, self.questions = ("", ()) if contract is None else (contract.about, contract.questions)
+        self.note: str | None = None if self.dial is None else self.dial.note
+        self.questions: Sequence[str] = () if self.dial is None else self.dial.questions
         self.scores = reward_model is not None
         self.max_best_of = Limits.max_n if self.scores else 0
         self.loop = asyncio.new_event_loop()
@@ -261,8 +260,9 @@ class Remote:
         self.base = re.sub(r"(/v1)?(/chat/completions)?/*$", "", url) + "/v1"
         self.key, self.key_name = key, key_name
         self.http = urllib.request.build_opener(_NoRedirect)
-        self.about, self.scores, self.max_best_of = "", False, 0
-        self.questions: tuple[str, ...] = ()
+        self.scores, self.max_best_of = False, 0
+        self.note: str | None = None
+        self.questions: Sequence[str] = ()
         described = self._described()
         self.ours = described is not None
         if described is None:
@@ -273,8 +273,8 @@ class Remote:
             self.dial = _dial(described["objectives"], described.get("arc"), described.get("template"))
             self.name, self.scores = model or str(described["model"]), bool(described.get("rewards", True))
             self.max_best_of = int(described.get("max_best_of") or 0)
-            self.about = str(described.get("about") or "")
-            self.questions = tuple(map(str, described.get("questions") or ()))
+            self.note = str(described["note"]) if described.get("note") else None
+            self.questions = [str(question) for question in described.get("questions") or ()]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"{self.base}/dial: describes no dial ({type(error).__name__}: {error})") from error
 

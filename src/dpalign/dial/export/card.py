@@ -38,7 +38,8 @@ def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden
         "base": None if recipe is None else hub_name(recipe.model.base) or PurePath(recipe.model.base).name,
         "datasets": _datasets(recipe),
         "place": card.name if "/" in card.name else f"./{card.name}",
-        "question": contract.questions[0] if contract.questions else prompts[0].messages[-1]["content"],
+        "note": dial.note,
+        "question": source.examples[0].question if source.examples else prompts[0].messages[-1]["content"],
         "examples": [
             (one.question, [(_short(dial, preference), answer) for preference, answer in one.answers])
             for one in source.examples

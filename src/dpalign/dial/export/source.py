@@ -15,7 +15,6 @@ from dpalign.rows import CANDIDATES, HEADS, read_rows
 from dpalign.run.ledger import LEDGER, read_ledger
 from dpalign.run.modelfolder import CONFIG
 from dpalign.train.contract import FILE, Contract, read_contract
-from dpalign.world.language import DEPTHS, THINGS
 
 FORMS: Final[Mapping[str, Contract]] = {
     "RLHFlow/DPA-v1-Mistral-7B": Contract(
@@ -28,12 +27,8 @@ FORMS: Final[Mapping[str, Contract]] = {
     )
 }
 """Checkpoints that others released, by their name on the hub, with the meaning of their directions."""
-ABOUT_THE_WORLD: Final = (
-    "This is a toy: it knows one small language and answers nothing else. "
-    f"Ask it to {', '.join(list(DEPTHS)[:-1])} or {list(DEPTHS)[-1]} a few of these: {', '.join(THINGS)}."
-)
 EXAMPLES: Final = 3
-"""Questions that a run of the world offers."""
+"""Questions on the card of a run of the world."""
 
 
 @dataclass(frozen=True)
@@ -194,13 +189,10 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
     examples: tuple[Example, ...] = ()
     if recipe.data.world:  # other prompts are somebody's data, and not ours to publish
         examples = _examples(run / f"evaluate-{stage.name}", contract.names)
-        questions = tuple(example.question for example in examples)
-        contract = replace(contract, about=ABOUT_THE_WORLD, questions=questions)
     files = run / "data" / "reports.json"
     report, note = _report_of(run, stage)
     return replace(
         source,
-        contract=contract,
         recipe=recipe,
         report=report,
         data=json.loads(files.read_text(encoding="utf-8")) if files.is_file() else (),
