@@ -19,7 +19,7 @@ help:  ## these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.run-ready  ## the whole paper in a small world, to a report page: about 10 minutes on two cores
-	$(BIN)/dpa demo
+	$(BIN)/dpa run demo
 
 world: $(VENV)/.run-ready  ## the long run of the same: seven seeds of recipes/world.toml on one page
 	for seed in 41 42 43 44 45 46 47; do $(BIN)/dpa run world --seed $$seed --out runs/world-$$seed || exit 1; done
@@ -52,7 +52,7 @@ $(VENV)/.run-ready: pyproject.toml constraints.txt
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		$(find_python); echo "Setting up $(VENV) with $$python"; "$$python" -m venv --clear $(VENV); fi
 	$(PIP) torch
-	$(PIP) --quiet --editable '.[train]'
+	$(PIP) --quiet --editable '.[train,serve]'
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.run-ready

@@ -107,7 +107,7 @@ def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole loop of recipes/micro.toml, run once; read it, do not write into it."""
     pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
     from dpalign import recipe
-    from dpalign.pipeline import align
+    from dpalign.pipeline import runner
 
     folder = tmp_path_factory.mktemp("run") / "micro"
-    return align.execute(recipe.load(MICRO), folder)
+    return runner.execute(recipe.load(MICRO), folder)

@@ -270,8 +270,6 @@ PAPER = Contract(
     Arc(-45.0, 0.0),
     3,
     reward_template="dpa-v1",
-    about="A toy.",
-    questions=("explain tea.",),
 )
 
 
@@ -283,11 +281,7 @@ def test_the_file_has_the_papers_template_heads_and_range(tmp_path: Path) -> Non
     content = json.loads((tmp_path / "dpa.json").read_text())
     assert content["objectives"]["verbosity"] == ["helpsteer-verbosity"]
     assert (content["format"], content["iteration"], content["units"], len(content["heads"])) == (2, 3, "0-100", 10)
-    assert (content["reward_template"], content["about"], content["questions"]) == (
-        "dpa-v1",
-        "A toy.",
-        ["explain tea."],
-    )
+    assert content["reward_template"] == "dpa-v1"
 
 
 @pytest.mark.parametrize(

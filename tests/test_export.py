@@ -192,7 +192,6 @@ def test_the_card_has_a_header_a_hub_can_read_and_the_figures_of_the_report(from
 def test_a_card_of_the_world_shows_questions_with_the_policys_own_answers(from_run: Path, micro_run: Path) -> None:
     rows = list(read_rows(micro_run / "evaluate-policy-2" / "answers", CANDIDATES))
     questions = list(dict.fromkeys(row["messages"][-1]["content"] for row in rows))
-    assert json.loads((from_run / "dpa.json").read_text())["questions"] == questions[:3]
     card = (from_run / "README.md").read_text()
     assert f"| {questions[0]} | 0\u00b0 | {rows[0]['response']} |" in card
     assert card.count(f'"content": "{questions[0]}"') == 3  # transformers, vLLM and an OpenAI client
@@ -201,12 +200,10 @@ def test_a_card_of_the_world_shows_questions_with_the_policys_own_answers(from_r
 def test_a_card_names_no_folder_of_the_machine_it_was_made_on(from_run: Path, micro_run: Path) -> None:
     from dpalign.dial.export.card import changed_knobs
     from dpalign.recipe import load
-    from dpalign.recipe.config import changed
 
     assert str(micro_run) not in (from_run / "README.md").read_text()
-    given = changed(
-        load(cli.recipe_file("world")), {"data.helpsteer": "/home/me/secret/h.jsonl", "model.base": "~/m/x"}
-    )
+    overrides = ["--data.helpsteer", "/home/me/secret/h.jsonl", "--model.base", "~/m/x"]
+    given = load(cli.recipe_file("world"), overrides)
     lines = changed_knobs(given)
     assert 'data.helpsteer "nvidia/HelpSteer" -> "h.jsonl"' in lines
     assert any(line.startswith("model.base") and line.endswith('-> "x"') for line in lines)

@@ -1,16 +1,17 @@
 """The command `dpa`: verbs only. What they do is elsewhere, and heavy imports wait until a stage runs.
 
-Every knob of a recipe is an option of every verb: what a verb itself does not know is handed to `config.load`.
+Every knob of a recipe is an option of every verb: what a verb itself does not know is handed to `recipe.load`.
 """
 
 import argparse
 import difflib
 import re
+import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -21,20 +22,18 @@ from dpalign.dial.chat import command as chat
 from dpalign.dial.doctor import command as examining
 from dpalign.dial.export import command as exporting
 from dpalign.dial.server import run as serving
-from dpalign.pipeline import align, compare
-from dpalign.recipe import Recipe, config, load
-from dpalign.recipe.consistency import require_consistent
+from dpalign.pipeline import alpaca, runner
+from dpalign.pipeline.steps import STAGES, notes
+from dpalign.recipe import Recipe, load
+from dpalign.recipe.localfiles import require_models
 from dpalign.run.errors import plain_errors
 from dpalign.run.folder import Run
 from dpalign.run.ledger import LEDGER, STAGE_NAME
-from dpalign.stages.alpaca import command as alpaca
-from dpalign.stages.stage import STAGES, Step
+from dpalign.run.tables import field_docs, leaves, literal
+from dpalign.stages.stage import Step
 
 RECIPES: Final = Path(__file__).parent / "recipe" / "shipped"
 """The recipes that are installed with the package."""
-
-DEMO: Final = "demo"
-"""The recipe of `dpa demo`."""
 
 INPUTS: Final = {
     "policy": "the model to sample from: a finished steerlm, sft or finetune folder, or a plain checkpoint",
@@ -53,7 +52,7 @@ ASKED: Final[Mapping[str, dict[str, Any]]] = {
 }
 
 KNOBS_NOTE: Final = (
-    "Any knob of the recipe can be set here: --section.key VALUE. `dpa run RECIPE --dry-run` prints them all."
+    "Any knob of the recipe can be set here: --section.key VALUE. `dpa run RECIPE --dry-run recipe` prints them all."
 )
 
 
@@ -135,7 +134,7 @@ def split_overrides(words: Sequence[str], options: Sequence[str]) -> tuple[list[
     Raises:
         ValueError: an option that is neither the verb's nor in a table of the recipe.
     """
-    tables = [field.name for field in fields(Recipe)]
+    tables = list(Recipe.model_fields)
     own: list[str] = []
     overrides: list[str] = []
     remaining = list(words)
@@ -146,7 +145,7 @@ def split_overrides(words: Sequence[str], options: Sequence[str]) -> tuple[list[
             own.append(word)
             continue
         if option[2:].partition(".")[0] not in tables:
-            known = [*options, *(f"--{key}" for key in config.field_docs(Recipe))]
+            known = [*options, *(f"--{key}" for key in field_docs(Recipe))]
             raise ValueError(f"unknown option {option}; the nearest is {_nearest(option, known)}")
         overrides.append(word)
         if "=" not in word and remaining and not remaining[0].startswith("--"):
@@ -176,39 +175,55 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: runs/ and the recipe's name)")
     parser.add_argument("--until", metavar="STEP", help="the last step to take")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the steps; touch nothing")
+    what = "touch nothing; print the steps and the knobs that differ from the defaults, or the whole resolved recipe"
+    parser.add_argument("--dry-run", nargs="?", const="steps", choices=("steps", "recipe"), help=what)
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str], compared: bool = False) -> None:
     """Take every step of a recipe that is not done yet; or say which they are."""
     recipe = load(recipe_file(arguments.recipe), overrides)
     folder = arguments.out or Path("runs") / recipe.name
-    if arguments.dry_run:
-        print(f"{config.to_toml(recipe)}\n{steps_table(recipe, folder, arguments.until, compared)}")
-        return
-    align.execute(recipe, folder, arguments.until, compared)
-    page = folder / "report" / "index.html"
-    print(page if arguments.until is None else folder)
+    match arguments.dry_run:
+        case "recipe":
+            print(recipe.to_toml(), end="")
+        case "steps":
+            print(f"{steps_table(recipe, folder, arguments.until, compared)}\n\n{differences(recipe)}")
+        case _:
+            runner.execute(recipe, folder, arguments.until, compared)
+            page = folder / "report" / "index.html"
+            print(page if arguments.until is None else folder)
+            if arguments.until is None:
+                sys.stderr.write(next_commands(folder, page))
+
+
+def next_commands(folder: Path, page: Path) -> str:
+    """Where the page opens, and the commands that come next, as they must be typed here."""
+    typed = Path(sys.argv[0])
+    dpa = "python -m dpalign" if typed.name == "__main__.py" else str(typed) if len(typed.parts) > 1 else "dpa"
+    commands = (f"export {shlex.quote(str(folder))} --out mine --reward", "chat mine", "serve mine")
+    return f"\nOpen {page.resolve().as_uri()}\nNext:\n" + "".join(f"  {dpa} {command}\n" for command in commands)
 
 
 def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> str:
-    """The steps as TOML comments, so that the recipe printed above them still is one."""
-    planned = align.dry_run(recipe, folder, until, compared)
-    rows = [(step.name, " ".join(filter(None, (step.half, step.condition))), said) for step, said in planned]
+    """The steps of a run, one a line, and what of each is to do."""
+    rows = [
+        (step.name, " ".join(filter(None, (step.half, step.condition))), verdict)
+        for step, verdict in runner.dry_run(recipe, folder, until, compared)
+    ]
     name_width, how_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-    notes = [f"# {note}" for note in compare.notes(recipe)] if compared else []
-    lines = [f"#   {name:{name_width}}  {how:{how_width}}  {said}" for name, how, said in rows]
-    return "\n".join([*notes, f"# {len(rows)} steps into {folder}:", *lines])
+    lines = [f"  {name:{name_width}}  {how:{how_width}}  {verdict}" for name, how, verdict in rows]
+    return "\n".join([*(notes(recipe) if compared else []), f"{len(rows)} steps into {folder}:", *lines])
 
 
-def demo_arguments(parser: argparse.ArgumentParser) -> None:
-    out = Path("runs/demo")
-    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help="the run folder (default: %(default)s)")
-
-
-def demo(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """The small world from its ratings to its report."""
-    run(argparse.Namespace(recipe=DEMO, out=arguments.out, until=None, dry_run=False), overrides)
+def differences(recipe: Recipe) -> str:
+    """The knobs that differ from the defaults, which are the paper's."""
+    defaults = dict(leaves(Recipe(name=recipe.name).as_mapping()))
+    rows = [
+        f"  {key} = {literal(value)}" + (f"  (default {literal(defaults[key])})" if key in defaults else "")
+        for key, value in leaves(recipe.as_mapping())
+        if key not in defaults or defaults[key] != value
+    ]
+    return "\n".join([f"{len(rows)} knobs differ from the defaults (--dry-run recipe prints them all):", *rows])
 
 
 def combine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,7 +243,7 @@ def combine(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 def alpaca_eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Fig. 5: answers to AlpacaEval's instructions, a judge, win rates against length."""
     recipe = load(recipe_file(arguments.recipe), overrides)
-    print(alpaca.execute(alpaca.read_order(arguments), recipe))
+    print(alpaca.execute(arguments, recipe))
 
 
 def export(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -281,7 +296,7 @@ def stage_arguments(kind: str, parser: argparse.ArgumentParser) -> None:
 def take_alone(kind: str, arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """One stage on finished folders, wherever they lie; done before with the same inputs and knobs, it is skipped."""
     recipe = load(recipe_file(arguments.recipe), overrides)
-    require_consistent(recipe)
+    require_models(recipe)
     stage, out = STAGES[kind], Path(arguments.out)
     if not re.fullmatch(STAGE_NAME, out.name):
         raise ValueError(f"--out {out}: a stage's folder is named in lower-case letters, digits, - and _")
@@ -297,7 +312,7 @@ def take_alone(kind: str, arguments: argparse.Namespace, overrides: Sequence[str
             "--condition targets needs --annotate DIR: targets are drawn from the rewards of rated answers"
         )
     with Run.open(out.parent, recipe_text=None) as opened:
-        align.take(recipe, opened, Step(out.name, kind, inputs, **asked))
+        runner.take(recipe, opened, Step(out.name, stage, inputs, **asked))
     print(out)
 
 
@@ -323,13 +338,12 @@ def _sentence(text: str) -> str:
 
 
 def _stage_verb(kind: str) -> Verb:
-    read = ", ".join(STAGES[kind].knobs)
+    read = ", ".join(STAGES[kind].knob_names())
     note = f"{KNOBS_NOTE} This stage reads: {read}."
     return Verb(STAGES[kind].help, partial(stage_arguments, kind), partial(take_alone, kind), note)
 
 
 VERBS: Final[Mapping[str, Verb]] = {
-    "demo": Verb("run the small embedded world, from ratings to the report page", demo_arguments, demo),
     "run": Verb("run a recipe, or go on with it: every step that is not done yet", run_arguments, run),
     "compare": Verb(
         "run a recipe with every system that the paper compares, tuned and measured alike",

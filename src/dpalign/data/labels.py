@@ -1,11 +1,13 @@
 """Labels by the names of heads: the data label `HEADS`, and a reward model may have others, or in another order."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpalign.paper.objectives import head_indices
-from dpalign.recipe import Recipe
 from dpalign.rows import HEADS
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 
 def labels_for(labels: Sequence[float | None], heads: Sequence[str]) -> list[float | None]:
@@ -14,12 +16,12 @@ def labels_for(labels: Sequence[float | None], heads: Sequence[str]) -> list[flo
     return [given.get(head) for head in heads]
 
 
-def trained_on(recipe: Recipe) -> list[str]:
+def trained_on(recipe: "Recipe") -> list[str]:
     """The parts of the rated answers that a model is trained on; a reward model that is given needs no labels."""
     return [*([] if recipe.reward.checkpoint else ["train"]), *(["judge"] if recipe.data.judge else [])]
 
 
-def require_labels(recipe: Recipe, rows: Sequence[Mapping[str, Any]], part: str) -> None:
+def require_labels(recipe: "Recipe", rows: Sequence[Mapping[str, Any]], part: str) -> None:
     """Refuse to train on a head that an objective reads, or that no data set knows, and that no row labels.
 
     Raises:

@@ -1,77 +1,62 @@
-"""What draws answers and what scores them: the recipe's table [engines]. No torch here.
+"""What draws answers, what scores them, and the model that all starts from: the tables [engines] and [model].
 
 Either engine writes the same records. Scores agree within the arithmetic's rounding, greedy answers token for
 token; sampled answers are other draws from the same distribution, so a change of the engine redoes a stage.
 """
 
-from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal, Self
 
-if TYPE_CHECKING:
-    from dpalign.recipe import Recipe
+from pydantic import Field, model_validator
+
+from dpalign.run.tables import ModelName, Table
 
 WORLD_BASE: Final = Path(str(files("dpalign.world").joinpath("base")))
 """The base model of the embedded world, installed with the package."""
 
-ROOM_FOR_LINES = 512
+ROOM_FOR_LINES: Final = 512
 """Tokens that a system line and the chat's own markup may add to a prompt (the longest published line takes 131)."""
-PLENTY = 8192
+PLENTY: Final = 8192
 """Tokens of a prompt and its answer that vLLM makes room for where the model could hold more."""
 
 
-@dataclass(frozen=True)
-class Engines:
+class Engines(Table):
     """What draws answers and what scores them (paper silent on all of it)."""
 
     sampling: Literal["transformers", "vllm"] = "transformers"
     """Draws answers; vLLM needs the extra vllm, and is several times faster on a GPU."""
     scoring: Literal["transformers", "vllm"] = "transformers"
     """Scores answers with a reward model that is a folder or hub name; a `python:` reward is called all the same."""
-    tensor_parallel: int = 1
+    tensor_parallel: int = Field(1, ge=1)
     """GPUs that one vLLM engine is split over."""
-    gpu_memory: float = 0.9
+    gpu_memory: float = Field(0.9, gt=0, le=1)
     """Share of each GPU that the vLLM engines of a stage may take together, weights and cache."""
-    cpu_cache: float = 0.0
+    cpu_cache: float = Field(0.0, ge=0)
     """GiB of vLLM's key-value cache where there is no GPU; 0: what `sampling.rows` answers of full length need, up to a
     quarter of the memory."""
     eager: bool = False
     """Neither compile nor record CUDA graphs: vLLM starts a minute sooner and decodes slower. Always so without a
     GPU."""
 
-    def __post_init__(self) -> None:
-        if self.tensor_parallel < 1:
-            raise ValueError(f"tensor_parallel must be at least 1, got {self.tensor_parallel}")
+    @model_validator(mode="after")
+    def _something_is_split(self) -> Self:
         if self.tensor_parallel > 1 and "vllm" not in (self.sampling, self.scoring):
             raise ValueError(
                 f"tensor_parallel {self.tensor_parallel} splits vLLM engines, and none is asked for; "
                 'set sampling or scoring to "vllm", or tensor_parallel to 1'
             )
-        if not 0 < self.gpu_memory <= 1:
-            raise ValueError(f"gpu_memory is a share of a GPU, above 0 and at most 1, got {self.gpu_memory}")
-        if self.cpu_cache < 0:
-            raise ValueError(f"cpu_cache is in GiB, 0 or more, got {self.cpu_cache}")
+        return self
+
+    def on_transformers(self) -> "Engines":
+        """Without vLLM: for a stage that trains in the same process, and so has taken the GPU."""
+        return self.model_copy(update={"sampling": "transformers", "scoring": "transformers", "tensor_parallel": 1})
 
 
-def on_transformers(recipe: "Recipe") -> "Recipe":
-    """The recipe without vLLM: for a stage that trains in the same process, whose GPU is taken."""
-    return replace(
-        recipe, engines=replace(recipe.engines, sampling="transformers", scoring="transformers", tensor_parallel=1)
-    )
-
-
-def longest(context: int | None, prompt_tokens: int, max_new_tokens: int) -> int:
-    """Tokens of a prompt and its answer that vLLM makes room for: the model's context, unless that is beyond need."""
-    needed = max(PLENTY, prompt_tokens + ROOM_FOR_LINES + max_new_tokens)
-    return min(context, needed) if context else needed
-
-
-@dataclass(frozen=True)
-class Model:
+class Model(Table):
     """The model that everything starts from."""
 
-    base: str = "mistralai/Mistral-7B-v0.1"
+    base: ModelName = "mistralai/Mistral-7B-v0.1"
     """A folder or hub name (section 3.1; Zephyr's base); "world" is the world's own, installed with this package;
     "" trains one from scratch ([pretrain])."""
     chat: Literal["zephyr", "world-v1"] = "zephyr"
@@ -86,3 +71,9 @@ class Model:
     def source(self) -> str:
         """Where the base model is found."""
         return str(WORLD_BASE) if self.base == "world" else self.base
+
+
+def longest(context: int | None, prompt_tokens: int, max_new_tokens: int) -> int:
+    """Tokens of a prompt and its answer that vLLM makes room for: the model's context, unless that is beyond need."""
+    needed = max(PLENTY, prompt_tokens + ROOM_FOR_LINES + max_new_tokens)
+    return min(context, needed) if context else needed

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from dpalign.measure.seeds import combine_seeds
 from dpalign.page.write import write_report
-from dpalign.recipe import Recipe, config
+from dpalign.recipe import Recipe
 from dpalign.run.folder import write_json
+from dpalign.run.tables import leaves
 
 OF_NO_RESULT: Final = (
     *("name", "seed", "threads", "launcher", "jobs", "processes", "launch", "cluster", "engines", "kernels", "compare"),
@@ -65,8 +66,8 @@ def require_one_recipe(runs: Sequence[Path]) -> None:
 def _knobs(run: Path) -> dict[str, Any]:
     """The knobs that decide a run's results, those that its recipe did not know yet with their defaults."""
     read = tomllib.loads(_read(run, "page.json")["recipe_text"])
-    known = config.knobs(Recipe(run.name), *config.as_mapping(Recipe(run.name)))
-    return {key: value for key, value in (known | dict(config.leaves(read))).items() if _decides(key)}
+    known = dict(leaves(Recipe(name=run.name).as_mapping()))
+    return {key: value for key, value in (known | dict(leaves(read))).items() if _decides(key)}
 
 
 def _decides(key: str) -> bool:

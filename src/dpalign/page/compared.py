@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,16 +17,17 @@ from dpalign.measure.trust import overoptimisation
 from dpalign.page.entrants import Evaluated, Trial, read
 from dpalign.page.ledgers import footprint, objectives_read
 from dpalign.page.steered import Steered, answers_a_reply, control_leads, control_of, steered
-from dpalign.pipeline.compare import contenders, knobs_set
-from dpalign.recipe import Recipe
 from dpalign.stages.feasibility import with_margin
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 BESIDE_LAST = ("baseline", "soup", "specialist")
 """The roles that Table 1 has beside the last iteration."""
 
 
 def comparison(
-    recipe: Recipe,
+    recipe: "Recipe",
     inputs: Mapping[str, Path],
     systems: Sequence[Evaluated],
     setting: Setting,
@@ -51,7 +52,7 @@ def comparison(
         "specialists": {"rows": [], "families": {}},
         "table_1": table_1(recipe, groups, told, setting),
         "control_leads": [],
-        "knobs_set": knobs_set([one for one in contenders(recipe) if f"evaluate-{one.name}" in inputs]),
+        "knobs_set": [],
         "wishes": wishes(recipe, inputs, systems, setting),
         "paper_curves": {name: list(points) for name, points in FIG_4.items()} if recipe.compare.paper_curves else None,
     }
@@ -90,7 +91,7 @@ def groups_of(systems: Sequence[Evaluated], entries: Mapping[str, Mapping[str, A
 
 
 def table_1(
-    recipe: Recipe, groups: Mapping[str, Sequence[Evaluated]], told: Mapping[str, Steered], setting: Setting
+    recipe: "Recipe", groups: Mapping[str, Sequence[Evaluated]], told: Mapping[str, Steered], setting: Setting
 ) -> list[dict[str, Any]]:
     """The paper's Table 1, each cell measured: a row a system."""
     rows: list[dict[str, Any]] = []
@@ -117,7 +118,7 @@ def table_1(
 
 
 def wishes(
-    recipe: Recipe, inputs: Mapping[str, Path], systems: Sequence[Evaluated], setting: Setting
+    recipe: "Recipe", inputs: Mapping[str, Path], systems: Sequence[Evaluated], setting: Setting
 ) -> list[dict[str, Any]]:
     """What the wish to be brief changed in each system that was asked for it in words, paired by prompt.
 
@@ -144,7 +145,7 @@ def wishes(
     return rows
 
 
-def tuning(recipe: Recipe, trials: Mapping[str, Sequence[Trial]], setting: Setting) -> dict[str, Any]:
+def tuning(recipe: "Recipe", trials: Mapping[str, Sequence[Trial]], setting: Setting) -> dict[str, Any]:
     """Every setting of every tuned system: system -> [{name, setting, tuning_objective, objective, chosen, edge}].
 
     `tuning_objective` is by the reward model on the tuning prompts, and decided; `objective` is measured as all
@@ -171,7 +172,7 @@ def tuning(recipe: Recipe, trials: Mapping[str, Sequence[Trial]], setting: Setti
     return plain
 
 
-def feasibility(recipe: Recipe, inputs: Mapping[str, Path], systems: Sequence[Evaluated]) -> dict[str, Any]:
+def feasibility(recipe: "Recipe", inputs: Mapping[str, Path], systems: Sequence[Evaluated]) -> dict[str, Any]:
     """What each feasibility step found: the system's title -> its feasibility.json, the training's margin apart."""
     titles = {system.entrant.step.removeprefix("evaluate-"): system.entrant.title for system in systems}
     found = {}

@@ -4,20 +4,20 @@ A setting is chosen by E_v J(v) on the tuning prompts, by the reward model's opi
 selected by, too. Neither the truth nor a validation prompt has a part in it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate
 from dpalign.measure.objective import expected_objective
 from dpalign.measure.points import SystemRewards, judged_by_truth
+from dpalign.measure.system import System
 from dpalign.page.reading import judge_rewards, read_system
 from dpalign.page.systems import Role
-from dpalign.page.words import listed
-from dpalign.pipeline.compare import ABLATIONS, Contender, ablation_step, contenders, spelled
-from dpalign.recipe import Recipe
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 TITLES: Final = {
     "evaluate-sft": "SFT",
@@ -75,107 +75,49 @@ class Trial:
     """At the edge of its grid."""
 
 
-def read(recipe: Recipe, entrant: Entrant) -> Evaluated:
+def read(recipe: "Recipe", entrant: Entrant) -> Evaluated:
     system = read_system(recipe, entrant.title, entrant.iteration, entrant.folder)
     return Evaluated(entrant, system, judge_rewards(recipe, entrant.folder, system))
 
 
 def entrants(
-    recipe: Recipe, inputs: Mapping[str, Path], grid_UK: Array, bootstrap: Bootstrap
+    recipe: "Recipe", inputs: Mapping[str, Path], systems: Mapping[str, System], grid_UK: Array, bootstrap: Bootstrap
 ) -> tuple[list[Entrant], dict[str, list[Trial]]]:
-    """The systems that a report's inputs hold, and of the tuned ones all their settings: system -> trials.
-
-    Raises:
-        ValueError: a system was given in several settings, and not all of them with their tuning evaluations.
-    """
-    given = [contender for contender in contenders(recipe) if f"evaluate-{contender.name}" in inputs]
-    names = {f"evaluate-{contender.name}" for contender in given}
-    compared = {contender.system for contender in given}
-    found = [
-        _fixed(recipe, step, path, compared)
-        for step, path in inputs.items()
-        if step.startswith("evaluate-") and step not in names
-    ]
+    """The systems that a report's inputs hold, and of the tuned ones all their settings: system -> trials."""
+    found: list[Entrant] = []
     trials: dict[str, list[Trial]] = {}
-    for system in dict.fromkeys(contender.system for contender in given):
-        settings = [contender for contender in given if contender.system == system]
-        own = [_entrant(recipe, contender, inputs[f"evaluate-{contender.name}"]) for contender in settings]
-        if len(own) == 1 and own[0].role != "soup":  # whose experts tell what it is
-            own = [replace(own[0], setting="")]  # nothing was chosen
-        elif len(own) > 1:
-            trials[system] = tried(recipe, settings, own, inputs, grid_UK, bootstrap)
-            own = [trial.entrant for trial in trials[system] if trial.chosen]
-        found += own
+    given = [name for name in inputs if name.startswith("evaluate-")]
+    own = {name: systems.get(name) or System(name.removeprefix("evaluate-")) for name in given}
+    for name, system in own.items():
+        same = [other for other, s in own.items() if s.name == system.name]
+        if len(same) == 1:
+            found.append(_entrant(name, inputs[name], system))
+        elif system.name not in trials:
+            trials[system.name] = tried(recipe, same, own, inputs, grid_UK, bootstrap)
+            found += [trial.entrant for trial in trials[system.name] if trial.chosen]
     return found, trials
 
 
+def _entrant(name: str, folder: Path, s: System) -> Entrant:
+    return Entrant(name, folder, s.name, s.role, s.iteration, s.setting, s.family, s.direction)
+
+
 def tried(
-    recipe: Recipe,
-    settings: Sequence[Contender],
-    own: Sequence[Entrant],
+    recipe: "Recipe",
+    names: Sequence[str],
+    systems: Mapping[str, System],
     inputs: Mapping[str, Path],
     grid_UK: Array,
     bootstrap: Bootstrap,
 ) -> list[Trial]:
-    """The settings of a system on the tuning prompts; the best by the reward model is chosen, of equals the first."""
-    folders = []
-    for contender in settings:
-        if f"tune-{contender.name}" not in inputs:
-            raise ValueError(
-                f"system {contender.system!r} has {len(settings)} settings, and tune-{contender.name} is not given to "
-                "choose among them; give the tuning evaluation of each, or one setting alone"
-            )
-        folders.append(inputs[f"tune-{contender.name}"])
+    folders = [inputs[f"tune-{name.removeprefix('evaluate-')}"] for name in names]
+    own = [_entrant(name, inputs[name], systems[name]) for name in names]
     opinions = [
         expected_objective(read_system(recipe, entrant.title, None, folder, truth=False), grid_UK, bootstrap)
         for entrant, folder in zip(own, folders, strict=True)
     ]
     best = max(range(len(own)), key=lambda i: opinions[i].value)
     return [
-        Trial(entrant, folder, opinion, i == best, contender.edge)
-        for i, (contender, entrant, folder, opinion) in enumerate(zip(settings, own, folders, opinions, strict=True))
+        Trial(entrant, folder, opinion, i == best, systems[name].at_edge)
+        for i, (name, entrant, folder, opinion) in enumerate(zip(names, own, folders, opinions, strict=True))
     ]
-
-
-def _entrant(recipe: Recipe, contender: Contender, folder: Path) -> Entrant:
-    step, system = f"evaluate-{contender.name}", contender.system
-    direction = direction_of(contender)
-    role: Role = "specialist" if direction is not None else "soup" if contender.asked.kind == "soup" else "baseline"
-    family = system.partition(" at ")[0] if direction is not None else ""
-    setting = _experts(recipe, folder) if role == "soup" else contender.setting
-    return Entrant(step, folder, system, role, None, setting, family, direction)
-
-
-def _experts(recipe: Recipe, folder: Path) -> str:
-    """What a soup's experts were trained for, as its evaluation mixed them."""
-    mixed = json.loads((folder / "soup.json").read_text(encoding="utf-8"))
-    return listed([spelled(recipe, v_K) for v_K in mixed["experts"]])
-
-
-def direction_of(contender: Contender) -> tuple[float, ...] | None:
-    """The one direction that a specialist was trained for; None of any other system."""
-    listed = [step.knobs["preference.listed"] for step in contender.made_by if "preference.listed" in step.knobs]
-    distinct = {tuple(directions[0]) for directions in listed}
-    return next(iter(distinct)) if len(distinct) == 1 and contender.asked.kind != "soup" else None
-
-
-def _fixed(recipe: Recipe, step: str, folder: Path, compared: set[str]) -> Entrant:
-    """A system that is evaluated in one way: by the loop itself, or named on the command line."""
-    iteration = iteration_of(step)
-    if iteration is not None:
-        return Entrant(step, folder, f"DPA t={iteration}", "iteration", iteration)
-    for name in ABLATIONS:
-        if step == f"evaluate-{ablation_step(name, 'policy')}":
-            return Entrant(step, folder, f"DPA t={recipe.iterations}, {name}", "ablation")
-    title = TITLES.get(step, step.removeprefix("evaluate-"))
-    if title in compared:  # a checkpoint taken as it is, beside one of the same method that this run trained
-        title = f"{title}, {Path(recipe.evaluation.dpo).name}"
-    return Entrant(step, folder, title, "control" if step in ASKED else "baseline")
-
-
-def iteration_of(step: str) -> int | None:
-    """The iteration of an evaluated policy; pi_0, the SteerLM on D2, is t = 0 as in Fig. 4."""
-    number = step.removeprefix("evaluate-policy-")
-    if number != step and number.isdecimal():
-        return int(number)
-    return 0 if step == "evaluate-steerlm-d2" else None

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpalign.paper.direction import draw_directions, rng_for
-from dpalign.recipe import Steering, config
 from dpalign.run.ledger import LEDGER, TIMES, Ledger, read_ledger
 
 OVERALL = "overall score"
@@ -124,7 +123,9 @@ def weighed(knobs: Mapping[str, Any], objectives: Sequence[str]) -> list[str]:
     """The objectives that the population of users in a stage's knobs weighs at all."""
     section = "preference."
     mapping = {key.removeprefix(section): value for key, value in knobs.items() if key.startswith(section)}
-    population = config.from_mapping(Steering, mapping, "ledger").population(len(objectives))
+    from dpalign.stages.preference import Steering
+
+    population = Steering.model_validate_json(json.dumps(mapping)).population(len(objectives))
     drawn_NK = draw_directions(population, 64, rng_for("objectives read"))
     return [name for name, weight in zip(objectives, np.abs(drawn_NK).max(axis=0), strict=True) if weight > 1e-9]
 

@@ -5,6 +5,7 @@ Shapes: P prompts, V conditions, S samples, K objectives, N answers.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,13 +13,15 @@ from dpalign.measure.bootstrap import Array
 from dpalign.measure.points import SystemRewards
 from dpalign.paper.direction import Preference
 from dpalign.paper.objectives import all_known
-from dpalign.recipe import Recipe
 from dpalign.rows import CANDIDATES, HEADS, SCORES, read_table
 from dpalign.stages.pools import objective_rewards, true_objectives
 
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+
 
 def read_system(
-    recipe: Recipe, title: str, iteration: int | None, folder: Path, *, truth: bool = True
+    recipe: "Recipe", title: str, iteration: int | None, folder: Path, *, truth: bool = True
 ) -> SystemRewards:
     """The rewards of an evaluate folder.
 
@@ -43,7 +46,7 @@ def read_system(
     )
 
 
-def asked_targets(recipe: Recipe, folder: Path) -> Array | None:
+def asked_targets(recipe: "Recipe", folder: Path) -> Array | None:
     """The reward targets that a system was asked for, a row a condition: (V, K); None of one asked otherwise."""
     keys = read_table(folder / "answers", CANDIDATES, ["prompt_id", "condition_index", "condition_kind", "condition"])
     if keys["condition_kind"][0].as_py() != "target":
@@ -58,17 +61,17 @@ def _conditions(keys: object, shape: Sequence[int]) -> list[list[float]]:
     return listed
 
 
-def _unit(v_K: Sequence[float], recipe: Recipe) -> tuple[float, ...]:
+def _unit(v_K: Sequence[float], recipe: "Recipe") -> tuple[float, ...]:
     return Preference.from_vector(v_K, tuple(recipe.objectives)).v
 
 
-def judge_rewards(recipe: Recipe, folder: Path, system: SystemRewards) -> Array | None:
+def judge_rewards(recipe: "Recipe", folder: Path, system: SystemRewards) -> Array | None:
     """The judge's opinion of a system's answers, where the run has a judge: (P, V, S, K)."""
     judged = folder / "judged"
     return rewards(judged, recipe).reshape(system.reward_PVSK.shape) if judged.exists() else None
 
 
-def rewards(folder: Path, recipe: Recipe) -> Array:
+def rewards(folder: Path, recipe: "Recipe") -> Array:
     """Objectives of every scored answer of a folder: (N, K)."""
     scored = read_table(folder, SCORES, ["rewards"])["rewards"].to_pylist()
     return objective_rewards(scored, recipe.heads, recipe.objective_list, folder)
@@ -79,7 +82,7 @@ def mean_answer_tokens(folder: Path) -> float:
     return float(np.mean(read_table(folder / "answers", CANDIDATES, ["tokens"])["tokens"].to_pylist()))
 
 
-def true_front(recipe: Recipe, folder: Path, grid_UK: Array) -> SystemRewards | None:
+def true_front(recipe: "Recipe", folder: Path, grid_UK: Array) -> SystemRewards | None:
     """The best answers of the world to the same prompts.
 
     None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +13,10 @@ from dpalign.measure.points import SystemRewards
 from dpalign.measure.summary import Setting
 from dpalign.page.entrants import Evaluated
 from dpalign.page.reading import asked_targets
-from dpalign.recipe import Recipe
 from dpalign.run.ledger import LEDGER, read_ledger
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,7 @@ class Steered:
     """What each condition asks of the second objective, an angle or reward points; None where there is no dial."""
 
 
-def steered(recipe: Recipe, members: Sequence[Evaluated], setting: Setting) -> Steered:
+def steered(recipe: "Recipe", members: Sequence[Evaluated], setting: Setting) -> Steered:
     """How a system is told, and what it is asked for; of several members, each is another model to take."""
     system, entrant = members[0].measured, members[0].entrant
     if entrant.direction is not None:
@@ -58,7 +60,7 @@ def _together(members: Sequence[Evaluated]) -> SystemRewards:
     )
 
 
-def answers_a_reply(recipe: Recipe, folder: Path) -> int:
+def answers_a_reply(recipe: "Recipe", folder: Path) -> int:
     """Answers that are sampled for each that a user reads."""
     ledger = read_ledger(folder) if (folder / LEDGER).is_file() else None
     best_of_n = ledger is not None and ledger["knobs"].get("step.condition") == "best-of-n"

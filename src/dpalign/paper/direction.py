@@ -344,3 +344,17 @@ def _unit_rows(rows: ArrayLike | Sequence[Sequence[float]], what: str) -> Array:
         if not np.isfinite(v_K).all() or not v_K.any():
             raise ValueError(f"{what}: direction {i} is {v_K.tolist()}; give finite weights, not all zero")
     return _normalised(v_NK / np.abs(v_NK).max(axis=1, keepdims=True))
+
+
+def arithmetic(weights: Mapping[str, float], senses: Sequence[float]) -> str:
+    """The direction as the paper writes it (Fig. 1), two decimals throughout: `helpfulness*0.97 - verbosity*0.26`.
+
+    A weight of 0 takes the sign of its objective's sense, so that the sign does not flip along the arc.
+    """
+    text = ""
+    for (name, weight), sense in zip(weights.items(), senses, strict=True):
+        shown = abs(round(weight, 2))
+        negative = sense < 0 if shown == 0 else weight < 0
+        joint = (" - " if negative else " + ") if text else ("-" if negative else "")
+        text += f"{joint}{name}*{shown:.2f}"
+    return text

@@ -13,13 +13,12 @@ import threading
 import time
 from pathlib import Path
 
-from dpalign.pipeline.align import order_of, perform, processes_of
-from dpalign.recipe import Recipe, config
+from dpalign.pipeline.runner import order_of, perform, processes_of, step_of
+from dpalign.recipe import Recipe, from_mapping
 from dpalign.run.errors import plain_errors
 from dpalign.run.folder import Run
 from dpalign.run.launch import LAUNCHED, launch
 from dpalign.run.lock import holder
-from dpalign.stages.stage import Step
 
 WATCH_SECONDS = 0.5
 """How long a worker may outlive its run; the lock, which it inherits, keeps the next run out meanwhile."""
@@ -41,7 +40,7 @@ def main(run_folder: str, name: str) -> None:
         end_with(parent)
         work = Run(folder, lock=-1, git_commit=None).stage_at_work(name)
         order = json.loads(order_of(work).read_text(encoding="utf-8"))
-        recipe, step = config.from_mapping(Recipe, order["recipe"]), Step(**order["step"])
+        recipe, step = from_mapping(Recipe, order["recipe"]), step_of(order["step"])
         processes = processes_of(recipe, step)
         if rank is None and processes > 1:
             sys.exit(launch(recipe, processes, run_folder, name))

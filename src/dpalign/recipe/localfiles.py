@@ -14,17 +14,12 @@ from typing import Any, Final
 
 from dpalign.recipe import Recipe
 from dpalign.run.modelfolder import weights_files
+from dpalign.run.tables import knobs_naming
 
-SOURCES: Final = tuple(
-    f"data.{name}" for name in ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
-)
-MODELS: Final = (
-    *("model.base", "reward.checkpoint", "sft.checkpoint", "finetune.checkpoint", "evaluation.dpo"),
-    *("steerlm.training.checkpoint", "dpo.training.checkpoint", "rl.training.checkpoint"),
-)
+SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
+MODELS: Final = tuple(knobs_naming(Recipe, "model"))
 FUNCTION: Final = "python:"
 """How a reward of one's own begins: `python:module:function`."""
-
 INSTALLED: Final = {"model.base": "world"}
 """What a model knob may say that means a part of this package."""
 
@@ -33,7 +28,7 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
     """The files and folders that some knobs name and that are there, by knob.
 
     Args:
-        knobs: values by dotted name, such as a stage reads them (`stages.knobs_read`).
+        knobs: values by dotted name, such as a stage reads them (`Stage.knobs`).
     """
     found: dict[str, Path] = {}
     for knob, value in knobs.items():

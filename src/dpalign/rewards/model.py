@@ -10,7 +10,7 @@ Shapes: B rows of a batch, T tokens, H heads, D width, V vocabulary.
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dpalign.paper.prompts import render_reward_input
-from dpalign.recipe import Reward
 from dpalign.train.common import (
     Fitted,
     ProgressCallback,
@@ -47,6 +46,9 @@ from dpalign.train.common import (
     training_dtype,
     whole_weights,
 )
+
+if TYPE_CHECKING:
+    from dpalign.stages.reward import Reward
 
 Normalize = Literal["labels", "rows", "heads"]
 
@@ -117,7 +119,7 @@ def train_reward_model(
     rated: Sequence[Mapping[str, Any]],
     heads: Sequence[str],
     output: Path,
-    settings: Reward,
+    settings: "Reward",
     *,
     tokenizer: PreTrainedTokenizerBase,
     dtype: str,
@@ -192,7 +194,7 @@ class _Trainer(Trainer):
 def load_trainable(
     start: str,
     heads: Sequence[str],
-    settings: Reward,
+    settings: "Reward",
     tokenizer: PreTrainedTokenizerBase,
     *,
     dtype: str,
@@ -258,7 +260,7 @@ def fit_head(
 
 
 def _tokenize(
-    rated: Iterable[Mapping[str, Any]], n_heads: int, settings: Reward, tokenizer: PreTrainedTokenizerBase
+    rated: Iterable[Mapping[str, Any]], n_heads: int, settings: "Reward", tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[dict[str, Any]], int]:
     rows, too_long = [], 0
     for row in rated:

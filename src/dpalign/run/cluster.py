@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpalign.recipe import Recipe, config
 from dpalign.run.environment import settle_threads
 from dpalign.run.folder import Run, Shard, Tally, keep_tally, unfinished
 from dpalign.run.knobs import Cluster
@@ -31,7 +30,9 @@ from dpalign.run.ledger import SCRATCH, write_bytes
 from dpalign.run.notes import Notes
 from dpalign.run.progress import Progress
 from dpalign.run.shards import Id, ShardWork
-from dpalign.stages.stage import Job
+
+if TYPE_CHECKING:
+    from dpalign.stages.stage import Job
 
 MADE: Final = pa.schema(
     [
@@ -63,24 +64,27 @@ class Order:
     """`module:name` of what lays out the shards."""
 
     @classmethod
-    def of(cls, job: Job, plan: Callable[[Job], ShardWork]) -> "Order":
+    def of(cls, job: "Job", plan: "Callable[[Job], ShardWork]") -> "Order":
         inputs = {name: str(path) for name, path in job.inputs.items()}
         where = f"{plan.__module__}:{plan.__qualname__}"
-        return cls(config.as_mapping(job.recipe), job.out.stem, inputs, job.t, job.half, job.condition, where)
+        return cls(job.recipe.as_mapping(), job.out.stem, inputs, job.t, job.half, job.condition, where)
 
-    def job(self, folder: Path) -> Job:
+    def job(self, folder: Path) -> "Job":
         """The job, to be worked at below another folder."""
         work = Run(folder, lock=-1, git_commit=None).stage_at_work(self.stage)
         inputs = {name: Path(path) for name, path in self.inputs.items()}
-        return Job(config.from_mapping(Recipe, self.recipe), work, inputs, self.t, self.half, self.condition)
+        from dpalign.recipe import Recipe, from_mapping
+        from dpalign.stages.stage import Job
 
-    def work(self, job: Job) -> ShardWork:
+        return Job(from_mapping(Recipe, self.recipe), work, inputs, self.t, self.half, self.condition)
+
+    def work(self, job: "Job") -> ShardWork:
         module, name = self.plan.split(":")
         plan: Callable[[Job], ShardWork] = getattr(import_module(module), name)
         return plan(job)
 
 
-def make_on_cluster(job: Job, plan: Callable[[Job], ShardWork], work: ShardWork) -> None:
+def make_on_cluster(job: "Job", plan: "Callable[[Job], ShardWork]", work: ShardWork) -> None:
     """Make a stage's unfinished shards by the recipe's cluster, then reconcile all of them.
 
     Raises:
@@ -99,7 +103,7 @@ def make_on_cluster(job: Job, plan: Callable[[Job], ShardWork], work: ShardWork)
     reconcile(job.out, work)
 
 
-def _gather(job: Job, order: Order, work: ShardWork, todo: Sequence[int]) -> dict[int, str]:
+def _gather(job: "Job", order: Order, work: ShardWork, todo: Sequence[int]) -> dict[int, str]:
     """Have shards made, and write each as it comes; returns what failed for good, and why."""
     cluster = job.recipe.cluster
     actors = min(cluster.actors, len(todo))

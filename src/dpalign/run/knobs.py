@@ -1,14 +1,16 @@
 """The recipe's knobs of scale. None of them is fingerprinted: they say where a stage runs, not what comes of it."""
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
+
+from pydantic import Field, model_validator
+
+from dpalign.run.tables import Table
 
 NAMED: Final = ("fsdp2", "zero2", "zero3")
 """The accelerate configurations that come with TRL and that `launch.config` knows by name."""
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(Table):
     """How the processes of a training share a model that is too large for each to hold whole."""
 
     config: str = ""
@@ -16,37 +18,31 @@ class Launch:
     YAML file of your own. Section 3.1 trains on 8 GPUs and does not say how."""
     command: str = ""
     """Start the processes with this instead, on several machines: it must end in
-    `-m dpalign.pipeline.worker {run} {step}` under torchrun or accelerate, `processes` in all. Each machine must find the run folder at one path (paper silent)."""
+    `-m dpalign.pipeline.worker {run} {step}` under torchrun or accelerate, `processes` in all. Each machine must find
+    the run folder at one path (paper silent)."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _the_worker_is_named(self) -> Self:
         missing = [word for word in ("{run}", "{step}") if self.command and word not in self.command]
         if missing:
             raise ValueError(
                 f"launch.command is {self.command!r}, without {missing[0]}; "
                 "let it end in -m dpalign.pipeline.worker {run} {step}"
             )
+        return self
 
 
-@dataclass(frozen=True)
-class Cluster:
+class Cluster(Table):
     """Where answers are sampled and scored: here, or by a pool of Ray actors, each with an engine of its own."""
 
     address: str = ""
     """"" for this process alone; "local" starts Ray on this machine; "auto" joins the cluster that this machine belongs
     to, HOST:PORT another one (paper silent). Every machine of a cluster must find the run folder at the same path."""
-    actors: int = 1
+    actors: int = Field(1, ge=1)
     """Actors of the pool (paper silent); a shard of the stage is the unit of their work."""
-    cpus: float = 1.0
+    cpus: float = Field(1.0, ge=0)
     """CPUs an actor reserves (paper silent)."""
-    gpus: float = 0.0
+    gpus: float = Field(0.0, ge=0)
     """GPUs an actor reserves: 1, or as many as an engine spans (paper silent)."""
-    retries: int = 2
+    retries: int = Field(2, ge=0)
     """How often a shard is begun anew after its process died, before its prompts are tried alone (paper silent)."""
-
-    def __post_init__(self) -> None:
-        if self.actors < 1:
-            raise ValueError(f"cluster.actors is {self.actors}; a pool needs at least 1")
-        if self.cpus < 0 or self.gpus < 0:
-            raise ValueError(f"cluster.cpus {self.cpus} and cluster.gpus {self.gpus} must not be negative")
-        if self.retries < 0:
-            raise ValueError(f"cluster.retries is {self.retries}; give 0 or more")

@@ -7,16 +7,18 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from dpalign.recipe import Recipe
 from dpalign.run.knobs import NAMED
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 LAUNCHED: Final = "DPALIGN_LAUNCHED"
 """Set around accelerate to the number of processes: a worker that finds it, and no rank, is the only one it started."""
 
 
-def launch(recipe: Recipe, processes: int, run_folder: str, step: str) -> int:
+def launch(recipe: "Recipe", processes: int, run_folder: str, step: str) -> int:
     """Start so many workers, and return the exit code of the first to fail, or 0 when all have ended well.
 
     Raises:

@@ -4,10 +4,12 @@ The recipe alone decides what a shard holds, so the shards have the same bytes w
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from dpalign.run.folder import Shard, unfinished
-from dpalign.stages.stage import Job
+
+if TYPE_CHECKING:
+    from dpalign.stages.stage import Job
 
 Id: TypeAlias = tuple[str, int, int]
 """What tells an answer from the others of a stage: prompt_id, condition_index, sample."""
@@ -41,7 +43,7 @@ class ShardWork(Protocol):
         ...
 
 
-def make_shards(job: Job, plan: Callable[[Job], ShardWork]) -> None:
+def make_shards(job: "Job", plan: "Callable[[Job], ShardWork]") -> None:
     """Make the stage's shards that are not finished, where the recipe wants them made.
 
     Args:

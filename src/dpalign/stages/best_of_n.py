@@ -4,28 +4,40 @@ Shapes: N answers in all, V directions, K objectives.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpalign.engines.engine import Engine
+from dpalign.measure.system import System
 from dpalign.paper.selection import pooled_best
-from dpalign.rewards.score import Scorer
 from dpalign.rows import UNFINISHED
 from dpalign.run.folder import Tally
+from dpalign.stages.evaluate import evaluate
 from dpalign.stages.pools import objective_rewards
-from dpalign.stages.reward import scored_rows
+from dpalign.stages.rival import Rival
 from dpalign.stages.sample import PLAIN, draw
-from dpalign.stages.stage import Job
+from dpalign.stages.score import scored_rows
+from dpalign.stages.stage import Job, Step
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.rewards.score import Scorer
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Row = dict[str, Any]
 
 
+def rivals(recipe: "Recipe") -> Iterator[Rival]:
+    """The SFT model, whose answers the reward model chooses among."""
+    system = System(f"SFT, best of {recipe.evaluation.best_of}")
+    yield Rival("sft-best-of-n", system, Step("", evaluate, {"policy": "sft"}, condition="best-of-n"))
+
+
 def best_answers(
-    job: Job, engine: Engine, prompts: Sequence[Row], v_VK: Array, scorer: Scorer, tally: Tally
+    job: Job, engine: Engine, prompts: Sequence[Row], v_VK: Array, scorer: "Scorer", tally: Tally
 ) -> tuple[list[Row], list[Row]]:
     """CANDIDATES rows and their SCORES rows: for each prompt and direction `evaluation.samples` answers.
 
@@ -34,8 +46,6 @@ def best_answers(
     and scored, the kept and the others.
     """
     recipe, settings = job.recipe, job.recipe.evaluation
-    if settings.best_of < 1:
-        raise ValueError(f"evaluation.best_of {settings.best_of}: the best of at least 1 answer can be taken")
     asked = [(prompt, [PLAIN] * settings.samples) for prompt in prompts]  # a condition stands for a group
     key = (recipe.seed, "best-of-n")
     drawn = list(draw(engine, recipe, asked, settings.best_of, settings.temperature, key=key, t=job.t, tally=tally))

@@ -1,9 +1,11 @@
-"""The stages that read data: the world's files, and every data set into records."""
+"""Prompts and ratings: every data set read into the package's own rows, and split by prompt (section 3.1)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pydantic import Field
 
 from dpalign.data.filters import drop_held_out
 from dpalign.data.instructions import COLUMNS, read_instructions
@@ -16,13 +18,14 @@ from dpalign.data.sources import read_source, split_named
 from dpalign.data.splits import HALVES, split_prompts
 from dpalign.data.ultrachat import read_ultrachat
 from dpalign.data.union import RatedFormat, merge_repeats, read_rated
-from dpalign.recipe import Data, Recipe
-from dpalign.recipe.config import as_mapping
 from dpalign.rows import CONVERSATIONS, PROMPTS, RATED, Message, prompt_id, user_prompt, write_rows
 from dpalign.run.environment import expanded
 from dpalign.run.folder import write_json, write_text
-from dpalign.stages.stage import Job
-from dpalign.world.files import write_world
+from dpalign.run.tables import DataName, Table
+from dpalign.stages.stage import Job, objectives_read, stage
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 EVALUATED: Final = ("validation", "tuning")
 """The splits whose prompts nothing is trained on or sampled for."""
@@ -30,19 +33,48 @@ EVALUATED: Final = ("validation", "tuning")
 Read = tuple[list[Rated], list[Conversation], list[Prompt], list[ReadReport]]
 
 
-def write_world_files(job: Job) -> None:
-    """The world's prompts and ratings, as files in the real data sets' forms."""
-    counts = {
-        name.removesuffix("_prompts"): count
-        for name, count in as_mapping(job.recipe.world).items()
-        if name.endswith("_prompts")
-    }
-    rows = write_world(job.out, job.recipe.seed, counts)
-    job.work.tally.add(rows_out=sum(rows.values()))
+class Data(Table):
+    """Where prompts and ratings come from: hub names, or local jsonl, json and parquet files."""
+
+    world: bool = False
+    """Take everything from the embedded world instead."""
+    helpsteer: DataName = "nvidia/HelpSteer"
+    """Rated answers with five attributes 0-4 (section 3.1); "" for none."""
+    ultrafeedback: DataName = "openbmb/UltraFeedback"
+    """Raw UltraFeedback: four answers a prompt, four aspects and an overall score (section 3.1)."""
+    pairs: DataName = ""
+    """Preference pairs with overall scores only, in place of raw UltraFeedback: rows of prompt, chosen, rejected and
+    metadata, or ultrafeedback_binarized (on the hub its `train_prefs`)."""
+    splits: DataName = "HuggingFaceH4/ultrafeedback_binarized"
+    """Names the validation prompts, by its `test_prefs` (section 3.1, footnote 3); "" draws them by hash. All other
+    prompts that have rated answers are for training, whether or not its `train_prefs` has them."""
+    prompts: DataName = ""
+    """A file of validation prompts of its own, in place of both."""
+    tuning_prompts: DataName = ""
+    """A file of prompts that settings may be chosen on, in place of a share of the training prompts."""
+    sft: DataName = "HuggingFaceH4/ultrachat_200k"
+    """Chats for SFT (section 3.1); a file may hold rows of instruction, input and output instead."""
+    helpsteer_scale: Literal["20l+10", "25l"] = "20l+10"
+    """HelpSteer's 0-4 to 0-100; the default is the released reward model's."""
+    ultrafeedback_scale: Literal["20r-10", "25r-25"] = "20r-10"
+    """UltraFeedback's 1-5 to 0-100 (paper silent; the analogue of the former)."""
+    overall_scale: Literal["10s-5", "100/9(s-1)"] = "10s-5"
+    """UltraFeedback's overall 1-10 to 0-100 (paper silent)."""
+    validation_prompts: int = Field(2000, ge=0)
+    """Prompts of the validation set (section 3.2)."""
+    heldout: float = Field(0.05, ge=0, lt=1)
+    """Share of rated prompts kept out of all training, to measure the reward model on (paper silent)."""
+    judge: float = Field(0.0, ge=0, lt=1)
+    """Share of prompts whose ratings train the judge alone (paper silent: it has no second model)."""
+    tuning: float = Field(0.0, ge=0, lt=1)
+    """Share of prompts that settings may be chosen on (paper silent); `dpa compare` needs some."""
 
 
-def read_data(job: Job) -> None:
-    """Rated answers, chats and prompts, split by prompt; with a table of what was read, kept and left out.
+@stage(reads=lambda r: (r.seed, r.data, r.reward.checkpoint, *objectives_read(r)), optional=("world",), heavy=False)
+def data(job: Job) -> None:
+    """Read prompts and ratings, rescale them, join them under the heads, and split them by prompt.
+
+    A table says what was read, kept and left out.
 
     Raises:
         ValueError: a malformed row, a data set that is empty after filtering, or an objective without a label that a
@@ -89,12 +121,12 @@ def read_data(job: Job) -> None:
         job.work.tally.add(rows_in=report.read, rows_out=report.kept, filtered=report.filtered)
 
 
-def _sources(recipe: Recipe, world: Path | None) -> Data:
+def _sources(recipe: "Recipe", world: Path | None) -> Data:
     """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
     if world is None:
         names = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
         paths: dict[str, Any] = {name: expanded(f"data.{name}", getattr(recipe.data, name)) for name in names}
-        return replace(recipe.data, **paths)
+        return recipe.data.model_copy(update=paths)
     fixed: dict[str, Any] = {
         "helpsteer": str(world / "helpsteer.jsonl"),
         "ultrafeedback": str(world / "ultrafeedback.jsonl"),
@@ -104,7 +136,7 @@ def _sources(recipe: Recipe, world: Path | None) -> Data:
         "tuning_prompts": str(world / "tuning.jsonl"),
         "sft": str(world / "sft.jsonl"),
     }
-    return replace(recipe.data, **fixed)
+    return recipe.data.model_copy(update=fixed)
 
 
 def _read(sources: Data) -> Read:
@@ -175,7 +207,7 @@ def _unique(chats: Sequence[list[Message]], split: str, source: str) -> tuple[li
     return prompts, ReadReport(f"{split} prompts", source, len(chats), len(prompts), filtered)
 
 
-def _split(recipe: Recipe, sources: Data, rated: Sequence[Rated], evaluated: Sequence[Prompt]) -> dict[str, str]:
+def _split(recipe: "Recipe", sources: Data, rated: Sequence[Rated], evaluated: Sequence[Prompt]) -> dict[str, str]:
     """A split for every prompt: validation, tuning, held out for the reward model, the judge's, or a half."""
     shares = {"heldout": sources.heldout} | ({"judge": sources.judge} if sources.judge else {})
     ids = [row["prompt_id"] for row in rated]

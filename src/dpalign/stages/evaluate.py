@@ -1,35 +1,104 @@
-"""The evaluation stage: section 3.2's protocol for one system."""
+"""Evaluation: section 3.2's protocol for one system."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
 
 from dpalign.engines.engine import Reader
-from dpalign.paper.direction import evaluation_grid
-from dpalign.recipe import Recipe
-from dpalign.rewards.score import FunctionScorer, Scorer
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows, write_rows
 from dpalign.run.folder import Shard, Tally
 from dpalign.run.shards import Id, make_shards, named
-from dpalign.stages.best_of_n import best_answers
-from dpalign.stages.choose import line
-from dpalign.stages.finetune import model_folder
-from dpalign.stages.reward import model_scorer, open_scorer, scored_rows
+from dpalign.run.tables import ModelName, Table
+from dpalign.stages.cost import Costs, Load
+from dpalign.stages.preference import evaluation_directions, line
 from dpalign.stages.sample import PLAIN, Condition, draw, open_engine, open_reader, target_conditions, within_limit
-from dpalign.stages.stage import Job
+from dpalign.stages.score import model_scorer, open_scorer, scored_rows
+from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
+from dpalign.stages.training import model_folder
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.rewards.score import Scorer
+
 Row = dict[str, Any]
-
 
 ANSWERS: Final = "answers/part-{:05d}.parquet"
 """The shards of an evaluation's answers, in the stage's folder."""
 
 
+class Evaluation(Table):
+    """Section 3.2's validation protocol, and its intervals."""
+
+    split: Literal["validation", "tuning"] = "validation"
+    """The prompts: the paper's, or those that knobs may be chosen on."""
+    directions: int = Field(10, ge=1)
+    """Even steps over the distribution."""
+    samples: int = Field(2, ge=1)
+    """Answers a prompt and direction."""
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature."""
+    dpo: ModelName = ""
+    """A DPO checkpoint to stand beside the others, a folder or hub name."""
+    brevity: str = "Answer as briefly as you can."
+    """What a model is told, in its system message, when it is merely asked for brevity (not in the paper)."""
+    best_of: int = Field(16, ge=1)
+    """Answers that the reward model chooses among in best-of-n at inference (not in the paper)."""
+    controls: bool = False
+    """Also ask SFT, and a base model that is a folder, for directions: what an untrained dial does."""
+    reference: tuple[float, ...] = ()
+    """Hypervolume's reference point, by objective; the world derives its own."""
+    senses: tuple[int, ...] = ()
+    """Fronts: 1 for an objective of which more is better, -1 for one of which less is. [] reads them off the
+    directions, and leaves hypervolume out where these disagree."""
+    bootstrap: int = Field(1000, ge=1)
+    """Resamples of the prompts; `dpa compare` takes more where its pairs cannot be decided with so few."""
+
+
+def protocol(r: "Recipe") -> tuple[object, ...]:
+    """The knobs of section 3.2's protocol, whatever is evaluated."""
+    return (
+        *(r.seed, r.evaluation.split, r.evaluation.directions, r.evaluation.samples, r.evaluation.temperature),
+        *(r.preference, r.data.world, *sampler_read(r), *scorer_read(r)),
+        *(*model_read(r), *objectives_read(r)),
+    )
+
+
+def evaluation_cost(costs: Costs, step: Step, conditions: float, samples: float, at_most: float = 0.0) -> Load:
+    """Answers to the evaluation's prompts (`at_most` of them, if above 0), scored by the reward model and the judge."""
+    tuning = costs.of_step(step).evaluation.split == "tuning"
+    prompts = costs.sizes.tuning if tuning else costs.sizes.evaluated
+    prompts = min(prompts, at_most or prompts)
+    scorers = 2 if "judge" in step.inputs else 1
+    return sum([costs.score(prompts, conditions * samples)] * scorers, costs.draw(prompts, conditions, samples))
+
+
+def _cost(costs: Costs, step: Step) -> Load:
+    recipe = costs.of_step(step)
+    samples = float(recipe.evaluation.samples)
+    match step.condition:
+        case "targets":
+            return evaluation_cost(costs, step, recipe.steerlm.targets, samples)
+        case "plain" | "brief":
+            return evaluation_cost(costs, step, 1, samples)
+        case "best-of-n":
+            return evaluation_cost(costs, step, 1, samples * recipe.evaluation.best_of)
+        case _:
+            return evaluation_cost(costs, step, recipe.evaluation.directions, samples)
+
+
+@stage(
+    reads=lambda r: (
+        *(*protocol(r), r.model.chat, r.evaluation.dpo, r.evaluation.brevity, r.evaluation.best_of),
+        *(r.steerlm.template, r.steerlm.targets, r.steerlm.quantile),
+    ),
+    inputs=("policy", "data", "reward"),
+    optional=("judge", "annotate"),
+    asks={"t": (), "condition": ("directions", "targets", "plain", "brief", "best-of-n")},
+    cost=_cost,
+)
 def evaluate(job: Job) -> None:
-    """Sample a system on the validation prompts; score the answers by the reward model, the judge and the truth."""
+    """Sample a system on the validation prompts and score its answers: reward model, judge, and truth where known."""
     make_shards(job, evaluating)
 
 
@@ -95,6 +164,8 @@ class Asking:
         job, recipe = self.job, self.job.recipe
         if self.conditions is None:
             v_VK = evaluation_directions(recipe)
+            from dpalign.stages.best_of_n import best_answers
+
             rows, scores = best_answers(job, self.engine, prompts, v_VK, self.scorers["scores"], tally)
             return rows, {"scores": scores}
         asked = [(prompt, self.conditions) for prompt in prompts]
@@ -116,20 +187,15 @@ def evaluation_prompts(job: Job, reader: Reader) -> list[Row]:
     return within_limit(job, prompts, reader.prompt_tokens)
 
 
-def shards_of(recipe: Recipe, prompts: Sequence[Row]) -> int:
+def shards_of(recipe: "Recipe", prompts: Sequence[Row]) -> int:
     """In how many shards the answers to the prompts are written."""
     return -(-len(prompts) // recipe.sampling.shard)
 
 
-def part_of(recipe: Recipe, prompts: Sequence[Row], index: int) -> Sequence[Row]:
+def part_of(recipe: "Recipe", prompts: Sequence[Row], index: int) -> Sequence[Row]:
     """The prompts of a shard."""
     size = recipe.sampling.shard
     return prompts[index * size : (index + 1) * size]
-
-
-def evaluation_directions(recipe: Recipe) -> Array:
-    """The directions that steered systems are asked for: (V, K)."""
-    return evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)
 
 
 def conditions_of(job: Job) -> list[Condition]:
@@ -149,7 +215,7 @@ def conditions_of(job: Job) -> list[Condition]:
             return [PLAIN]
 
 
-def open_scorers(job: Job) -> dict[str, Scorer]:
+def open_scorers(job: Job) -> "dict[str, Scorer]":
     """What scores the answers, by the folder that its scores go to: the run's reward model, and the judge if any."""
     scorers = {"scores": open_scorer(job.recipe, job.inputs["reward"])}
     if "judge" in job.inputs:
@@ -161,7 +227,7 @@ def write_scored(
     job: Job,
     shard: Shard,
     rows: Sequence[Row],
-    scorers: Mapping[str, Scorer],
+    scorers: "Mapping[str, Scorer]",
     scored: Mapping[str, Sequence[Row]] | None = None,
 ) -> None:
     """Score a shard's answers by all scorers, in the world by the truth too, and write them; the answers come last.
@@ -175,6 +241,8 @@ def write_scored(
             known[name] = scored_rows(scorer, rows)
             shard.tally.scored += len(rows)
     if job.recipe.data.world:
+        from dpalign.rewards.score import FunctionScorer
+
         known["truth"] = scored_rows(FunctionScorer("python:dpalign.world.truth:score", HEADS), rows)
     for name, scores in known.items():
         write_rows(job.out / name / shard.path.name, scores, SCORES)

@@ -11,11 +11,11 @@ Shapes: P prompts, V conditions, S samples, K objectives, N annotated answers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from dpalign.measure.beyond import AS_ANNOTATED, ASKED, MARGIN, TRAINED, Wish, figures
 from dpalign.measure.bootstrap import Array, Bootstrap
@@ -23,20 +23,59 @@ from dpalign.measure.degeneracy import Faults, faults
 from dpalign.measure.points import SystemRewards
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.prompts import parse_condition, render_condition
-from dpalign.recipe import Recipe
 from dpalign.rows import CANDIDATES, SCORES, read_table
 from dpalign.run.folder import write_json
 from dpalign.run.shards import make_shards
-from dpalign.stages.choose import annotated, line
-from dpalign.stages.pools import objective_rewards, true_objectives
-from dpalign.stages.stage import Job
+from dpalign.run.tables import Table
+from dpalign.stages.cost import Costs, Load
+from dpalign.stages.evaluate import Asking, evaluation_cost, evaluation_prompts
+from dpalign.stages.pools import annotated, objective_rewards, true_objectives
+from dpalign.stages.preference import line
+from dpalign.stages.sample import Condition, open_reader
+from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
+from dpalign.stages.targets import reward_targets
+from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
-    from dpalign.stages.evaluate import Asking
+    from dpalign.recipe import Recipe
 
 
+class Feasibility(Table):
+    """Asked for what cannot be had (section 2.3; Table 1's last column): `dpa compare` measures what the paper says."""
+
+    prompts: int = Field(200, ge=0)
+    """Evaluation prompts, the first by hash; 0 takes all."""
+    samples: int = Field(1, ge=1)
+    """Answers a prompt and condition."""
+    angles: tuple[float, ...] = (15.0, 7.5, 0.0, -15.0, -30.0, -45.0, -52.5, -60.0, -75.0)
+    """Degrees that the last policy is asked for: over its arc, and beyond both ends."""
+    reach: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """SteerLM is asked for the first objective this share of the way from the highest annotated near each target to the
+    top of the scale; 0 asks for section 3.2's targets."""
+    repetition: float = Field(0.3, ge=0, le=1)
+    """Share of an answer's runs of four words that occurred in it before, above which it counts as degenerate."""
+
+
+def _cost(costs: Costs, step: Step) -> Load:
+    recipe = costs.of_step(step)
+    asked = recipe.feasibility
+    conditions = recipe.steerlm.targets * len(asked.reach) if step.condition == "targets" else len(asked.angles)
+    return evaluation_cost(costs, step, float(conditions), float(asked.samples), at_most=asked.prompts)
+
+
+@stage(
+    reads=lambda r: (
+        *(r.seed, r.feasibility, r.evaluation.split, r.evaluation.temperature, r.evaluation.bootstrap, r.preference),
+        *(r.model.chat, r.data.world, r.steerlm.template, r.steerlm.targets),
+        *(*sampler_read(r), *scorer_read(r), *model_read(r), *objectives_read(r)),
+    ),
+    inputs=("policy", "data", "reward"),
+    optional=("annotate",),
+    asks={"t": (), "condition": ("directions", "targets")},
+    cost=_cost,
+)
 def feasibility(job: Job) -> None:
-    """Ask a system for what it can give and for more; write the answers, their rewards and feasibility.json."""
+    """Ask a system for what it can give and for more, and count degenerate answers."""
     make_shards(job, asking_beyond)
     recipe, wishes = job.recipe, wishes_of(job)
     system, fault_PVS = _read(job.out, recipe, wishes)
@@ -46,12 +85,8 @@ def feasibility(job: Job) -> None:
     write_json(job.out / "feasibility.json", found)
 
 
-def asking_beyond(job: Job) -> "Asking":
+def asking_beyond(job: Job) -> Asking:
     """Every wish, asked of the recipe's number of prompts."""
-    from dpalign.stages.evaluate import Asking, evaluation_prompts
-    from dpalign.stages.finetune import model_folder
-    from dpalign.stages.sample import Condition, open_reader
-
     recipe, settings = job.recipe, job.recipe.feasibility
     conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes_of(job)]
     policy = model_folder(job.inputs["policy"])
@@ -68,7 +103,7 @@ def wishes_of(job: Job) -> list[Wish]:
     return targets_beyond(job.recipe, np.array([reward_K for _, reward_K in scored]))
 
 
-def directions_beyond(recipe: Recipe) -> list[Wish]:
+def directions_beyond(recipe: "Recipe") -> list[Wish]:
     """The recipe's angles, told apart by the arc that users ask for; the report also tells its margin (`with_margin`).
 
     Raises:
@@ -95,7 +130,7 @@ def directions_beyond(recipe: Recipe) -> list[Wish]:
     return sorted(wishes, key=lambda wish: -wish.about["angle"])
 
 
-def with_margin(found: Mapping[str, Any], folder: Path, recipe: Recipe) -> dict[str, Any]:
+def with_margin(found: Mapping[str, Any], folder: Path, recipe: "Recipe") -> dict[str, Any]:
     """What a step found that asked for directions, with the ends of the arc, and the margin as groups of its own.
 
     The stage tells the arc from all else. What lies in the margin around it (`preference.margin`) was trained on but
@@ -111,7 +146,9 @@ def with_margin(found: Mapping[str, Any], folder: Path, recipe: Recipe) -> dict[
     ranges = {"asked": [low, high], "trained": [low - margin, high + margin]}
     if not margin:
         return {**found, "ranges": ranges}
-    asked = replace(recipe.feasibility, samples=found["samples"], repetition=found["rule"]["repetition"])
+    asked = recipe.feasibility.model_copy(
+        update={"samples": found["samples"], "repetition": found["rule"]["repetition"]}
+    )
     rows, names = found["conditions"], tuple(recipe.objectives)
     wishes = [
         Wish(
@@ -120,7 +157,7 @@ def with_margin(found: Mapping[str, Any], folder: Path, recipe: Recipe) -> dict[
         )
         for row in rows
     ]  # fmt: skip
-    system, fault_PVS = _read(folder, replace(recipe, feasibility=asked), wishes)
+    system, fault_PVS = _read(folder, recipe.model_copy(update={"feasibility": asked}), wishes)
     bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     known = all("optimum" in row for row in rows)
     optimum_VK = np.array([[row["optimum"][name] for name in names] for row in rows]) if known else None
@@ -138,13 +175,11 @@ def _group(angle: float, low: float, high: float, margin: float) -> str:
     return f"above {high + margin:g} degrees" if angle > high else f"below {low - margin:g} degrees"
 
 
-def targets_beyond(recipe: Recipe, reward_NK: Array) -> list[Wish]:
+def targets_beyond(recipe: "Recipe", reward_NK: Array) -> list[Wish]:
     """Section 3.2's targets, and beyond each the recipe's shares of the way to the top of the scale.
 
     What counts as asked is what the line states: a template rounds, and cannot state more than its scale has.
     """
-    from dpalign.stages.targets import reward_targets
-
     names, template = list(recipe.objectives), recipe.steerlm.template
     highest_VK = reward_targets(recipe, reward_NK, recipe.steerlm.targets, 1.0)
     wishes: dict[str, Wish] = {}
@@ -163,7 +198,7 @@ def targets_beyond(recipe: Recipe, reward_NK: Array) -> list[Wish]:
     return list(wishes.values())
 
 
-def _read(folder: Path, recipe: Recipe, wishes: Sequence[Wish]) -> tuple[SystemRewards, Faults]:
+def _read(folder: Path, recipe: "Recipe", wishes: Sequence[Wish]) -> tuple[SystemRewards, Faults]:
     """The rewards of the answers, and the faults of each."""
     rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "response", "finished"])
     ids = list(dict.fromkeys(rows["prompt_id"].to_pylist()))
@@ -186,7 +221,7 @@ def _read(folder: Path, recipe: Recipe, wishes: Sequence[Wish]) -> tuple[SystemR
     return SystemRewards("asked", None, tuple(ids), directions, reward_NK.reshape(*shape, -1), truth_PVSK), fault_PVS
 
 
-def _optimum(recipe: Recipe, folder: Path, wishes: Sequence[Wish]) -> Array | None:
+def _optimum(recipe: "Recipe", folder: Path, wishes: Sequence[Wish]) -> Array | None:
     """The best that faultless answers of the world earn at each direction: (V, K).
 
     Within the trained range no answer earns more; beyond its end of most words a padded one may. None of what was

@@ -5,17 +5,19 @@ Of each prompt there is one pair at most. A pair whose two answers score alike s
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from dpalign.data.labels import labels_for
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import head_indices, read_objectives
-from dpalign.recipe import Recipe
 from dpalign.rows import HEADS, PAIRS, PROMPTS, RATED, Message, read_rows, write_rows
-from dpalign.stages.choose import scored_prompts
-from dpalign.stages.stage import Job
+from dpalign.stages.pools import scored_prompts
+from dpalign.stages.stage import Job, objectives_read, stage
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 OVERALL: Final = HEADS.index("ultrafeedback-overall_score")
 
@@ -23,8 +25,14 @@ Answers = tuple[str, Sequence[Message], Sequence[str], Sequence[float]]
 """A prompt's id and messages, and its answers with a score each."""
 
 
+@stage(
+    reads=lambda r: (r.seed, r.dpo.pairs, *objectives_read(r)),
+    inputs=("data",),
+    optional=("candidates", "scores"),
+    heavy=False,
+)
 def pairs(job: Job) -> None:
-    """Write a pair for every prompt that has one.
+    """Make preference pairs of rated answers, or of scored candidates.
 
     Raises:
         ValueError: no prompt has; or the pairs are to be made of candidates, and the stage was given none.
@@ -76,7 +84,7 @@ def _of_ratings(job: Job) -> tuple[Iterator[Answers], Choice]:
     return rated_prompts(job.inputs["data"], job.recipe), choose
 
 
-def rated_prompts(data: Path, recipe: Recipe) -> Iterator[Answers]:
+def rated_prompts(data: Path, recipe: "Recipe") -> Iterator[Answers]:
     """The prompts of D1 and D2 with their rated answers, in the order of the data.
 
     Answers are compared by the overall score if two of the prompt's answers have one, else by the mean label of the

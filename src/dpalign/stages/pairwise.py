@@ -7,19 +7,22 @@ chosen one earns more at the direction of the first objective, and half right wh
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from dpalign.data.sources import read_source
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.summary import jsonable
-from dpalign.recipe import Recipe
-from dpalign.rewards.score import Scorer
 from dpalign.rows import Message, user_prompt
 from dpalign.run.folder import write_json
 from dpalign.stages.pools import objective_rewards
-from dpalign.stages.stage import Job
+from dpalign.stages.score import open_scorer
+from dpalign.stages.stage import Job, model_read, objectives_read, scorer_read, stage
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.rewards.score import Scorer
 
 ALL: Final = "all"
 RESAMPLES: Final = 1000
@@ -36,10 +39,12 @@ class Pair:
     subset: str
 
 
+@stage(
+    reads=lambda r: (r.seed, *scorer_read(r), *model_read(r), *objectives_read(r)),
+    inputs=("reward", "pairs"),
+)
 def pairwise(job: Job) -> None:
-    """Score a file of pairs with the run's reward model; write accuracy.json."""
-    from dpalign.stages.reward import open_scorer
-
+    """Count how often the reward model rates the chosen answer of a pair higher (RewardBench's form)."""
     pairs = read_pairs(job.inputs["pairs"])
     found = accuracy(job.recipe, open_scorer(job.recipe, job.inputs["reward"], alone=True), pairs, job.inputs["pairs"])
     write_json(job.out / "accuracy.json", found)
@@ -69,7 +74,7 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def accuracy(recipe: Recipe, scorer: Scorer, pairs: Sequence[Pair], source: Path) -> dict[str, Any]:
+def accuracy(recipe: "Recipe", scorer: "Scorer", pairs: Sequence[Pair], source: Path) -> dict[str, Any]:
     """How often the chosen answer earns more, by subset and over all, with intervals over the pairs.
 
     Returns:

@@ -6,21 +6,26 @@ hundred megabytes, what they say several gigabytes. So a choice reads the former
 Shapes: N answers of a shard, B of its prompts, V directions of a prompt, K objectives.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dpalign.paper.objectives import Objective, all_known, by_name, read_objectives
-from dpalign.paper.selection import NO_ONE, Selection, best_of_n, members, pooled_best, scalarize
-from dpalign.recipe import Recipe
-from dpalign.rows import CANDIDATES, HEADS, SCORES, matrix_of, read_table, shards
+from dpalign.paper.selection import NO_ONE, best_of_n, members, pooled_best, scalarize
+from dpalign.rows import CANDIDATES, HEADS, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.stages.select import Selection
 
 Array = NDArray[np.float64]
+Row = Mapping[str, Any]
 Bools = NDArray[np.bool_]
 Index = NDArray[np.int64]
 
@@ -49,7 +54,7 @@ class Pools:
     reward_NK: Array
 
 
-def scored_pools(candidates: Path, scores: Path, recipe: Recipe) -> Iterator[Pools]:
+def scored_pools(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[Pools]:
     """The answers of each shard with their rewards by objective.
 
     Raises:
@@ -110,7 +115,7 @@ def objective_rewards(
         raise ValueError(f"{source}: {error}") from error
 
 
-def true_objectives(folder: Path, recipe: Recipe) -> Array | None:
+def true_objectives(folder: Path, recipe: "Recipe") -> Array | None:
     """Objectives of a folder's true rewards (N, K); None where it has none, or an objective reads a head without any.
 
     The truth has the ten heads of `HEADS`; a reward of other heads shares those of the same name.
@@ -121,7 +126,7 @@ def true_objectives(folder: Path, recipe: Recipe) -> Array | None:
     return objective_rewards(true_NH, recipe.heads, recipe.objective_list, folder)
 
 
-def best_answers(pools: Pools, wanted_BVK: Array, selection: Selection) -> Index:
+def best_answers(pools: Pools, wanted_BVK: Array, selection: "Selection") -> Index:
     """row_BV: for each direction of each prompt the row of its best finished answer, `NO_ONE` where it has none.
 
     Answers that were drawn under reward targets or plainly belong to no direction: each takes the best of all.
@@ -178,3 +183,42 @@ def _require_own_directions(pools: Pools, wanted_BVK: Array) -> None:
             f"{pools.answers}: row {row} was drawn under {asked_NK[row].round(4).tolist()}, and direction "
             f"{pools.condition_N[row]} of its prompt is {wanted_NK[row].round(4).tolist()}; {advice}"
         )
+
+
+def scored_prompts(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[tuple[str, list[Row], Array]]:
+    """Each prompt's answers, texts and all, with their rewards by objective (M, K), shard by shard.
+
+    Raises:
+        ValueError: scores that are not of these answers; a NaN score.
+    """
+    for pools in scored_pools(candidates, scores, recipe):
+        rows = list(read_rows(pools.answers, CANDIDATES))
+        for prompt_id, row_M in zip(pools.prompts, members(pools.prompt_N, len(pools.prompts)), strict=True):
+            indices = row_M[row_M != NO_ONE]
+            yield prompt_id, [rows[i] for i in indices], pools.reward_NK[indices]
+
+
+def annotated(data: Path, annotate: Path, recipe: "Recipe", half: str) -> Iterator[tuple[Row, Array]]:
+    """The original answers of a half (or of both) with the reward model's rewards by objective."""
+    _, place_N, reward_NK = annotation(data, annotate, recipe, half)
+    reward_of = dict(zip(place_N.tolist(), reward_NK, strict=True))
+    for i, row in enumerate(read_rows(data / "train", RATED)):
+        if i in reward_of:
+            yield row, reward_of[i]
+
+
+def annotation(data: Path, annotate: Path, recipe: "Recipe", half: str) -> tuple[pa.ChunkedArray, Index, Array]:
+    """Of the original answers of a half (or of both): their prompts' ids, their places among all rated rows, and the
+    reward model's rewards by objective."""
+    prompts = read_table(data / "prompts", PROMPTS, ["prompt_id", "split"])
+    halves = ("D1", "D2") if half == "both" else (half,)
+    theirs = prompts["prompt_id"].filter(pc.is_in(prompts["split"], pa.array(halves)))
+    rated = read_table(data / "train", RATED, ["prompt_id", "source"])
+    place_N = np.flatnonzero(pc.not_equal(rated["source"], "helpsteer").to_numpy())
+    ids = rated["prompt_id"].take(pa.array(place_N))
+    rewards = read_table(annotate, SCORES, ["prompt_id", "rewards"])
+    if not rewards["prompt_id"].equals(ids):
+        raise ValueError(f"{annotate}: not the annotation of {data}; run the annotate stage again")
+    reward_NK = objective_rewards(rewards["rewards"], recipe.heads, recipe.objective_list, annotate)
+    inside = np.flatnonzero(pc.is_in(ids, theirs.combine_chunks()).to_numpy())
+    return ids.take(pa.array(inside)), place_N[inside], reward_NK[inside]

@@ -1,9 +1,9 @@
 """The report stage: every evaluated system of a run into figures, tables and one page."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,13 @@ from dpalign.page.ledgers import cost, lineage, sweep_cost
 from dpalign.page.reading import mean_answer_tokens, rewards, true_front
 from dpalign.page.write import write_report
 from dpalign.paper.direction import Preference, evaluation_grid
-from dpalign.pipeline.compare import ABLATIONS, ablation_step, contenders
-from dpalign.recipe import Recipe
-from dpalign.recipe.config import to_toml
 from dpalign.rows import CANDIDATES, read_table
 from dpalign.run.folder import write_json
-from dpalign.stages.choose import annotated
-from dpalign.stages.pools import true_objectives
-from dpalign.stages.stage import Job
+from dpalign.stages.pools import annotated, true_objectives
+from dpalign.stages.stage import Job, objectives_read, stage
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 Array = NDArray[np.float64]
 
@@ -35,16 +34,24 @@ SHOWN_PROMPTS: Final = 12
 """Validation prompts whose real answers the page shows."""
 
 
+@stage(
+    reads=lambda r: (r.seed, r.evaluation, r.preference, r.data.world, r.compare, *objectives_read(r)),
+    inputs=("data", "reward", "annotate"),
+    optional=("judge", "pairwise"),
+    version=4,
+    heavy=False,
+    repeated=("evaluate", "tune", "feasible"),
+)
 def report(job: Job) -> None:
-    """Write index.html, summary.json, answers.json and the figures."""
+    """Measure the systems and write the page."""
     recipe = job.recipe
     if not any(name.startswith("evaluate-") for name in job.inputs):
         raise ValueError("nothing to report: give at least one evaluate- folder")
     grid_UK = evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)
     chance = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
-    shown, trials = entrants(recipe, job.inputs, grid_UK, chance)
+    shown, trials = entrants(recipe, job.inputs, job.systems, grid_UK, chance)
     systems = [read(recipe, entrant) for entrant in shown]
-    compared = is_comparison(recipe, job.inputs)
+    compared = any(system.compared for system in job.systems.values())
     pairs = compared_pairs(systems) if compared else claims([system.rewards for system in systems])
     chance = enough(job, chance, len(pairs)) if compared else chance
     front = true_front(recipe, shown[0].folder, grid_UK) if recipe.data.world else None
@@ -78,21 +85,12 @@ def report(job: Job) -> None:
         "quality": _quality(job, systems),
         "data_reports": json.loads((job.inputs["data"] / "reports.json").read_text()),
         "stages": ledgers,
-        "recipe_text": to_toml(recipe),
+        "recipe_text": recipe.to_toml(),
         "title": recipe.name,
     }
     write_report(job.out, summary, answers=list(shown_answers(recipe, shown)), **page)
     write_json(job.out / "page.json", page)
     job.work.tally.add(rows_in=len(systems), rows_out=len(systems))
-
-
-def is_comparison(recipe: Recipe, inputs: Iterable[str]) -> bool:
-    """Whether `dpa compare` made some of a report's inputs: a system, an ablation, or what lies beyond the dial."""
-    made = {f"evaluate-{contender.name}" for contender in contenders(recipe)}
-    made |= {f"evaluate-{ablation_step(name, 'policy')}" for name in ABLATIONS}
-    return any(
-        name in made or name.startswith("feasible-") or name.endswith(("-brief", "-best-of-n")) for name in inputs
-    )
 
 
 def compared_pairs(systems: Sequence[Evaluated]) -> list[tuple[str, str]]:
@@ -208,7 +206,7 @@ def _on_policy(job: Job, system: Evaluated, label_PVSK: Array) -> dict[str, Any]
     return figures
 
 
-def shown_answers(recipe: Recipe, shown: Sequence[Entrant]) -> Iterator[dict[str, Any]]:
+def shown_answers(recipe: "Recipe", shown: Sequence[Entrant]) -> Iterator[dict[str, Any]]:
     """One answer a condition to the first prompts, of the last two policies and of what stands beside them.
 
     Of systems that answer to reward targets none is shown: the dial has no place for targets.

@@ -1,28 +1,31 @@
-"""The reward stages: train, judge, annotate, score."""
+"""The reward model (sections 2.1 and 3.1) and the judge: their training, and their quality on held-out prompts.
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+Shapes: N answers, H heads, K objectives, F features.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
+from pydantic import Field, model_validator
 
 from dpalign.data.labels import labels_for, require_labels
-from dpalign.engines.knobs import on_transformers
 from dpalign.measure.quality import quality
 from dpalign.paper.objectives import all_known, by_name, head_indices
-from dpalign.recipe import Recipe
 from dpalign.rewards.baseline import ridge_cross_validated, surface_features
-from dpalign.rewards.model import train_reward_model
-from dpalign.rewards.score import Scorer, load_scorer
-from dpalign.rows import CANDIDATES, HEADS, RATED, SCORES, read_rows, shards, write_rows
-from dpalign.run.folder import Shard, write_json
-from dpalign.run.shards import Id, make_shards, named
-from dpalign.stages.stage import Job
-from dpalign.train.common import Fitted, first_process, require_weights
+from dpalign.rows import HEADS, RATED, read_rows
+from dpalign.run.folder import write_json
+from dpalign.run.tables import ModelName, Table
+from dpalign.stages.cost import Costs
+from dpalign.stages.score import model_scorer, open_scorer
+from dpalign.stages.stage import Job, model_read, objectives_read, on_transformers, stage
+from dpalign.train.knobs import Training
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.rewards.score import Scorer
 
 Array = NDArray[np.float64]
 
@@ -30,8 +33,70 @@ RESAMPLES: Final = 1000
 """Of the held-out prompts, for the intervals of the reward model's quality."""
 
 
+class Reward(Table):
+    """The multi-objective reward model (sections 2.1 and 3.1)."""
+
+    checkpoint: ModelName = ""
+    """Take this reward instead of training a model: a folder, a hub name, or `python:module:function`, a function of
+    prompts and responses that returns an array, an answer a row and a head a column. `heads` names its heads, and
+    `objectives` what reads them; the data need no labels for them."""
+    template: Literal["dpa-v1", "world-v1"] = "dpa-v1"
+    """The text it reads; the default is the released model's."""
+    lm_loss: float = Field(1.0, ge=0)
+    """Weight of the language modelling loss (section 3.1 has one; its weight is unpublished)."""
+    normalize: Literal["labels", "rows", "heads"] = "labels"
+    """How the squared errors of Eq. 1 average: over observed labels, first within rows, or first within heads."""
+    training: Training = Training(epochs=1.0, packing=False, micro_batch=8)
+    """Its training: learning rate, epochs and batch (paper silent)."""
+    score_tokens: int = Field(16_384, ge=1)
+    """Tokens a scoring batch, padding included."""
+    share_prefix: bool = True
+    """Read a prompt once for all its answers, where the model allows it: the same scores but for rounding, so that a
+    change redoes nothing."""
+    pairwise: str = ""
+    """A local file of rows {prompt, chosen, rejected[, subset]} in RewardBench's form, on which to count how often the
+    chosen answer is rated higher on the first objective; "" for none (not in the paper)."""
+
+    @model_validator(mode="after")
+    def _a_finished_model_is_named_once(self) -> Self:
+        if self.training.checkpoint:
+            raise ValueError(
+                f"training.checkpoint is {self.training.checkpoint!r}: a finished reward model is named in "
+                "reward.checkpoint"
+            )
+        return self
+
+
+def _reads(r: "Recipe") -> tuple[object, ...]:
+    return (
+        *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
+        *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
+    )
+
+
+def _rated(costs: Costs) -> float:
+    """Rated answers in all."""
+    return 2 * costs.sizes.prompts * costs.sizes.rated + costs.sizes.others
+
+
+def _judged(costs: Costs) -> float:
+    """Rated answers to the judge's own prompts."""
+    share = costs.recipe.data.judge
+    return share / (1 - share) * _rated(costs)
+
+
+@stage(
+    reads=lambda r: (r.reward.checkpoint, *_reads(r)),
+    inputs=("data",),
+    optional=("base",),
+    several=True,
+    trains=lambda r: Training(checkpoint=r.reward.checkpoint) if r.reward.checkpoint else r.reward.training,
+    cost=lambda costs, step: costs.train(step, _rated(costs), costs.row),
+)
 def reward(job: Job) -> None:
-    """Train the reward model, or take the one that the recipe names; measure it on held-out prompts."""
+    """Train the multi-objective reward model, or take the one that the recipe names; measure it on held-out prompts."""
+    from dpalign.train.common import first_process, require_weights
+
     recipe = on_transformers(job.recipe)  # it trains in this process, and scores few rows
     if not recipe.reward.checkpoint:
         _train(job, "train", recipe.seed)
@@ -46,8 +111,18 @@ def reward(job: Job) -> None:
         write_json(job.out / "quality.json", measure(recipe, scorer, job.inputs["data"]))
 
 
+@stage(
+    reads=_reads,
+    inputs=("data",),
+    optional=("base",),
+    several=True,
+    trains=lambda r: r.reward.training,
+    cost=lambda costs, step: costs.train(step, _judged(costs), costs.row),
+)
 def judge(job: Job) -> None:
-    """Train a second reward model on prompts that the first has not seen."""
+    """Train a second reward model on disjoint prompts: it judges and never selects."""
+    from dpalign.train.common import first_process
+
     recipe = on_transformers(job.recipe)
     _train(job, "judge", recipe.seed + 1)
     if first_process():
@@ -55,6 +130,10 @@ def judge(job: Job) -> None:
 
 
 def _train(job: Job, part: str, seed: int) -> None:
+    from transformers import AutoTokenizer
+
+    from dpalign.rewards.model import train_reward_model
+
     recipe = job.recipe
     rows = list(read_rows(job.inputs["data"] / part, RATED))
     require_labels(recipe, rows, part)
@@ -62,7 +141,7 @@ def _train(job: Job, part: str, seed: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
-    fitted: Fitted = train_reward_model(
+    fitted = train_reward_model(
         start,
         [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],
         recipe.heads,
@@ -78,71 +157,7 @@ def _train(job: Job, part: str, seed: int) -> None:
     job.work.tally.add(fitted.rows + fitted.too_long, fitted.rows, filtered, trained=fitted.tokens)
 
 
-def open_scorer(recipe: Recipe, reward_stage: Path, *, alone: bool = False) -> Scorer:
-    """The scorer of a run: the recipe's own choice, or the model that the reward stage trained.
-
-    Args:
-        alone: no policy stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
-
-    Raises:
-        ValueError: a folder without weights; vLLM is asked for and cannot start.
-    """
-    if recipe.reward.checkpoint:
-        return _opened(recipe, recipe.reward.checkpoint, alone, recipe.model.trust_remote_code)
-    return model_scorer(recipe, reward_stage, alone=alone)
-
-
-def model_scorer(recipe: Recipe, stage: Path, *, alone: bool = False) -> Scorer:
-    """The scorer on a stage's own model, whatever the recipe names."""
-    folder = stage / "model" if (stage / "model").is_dir() else stage
-    require_weights(folder)
-    return _opened(recipe, str(folder), alone)
-
-
-def _opened(recipe: Recipe, source: str, alone: bool, trust_remote_code: bool = False) -> Scorer:
-    """The source on the engine that the recipe scores with; a Python function is called as it is."""
-    scorer = _loaded(recipe, source, alone, trust_remote_code)
-    require_heads(recipe, scorer, source)
-    return scorer
-
-
-def require_heads(recipe: Recipe, scorer: Scorer, source: str) -> None:
-    """Refuse a reward model of other heads than the recipe's: rewards are kept in the recipe's order, without names.
-
-    Raises:
-        ValueError: shows both.
-    """
-    if list(scorer.heads) != list(recipe.heads):
-        raise ValueError(
-            f"{source}: this reward model has the heads {list(scorer.heads)}, and the recipe says "
-            f"{list(recipe.heads)}; set [heads] to the model's, in its order"
-        )
-
-
-def _loaded(recipe: Recipe, source: str, alone: bool, trust_remote_code: bool) -> Scorer:
-    loading: dict[str, Any] = {
-        "template": recipe.reward.template,
-        "dtype": recipe.model.dtype,
-        "trust_remote_code": trust_remote_code,
-    }
-    if recipe.engines.scoring == "transformers" or source.startswith("python:"):
-        loading |= {"batch_tokens": recipe.reward.score_tokens, "share_prefix": recipe.reward.share_prefix}
-        return load_scorer(source, recipe.heads, **loading)
-    from dpalign.rewards.vllm_scorer import VllmScorer
-
-    return VllmScorer(
-        source,
-        recipe.heads,
-        rows=recipe.sampling.rows,
-        settings=recipe.engines,
-        prompt_tokens=recipe.sampling.prompt_tokens,
-        max_new_tokens=recipe.sampling.max_new_tokens,
-        share=1.0 if alone else 0.25,  # a policy has half, and a judge may stand beside
-        **loading,
-    )
-
-
-def measure(recipe: Recipe, scorer: Scorer, data: Path) -> dict[str, Any]:
+def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:
     """Quality on held-out prompts: by head against ratings, by objective too, and in the world against the truth.
 
     Labels meet rewards by the names of their heads; what nobody labels is left out.
@@ -167,7 +182,7 @@ def measure(recipe: Recipe, scorer: Scorer, data: Path) -> dict[str, Any]:
 
 
 def _quality(
-    recipe: Recipe, rows: Sequence[dict[str, Any]], predicted_NH: Array, label_NH: Array, names: Sequence[str]
+    recipe: "Recipe", rows: Sequence[dict[str, Any]], predicted_NH: Array, label_NH: Array, names: Sequence[str]
 ) -> dict[str, Any]:
     """`Quality.to_json` of the columns that have a label."""
     labelled: list[int] = np.flatnonzero(~np.isnan(label_NH).all(axis=0)).tolist()
@@ -182,13 +197,13 @@ def _quality(
     ).to_json()
 
 
-def means_of(reward_NH: Array, heads: Sequence[str], recipe: Recipe) -> Array:
+def means_of(reward_NH: Array, heads: Sequence[str], recipe: "Recipe") -> Array:
     """Objectives read from heads, NaN where a label is missing: (N, K)."""
     columns = [reward_NH[:, list(head_indices(o, heads))].mean(axis=1) for o in recipe.objective_list]
     return np.stack(columns, axis=1)
 
 
-def surface_baseline(recipe: Recipe, rows: Sequence[dict[str, Any]], label_NK: Array) -> dict[str, Any]:
+def surface_baseline(recipe: "Recipe", rows: Sequence[dict[str, Any]], label_NK: Array) -> dict[str, Any]:
     """What ridge regression on length and punctuation reaches on the same rows, cross-validated by prompt.
 
     Nothing where fewer than five prompts are held out; an objective with too few labels in a fold is left out.
@@ -204,76 +219,3 @@ def surface_baseline(recipe: Recipe, rows: Sequence[dict[str, Any]], label_NK: A
         recipe, rows, predicted_NK[:, usable], label_NK[:, usable], [names[k] for k in usable]
     )["heads"]
     return found
-
-
-def annotate(job: Job) -> None:
-    """Score every original training answer, whatever labels it has (section 3.1): UltraFeedback has no verbosity."""
-    make_shards(job, annotating)
-
-
-def score(job: Job) -> None:
-    """Score every candidate on every head, a shard of answers at a time."""
-    make_shards(job, scoring)
-
-
-ANNOTATED_SHARD: Final = 4096
-"""Original answers a shard."""
-
-
-def annotating(job: Job) -> "Scoring":
-    """The original answers in shards; an answer's `sample` counts those to its prompt."""
-    earlier: Counter[str] = Counter()
-    rows = []
-    for row in read_rows(job.inputs["data"] / "train", RATED):
-        if row["source"] != "helpsteer":
-            rows.append(row | {"t": 0, "condition_index": 0, "sample": earlier[row["prompt_id"]]})
-            earlier[row["prompt_id"]] += 1
-    starts = range(0, len(rows), ANNOTATED_SHARD)
-    return Scoring(job, len(starts), lambda index: rows[starts[index] : starts[index] + ANNOTATED_SHARD])
-
-
-def scoring(job: Job) -> "Scoring":
-    """The candidates in the shards that they were drawn in."""
-    files = shards(job.inputs["candidates"])
-    return Scoring(job, len(files), lambda index: list(read_rows(files[index], CANDIDATES)))
-
-
-class Scoring:
-    """A scoring stage as shards of answers.
-
-    Args:
-        part: the answers of a shard, with their prompts and the keys of their SCORES rows.
-    """
-
-    name = "part-{:05d}.parquet"
-
-    def __init__(self, job: Job, count: int, part: Callable[[int], list[dict[str, Any]]]) -> None:
-        self.job, self.count, self.part = job, count, part
-
-    def open(self) -> None:
-        self.scorer = open_scorer(self.job.recipe, self.job.inputs["reward"], alone=True)
-
-    def make(self, shard: Shard) -> None:
-        rows = self.part(shard.index)
-        write_rows(shard.path, scored_rows(self.scorer, rows), SCORES)
-        shard.tally.add(len(rows), len(rows), scored=len(rows))
-
-    def one_by_one(self, index: int) -> Iterator[str]:
-        for _, answers in groupby(self.part(index), key=lambda row: row["prompt_id"]):
-            rows = list(answers)
-            yield named(rows[0])
-            scored_rows(self.scorer, rows)
-
-    def ids(self, index: int) -> list[Id]:
-        return [(row["prompt_id"], row["condition_index"], row["sample"]) for row in self.part(index)]
-
-
-def scored_rows(scorer: Scorer, candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The SCORES rows of CANDIDATES rows."""
-    pairs = [(row["messages"], row["response"]) for row in candidates]
-    reward_NH = scorer.score(pairs)
-    keys = ("prompt_id", "t", "condition_index", "sample")
-    return [
-        {key: row[key] for key in keys} | {"rewards": reward_H}
-        for row, reward_H in zip(candidates, reward_NH.tolist(), strict=True)
-    ]

@@ -1,29 +1,95 @@
-"""The sampling stage: step 1 of section 2.2, before the scoring."""
+"""Sampling: step 1 of section 2.2, before the scoring; under directions, reward targets, or plainly."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from dpalign.chat import with_system_line
 from dpalign.engines.engine import Engine, Reader, Request
-from dpalign.engines.transformers_engine import PromptReader, TransformersEngine
-from dpalign.engines.vllm_engine import VllmEngine
 from dpalign.paper.direction import rng_for
 from dpalign.paper.prompts import render_condition
-from dpalign.recipe import Recipe
 from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows, write_rows
 from dpalign.run.folder import Shard, Tally
 from dpalign.run.shards import Id, make_shards, named
-from dpalign.stages.choose import annotated, directions_of, line
-from dpalign.stages.finetune import model_folder
-from dpalign.stages.stage import Job
+from dpalign.run.tables import Table
+from dpalign.stages.cost import Costs
+from dpalign.stages.pools import annotated
+from dpalign.stages.preference import directions_of, line
+from dpalign.stages.stage import D1_D2, Job, Step, model_read, objectives_read, stage
 from dpalign.stages.targets import FIRST_QUANTILE, reward_targets, shares
+from dpalign.stages.training import model_folder
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 Array = NDArray[np.float64]
+
+
+class Sampling(Table):
+    """Rejection sampling (section 3.1)."""
+
+    n: int = Field(16, ge=1)
+    """Answers a direction."""
+    first: int = Field(80, ge=1)
+    """Answers a prompt at t=1, over diverse reward targets."""
+    first_targets: int = Field(16, ge=1)
+    """Distinct reward targets among them (paper silent: "diverse reward combinations"). Where the
+    annotated answers have fewer that `steerlm.template` can tell apart, all there are share the answers."""
+    temperature: float = Field(1.0, ge=0)
+    """True sampling: no top-k, no top-p."""
+    prompt_tokens: int = Field(1024, ge=1)
+    """A longer prompt is left out, and counted (paper silent)."""
+    max_new_tokens: int = Field(2048, ge=1)
+    """Paper silent; the released policy's."""
+    prompts: int = Field(0, ge=0)
+    """Prompts an iteration, the first by hash; 0 takes the whole half, as the paper does."""
+    rows: int = Field(256, ge=1)
+    """Answers decoded side by side."""
+    shard: int = Field(256, ge=1)
+    """Prompts a shard: the unit that a killed run resumes from."""
+
+    @model_validator(mode="after")
+    def _each_target_has_an_answer(self) -> Self:
+        if self.first < self.first_targets:
+            raise ValueError(
+                f"first is {self.first} answers, too few for first_targets {self.first_targets}; give at least one a "
+                "target"
+            )
+        return self
+
+
+def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
+    """Prompts, conditions of each, and answers under each that a sample step draws."""
+    recipe = costs.of_step(step)
+    settings = recipe.sampling
+    prompts = min(costs.sizes.prompts, settings.prompts or costs.sizes.prompts)
+    match step.condition:
+        case "targets":
+            return prompts, settings.first_targets, settings.first / settings.first_targets
+        case "plain":
+            return prompts, 1, settings.n
+        case _:
+            return prompts, recipe.preference.directions, settings.n
+
+
+@stage(
+    reads=lambda r: (
+        *(r.seed, r.sampling, r.preference, r.steerlm.template, r.model.chat, *model_read(r), *objectives_read(r)),
+        *(r.engines.sampling, r.engines.tensor_parallel),
+    ),
+    inputs=("policy", "data"),
+    optional=("annotate",),
+    asks={"t": (), "half": D1_D2, "condition": ("directions", "targets", "plain")},
+    cost=lambda costs, step: costs.draw(*counted(costs, step)),
+)
+def sample(job: Job) -> None:
+    """Draw answers from a policy: at t = 1 under reward targets, later under directions, or plainly."""
+    make_shards(job, Drawing)
 
 
 @dataclass(frozen=True)
@@ -38,7 +104,7 @@ class Condition:
 PLAIN = Condition("plain", (), None)
 
 
-def open_engine(recipe: Recipe, policy: str, *, alone: bool = False) -> Engine:
+def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine:
     """The engine that the recipe samples with.
 
     Args:
@@ -55,8 +121,12 @@ def open_engine(recipe: Recipe, policy: str, *, alone: bool = False) -> Engine:
     }
     match recipe.engines.sampling:
         case "transformers":
+            from dpalign.engines.transformers_engine import TransformersEngine
+
             return TransformersEngine(policy, **loading)
         case "vllm":
+            from dpalign.engines.vllm_engine import VllmEngine
+
             return VllmEngine(
                 policy,
                 settings=recipe.engines,
@@ -67,14 +137,11 @@ def open_engine(recipe: Recipe, policy: str, *, alone: bool = False) -> Engine:
             )
 
 
-def open_reader(recipe: Recipe, policy: str) -> Reader:
+def open_reader(recipe: "Recipe", policy: str) -> Reader:
     """What measures prompts as that engine reads them, without its model."""
+    from dpalign.engines.transformers_engine import PromptReader
+
     return PromptReader(policy, trust_remote_code=recipe.model.trust_remote_code)
-
-
-def sample(job: Job) -> None:
-    """Answers of a policy for the half's prompts: at t = 1 under reward targets, later under directions, or plainly."""
-    make_shards(job, Drawing)
 
 
 class Drawing:
@@ -151,7 +218,7 @@ def _drawn(prompts: Sequence[dict[str, Any]], count: int, seed: int, t: int) -> 
     return order[:count] if count else order
 
 
-def direction_conditions(recipe: Recipe, prompt_id: str, t: int) -> list[Condition]:
+def direction_conditions(recipe: "Recipe", prompt_id: str, t: int) -> list[Condition]:
     """A prompt's directions in iteration t."""
     v_VK = directions_of(recipe.preference, len(recipe.objectives), recipe.seed, t, prompt_id)
     return [Condition("direction", tuple(v_K), line(recipe, v_K)) for v_K in v_VK.tolist()]
@@ -176,7 +243,7 @@ def target_conditions(job: Job, count: int, quantile: float) -> list[Condition]:
 
 def draw(
     engine: Engine,
-    recipe: Recipe,
+    recipe: "Recipe",
     asked: Sequence[tuple[dict[str, Any], Sequence[Condition]]],
     n: int | Sequence[int],
     temperature: float,
@@ -217,6 +284,6 @@ def draw(
             }
 
 
-def _chat(recipe: Recipe, prompt: dict[str, Any], condition: Condition) -> list[Message]:
+def _chat(recipe: "Recipe", prompt: dict[str, Any], condition: Condition) -> list[Message]:
     messages: list[Message] = prompt["messages"]
     return messages if condition.line is None else with_system_line(messages, condition.line, recipe.model.chat)

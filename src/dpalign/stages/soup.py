@@ -15,32 +15,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpalign.engines.engine import Engine
-from dpalign.recipe import Recipe
+from dpalign.measure.points import senses_of
+from dpalign.measure.system import System
 from dpalign.rows import CANDIDATES, read_rows, write_rows
 from dpalign.run.folder import Shard, Tally, write_json
 from dpalign.run.ledger import TIMES
 from dpalign.run.shards import Id, make_shards, named
+from dpalign.run.tables import Table
 from dpalign.stages.evaluate import (
     ANSWERS,
-    evaluation_directions,
+    evaluation_cost,
     evaluation_prompts,
     open_scorers,
     part_of,
+    protocol,
     shards_of,
     write_scored,
 )
-from dpalign.stages.finetune import model_folder
-from dpalign.stages.reward import scored_rows
+from dpalign.stages.preference import evaluation_directions
+from dpalign.stages.rival import Rival, Vector, grid, spelled
+from dpalign.stages.rsf import scalar_rejection_sampling
 from dpalign.stages.sample import Condition, draw, open_engine, open_reader
-from dpalign.stages.stage import Job
-from dpalign.train.mixtures import mixture_weights
-from dpalign.train.soups import bytes_of, mix
+from dpalign.stages.score import scored_rows
+from dpalign.stages.stage import Job, Step, stage
+from dpalign.stages.training import model_folder
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -51,8 +58,27 @@ SWITCHED: Final = "switched-{:03d}.json"
 """Beside them: the seconds that a switch to a direction took."""
 
 
-def evaluate_soup(job: Job) -> None:
-    """Mix the experts for each direction, sample the mixtures plainly on the validation prompts, score the answers.
+class Soups(Table):
+    """Rewarded soups (section 2.3): experts whose weights are mixed for each direction."""
+
+    experts: tuple[tuple[float, ...], ...] = ((1.0, 0.0), (0.0, -1.0))
+    """The direction each expert was trained for, in the order of the experts."""
+    choices: tuple[Literal["axes", "ends"], ...] = ()
+    """Experts that a comparison chooses among: one an objective (axes), or one for each end of the dial. [] takes both,
+    or axes alone where two ends cannot be mixed for every direction, as of three objectives."""
+
+
+@stage(
+    reads=lambda r: (r.soups.experts, *protocol(r)),
+    inputs=("data", "reward"),
+    optional=("judge",),
+    repeated=("expert",),
+    cost=lambda costs, step: evaluation_cost(
+        costs, step, costs.recipe.evaluation.directions, costs.recipe.evaluation.samples
+    ),
+)
+def soup(job: Job) -> None:
+    """Mix experts for each direction, sample the mixtures on the validation prompts and score their answers.
 
     `soup.json` says the mixtures' weights, and the bytes of all experts against those of one model; `times.json` the
     seconds of a switch to each direction.
@@ -124,6 +150,8 @@ class DrawingMixtures:
             self.engine = None  # its memory is given back before the next is read
             mixture, began = self.job.work.resume / "mixture", time.monotonic()
             shutil.rmtree(mixture, ignore_errors=True)
+            from dpalign.train.soups import mix
+
             mix(self.experts, self.w_VE[v], mixture)
             self.engine, self.mixed = open_engine(self.job.recipe, str(mixture), alone=True), v
             shutil.rmtree(mixture)
@@ -183,13 +211,17 @@ def experts_of(job: Job) -> list[Path]:
     return [Path(model_folder(job.inputs[name])) for name in wanted]
 
 
-def mixtures_of(recipe: Recipe) -> tuple[Array, Array]:
+def mixtures_of(recipe: "Recipe") -> tuple[Array, Array]:
     """The evaluated directions (V, K), and how much of each expert they take (V, E)."""
+    from dpalign.train.mixtures import mixture_weights  # scipy takes a while to import
+
     v_VK = evaluation_directions(recipe)
     return v_VK, np.array([mixture_weights(v_K, recipe.soups.experts) for v_K in v_VK])
 
 
 def _describe(job: Job) -> None:
+    from dpalign.train.soups import bytes_of
+
     sizes = [bytes_of(expert) for expert in experts_of(job)]
     v_VK, w_VE = mixtures_of(job.recipe)
     write_json(
@@ -203,3 +235,53 @@ def _describe(job: Job) -> None:
             "bytes": {"experts": sum(sizes), "one_model": sizes[0]},
         },
     )
+
+
+def rivals(recipe: "Recipe") -> Iterator[Rival]:
+    """The soups of each choice of experts, which are specialists of scalar rejection sampling."""
+    for i, choice in enumerate(soups_mixed(recipe), start=1):
+        experts = experts_for(recipe, choice)
+        steps: list[Step] = []
+        inputs: dict[str, str] = {}
+        for j, v_K in enumerate(experts, start=1):
+            own = list(scalar_rejection_sampling(recipe, f"soup-{i}-expert-{j}", v_K))
+            steps += own
+            inputs[f"expert-{j}"] = own[-1].name
+        system = System("rewarded soups", "soup", " and ".join(spelled(recipe, v_K) for v_K in experts))
+        knobs = {"soups.experts": [list(v_K) for v_K in experts]}
+        yield Rival(f"soup-{i}", system, Step("", soup, inputs, knobs=knobs), tuple(steps))
+
+
+CHOICES: Final = ("axes", "ends")
+"""The choices of experts: one an objective, or one for each end of the dial."""
+
+
+def soups_mixed(recipe: "Recipe") -> list[str]:
+    """The choices of experts: the recipe's, or where it leaves that open all that serve every direction."""
+    return list(recipe.soups.choices) or [choice for choice in CHOICES if not unserved(recipe, choice)]
+
+
+def experts_for(recipe: "Recipe", choice: str) -> tuple[Vector, ...]:
+    """The directions that the experts of a soup are trained for."""
+    grid_UK = grid(recipe, recipe.evaluation.directions)
+    return axes(grid_UK) if choice == "axes" else (grid_UK[0], grid_UK[-1])
+
+
+def unserved(recipe: "Recipe", choice: str) -> str:
+    """Why the experts cannot be mixed for some evaluation direction; nothing where they serve all."""
+    from dpalign.train.mixtures import spanned
+
+    experts = experts_for(recipe, choice)
+    for v_K in grid(recipe, recipe.evaluation.directions):
+        try:
+            spanned(v_K, experts)
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def axes(grid_UK: Sequence[Vector]) -> tuple[Vector, ...]:
+    """One direction an objective, more of it or less, as the population has it; both where that disagrees."""
+    senses_K = senses_of(np.array(grid_UK)).tolist()
+    signs = [(k, sign) for k, sense in enumerate(senses_K) for sign in ((sense,) if sense else (1.0, -1.0))]
+    return tuple(tuple(sign if i == k else 0.0 for i in range(len(senses_K))) for k, sign in signs)

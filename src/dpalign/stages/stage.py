@@ -1,26 +1,33 @@
-"""The stages of a run: each reads finished folders and writes one, and is a command of its own.
+"""What a stage is: a function that reads finished folders and writes one, and what it says about itself.
 
-A stage is a plain function of a `Job`: where its inputs are, which recipe holds, and the folder to fill.
-`STAGES` says what each one reads, so that the run folder knows when it must be redone; the order in
-which they follow each other is `align.py`'s affair. Heavy imports wait until a stage runs.
+A stage's file declares its knobs, what it reads, its function and its cost. `stages/__init__.py` lists them all;
+`pipeline/` knows their order. Heavy imports wait until a stage runs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from dpalign.recipe import Recipe, config
+from dpalign.measure.system import System
 from dpalign.run.environment import settle_threads
 from dpalign.run.folder import Work
+from dpalign.run.tables import leaves
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.stages.cost import Costs, Load
+    from dpalign.train.knobs import Training
+
+    Reads = Callable[[Recipe], tuple[object, ...]]
+    Cost = Callable[[Costs, "Step"], Load]
 
 
 @dataclass(frozen=True)
 class Job:
     """One stage at work."""
 
-    recipe: Recipe
+    recipe: "Recipe"
     work: Work
     inputs: Mapping[str, Path]
     """Finished folders, by the names in `Stage.inputs`; an optional one may be missing."""
@@ -30,6 +37,8 @@ class Job:
     """D1, D2, or both: the prompts it may use."""
     condition: str = ""
     """What the answers are conditioned on: directions, targets, nothing (plain), or a wish in words (brief)."""
+    systems: Mapping[str, System] = field(default_factory=dict)
+    """What the inputs of a report are, by input."""
 
     @property
     def out(self) -> Path:
@@ -37,26 +46,49 @@ class Job:
 
 
 @dataclass(frozen=True)
-class StageKind:
-    """What a stage is made of."""
+class Stage:
+    """What a stage says about itself. Make one with the decorator `stage`."""
 
-    function: str
-    """`module:function`, imported when the stage runs."""
-    help: str
-    knobs: tuple[str, ...]
-    """The recipe's knobs it reads: a change of any of them redoes it."""
+    name: str
+    function: Callable[[Job], None]
+    reads: "Reads"
+    """The knobs it reads: leaves, or whole tables. A change of any of them redoes it."""
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    """Inputs of any number, each under a name of its own: `expert` stands for expert-NAME."""
+    asks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What a step must say beside its inputs (t, half, condition), and the allowed values; empty means any."""
     version: int = 1
     """Raised when the code changes what the stage means."""
     heavy: bool = True
-    """Runs in a process of its own where the recipe says so; needs torch."""
+    """Needs torch, and runs in a process of its own where the recipe says so."""
     several: bool = False
     """Runs in one process per GPU where the recipe says so."""
-    repeated: tuple[str, ...] = ()
-    """Inputs of which it takes any number, each under a name of its own: `expert` stands for expert-NAME."""
-    asks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """What it must be told beside its inputs (t, half, condition), and the choices; of t there are no fixed ones."""
+    trains: "Callable[[Recipe], Training] | None" = None
+    """How it trains a model, where it does."""
+    cost: "Cost | None" = None
+    """What it computes, for `dpa plan`; None computes nothing worth counting."""
+
+    @property
+    def help(self) -> str:
+        """The first sentence of its docstring."""
+        return " ".join((self.function.__doc__ or "").partition("\n\n")[0].split()).rstrip(".")
+
+    def knobs(self, recipe: "Recipe") -> dict[str, Any]:
+        """The knobs it reads with their values, by dotted name."""
+        values = recipe.as_mapping()
+        read: dict[str, Any] = {}
+        for name in self.knob_names():
+            value: Any = values
+            for part in name.split("."):
+                value = value[part]
+            read.update(leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+        return read
+
+    def knob_names(self) -> list[str]:
+        """The dotted names of the tables and leaves that it reads."""
+        return [str(name) for name in self.reads(cast("Recipe", _Name()))]
 
     def run(self, job: Job) -> None:
         """Do the work.
@@ -64,224 +96,50 @@ class StageKind:
         Raises:
             ValueError: bad input, or a package that is not installed.
         """
-        module, name = self.function.split(":")
         try:
             settle_threads(job.recipe.threads, for_torch=self.heavy)
-            work: Callable[[Job], None] = getattr(import_module(module), name)
-            work(job)
+            self.function(job)
         except ModuleNotFoundError as error:
             if str(error.name).startswith("dpalign"):
                 raise
             raise ValueError(f"this stage needs {error.name}; install it: pip install -e '.[train]'") from error
 
 
-EVALUATED_UNDER: Final = ("directions", "targets", "plain", "brief", "best-of-n")
-"""What a system may be asked for when it is evaluated; best-of-n answers plainly, and the reward model chooses."""
+class _Name:
+    """Stands for a recipe, and gives the dotted name of what is taken from it in place of the value."""
 
-_MODEL = ("model.dtype", "model.trust_remote_code", "threads")
-_OBJECTIVES = ("objectives", "heads")
-_TARGETS = ("steerlm.template", "steerlm.targets", "steerlm.quantile")
-_REWARD_TRAINING = (
-    *("seed", "reward.checkpoint", "reward.template", "reward.lm_loss", "reward.normalize", "reward.training"),
-    "reward.score_tokens",
-)
-_SAMPLED_BY = ("engines.sampling", "engines.tensor_parallel")
-_SCORED_BY = ("engines.scoring", "engines.tensor_parallel")
-EVALUATION: Final = (
-    *("seed", "evaluation.split", "evaluation.directions", "evaluation.samples", "evaluation.temperature"),
-    *("sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens", "sampling.shard", "preference"),
-    *("reward.template", "reward.score_tokens", "reward.checkpoint", "model.chat", "data.world"),
-    *(*_MODEL, *_OBJECTIVES, *_SAMPLED_BY, *_SCORED_BY),
-)
-"""The knobs of section 3.2's protocol, whatever is evaluated."""
+    def __init__(self, path: str = "") -> None:
+        self._path = path
 
-LATER: Final[Mapping[str, Any]] = {
-    "preference.margin": 0.0,
-    "selection.pool": "direction",
-    "selection.distinct": False,
-    "engines.sampling": "transformers",
-    "engines.scoring": "transformers",
-    "engines.tensor_parallel": 1,
-    "evaluation.senses": [],
-}
-"""Knobs that came after the first runs, with the value that those had: no ledger names one that has it still."""
+    def __getattr__(self, name: str) -> "_Name":
+        return _Name(f"{self._path}.{name}" if self._path else name)
+
+    def __str__(self) -> str:
+        return self._path
 
 
-def knobs_read(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    """The knobs that a stage read, for its ledger."""
-    read = config.knobs(recipe, *names)
-    return {name: value for name, value in read.items() if name not in LATER or value != LATER[name]}
+def stage(
+    *,
+    reads: "Reads",
+    inputs: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
+    repeated: tuple[str, ...] = (),
+    asks: Mapping[str, tuple[str, ...]] | None = None,
+    version: int = 1,
+    heavy: bool = True,
+    several: bool = False,
+    trains: "Callable[[Recipe], Training] | None" = None,
+    cost: "Cost | None" = None,
+) -> Callable[[Callable[[Job], None]], Stage]:
+    """Make a function of a `Job` a stage of the same name; the arguments are `Stage`'s."""
 
+    def declared(function: Callable[[Job], None]) -> Stage:
+        name = function.__name__
+        return Stage(
+            name, function, reads, inputs, optional, repeated, asks or {}, version, heavy, several, trains, cost
+        )
 
-STAGES: Final[Mapping[str, StageKind]] = {
-    "world": StageKind(
-        "dpalign.stages.data:write_world_files",
-        "write the embedded world's prompts and ratings in the real data sets' forms",
-        ("seed", "world"),
-        heavy=False,
-    ),
-    "data": StageKind(
-        "dpalign.stages.data:read_data",
-        "read prompts and ratings, rescale them, join them under the heads, and split them by prompt",
-        ("seed", "data", *_OBJECTIVES),
-        optional=("world",),
-        heavy=False,
-    ),
-    "base": StageKind(
-        "dpalign.stages.finetune:base",
-        "train a small base model from scratch",
-        ("seed", "pretrain", "model.chat", "threads"),
-        inputs=("data",),
-        several=True,
-    ),
-    "reward": StageKind(
-        "dpalign.stages.reward:reward",
-        "train the multi-objective reward model, and measure it on held-out prompts",
-        (*_REWARD_TRAINING, "model.base", *_MODEL, *_OBJECTIVES),
-        inputs=("data",),
-        optional=("base",),
-        several=True,
-    ),
-    "judge": StageKind(
-        "dpalign.stages.reward:judge",
-        "train a second reward model on disjoint prompts, which judges and never selects",
-        (*_REWARD_TRAINING, "model.base", *_MODEL, *_OBJECTIVES),
-        inputs=("data",),
-        optional=("base",),
-        several=True,
-    ),
-    "annotate": StageKind(
-        "dpalign.stages.reward:annotate",
-        "score all training answers with the reward model",
-        ("reward.template", "reward.score_tokens", "reward.checkpoint", "heads", *_MODEL, *_SCORED_BY),
-        inputs=("data", "reward"),
-    ),
-    "sft": StageKind(
-        "dpalign.stages.finetune:sft",
-        "fine-tune the base model on chats",
-        ("seed", "sft", "model.base", "model.chat", *_MODEL),
-        inputs=("data",),
-        optional=("base",),
-        several=True,
-    ),
-    "steerlm": StageKind(
-        "dpalign.stages.finetune:steerlm",
-        "fine-tune SFT on answers that state their own rewards",
-        ("seed", "steerlm.template", "steerlm.training", "sft.checkpoint", "model.chat", *_MODEL, *_OBJECTIVES),
-        inputs=("sft", "data", "annotate"),
-        several=True,
-        asks={"half": ("D1", "D2", "both")},
-    ),
-    "sample": StageKind(
-        "dpalign.stages.sample:sample",
-        "draw answers from a policy, under directions or reward targets",
-        ("seed", "sampling", "preference", "steerlm.template", "model.chat", *_SAMPLED_BY, *_MODEL, *_OBJECTIVES),
-        inputs=("policy", "data"),
-        optional=("annotate",),
-        asks={"t": (), "half": ("D1", "D2"), "condition": ("directions", "targets", "plain")},
-    ),
-    "score": StageKind(
-        "dpalign.stages.reward:score",
-        "score answers on every head",
-        ("reward.template", "reward.score_tokens", "reward.checkpoint", "heads", *_MODEL, *_SCORED_BY),
-        inputs=("reward", "candidates"),
-    ),
-    "select": StageKind(
-        "dpalign.stages.choose:select",
-        "keep the best answer for each direction, and replay original ones",
-        ("seed", "replay", "preference", "selection", "model.chat", *_OBJECTIVES),
-        inputs=("candidates", "scores", "data", "annotate"),
-        heavy=False,
-        asks={"t": (), "half": ("D1", "D2")},
-    ),
-    "finetune": StageKind(
-        "dpalign.stages.finetune:policy",
-        "fine-tune on the selected answers, from SFT",
-        ("seed", "finetune", "sft.checkpoint", "preference", "model.chat", *_MODEL, *_OBJECTIVES),
-        inputs=("start", "chosen"),
-        several=True,
-        asks={"t": ()},
-    ),
-    "specialist": StageKind(
-        "dpalign.stages.finetune:specialist",
-        "fine-tune on the answers selected for one fixed direction, from SFT: scalar rejection sampling",
-        ("seed", "finetune", "sft.checkpoint", "model.chat", *_MODEL),
-        inputs=("start", "chosen"),
-        several=True,
-        asks={"t": ()},
-    ),
-    "pairs": StageKind(
-        "dpalign.stages.pairs:pairs",
-        "make preference pairs of rated answers, or of scored candidates",
-        ("seed", "dpo.pairs", *_OBJECTIVES),
-        inputs=("data",),
-        optional=("candidates", "scores"),
-        heavy=False,
-    ),
-    "dpo": StageKind(
-        "dpalign.train.dpo:dpo",
-        "train a policy on preference pairs, from SFT",
-        ("seed", "dpo.beta", "dpo.training", "sft.checkpoint", "model.chat", *_MODEL),
-        inputs=("start", "pairs"),
-        several=True,
-    ),
-    "rl": StageKind(
-        "dpalign.train.rl:rl",
-        "train a policy by reinforcement at one fixed direction, from SFT",
-        (
-            *("seed", "rl", "preference", "sampling.max_new_tokens", "sampling.prompt_tokens", "reward.template"),
-            *("reward.score_tokens", "reward.checkpoint", "sft.checkpoint", "model.chat", *_MODEL, *_OBJECTIVES),
-        ),
-        inputs=("start", "data", "reward"),
-        several=True,
-        version=2,
-    ),
-    "evaluate": StageKind(
-        "dpalign.stages.evaluate:evaluate",
-        "sample a system on the validation prompts and score its answers",
-        (*EVALUATION, "evaluation.dpo", "evaluation.brevity", "evaluation.best_of", *_TARGETS),
-        inputs=("policy", "data", "reward"),
-        optional=("judge", "annotate"),
-        asks={"t": (), "condition": EVALUATED_UNDER},
-    ),
-    "soup": StageKind(
-        "dpalign.stages.soup:evaluate_soup",
-        "mix experts for each direction, sample the mixtures on the validation prompts and score their answers",
-        ("soups.experts", *EVALUATION),
-        inputs=("data", "reward"),
-        optional=("judge",),
-        repeated=("expert",),
-    ),
-    "feasibility": StageKind(
-        "dpalign.stages.feasibility:feasibility",
-        "ask a system for what it can give and for more, and count degenerate answers",
-        (
-            *("seed", "feasibility", "evaluation.split", "evaluation.temperature", "evaluation.bootstrap"),
-            *("sampling.rows", "sampling.max_new_tokens", "sampling.prompt_tokens", "sampling.shard", "preference"),
-            *("reward.template", "reward.score_tokens", "reward.checkpoint", "model.chat", "data.world"),
-            *("steerlm.template", "steerlm.targets", *_SAMPLED_BY, *_SCORED_BY, *_MODEL, *_OBJECTIVES),
-        ),
-        inputs=("policy", "data", "reward"),
-        optional=("annotate",),
-        asks={"t": (), "condition": ("directions", "targets")},
-    ),
-    "pairwise": StageKind(
-        "dpalign.stages.pairwise:pairwise",
-        "count how often the reward model rates the chosen answer of a pair higher (RewardBench's form)",
-        ("seed", "reward.template", "reward.score_tokens", "reward.checkpoint", *_SCORED_BY, *_MODEL, *_OBJECTIVES),
-        inputs=("reward", "pairs"),
-    ),
-    "report": StageKind(
-        "dpalign.stages.report:report",
-        "measure the systems and write the page",
-        ("seed", "evaluation", "preference", "data.world", "compare", *_OBJECTIVES),
-        inputs=("data", "reward", "annotate"),
-        optional=("judge", "pairwise"),
-        version=4,
-        heavy=False,
-        repeated=("evaluate", "tune", "feasible"),
-    ),
-}
+    return declared
 
 
 @dataclass(frozen=True)
@@ -289,7 +147,7 @@ class Step:
     """A stage in a run: under which name, on which earlier folders, for which iteration."""
 
     name: str
-    kind: str
+    stage: Stage
     inputs: Mapping[str, str | Path] = field(default_factory=dict)
     """Names of earlier steps, or paths, by the stage's own names for them."""
     t: int = 0
@@ -297,18 +155,57 @@ class Step:
     condition: str = ""
     knobs: Mapping[str, Any] = field(default_factory=dict)
     """Knobs that differ from the recipe's for this step alone, by dotted name."""
-
-    @property
-    def stage(self) -> StageKind:
-        return STAGES[self.kind]
+    systems: Mapping[str, System] = field(default_factory=dict)
+    """Of a report: what its inputs are, by input."""
 
     @property
     def particulars(self) -> dict[str, Any]:
-        """What distinguishes this step from others of its kind, beside its inputs."""
+        """What distinguishes this step from others of its stage, beside its inputs."""
         given = {"t": self.t, "half": self.half, "condition": self.condition}
-        return {f"step.{name}": value for name, value in given.items() if value}
+        systems = {f"step.systems.{name}": list(vars(system).values()) for name, system in self.systems.items()}
+        return {f"step.{name}": value for name, value in given.items() if value} | systems
 
 
-def uses(steps: Sequence[Step], kind: str) -> list[Step]:
-    """The steps of a kind, in order."""
-    return [step for step in steps if step.kind == kind]
+def on_transformers(recipe: "Recipe") -> "Recipe":
+    """The recipe without vLLM: for a stage that trains in the same process, and so has taken the GPU."""
+    return recipe.model_copy(update={"engines": recipe.engines.on_transformers()})
+
+
+# What several stages read.
+
+
+def model_read(r: "Recipe") -> tuple[object, ...]:
+    """How a model is loaded."""
+    return (r.model.dtype, r.model.trust_remote_code, r.threads)
+
+
+def objectives_read(r: "Recipe") -> tuple[object, ...]:
+    """What an objective is: named readings of heads."""
+    return (r.objectives, r.heads)
+
+
+def scorer_read(r: "Recipe") -> tuple[object, ...]:
+    """What scores answers, and how."""
+    return (
+        r.reward.template, r.reward.score_tokens, r.reward.checkpoint,
+        r.engines.scoring, r.engines.tensor_parallel,
+    )  # fmt: skip
+
+
+def sampler_read(r: "Recipe") -> tuple[object, ...]:
+    """What draws answers, and how long they may be."""
+    return (
+        r.sampling.rows, r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.sampling.shard,
+        r.engines.sampling, r.engines.tensor_parallel,
+    )  # fmt: skip
+
+
+def of_the_machine(r: "Recipe") -> tuple[object, ...]:
+    """What says where and how fast a stage runs, and not what comes of it: no stage is redone for these."""
+    return (
+        r.name, r.launcher, r.jobs, r.processes, r.launch, r.cluster, r.kernels,
+        r.engines.gpu_memory, r.engines.cpu_cache, r.engines.eager, r.reward.share_prefix,
+    )  # fmt: skip
+
+
+D1_D2: Final = ("D1", "D2")

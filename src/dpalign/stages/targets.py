@@ -3,14 +3,16 @@
 Shapes: N annotated answers, V targets, K objectives.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpalign.paper.direction import rng_for
 from dpalign.paper.prompts import stated_reward
-from dpalign.recipe import Recipe
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 Array = NDArray[np.float64]
 
@@ -18,7 +20,7 @@ FIRST_QUANTILE: Final = 0.9
 """The helpfulness asked for at t = 1 with each verbosity, as a quantile of the annotated answers' like it."""
 
 
-def reward_targets(recipe: Recipe, reward_NK: Array, count: int, quantile: float) -> Array:
+def reward_targets(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) -> Array:
     """Reward targets to condition SteerLM on, from annotated answers: (V, K), no two of which have the same line.
 
     The objectives after the first are spread over what the annotated answers have, and the first is the given quantile
@@ -34,13 +36,13 @@ def reward_targets(recipe: Recipe, reward_NK: Array, count: int, quantile: float
     return target_VK[np.sort(first)]
 
 
-def stated(recipe: Recipe, reward_NK: Array) -> Array:
+def stated(recipe: "Recipe", reward_NK: Array) -> Array:
     """The rewards that the condition lines of some rewards state."""
     template = recipe.steerlm.template
     return np.array([stated_reward(value, template) for value in reward_NK.flat]).reshape(reward_NK.shape)
 
 
-def _of_labels(recipe: Recipe, reward_NK: Array, count: int, quantile: float) -> Array:
+def _of_labels(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) -> Array:
     """Targets of a template that states few labels.
 
     Over two objectives the second takes the labels that occur, evenly spread where there are more than are asked for,
@@ -58,7 +60,7 @@ def _of_labels(recipe: Recipe, reward_NK: Array, count: int, quantile: float) ->
     return stated(recipe, np.column_stack([best, label_LK[chosen]]))
 
 
-def _of_quantiles(recipe: Recipe, reward_NK: Array, count: int, quantile: float) -> Array:
+def _of_quantiles(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) -> Array:
     """Targets of a template that states any reward.
 
     Over two objectives the second takes evenly spaced quantiles of the answers' own, and the first its quantile among

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from dpalign.chat import ChatStyle
 from dpalign.paper.direction import (
@@ -27,6 +27,9 @@ from dpalign.paper.direction import (
 from dpalign.paper.objectives import Objective, head_indices
 from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
 from dpalign.run.folder import write_json
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 FILE: Final = "dpa.json"
 FORMAT: Final = 2
@@ -113,6 +116,19 @@ class Contract:
             "reward": self.reward,
         }
         return content | {key: value for key, value in optional.items() if value}
+
+
+def contract_of(recipe: "Recipe", iteration: int) -> Contract:
+    """The contract of the policy that an iteration of a recipe trains."""
+    return Contract(
+        recipe.preference.template,
+        recipe.model.chat,
+        recipe.objectives,
+        recipe.heads,
+        recipe.preference.population(len(recipe.objectives)),
+        iteration,
+        reward_template=recipe.reward.template,
+    )
 
 
 def write_contract(model: Path, contract: Contract) -> None:

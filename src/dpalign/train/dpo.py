@@ -11,16 +11,12 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, load_from_disk
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import DPOConfig, DPOTrainer
 
-from dpalign.recipe import DPO
-from dpalign.rows import PAIRS, read_rows
-from dpalign.stages.finetune import count, model_folder, policy_tokenizer, taken
-from dpalign.stages.stage import Job
 from dpalign.train.common import (
     Fitted,
     ProgressCallback,
@@ -40,25 +36,8 @@ from dpalign.train.common import (
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize
 
-
-def dpo(job: Job) -> None:
-    """Train a policy on preference pairs, from SFT; it has no dial."""
-    recipe = job.recipe
-    if taken(job, recipe.dpo.training):
-        return
-    start = model_folder(job.inputs["start"])
-    fitted = optimise(
-        start,
-        read_rows(job.inputs["pairs"], PAIRS),
-        job.out / "model",
-        recipe.dpo,
-        tokenizer=policy_tokenizer(start, recipe),
-        dtype=recipe.model.dtype,
-        seed=recipe.seed,
-        resume=job.work.resume,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    count(job, fitted)
+if TYPE_CHECKING:
+    from dpalign.stages.dpo import DPO
 
 
 def tokenize_pairs(
@@ -89,7 +68,7 @@ def optimise(
     start: str,
     pairs: Iterable[Mapping[str, Any]],
     output: Path,
-    settings: DPO,
+    settings: "DPO",
     *,
     tokenizer: PreTrainedTokenizerBase,
     dtype: str,
@@ -150,7 +129,7 @@ class _Trainer(DPOTrainer):
 def fit(
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, list[int]]],
-    settings: DPO,
+    settings: "DPO",
     *,
     tokenizer: PreTrainedTokenizerBase,
     dtype: str,

@@ -1,12 +1,14 @@
-"""Faster code for the same computation, where a GPU has it: `[kernels]` of a recipe."""
+"""The knobs of all trainings: what section 3.1 says of fine-tuning, and what computes it."""
 
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dpalign.run.tables import ModelName, Table
 
 
-@dataclass(frozen=True)
-class Kernels:
+class Kernels(Table):
     """What fine-tuning computes with. Results differ by rounding alone: a change redoes nothing that is done."""
 
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
@@ -35,39 +37,49 @@ class Kernels:
                 raise ValueError(f"{knob} needs {package}, which is not installed: pip install {package}")
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(Table):
     """Supervised fine-tuning, as section 3.1 does it for every t."""
 
-    checkpoint: str = ""
+    checkpoint: ModelName = ""
     """Take this model, a folder or hub name, instead of training one."""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """Section 3.1 has AdamW. Zephyr's DPO was trained with RMSprop: its model card says Adam, its authors that the card
     is wrong (alignment-handbook, issue 43)."""
-    learning_rate: float = 1e-5
+    learning_rate: float = Field(1e-5, gt=0)
     """The optimizer's peak (section 3.1)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate schedule (section 3.1)."""
-    warmup_steps: int | float = 20
+    warmup_steps: int | float = Field(20, ge=0)
     """Updates of warm-up (section 3.1); below 1 they are a share of all updates."""
-    epochs: float = 2.0
+    epochs: float = Field(2.0, ge=0)
     """Passes over the rows (section 3.1)."""
-    steps: int = 0
+    steps: int = Field(0, ge=0)
     """Updates, in place of epochs when above 0: small runs count updates."""
-    batch: int = 64
+    batch: int = Field(64, ge=1)
     """Rows an update, over all processes (section 3.1)."""
-    micro_batch: int = 1
+    micro_batch: int = Field(1, ge=1)
     """Rows a forward. Packed rows stand alone without flash-attention, whatever this says: TRL makes one long row of a
     micro-batch, and its mask grows with the square of that."""
-    context: int = 4096
+    context: int = Field(4096, ge=1)
     """Tokens a row (section 3.1); a longer conversation is left out, and counted."""
     packing: bool = True
     """Several conversations a row, blind to each other (section 3.1; best-fit decreasing)."""
     loss_on: Literal["text", "answer"] = "text"
     """Section 3.1 optimises the loss "across the text corpus"; "answer" leaves prompts out of it."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(0.0, ge=0)
     """The optimizer's (paper silent)."""
-    lora_rank: int = 0
+    lora_rank: int = Field(0, ge=0)
     """Train a LoRA of this rank and merge it; 0 trains all weights (section 3.1)."""
-    save_every: int = 500
+    save_every: int = Field(500, ge=1)
     """Updates between the checkpoints that an interrupted training resumes from."""
+
+    @model_validator(mode="after")
+    def _updates_are_whole(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(
+                f"batch is {self.batch}, and micro_batch {self.micro_batch}; give a batch that is a multiple of its "
+                "micro-batch"
+            )
+        if not self.steps and not self.epochs:
+            raise ValueError(f"{self.steps} steps and {self.epochs:g} epochs; give either above 0")
+        return self

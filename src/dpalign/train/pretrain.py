@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from dpalign.recipe import Pretrain
 from dpalign.train.common import Fitted, export, forget
 from dpalign.train.knobs import Training
 from dpalign.train.sft import fit
+
+if TYPE_CHECKING:
+    from dpalign.stages.base import Pretrain
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 
@@ -53,7 +56,7 @@ def train_tokenizer(
 def pretrain(
     documents: Sequence[str],
     output: Path,
-    settings: Pretrain,
+    settings: "Pretrain",
     *,
     chat_template: str,
     seed: int,

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from datasets import Dataset
@@ -20,25 +20,17 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from dpalign.data.splits import HALVES
-from dpalign.engines.knobs import on_transformers
 from dpalign.engines.transformers_engine import prompt_ids
-from dpalign.paper.direction import evaluation_grid, rng_for
+from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import scalarize
-from dpalign.recipe import RL, Recipe
 from dpalign.rewards.score import Scorer
-from dpalign.rows import PROMPTS, Message, read_rows
-from dpalign.run.folder import write_json
-from dpalign.stages.finetune import model_folder, policy_tokenizer, taken
-from dpalign.stages.reward import open_scorer
-from dpalign.stages.sample import within_limit
+from dpalign.rows import Message
 from dpalign.stages.stage import Job
 from dpalign.train.common import (
     ProgressCallback,
     arguments,
     export,
-    first_process,
     forget,
     last_checkpoint,
     lora,
@@ -47,6 +39,9 @@ from dpalign.train.common import (
     training_dtype,
     whole_weights,
 )
+
+if TYPE_CHECKING:
+    from dpalign.stages.rl import RL
 
 Array = NDArray[np.float64]
 Reward = Callable[..., list[float]]
@@ -68,58 +63,6 @@ class Reinforced:
     """Tokens of the answers and of their prompts."""
     updates: list[dict[str, float]]
     """Of each update the mean reward, the KL divergence a token, the answers' mean length and how many were cut."""
-
-
-def rl(job: Job) -> None:
-    """Reinforce answers to the prompts of both halves at the recipe's one direction, from SFT.
-
-    Beside the model, `updates.json` keeps how reward, divergence and length went from update to update.
-    """
-    recipe, settings = job.recipe, job.recipe.rl
-    if taken(job, settings.training):
-        return
-    v_K = direction(recipe)
-    start = model_folder(job.inputs["start"])
-    tokenizer = policy_tokenizer(start, recipe)
-    listed = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
-    fitting = within_limit(job, listed, lambda messages: len(prompt_ids(tokenizer, messages)))
-    prompts = [prompt["messages"] for prompt in fitting]
-    args = configuration(settings, recipe.sampling.max_new_tokens, recipe.seed, job.work.resume, recipe.model.dtype)
-    # A scorer goes to this process's own GPU, which is known from here on, beside the training.
-    scorer = open_scorer(on_transformers(recipe), job.inputs["reward"])
-    reward = scalar_reward(scorer, recipe.heads, recipe.objective_list, v_K, tokenizer)
-    done = reinforce(
-        start,
-        drawn(prompts, settings.training.steps * settings.training.batch // settings.samples, recipe.seed),
-        job.out / "model",
-        args,
-        reward,
-        tokenizer=tokenizer,
-        dtype=recipe.model.dtype,
-        lora_rank=settings.training.lora_rank,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    if first_process():
-        write_json(job.out / "updates.json", done.updates)
-        _count(job, len(prompts), done)
-
-
-def direction(recipe: Recipe) -> Array:
-    """The one direction of the recipe's population: (K,).
-
-    Raises:
-        ValueError: the population is another than one fixed direction over the recipe's objectives.
-    """
-    steering = recipe.preference
-    if steering.distribution != "fixed" or len(steering.listed) != 1:
-        raise ValueError(
-            f"reinforcement has one direction, and preference.distribution is {steering.distribution!r} of "
-            f"{list(steering.listed)}; give 'fixed', and one direction in preference.listed"
-        )
-    v_K: Array = evaluation_grid(steering.population(len(recipe.objectives)), 1)[0]
-    if len(v_K) != len(recipe.objectives):
-        raise ValueError(f"preference.listed weighs {len(v_K)} objectives of {len(recipe.objectives)}; weigh each")
-    return v_K
 
 
 def drawn(prompts: Sequence[list[Message]], count: int, seed: int) -> list[list[Message]]:
@@ -162,7 +105,7 @@ def scalar_reward(
     return reward
 
 
-def configuration(settings: RL, max_new_tokens: int, seed: int, resume: Path, dtype: str = "float32") -> Config:
+def configuration(settings: "RL", max_new_tokens: int, seed: int, resume: Path, dtype: str = "float32") -> Config:
     """TRL's arguments: true sampling, fresh answers for each update, the prompts in the order they are given.
 
     Raises:

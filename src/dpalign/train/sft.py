@@ -7,7 +7,6 @@ restarts the position ids at each, and the model runs without a key-value cache,
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -150,7 +149,7 @@ def alone(training: Training, model: PreTrainedModel) -> Training:
         f"  packed rows go one at a time without flash-attention, not {training.micro_batch} (micro_batch): their mask "
         "would grow with the square of that\n"
     )
-    return replace(training, micro_batch=1)
+    return training.model_copy(update={"micro_batch": 1})
 
 
 def fit(

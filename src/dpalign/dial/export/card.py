@@ -17,8 +17,8 @@ from dpalign.dial.golden import Golden, shown_directions
 from dpalign.page.words import arithmetic, degrees, whole
 from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Preference, Simplex, Sphere
 from dpalign.recipe import Recipe
-from dpalign.recipe.config import as_mapping, changes
 from dpalign.run.modelfolder import check_weights
+from dpalign.run.tables import changes
 
 _LOCAL: Final = re.compile(r'(?<=")[~./][^"]*/')
 """A folder of somebody's machine inside a written value: no business of the card's readers."""
@@ -111,7 +111,7 @@ def _trained(dial: Dial) -> str:
 
 def changed_knobs(recipe: Recipe) -> list[str]:
     """The knobs that differ from the paper's, without folders of this machine: `seed 42 -> 1`."""
-    return [_LOCAL.sub("", line) for line in changes(as_mapping(Recipe(recipe.name)), as_mapping(recipe))]
+    return [_LOCAL.sub("", line) for line in changes(Recipe(name=recipe.name).as_mapping(), recipe.as_mapping())]
 
 
 def _datasets(recipe: Recipe | None) -> list[str]:

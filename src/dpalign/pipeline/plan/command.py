@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from dpalign.engines.architecture import Architecture
 from dpalign.paper.direction import name_hint
-from dpalign.pipeline import align
-from dpalign.pipeline.plan.hardware import GIB, GPUS, Architecture, Gpu, architecture_of
+from dpalign.pipeline.plan.hardware import GIB, GPUS, Gpu, architecture_of
 from dpalign.pipeline.plan.measured import Rates, described, measure
 from dpalign.pipeline.plan.memory import WIDTHS, Need, disk, needs
-from dpalign.pipeline.plan.work import Counting, Load, Sizes, sizes_of
+from dpalign.pipeline.plan.work import loads, sizes_of
+from dpalign.pipeline.steps import steps as steps_of
 from dpalign.recipe import Recipe
+from dpalign.stages.cost import Load, Sizes
 from dpalign.stages.stage import Step
 
 HOUR: Final = 3600.0
@@ -148,9 +150,9 @@ def make(
     if run is not None:
         sizes, rates = measure(run, sizes)
     sizes = replace(sizes, **(assumed or {}))
-    steps = align.steps(recipe, compared)
-    loads = Counting(recipe, model, sizes, shared).loads(steps)
-    return Plan(recipe, model, sizes, efficiency, gpus, count, shared, steps, loads, rates, str(run or ""))
+    steps = steps_of(recipe, compared)
+    costs = loads(recipe, model, sizes, steps, shared)
+    return Plan(recipe, model, sizes, efficiency, gpus, count, shared, steps, costs, rates, str(run or ""))
 
 
 def _numbers(option: str, words: Sequence[str], known: type) -> dict[str, float]:
@@ -181,7 +183,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "prompts": _reading(plan),
             "measured_in": plan.run or None,
         },
-        "steps": [{"step": step.name, "kind": step.kind} | _costs(plan, plan.loads[step.name]) for step in plan.steps],
+        "steps": [
+            {"step": step.name, "kind": step.stage.name} | _costs(plan, plan.loads[step.name]) for step in plan.steps
+        ],
         "total": _costs(plan, plan.total),
         "memory_bytes": [asdict(need) | {"verdict": _verdicts(plan, need)} for need in plan.needs],
         "disk_bytes": plan.disk,

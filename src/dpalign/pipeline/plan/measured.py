@@ -8,9 +8,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dpalign.pipeline.plan.work import Sizes
 from dpalign.rows import CANDIDATES, CONVERSATIONS, PROMPTS, RATED, read_table, shards
 from dpalign.run.ledger import LEDGER, Ledger, read_ledger
+from dpalign.stages.cost import Sizes
 
 KINDS: Final = {"sampling": ("sample", "sampled"), "scoring": ("score", "scored")}
 TRAININGS: Final = ("reward", "judge", "sft", "steerlm", "policy")

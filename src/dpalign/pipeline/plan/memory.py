@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from dpalign.pipeline import align
-from dpalign.pipeline.plan.hardware import GIB, Architecture, Gpu
-from dpalign.pipeline.plan.work import Load, Sizes, training_of
+from dpalign.engines.architecture import Architecture
+from dpalign.pipeline.plan.hardware import GIB, Gpu
+from dpalign.pipeline.steps import recipe_of
 from dpalign.recipe import Recipe
+from dpalign.stages.cost import Load, Sizes
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training
 
@@ -92,10 +93,11 @@ def needs(recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Ste
             note=f"{recipe.reward.score_tokens} tokens at once",
         ),
     ]
-    kinds = {step.kind for step in steps}
-    for kind in [kind for kind in TRAININGS if kind in kinds]:
-        training = training_of(recipe, kind)
-        if not training.checkpoint:
+    stages = {step.stage.name: step.stage for step in steps}
+    for kind in [kind for kind in TRAININGS if kind in stages]:
+        trains = stages[kind].trains
+        assert trains is not None
+        if not (training := trains(recipe)).checkpoint:
             need = _trained(kind, training, recipe, model)
             found.append(_reinforced(need, recipe, model, sizes) if kind == "rl" else need)
     return found
@@ -144,14 +146,15 @@ def disk(
     weights = float(model.parameters * width)
     trained = [step for step in steps if loads[step.name].trained]
     row = (sizes.prompt + sizes.answer) * sizes.text_bytes
-    checkpoints = [_checkpoint(training_of(align.recipe_of(recipe, step), step.kind), model) for step in trained]
+    trainings = [step.stage.trains(recipe_of(recipe, step)) for step in trained if step.stage.trains is not None]
+    checkpoints = [_checkpoint(training, model) for training in trainings]
     drawn = sum(loads[step.name].answers for step in steps)
     scored = sum(loads[step.name].scored for step in steps)
     return {
         "data": (2 * sizes.prompts * sizes.rated + sizes.others) * row + sizes.chats * sizes.chat * sizes.text_bytes,
         "answers": drawn * sizes.answer * sizes.text_bytes,
         "scores": scored * SCORE_BYTES,
-        "selected": sum(loads[step.name].rows for step in steps if step.kind in ("finetune", "specialist")) * row,
+        "selected": sum(loads[step.name].rows for step in steps if step.stage.name in ("finetune", "specialist")) * row,
         f"{len(trained)} trained models": len(trained) * weights,
         "while training (two checkpoints)": 2 * max(checkpoints, default=0.0),
     }

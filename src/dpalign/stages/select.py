@@ -14,39 +14,37 @@ Shapes: B prompts, M answers a prompt, N answers of a shard, V directions, K obj
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dpalign.chat import with_system_line
-from dpalign.paper.direction import Preference, draw_directions, rng_for
-from dpalign.paper.prompts import render_preference
+from dpalign.paper.direction import rng_for
 from dpalign.paper.selection import NO_ONE, best_of_n, members
-from dpalign.recipe import Recipe, Steering
 from dpalign.rows import (
     CANDIDATES,
     CONVERSATIONS,
     PROMPTS,
     RATED,
-    SCORES,
     UNFINISHED,
     Message,
-    read_rows,
     read_table,
     take_rows,
     write_parts,
 )
-from dpalign.stages.pools import Pools, best_answers, numbered, objective_rewards, scored_pools
-from dpalign.stages.stage import Job
+from dpalign.run.tables import Table
+from dpalign.stages.pools import Pools, annotation, best_answers, numbered, scored_pools
+from dpalign.stages.preference import directions_of, line
+from dpalign.stages.stage import D1_D2, Job, objectives_read, stage
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
-Row = Mapping[str, Any]
 
 CONSIDERED: Final = "considered"
 CUT: Final = "cut"
@@ -56,14 +54,24 @@ CHOSEN: Final = "chosen"
 REPLAYED: Final = "replayed"
 
 
-def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt_id: str) -> Array:
-    """The directions that a prompt is sampled at in iteration t: (V, K); the same wherever they are asked for."""
-    rng = rng_for(seed, "directions", t, prompt_id)
-    return draw_directions(steering.trained(objectives), steering.directions, rng)
+class Selection(Table):
+    """Among which answers a direction's best is sought."""
+
+    pool: Literal["direction", "prompt"] = "direction"
+    """Those drawn under the direction itself (section 2.2, step 1), or all of the prompt's, whatever they were drawn
+    under: so answers that are scored already serve other directions than their own."""
+    distinct: bool = False
+    """From a prompt's pool no answer is kept for two directions (paper silent: at t = 1 it may be)."""
 
 
+@stage(
+    reads=lambda r: (r.seed, r.replay, r.preference, r.selection, r.model.chat, *objectives_read(r)),
+    inputs=("candidates", "scores", "data", "annotate"),
+    heavy=False,
+    asks={"t": (), "half": D1_D2},
+)
 def select(job: Job) -> None:
-    """Write the conversations that the next policy learns, selected and replayed."""
+    """Keep the best answer for each direction, and replay original ones."""
     count: Counter[str] = Counter()
     write_parts(job.out, _learned(job, count), CONVERSATIONS)
     filtered = {
@@ -105,7 +113,7 @@ def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
 
 
 def _selected(
-    recipe: Recipe, pools: Pools, asked: Sequence[Sequence[Message]], wanted_BVK: Array, row_BV: Index
+    recipe: "Recipe", pools: Pools, asked: Sequence[Sequence[Message]], wanted_BVK: Array, row_BV: Index
 ) -> list[dict[str, Any]]:
     """The conversations of the chosen answers of a shard, whose texts are read here."""
     chosen = np.argwhere(row_BV != NO_ONE)
@@ -119,24 +127,6 @@ def _selected(
     return rows
 
 
-def scored_prompts(candidates: Path, scores: Path, recipe: Recipe) -> Iterator[tuple[str, list[Row], Array]]:
-    """Each prompt's answers, texts and all, with their rewards by objective (M, K), shard by shard.
-
-    Raises:
-        ValueError: scores that are not of these answers; a NaN score.
-    """
-    for pools in scored_pools(candidates, scores, recipe):
-        rows = list(read_rows(pools.answers, CANDIDATES))
-        for prompt_id, row_M in zip(pools.prompts, members(pools.prompt_N, len(pools.prompts)), strict=True):
-            indices = row_M[row_M != NO_ONE]
-            yield prompt_id, [rows[i] for i in indices], pools.reward_NK[indices]
-
-
-def line(recipe: Recipe, v_K: Sequence[float] | Array) -> str:
-    """The system line of a direction."""
-    return render_preference(Preference.from_vector(v_K, tuple(recipe.objectives)), recipe.preference.template)
-
-
 def replay(job: Job, selected: int) -> list[dict[str, Any]]:
     """Original answers of the current half, without a system line, as the recipe's share of all rows (section 3.1).
 
@@ -147,7 +137,7 @@ def replay(job: Job, selected: int) -> list[dict[str, Any]]:
     count = round(selected * recipe.replay / (1 - recipe.replay))
     if not count:
         return []
-    prompts, place_N, reward_NK = _annotation(job.inputs["data"], job.inputs["annotate"], recipe, job.half)
+    prompts, place_N, reward_NK = annotation(job.inputs["data"], job.inputs["annotate"], recipe, job.half)
     names, prompt_N = numbered(prompts)
     row_BM = members(prompt_N, len(names))
     best = best_of_n(np.where(row_BM == NO_ONE, -np.inf, reward_NK[row_BM, 0]))
@@ -159,32 +149,6 @@ def replay(job: Job, selected: int) -> list[dict[str, Any]]:
     drawn = best_B[order[np.concatenate(rounds)[:count]]]
     rows = take_rows(job.inputs["data"] / "train", RATED, ["prompt_id", "messages", "response"], drawn).to_pylist()
     return [_conversation(row["prompt_id"], row["messages"], row["response"], "replay") for row in rows]
-
-
-def _annotation(data: Path, annotate: Path, recipe: Recipe, half: str) -> tuple[pa.ChunkedArray, Index, Array]:
-    """Of the original answers of a half (or of both): their prompts' ids, their places among all rated rows, and the
-    reward model's rewards by objective."""
-    prompts = read_table(data / "prompts", PROMPTS, ["prompt_id", "split"])
-    halves = ("D1", "D2") if half == "both" else (half,)
-    theirs = prompts["prompt_id"].filter(pc.is_in(prompts["split"], pa.array(halves)))
-    rated = read_table(data / "train", RATED, ["prompt_id", "source"])
-    place_N = np.flatnonzero(pc.not_equal(rated["source"], "helpsteer").to_numpy())
-    ids = rated["prompt_id"].take(pa.array(place_N))
-    rewards = read_table(annotate, SCORES, ["prompt_id", "rewards"])
-    if not rewards["prompt_id"].equals(ids):
-        raise ValueError(f"{annotate}: not the annotation of {data}; run the annotate stage again")
-    reward_NK = objective_rewards(rewards["rewards"], recipe.heads, recipe.objective_list, annotate)
-    inside = np.flatnonzero(pc.is_in(ids, theirs.combine_chunks()).to_numpy())
-    return ids.take(pa.array(inside)), place_N[inside], reward_NK[inside]
-
-
-def annotated(data: Path, annotate: Path, recipe: Recipe, half: str) -> Iterator[tuple[Row, Array]]:
-    """The original answers of a half (or of both) with the reward model's rewards by objective."""
-    _, place_N, reward_NK = _annotation(data, annotate, recipe, half)
-    reward_of = dict(zip(place_N.tolist(), reward_NK, strict=True))
-    for i, row in enumerate(read_rows(data / "train", RATED)):
-        if i in reward_of:
-            yield row, reward_of[i]
 
 
 def _conversation(prompt_id: str, messages: Sequence[Message], response: str, origin: str) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""Taking the steps of a run: each unless it is done, here or in a process of its own, several side by side."""
+
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dpalign.measure.system import System
+from dpalign.pipeline.steps import STAGES, knobs_of, notes, recipe_of, steps_until
+from dpalign.recipe import Recipe
+from dpalign.recipe.localfiles import local_files
+from dpalign.run import folder as runs
+from dpalign.run import ledger
+from dpalign.run.environment import thread_variables
+from dpalign.stages.stage import Job, Step
+
+
+def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> Path:
+    """Take every step that is not done yet, and return the run folder.
+
+    Args:
+        until: the last step to take; None takes all.
+        compared: with every other system that the recipe compares.
+
+    Raises:
+        ValueError: another process holds the folder, an unknown `until`, or bad input on the way.
+    """
+    planned = steps_until(recipe, until, compared)
+    with runs.Run.open(folder, recipe.to_toml()) as run:
+        for note in notes(recipe) if compared else ():
+            run.log(note)
+        take_all(planned, recipe.jobs, lambda step: take(recipe, run, step))
+    return folder
+
+
+def take_all(planned: Sequence[Step], jobs: int, take: Callable[[Step], None]) -> None:
+    """Take every step once those that it reads are taken, up to `jobs` at once, the earlier planned first.
+
+    When a step fails no other is begun, and those at work are finished; then its error is raised. One at a time they
+    are taken in this very thread, which an interruption reaches.
+    """
+    if jobs == 1:
+        for step in planned:
+            take(step)
+        return
+    names = {step.name for step in planned}
+    waiting = list(planned)
+    taken: set[str] = set()
+    at_work: dict[Future[None], Step] = {}
+    failed: BaseException | None = None
+    with ThreadPoolExecutor(jobs) as pool:
+        while at_work or (waiting and failed is None):
+            if failed is None:
+                ready = [step for step in waiting if names & {str(value) for value in step.inputs.values()} <= taken]
+                for step in ready[: jobs - len(at_work)]:
+                    waiting.remove(step)
+                    at_work[pool.submit(take, step)] = step
+            for ended in wait(at_work, return_when=FIRST_COMPLETED).done:
+                taken.add(at_work.pop(ended).name)
+                failed = failed or ended.exception()
+    if failed is not None:
+        raise failed
+
+
+def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
+    """Take one step unless it is done: here, or in a process (or several) of its own.
+
+    Of steps side by side the heavy ones are always in a process of their own, and the others here take turns.
+    """
+    knobs = knobs_of(recipe, step)
+    with run.stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs) as work:
+        if work.done:
+            return
+        if step.stage.heavy and (recipe.launcher != "inprocess" or recipe.jobs > 1):
+            _launch(recipe, work, step)
+        else:
+            with run.here:
+                perform(recipe, work, step)
+
+
+def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:
+    """Do a step's work in this process; where it fails, log.txt keeps the whole traceback."""
+    inputs = {name: work.run.folder / value for name, value in step.inputs.items()}
+    try:
+        step.stage.run(Job(recipe_of(recipe, step), work, inputs, step.t, step.half, step.condition, step.systems))
+    except Exception:
+        work.run.note(traceback.format_exc().rstrip())
+        raise
+
+
+def processes_of(recipe: Recipe, step: Step) -> int:
+    """In how many processes a step runs at once."""
+    return recipe.processes if recipe.launcher in ("torchrun", "accelerate") and step.stage.several else 1
+
+
+def order_of(work: runs.Work) -> Path:
+    """Where a stage's own process reads what it is to do."""
+    return work.folder / ".stage" / "order.json"
+
+
+def _launch(recipe: Recipe, work: runs.Work, step: Step) -> None:
+    """Run a stage in its own process, so that its memory is given back and a crash is contained."""
+    order = {
+        "recipe": recipe.as_mapping(),
+        "step": {
+            "name": step.name,
+            "stage": step.stage.name,
+            "inputs": {name: str(value) for name, value in step.inputs.items()},
+            "t": step.t,
+            "half": step.half,
+            "condition": step.condition,
+            "knobs": dict(step.knobs),
+            "systems": {name: asdict(system) for name, system in step.systems.items()},
+        },
+    }
+    runs.write_json(order_of(work), order)
+    command = [sys.executable, "-m", "dpalign.pipeline.worker", str(work.run.folder), step.name]
+    env = os.environ | thread_variables(recipe.threads)
+    code = subprocess.run(command, pass_fds=(work.run.lock,), env=env, check=False).returncode
+    if code < 0:
+        signal_name = signal.Signals(-code).name
+        raise ValueError(
+            f"stage {step.name}: its process was ended by {signal_name}; out of memory? Run again to go on"
+        )
+    if code:
+        raise ValueError(f"stage {step.name}: its process ended with code {code}; its own message stands above")
+
+
+def step_of(order: Mapping[str, Any]) -> Step:
+    """The step of an order, as `_launch` writes it."""
+    systems = {name: System(**system) for name, system in order["systems"].items()}
+    return Step(**{**order, "stage": STAGES[order["stage"]], "systems": systems})
+
+
+def dry_run(
+    recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False
+) -> Sequence[tuple[Step, str]]:
+    """The steps, and for each "done" or why it is to do; touches nothing."""
+    planned = steps_until(recipe, until, compared)
+    read = [knobs_of(recipe, step) for step in planned]
+    stages = [
+        ledger.Stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs)
+        for step, knobs in zip(planned, read, strict=True)
+    ]
+    said = ledger.plan(folder, stages)
+    return [(step, said[step.name]) for step in planned]

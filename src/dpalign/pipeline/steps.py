@@ -1,0 +1,302 @@
+"""The order of things: the loop of sections 2.2 and 3.1, then the comparison, as a list of steps.
+
+All of it is written out before anything runs: `--dry-run` shows it, and a run that was killed finds its place in it.
+
+All systems of a comparison share the run's data, SFT start, reward model and evaluation. A system with several settings
+is evaluated in each of them on the tuning prompts, by the reward model alone; the report shows the best one there.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from dpalign.measure.system import System
+from dpalign.recipe import Recipe, changed
+from dpalign.recipe.localfiles import require_models
+from dpalign.run.environment import expanded
+from dpalign.run.ledger import hash_of
+from dpalign.stages import best_of_n, brief, dpo, rl, rsf, soup, steerlm
+from dpalign.stages.annotate import annotate
+from dpalign.stages.base import base
+from dpalign.stages.data import data
+from dpalign.stages.evaluate import evaluate
+from dpalign.stages.feasibility import feasibility
+from dpalign.stages.finetune import finetune
+from dpalign.stages.pairs import pairs
+from dpalign.stages.pairwise import pairwise
+from dpalign.stages.report import report
+from dpalign.stages.reward import judge, reward
+from dpalign.stages.rival import Rival
+from dpalign.stages.sample import sample
+from dpalign.stages.score import score
+from dpalign.stages.select import select
+from dpalign.stages.sft import sft
+from dpalign.stages.stage import Stage, Step
+from dpalign.stages.world import world
+
+STAGES: Final[Mapping[str, Stage]] = {
+    stage.name: stage
+    for stage in (
+        *(world, data, base, reward, judge, annotate, sft, steerlm.steerlm, sample, score, select, finetune),
+        *(rsf.specialist, pairs, dpo.dpo, rl.rl, evaluate, soup.soup, feasibility, pairwise, report),
+    )
+}
+"""Every stage by its name: each is a verb of `dpa` too."""
+
+RIVALS: Final = {
+    "dpo": dpo.rivals,
+    "brief": brief.rivals,
+    "steerlm": steerlm.rivals,
+    "rsf": rsf.rivals,
+    "rl": rl.rivals,
+    "soups": soup.rivals,
+    "best-of-n": best_of_n.rivals,
+}
+"""What `compare.systems` may name, in the order of the page. A new system is a line here and a file in stages/."""
+
+ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "no replay": {"replay": 0.0},
+    "no restart": {"restart": False},
+    "one half": {"alternate": False},
+    "no LM loss": {"reward.lm_loss": 0.0},
+}
+"""The knobs of each ablation of the loop."""
+
+ANNOTATED: Final = {"data": "data", "annotate": "annotate"}
+
+
+def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
+    """Every step of an experiment, in order.
+
+    Args:
+        compared: with every other system that the recipe compares.
+
+    Raises:
+        ValueError: a model that is not there, or a comparison that would fail after its trainings.
+    """
+    require_models(recipe)
+    recipe.require_evaluable()
+    made = [*preparation(recipe), *loop(recipe)]
+    made.append(Step("steerlm", steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half="both"))
+    evaluated: list[tuple[Step, System | None]] = list(evaluations(recipe, compared))
+    if compared:
+        require_comparable(recipe)
+        rivals = rivals_of(recipe)
+        made += [step for rival in rivals for step in rival.steps]
+        evaluated += comparison(recipe, rivals)
+        for name, knobs in ablated(recipe):
+            steps_of_loop, last = ablation(recipe, name, knobs)
+            made += steps_of_loop
+            evaluated.append(last)
+        evaluated += [(step, None) for step in asked_beyond(recipe)]
+    if recipe.reward.pairwise:
+        file = Path(expanded("reward.pairwise", recipe.reward.pairwise)).absolute()
+        evaluated.append((Step("pairwise", pairwise, {"reward": "reward", "pairs": file}), None))
+    inputs = scored(recipe) | {step.name: step.name for step, _ in evaluated}
+    systems = {step.name: system for step, system in evaluated if system is not None}
+    page = Step("report", report, inputs, systems=systems)
+    return without_repeats(recipe, [*made, *(step for step, _ in evaluated), page])
+
+
+def scored(recipe: Recipe) -> dict[str, str]:
+    """What every evaluation reads beside the system itself."""
+    return {"reward": "reward"} | ANNOTATED | ({"judge": "judge"} if recipe.data.judge else {})
+
+
+def preparation(recipe: Recipe) -> Iterator[Step]:
+    """Data, reward model and SFT: what all systems start from."""
+    files = {}
+    if recipe.data.world:
+        files = {"world": "world"}
+        yield Step("world", world)
+    yield Step("data", data, files)
+    start = {}
+    if not recipe.model.base:
+        start = {"base": "base"}
+        yield Step("base", base, {"data": "data"})
+    yield Step("reward", reward, {"data": "data"} | start)
+    if recipe.data.judge:
+        yield Step("judge", judge, {"data": "data"} | start)
+    yield Step("annotate", annotate, {"data": "data", "reward": "reward"})
+    yield Step("sft", sft, {"data": "data"} | start)
+
+
+def loop(recipe: Recipe) -> Iterator[Step]:
+    """The iterations of section 2.2, from the SteerLM that samples for the first (section 3.1)."""
+    # t = 0: SFT knows no directions, so a SteerLM on D2 alone answers for diverse rewards (section 3.1).
+    half = "D2" if recipe.alternate else "D1"
+    yield Step("steerlm-d2", steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half=half)
+    policy = "steerlm-d2"
+    for t in range(1, recipe.iterations + 1):
+        half = "D2" if recipe.alternate and t % 2 == 0 else "D1"
+        condition = "targets" if t == 1 else "directions"
+        candidates, scores = f"sample-{t}", f"score-{t}"
+        yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, condition)
+        yield Step(scores, score, {"reward": "reward", "candidates": candidates}, t)
+        yield Step(f"select-{t}", select, {"candidates": candidates, "scores": scores} | ANNOTATED, t, half)
+        start = "sft" if recipe.restart or t == 1 else policy
+        policy = f"policy-{t}"
+        yield Step(policy, finetune, {"start": start, "chosen": f"select-{t}"}, t)
+
+
+def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, System]]:
+    """The policies of all iterations, and what stands beside them in any case."""
+    given = scored(recipe)
+
+    def evaluated(name: str, policy: str | Path, condition: str, system: System) -> tuple[Step, System]:
+        inputs = {"policy": policy} | given
+        return Step(f"evaluate-{name}", evaluate, inputs, system.iteration or 0, condition=condition), system
+
+    for t in range(recipe.iterations + 1):
+        policy, condition = (f"policy-{t}", "directions") if t else ("steerlm-d2", "targets")
+        yield evaluated(policy, policy, condition, System(f"DPA t={t}", "iteration", iteration=t))
+    yield evaluated("steerlm", "steerlm", "targets", System("SteerLM"))
+    yield evaluated("sft", "sft", "plain", System("SFT"))
+    if recipe.evaluation.dpo:
+        # Beside DPO that this run trains, a checkpoint that is taken as it is has its own name.
+        own = compared and "dpo" in recipe.compare.systems
+        system = System(f"DPO, {Path(recipe.evaluation.dpo).name}" if own else "DPO")
+        yield Step("evaluate-dpo", evaluate, given, condition="plain"), system
+    if recipe.evaluation.controls:
+        yield evaluated("sft-asked", "sft", "directions", System("SFT, asked", "control"))
+        start = Path(recipe.model.source).absolute() if recipe.model.base else "base"
+        if start == "base" or Path(start).is_dir():  # a name on the hub is no folder to read from
+            yield evaluated("base-asked", start, "directions", System("base, asked", "control"))
+
+
+def rivals_of(recipe: Recipe) -> list[Rival]:
+    """All systems that the recipe compares with DPA, each in all of its settings."""
+    rivals = [rival for name in RIVALS if name in recipe.compare.systems for rival in RIVALS[name](recipe)]
+    return [replace(rival, system=replace(rival.system, compared=True)) for rival in rivals]
+
+
+def tuned(rivals: Sequence[Rival]) -> set[str]:
+    """The names of the systems with more than one setting."""
+    names = [rival.system.name for rival in rivals]
+    return {name for name in names if names.count(name) > 1}
+
+
+def comparison(recipe: Recipe, rivals: Sequence[Rival]) -> Iterator[tuple[Step, System]]:
+    """Each rival's evaluation, and before it, where there are settings to choose among, that on the tuning prompts."""
+    several = tuned(rivals)
+    for rival in rivals:
+        asked, system = rival.asked, rival.system
+        takes = {*asked.stage.inputs, *asked.stage.optional}
+        inputs = {name: path for name, path in scored(recipe).items() if name in takes} | dict(asked.inputs)
+        if system.name in several:
+            knobs = {**asked.knobs, "evaluation.split": "tuning"}
+            yield replace(asked, name=f"tune-{rival.name}", inputs=inputs, knobs=knobs), system
+        elif system.role != "soup":  # nothing was chosen; of a soup the setting says who its experts are
+            system = replace(system, setting="")
+        yield replace(asked, name=f"evaluate-{rival.name}", inputs=inputs), system
+
+
+def asked_beyond(recipe: Recipe) -> Iterator[Step]:
+    """What the last policy, and SteerLM where it is compared, answer when they are asked for more than can be had.
+
+    Beyond what a policy was trained on lies beyond the ends of an arc; other populations have no such ends.
+    """
+    given = {name: scored(recipe)[name] for name in ("data", "reward", "annotate")}
+    if recipe.preference.distribution == "arc":
+        policy = f"policy-{recipe.iterations}"
+        inputs = {"policy": policy} | given
+        yield Step(f"feasible-{policy}", feasibility, inputs, recipe.iterations, condition="directions")
+    if "steerlm" in recipe.compare.systems:
+        yield Step("feasible-steerlm", feasibility, {"policy": "steerlm"} | given, condition="targets")
+
+
+def ablated(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each ablation that the recipe asks for, and the knobs that make it."""
+    for name in recipe.compare.ablations:
+        yield name, ABLATIONS[name]
+
+
+def ablation(recipe: Recipe, name: str, knobs: Mapping[str, Any]) -> tuple[list[Step], tuple[Step, System]]:
+    """The loop of a changed recipe under names of its own, and its last policy's evaluation by the unchanged reward."""
+    changed_recipe = changed(recipe, knobs)
+    own = [*preparation(changed_recipe), *loop(changed_recipe)]
+    prefix = name.lower().replace(" ", "-")
+    under = {step.name: f"{prefix}-{step.name}" for step in own}
+    made = []
+    for step in own:
+        inputs = {key: under.get(str(value), value) for key, value in step.inputs.items()}
+        made.append(replace(step, name=under[step.name], inputs=inputs, knobs=knobs))
+    last = recipe.iterations
+    system = System(f"DPA t={last}, {name}", "ablation", compared=True)
+    policy = {"policy": under[f"policy-{last}"]} | scored(changed_recipe)
+    return made, (Step(f"evaluate-{prefix}-policy", evaluate, policy, last, condition="directions"), system)
+
+
+def require_comparable(recipe: Recipe) -> None:
+    """Refuse what a comparison would otherwise miss after all trainings.
+
+    Raises:
+        ValueError: an unknown system; experts that cannot be mixed for every evaluation direction; settings to choose
+            among, and no tuning prompts.
+    """
+    for name in recipe.compare.systems:
+        if name not in RIVALS:
+            raise ValueError(f"compare.systems has {name!r}; known are {', '.join(RIVALS)}")
+    for choice in recipe.soups.choices if "soups" in recipe.compare.systems else ():
+        if why := soup.unserved(recipe, choice):
+            raise ValueError(f'soups.choices has "{choice}", which cannot serve every direction: {why}')
+    several = sorted(tuned(rivals_of(recipe)))
+    held_out = recipe.world.tuning_prompts if recipe.data.world else recipe.data.tuning_prompts or recipe.data.tuning
+    if several and not held_out:
+        cure = (
+            "world.tuning_prompts is 0; give 150"
+            if recipe.data.world
+            else "data.tuning is 0; give a share such as 0.02, or name a file in data.tuning_prompts"
+        )
+        raise ValueError(f"no tuning prompts to choose the settings of {'; '.join(several)} on: {cure}")
+
+
+def notes(recipe: Recipe) -> list[str]:
+    """What a comparison leaves out by itself, and why."""
+    if recipe.soups.choices or "soups" not in recipe.compare.systems:
+        return []
+    missing = [(choice, why) for choice in soup.CHOICES if (why := soup.unserved(recipe, choice))]
+    return [f'soups.choices: "{choice}" is left out: {why}' for choice, why in missing]
+
+
+def without_repeats(recipe: Recipe, planned: Sequence[Step]) -> list[Step]:
+    """The steps, without those that would do again what an earlier one does: what reads them reads that one."""
+    kept: list[Step] = []
+    first: dict[str, str] = {}
+    same: dict[str, str] = {}
+    for step in planned:
+        inputs = {name: same.get(str(value), value) for name, value in step.inputs.items()}
+        plain = {name: str(value) for name, value in inputs.items()}
+        work = hash_of([step.stage.name, plain, knobs_of(recipe, step)])
+        if work in first:
+            same[step.name] = first[work]
+        else:
+            first[work] = step.name
+            kept.append(replace(step, inputs=inputs))
+    return kept
+
+
+def recipe_of(recipe: Recipe, step: Step) -> Recipe:
+    """The recipe as a step reads it: with the knobs that the step sets for itself."""
+    return changed(recipe, step.knobs) if step.knobs else recipe
+
+
+def knobs_of(recipe: Recipe, step: Step) -> dict[str, Any]:
+    """The knobs that a step reads, for its ledger."""
+    return step.stage.knobs(recipe_of(recipe, step)) | step.particulars
+
+
+def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> list[Step]:
+    """The steps up to one of them; None takes all.
+
+    Raises:
+        ValueError: no step has that name, or the recipe contradicts itself.
+    """
+    planned = steps(recipe, compared)
+    if until is None:
+        return planned
+    names = [step.name for step in planned]
+    if until not in names:
+        raise ValueError(f"no step is called {until!r}; this recipe has {', '.join(names)}")
+    return planned[: names.index(until) + 1]

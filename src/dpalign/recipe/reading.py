@@ -1,0 +1,264 @@
+"""Reading a recipe: a TOML file, and command-line words such as `--sampling.n 8` laid over it.
+
+This module knows no knob. Every error is a ValueError that names the file, the dotted key, the value and what is
+possible; an unknown key is answered with the nearest known one.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from dpalign.run.tables import Table, field_docs, leaves, literal, table_of
+
+T = TypeVar("T", bound=Table)
+
+
+def load_table(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """Read a recipe file with overrides laid over it.
+
+    An override is read as its knob's type: TOML syntax (`[0, -45]`, `{n = 8}`, `true`), or a bare string. Of two
+    overrides of one key the later holds.
+
+    Raises:
+        ValueError: the file is missing or not TOML (with the line), or a key, value or override is refused.
+    """
+    mapping = _read_toml(path)
+    for key, text in _override_pairs(overrides):
+        _override(cls, mapping, key, text)
+    return from_mapping(cls, mapping, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "recipe") -> T:
+    """Build `cls` from nested plain tables; `where` is the file that messages name.
+
+    Raises:
+        ValueError: an unknown or missing key, a wrong type, a number out of range, or a contradiction.
+    """
+    laid = _over_defaults(cls, mapping)
+    try:
+        # JSON is the strict mode in which a TOML list may become a tuple, and a string a path.
+        return cls.model_validate_json(json.dumps(laid, default=_no_knob), strict=True)
+    except ValidationError as error:
+        raise ValueError(_message(cls, error, where)) from None
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def changed(instance: T, values: Mapping[str, Any]) -> T:
+    """The instance with some leaves set anew: `changed(recipe, {"sampling.n": 8})`.
+
+    Raises:
+        ValueError: an unknown key, or a value that is refused.
+    """
+    mapping = instance.as_mapping()
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        table = mapping
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = value
+    return from_mapping(type(instance), mapping)
+
+
+def _no_knob(value: Any) -> Any:
+    raise TypeError(f"{value} is a {type(value).__name__}, and no knob takes one; write it in quotes")
+
+
+def _over_defaults(cls: type[Table], mapping: Any) -> Any:
+    """A table laid over the field's own default, which may differ from the defaults of the table's class."""
+    if not isinstance(mapping, Mapping):
+        return mapping
+    laid = dict(mapping)
+    for name, value in mapping.items():
+        field = cls.model_fields.get(str(name))
+        default = field.get_default(call_default_factory=True) if field is not None else None
+        if isinstance(default, Table) and isinstance(value, Mapping):
+            laid[name] = _laid_over(default, value)
+    return laid
+
+
+def _laid_over(default: Table, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        name: _laid_over(own, value)
+        if isinstance(own := getattr(default, str(name), None), Table) and isinstance(value, Mapping)
+        else value
+        for name, value in mapping.items()
+    }
+    return default.as_mapping() | inner
+
+
+def _message(cls: type[Table], error: ValidationError, where: str) -> str:
+    """The first thing that is wrong, as one line. Unknown keys come first: they explain what is missing."""
+    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    detail = details[0]
+    key, field = _place(cls, detail["loc"])
+    arms = [other for other in details if _place(cls, other["loc"])[0] == key]
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"{where}: {unknown(cls, key)}"
+        case "missing":
+            return f"{where}: {key} is missing; give it {_expected(detail, field)}"
+        case "value_error":
+            context = detail.get("ctx") or {}
+            return f"{where}:{f' [{key}]' if key else ''} {context['error']}"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            return f"{where}: {key} is {literal(detail['input'])}; give {_range(field)}"
+        case _:
+            expected = dict.fromkeys(_expected(arm, field) for arm in arms)
+            return f"{where}: {key} must be {' or '.join(expected)}, got {literal(detail['input'])}"
+
+
+def _place(cls: type[Table], loc: Sequence[str | int]) -> tuple[str, FieldInfo | None]:
+    """The dotted key of an error, and its field: the arms of a union are left out."""
+    key, table, field = "", cls, None
+    of_dict = False
+    for part in loc:
+        if isinstance(part, int):
+            key += f"[{part}]"
+        elif of_dict:
+            key, of_dict = f"{key}.{part}", False
+        elif table is not None and part in table.model_fields:
+            field = table.model_fields[part]
+            key = f"{key}.{part}" if key else part
+            of_dict = get_origin(field.annotation) is dict
+            table = table_of(field.annotation)  # type: ignore[assignment]
+        elif table is not None:
+            return (f"{key}.{part}" if key else part), None
+    return key, field
+
+
+def _expected(detail: ErrorDetails, field: FieldInfo | None) -> str:
+    """What a value must be, by pydantic's name for what it is not."""
+    match detail["type"]:
+        case "literal_error":
+            choices = [choice for arm in _arms(field.annotation if field else None) for choice in get_args(arm)]
+            return "one of " + ", ".join(literal(choice) for choice in choices)
+        case "int_type" | "int_from_float" | "int_parsing":
+            return "an int"
+        case "float_type" | "finite_number" | "float_parsing":
+            return "a finite number"
+        case "bool_type" | "bool_parsing":
+            return "true or false"
+        case "string_type":
+            return "a string"
+        case "path_type":
+            return "a path"
+        case "tuple_type" | "list_type" | "too_long" | "too_short":
+            return "a list"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return "a table"
+    annotation = field.annotation if field else None
+    simple = {str: "a string", int: "an int", float: "a finite number", bool: "true or false"}
+    return simple.get(annotation, "a value") if isinstance(annotation, type) else detail["msg"]
+
+
+def _arms(annotation: Any) -> list[Any]:
+    """The Literals inside an annotation: itself, or those that a tuple or a union holds."""
+    if str(get_origin(annotation)) == "typing.Literal":
+        return [annotation]
+    return [arm for inner in get_args(annotation) for arm in _arms(inner)]
+
+
+def _range(field: FieldInfo | None) -> str:
+    """The whole range of a number in words."""
+    bounds = []
+    for constraint in field.metadata if field else ():
+        for name, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
+            if (bound := getattr(constraint, name, None)) is not None:
+                bounds.append(f"{words} {bound:g}")
+    return f"a number {' and '.join(bounds)}"
+
+
+def unknown(cls: type[Table], dotted: str) -> str:
+    """What to say of a key that no table has: its nearest name, and the names known there."""
+    everywhere = tuple(field_docs(cls))
+    table, _, name = dotted.rpartition(".")
+    here = [known[len(table) + 1 if table else 0 :] for known in everywhere if known.rpartition(".")[0] == table]
+    similar_here = difflib.get_close_matches(name, here, n=1)
+    if similar_here:
+        nearest = f"{table}.{similar_here[0]}" if table else similar_here[0]
+    else:
+        same_elsewhere = [known for known in everywhere if known.rpartition(".")[2] == name]
+        nearest = (same_elsewhere or difflib.get_close_matches(dotted, everywhere, n=1, cutoff=0.0))[0]
+    known = ", ".join(here) if here else f"none, {table} is a value and no table"
+    return f"unknown key {dotted}; the nearest is {nearest} (known here: {known})"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        why = str(error).replace("at end of document", f"at line {len(text.splitlines())}, the end of the file")
+        raise ValueError(f"{path}: not valid TOML: {why}") from error
+
+
+def _override_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """`--key value` and `--key=value` as (key, value)."""
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not re.fullmatch(r"--[^-=\s][^=]*(=.*)?", word, re.DOTALL):
+            raise ValueError(f"command line: expected --key value, got {word!r} (say --sampling.n 8)")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise ValueError(f"command line: --{key} needs a value (say --{key} VALUE; true or false for a switch)")
+            text = remaining.pop(0)
+        yield key, text
+
+
+def _override(cls: type[Table], mapping: dict[str, Any], key: str, text: str) -> None:
+    """Put one override into the nested tables of `mapping`, read as its knob's type."""
+    parts = key.split(".")
+    kind: Any = cls
+    for depth, part in enumerate(parts):
+        if (table := table_of(kind)) is not None and part in table.model_fields:
+            kind = table.model_fields[part].annotation
+        elif get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            raise ValueError(f"command line: {unknown(cls, '.'.join(parts[: depth + 1]))}")
+    value = _parse_override(kind, text)
+    table_here = mapping
+    for part in parts[:-1]:
+        table_here = table_here.setdefault(part, {})
+        if not isinstance(table_here, dict):  # the file itself is wrong here: from_mapping says how
+            return
+    table_here[parts[-1]] = value
+
+
+def _parse_override(kind: Any, text: str) -> Any:
+    """The plain value of an override: TOML where that fits the knob's type, else the bare text."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    if set(parsed) != {"value"}:
+        return text
+    return parsed["value"] if _fits(kind, parsed["value"]) or not _fits(kind, text) else text
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    try:
+        if table_of(kind) is not None:
+            return isinstance(value, Mapping)
+        TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    except (ValidationError, TypeError):
+        return False
+    return True
+
+
+__all__ = ["changed", "from_mapping", "leaves", "load_table", "unknown"]

@@ -1,0 +1,133 @@
+"""A table of a recipe: typed knobs with ranges, whose docstrings are their help.
+
+A stage declares its knobs as a `Table` beside the function that reads them; `recipe/` composes them all. Here is what
+every table can do: become plain values, become TOML, be compared with another.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Table(BaseModel):
+    """Frozen and strict: an unknown key, another type, or a number out of range is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Nested plain values: tuples become lists, paths become strings."""
+        return self.model_dump(mode="json")
+
+    def to_toml(self, comments: bool = True) -> str:
+        """TOML that reads back equal, each key under its help if `comments`."""
+        docs = field_docs(type(self)) if comments else {}
+        return "\n".join(_table_lines(self.as_mapping(), (), (), docs)).strip("\n") + "\n"
+
+
+@dataclass(frozen=True)
+class Names:
+    """Marks a knob that names something on this machine: it is hashed with the stage's inputs."""
+
+    what: Literal["data", "model"]
+
+
+DataName = Annotated[str, Names("data")]
+"""A data file, or a name on the hub."""
+ModelName = Annotated[str, Names("model")]
+"""A model folder, or a name on the hub."""
+
+
+def knobs_naming(cls: type[Table], what: Literal["data", "model"], prefix: str = "") -> Iterator[str]:
+    """The dotted names of the knobs that name files of this kind."""
+    for name, field in cls.model_fields.items():
+        if Names(what) in field.metadata:
+            yield prefix + name
+        if (inner := table_of(field.annotation)) is not None:
+            yield from knobs_naming(inner, what, f"{prefix}{name}.")
+
+
+def table_of(annotation: Any) -> type[Table] | None:
+    """The table that a field's annotation means; None for a plain value."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Table) else None
+
+
+def field_docs(cls: type[Table], prefix: str = "") -> dict[str, str]:
+    """The help of every knob by its dotted name; `*` stands for any key of a dict."""
+    docs: dict[str, str] = {}
+    for name, field in cls.model_fields.items():
+        docs[prefix + name] = field.description or ""
+        inner, inside = field.annotation, f"{prefix}{name}."
+        if get_origin(inner) is dict:
+            inner, inside = get_args(inner)[1], f"{prefix}{name}.*."
+        if (table := table_of(inner)) is not None:
+            docs |= field_docs(table, inside)
+    return docs
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested plain tables by their dotted names."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two plain tables: `["steerlm.epochs 2 -> 3", "seed 1 is new"]`."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    differences = []
+    for key in dict.fromkeys([*before, *after]):
+        if key not in before:
+            differences.append(f"{key} {literal(after[key])} is new")
+        elif key not in after:
+            differences.append(f"{key} {literal(before[key])} is gone")
+        elif literal(before[key]) != literal(after[key]):
+            differences.append(f"{key} {literal(before[key])} -> {literal(after[key])}")
+    return differences
+
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def literal(value: Any) -> str:
+    """One value in TOML's syntax, on one line."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str() | Path():
+            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list() | tuple():
+            return f"[{', '.join(literal(inner) for inner in value)}]"
+        case Mapping():
+            return "{" + ", ".join(f"{_key(str(name))} = {literal(inner)}" for name, inner in value.items()) + "}"
+    return str(value)
+
+
+def _key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else literal(name)
+
+
+def _table_lines(
+    table: Mapping[str, Any], path: tuple[str, ...], doc_path: tuple[str, ...], docs: Mapping[str, str]
+) -> Iterator[str]:
+    """The lines of one table: its values first, as TOML demands, then its tables; `docs` by dotted `doc_path`."""
+    of_fields = any(".".join((*doc_path, name)) in docs for name in table)
+    for name, value in sorted(table.items(), key=lambda item: isinstance(item[1], dict)):
+        documented = (*doc_path, name if of_fields else "*")
+        comment = [f"# {line}".rstrip() for line in docs.get(".".join(documented), "").splitlines()]
+        if isinstance(value, dict):
+            header = ".".join(_key(part) for part in (*path, name))
+            yield from ("", *comment, f"[{header}]")
+            yield from _table_lines(value, (*path, name), documented, docs)
+            if not of_fields:  # the entries of a dict share one help: said once
+                docs = {}
+        else:
+            yield from (*comment, f"{_key(name)} = {literal(value)}")

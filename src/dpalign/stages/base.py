@@ -1,0 +1,86 @@
+"""A base model from scratch, for machines without a hub."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dpalign.chat import chat_template
+from dpalign.paper.direction import rng_for
+from dpalign.rows import CONVERSATIONS, RATED, read_rows
+from dpalign.run.tables import Table
+from dpalign.stages.stage import Job, stage
+from dpalign.stages.training import count
+from dpalign.train.knobs import Training
+
+
+class Pretrain(Table):
+    """A base model of one's own, for machines without a hub; used only when model.base is empty."""
+
+    text: tuple[Literal["world", "data"], ...] = ("world",)
+    """What it reads: `world`, or the run's own training text (`data`)."""
+    documents: int = Field(150_000, ge=1)
+    """Documents drawn from the world, or read at most (not in the paper)."""
+    vocabulary: int = Field(1024, ge=1)
+    """Largest size of the byte-level BPE."""
+    split_digits: bool = True
+    """A token a digit, as Mistral's tokenizer has it. A tiny model then reads little more of a direction than its
+    first digit: false makes each number that is met often one token."""
+    hidden: int = Field(128, ge=1)
+    """Width of the Mistral architecture."""
+    layers: int = Field(4, ge=1)
+    """Depth."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; half as many key-value heads."""
+    context: int = Field(512, ge=1)
+    """Longest position."""
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak of a cosine schedule."""
+    batch: int = Field(32, ge=1)
+    """Documents an update."""
+    micro_batch: int = Field(32, ge=1)
+    """Documents a forward: fewer where they are long."""
+    steps: int = Field(9000, ge=1)
+    """Updates: below a few thousand, a model of this size does not yet answer what it is asked."""
+
+    @property
+    def training(self) -> Training:
+        """Its training as the others state theirs, for `dpa plan`."""
+        return Training(steps=self.steps, batch=self.batch, micro_batch=1, context=self.context, packing=False)
+
+
+@stage(
+    reads=lambda r: (r.seed, r.pretrain, r.model.chat, r.threads),
+    inputs=("data",),
+    several=True,
+    trains=lambda r: r.pretrain.training,
+    cost=lambda costs, step: costs.train(step, 0, costs.of_step(step).pretrain.context),
+)
+def base(job: Job) -> None:
+    """Train a small base model from scratch, on the world's text or on the run's own."""
+    from dpalign.train.pretrain import pretrain
+    from dpalign.world.corpus import WORDS_TO_COME, documents
+
+    settings, seed = job.recipe.pretrain, job.recipe.seed
+    texts: list[str] = []
+    for source in settings.text:
+        if source == "world":
+            texts += documents(settings.documents, rng_for(seed, "pretrain"))
+        else:
+            texts += itertools.islice(_data_texts(job.inputs["data"]), settings.documents)
+    words = WORDS_TO_COME if "world" in settings.text else ()
+    template = chat_template(job.recipe.model.chat)
+    fitted = pretrain(
+        texts, job.out / "model", settings, chat_template=template, seed=seed, resume=job.work.resume, words=words
+    )
+    count(job, fitted)
+
+
+def _data_texts(data: Path) -> Iterator[str]:
+    """All that the training split says: each prompt with each of its answers."""
+    for folder, schema in ((data / "train", RATED), (data / "chats", CONVERSATIONS)):
+        if folder.exists():
+            for row in read_rows(folder, schema):
+                yield "\n".join([*(message["content"] for message in row["messages"]), row["response"]])

@@ -1,0 +1,146 @@
+"""What a stage computes: tokens and FLOPs, from counts of rows and mean lengths.
+
+Sampling reads each prompt once for each condition (or once an answer) and decodes answers; scoring reads a prompt with
+all its answers, the prompt once or once an answer; training costs three forwards a token, or two where only a LoRA
+learns. Recomputed activations are not counted, as MFU has it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Final
+
+from dpalign.engines.architecture import Architecture
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.stages.stage import Step
+
+FORWARDS: Final = 3.0
+"""Of a trained token: one, and a backward of two."""
+FORWARDS_LORA: Final = 2.0
+"""The frozen weights need no gradient of their own."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many rows there are, and how long: assumed, unless a run has measured it."""
+
+    prompt: float = 220.0
+    """Tokens of a prompt, its system line included."""
+    answer: float = 300.0
+    """Tokens of an answer."""
+    prompts: float = 32_000.0
+    """Prompts of D1, and of D2 (half of UltraFeedback's 64k)."""
+    rated: float = 4.0
+    """Rated answers to each."""
+    others: float = 35_000.0
+    """Rated answers besides, which train the reward model alone (HelpSteer)."""
+    chats: float = 200_000.0
+    """Chats of SFT (UltraChat)."""
+    chat: float = 1200.0
+    """Tokens of one."""
+    evaluated: float = 2000.0
+    """Prompts of the evaluation (section 3.2)."""
+    tuning: float = 0.0
+    """Prompts that settings are chosen on."""
+    text_bytes: float = 2.0
+    """Bytes on disk of a token of text, compressed."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a step computes."""
+
+    answers: float = 0.0
+    """Answers drawn."""
+    sampled: float = 0.0
+    """Their tokens."""
+    scored: float = 0.0
+    """Answers scored."""
+    read: float = 0.0
+    """Tokens of prompts and answers that sampling and scoring read at once, beside those decoded one by one."""
+    rows: float = 0.0
+    """Rows trained on, each once."""
+    trained: float = 0.0
+    """Tokens trained on, over all epochs."""
+    sampling: float = 0.0
+    """FLOPs."""
+    scoring: float = 0.0
+    """FLOPs."""
+    training: float = 0.0
+    """FLOPs."""
+
+    def __add__(self, other: "Load") -> "Load":
+        return Load(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Load)))
+
+    @property
+    def flops(self) -> float:
+        return self.sampling + self.scoring + self.training
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the stages of a recipe cost, told by what they draw, score and train on.
+
+    Args:
+        of_step: the recipe as a step reads it, with the knobs that the step sets for itself.
+        shared: a prompt is read once for all that follows it, not once an answer.
+    """
+
+    recipe: "Recipe"
+    model: Architecture
+    sizes: Sizes
+    steps: "Mapping[str, Step]"
+    of_step: "Callable[[Step], Recipe]"
+    shared: bool = True
+
+    @property
+    def row(self) -> float:
+        """Tokens of a prompt with an answer."""
+        return self.sizes.prompt + self.sizes.answer
+
+    def draw(self, prompts: float, conditions: float, n: float) -> Load:
+        """n answers to each prompt under each condition."""
+        sizes, model = self.sizes, self.model
+        answers = prompts * conditions * n
+        read = prompts * conditions * (1 if self.shared else n) * sizes.prompt
+        decoded = model.forward(answers * sizes.answer, sizes.prompt + sizes.answer / 2, logits=True)
+        prefilled = model.forward(read, sizes.prompt / 2, logits=False)
+        return Load(answers=answers, sampled=answers * sizes.answer, read=read, sampling=decoded + prefilled)
+
+    def score(self, prompts: float, answers: float) -> Load:
+        """So many answers to each prompt."""
+        sizes, model = self.sizes, self.model
+        if self.shared and self.recipe.reward.share_prefix:
+            read = prompts * (sizes.prompt + answers * sizes.answer)
+            flops = model.forward(prompts * sizes.prompt, sizes.prompt / 2, logits=False)
+            flops += model.forward(prompts * answers * sizes.answer, sizes.prompt + sizes.answer / 2, logits=False)
+        else:
+            whole = sizes.prompt + sizes.answer
+            read = prompts * answers * whole
+            flops = model.forward(read, whole / 2, logits=False)
+        return Load(scored=prompts * answers, read=read, scoring=flops)
+
+    def train(self, step: "Step", rows: float, tokens: float, *, forwards: float = 0.0) -> Load:
+        """Rows of so many tokens, for the step's epochs or updates.
+
+        Args:
+            forwards: of a reference model beside it, for each token.
+        """
+        assert step.stage.trains is not None
+        training = step.stage.trains(self.of_step(step))
+        tokens = min(tokens, float(training.context))
+        if training.checkpoint:
+            return Load()
+        if training.steps:
+            filled = float(training.context) if training.packing else tokens
+            trained = training.steps * training.batch * filled
+        else:
+            trained = rows * tokens * training.epochs
+        factor = (FORWARDS_LORA if training.lora_rank else FORWARDS) + forwards
+        flops = factor * self.model.forward(trained, tokens / 2, logits=True)
+        return Load(rows=rows, trained=trained, training=flops)
+
+    def load(self, step: "Step") -> Load:
+        """What one step computes; what needs no model costs nothing here."""
+        return step.stage.cost(self, step) if step.stage.cost is not None else Load()

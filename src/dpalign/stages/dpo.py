@@ -1,0 +1,91 @@
+"""Direct preference optimisation, the paper's strongest baseline (section 3.1), as Zephyr trained it."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from dpalign.measure.system import System
+from dpalign.rows import PAIRS, read_rows
+from dpalign.run.tables import Table
+from dpalign.stages.evaluate import evaluate
+from dpalign.stages.pairs import pairs
+from dpalign.stages.rival import Rival, at_the_edge
+from dpalign.stages.stage import Job, Step, model_read, stage
+from dpalign.stages.training import count, model_folder, policy_tokenizer, taken
+from dpalign.train.knobs import Training
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+
+
+class DPO(Table):
+    """Direct preference optimisation, the paper's strongest baseline (section 3.1): Zephyr-beta's settings."""
+
+    beta: float = Field(0.1, gt=0)
+    """Strength of the pull towards SFT."""
+    betas: tuple[Annotated[float, Field(gt=0)], ...] = (0.05, 0.1, 0.5)
+    """The strengths that a comparison chooses among."""
+    pairs: Literal["ratings", "candidates"] = "ratings"
+    """Of the data's own ratings, the best answer and one of the others (Zephyr's); or the best and the worst of the
+    run's first candidates by the reward model's first objective."""
+    training: Training = Training(
+        optimizer="rmsprop",
+        learning_rate=5e-7,
+        schedule="linear",
+        warmup_steps=0.1,
+        epochs=3.0,
+        batch=32,
+        context=1024,
+        packing=False,
+        loss_on="answer",
+    )
+    """Its training; `batch` counts pairs, and a pair of which either side is longer than `context` is left out, and
+    counted."""
+
+
+@stage(
+    reads=lambda r: (r.seed, r.dpo.beta, r.dpo.training, r.sft.checkpoint, r.model.chat, *model_read(r)),
+    inputs=("start", "pairs"),
+    several=True,
+    trains=lambda r: r.dpo.training,
+    cost=lambda costs, step: costs.train(
+        step, 4 * costs.sizes.prompts, costs.row, forwards=1 / max(1.0, costs.of_step(step).dpo.training.epochs)
+    ),
+)
+def dpo(job: Job) -> None:
+    """Train a policy on preference pairs, from SFT; it has no dial."""
+    from dpalign.train.dpo import optimise
+
+    recipe = job.recipe
+    if taken(job, recipe.dpo.training):
+        return
+    start = model_folder(job.inputs["start"])
+    fitted = optimise(
+        start,
+        read_rows(job.inputs["pairs"], PAIRS),
+        job.out / "model",
+        recipe.dpo,
+        tokenizer=policy_tokenizer(start, recipe),
+        dtype=recipe.model.dtype,
+        seed=recipe.seed,
+        resume=job.work.resume,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    count(job, fitted)
+
+
+def rivals(recipe: "Recipe", condition: str = "plain") -> Iterator[Rival]:
+    """DPO at each of its strengths; asked plainly, or with a wish in words."""
+    inputs: Mapping[str, str] = {"data": "data"}
+    if recipe.dpo.pairs == "candidates":
+        inputs = {**inputs, "candidates": "sample-1", "scores": "score-1"}
+    suffix, title = ("-brief", "DPO, asked to be brief") if condition == "brief" else ("", "DPO")
+    for i, beta in enumerate(recipe.dpo.betas, start=1):
+        policy = f"dpo-{i}"
+        system = System(title, setting=f"beta {beta:g}", at_edge=at_the_edge(beta, recipe.dpo.betas))
+        steps = (
+            Step("pairs", pairs, inputs),
+            Step(policy, dpo, {"start": "sft", "pairs": "pairs"}, knobs={"dpo.beta": beta}),
+        )
+        yield Rival(f"{policy}{suffix}", system, Step("", evaluate, {"policy": policy}, condition=condition), steps)

@@ -1,0 +1,106 @@
+"""The table [preference]: the directions that users may ask for, and how a model reads them.
+
+Shapes: V directions of a prompt, K objectives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from dpalign.paper.direction import (
+    Arc,
+    Cone,
+    DirectionDistribution,
+    Fixed,
+    Grid,
+    Preference,
+    Simplex,
+    Sphere,
+    draw_directions,
+    evaluation_grid,
+    rng_for,
+)
+from dpalign.paper.prompts import render_preference
+from dpalign.run.tables import Table
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+
+Array = NDArray[np.float64]
+
+
+class Steering(Table):
+    """The directions users may ask for (section 3.1), and how a model reads them."""
+
+    distribution: Literal["arc", "cone", "sphere", "simplex", "grid", "fixed"] = "arc"
+    """P_v: angles uniform on an arc (section 3.1), or another population of users."""
+    low: float = -45.0
+    """Arc: degrees of its end of least verbosity (section 3.1)."""
+    high: float = 0.0
+    """Arc: degrees of its end of most helpfulness (section 3.1)."""
+    stratified: bool = False
+    """Arc: one angle from each of the equal slices, in place of independent draws (section 3.1)."""
+    margin: float = Field(0.0, ge=0)
+    """Arc: degrees beyond both ends that training directions may lie, so that a model has met both sides of what it is
+    asked at an end. Evaluation and users keep to the arc (not in the paper: 0)."""
+    center: tuple[float, ...] = ()
+    """Cone: the direction in its middle, by objective."""
+    angle: float = 45.0
+    """Cone: degrees from its centre to its rim."""
+    points: int = Field(10, ge=1)
+    """Grid: evenly spread directions on the arc."""
+    listed: tuple[tuple[float, ...], ...] = ()
+    """Fixed: the directions themselves, by objective."""
+    directions: int = Field(5, ge=1)
+    """Directions a prompt and iteration (section 3.1)."""
+    template: Literal["dpa-v1", "fig1", "world-v1"] = "dpa-v1"
+    """The system line; the default is the released policy's."""
+
+    def trained(self, objectives: int) -> DirectionDistribution:
+        """What training directions are drawn from: P_v, with the margin around it.
+
+        Raises:
+            ValueError: a margin around what is no arc.
+        """
+        population = self.population(objectives)
+        if not self.margin:
+            return population
+        if not isinstance(population, Arc):
+            raise ValueError(f"margin {self.margin:g} with a distribution of {self.distribution}: it widens an arc")
+        return replace(population, low=self.low - self.margin, high=self.high + self.margin)
+
+    def population(self, objectives: int) -> DirectionDistribution:
+        """P_v over so many objectives (Eq. 4)."""
+        match self.distribution:
+            case "arc":
+                return Arc(self.low, self.high, self.stratified)
+            case "cone":
+                return Cone(self.center, self.angle)
+            case "sphere":
+                return Sphere(objectives)
+            case "simplex":
+                return Simplex(objectives)
+            case "grid":
+                return Grid(Arc(self.low, self.high), self.points)
+            case "fixed":
+                return Fixed(self.listed)
+
+
+def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt_id: str) -> Array:
+    """The directions that a prompt is sampled at in iteration t: (V, K); the same wherever they are asked for."""
+    rng = rng_for(seed, "directions", t, prompt_id)
+    return draw_directions(steering.trained(objectives), steering.directions, rng)
+
+
+def line(recipe: "Recipe", v_K: Sequence[float] | Array) -> str:
+    """The system line of a direction."""
+    return render_preference(Preference.from_vector(v_K, tuple(recipe.objectives)), recipe.preference.template)
+
+
+def evaluation_directions(recipe: "Recipe") -> Array:
+    """The directions that steered systems are evaluated at: (V, K)."""
+    return evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)

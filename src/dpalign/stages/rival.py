@@ -1,0 +1,62 @@
+"""A system that is compared with DPA, in one of its settings: what it is, how it is evaluated, which steps make it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpalign.measure.points import senses_of
+from dpalign.measure.system import System
+from dpalign.paper.direction import Fixed, Grid, arithmetic, evaluation_grid
+from dpalign.stages.stage import Step
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+
+Vector = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A system in one of its settings. A rival's stage file yields them; `pipeline/` lists those files."""
+
+    name: str
+    """Its steps are evaluate-NAME and, where the system has settings to choose among, tune-NAME."""
+    system: System
+    asked: Step
+    """Its evaluation, without a name, the data and the reward model."""
+    steps: tuple[Step, ...] = ()
+    """What makes it, in order."""
+
+
+def fixed(v_K: Vector) -> dict[str, Any]:
+    """The knobs of a population of users that all want the same."""
+    return {
+        "preference.distribution": "fixed",
+        "preference.margin": 0.0,
+        "preference.listed": [[float(w) for w in v_K]],
+        "preference.directions": 1,
+    }
+
+
+def spelled(recipe: "Recipe", v_K: Vector) -> str:
+    """A direction as the paper writes it, for a title."""
+    senses_K = senses_of(np.array(grid(recipe, recipe.evaluation.directions))).tolist()
+    return arithmetic(dict(zip(recipe.objectives, v_K, strict=True)), senses_K)
+
+
+def grid(recipe: "Recipe", n: int) -> list[Vector]:
+    """n even steps over the population; of a population that is a list, n of its directions."""
+    population = recipe.preference.population(len(recipe.objectives))
+    if isinstance(population, Grid | Fixed):
+        every_VK = evaluation_grid(population, recipe.evaluation.directions)
+        grid_UK = every_VK[np.linspace(0, len(every_VK) - 1, min(n, len(every_VK))).round().astype(int)]
+    else:
+        grid_UK = evaluation_grid(population, n)
+    return [tuple(v_K) for v_K in (grid_UK.round(12) + 0.0).tolist()]
+
+
+def at_the_edge(value: float, settings: Sequence[float]) -> bool:
+    """Whether a setting is the first or the last of a grid that could go on there."""
+    return value in (min(settings), max(settings))

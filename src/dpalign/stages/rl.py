@@ -1,0 +1,153 @@
+"""Online reinforcement learning of one scalar reward at one fixed direction: Table 1's row PPO."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from dpalign.data.splits import HALVES
+from dpalign.measure.system import System
+from dpalign.paper.direction import evaluation_grid
+from dpalign.rows import PROMPTS, read_rows
+from dpalign.run.folder import write_json
+from dpalign.run.tables import Table
+from dpalign.stages.cost import Costs, Load
+from dpalign.stages.evaluate import evaluate
+from dpalign.stages.rival import Rival, at_the_edge, fixed, grid, spelled
+from dpalign.stages.sample import within_limit
+from dpalign.stages.score import open_scorer
+from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
+from dpalign.stages.training import model_folder, policy_tokenizer, taken
+from dpalign.train.knobs import Training
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.train.rl import Reinforced
+
+Array = NDArray[np.float64]
+
+
+class RL(Table):
+    """Online reinforcement learning of one scalar reward, for Table 1's row PPO (not run in the paper)."""
+
+    algorithm: Literal["grpo", "rloo"] = "grpo"
+    """TRL's online trainers; PPO itself left TRL after 1.12."""
+    beta: float = Field(0.04, ge=0)
+    """Weight of the KL divergence from SFT, against a reward of about unit spread."""
+    betas: tuple[Annotated[float, Field(ge=0)], ...] = (0.04,)
+    """The weights that a comparison chooses among, at each of its directions."""
+    directions: int = Field(2, ge=1)
+    """Even steps over P_v; a comparison trains a specialist for each."""
+    samples: int = Field(8, ge=2)
+    """Answers a prompt, which are each other's baseline."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature, without top-k or top-p."""
+    training: Training = Training(learning_rate=1e-6, steps=500, batch=64, packing=False, loss_on="answer")
+    """Its training: `steps` counts updates and `batch` answers. `epochs`, `packing` and `loss_on` are not used, nor is
+    `context`: prompts and answers are as long as [sampling] lets them be."""
+
+
+def _cost(costs: Costs, step: Step) -> Load:
+    """Each update draws answers, scores them, and learns from them beside a reference."""
+    settings = costs.of_step(step).rl
+    prompts = settings.training.steps * settings.training.batch / settings.samples
+    learned = costs.train(step, 0, costs.row, forwards=1.0 if settings.beta else 0.0)
+    return costs.draw(prompts, 1, settings.samples) + costs.score(prompts, settings.samples) + learned
+
+
+@stage(
+    reads=lambda r: (
+        *(r.seed, r.rl.algorithm, r.rl.beta, r.rl.samples, r.rl.temperature, r.rl.training, r.preference),
+        *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens),
+        *(r.reward.checkpoint, r.sft.checkpoint, r.model.chat, *model_read(r), *objectives_read(r)),
+    ),
+    inputs=("start", "data", "reward"),
+    several=True,
+    version=2,
+    trains=lambda r: r.rl.training,
+    cost=_cost,
+)
+def rl(job: Job) -> None:
+    """Train a policy by reinforcement at one fixed direction, from SFT.
+
+    Beside the model, `updates.json` keeps how reward, divergence and length went from update to update.
+    """
+    from dpalign.engines.transformers_engine import prompt_ids
+    from dpalign.train.common import first_process
+    from dpalign.train.rl import configuration, drawn, reinforce, scalar_reward
+
+    recipe, settings = job.recipe, job.recipe.rl
+    if taken(job, settings.training):
+        return
+    v_K = direction(recipe)
+    start = model_folder(job.inputs["start"])
+    tokenizer = policy_tokenizer(start, recipe)
+    listed = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
+    fitting = within_limit(job, listed, lambda messages: len(prompt_ids(tokenizer, messages)))
+    prompts = [prompt["messages"] for prompt in fitting]
+    args = configuration(settings, recipe.sampling.max_new_tokens, recipe.seed, job.work.resume, recipe.model.dtype)
+    # A scorer goes to this process's own GPU, which is known from here on, beside the training.
+    scorer = open_scorer(on_transformers(recipe), job.inputs["reward"])
+    reward = scalar_reward(scorer, recipe.heads, recipe.objective_list, v_K, tokenizer)
+    done = reinforce(
+        start,
+        drawn(prompts, settings.training.steps * settings.training.batch // settings.samples, recipe.seed),
+        job.out / "model",
+        args,
+        reward,
+        tokenizer=tokenizer,
+        dtype=recipe.model.dtype,
+        lora_rank=settings.training.lora_rank,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    if first_process():
+        write_json(job.out / "updates.json", done.updates)
+        _count(job, len(prompts), done)
+
+
+def direction(recipe: "Recipe") -> Array:
+    """The one direction of the recipe's population: (K,).
+
+    Raises:
+        ValueError: the population is another than one fixed direction over the recipe's objectives.
+    """
+    steering = recipe.preference
+    if steering.distribution != "fixed" or len(steering.listed) != 1:
+        raise ValueError(
+            f"reinforcement has one direction, and preference.distribution is {steering.distribution!r} of "
+            f"{list(steering.listed)}; give 'fixed', and one direction in preference.listed"
+        )
+    v_K: Array = evaluation_grid(steering.population(len(recipe.objectives)), 1)[0]
+    if len(v_K) != len(recipe.objectives):
+        raise ValueError(f"preference.listed weighs {len(v_K)} objectives of {len(recipe.objectives)}; weigh each")
+    return v_K
+
+
+def _count(job: Job, prompts: int, done: "Reinforced") -> None:
+    reached = min(prompts, done.scored // job.recipe.rl.samples)
+    missed = {"not reached": prompts - reached} if reached < prompts else {}
+    tally = job.work.tally
+    tally.add(prompts, reached, missed, scored=done.scored, trained=done.trained)
+    tally.sampled += done.sampled
+    cut = sum(update["cut"] for update in done.updates)
+    if cut:
+        job.work.run.log(
+            f"{cut} of {done.scored} answers were cut at sampling.max_new_tokens, and given the least reward"
+        )
+
+
+def rivals(recipe: "Recipe") -> Iterator[Rival]:
+    """A specialist for each direction, at each weight of its divergence."""
+    family = recipe.rl.algorithm.upper()
+    for i, v_K in enumerate(grid(recipe, recipe.rl.directions), start=1):
+        for j, beta in enumerate(recipe.rl.betas, start=1):
+            name = f"rl-{i}-{j}"
+            knobs = fixed(v_K) | {"rl.beta": beta}
+            system = System(
+                f"{family} at {spelled(recipe, v_K)}", "specialist", f"beta {beta:g}",
+                at_edge=at_the_edge(beta, recipe.rl.betas), direction=v_K, family=family,
+            )  # fmt: skip
+            step = Step(name, rl, {"start": "sft", "data": "data", "reward": "reward"}, knobs=knobs)
+            yield Rival(name, system, Step("", evaluate, {"policy": name}, condition="plain"), (step,))

@@ -1,0 +1,144 @@
+"""Scoring: every answer on every head, a shard of answers at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpalign.rows import CANDIDATES, SCORES, read_rows, shards, write_rows
+from dpalign.run.folder import Shard
+from dpalign.run.shards import Id, make_shards, named
+from dpalign.stages.cost import Costs, Load
+from dpalign.stages.sample import counted
+from dpalign.stages.stage import Job, Step, model_read, scorer_read, stage
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.rewards.score import Scorer
+
+
+def _cost(costs: Costs, step: Step) -> Load:
+    source = costs.steps[str(step.inputs["candidates"])]
+    prompts, conditions, n = counted(costs, source)
+    return costs.score(prompts, conditions * n)
+
+
+@stage(reads=lambda r: (r.heads, *model_read(r), *scorer_read(r)), inputs=("reward", "candidates"), cost=_cost)
+def score(job: Job) -> None:
+    """Score answers on every head."""
+    make_shards(job, scoring)
+
+
+def scoring(job: Job) -> "Scoring":
+    """The candidates in the shards that they were drawn in."""
+    files = shards(job.inputs["candidates"])
+    return Scoring(job, len(files), lambda index: list(read_rows(files[index], CANDIDATES)))
+
+
+class Scoring:
+    """A scoring stage as shards of answers.
+
+    Args:
+        part: the answers of a shard, with their prompts and the keys of their SCORES rows.
+    """
+
+    name = "part-{:05d}.parquet"
+
+    def __init__(self, job: Job, count: int, part: Callable[[int], list[dict[str, Any]]]) -> None:
+        self.job, self.count, self.part = job, count, part
+
+    def open(self) -> None:
+        self.scorer = open_scorer(self.job.recipe, self.job.inputs["reward"], alone=True)
+
+    def make(self, shard: Shard) -> None:
+        rows = self.part(shard.index)
+        write_rows(shard.path, scored_rows(self.scorer, rows), SCORES)
+        shard.tally.add(len(rows), len(rows), scored=len(rows))
+
+    def one_by_one(self, index: int) -> Iterator[str]:
+        for _, answers in groupby(self.part(index), key=lambda row: row["prompt_id"]):
+            rows = list(answers)
+            yield named(rows[0])
+            scored_rows(self.scorer, rows)
+
+    def ids(self, index: int) -> list[Id]:
+        return [(row["prompt_id"], row["condition_index"], row["sample"]) for row in self.part(index)]
+
+
+def scored_rows(scorer: "Scorer", candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The SCORES rows of CANDIDATES rows."""
+    pairs = [(row["messages"], row["response"]) for row in candidates]
+    reward_NH = scorer.score(pairs)
+    keys = ("prompt_id", "t", "condition_index", "sample")
+    return [
+        {key: row[key] for key in keys} | {"rewards": reward_H}
+        for row, reward_H in zip(candidates, reward_NH.tolist(), strict=True)
+    ]
+
+
+def open_scorer(recipe: "Recipe", reward_stage: Path, *, alone: bool = False) -> "Scorer":
+    """The scorer of a run: the recipe's own choice, or the model that the reward stage trained.
+
+    Args:
+        alone: no policy stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
+
+    Raises:
+        ValueError: a folder without weights; vLLM is asked for and cannot start.
+    """
+    if recipe.reward.checkpoint:
+        return _opened(recipe, recipe.reward.checkpoint, alone, recipe.model.trust_remote_code)
+    return model_scorer(recipe, reward_stage, alone=alone)
+
+
+def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scorer":
+    """The scorer on a stage's own model, whatever the recipe names."""
+    folder = stage / "model" if (stage / "model").is_dir() else stage
+    from dpalign.train.common import require_weights
+
+    require_weights(folder)
+    return _opened(recipe, str(folder), alone)
+
+
+def _opened(recipe: "Recipe", source: str, alone: bool, trust_remote_code: bool = False) -> "Scorer":
+    """The source on the engine that the recipe scores with; a Python function is called as it is."""
+    scorer = _loaded(recipe, source, alone, trust_remote_code)
+    require_heads(recipe, scorer, source)
+    return scorer
+
+
+def require_heads(recipe: "Recipe", scorer: "Scorer", source: str) -> None:
+    """Refuse a reward model of other heads than the recipe's: rewards are kept in the recipe's order, without names.
+
+    Raises:
+        ValueError: shows both.
+    """
+    if list(scorer.heads) != list(recipe.heads):
+        raise ValueError(
+            f"{source}: this reward model has the heads {list(scorer.heads)}, and the recipe says "
+            f"{list(recipe.heads)}; set [heads] to the model's, in its order"
+        )
+
+
+def _loaded(recipe: "Recipe", source: str, alone: bool, trust_remote_code: bool) -> "Scorer":
+    loading: dict[str, Any] = {
+        "template": recipe.reward.template,
+        "dtype": recipe.model.dtype,
+        "trust_remote_code": trust_remote_code,
+    }
+    if recipe.engines.scoring == "transformers" or source.startswith("python:"):
+        loading |= {"batch_tokens": recipe.reward.score_tokens, "share_prefix": recipe.reward.share_prefix}
+        from dpalign.rewards.score import load_scorer
+
+        return load_scorer(source, recipe.heads, **loading)
+    from dpalign.rewards.vllm_scorer import VllmScorer
+
+    return VllmScorer(
+        source,
+        recipe.heads,
+        rows=recipe.sampling.rows,
+        settings=recipe.engines,
+        prompt_tokens=recipe.sampling.prompt_tokens,
+        max_new_tokens=recipe.sampling.max_new_tokens,
+        share=1.0 if alone else 0.25,  # a policy has half, and a judge may stand beside
+        **loading,
+    )

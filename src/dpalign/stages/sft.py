@@ -1,0 +1,23 @@
+"""Supervised fine-tuning on chats (section 3.1; Zephyr's)."""
+
+from dpalign.rows import CONVERSATIONS, read_rows
+from dpalign.stages.stage import Job, model_read, stage
+from dpalign.stages.training import train_policy
+
+
+@stage(
+    reads=lambda r: (r.seed, r.sft, r.model.base, r.model.chat, *model_read(r)),
+    inputs=("data",),
+    optional=("base",),
+    several=True,
+    trains=lambda r: r.sft,
+    cost=lambda costs, step: costs.train(step, costs.sizes.chats, costs.sizes.chat),
+)
+def sft(job: Job) -> None:
+    """Fine-tune the base model on chats."""
+    start = str(job.inputs["base"] / "model") if "base" in job.inputs else job.recipe.model.source
+    chats = job.inputs["data"] / "chats"
+    if not job.recipe.sft.checkpoint and not chats.exists():
+        raise ValueError("no chats to fine-tune on: set data.sft, or name a finished model in sft.checkpoint")
+    rows = [] if job.recipe.sft.checkpoint else read_rows(chats, CONVERSATIONS)
+    train_policy(job, start, rows, job.recipe.sft)
