@@ -52,7 +52,7 @@ def rows(quick: bool) -> Iterator[Row]:
     try:
         import ray
     except ModuleNotFoundError:
-        raise Unable("Ray is not installed: pip install 'dpalign[ray]'") from None
+        raise Unable("Ray is not installed: pip install -e '.[ray]'") from None
     shards, rounds, new = (3, 2, 8) if quick else (8, 5, 64)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from dpalign.chat import chat_template
-from dpalign.cli import recipe_file
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Population, Preference, Simplex, Sphere, rng_for
-from dpalign.recipe import load
-from dpalign.rows import Message
-from dpalign.train.contract import Contract, FrontPoint, contract_of, read_contract, write_contract
+from dpalign.paper.objectives import PAPER_OBJECTIVES
+from dpalign.rows import HEADS, Message
+from dpalign.train.contract import Contract, FrontPoint, read_contract, write_contract
 
 TWO = ("helpfulness", "verbosity")
 DIAL = Dial(TWO, "world-v1", "world-v1", (-45.0, 0.0))
@@ -263,38 +262,33 @@ def test_a_contract_is_read_as_it_was_written(population: Population | None, tmp
     ]
 
 
-def test_a_recipes_contract_tells_the_trained_arc(tmp_path: Path) -> None:
-    write_contract(tmp_path, contract_of(load(recipe_file("paper")), 3))
+PAPER = Contract(
+    "dpa-v1",
+    "zephyr",
+    {objective.name: objective.heads for objective in PAPER_OBJECTIVES},
+    HEADS,
+    Arc(-45.0, 0.0),
+    3,
+    reward_template="dpa-v1",
+)
+
+
+def test_the_file_has_the_papers_template_heads_and_range(tmp_path: Path) -> None:
+    write_contract(tmp_path, PAPER)
+    assert read_contract(tmp_path) == PAPER
     dial = Dial.load(tmp_path)
     assert (dial.template, dial.chat, dial.arc) == ("dpa-v1", "zephyr", (-45.0, 0.0))
-    said = json.loads((tmp_path / "dpa.json").read_text())
-    assert said["objectives"]["verbosity"] == ["helpsteer-verbosity"]
-    assert (said["format"], said["iteration"], said["units"], len(said["heads"])) == (2, 3, "0-100", 10)
-    assert said["reward_template"] == "dpa-v1"
-
-
-def test_a_file_of_the_first_format_is_still_read(tmp_path: Path) -> None:
-    old = {
-        "format": 1,
-        "template": "world-v1",
-        "chat": "world-v1",
-        "objectives": {"helpfulness": ["h"], "verbosity": ["v"]},
-        "heads": ["h", "v"],
-        "units": "0-100",
-        "distribution": "arc",
-        "range": [-45.0, 0.0],
-        "iteration": 3,
-    }
-    (tmp_path / "dpa.json").write_text(json.dumps(old))
-    assert Dial.load(tmp_path) == replace(DIAL, population=Arc())
-    (tmp_path / "dpa.json").write_text(json.dumps(old | {"distribution": "cone", "range": None}))
-    assert Dial.load(tmp_path) == replace(DIAL, arc=None)
+    content = json.loads((tmp_path / "dpa.json").read_text())
+    assert content["objectives"]["verbosity"] == ["helpsteer-verbosity"]
+    assert (content["format"], content["iteration"], content["units"], len(content["heads"])) == (2, 3, "0-100", 10)
+    assert content["reward_template"] == "dpa-v1"
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 3}, "format 3; this version reads 1 to 2"),
+        ({"format": 3}, "format 3; this version reads 2"),
+        ({"format": 1}, "format 1"),
         ({"format": "2"}, "format '2'"),
         ({"template": "poem"}, "template 'poem'; known: dpa-v1, fig1, world-v1"),
         ({"chat": "poem"}, "chat 'poem'; known: zephyr, world-v1"),
@@ -308,13 +302,14 @@ def test_a_file_of_the_first_format_is_still_read(tmp_path: Path) -> None:
         ({"distribution": "arc", "range": ["low", 0]}, "not a policy's contract"),
         ({"distribution": "cone", "center": [1, 0, 0], "angle": 3}, "directions of 3 objectives for 2 objectives"),
         ({"distribution": "bell"}, "distribution 'bell'; known: arc, grid"),
+        ({"distribution": "cone"}, "distribution 'cone'; known: arc"),
         ({"front": [{"direction": {"helpfulness": 1}, "rewards": {"helpfulness": 1}}]}, "KeyError: 'verbosity'"),
         ({"eos": 2}, "2, where text is needed"),
         ({"reward_template": "poem"}, "reward_template 'poem'; known: dpa-v1, world-v1"),
     ],
 )
 def test_a_damaged_contract_is_refused_by_name(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    write_contract(tmp_path, contract_of(load(recipe_file("paper")), 3))
+    write_contract(tmp_path, PAPER)
     path = tmp_path / "dpa.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=r"dpa\.json: ") as error:

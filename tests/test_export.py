@@ -21,7 +21,7 @@ from dpalign.dial.export import folder
 from dpalign.dial.export.source import located, opened
 from dpalign.dial.server.rewards import Rewards
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
-from dpalign.rows import HEADS, Message
+from dpalign.rows import CANDIDATES, HEADS, Message, read_rows
 from dpalign.run.ledger import LEDGER
 from dpalign.run.modelfolder import check_weights, special_tokens
 from dpalign.train.contract import read_contract
@@ -173,37 +173,38 @@ def test_the_contract_of_an_export_tells_the_measured_front(from_run: Path, micr
     assert said["files"] == {name: size for name, size in sizes.items() if name != "dpa.json"}
 
 
-def test_the_card_has_a_header_a_hub_can_read(from_run: Path, of_three: Path) -> None:
+def test_the_card_has_a_header_a_hub_can_read_and_the_figures_of_the_report(from_run: Path, of_three: Path) -> None:
     yaml = pytest.importorskip("yaml")
-    card = (from_run / "README.md").read_text()
+    card, plain = ((folder / "README.md").read_text() for folder in (from_run, of_three))
     header = yaml.safe_load(card.split("---\n")[1])
-    assert header["license"] == "mit"
-    assert header["library_name"] == "transformers"
-    assert "directional-preference-alignment" in header["tags"]
+    assert (header["license"], header["library_name"]) == ("mit", "transformers")
     assert "base_model" not in header  # the world's is on no hub
-    assert "No licence was stated" not in card
-    for said in ("Iteration 2 of 2", "| 0° |", "95% intervals", "helpsteer.jsonl", "finetune.batch", "![", "```text"):
-        assert said in card
-    assert "{{" not in card
-    assert "None" not in card.replace("`", "")
-    plain = (of_three / "README.md").read_text()
     assert "license" not in yaml.safe_load(plain.split("---\n")[1])
-    for said in ("No licence was stated", "The trained range of directions is not on record", "Nothing was measured"):
-        assert said in plain
-    assert "angle=" not in plain
-    assert "None" not in plain
+    for fact in ("**DPA t=2**", "| 0\u00b0 |", "helpsteer.jsonl", "finetune.batch", "(front.png)", "```text"):
+        assert fact in card
+    for absent in ("angle=", "front.png", "Traceback"):
+        assert absent not in plain
+    for text in (card, plain):
+        assert "{{" not in text
+        assert "None" not in text
+
+
+def test_a_card_of_the_world_shows_questions_with_the_policys_own_answers(from_run: Path, micro_run: Path) -> None:
+    rows = list(read_rows(micro_run / "evaluate-policy-2" / "answers", CANDIDATES))
+    questions = list(dict.fromkeys(row["messages"][-1]["content"] for row in rows))
+    card = (from_run / "README.md").read_text()
+    assert f"| {questions[0]} | 0\u00b0 | {rows[0]['response']} |" in card
+    assert card.count(f'"content": "{questions[0]}"') == 3  # transformers, vLLM and an OpenAI client
 
 
 def test_a_card_names_no_folder_of_the_machine_it_was_made_on(from_run: Path, micro_run: Path) -> None:
-    from dpalign.dial.export.card import _other_knobs
+    from dpalign.dial.export.card import changed_knobs
     from dpalign.recipe import load
-    from dpalign.recipe.config import changed
 
     assert str(micro_run) not in (from_run / "README.md").read_text()
-    given = changed(
-        load(cli.recipe_file("world")), {"data.helpsteer": "/home/me/secret/h.jsonl", "model.base": "~/m/x"}
-    )
-    lines = _other_knobs(given)
+    overrides = ["--data.helpsteer", "/home/me/secret/h.jsonl", "--model.base", "~/m/x"]
+    given = load(cli.recipe_file("world"), overrides)
+    lines = changed_knobs(given)
     assert 'data.helpsteer "nvidia/HelpSteer" -> "h.jsonl"' in lines
     assert any(line.startswith("model.base") and line.endswith('-> "x"') for line in lines)
 
@@ -226,10 +227,8 @@ def test_an_iteration_of_a_run_can_be_chosen(
     first = export(micro_run, tmp_path / "first", "--iteration", "1", "--name", "me/mine", "--base-model", "org/base")
     assert json.loads((first / "dpa.json").read_text())["iteration"] == 1
     card = (first / "README.md").read_text()
-    assert "Iteration 1 of 2" in card
-    assert "base_model: org/base" in card
-    assert 'LLM("me/mine")' in card
-    assert "DPA t=1 is this model" in card
+    for fact in ("Iteration 1 of 2", "base_model: org/base", 'LLM("me/mine")', "**DPA t=1**"):
+        assert fact in card
     assert not (first / "reward").exists()
     by_stage = export(micro_run / "policy-1", tmp_path / "stage", "--name", "me/mine", "--base-model", "org/base")
     assert (by_stage / "README.md").read_bytes() == (first / "README.md").read_bytes()
@@ -265,7 +264,7 @@ def test_a_released_checkpoint_is_exported_by_its_name(
     assert (dial.template, dial.chat, dial.arc, dial.objectives) == ("dpa-v1", "zephyr", (-45.0, 0.0), TWO)
     text = golden.render((out / "chat_template.jinja").read_text(), chats()[0][:1], angle=-15)
     assert "weighted rating = helpfulness*97 + verbosity*-26</s>\n<|user|>\n" in text
-    assert "the paper's authors released" in (out / "README.md").read_text()
+    assert "RLHFlow/RewardModel-Mistral-7B-for-DPA-v1" in (out / "README.md").read_text()
     said = refused(capsys, Path("RLHFlow/DPA-v1-Mistral-7B"), tmp_path / "o")
     assert "hf download RLHFlow/DPA-v1-Mistral-7B --local-dir FOLDER" in said
 

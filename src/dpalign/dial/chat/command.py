@@ -1,4 +1,4 @@
-"""`dpa chat`: the options, who answers, and the three ways to be asked: a terminal, lines of a pipe, one question."""
+"""`dpa chat`: its options, who answers, and the three ways to ask: a terminal, lines of a pipe, one question."""
 
 import argparse
 import contextlib
@@ -6,11 +6,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-from dpalign.run.environment import settle_threads
 
 if TYPE_CHECKING:
     from dpalign.dial.chat.session import Session
@@ -69,7 +67,7 @@ def chat(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from dpalign.dial.chat import terminal
 
     quiet = question is not None or arguments.once or not sys.stdin.isatty() or not sys.stdout.isatty()
-    screen = terminal.of_this_process(quiet)
+    screen = terminal.terminal_of_process(quiet)
     screen.say(f"opening {arguments.url or model}", "dim")
     with contextlib.closing(_speaker(arguments, model)) as speaker:
         session = open_session(arguments, speaker, screen)
@@ -80,9 +78,8 @@ def chat(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         elif quiet:
             answer_all(session, (line.rstrip("\n") for line in sys.stdin))
         else:
-            history = None if arguments.no_history else terminal.history_file()
-            with terminal.line_editing(_completions(speaker), history):
-                converse(session)
+            screen.read = _reader(speaker, None if arguments.no_history else terminal.history_file())
+            converse(session)
 
 
 def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path | None, str | None]:
@@ -109,50 +106,28 @@ def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[P
 
 
 def _speaker(arguments: argparse.Namespace, model: Path | None) -> "Speaker":
-    if model is None:
-        from dpalign.dial.chat.remote import Remote
+    from dpalign.dial.chat.speakers import Remote, open_local
 
-        key = os.environ.get(arguments.api_key_env, "").strip() or None
-        names = [name.strip() for name in (arguments.objectives or "").split(",") if name.strip()]
-        return Remote(arguments.url, model=arguments.served, objectives=names, key=key, key_from=arguments.api_key_env)
-    return local_speaker(arguments, model)
-
-
-def local_speaker(arguments: argparse.Namespace, model: Path) -> "Speaker":
-    """The model of a folder, loaded.
-
-    Raises:
-        ValueError: what is wrong with which folder.
-    """
-    from dpalign.dial.export.source import opened
-    from dpalign.train.contract import read_contract
-
-    name, folder, contract_folder = opened(model)
-    contract = read_contract(contract_folder)
-    if arguments.reward and contract is None:
-        raise ValueError(f"--reward: {folder} has no dpa.json that says which heads its objectives read")
-    settle_threads(arguments.threads, for_torch=True)
-    from transformers.utils import logging
-
-    from dpalign.dial.chat.local import Local
-    from dpalign.dial.server.batching import BatchingGenerator
-    from dpalign.dial.server.limits import Limits
-    from dpalign.dial.server.run import open_rewards
-
-    logging.disable_progress_bar()
-    rewards = None if contract is None else open_rewards(arguments, folder, contract)
-    generator = BatchingGenerator(str(folder), rows=Limits.max_n, dtype=arguments.dtype)
-    return Local(name, contract_folder, generator, rewards)
+    if model is not None:
+        return open_local(
+            model,
+            reward=arguments.reward,
+            reward_template=arguments.reward_template,
+            dtype=arguments.dtype,
+            threads=arguments.threads,
+        )
+    key = os.environ.get(arguments.api_key_env, "").strip() or None
+    names = [name.strip() for name in (arguments.objectives or "").split(",") if name.strip()]
+    return Remote(arguments.url, model=arguments.served, objectives=names, key=key, key_name=arguments.api_key_env)
 
 
 def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Terminal") -> "Session":
-    """A session where the command line puts it.
+    """A session with the settings of the command line.
 
     Raises:
         ValueError: a direction that the model does not take.
     """
-    from dpalign.dial.chat.commands import best_of
-    from dpalign.dial.chat.session import Session
+    from dpalign.dial.chat.session import Session, count_of_best
 
     return Session(
         speaker,
@@ -162,24 +137,24 @@ def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Ter
         temperature=arguments.temperature,
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
-        best_of=None if arguments.best is None else best_of(speaker, arguments.best, "--best"),
-        scoring=speaker.scores and (screen.tty or bool(arguments.reward)),
+        best_of=None if arguments.best is None else count_of_best(speaker, arguments.best, "--best"),
+        scoring=speaker.scores and (not screen.quiet or bool(arguments.reward)),
         memory=not arguments.no_memory and not (speaker.dial is not None and speaker.dial.template == "world-v1"),
     )
 
 
-def first_direction(dial: "Dial | None", asked: str | None) -> "Preference | None":
-    """Where the dial stands at first: as asked, or at the first objective alone, or in the middle of an arc without it.
+def first_direction(dial: "Dial | None", wish: str | None) -> "Preference | None":
+    """Where the dial stands at first: as wish, or at the first objective alone, or in the middle of an arc without it.
 
     Raises:
         ValueError: a direction for a model without a dial, or one that it refuses.
     """
     if dial is None:
-        if asked not in (None, "none", "off"):
-            raise ValueError(f"--dial {asked}: this model takes no directions, as far as is known")
+        if wish not in (None, "none", "off"):
+            raise ValueError(f"--dial {wish}: this model takes no directions, as far as is known")
         return None
-    if asked is not None:
-        return None if asked in ("none", "off") else dial.parse(asked)
+    if wish is not None:
+        return None if wish in ("none", "off") else dial.parse(wish)
     first = dial.read({dial.objectives[0]: 1.0})
     assert first is not None
     if dial.arc is not None and dial.warning(first) is not None:
@@ -187,17 +162,15 @@ def first_direction(dial: "Dial | None", asked: str | None) -> "Preference | Non
     return first
 
 
-def answer_all(session: "Session", lines: Iterator[str] | Sequence[str], commands: bool = True) -> None:
+def answer_all(session: "Session", lines: Iterable[str], commands: bool = True) -> None:
     """Answer questions one after the other; only the answers go to stdout.
 
     Raises:
-        ValueError: an empty question, a bad command or a refusal: what follows would be answered otherwise than asked.
+        ValueError: an empty question, a bad command or a refusal: the questions after it would get other answers.
     """
-    from dpalign.dial.chat.commands import Leave, obey
+    from dpalign.dial.chat.session import Leave, obey
 
-    asked = session.preference
-    if session.dial is not None and asked is not None and (warning := session.dial.warning(asked)):
-        session.terminal.say(warning, "warning")
+    session.warn(session.preference)
     for line in lines:
         if not line.strip():
             if not commands:
@@ -212,8 +185,8 @@ def answer_all(session: "Session", lines: Iterator[str] | Sequence[str], command
 
 
 def converse(session: "Session") -> None:
-    """Read, answer, and so on, until the user leaves; nothing that goes wrong ends it."""
-    from dpalign.dial.chat.commands import Leave, obey
+    """Read and answer until the user leaves; no error ends it."""
+    from dpalign.dial.chat.session import Leave, obey
 
     screen = session.terminal
     _greet(session)
@@ -221,10 +194,8 @@ def converse(session: "Session") -> None:
         try:
             line = _read(session)
         except EOFError:
-            screen.say()
             return
         except KeyboardInterrupt:
-            screen.say()
             continue
         if not line.strip():
             continue
@@ -233,45 +204,46 @@ def converse(session: "Session") -> None:
         except Leave:
             return
         except ValueError as error:
-            screen.say(str(error), "error")
+            screen.say(str(error), "bold red")
         except KeyboardInterrupt:
             screen.say("(stopped)", "dim")
         screen.say()
 
 
 def _greet(session: "Session") -> None:
-    from dpalign.dial.chat import arc
-
-    screen = session.terminal
-    screen.say(session.speaker.name, "bold")
-    if session.dial is not None:
-        screen.draw(arc.drawn(screen, session.dial, session.preference))
+    """Who answers, where the dial stands, what to ask and what to type."""
+    say, speaker = session.terminal.say, session.speaker
+    say(speaker.name, "bold")
+    if speaker.note:
+        say(speaker.note)
+    if speaker.dial is not None:
+        session.draw_dial()
     else:
-        screen.say("This model takes no directions, as far as is known.", "dim")
-    best = ", /best 4 takes the best of four" if session.speaker.max_best_of >= 4 else ""
-    screen.say(f"/dial -30 turns, /compare -45 0 shows two{best}, /help says more.", "dim")
+        say("This model takes no directions, as far as is known.", "dim")
+    if speaker.questions:
+        say("\n  ".join(["Try one of these:", *speaker.questions]))
+    best = ", /best 4 takes the best of four" if speaker.max_best_of >= 4 else ""
+    say(f"/dial -30 turns, /compare -45 0 shows two{best}, /help says more.", "dim")
     if not session.memory:
-        screen.say("Each message stands alone.", "dim")
-    screen.say()
+        say("Each message stands alone.", "dim")
+    say()
 
 
 def _read(session: "Session") -> str:
-    """A line, with those that it goes on in."""
-    screen = session.terminal
-    mark = ">" if screen.ascii else "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}"
-    where = session.label(session.preference)
-    if session.compared is not None:
-        where = " | ".join(session.label(preference) for preference in session.compared)
+    """A line, with the lines that it goes on in."""
+    directions = session.compared or (session.preference,)
+    where = " | ".join(map(session.label, directions))
     if session.best_of is not None:
         where += f" best of {session.best_of}"
-    line = screen.read(f"{where} {mark} ".lstrip(), "a")
+    line = session.terminal.read(f"{where} \N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT} ".lstrip())
     while line.endswith("\\"):
-        line = f"{line[:-1]}\n{screen.read('… ' if not screen.ascii else '. ', 'dim')}"
+        line = line[:-1] + "\n" + session.terminal.read("\N{HORIZONTAL ELLIPSIS} ")
     return line
 
 
-def _completions(speaker: "Speaker") -> list[str]:
-    from dpalign.dial.chat.commands import COMMANDS
+def _reader(speaker: "Speaker", history: Path | None) -> Callable[[str], str]:
+    from dpalign.dial.chat.session import COMMANDS
+    from dpalign.dial.chat.terminal import line_reader
 
-    names = [] if speaker.dial is None else [f"{name}=" for name in speaker.dial.objectives]
-    return [*(f"/{name}" for name in COMMANDS), *names]
+    names = () if speaker.dial is None else tuple(f"{name}=" for name in speaker.dial.objectives)
+    return line_reader({name: command.help for name, command in COMMANDS.items()}, names, history)

@@ -1,24 +1,25 @@
-"""A chat with a dial: what has been said, at which direction, and the commands that turn it."""
+"""A chat with a dial: its turns, its settings, and the slash commands that change them."""
 
+import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-from dpalign.dial.best_of import Chosen
-from dpalign.dial.chat import arc
-from dpalign.dial.chat.speakers import Ask, Piece, Speaker
-from dpalign.dial.chat.terminal import Style, Terminal
+from rich.table import Table
+from rich.text import Text
+
+from dpalign.dial.best_of import SPREAD
+from dpalign.dial.chat.speakers import Ask, BestOf, Piece, Speaker
+from dpalign.dial.chat.terminal import GAP, STYLES, Terminal
 from dpalign.dial.dial import Dial
-from dpalign.page.words import degrees, number
-from dpalign.paper.direction import Preference
+from dpalign.page.words import arithmetic, degrees, number
+from dpalign.paper.direction import Preference, name_hint
 from dpalign.rows import Message
 from dpalign.run.ledger import write_json
-
-_SIDES: Final[tuple[Style, Style]] = ("a", "b")
 
 
 @dataclass
@@ -34,20 +35,29 @@ class Turn:
     """stop, length where it was cut, or stopped by the user."""
     rewards: Mapping[str, float] | None = None
     warnings: Sequence[str] = ()
-    chosen: Chosen | None = None
-    """Of the best of several answers: how it was chosen."""
+    best_of: BestOf | None = None
+    """How it was chosen, if it is the best of several."""
+
+    def add(self, piece: Piece) -> str:
+        """Take in a piece of the answer; returns its text."""
+        self.answer += piece.text
+        self.finish = piece.finish or self.finish
+        self.best_of = piece.choice or self.best_of
+        self.warnings = (*self.warnings, *(one for one in piece.warnings if one not in self.warnings))
+        return piece.text
 
     def to_json(self) -> dict[str, Any]:
-        preference = None if self.preference is None else self.preference.weights
-        rewards = None if self.rewards is None else dict(self.rewards)
-        told = {"preference": preference, "rewards": rewards, "warnings": list(self.warnings)}
-        chosen = None if self.chosen is None else self.chosen.to_json()
-        return {name: value for name, value in vars(self).items() if name != "chosen"} | told | {"best_of": chosen}
+        return vars(self) | {
+            "preference": None if self.preference is None else self.preference.weights,
+            "rewards": None if self.rewards is None else dict(self.rewards),
+            "warnings": list(self.warnings),
+            "best_of": None if self.best_of is None else dict(vars(self.best_of)),
+        }
 
 
 @dataclass
 class Session:
-    """One chat. The commands of `commands.py` change its fields between two answers.
+    """One chat.
 
     Raises (all that asks the speaker):
         ValueError: the speaker refuses; the chat is as it was before.
@@ -64,192 +74,412 @@ class Session:
     best_of: int | None = None
     """Draw so many answers and take the best; None draws one."""
     spread: float | None = None
-    """Degrees around the direction at which they are drawn; None: the speaker's own."""
+    """Degrees around the direction at which they are drawn; None: the default."""
     scoring: bool = False
     memory: bool = True
     """A message is read with those before it; off for models that know single questions alone."""
     turns: list[Turn] = field(default_factory=list)
     compared: tuple[Preference, Preference] | None = None
-    """The two directions that the next message is answered at."""
+    """The two directions for the next message."""
     saved: Path | None = None
 
     @property
     def dial(self) -> Dial | None:
         return self.speaker.dial
 
-    def said(self, before: Sequence[Turn] | None = None) -> list[Message]:
-        """The chat so far as a model reads it, without a direction."""
+    def messages(self, turns: Sequence[Turn]) -> list[Message]:
+        """A chat as a model reads it, without a direction."""
         messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in (self.turns if before is None else before) if self.memory else ():
+        for turn in turns if self.memory else ():
             messages.append({"role": "user", "content": turn.question})
             messages.append({"role": "assistant", "content": turn.answer})
         return messages
 
     def ask(self, question: str) -> None:
         """Answer the next message: at the direction of the dial, or side by side at two."""
-        if self.compared is not None:
-            pair, self.compared = self.compared, None
-            self.turns.append(self.compare(question, pair))
-            return
-        self.turns.append(self._answer(Turn(question, self.preference, self.seed, self.temperature)))
+        directions, self.compared = self.compared or (self.preference,), None
+        self.turns.append(self._answer(question, directions, self.seed, self.turns))
 
     def retry(self) -> None:
-        """Answer the last message again, with the next seed, at the direction where the dial stands now."""
-        last = self.turns.pop()
-        try:
-            self.turns.append(self._answer(Turn(last.question, self.preference, last.seed + 1, self.temperature)))
-        except ValueError:
-            self.turns.append(last)
-            raise
+        """Answer the last message again, with the next seed, where the dial stands now."""
+        *before, last = self.turns
+        self.turns = [*before, self._answer(last.question, (self.preference,), last.seed + 1, before)]
 
-    def compare(self, question: str, pair: tuple[Preference, Preference], before: Sequence[Turn] | None = None) -> Turn:
-        """Answer a message side by side; the first answer is returned, to go on with."""
-        turns = [Turn(question, preference, self.seed, self.temperature) for preference in pair]
-        self._announce(turns)
-        titles = [self._title(preference) for preference in pair]
-        if self.terminal.in_columns:
-            self.terminal.side_by_side(titles, self._together(turns, before))
-        else:
-            for title, style, turn in zip(titles, _SIDES, turns, strict=True):
-                self.terminal.say(title, style)
-                self.terminal.stream(self._texts(turn, before))
-        self._after(turns, before)
+    def compare(self, pair: tuple[Preference, Preference]) -> None:
+        """Answer the last message at two directions; the chat goes on as it was."""
+        *before, last = self.turns
+        self._answer(last.question, pair, self.seed, before)
+
+    def _answer(
+        self, question: str, directions: Sequence[Preference | None], seed: int, before: Sequence[Turn]
+    ) -> Turn:
+        """Draw, show and score an answer at each direction; returns the first, to go on with."""
+        messages: list[Message] = [*self.messages(before), {"role": "user", "content": question}]
+        turns = [Turn(question, preference, seed, self.temperature) for preference in directions]
+        if self.best_of is not None:
+            if None in directions:
+                cure = "/dial turns to one, /best off draws one"
+                raise ValueError(f"the best of {self.best_of} answers is chosen by a direction: {cure}")
+            self.terminal.say(f"drawing {self.best_of} answers", "dim")
+        with suppress(KeyboardInterrupt):
+            self._draw(turns, messages)
+        for turn in turns:
+            self._say_how_it_ended(turn)
+        if self.scoring and self.speaker.scores and any(turn.answer.strip() for turn in turns):
+            self._score(turns, messages)
         return turns[0]
 
-    def _title(self, preference: Preference) -> str:
-        """The direction over an answer of two: with its arithmetic where there is room."""
-        label, formula = self.label(preference), "" if self.dial is None else arc.words(self.dial, preference)
-        return f"{label}  {formula}" if len(label) + len(formula) + 2 <= self.terminal.half else label
-
-    def label(self, preference: Preference | None) -> str:
-        return "" if self.dial is None else arc.label(self.dial, preference)
-
-    def _answer(self, turn: Turn) -> Turn:
-        self._announce([turn])
-        self.terminal.stream(self._texts(turn))
-        self._after([turn])
-        return turn
-
-    def _announce(self, turns: Sequence[Turn]) -> None:
-        """Why nothing streams yet: the best of several answers comes when all are drawn and scored."""
-        if self.best_of is None:
+    def _draw(self, turns: Sequence[Turn], messages: Sequence[Message]) -> None:
+        """Stream the answers: one, two side by side, or in a narrow terminal one after the other."""
+        if len(turns) > 1 and self.terminal.two_columns:
+            self.terminal.show(self._beside([self._title(turn, i) for i, turn in enumerate(turns)]))
+            with closing(self._both(turns, messages)) as pieces:
+                self.terminal.stream(pieces, len(turns))
             return
-        if any(turn.preference is None for turn in turns):
-            raise ValueError(
-                f"the best of {self.best_of} answers is chosen by a direction: /dial turns to one, /best off draws one"
-            )
-        self.terminal.say(f"drawing {self.best_of} answers", "dim")
+        for i, turn in enumerate(turns):
+            if len(turns) > 1:
+                self.terminal.show(self._title(turn, i))
+            with closing(self.speaker.stream(self._request(turn, messages))) as stream:
+                self.terminal.stream((0, turn.add(piece)) for piece in stream)
 
-    def _texts(self, turn: Turn, before: Sequence[Turn] | None = None) -> Iterator[str]:
-        """The text of an answer as it comes, kept in the turn; an interruption stops it and is no error."""
-        with closing(self.speaker.stream(self._asked(turn, before))) as pieces, suppress(KeyboardInterrupt):
-            for piece in pieces:
-                yield _take(turn, piece)
-
-    def _together(self, turns: Sequence[Turn], before: Sequence[Turn] | None) -> Iterator[tuple[int, str]]:
-        """(side, text) of two answers as they come, each drawn in a thread of its own."""
+    def _both(self, turns: Sequence[Turn], messages: Sequence[Message]) -> Generator[tuple[int, str], None, None]:
+        """(column, text) of two answers as they come, each drawn in a thread of its own."""
         news: SimpleQueue[tuple[int, Piece | Exception | None]] = SimpleQueue()
         stop = threading.Event()
 
-        def draw(side: int, turn: Turn) -> None:
+        def draw(column: int, turn: Turn) -> None:
             try:
-                with closing(self.speaker.stream(self._asked(turn, before))) as pieces:
-                    for piece in pieces:
-                        news.put((side, piece))
+                with closing(self.speaker.stream(self._request(turn, messages))) as stream:
+                    for piece in stream:
+                        news.put((column, piece))
                         if stop.is_set():
                             break
-                news.put((side, None))
+                news.put((column, None))
             except Exception as error:
-                news.put((side, error))
+                news.put((column, error))
 
-        for side, turn in enumerate(turns):
-            threading.Thread(target=draw, args=(side, turn), daemon=True).start()
+        for column, turn in enumerate(turns):
+            threading.Thread(target=draw, args=(column, turn), daemon=True).start()
         running = len(turns)
         try:
             while running:
-                side, piece = news.get()
+                column, piece = news.get()
                 if isinstance(piece, Exception):
                     raise piece
                 if piece is None:
                     running -= 1
                 else:
-                    yield side, _take(turns[side], piece)
-        except KeyboardInterrupt:
-            pass
+                    yield column, turns[column].add(piece)
         finally:
             stop.set()
 
-    def _asked(self, turn: Turn, before: Sequence[Turn] | None) -> Ask:
-        messages: list[Message] = [*self.said(before), {"role": "user", "content": turn.question}]
+    def _request(self, turn: Turn, messages: Sequence[Message]) -> Ask:
         return Ask(messages, turn.preference, turn.temperature, turn.seed, self.max_tokens, self.best_of, self.spread)
 
-    def _after(self, turns: Sequence[Turn], before: Sequence[Turn] | None = None) -> None:
-        """What is said under one answer or two: how it ended, warnings, rewards."""
-        notes = {"stopped": "(stopped)", "length": "(cut at the longest answer: /tokens sets it)"}
-        for turn in turns:
-            if turn.finish == "stop" and not turn.answer.strip():
-                self.terminal.say("(an empty answer)", "dim")
-            if turn.finish in notes:
-                self.terminal.say(notes[turn.finish], "dim")
-            for warning in turn.warnings:
-                self.terminal.say(warning, "warning")
-            if turn.chosen is not None:
-                self.terminal.say(self._choice(turn.chosen), "dim")
-        if not self.scoring or not self.speaker.scores or not any(turn.answer.strip() for turn in turns):
-            return
-        self.terminal.say(style="dim")
-        for turn in turns:
-            messages: list[Message] = [*self.said(before), {"role": "user", "content": turn.question}]
-            if turn.chosen is not None:
-                turn.rewards = turn.chosen.rewards
-                continue
+    def _say_how_it_ended(self, turn: Turn) -> None:
+        say = self.terminal.say
+        if turn.finish == "stopped":
+            say("(stopped)", "dim")
+        elif turn.finish == "length":
+            say("(cut at the longest answer: /tokens sets it)", "dim")
+        elif not turn.answer.strip():
+            say("(an empty answer)", "dim")
+        for warning in turn.warnings:
+            say(warning, "yellow")
+        if turn.best_of is not None:
+            best = turn.best_of
+            where = "" if self.dial is None else f", drawn at {self.label(self.dial.read(best.drawn_at))}"
+            worth = f"v.r {number(best.value)}, the mean of all {number(best.mean_value)}"
+            say(f"the best of {best.drawn} within {degrees(best.angle_spread)}{where}: {worth}", "dim")
+
+    def _score(self, turns: Sequence[Turn], messages: Sequence[Message]) -> None:
+        """Show the rewards of the answers, and their sums v . r."""
+        tables = []
+        for i, turn in enumerate(turns):
             try:
-                turn.rewards = self.speaker.rewards(messages, turn.answer)
+                rewards = self.speaker.rewards(messages, turn.answer) if turn.best_of is None else turn.best_of.rewards
             except ValueError as error:
-                self.terminal.say(f"not scored: {error}", "warning")
-        scored = [self._scored(turn, style, len(turns) == 1) for turn, style in zip(turns, _SIDES, strict=False)]
-        if len(turns) > 1 and self.terminal.in_columns:
-            self.terminal.draw(self.terminal.beside(*scored))
+                self.terminal.say(f"not scored: {error}", "yellow")
+                continue
+            turn.rewards, total, formula = rewards, "", ""
+            if turn.preference is not None:
+                total = number(sum(w * rewards[name] for name, w in turn.preference.weights.items()))
+                formula = self.formula(turn.preference)
+            tables.append(self.terminal.rewards(rewards, STYLES[i], total, formula))
+        self.terminal.say(style="dim")
+        if len(tables) > 1 and self.terminal.two_columns:
+            self.terminal.show(self._beside(tables))
+        else:
+            for table in tables:
+                self.terminal.show(table)
+
+    def _beside(self, drawings: Sequence[Any]) -> Table:
+        """Drawings above each other's columns of text."""
+        table = Table.grid(padding=(0, GAP, 0, 0))
+        for _ in drawings:
+            table.add_column(width=self.terminal.column_width(len(drawings)))
+        table.add_row(*drawings)
+        return table
+
+    def _title(self, turn: Turn, i: int) -> Text:
+        """The direction over an answer of two."""
+        formula = "" if turn.preference is None else f"  {self.formula(turn.preference)}"
+        return Text(self.label(turn.preference) + formula, STYLES[i])
+
+    def label(self, preference: Preference | None) -> str:
+        """The direction in a few characters: an angle, or weights where there is none."""
+        if self.dial is None:
+            return ""
+        if preference is None:
+            return "plain"
+        angle = self.dial.angle_of(preference)
+        if angle is not None:
+            return degrees(angle)
+        return " ".join(f"{name}={w:.2f}" for name, w in preference.weights.items() if abs(w) >= 0.005)
+
+    def formula(self, preference: Preference) -> str:
+        """As the paper writes it: helpfulness*0.97 - verbosity*0.26; a weight of 0 takes its sign inside the range."""
+        signs = [1.0] * len(preference.v)
+        if self.dial is not None and self.dial.arc is not None and len(signs) == 2:
+            middle = math.radians(sum(self.dial.arc) / 2)
+            signs = [-1.0 if w < -1e-9 else 1.0 for w in (math.cos(middle), math.sin(middle))]
+        return arithmetic(preference.weights, signs)
+
+    def draw_dial(self) -> None:
+        """Each objective's weight on a scale from -1 to 1, and the direction in words."""
+        dial, preference, half = self.the_dial(), self.preference, 10
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for name in dial.objectives:
+            weight = 0.0 if preference is None else preference.weights[name]
+            scale = Text("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * half + "\N{BOX DRAWINGS LIGHT VERTICAL AND HORIZONTAL}")
+            scale.append("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * half)
+            scale.stylize("dim")
+            if preference is not None:
+                at = half + round(weight * half)
+                scale = scale[:at] + Text("\N{BLACK CIRCLE}", STYLES[0]) + scale[at + 1 :]
+            table.add_row(name, scale, f"{weight:+.2f}")
+        self.terminal.show(table)
+        trained = "" if dial.arc is None else f"; trained on {degrees(dial.arc[0])} to {degrees(dial.arc[1])}"
+        if preference is None:
+            self.terminal.say(f"no direction: the plain model{trained}")
             return
-        for turn, style, lines in zip(turns, _SIDES, scored, strict=False):
-            title = [self.terminal.styled(self.label(turn.preference), style)] if len(turns) > 1 else []
-            self.terminal.draw([*title, *lines])
+        self.terminal.say(f"{self.label(preference)}  maximize {self.formula(preference)}{trained}")
+        self.warn(preference)
 
-    def _choice(self, chosen: Chosen) -> str:
-        """How the best of several answers was chosen, in a line."""
-        at = "" if self.dial is None else f", drawn at {self.label(self.dial.read(chosen.drawn_at))}"
-        worth = f"v.r {number(chosen.value)}, the mean of all {number(chosen.mean_value)}"
-        return f"the best of {chosen.drawn} within {degrees(chosen.angle_spread)}{at}: {worth}"
+    def warn(self, preference: Preference | None) -> None:
+        """Warn of a direction outside the trained range."""
+        if self.dial is not None and preference is not None and (warning := self.dial.warning(preference)):
+            self.terminal.say(warning, "yellow")
 
-    def _scored(self, turn: Turn, style: Style, said: bool) -> list[str]:
-        """Its rewards as bars, and what they come to for its user; with the arithmetic, if it is to be said."""
-        if turn.rewards is None:
-            return []
-        lines = self.terminal.bars(turn.rewards, style)
-        if turn.preference is None or self.dial is None:
-            return lines
-        total = sum(w * turn.rewards[name] for name, w in turn.preference.weights.items())
-        name = self.terminal.styled(f"{'v.r':{max(map(len, turn.rewards))}}", "dim")
-        formula = f"  {arc.words(self.dial, turn.preference)}" if said else ""
-        return [*lines, f"{name} {number(total):>5}{self.terminal.styled(formula, 'dim')}"]
+    def the_dial(self) -> Dial:
+        if self.dial is None:
+            raise ValueError(f"{self.speaker.name} takes no directions, as far as is known (--objectives names them)")
+        return self.dial
 
     def save(self, path: Path) -> None:
         """The chat as JSON: the messages as a model reads them, and every turn with how it was drawn.
 
         Raises:
-            ValueError: the file stands already, and this chat did not write it.
+            ValueError: the file exists, and this chat did not write it.
         """
         if path.exists() and path != self.saved:
-            raise ValueError(f"{path} stands already; name another file")
-        write_json(
-            path, {"model": self.speaker.name, "messages": self.said(), "turns": [t.to_json() for t in self.turns]}
-        )
+            raise ValueError(f"{path} exists already; name another file")
+        turns = [turn.to_json() for turn in self.turns]
+        write_json(path, {"model": self.speaker.name, "messages": self.messages(self.turns), "turns": turns})
         self.saved = path
 
 
-def _take(turn: Turn, piece: Piece) -> str:
-    turn.answer += piece.text
-    turn.finish = piece.finish or turn.finish
-    turn.chosen = piece.chosen or turn.chosen
-    turn.warnings = (*turn.warnings, *(one for one in piece.warnings if one not in turn.warnings))
-    return piece.text
+# --- commands ---
+
+
+class Leave(Exception):
+    """The user leaves the chat."""
+
+
+def obey(session: Session, line: str) -> None:
+    """Do what a line says: a message, or a command that begins with a slash.
+
+    Raises:
+        ValueError: a command that is unknown or cannot be done, or a speaker that refuses; the chat is unchanged.
+        Leave: the user wants to go.
+    """
+    if line.startswith("//"):
+        session.ask(line[1:])
+    elif not line.startswith("/"):
+        session.ask(line)
+    else:
+        name, _, rest = line.partition(" ")
+        if name not in COMMANDS:
+            raise ValueError(f"unknown command {name} ({name_hint(name, list(COMMANDS))}); a message begins with //")
+        COMMANDS[name].do(session, rest.strip())
+
+
+def _dial(session: Session, rest: str) -> None:
+    dial = session.the_dial()
+    if rest:
+        session.preference = None if rest in ("off", "none") else dial.parse(rest)
+    session.compared = None
+    if not rest or session.preference is None:
+        session.draw_dial()
+        return
+    session.terminal.say(f"{session.label(session.preference)}  maximize {session.formula(session.preference)}", "dim")
+    session.warn(session.preference)
+
+
+def _compare(session: Session, rest: str) -> None:
+    dial = session.the_dial()
+    if rest in ("", "off") and session.compared is not None:
+        session.compared = None
+        return
+    parts = rest.split("|") if "|" in rest else rest.split()
+    if len(parts) != 2:
+        raise ValueError(f"give two directions, such as /compare -45 0, or with a bar between them; not {rest!r}")
+    pair = dial.parse(parts[0]), dial.parse(parts[1])
+    for preference in pair:
+        session.warn(preference)
+    if session.turns:
+        session.compare(pair)
+    else:
+        session.compared = pair
+        session.terminal.say("The next message is answered at both.", "dim")
+
+
+def _best(session: Session, rest: str) -> None:
+    if rest in ("off", "1"):
+        session.best_of = session.spread = None
+    elif rest:
+        n, _, spread = rest.partition(" ")
+        within = _number(f"/best {n}", spread.strip(), most=180) if spread else None
+        session.best_of, session.spread = count_of_best(session.speaker, n, "/best"), within
+    if session.best_of is None:
+        session.terminal.say("one answer is drawn", "dim")
+        return
+    around = degrees(SPREAD if session.spread is None else session.spread)
+    text = f"the best of {session.best_of} answers drawn within {around} of the direction, by the reward model"
+    session.terminal.say(text, "dim")
+
+
+def count_of_best(speaker: Speaker, n: str, option: str) -> int:
+    """How many answers the best is chosen from.
+
+    Raises:
+        ValueError: no whole number, too many, or no reward model that chooses; names the command or option.
+    """
+    if not speaker.max_best_of:
+        cure = "start with --reward DIR, or with a server that has one"
+        raise ValueError(f"{option} {n}: no reward model here to choose: {cure}")
+    return int(_number(option, n, least=2, most=speaker.max_best_of, whole=True))
+
+
+def _score(session: Session, rest: str) -> None:
+    if not session.speaker.scores:
+        raise ValueError("no reward model here: start with --reward DIR, or with a server that has one")
+    session.scoring = _switch("/score", rest, session.scoring)
+    session.terminal.say(f"rewards are {'shown' if session.scoring else 'not shown'}", "dim")
+
+
+def _memory(session: Session, rest: str) -> None:
+    session.memory = _switch("/memory", rest, session.memory)
+    session.terminal.say(f"each message {'is read with those before it' if session.memory else 'stands alone'}", "dim")
+
+
+def _switch(command: str, rest: str, now: bool) -> bool:
+    if rest not in ("", "on", "off"):
+        raise ValueError(f"{command} {rest}: give on or off")
+    return rest == "on" if rest else not now
+
+
+def _system(session: Session, rest: str) -> None:
+    if rest:
+        session.system = "" if rest == "off" else rest
+    session.terminal.say(f"system message: {session.system or 'none'}", "dim")
+
+
+def _seed(session: Session, rest: str) -> None:
+    if rest:
+        session.seed = int(_number("/seed", rest, whole=True))
+    session.terminal.say(f"seed {session.seed}", "dim")
+
+
+def _temperature(session: Session, rest: str) -> None:
+    if rest:
+        session.temperature = _number("/temperature", rest, most=2)
+    session.terminal.say(f"temperature {session.temperature:g}", "dim")
+
+
+def _tokens(session: Session, rest: str) -> None:
+    if rest:
+        session.max_tokens = None if rest == "off" else int(_number("/tokens", rest, least=1, whole=True))
+    session.terminal.say(f"longest answer: {session.max_tokens or 'as the model allows'}", "dim")
+
+
+def _number(what: str, text: str, *, least: float = 0, most: float = math.inf, whole: bool = False) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most or math.isinf(value) or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        limits = f"from {least:g}" + (f" to {most:g}" if math.isfinite(most) else " up")
+        raise ValueError(f"{what} {text}: give {kind} {limits}")
+    return value
+
+
+def _retry(session: Session, rest: str) -> None:
+    if not session.turns:
+        raise ValueError("nothing to answer again yet")
+    session.retry()
+
+
+def _clear(session: Session, rest: str) -> None:
+    session.turns.clear()
+    session.compared = None
+    session.terminal.say("a new chat", "dim")
+
+
+def _save(session: Session, rest: str) -> None:
+    if not rest:
+        raise ValueError("/save: name a file")
+    path = Path(rest).expanduser()
+    session.save(path)
+    session.terminal.say(f"saved to {path}", "dim")
+
+
+def _help(session: Session, rest: str) -> None:
+    table = Table.grid(padding=(0, 2, 0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    for name, command in COMMANDS.items():
+        table.add_row(Text(f"{name} {command.takes}"), Text(command.help))
+    session.terminal.show(table)
+    session.terminal.say("  Ctrl-C stops an answer, Ctrl-D leaves; a line that ends in \\ goes on in the next.", "dim")
+
+
+def _leave(session: Session, rest: str) -> None:
+    raise Leave
+
+
+@dataclass(frozen=True)
+class Command:
+    """A slash command: its argument, its help, and its function of the session and that argument."""
+
+    takes: str
+    help: str
+    do: Callable[[Session, str], None]
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "/dial": Command("[DIRECTION|off]", "turn to -30, or helpfulness=0.8 verbosity=-0.6; alone: show the dial", _dial),
+    "/compare": Command("A B", "answer the last message, or the next, at two directions side by side", _compare),
+    "/best": Command("[N [DEGREES]|off]", "show the best of N answers near the direction, by the reward model", _best),
+    "/score": Command("[on|off]", "show the reward model's rewards under each answer", _score),
+    "/system": Command("[TEXT|off]", "the system message before the chat", _system),
+    "/memory": Command("[on|off]", "whether a message is read with those before it", _memory),
+    "/seed": Command("[N]", "the same seed gives the same answer", _seed),
+    "/temperature": Command("[T]", "0 takes the likeliest word each time", _temperature),
+    "/tokens": Command("[N|off]", "the longest answer", _tokens),
+    "/retry": Command("", "answer the last message again, with the next seed, where the dial stands now", _retry),
+    "/clear": Command("", "begin a new chat", _clear),
+    "/save": Command("FILE", "write the chat to a JSON file", _save),
+    "/help": Command("", "these commands", _help),
+    "/quit": Command("", "leave", _leave),
+}

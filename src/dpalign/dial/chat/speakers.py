@@ -1,13 +1,40 @@
-"""Who answers in a chat: a model of ours in this process (`local.py`), or a server of OpenAI's kind (`remote.py`)."""
+"""Who answers in a chat: a model in this process, or a server of OpenAI's kind."""
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import asyncio
+import http.client
+import json
+import queue
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Coroutine, Generator, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, get_args
 
-from dpalign.dial.best_of import Chosen
+from dpalign.dial.best_of import SPREAD, Chosen, draw_best
 from dpalign.dial.dial import Dial
+from dpalign.dial.server.generation import Drawn as Answer
+from dpalign.dial.server.generation import GenerationError, Sampling, collect
+from dpalign.dial.server.generation import Generator as Engine
+from dpalign.dial.server.limits import Limits
 from dpalign.paper.direction import Preference
+from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
 from dpalign.rows import Message
+from dpalign.run.environment import settle_threads
+
+if TYPE_CHECKING:
+    from dpalign.dial.server.rewards import Rewards
+    from dpalign.train.contract import Contract
+
+BestOf = Chosen
+_T = TypeVar("_T")
+
+TIMEOUT: Final = 300.0
+"""Seconds without a word from a server."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +52,7 @@ class Ask:
     best_of: int | None = None
     """Draw so many answers around the direction, and take the one that the reward model rates best at it."""
     spread: float | None = None
-    """Degrees around the direction for best_of; None: as the server has it."""
+    """Degrees around the direction for best_of; None: the default."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +63,8 @@ class Piece:
     finish: str | None = None
     """At its end: stop, or length where it was cut."""
     warnings: Sequence[str] = ()
-    chosen: Chosen | None = None
-    """At its end, how it was chosen: of an answer that was asked for as the best of several."""
+    choice: BestOf | None = None
+    """At the end of an answer that is the best of several: how it was chosen."""
 
 
 Pieces = Generator[Piece, None, None]
@@ -47,34 +74,28 @@ Pieces = Generator[Piece, None, None]
 class Speaker(Protocol):
     """Answers one chat; asked from several threads at a time when two directions are compared."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dial(self) -> Dial | None:
-        """None: the model takes no directions, as far as is known."""
-        ...
-
-    @property
-    def scores(self) -> bool:
-        """Whether there is a reward model."""
-        ...
-
-    @property
-    def max_best_of(self) -> int:
-        """Answers that the best may be chosen from; 0 without a reward model, which would choose."""
-        ...
+    name: str
+    dial: Dial | None
+    """None: the model takes no directions, as far as is known."""
+    scores: bool
+    """There is a reward model."""
+    max_best_of: int
+    """Answers that the best may be chosen from; 0 without a reward model."""
+    note: str | None
+    """What a user must know before the first question; None for a model that answers any."""
+    questions: Sequence[str]
+    """Questions that this model can answer; empty for a model that answers any."""
 
     def stream(self, ask: Ask) -> Pieces:
         """An answer, from a speaker that may be drawing another.
 
         Raises:
-            ValueError: the model, or the server, refuses; says why.
+            ValueError: the model or the server refuses; says why.
         """
         ...
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
-        """What an answer earns on each objective, 0-100.
+        """The rewards of an answer by objective, 0-100.
 
         Raises:
             ValueError: it cannot be scored; says why.
@@ -82,3 +103,332 @@ class Speaker(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+# --- a model in this process ---
+
+
+def open_local(
+    model: Path, *, reward: str | None, reward_template: RewardTemplate | None, dtype: str, threads: int
+) -> "Local":
+    """The model of a folder, loaded.
+
+    Raises:
+        ValueError: names the folder and what is wrong with it.
+    """
+    from dpalign.dial.export.source import opened
+    from dpalign.train.contract import read_contract
+
+    name, folder, contract_folder = opened(model)
+    contract = read_contract(contract_folder)
+    if reward and contract is None:
+        raise ValueError(f"--reward: {folder} has no dpa.json that says which heads its objectives read")
+    settle_threads(threads, for_torch=True)
+    from argparse import Namespace
+
+    from transformers.utils import logging
+
+    from dpalign.dial.server.batching import BatchingGenerator
+    from dpalign.dial.server.run import open_rewards
+
+    logging.disable_progress_bar()
+    asked = Namespace(reward=reward, reward_template=reward_template, dtype=dtype)
+    rewards = None if contract is None else open_rewards(asked, folder, contract)
+    return Local(name, contract, BatchingGenerator(str(folder), rows=Limits.max_n, dtype=dtype), rewards)
+
+
+class Local:
+    """The server's own engine, on an event loop in a thread.
+
+    Args:
+        engine: not started yet; closed with the speaker.
+        reward_model: closed with the speaker.
+    """
+
+    def __init__(
+        self, name: str, contract: "Contract | None", engine: Engine, reward_model: "Rewards | None" = None
+    ) -> None:
+        self.name, self.engine, self.reward_model = name, engine, reward_model
+        self.dial = None if contract is None else Dial.of(contract)
+        self.note: str | None = None if self.dial is None else self.dial.note
+        self.questions: Sequence[str] = () if self.dial is None else self.dial.questions
+        self.scores = reward_model is not None
+        self.max_best_of = Limits.max_n if self.scores else 0
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="chat", daemon=True)
+        self.thread.start()
+        self._wait(engine.start())
+
+    def stream(self, ask: Ask) -> Pieces:
+        """See `Speaker.stream`."""
+        pieces: queue.SimpleQueue[Piece | Exception | None] = queue.SimpleQueue()
+        drawing = asyncio.run_coroutine_threadsafe(self._draw(ask, pieces), self.loop)
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, GenerationError):
+                    raise ValueError(str(piece)) from piece
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            drawing.cancel()
+
+    async def _draw(self, ask: Ask, pieces: "queue.SimpleQueue[Piece | Exception | None]") -> None:
+        try:
+            if ask.best_of is not None:
+                pieces.put(await self._best(ask, ask.best_of))
+            else:
+                prompt, sampling = await self._prompt(ask, ask.preference)
+                async with aclosing(self.engine.stream(prompt, sampling)) as stream:
+                    async for deltas in stream:
+                        for delta in deltas:
+                            pieces.put(Piece(delta.text, delta.finish))
+            pieces.put(None)
+        except Exception as error:
+            pieces.put(error)
+
+    async def _prompt(self, ask: Ask, preference: Preference | None) -> tuple[list[int], Sampling]:
+        """The prompt's tokens at a direction, and how to draw its answer."""
+        prompt = await self.engine.prompt_ids(ask.messages, None if preference is None else preference.weights)
+        room = self.engine.context - len(prompt)
+        if room < 1:
+            raise ValueError(
+                f"the chat is {len(prompt)} tokens long, and the model's context holds {self.engine.context}; "
+                "/clear begins a new one"
+            )
+        longest = min(ask.max_tokens or Limits.max_tokens, room)
+        return prompt, Sampling(longest, temperature=ask.temperature, seed=ask.seed)
+
+    async def _best(self, ask: Ask, n: int) -> Piece:
+        """The best of n answers, drawn as the server draws it: the same seed gives the same answer."""
+        if self.reward_model is None or self.dial is None or ask.preference is None:
+            raise ValueError("the best of several answers needs a reward model and a direction")
+        score = partial(self.reward_model.score, ask.messages)
+
+        async def draw(near: Preference, copies: int, seed: int) -> list[Answer]:
+            prompt, sampling = await self._prompt(ask, near)
+            async with aclosing(self.engine.stream(prompt, replace(sampling, n=copies, seed=seed))) as stream:
+                return await collect(stream, copies)
+
+        spread = SPREAD if ask.spread is None else ask.spread
+        best = await draw_best(self.dial, ask.preference, n, spread, ask.seed, draw=draw, score=score)
+        return Piece(best.answer.text, best.answer.finish, choice=best.chosen)
+
+    def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
+        """See `Speaker.rewards`."""
+        if self.reward_model is None:
+            raise ValueError("no reward model here; name one with --reward")
+        return self.reward_model.named(self._wait(self.reward_model.score(messages, [answer]))[0])
+
+    def close(self) -> None:
+        self._wait(self.engine.close())
+        if self.reward_model is not None:
+            self.reward_model.close()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+
+# --- a server ---
+
+
+class Remote:
+    """A server: `dpa serve`, or any that speaks OpenAI's chat completions.
+
+    Ours describes its dial at /v1/dial and takes `preference` in the request. Of others the user names the objectives,
+    and the direction goes in `chat_template_kwargs`, where vLLM's server hands it to the model's own template. There
+    an unknown field at the top would be ignored, and give the plain model in silence.
+
+    Args:
+        url: the server's base, with or without /v1.
+        model: the name to ask for (default: the server's own).
+        objectives: of the model, where the server does not name them.
+        key: sent as a bearer token; messages name the variable `key_name` instead of it.
+
+    Raises:
+        ValueError: no server of this kind there, or it refuses the key.
+    """
+
+    def __init__(
+        self, url: str, *, model: str | None = None, objectives: Sequence[str] = (), key: str | None, key_name: str
+    ) -> None:
+        if not re.match(r"https?://[^/]", url):
+            raise ValueError(f"--url {url}: give the base of a server, such as http://127.0.0.1:8000")
+        self.base = re.sub(r"(/v1)?(/chat/completions)?/*$", "", url) + "/v1"
+        self.key, self.key_name = key, key_name
+        self.http = urllib.request.build_opener(_NoRedirect)
+        self.scores, self.max_best_of = False, 0
+        self.note: str | None = None
+        self.questions: Sequence[str] = ()
+        described = self._described()
+        self.ours = described is not None
+        if described is None:
+            self.dial = _dial(objectives)
+            self.name = model or self._first_model()
+            return
+        try:
+            self.dial = _dial(described["objectives"], described.get("arc"), described.get("template"))
+            self.name, self.scores = model or str(described["model"]), bool(described.get("rewards", True))
+            self.max_best_of = int(described.get("max_best_of") or 0)
+            self.note = str(described["note"]) if described.get("note") else None
+            self.questions = [str(question) for question in described.get("questions") or ()]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"{self.base}/dial: describes no dial ({type(error).__name__}: {error})") from error
+
+    def stream(self, ask: Ask) -> Pieces:
+        """See `Speaker.stream`."""
+        body: dict[str, Any] = {
+            "model": self.name,
+            "messages": list(ask.messages),
+            "temperature": ask.temperature,
+            "seed": ask.seed,
+            "stream": True,
+        }
+        optional = {"max_tokens": ask.max_tokens, "best_of": ask.best_of, "angle_spread": ask.spread}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        if ask.preference is not None:
+            preference = {name: round(w, 6) + 0.0 for name, w in ask.preference.weights.items()}
+            body |= {"preference": preference} if self.ours else {"chat_template_kwargs": {"preference": preference}}
+        with closing(self._open("/chat/completions", body)) as reply:
+            yield from self._pieces(reply)
+
+    def _pieces(self, reply: http.client.HTTPResponse) -> Pieces:
+        """The server-sent events of a streamed answer."""
+        finished = False
+        try:
+            for line in reply:
+                data = line.removeprefix(b"data:").strip()
+                if data == line.strip():
+                    continue  # a comment, or the empty line between events
+                if data == b"[DONE]":
+                    if not finished:  # some servers give no reason for the end
+                        yield Piece(finish="stop")
+                    return
+                chunk = self._object(data, "a chunk of the answer")
+                if "error" in chunk:
+                    raise ValueError(f"{self.base}: {_message(chunk)}")
+                choice: dict[str, Any] = next(iter(chunk.get("choices") or []), {})
+                finished = finished or choice.get("finish_reason") is not None
+                yield Piece(
+                    (choice.get("delta") or {}).get("content") or "",
+                    choice.get("finish_reason"),
+                    tuple(map(str, chunk.get("warnings") or ())),
+                    BestOf.from_json(chunk["best_of"]) if chunk.get("best_of") else None,
+                )
+        except (OSError, http.client.HTTPException) as error:
+            raise ValueError(f"{self.base}: the answer broke off ({error})") from error
+        if not finished:
+            raise ValueError(f"{self.base}: the answer broke off: the connection was lost")
+
+    def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
+        """See `Speaker.rewards`."""
+        rewards = self._get("/rewards", {"messages": list(messages), "response": answer}).get("rewards")
+        wanted = () if self.dial is None else self.dial.objectives
+        if not isinstance(rewards, dict) or not all(isinstance(rewards.get(name), int | float) for name in wanted):
+            raise ValueError(f"{self.base}/rewards: no rewards of {', '.join(wanted)} there: {str(rewards)[:80]}")
+        return {name: float(rewards[name]) for name in wanted}
+
+    def close(self) -> None:
+        """Nothing stays open between answers."""
+
+    def _described(self) -> dict[str, Any] | None:
+        """The reply of /v1/dial; None from a server that does not know it."""
+        try:
+            reply = self._get("/dial")
+        except _Refused as refused:
+            if refused.status in (404, 405):
+                return None
+            raise
+        return reply if reply.get("objectives") else None
+
+    def _first_model(self) -> str:
+        models = self._get("/models").get("data") or ()
+        names = [model["id"] for model in models if isinstance(model, dict) and "id" in model]
+        if not names:
+            raise ValueError(f"{self.base}/models lists no model; name one with --model")
+        return str(names[0])
+
+    def _get(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON object of a reply."""
+        with closing(self._open(path, body)) as reply:
+            try:
+                data = reply.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise ValueError(f"{self.base}{path}: the reply broke off ({error})") from error
+        return self._object(data, f"{path}: the reply")
+
+    def _object(self, data: bytes, what: str) -> dict[str, Any]:
+        try:
+            content = json.loads(data)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            cure = "is this the base of an OpenAI-compatible server?"
+            raise ValueError(f"{self.base}: {what} is no JSON object: {data[:80]!r}; {cure}")
+        return content
+
+    def _open(self, path: str, body: Mapping[str, Any] | None = None) -> http.client.HTTPResponse:
+        """An open reply of status 200.
+
+        Raises:
+            ValueError: the server is unreachable or refuses; never with the key in it.
+        """
+        headers = {"Content-Type": "application/json", "User-Agent": "dpalign"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            reply: http.client.HTTPResponse = self.http.open(
+                urllib.request.Request(self.base + path, data, headers), timeout=TIMEOUT
+            )
+            return reply
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _Refused(f"{self.base}{path}: {self._reason(error)}", error.code) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise ValueError(f"{self.base}: unreachable ({reason}); is the URL right, and is the server up?") from None
+
+    def _reason(self, error: urllib.error.HTTPError) -> str:
+        """Why a server refused."""
+        try:
+            reason = _message(json.loads(error.read()))
+        except (OSError, ValueError, http.client.HTTPException):
+            reason = str(error.reason)
+        if error.code in (401, 403):
+            reason += f"; the key (${self.key_name}) is {'refused' if self.key else 'not set'}"
+        if 300 <= error.code < 400:
+            reason += f"; it redirects to {error.headers.get('Location')}: give that URL, if it is the one you mean"
+        reason = reason.replace(self.key, "[the key]") if self.key else reason
+        return f"HTTP {error.code}: {reason[:300]}"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: the key would go with it."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class _Refused(ValueError):
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _dial(objectives: Sequence[str], arc: Sequence[float] | None = None, template: str | None = None) -> Dial | None:
+    """A dial that reads and warns; the line itself is written where the model is."""
+    if not objectives:
+        return None
+    low_high = None if arc is None else (float(arc[0]), float(arc[1]))
+    known = {name: name for name in get_args(PreferenceTemplate)}
+    return Dial(tuple(objectives), known.get(template, "fig1"), "zephyr", low_high)
+
+
+def _message(reply: Any) -> str:
+    """The words of an error in OpenAI's shape, or in vLLM's."""
+    error = reply.get("error", reply) if isinstance(reply, dict) else reply
+    return str(error.get("message", error) if isinstance(error, dict) else error)

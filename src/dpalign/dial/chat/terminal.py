@@ -1,204 +1,195 @@
-"""The chat's terminal: what is read and written, in colours or without, rewards as bars, keys and history.
+"""The chat's terminal: rich writes, prompt_toolkit reads.
 
-What a model says is never trusted with the terminal: control characters are shown, not obeyed. Colours are the
-terminal's own, on a tty alone and not with NO_COLOR (no-color.org).
+Text of a model or a server is never trusted with the terminal: its control characters are shown, not obeyed. Colours,
+widths, NO_COLOR and TERM=dumb are rich's.
 """
 
 import contextlib
 import io
 import os
-import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, TextIO
+from typing import Final, TextIO
 
-from dpalign.dial.chat.flowing import GAP, Columns, Wrapper, at, fit, harmless
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-Style = Literal["a", "b", "dim", "bold", "warning", "error", "plain"]
-
-_CODES: Final[Mapping[str, str]] = {
-    "a": "36;1",
-    "b": "35;1",
-    "dim": "2",
-    "bold": "1",
-    "warning": "33",
-    "error": "31;1",
-    "plain": "",
-}
+STYLES: Final = ("bold cyan", "bold magenta")
+"""Of the first answer and of the second, where two stand side by side."""
 WIDEST: Final = 96
 """Columns of a line of text: longer ones are hard to read."""
-HISTORY: Final = 1000
-"""Questions kept from chat to chat."""
+NARROWEST: Final = 80
+"""Columns of a terminal that has room for two answers side by side."""
+GAP: Final = 3
+"""Columns between two answers."""
+
+_PICTURES: Final[Mapping[int, int]] = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys((*range(127, 160), 0x2028, 0x2029), 0xFFFD),
+}
+
+
+def harmless(text: str) -> str:
+    """Text that a terminal does not obey: control characters become their pictures."""
+    return text.translate(_PICTURES)
 
 
 class Terminal:
     """Where a chat is read and written.
 
     Args:
-        out: takes the answers.
-        notes: takes all else that is said.
+        console: shows what a user sees.
+        out: in a pipe, takes the answers as they are; the console then takes warnings and rewards alone.
         read: asks for a line; raises EOFError at the end.
-        tty: out is a terminal: wrap, draw, and colour unless NO_COLOR is set.
-        size: (columns, lines) of the terminal.
     """
 
-    def __init__(
-        self,
-        out: TextIO,
-        notes: TextIO,
-        read: Callable[[str], str] = input,
-        *,
-        tty: bool = True,
-        size: Callable[[], tuple[int, int]] = shutil.get_terminal_size,
-    ) -> None:
-        self.out, self.notes, self._read, self.tty, self.size = out, notes, read, tty, size
-        self.colour = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self.ascii = not _can_say(out, "─⣀█°·")
+    def __init__(self, console: Console, out: TextIO | None = None, read: Callable[[str], str] = input) -> None:
+        self.console, self.out, self.read = console, out, read
 
     @property
-    def columns(self) -> int:
-        return max(20, self.size()[0])
+    def quiet(self) -> bool:
+        return self.out is not None
 
     @property
-    def in_columns(self) -> bool:
+    def two_columns(self) -> bool:
         """There is room for two answers side by side."""
-        return self.tty and self.columns >= 80
+        return not self.quiet and self.console.width >= NARROWEST
 
-    @property
-    def half(self) -> int:
-        """Columns of each of two answers."""
-        return (min(self.columns, 2 * WIDEST) - GAP) // 2
+    def column_width(self, columns: int) -> int:
+        """Of each of so many answers, in characters."""
+        return max(10, (min(self.console.width, columns * WIDEST) - GAP * (columns - 1)) // columns)
 
-    def styled(self, text: str, style: Style) -> str:
-        code = _CODES[style]
-        return f"\x1b[{code}m{text}\x1b[0m" if self.colour and code and text else text
+    def say(self, text: str = "", style: str = "") -> None:
+        """A line that is no answer. In a pipe, dim ones are left out."""
+        if not (self.quiet and style == "dim"):
+            self.console.print(Text(harmless(text), style), soft_wrap=self.quiet)
 
-    def spelled(self, text: str) -> str:
-        """Our own words in characters that this terminal has."""
-        return text.translate({0x2212: "-", 0xB0: " deg"}) if self.ascii else text
+    def show(self, drawing: RenderableType) -> None:
+        self.console.print(drawing)
 
-    def read(self, prompt: str, style: Style) -> str:
-        """A line from the user; EOFError at the end of the input."""
-        marked = self.styled(self.spelled(prompt), style)
-        if self.colour:  # readline must not count what takes no room
-            marked = re.sub(r"(\x1b\[[\d;]*m)", "\x01\\1\x02", marked)
-        return self._read(marked)
+    def stream(self, pieces: Iterable[tuple[int, str]], columns: int = 1) -> None:
+        """Answers as they come, in one column or side by side; in a pipe their very characters, and a newline.
 
-    def say(self, text: str = "", style: Style = "plain") -> None:
-        """A line that is no answer; off a tty only if it matters."""
-        if not self.tty and style == "dim":
+        Args:
+            pieces: (column, new text).
+        """
+        if self.out is None:
+            self._flow(pieces, columns)
             return
-        self.notes.write(self.styled(self.spelled(text), style) + "\n")
-        self.notes.flush()
-
-    def draw(self, lines: Sequence[str]) -> None:
-        """Lines that are styled already."""
-        self.notes.write("".join(f"{self.spelled(line)}\n" for line in lines))
-        self.notes.flush()
-
-    def stream(self, texts: Iterator[str]) -> None:
-        """An answer as it comes; off a tty its very characters, and a newline."""
-        wrapper = Wrapper(min(self.columns, WIDEST)) if self.tty else None
         try:
-            for text in texts:
-                self.out.write(wrapper.push(harmless(text)) if wrapper else text)
+            for _, text in pieces:
+                self.out.write(text)
                 self.out.flush()
         finally:
-            self.out.write((wrapper.flush() if wrapper else "") + "\n")
+            self.out.write("\n")
             self.out.flush()
 
-    def side_by_side(self, titles: Sequence[str], texts: Iterator[tuple[int, str]]) -> None:
-        """Two answers as they come, in columns: rows that can still change are painted again."""
-        width = self.half
-        painter = Columns(self.out, width, lambda: self.size()[1])
-        left, right = map(self.spelled, titles)
-        self.out.write(f"{self.styled(fit(left, width), 'a')}{' ' * GAP}{self.styled(right, 'b')}\n")
-        try:
-            for side, text in texts:
-                painter.push(side, harmless(text))
-        finally:
-            painter.finish()
+    def _flow(self, pieces: Iterable[tuple[int, str]], columns: int) -> None:
+        """Rows that can no longer change scroll away; the others are drawn again with every piece."""
+        width = self.column_width(columns)
+        growing = [_Column(self.console, width) for _ in range(columns)]
+        settled = 0
+        with Live(console=self.console, auto_refresh=False) as live:
+            for column, text in pieces:
+                growing[column].push(harmless(text))
+                rows = [one.rows() for one in growing]
+                last = min(map(len, rows)) - 1
+                if last > settled:
+                    self.console.print(_side_by_side([one[settled:last] for one in rows], width))
+                    settled = last
+                live.update(_side_by_side([one[settled:] for one in rows], width), refresh=True)
 
-    def beside(self, left: Sequence[str], right: Sequence[str]) -> list[str]:
-        """Lines that are styled already, in two columns."""
-        rows = range(max(len(left), len(right)))
-        return [f"{fit(at(left, i), self.half)}{' ' * GAP}{at(right, i)}".rstrip() for i in rows]
-
-    def bars(self, rewards: Mapping[str, float], style: Style) -> list[str]:
-        """A line an objective: its name, its reward of 0-100 as a bar and a number."""
-        name_width = max(map(len, rewards))
-        long = min(24, max(8, self.half - name_width - 9))
-        lines = []
+    def rewards(self, rewards: Mapping[str, float], style: str, total: str = "", formula: str = "") -> Table:
+        """A row an objective: its name, its reward of 0-100 as a number and a bar; then what they come to."""
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="dim")
+        table.add_column(justify="right")
         for name, reward in rewards.items():
-            lines.append(
-                f"{self.styled(f'{name:{name_width}}', 'dim')} {reward:5.1f}  {self.bar(reward / 100, long, style)}"
-            )
-        return lines
-
-    def bar(self, share: float, columns: int, style: Style) -> str:
-        """A share of a line, the rest of it dim; in half columns."""
-        halves = round(min(1.0, max(0.0, share)) * columns * 2)
-        if self.ascii:
-            return "#" * (halves // 2)
-        full = "━" * (halves // 2) + "╸" * (halves % 2)
-        return self.styled(full, style) + self.styled("─" * (columns - len(full)) if self.colour else "", "dim")
+            bar = ProgressBar(100, min(100.0, max(0.0, reward)), 24, complete_style=style, finished_style=style)
+            table.add_row(harmless(name), f"{reward:.1f}", bar)
+        if total:
+            table.add_row("v.r", total, Text(harmless(formula), "dim"))
+        return table
 
 
-def _can_say(out: TextIO, text: str) -> bool:
-    try:
-        text.encode(getattr(out, "encoding", None) or "utf-8")
-    except (UnicodeError, LookupError):
-        return False
-    return True
+class _Column:
+    """Text that grows, as rows of a width. Of the rows only the last can still change."""
+
+    def __init__(self, console: Console, width: int) -> None:
+        self.console, self.width = console, width
+        self.whole: list[Text] = []
+        self.paragraph = ""
+
+    def push(self, text: str) -> None:
+        *paragraphs, self.paragraph = (self.paragraph + text).split("\n")
+        for paragraph in paragraphs:
+            self.whole += self._wrapped(paragraph)
+
+    def rows(self) -> list[Text]:
+        return [*self.whole, *self._wrapped(self.paragraph)]
+
+    def _wrapped(self, paragraph: str) -> list[Text]:
+        return list(Text(paragraph).wrap(self.console, self.width)) or [Text()]
 
 
-@contextlib.contextmanager
-def line_editing(words: Sequence[str], history: Path | None) -> Iterator[None]:
-    """Arrow keys, completion of `words`, and the questions of earlier chats; nothing where there is no readline.
+def _side_by_side(columns: Sequence[Sequence[Text]], width: int) -> RenderableType:
+    if len(columns) == 1:
+        return Text("\n").join(columns[0])
+    table = Table.grid(padding=(0, GAP, 0, 0))
+    for _ in columns:
+        table.add_column(width=width, no_wrap=True)
+    for i in range(max(map(len, columns))):
+        table.add_row(*(rows[i] if i < len(rows) else "" for rows in columns))
+    return table
 
-    Args:
-        history: the file of earlier questions, readable by its owner alone; None keeps none.
-    """
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
 
-    def complete(text: str, state: int) -> str | None:
-        found = [word for word in words if word.startswith(text)] if text else []
-        return found[state] if state < len(found) else None
-
-    readline.set_completer(complete)
-    readline.set_completer_delims(" \t\n,")
-    readline.parse_and_bind("tab: complete")
-    if history is not None:
-        with contextlib.suppress(OSError):
-            readline.read_history_file(history)
-    try:
-        yield
-    finally:
-        if history is not None:
-            with contextlib.suppress(OSError):
-                history.parent.mkdir(parents=True, exist_ok=True)
-                history.touch(mode=0o600)
-                readline.set_history_length(HISTORY)
-                readline.write_history_file(history)
+def terminal_of_process(quiet: bool) -> Terminal:
+    """The terminal that the command was started in; quiet, only answers go to stdout."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a model may write letters that the terminal lacks
+    if quiet:
+        return Terminal(Console(stderr=True, highlight=False), sys.stdout)
+    return Terminal(Console(highlight=False))
 
 
 def history_file() -> Path:
-    """Where questions are kept (XDG's state folder)."""
+    """Where questions are kept for the next chat (XDG's state folder)."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "dpalign" / "chat_history"
 
 
-def of_this_process(quiet: bool) -> Terminal:
-    """The terminal that the command was started in; quiet, only answers go to stdout."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a model may say what the terminal has no letters for
-    if quiet:
-        return Terminal(sys.stdout, sys.stderr, tty=False)
-    return Terminal(sys.stdout, sys.stdout)
+def line_reader(commands: Mapping[str, str], names: Sequence[str], history: Path | None) -> Callable[[str], str]:
+    """Reads lines with arrow keys, completion of commands, and the questions of earlier chats.
+
+    Args:
+        commands: `/name` and its help.
+        names: words that complete after a command.
+        history: the file of earlier questions, readable by its owner alone; None keeps none.
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+    class Words(Completer):
+        def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+            line = document.text_before_cursor
+            if line.startswith("/"):
+                word = line.rpartition(" ")[2]
+                for known in names if " " in line else commands:
+                    if known.startswith(word):
+                        yield Completion(known, -len(word), display_meta=commands.get(known))
+
+    kept: History = InMemoryHistory()
+    if history is not None:
+        with contextlib.suppress(OSError):
+            history.parent.mkdir(parents=True, exist_ok=True)
+            history.touch(mode=0o600)
+            kept = FileHistory(history)
+    session: PromptSession[str] = PromptSession(history=kept, completer=Words())
+    return lambda prompt: session.prompt([(STYLES[0].replace("cyan", "ansicyan"), harmless(prompt))])

@@ -1,4 +1,4 @@
-"""The model card of an export: what a stranger must know to ask the model, and to judge it."""
+"""The model card of an export: how to ask the model, and how to judge it. Its text is card.md.j2."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,32 +11,17 @@ from jinja2 import Environment, StrictUndefined
 
 from dpalign import __version__
 from dpalign.dial.dial import Dial
-from dpalign.dial.export.card_figures import data_read, measured
-from dpalign.dial.export.source import Card, Source, entry_of, hub_name
+from dpalign.dial.export.card_figures import figures
+from dpalign.dial.export.source import Card, Source, hub_name
 from dpalign.dial.golden import Golden, shown_directions
-from dpalign.page.words import arithmetic, degrees, listed, whole
-from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Simplex, Sphere
+from dpalign.page.words import arithmetic, degrees, whole
+from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Preference, Simplex, Sphere
 from dpalign.recipe import Recipe
 from dpalign.run.modelfolder import check_weights
-from dpalign.run.tables import changes, leaves
+from dpalign.run.tables import changes
 
-_KNOBS: Final = (
-    *("iterations", "sampling.n", "preference.directions", "sampling.temperature", "replay", "alternate", "restart"),
-    *("finetune.learning_rate", "finetune.batch", "finetune.epochs", "finetune.steps", "finetune.context"),
-    *("sampling.max_new_tokens", "model.dtype", "seed"),
-)
-"""What most readers ask first."""
 _LOCAL: Final = re.compile(r'(?<=")[~./][^"]*/')
 """A folder of somebody's machine inside a written value: no business of the card's readers."""
-
-_RELEASED: Final = {
-    "RLHFlow/DPA-v1-Mistral-7B": "These are the weights that the paper's authors released; this folder adds a chat "
-    "template that writes the system line they were trained on. The line states the weights as the integers "
-    "round(100 cos a) and round(100 sin a), a negative one as `+ verbosity*-26`; answers were sampled at temperature "
-    "0.7 with at most 2048 tokens. Helpfulness is the mean of four UltraFeedback heads and verbosity HelpSteer's, as "
-    "the released reward model `RLHFlow/RewardModel-Mistral-7B-for-DPA-v1` gives them. Only weights and usage were "
-    "released: how they were trained is told by the paper."
-}
 
 
 def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden], picture: str | None) -> str:
@@ -46,33 +31,34 @@ def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden
     example = _example(dial)
     weights = check_weights(folder)
     facts: dict[str, Any] = {
-        "name": card.name,
-        "license": card.license,
-        "base_model": card.base_model,
+        "card": card,
+        "contract": contract,
+        "form": source.form,
+        "recipe": recipe,
+        "base": None if recipe is None else hub_name(recipe.model.base) or PurePath(recipe.model.base).name,
         "datasets": _datasets(recipe),
-        "objectives": contract.names,
-        "over": listed([f"**{name}**" for name in contract.names]),
-        "question": prompts[0].messages[-1]["content"],
-        "arithmetic": arithmetic(example, [1.0, *[-1.0] * (len(example) - 1)]),
-        "made_by": f", iteration {contract.iteration}" if contract.iteration is not None else "",
-        "angle": _whole_angle(dial, example),
         "place": card.name if "/" in card.name else f"./{card.name}",
-        "served": card.name.rpartition("/")[2],
-        "example": "{" + ", ".join(f'"{name}": {w:g}' for name, w in example.items()) + "}",
+        "note": dial.note,
+        "question": source.examples[0].question if source.examples else prompts[0].messages[-1]["content"],
+        "examples": [
+            (one.question, [(_short(dial, preference), answer) for preference, answer in one.answers])
+            for one in source.examples
+        ],
+        "weights": example,
+        "arithmetic": arithmetic(example, [1.0, *[-1.0] * (len(example) - 1)]),
+        "angle": round(_preference(dial, example).angle) if len(example) == 2 else None,
         "trained": _trained(dial),
-        "reads": [(name, _mean_of(heads)) for name, heads in contract.objectives.items()],
-        "how": _how(source, whole(weights.parameters), weights.types),
-        "knobs": _main_knobs(recipe),
-        "others": _other_knobs(recipe),
-        "golden": _shown(prompts),
-        "reward": contract.reward is not None,
+        "parameters": whole(weights.parameters),
+        "types": weights.types,
+        "changes": [] if recipe is None else changed_knobs(recipe),
+        "data": [_data_row(report) for report in source.data],
+        "golden": [one for one in prompts if one.messages == prompts[0].messages],
         "picture": picture,
-        "written_by": f"Card and folder written by dpalign {__version__}.",
-        **measured(source),
-        **data_read(source),
+        "version": __version__,
+        **figures(source),
     }
     text: str = _template().render(facts)
-    return text.rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", text.rstrip()) + "\n"
 
 
 def _example(dial: Dial) -> dict[str, float]:
@@ -86,83 +72,45 @@ def _example(dial: Dial) -> dict[str, float]:
     return {name: round(w, 2) + 0.0 for name, w in middle.weights.items()}
 
 
-def _whole_angle(dial: Dial, example: Mapping[str, float]) -> int | None:
-    """The example's angle in whole degrees; None unless there are two objectives."""
-    return (
-        round(dial.parse(" ".join(f"{name}={w}" for name, w in example.items())).angle) if len(example) == 2 else None
-    )
+def _preference(dial: Dial, weights: Mapping[str, float]) -> Preference:
+    return Preference.from_weights(weights, dial.objectives)
+
+
+def _short(dial: Dial, preference: Preference) -> str:
+    angle = dial.angle_of(preference)
+    return degrees(angle) if angle is not None else ", ".join(f"{n} {w:.2f}" for n, w in preference.weights.items())
 
 
 def _trained(dial: Dial) -> str:
+    """The trained directions in a sentence."""
     names = dial.objectives
+
+    def row(v_K: Sequence[float]) -> str:
+        return ", ".join(f"{name} {w:g}" for name, w in zip(names, v_K, strict=True))
+
     match dial.population:
         case Arc(low, high):
-            ends = [
+            high_end, low_end = (
                 f"{degrees(angle)} (`{arithmetic(dial.parse(str(angle)).weights, [1.0, -1.0])}`)"
                 for angle in (high, low)
-            ]
-            return f"Angles between {ends[0]} and {ends[1]}, all as likely; v = (cos a, sin a) over {', '.join(names)}."
+            )
+            return f"Angles between {high_end} and {low_end}; v = (cos a, sin a) over {', '.join(names)}."
         case Grid(Arc(low, high), points):
             return f"{points} even angles from {degrees(high)} to {degrees(low)}; v = (cos a, sin a)."
         case Cone(center, angle):
-            middle = ", ".join(f"{name} {w:g}" for name, w in zip(names, center, strict=True))
-            return f"Directions within {degrees(angle)} of ({middle})."
+            return f"Directions within {degrees(angle)} of ({row(center)})."
         case Simplex():
             return "Weights of 0 and above, in any proportion."
         case Sphere():
             return "All directions, weights of either sign."
         case Fixed(directions):
-            rows = "; ".join(", ".join(f"{name} {w:g}" for name, w in zip(names, v, strict=True)) for v in directions)
-            return f"These directions alone: {rows}."
+            return f"These directions alone: {'; '.join(map(row, directions))}."
         case _:
             return "The trained range of directions is not on record."
 
 
-def _mean_of(heads: Sequence[str]) -> str:
-    listed = ", ".join(f"`{head}`" for head in heads)
-    return listed if len(heads) == 1 else f"the mean of {listed}" if heads else "not on record"
-
-
-def _how(source: Source, parameters: str, types: Sequence[str]) -> str:
-    """Where the weights come from, in a few sentences."""
-    size = f"{parameters} parameters, stored as {', '.join(types)}."
-    if source.form is not None:
-        return f"{_RELEASED[source.form]} {size}"
-    if source.recipe is None:
-        return f"How this checkpoint was trained is not on record. {size}"
-    recipe, t = source.recipe, source.contract.iteration
-    base = {"world": "the small base model of dpalign's embedded world", "": "a base model trained from scratch"}.get(
-        recipe.model.base, f"`{hub_name(recipe.model.base) or PurePath(recipe.model.base).name}`"
-    )
-    text = (
-        f"Iteration {t} of {recipe.iterations} of DPA from {base}: answers are sampled for directions that users may "
-        "ask for, a multi-objective reward model chooses the best one for each direction, and the model after "
-        f"supervised fine-tuning is trained on them, the direction stated in the system line. {size}"
-    )
-    entry = entry_of(source) or {}
-    spent = [
-        (entry.get("sampled_tokens"), "tokens sampled"),
-        (entry.get("scored_responses"), "answers scored"),
-        (entry.get("trained_tokens"), "tokens trained on"),
-    ]
-    said = ", ".join(f"{whole(n)} {what}" for n, what in spent if n)
-    return f"{text} It took {said}, all stages before it included." if said else text
-
-
-def _knobs(recipe: Recipe) -> dict[str, Any]:
-    return dict(leaves(recipe.as_mapping()))
-
-
-def _main_knobs(recipe: Recipe | None) -> list[tuple[str, str, str]]:
-    if recipe is None:
-        return []
-    here, paper = (_knobs(one) for one in (recipe, Recipe(name=recipe.name)))
-    return [(name, f"{here[name]}", f"{paper[name]}") for name in _KNOBS]
-
-
-def _other_knobs(recipe: Recipe | None) -> list[str]:
-    if recipe is None:
-        return []
+def changed_knobs(recipe: Recipe) -> list[str]:
+    """The knobs that differ from the paper's, without folders of this machine: `seed 42 -> 1`."""
     return [_LOCAL.sub("", line) for line in changes(Recipe(name=recipe.name).as_mapping(), recipe.as_mapping())]
 
 
@@ -170,25 +118,29 @@ def _datasets(recipe: Recipe | None) -> list[str]:
     """Data sets of the hub that the recipe reads."""
     if recipe is None or recipe.data.world:
         return []
-    named = (recipe.data.helpsteer, recipe.data.ultrafeedback, recipe.data.pairs, recipe.data.splits, recipe.data.sft)
-    return [name for name in map(hub_name, named) if name is not None]
+    data = recipe.data
+    names = map(hub_name, (data.helpsteer, data.ultrafeedback, data.pairs, data.splits, data.sft))
+    return [name for name in names if name is not None]
 
 
-def _shown(prompts: Sequence[Golden]) -> list[tuple[str, str]]:
-    """The first chat at each direction, and plain."""
-    return [(_label(one), one.text.replace("```", "'''")) for one in prompts if one.messages == prompts[0].messages]
-
-
-def _label(one: Golden) -> str:
-    if one.preference is None:
-        return "The plain model:"
-    weights = "{" + ", ".join(f'"{name}": {round(w, 4) + 0.0:g}' for name, w in one.preference.items()) + "}"
-    return f"`preference={weights}`" + (f", or `angle={one.angle:g}`:" if one.angle is not None else ":")
+def _data_row(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """Source, file, rows read, rows kept, and the reasons for the difference."""
+    reasons = [f"{n:,} {reason}" for reason, n in (report.get("filtered") or {}).items() if n]
+    repairs = [f"{n:,} {reason}" for reason, n in (report.get("notes") or {}).items() if n]
+    return (
+        str(report.get("source", "")),
+        PurePath(str(report.get("file", ""))).name,
+        f"{report.get('read', report.get('in', 0)):,}",
+        f"{report.get('kept', report.get('out', 0)):,}",
+        ", ".join(reasons) + (f" (kept, but: {', '.join(repairs)})" if repairs else ""),
+    )
 
 
 @cache
 def _template() -> Any:
-    environment = Environment(  # Markdown, not HTML: nothing to escape
+    environment = Environment(  # Markdown, not HTML
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters["cell"] = lambda text: str(text).replace("|", "&#124;").replace("\n", " ")
+    environment.filters["number"] = whole
     return environment.from_string(files("dpalign.dial.export").joinpath("card.md.j2").read_text(encoding="utf-8"))

@@ -14,8 +14,8 @@ from dpalign import __version__
 from dpalign.chat import chat_template
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
-from dpalign.dial.export.source import Card, Source, entry_of
-from dpalign.paper.direction import Preference
+from dpalign.dial.export.card_figures import PICTURE, front_of, picture_of
+from dpalign.dial.export.source import Card, Source
 from dpalign.run.ledger import into_place, partial_of, write_json, write_text
 from dpalign.run.modelfolder import (
     CONFIG,
@@ -32,10 +32,9 @@ from dpalign.run.modelfolder import (
     walk,
     weights_files,
 )
-from dpalign.train.contract import FILE, FrontPoint
+from dpalign.train.contract import FILE
 
 CARD: Final = "README.md"
-PICTURE: Final = "front.png"
 REWARD: Final = "reward"
 COPIED: Final = (
     *(CONFIG, INDEX, TOKENIZER, TOKENIZER_SETTINGS, "tokenizer.model", "special_tokens_map.json"),
@@ -115,26 +114,11 @@ def require_safe(model: Path) -> None:
         raise ValueError(f"{model}: no tokenizer; put the model's own files beside its weights")
 
 
-def front_of(source: Source) -> tuple[FrontPoint, ...]:
-    """What the run measured of this policy: the reward model's means, a point an evaluation direction."""
-    entry = entry_of(source)
-    names = source.contract.names
-    return tuple(
-        FrontPoint(
-            Preference.from_weights(point["direction"], names),
-            {name: float(point["rewards"][name]["mean"]) for name in names},
-        )
-        for point in (entry["points"] if entry is not None else ())
-        if point.get("direction") is not None
-    )
-
-
 def write_card(folder: Path, source: Source, card: Card, prompts: Sequence[golden.Golden]) -> None:
     """The model card, and the picture of the front where one was measured."""
     from dpalign.dial.export.card import card_text
-    from dpalign.dial.export.card_figures import front_png
 
-    picture = front_png(source)
+    picture = picture_of(source)
     if picture is not None:
         (folder / PICTURE).write_bytes(picture)
     write_text(folder / CARD, card_text(folder, source, card, prompts, PICTURE if picture is not None else None))

@@ -1,20 +1,20 @@
-"""What is exported: a run's policy, a finished stage's, or a checkpoint whose form the user tells."""
+"""What is exported: a run's policy, a finished stage's, or a checkpoint that the user describes."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from dpalign.page.systems import systems_of
-from dpalign.paper.direction import Arc
+from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.recipe import Recipe, load
-from dpalign.rows import HEADS
+from dpalign.rows import CANDIDATES, HEADS, read_rows
 from dpalign.run.ledger import LEDGER, read_ledger
 from dpalign.run.modelfolder import CONFIG
-from dpalign.train.contract import FILE, Contract, contract_of, read_contract
+from dpalign.train.contract import FILE, Contract, read_contract
 
 FORMS: Final[Mapping[str, Contract]] = {
     "RLHFlow/DPA-v1-Mistral-7B": Contract(
@@ -26,12 +26,22 @@ FORMS: Final[Mapping[str, Contract]] = {
         reward_template="dpa-v1",
     )
 }
-"""Checkpoints that others released, by their name on the hub: what their directions mean."""
+"""Checkpoints that others released, by their name on the hub, with the meaning of their directions."""
+EXAMPLES: Final = 3
+"""Questions on the card of a run of the world."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question of the evaluation, with the policy's own first answers from one end of the dial to the other."""
+
+    question: str
+    answers: tuple[tuple[Preference, str], ...]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A policy with its directions, and what is known of how it was made."""
+    """A policy with its directions, and the records of its training."""
 
     model: Path
     """The folder with its weights."""
@@ -39,14 +49,15 @@ class Source:
     form: str | None = None
     """The released checkpoint that it is."""
     recipe: Recipe | None = None
-    summary: Mapping[str, Any] | None = None
-    """The run's report, if it evaluated this very policy."""
-    reports: Sequence[Mapping[str, Any]] = ()
+    report: Path | None = None
+    """The folder of the run's report, if it evaluated this very policy."""
+    data: Sequence[Mapping[str, Any]] = ()
     """What the run read of each data file, and what it kept."""
     reward: Path | None = None
     """The folder with the weights of the run's reward model."""
-    notes: tuple[str, ...] = field(default=())
-    """What could not be found or used, in words."""
+    examples: Sequence[Example] = ()
+    notes: tuple[str, ...] = ()
+    """What is missing or unusable, for the user."""
 
 
 @dataclass(frozen=True)
@@ -58,29 +69,32 @@ class Card:
     base_model: str | None
 
 
-def find_source(named: Path, iteration: int | None, form: str | None, told: Contract | None) -> Source:
+def find_source(
+    path: Path, iteration: int | None = None, form: str | None = None, described: Contract | None = None
+) -> Source:
     """The policy at a path: a run folder, a finished stage's, or a checkpoint.
 
     Args:
         iteration: of a run; None takes its last finished policy.
-        form: a name of FORMS; None unless the user says that it is that.
-        told: the contract that the user tells; None unless the folder has none.
+        form: a name of FORMS, where the user names one.
+        described: the contract in the user's words, for a folder without one.
 
     Raises:
         ValueError: no such folder or iteration, no contract, or two.
     """
-    if not named.is_dir():
-        if str(named) in FORMS:
-            fetch = f"hf download {named} --local-dir FOLDER"
-            raise ValueError(f"{named}: no such folder; fetch it (`{fetch}`), then `dpa export FOLDER --form {named}`")
-        raise ValueError(f"{named}: no such folder; give a run, a finished policy or a local checkpoint")
-    stage, model, contract_folder = located(named, iteration)
+    if not path.is_dir():
+        if str(path) in FORMS:
+            fetch = f"hf download {path} --local-dir FOLDER"
+            raise ValueError(f"{path}: no such folder; fetch it (`{fetch}`), then `dpa export FOLDER --form {path}`")
+        raise ValueError(f"{path}: no such folder; give a run, a finished policy or a local checkpoint")
+    stage, model, contract_folder = located(path, iteration)
     contract = read_contract(contract_folder)
-    if contract is not None and (form is not None or told is not None):
+    if contract is not None and (form is not None or described is not None):
         raise ValueError(f"{contract_folder / FILE}: says what its directions mean already; leave --form and the rest")
-    if form is not None:
-        contract = _released(form)
-    contract = told or contract
+    if form is not None and form not in FORMS:
+        known = ", ".join(FORMS)
+        raise ValueError(f"--form {form}: known: {known}; for others give --template, --objectives, --range")
+    contract = contract or described or (None if form is None else FORMS[form])
     if contract is None:
         raise ValueError(
             f"{contract_folder / FILE}: no such file: say what the policy was trained to read, with "
@@ -92,40 +106,42 @@ def find_source(named: Path, iteration: int | None, form: str | None, told: Cont
     return _with_run(source, stage, run) if at_home else source
 
 
-def located(named: Path, iteration: int | None = None) -> tuple[Path, Path, Path]:
-    """The stage or checkpoint that a path means, the folder with its weights, and that with its contract.
+def located(path: Path, iteration: int | None = None) -> tuple[Path, Path, Path]:
+    """The stage or checkpoint at a path, the folder with its weights, and the folder with its contract.
 
     Args:
-        named: a run, whose policy is meant; a finished stage, or the model in it; a checkpoint.
+        path: a run, for its policy; a finished stage, or the model in it; a checkpoint.
         iteration: of a run; None takes its last finished policy.
 
     Raises:
         ValueError: a run without that policy, or an iteration of what is no run.
     """
-    if is_run(named):
-        named = policy_of(named, iteration)
+    if is_run(path):
+        path = policy_of(path, iteration)
     elif iteration is not None:
-        raise ValueError(f"--iteration {iteration}: {named} is no run folder, whose iterations could be chosen from")
-    stage = named.parent if named.name == "model" and (named.parent / LEDGER).is_file() else named
+        raise ValueError(f"--iteration {iteration}: {path} is no run folder, whose iterations could be chosen from")
+    stage = path.parent if path.name == "model" and (path.parent / LEDGER).is_file() else path
     return stage, *_model_in(stage)
 
 
-def opened(named: Path) -> tuple[str, Path, Path]:
-    """What answers as the model at a path: its name, the folder with its weights, and that with its contract.
+def opened(path: Path) -> tuple[str, Path, Path]:
+    """The model at a path: its name, the folder with its weights, and the folder with its contract.
 
     Raises:
-        ValueError: no model lies there.
+        ValueError: there is no model.
     """
-    _, model, contract_folder = located(named)
+    _, model, contract_folder = located(path)
     if not (model / CONFIG).is_file():
-        raise ValueError(f"{named}: no {CONFIG} here: not a model's folder")
-    whole = named.resolve()
+        adapter = (model / "adapter_config.json").is_file()
+        cure = "an adapter alone: merge it into its model (peft's merge_and_unload)" if adapter else ""
+        raise ValueError(f"{path}: no {CONFIG} here: {cure or 'not a model folder'}")
+    whole = path.resolve()
     return whole.parent.name if whole.name == "model" else whole.name, model, contract_folder
 
 
-def is_run(named: Path) -> bool:
+def is_run(path: Path) -> bool:
     """Whether a path is a run's folder."""
-    return (named / "recipe.toml").is_file() and not (named / CONFIG).is_file()
+    return (path / "recipe.toml").is_file() and not (path / CONFIG).is_file()
 
 
 def policy_of(run: Path, iteration: int | None) -> Path:
@@ -134,28 +150,24 @@ def policy_of(run: Path, iteration: int | None) -> Path:
     Raises:
         ValueError: there is none.
     """
-    finished = {
-        int(path.parent.name.removeprefix("policy-")): path.parent
-        for path in run.glob(f"policy-*/{LEDGER}")
-        if path.parent.name.removeprefix("policy-").isdecimal()
-    }
-    known = ", ".join(map(str, sorted(finished))) or "none"
+    numbers = [path.parent.name.removeprefix("policy-") for path in run.glob(f"policy-*/{LEDGER}")]
+    finished = sorted(int(number) for number in numbers if number.isdecimal())
     t = max(finished, default=-1) if iteration is None else iteration
     if t not in finished:
         which = "no finished policy" if iteration is None else f"no finished policy of iteration {iteration}"
+        known = ", ".join(map(str, finished)) or "none"
         raise ValueError(f"{run}: {which}; finished: {known} (t=0 is SteerLM's, which takes no directions)")
-    return finished[t]
+    return run / f"policy-{t}"
 
 
-def weights_folder(named: Path) -> Path:
+def weights_folder(path: Path) -> Path:
     """Where the weights lie: in the `model` of a finished stage's folder, or there itself."""
-    return named / "model" if (named / "model").is_dir() else named
+    return path / "model" if (path / "model").is_dir() else path
 
 
 def _model_in(stage: Path) -> tuple[Path, Path]:
-    """Where the weights lie, and where the contract: apart where a checkpoint was taken in place of training."""
-    folder = weights_folder(stage)
-    taken = stage / "checkpoint.txt"
+    """The folders of weights and contract: they differ where a checkpoint was taken in place of training."""
+    folder, taken = weights_folder(stage), stage / "checkpoint.txt"
     if not taken.is_file():
         return folder, folder
     checkpoint = Path(taken.read_text(encoding="utf-8").strip())
@@ -164,67 +176,74 @@ def _model_in(stage: Path) -> tuple[Path, Path]:
     return checkpoint, folder
 
 
-def _released(form: str) -> Contract:
-    if form not in FORMS:
-        raise ValueError(f"--form {form}: known: {', '.join(FORMS)}; of others tell --template, --objectives, --range")
-    return FORMS[form]
-
-
 def _with_run(source: Source, stage: Path, run: Path) -> Source:
-    """The same policy with what its run tells of it."""
-    notes: list[str] = []
+    """The same policy with the records of its run."""
     try:
         recipe = load(run / "recipe.toml")
     except ValueError as error:
-        return replace(source, notes=(f"the card says nothing of the recipe, which this version cannot read: {error}",))
-    t = int(stage.name.removeprefix("policy-"))
-    contract, own = source.contract, contract_of(recipe, t)
-    if (contract.names, contract.template, contract.chat) != (own.names, own.template, own.chat):
+        return replace(source, notes=(f"this version cannot read the run's recipe; the card leaves it out: {error}",))
+    contract = source.contract
+    trained = (tuple(recipe.objectives), recipe.preference.template, recipe.model.chat)
+    if trained != (contract.names, contract.template, contract.chat):
         return replace(source, notes=("the run's recipe has changed since this policy was trained: it is left out",))
-    if contract.population is None:  # format 1 told no more than an arc
-        contract = replace(contract, population=own.population)
-    contract = replace(contract, reward_template=own.reward_template)
-    summary = _summary_of(run, stage, notes)
-    reports = run / "data" / "reports.json"
-    read = json.loads(reports.read_text(encoding="utf-8")) if reports.is_file() else []
-    reward = _model_in(run / "reward")[0] if (run / "reward" / LEDGER).is_file() else None
+    examples: tuple[Example, ...] = ()
+    if recipe.data.world:  # other prompts are somebody's data, and not ours to publish
+        examples = _examples(run / f"evaluate-{stage.name}", contract.names)
+    files = run / "data" / "reports.json"
+    report, note = _report_of(run, stage)
     return replace(
-        source, contract=contract, recipe=recipe, summary=summary, reports=read, reward=reward, notes=tuple(notes)
+        source,
+        recipe=recipe,
+        report=report,
+        data=json.loads(files.read_text(encoding="utf-8")) if files.is_file() else (),
+        reward=_model_in(run / "reward")[0] if (run / "reward" / LEDGER).is_file() else None,
+        examples=examples,
+        notes=(note,) if note else (),
     )
 
 
-def _summary_of(run: Path, stage: Path, notes: list[str]) -> Mapping[str, Any] | None:
-    """The run's report, where it is finished and evaluated the policy that lies there now."""
-    evaluated, path = f"evaluate-{stage.name}", run / "report" / "summary.json"
-    if not path.is_file() or not (run / "report" / LEDGER).is_file():
-        notes.append("the run has no finished report: the export has no measured front")
-        return None
-    own = read_ledger(stage)["digest"]
-    reported = read_ledger(run / "report")["inputs"].get(evaluated, {}).get("digest")
-    if not (run / evaluated / LEDGER).is_file():
-        notes.append(f"the run has no {evaluated}: the export has no measured front")
-        return None
-    evaluation = read_ledger(run / evaluated)
-    if evaluation["digest"] != reported or evaluation["inputs"]["policy"]["digest"] != own:
-        notes.append("the run's report is of an earlier policy: the export has no measured front; run it again")
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def _examples(evaluation: Path, names: Sequence[str]) -> tuple[Example, ...]:
+    """The first questions of an evaluation, each with its first answers at both ends of the dial and in the middle."""
+    if not (evaluation / LEDGER).is_file():
+        return ()
+    examples = []
+    for rows in _questions(evaluation / "answers"):
+        at = sorted(row["condition_index"] for row in rows)
+        picked = {at[0], at[len(at) // 2], at[-1]}
+        answers = [
+            (Preference.from_vector(row["condition"], names), row["response"])
+            for row in rows
+            if row["condition_index"] in picked and row["condition_kind"] == "direction"
+        ]
+        examples.append(Example(rows[0]["messages"][-1]["content"], tuple(answers)))
+        if len(examples) == EXAMPLES:
+            break
+    return tuple(examples)
 
 
-def entry_of(source: Source) -> dict[str, Any] | None:
-    """The policy's entry in its run's summary."""
-    if source.summary is None:
-        return None
-    for system in systems_of(source.summary):
-        if system.role == "iteration" and system.entry["iteration"] == source.contract.iteration and system.steered:
-            return cast(dict[str, Any], system.entry)
-    return None
+def _questions(answers: Path) -> Iterator[list[dict[str, Any]]]:
+    """The first answers to each question, a question at a time."""
+    first = (row for row in read_rows(answers, CANDIDATES) if row["sample"] == 0)
+    return (list(rows) for _, rows in groupby(first, key=lambda row: row["prompt_id"]))
+
+
+def _report_of(run: Path, stage: Path) -> tuple[Path | None, str]:
+    """The report, if it is finished and evaluated the policy that lies there now; else why not."""
+    missing = "the export has no measured front"
+    report, evaluation = run / "report", run / f"evaluate-{stage.name}"
+    if not (report / "summary.json").is_file() or not (report / LEDGER).is_file():
+        return None, f"the run has no finished report: {missing}"
+    if not (evaluation / LEDGER).is_file():
+        return None, f"the run has no {evaluation.name}: {missing}"
+    evaluated = read_ledger(evaluation)
+    reported = read_ledger(report)["inputs"].get(evaluation.name, {}).get("digest")
+    if evaluated["digest"] != reported or evaluated["inputs"]["policy"]["digest"] != read_ledger(stage)["digest"]:
+        return None, f"the run's report is of an earlier policy: {missing}; run it again"
+    return report, ""
 
 
 def hub_name(base: str) -> str | None:
     """A model's or data set's name on the hub; None for a path, for the world, and for nothing."""
     parts = base.split("/")
-    return (
-        base if len(parts) == 2 and all(parts) and not base.startswith((".", "~")) and not Path(base).exists() else None
-    )
+    named = len(parts) == 2 and all(parts) and not base.startswith((".", "~"))
+    return base if named and not Path(base).exists() else None

@@ -123,7 +123,7 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
         ValueError: what is wrong with which folder.
     """
     from dpalign.dial.dial import Dial
-    from dpalign.dial.export.folder import front_of
+    from dpalign.dial.export.card_figures import front_of
     from dpalign.dial.export.source import find_source, opened
     from dpalign.dial.server.answering import Service
 
@@ -242,4 +242,4 @@ def _need(*modules: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         extra = "vllm" if missing == ["vllm"] else "serve"
-        raise ValueError(f"{missing[0]} is not installed; pip install 'dpalign[{extra}]'")
+        raise ValueError(f"{missing[0]} is not installed; pip install -e '.[{extra}]'")

@@ -1,0 +1,18 @@
+"""One thing that the doctor looked at."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["ok", "note", "bad"]
+"""ok: sound. note: works, but something is missing or worth knowing. bad: does not work until it is repaired."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check."""
+
+    level: Level
+    check: str
+    text: str
+    cure: str = ""
+    """A command, or what to do; "" where there is nothing to do."""
