@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dpalign.recipe.config import changed
 
 from conftest import MICRO
 from dpalign.measure.beyond import (
@@ -25,7 +26,6 @@ from dpalign.measure.degeneracy import degenerate_share, faults, repetition
 from dpalign.measure.points import SystemRewards
 from dpalign.pipeline import align
 from dpalign.recipe import load
-from dpalign.recipe.config import changed
 from dpalign.rows import CANDIDATES, read_rows
 from dpalign.run.folder import Run
 from dpalign.run.ledger import read_ledger

@@ -38,7 +38,7 @@ def copy(micro_run: Path, tmp_path: Path) -> Path:
 
 
 def outputs(run: Path, recipe: Recipe, compared: bool = False) -> dict[str, str]:
-    """Digests of all outputs but the report, which tells seconds, and the data's own, which names files by full paths."""
+    """Digests of all outputs but the report, which tells seconds, and one file that names others by full paths."""
     return {
         f"{step.name}/{file}": sha256
         for step in steps(recipe, compared)

@@ -135,7 +135,7 @@ def test_overrides_are_read_as_their_knobs_types(tmp_path: Path) -> None:
         ("[rsf]\ndirections = 0", ["rsf.directions is 0", "at least 1"]),
         ("[rl]\ndirections = -1", ["rl.directions is -1", "at least 1"]),
         ("[samplin]\nn = 8", ["key samplin;", "nearest is sampling "]),
-        ("[sampling]\ntemprature = 1.0", ["key sampling.temprature;", "nearest is sampling.temperature", "first_targe"]),
+        ("[sampling]\ntemprature = 1.0", ["key sampling.temprature;", "nearest is sampling.temperature"]),
         ("score_tokens = 8", ["key score_tokens;", "nearest is reward.score_tokens"]),
         ("[sft.training]\nepochs = 2", ["key sft.training;", "nearest is reward.training"]),
     ],
