@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dpalign.recipe.config import changed
 
 from dpalign.measure.beyond import TRAINED, Wish, figures
 from dpalign.measure.bootstrap import Bootstrap
@@ -16,6 +15,7 @@ from dpalign.measure.points import SystemRewards
 from dpalign.paper.direction import evaluation_grid, rng_for
 from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
+from dpalign.recipe.config import changed
 from dpalign.rows import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, write_rows
 from dpalign.run import folder as runs
 from dpalign.run.folder import Run, Work, write_json

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpalign.recipe.config import changed, to_toml
 
 import fake_run
 from dpalign.page.combine import combine, require_one_recipe
 from dpalign.recipe import load
+from dpalign.recipe.config import changed, to_toml
 
 
 def finished(folder: Path, **changes: Any) -> Path:

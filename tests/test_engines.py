@@ -6,11 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from dpalign.recipe.config import changed
 
 from dpalign.engines.knobs import Engines, longest, on_transformers
 from dpalign.pipeline import align
 from dpalign.recipe import Recipe
+from dpalign.recipe.config import changed
 
 ON_VLLM = {"engines.sampling": "vllm", "engines.scoring": "vllm"}
 

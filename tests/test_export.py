@@ -195,10 +195,9 @@ def test_the_card_has_a_header_a_hub_can_read(from_run: Path, of_three: Path) ->
 
 
 def test_a_card_names_no_folder_of_the_machine_it_was_made_on(from_run: Path, micro_run: Path) -> None:
-    from dpalign.recipe.config import changed
-
     from dpalign.dial.export.card import _other_knobs
     from dpalign.recipe import load
+    from dpalign.recipe.config import changed
 
     assert str(micro_run) not in (from_run / "README.md").read_text()
     given = changed(

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dpalign.recipe.config import changed
 
 from conftest import MICRO
 from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
+from dpalign.recipe.config import changed
 from dpalign.rows import HEADS, user_prompt
 from dpalign.run.ledger import read_ledger
 from dpalign.stages.pairwise import accuracy, read_pairs

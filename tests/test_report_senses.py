@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpalign.recipe.config import changed
 
 import fake_run
 from dpalign.recipe import load
+from dpalign.recipe.config import changed
 from test_report_page import Reader
 
 ABOVE_0 = {"preference.high": 15.0, "compare.systems": ["dpo", "rsf", "soups"], "compare.ablations": []}
