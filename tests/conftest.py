@@ -28,7 +28,8 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-MICRO = Path(__file__).parent.parent / "recipes" / "micro.toml"
+RECIPES = Path(__file__).parent.parent / "recipes"
+MICRO = RECIPES / "micro.toml"
 STARTED = pytest.StashKey[float]()
 
 
@@ -106,8 +107,7 @@ def tokens(tiny_folder: Path) -> "PreTrainedTokenizerBase":
 def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole loop of recipes/micro.toml, run once; read it, do not write into it."""
     pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
-    from dpalign import recipe
-    from dpalign.pipeline import runner
+    from dpalign.pipeline.runner import execute
+    from dpalign.recipe import load
 
-    folder = tmp_path_factory.mktemp("run") / "micro"
-    return runner.execute(recipe.load(MICRO), folder)
+    return execute(load(MICRO), tmp_path_factory.mktemp("run") / "micro")

@@ -14,9 +14,11 @@ import pytest
 
 from conftest import MICRO
 from dpalign.engines.transformers_engine import TransformersEngine
-from dpalign.pipeline import align
+from dpalign.pipeline.runner import execute, take
+from dpalign.pipeline.steps import steps
 from dpalign.recipe import load
 from dpalign.rows import CANDIDATES, PROMPTS, read_rows, user_prompt
+from dpalign.run.folder import Run
 from dpalign.run.ledger import read_ledger
 
 
@@ -27,7 +29,7 @@ def run(micro_run: Path, tmp_path: Path) -> Path:
 
 
 def go_on(run: Path, until: str, *change: str) -> None:
-    align.execute(load(MICRO, change), run, until=until)
+    execute(load(MICRO, change), run, until=until)
 
 
 def told(run: Path, until: str, *change: str) -> str:
@@ -56,12 +58,12 @@ def test_validation_prompts_that_are_all_too_long_are_an_error_too(run: Path) ->
     change = ("--sampling.prompt_tokens", "3")
     shutil.rmtree(run / "evaluate-sft")
     recipe = load(MICRO, change)
-    (step,) = [step for step in align.steps(recipe) if step.name == "evaluate-sft"]
+    (step,) = [step for step in steps(recipe) if step.name == "evaluate-sft"]
     with (
-        align.runs.Run.open(run, None) as opened,
+        Run.open(run, None) as opened,
         pytest.raises(ValueError, match="none of 6 prompts is at most 3 tokens long"),
     ):
-        align.take(recipe, opened, step)
+        take(recipe, opened, step)
 
 
 def test_more_new_tokens_than_the_model_has_room_for(run: Path) -> None:

@@ -1,7 +1,6 @@
 """The evaluation of one system: what it is asked for, what is written and counted, and best of n by hand."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +8,32 @@ import numpy as np
 import pytest
 
 from dpalign.engines.engine import Answer, Engine, Request
-from dpalign.page.reading import read_system
-from dpalign.pipeline import align
-from dpalign.recipe import Evaluation, Recipe, Reward, Sampling, Steering, SteerLM
+from dpalign.pipeline.runner import take
+from dpalign.recipe import Recipe, changed, from_mapping
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.run.folder import Run, Tally
 from dpalign.run.ledger import Ledger, read_ledger
-from dpalign.stages import evaluate as evaluation_stages
+from dpalign.stages import evaluate as evaluating
+from dpalign.stages.evaluate import evaluate
 from dpalign.stages.sample import PLAIN, draw
 from dpalign.stages.stage import Step
 
 HEADS = ("a", "b")
-RECIPE = Recipe(
-    name="test",
-    launcher="inprocess",
-    heads=HEADS,
-    objectives={"helpfulness": ("a",), "verbosity": ("b",)},
-    reward=Reward(checkpoint="python:test_evaluate:spoken", template="world-v1"),
-    preference=Steering(template="world-v1"),
-    sampling=Sampling(shard=1),
-    evaluation=Evaluation(directions=2, samples=2, best_of=3),
+RECIPE = from_mapping(
+    Recipe,
+    {
+        "name": "test",
+        "launcher": "inprocess",
+        "heads": HEADS,
+        "objectives": {"helpfulness": ["a"], "verbosity": ["b"]},
+        "model": {"chat": "world-v1"},
+        "reward": {"checkpoint": "python:test_evaluate:spoken", "template": "world-v1"},
+        "preference": {"template": "world-v1"},
+        "sampling": {"shard": 1},
+        "evaluation": {"directions": 2, "samples": 2, "best_of": 3},
+    },
 )
-RECIPE = replace(RECIPE, model=replace(RECIPE.model, chat="world-v1"))
 """Two directions, (1, 0) and (0.707, -0.707); every prompt is a shard."""
 
 FIRST, SECOND = user_prompt("first"), user_prompt("second")
@@ -73,14 +75,14 @@ def evaluated(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
         **more: Path,
     ) -> tuple[Path, Ledger, list[Request]]:
         engine = Scripted(script)
-        monkeypatch.setattr(evaluation_stages, "open_engine", lambda recipe, policy: engine)
+        monkeypatch.setattr(evaluating, "open_engine", lambda recipe, policy: engine)
         split_of = [*((p, "validation") for p in prompts), *((p, "D1") for p in TRAINING)]
         rows = [{"prompt_id": prompt_id(p), "messages": p, "split": split} for p, split in split_of]
         write_rows(tmp_path / "data" / "prompts" / "part-00000.parquet", rows, PROMPTS)
         inputs = {"policy": tiny_folder, "data": tmp_path / "data", "reward": tiny_folder} | more
         name = f"evaluate-{len(list(tmp_path.glob('run/evaluate-*')))}"
         with Run.open(tmp_path / "run", None, {}) as opened:
-            align.take(recipe, opened, Step(name, "evaluate", inputs, condition=condition))
+            take(recipe, opened, Step(name, evaluate, inputs, condition=condition))
         return tmp_path / "run" / name, read_ledger(tmp_path / "run" / name), engine.asked
 
     return run
@@ -104,19 +106,16 @@ def test_asked_to_be_brief_a_model_is_told_so_after_the_users_own_system_message
     ]
     assert {row["condition_kind"] for row in rows} == {"plain"}
     assert [row["condition"] for row in rows] == [[]] * 4
-    system = read_system(RECIPE, "evaluate-sft-brief", None, folder)
-    assert system.directions_VK is None
-    assert system.point_VK.tolist() == [[65.0, 35.0]]  # one point, as for a system that is asked for nothing
     assert ledger["tokens"] == {"sampled": 60 + 50 + 70 + 80, "scored": 4, "trained": 0}
 
 
 def test_the_wish_for_brevity_is_the_recipes_and_may_not_be_empty(evaluated: Any) -> None:
     script = {"first": ["60 40", "50 50"], "second": ["70 30", "80 20"]}
-    told = replace(RECIPE, evaluation=replace(RECIPE.evaluation, brevity="be short"))
+    told = changed(RECIPE, {"evaluation.brevity": "be short"})
     asked = evaluated("brief", script, told)[2]
     assert {request.messages[0]["content"] for request in asked} == {"be short"}
     with pytest.raises(ValueError, match=r'evaluation.brevity is "": write what'):
-        evaluated("brief", script, replace(RECIPE, evaluation=replace(RECIPE.evaluation, brevity="")))
+        evaluated("brief", script, changed(RECIPE, {"evaluation.brevity": ""}))
 
 
 def test_asked_plainly_or_to_be_brief_a_prompt_is_answered_by_the_same_chance(evaluated: Any) -> None:
@@ -192,7 +191,7 @@ def test_the_judge_sees_the_kept_answers_and_chooses_none(
     evaluated: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        evaluation_stages, "model_scorer", lambda recipe, stage: FunctionScorer("python:test_evaluate:other", HEADS)
+        evaluating, "model_scorer", lambda recipe, stage: FunctionScorer("python:test_evaluate:other", HEADS)
     )
     folder, ledger, _ = evaluated("best-of-n", SCRIPT, judge=tiny_folder)
     assert [row["response"] for row in answers(folder)[:4]] == ["90 80", "50 50", "70 20", "40 10"]
@@ -206,21 +205,12 @@ def other(prompts: list[str], responses: list[str]) -> list[list[float]]:
     return [[100.0 - float(response.split()[0]), 0.0] for response in responses]
 
 
-def test_best_of_n_is_reported_as_a_steered_system(evaluated: Any) -> None:
-    folder, _, _ = evaluated("best-of-n", SCRIPT)
-    system = read_system(RECIPE, "evaluate-sft-best-of-n", None, folder)
-    assert system.reward_PVSK.shape == (2, 2, 2, 2)
-    np.testing.assert_allclose(system.directions_VK, [[1, 0], [0.70711, -0.70711]], atol=1e-5)
-    # helpfulness 90, 50, 80, 50 and 70, 40, 30, 50; verbosity 80, 50, 80, 50 and 20, 10, 0, 50
-    assert system.point_VK.tolist() == [[67.5, 65.0], [47.5, 20.0]]
-
-
 def test_what_is_drawn_does_not_depend_on_the_directions(evaluated: Any) -> None:
     """Groups are drawn apart, by keys that no direction enters; the same answers then serve other directions."""
     asked = evaluated("best-of-n", SCRIPT)[2]
     assert [request.key for request in asked[:2]] == [(42, "best-of-n", prompt_id(FIRST), group) for group in (0, 1)]
     assert {request.n for request in asked} == {3}
-    other = replace(RECIPE, preference=replace(RECIPE.preference, low=-90.0))
+    other = changed(RECIPE, {"preference.low": -90.0})
     folder, _, again = evaluated("best-of-n", SCRIPT, other)
     assert again == asked
     # At (0, -1) the least verbose of each group.
@@ -228,11 +218,6 @@ def test_what_is_drawn_does_not_depend_on_the_directions(evaluated: Any) -> None
         *("70 20", "40 10"),
         *("30 0", "10 10"),
     ]
-
-
-def test_the_best_of_none_is_refused(evaluated: Any) -> None:
-    with pytest.raises(ValueError, match=r"evaluation.best_of 0: the best of at least 1 answer can be taken"):
-        evaluated("best-of-n", SCRIPT, replace(RECIPE, evaluation=replace(RECIPE.evaluation, best_of=0)))
 
 
 # SteerLM's targets
@@ -255,7 +240,7 @@ def test_the_helpfulness_asked_for_is_the_recipes_quantile_among_the_nearest(
     ]
     write_rows(tmp_path / "data" / "train" / "part-00000.parquet", rated, RATED)
     write_rows(tmp_path / "annotate" / "part-00000.parquet", scored, SCORES)
-    recipe = replace(RECIPE, steerlm=SteerLM(template="world-v1", targets=1, quantile=quantile))
+    recipe = changed(RECIPE, {"steerlm": {"template": "world-v1", "targets": 1, "quantile": quantile}})
     script = {"first": ["60 40", "50 50"], "second": ["70 30", "80 20"]}
     folder, _, _ = evaluated("targets", script, recipe, annotate=tmp_path / "annotate")
     assert {tuple(row["condition"]) for row in answers(folder)} == {(helpfulness, 25.0)}

@@ -23,13 +23,12 @@ from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.control import following, regret
 from dpalign.measure.degeneracy import degenerate_share, faults, repetition
 from dpalign.measure.points import SystemRewards
-from dpalign.pipeline import align
-from dpalign.recipe import load
-from dpalign.recipe.config import changed
+from dpalign.pipeline.runner import take
+from dpalign.recipe import changed, load
 from dpalign.rows import CANDIDATES, read_rows
 from dpalign.run.folder import Run
 from dpalign.run.ledger import read_ledger
-from dpalign.stages.feasibility import _group, directions_beyond, targets_beyond
+from dpalign.stages.feasibility import _group, directions_beyond, feasibility, targets_beyond
 from dpalign.stages.stage import Step
 
 FEW = Bootstrap(replicates=100)
@@ -223,7 +222,7 @@ def test_the_stage_asks_a_policy_for_more_and_measures_it(
     folders = {key: micro_run / value for key, value in {"policy": policy}.items()}
     folders |= {key: micro_run / key for key in ("data", "reward", "annotate")}
     with Run.open(tmp_path / "run", None) as run:
-        align.take(recipe, run, Step(name, "feasibility", folders, t=2, condition=condition))
+        take(recipe, run, Step(name, feasibility, folders, t=2, condition=condition))
     folder = tmp_path / "run" / name
     found = json.loads((folder / "feasibility.json").read_text())
     rows = list(read_rows(folder / "answers", CANDIDATES))
@@ -234,14 +233,3 @@ def test_the_stage_asks_a_policy_for_more_and_measures_it(
     cut = sum(not row["finished"] and bool(row["response"].strip()) for row in rows) / len(rows)
     shares = [one["degenerate"]["reasons"]["unfinished"] for one in found["conditions"]]
     assert np.mean(shares) == pytest.approx(cut, abs=1e-6)
-
-
-def test_a_comparison_plans_feasibility_for_the_last_policy_and_for_steerlm() -> None:
-    recipe = load(MICRO)
-    steps = {step.name: step for step in align.steps(recipe, compared=True)}
-    assert steps["feasible-policy-2"].inputs["policy"] == "policy-2"
-    assert steps["feasible-steerlm"].condition == "targets"
-    assert {"feasible-policy-2", "feasible-steerlm"} <= set(steps["report"].inputs)
-    assert not [step.name for step in align.steps(recipe) if step.kind == "feasibility"]
-    cone = changed(recipe, {"preference.distribution": "simplex", "compare.systems": ["dpo"]})
-    assert not [step.name for step in align.steps(cone, compared=True) if step.kind == "feasibility"]

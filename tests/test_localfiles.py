@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from conftest import MICRO
-from dpalign.pipeline import align
+from dpalign.pipeline.runner import dry_run, execute
+from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import Recipe, load
 from dpalign.recipe.localfiles import MODELS, SOURCES, local_files
-from dpalign.stages.stage import STAGES, knobs_read
 from test_bad_input import OVERALL
 
 
@@ -28,7 +28,7 @@ def on_pairs(path: str) -> Recipe:
 
 
 def said(recipe: Recipe, run: Path, step: str) -> str:
-    return next(reason for planned, reason in align.dry_run(recipe, run) if planned.name == step)
+    return next(reason for planned, reason in dry_run(recipe, run) if planned.name == step)
 
 
 def test_a_data_file_that_was_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,14 +37,14 @@ def test_a_data_file_that_was_changed_is_read_again(tmp_path: Path, monkeypatch:
     write_pairs(tmp_path / "two" / "pairs.jsonl", 60)
     monkeypatch.setenv("PAIRS_OF_THE_TEST", str(tmp_path / "one"))
     recipe, run = on_pairs("$PAIRS_OF_THE_TEST/pairs.jsonl"), tmp_path / "run"
-    align.execute(recipe, run, until="data")
+    execute(recipe, run, until="data")
     assert said(recipe, run, "data") == "done"
     monkeypatch.setenv("PAIRS_OF_THE_TEST", str(tmp_path / "two"))
     assert said(recipe, run, "data") == "to do: input data.pairs changed"
     monkeypatch.setenv("PAIRS_OF_THE_TEST", str(tmp_path / "one"))
     write_pairs(tmp_path / "one" / "pairs.jsonl", 20)
     assert said(recipe, run, "data") == "to do: input data.pairs changed"
-    align.execute(recipe, run, until="data")
+    execute(recipe, run, until="data")
     assert said(recipe, run, "data") == "done"
 
 
@@ -57,7 +57,7 @@ def test_a_model_folder_and_a_function_are_read_by_every_stage_that_uses_them(
     model.mkdir()
     words = ["--sft.checkpoint", str(model), "--reward.checkpoint", "python:taste:score", "--model.base", "some/name"]
     recipe = load(MICRO, words)
-    found = {name: local_files(knobs_read(recipe, kind.knobs)) for name, kind in STAGES.items()}
+    found = {name: local_files(stage.knobs(recipe)) for name, stage in STAGES.items()}
     assert found["sft"] == found["steerlm"] == {"sft.checkpoint": model}
     assert found["score"] == found["annotate"] == {"reward.checkpoint": tmp_path / "taste.py"}
     assert found["data"] == found["select"] == {}  # the world's files are another stage's
@@ -65,5 +65,5 @@ def test_a_model_folder_and_a_function_are_read_by_every_stage_that_uses_them(
 
 def test_the_knobs_that_may_name_a_file_are_the_recipes_and_read_by_some_stage() -> None:
     recipe = Recipe(name="paper")
-    read = {knob for kind in STAGES.values() for knob in knobs_read(recipe, kind.knobs)}
+    read = {knob for stage in STAGES.values() for knob in stage.knobs(recipe)}
     assert {*SOURCES, *MODELS} <= read

@@ -7,20 +7,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import MICRO
-from dpalign.pipeline import align
-from dpalign.recipe import load
-from dpalign.rows import CANDIDATES, CONVERSATIONS, SCORES, read_rows, read_table
+from dpalign.pipeline.runner import dry_run, execute
+from dpalign.pipeline.steps import steps
+from dpalign.recipe import Recipe, load
+from dpalign.rows import CANDIDATES, CONVERSATIONS, PROMPTS, RATED, SCORES, read_rows, read_table
 from dpalign.run.folder import output_files
 from dpalign.run.ledger import read_ledger
 
-STEPS = [step.name for step in align.steps(load(MICRO))]
+STEPS = [step.name for step in steps(load(MICRO))]
 EVALUATED = [name for name in STEPS if name.startswith("evaluate-")]
+THREE = (
+    "--objectives",
+    '{helpful = ["ultrafeedback-helpfulness"], detail = ["helpsteer-complexity"], right = ["helpsteer-correctness"]}',
+    *("--preference.distribution", "simplex", "--evaluation.controls", "false"),
+)
 
 
 @pytest.fixture
@@ -29,15 +37,13 @@ def copy(micro_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(micro_run, tmp_path / "micro"))
 
 
-def digests(run: Path) -> dict[str, str]:
-    """Of every output but the report, which tells seconds, and the data's own, which names files by full paths."""
-    outputs = {
-        f"{name}/{file}": sha256 for name in STEPS for file, sha256 in read_ledger(run / name)["outputs"].items()
-    }
+def outputs(run: Path, recipe: Recipe, compared: bool = False) -> dict[str, str]:
+    """Digests of all outputs but the report, which tells seconds, and one file that names others by full paths."""
     return {
-        file: sha256
-        for file, sha256 in outputs.items()
-        if not file.startswith("report/") and file != "data/reports.json"
+        f"{step.name}/{file}": sha256
+        for step in steps(recipe, compared)
+        for file, sha256 in read_ledger(run / step.name)["outputs"].items()
+        if step.name != "report" and file != "reports.json"
     }
 
 
@@ -54,31 +60,20 @@ def summary(run: Path) -> dict[str, Any]:
 def test_the_loop_ends_in_a_report(micro_run: Path) -> None:
     page = (micro_run / "report" / "index.html").read_text()
     assert page.lower().lstrip().startswith("<!doctype html>")
-    told = json.loads((micro_run / "report" / "summary.json").read_text())
-    assert {"systems", "dominance", "reward_model", "counts", "seeds"} <= told.keys()
-    assert {"SFT", "SteerLM", "DPA t=0", "DPA t=1", "DPA t=2", "SFT, asked", "base, asked"} == told["systems"].keys()
-    for name, system in told["systems"].items():
-        assert {
-            "iteration",
-            "points",
-            "hypervolume",
-            "sampled_tokens",
-            "scored_responses",
-            "trained_tokens",
-        } <= system.keys()
-        assert len(system["points"]) == {"SFT": 1, "SteerLM": 3, "DPA t=0": 3}.get(name, 4)
-        assert system["trained_tokens"] > 0
-    assert told["systems"]["DPA t=2"]["sampled_tokens"] > told["systems"]["DPA t=1"]["sampled_tokens"] > 0
-    assert told["systems"]["SFT"]["sampled_tokens"] == 0
-    assert len(told["reward_model"]) == 10
-    assert told["counts"]["sample-1"] == {"in": 96, "out": 96, "filtered": {}}
+    systems = summary(micro_run)["systems"]
+    assert {name: len(system["points"]) for name, system in systems.items()} == {
+        **{"SFT": 1, "SteerLM": 3, "DPA t=0": 3},
+        **{"DPA t=1": 4, "DPA t=2": 4, "SFT, asked": 4, "base, asked": 4},
+    }
 
 
 def test_every_stage_counts_what_it_read_and_wrote(micro_run: Path) -> None:
     """8 prompts with 12 answers each are sampled and scored, and 24 of them chosen at most; 15% are replayed."""
     for t in (1, 2):
         answers = list(read_rows(micro_run / f"sample-{t}", CANDIDATES))
-        assert len(answers) == 96
+        sampled = read_ledger(micro_run / f"sample-{t}")
+        assert sampled["counts"] == {"in": 96, "out": 96, "filtered": {}}
+        assert sampled["tokens"]["sampled"] == sum(row["tokens"] for row in answers)
         assert len({row["prompt_id"] for row in answers}) == 8
         keys = ["prompt_id", "condition_index", "sample"]
         scored = read_table(micro_run / f"score-{t}", SCORES)
@@ -91,21 +86,79 @@ def test_every_stage_counts_what_it_read_and_wrote(micro_run: Path) -> None:
         assert 12 < len(selected) <= 24
         assert len(rows) - len(selected) == round(len(selected) * 0.15 / 0.85)
         assert read_ledger(micro_run / f"policy-{t}")["counts"]["out"] == len(rows)
-        assert read_ledger(micro_run / f"sample-{t}")["tokens"]["sampled"] == sum(row["tokens"] for row in answers)
+        assert read_ledger(micro_run / f"policy-{t}")["tokens"]["trained"] > 0
     assert {row["condition_kind"] for row in read_rows(micro_run / "sample-1", CANDIDATES)} == {"target"}
     assert {row["condition_kind"] for row in read_rows(micro_run / "sample-2", CANDIDATES)} == {"direction"}
 
 
 def test_no_pickle_and_no_scratch_is_left(micro_run: Path) -> None:
-    left = {path.name for path in micro_run.rglob("*") if path.is_file()}
-    assert not [name for name in left if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
-    assert not [path for path in micro_run.rglob("*") if path.name == "resume" or path.suffix == ".partial"]
+    left = [path for path in micro_run.rglob("*") if path.name == "resume" or path.suffix == ".partial"]
+    assert left + [path for path in micro_run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")] == []
     assert json.loads((micro_run / "policy-2" / "model" / "dpa.json").read_text())["iteration"] == 2
+
+
+# No prompt is seen by two who must not share it
+
+
+def ids(folder: Path, *files: str) -> set[str]:
+    schemas = {"sample": CANDIDATES, "select": CONVERSATIONS, "train": RATED, "heldout": RATED, "judge": RATED}
+    return {
+        row["prompt_id"] for file in files for row in read_rows(folder / file, schemas[Path(file).name.split("-")[0]])
+    }
+
+
+def splits(run: Path) -> dict[str, set[str]]:
+    prompts: dict[str, set[str]] = defaultdict(set)
+    for row in read_rows(run / "data" / "prompts", PROMPTS):
+        prompts[row["split"]].add(row["prompt_id"])
+    return prompts
+
+
+def test_no_prompt_is_sampled_from_a_policy_that_has_seen_it(micro_run: Path) -> None:
+    """Neither selected nor replayed for theta_t is what theta_t samples at t + 1; pi_0 learned D2 and samples D1."""
+    split = splits(micro_run)
+    seen = {0: ids(micro_run, "data/train") & split["D2"], 1: ids(micro_run, "select-1"), 2: ids(micro_run, "select-2")}
+    asked = {t: ids(micro_run, f"sample-{t}") for t in (1, 2)}
+    assert all(seen.values())
+    assert all(asked.values())
+    assert not asked[1] & seen[0]
+    assert not asked[2] & seen[1]
+    assert (asked[1] | seen[1]) <= split["D1"]
+    assert (asked[2] | seen[2]) <= split["D2"]
+    chosen = list(read_rows(micro_run / "select-1", CONVERSATIONS))
+    replayed = {row["prompt_id"] for row in chosen if row["origin"] == "replay"}
+    assert replayed
+    assert replayed <= split["D1"]
+
+
+def test_the_splits_share_no_text(micro_run: Path) -> None:
+    texts: dict[str, set[str]] = defaultdict(set)
+    for row in read_rows(micro_run / "data" / "prompts", PROMPTS):
+        texts[" ".join(message["content"] for message in row["messages"])].add(row["split"])
+    assert set.union(*texts.values()) == {"D1", "D2", "validation", "tuning", "heldout", "judge"}
+    assert all(len(of_text) == 1 for of_text in texts.values())
+
+
+def test_no_rating_that_tests_the_reward_model_trained_it(micro_run: Path) -> None:
+    """Training, held-out and judge's answers share no prompt, whatever data set they are of; nor with validation."""
+    parts = {name: ids(micro_run, f"data/{name}") for name in ("train", "heldout", "judge")}
+    assert all(parts.values())
+    assert not parts["train"] & parts["heldout"]
+    assert not parts["train"] & parts["judge"]
+    assert not parts["heldout"] & parts["judge"]
+    chats = {row["prompt_id"] for row in read_rows(micro_run / "data" / "chats", CONVERSATIONS)}
+    trained = parts["train"] | parts["heldout"] | parts["judge"] | chats
+    assert not (splits(micro_run)["validation"] | splits(micro_run)["tuning"]) & trained
+    validated = {row["prompt_id"] for row in read_rows(micro_run / "evaluate-policy-2" / "answers", CANDIDATES)}
+    assert validated == splits(micro_run)["validation"]
+
+
+# Again
 
 
 def test_running_again_does_nothing(copy: Path) -> None:
     before = {str(path): path.stat().st_mtime_ns for name in STEPS for path in (copy / name).rglob("*")}
-    align.execute(load(MICRO), copy)
+    execute(load(MICRO), copy)
     assert {str(path): path.stat().st_mtime_ns for name in STEPS for path in (copy / name).rglob("*")} == before
 
 
@@ -127,8 +180,8 @@ LATER = ["sample-2", "score-2", "select-2", "policy-2", "evaluate-policy-1", "ev
 def test_a_changed_knob_redoes_what_reads_it_and_what_follows(
     micro_run: Path, change: list[str], redone: list[str]
 ) -> None:
-    plan = {step.name: said for step, said in align.dry_run(load(MICRO, change), micro_run)}
-    todo = {name for name, said in plan.items() if said != "done"}
+    plan = {step.name: verdict for step, verdict in dry_run(load(MICRO, change), micro_run)}
+    todo = {name for name, verdict in plan.items() if verdict != "done"}
     assert todo == set(redone)
     first = next((name for name in plan if name in todo), None)
     if first is not None and first != "sample-3":
@@ -136,19 +189,31 @@ def test_a_changed_knob_redoes_what_reads_it_and_what_follows(
 
 
 def test_a_redone_stage_differs_and_those_before_it_stay(copy: Path, micro_run: Path) -> None:
-    align.execute(load(MICRO, ["--replay", "0.5"]), copy, until="policy-1")
-    before, after = digests(micro_run), digests(copy)
+    execute(load(MICRO, ["--replay", "0.5"]), copy, until="policy-1")
+    before, after = outputs(micro_run, load(MICRO)), outputs(copy, load(MICRO))
     changed = {file for file in before if before[file] != after[file]}
     assert changed == {"select-1/part-00000.parquet", "policy-1/model/model.safetensors"}  # sample-2 was not reached
 
 
-RUN = """
-import sys
-from pathlib import Path
-from dpalign import align
-from dpalign.recipe import load
-align.execute(load(Path(sys.argv[1]), sys.argv[3:]), Path(sys.argv[2]))
-"""
+# Killed, and with all that a comparison adds
+
+
+def killed(words: Sequence[str], folder: Path, waits: Iterable[tuple[str, float]], log: Path) -> Iterator[str]:
+    """Start `dpa` again and again, each time killed some seconds after a step has begun: yields the steps killed."""
+    command = [sys.executable, "-m", "dpalign", words[0], str(MICRO), "--out", str(folder), *words[1:]]
+    with log.open("w") as stream:
+        for name, seconds in waits:
+            process = subprocess.Popen(command, stdout=stream, stderr=stream)
+            while process.poll() is None and not (folder / f"{name}.partial").exists() and not (folder / name).exists():
+                time.sleep(0.01)
+            time.sleep(seconds)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                yield name
+            process.wait()
+        subprocess.run(command, stdout=stream, stderr=stream, check=True)
+
+
 SAVE_OFTEN = [
     word
     for section in ("sft", "finetune", "steerlm.training", "reward.training")
@@ -157,28 +222,52 @@ SAVE_OFTEN = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "seconds"), [("inprocess", 1.0), ("process", 6.0)])
+@pytest.mark.parametrize(("launcher", "most"), [("inprocess", 1.0), ("process", 6.0)])
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
-    micro_run: Path, tmp_path: Path, launcher: str, seconds: float
+    micro_run: Path, tmp_path: Path, launcher: str, most: float
 ) -> None:
     """kill -9 at ten random moments, each after a stage has begun; checkpoints are written every other update."""
     folder, rng = tmp_path / "killed", random.Random(launcher)
-    command = [sys.executable, "-c", RUN, str(MICRO), str(folder), "--launcher", launcher, *SAVE_OFTEN]
-    kills = 0
-    with (tmp_path / "said.txt").open("w") as said:
-        for name in [step for step in STEPS if step not in ("world", "data", "report")]:
-            process = subprocess.Popen(command, stderr=said)
-            while process.poll() is None and not (folder / f"{name}.partial").exists() and not (folder / name).exists():
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, seconds))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-            process.wait()
-            if kills == 10:
-                break
-        subprocess.run(command, stderr=said, check=True)
-    assert kills == 10, f"ended before it was killed, see {tmp_path}"
-    assert digests(folder) == digests(micro_run)
+    waits = [(step, rng.uniform(0, most)) for step in STEPS if step not in ("world", "data", "report")][:12]
+    kills = list(killed(["run", "--launcher", launcher, *SAVE_OFTEN], folder, waits, tmp_path / "log.txt"))
+    assert len(kills) >= 10, f"ended before it was killed, see {tmp_path}"
+    assert outputs(folder, load(MICRO)) == outputs(micro_run, load(MICRO))
     assert output_files(folder / "report") == output_files(micro_run / "report")
     assert summary(folder) == summary(micro_run)
+
+
+@pytest.mark.slow
+def test_side_by_side_the_loop_ends_with_the_same_bytes(micro_run: Path, tmp_path: Path) -> None:
+    execute(load(MICRO, ["--jobs", "2"]), tmp_path / "run")
+    assert outputs(tmp_path / "run", load(MICRO)) == outputs(micro_run, load(MICRO))
+
+
+COMPARED = ["--dpo.betas", "[0.1, 0.5]", "--rsf.directions", "2", "--compare.ablations", '["no replay"]']
+
+
+@pytest.mark.slow
+def test_a_comparison_ends_in_a_report_of_every_system_and_a_killed_one_with_the_same_bytes(
+    micro_run: Path, tmp_path: Path
+) -> None:
+    whole, broken = (Path(shutil.copytree(micro_run, tmp_path / name)) for name in ("whole", "killed"))
+    recipe = load(MICRO, COMPARED)
+    execute(recipe, whole, compared=True)
+    systems = summary(whole)["systems"]
+    assert {
+        *("SFT", "SteerLM", "DPO", "SFT, asked to be brief", "DPO, asked to be brief", "SteerLM, tuned"),
+        *("RSF at helpfulness*1.00 - verbosity*0.00", "RSF at helpfulness*0.71 - verbosity*0.71"),
+        *("GRPO at helpfulness*1.00 - verbosity*0.00", "GRPO at helpfulness*0.71 - verbosity*0.71"),
+        *("rewarded soups", "SFT, best of 16", "DPA t=2", "DPA t=2, no replay"),
+    } <= systems.keys()
+    assert len(systems["rewarded soups"]["points"]) == len(systems["SFT, best of 16"]["points"]) == 4
+    waits = [(name, 0.3) for name in ("dpo-2", "rl-2-1", "evaluate-soup-1")]
+    assert list(killed(["compare", *COMPARED], broken, waits, tmp_path / "log.txt"))
+    assert outputs(broken, recipe, compared=True) == outputs(whole, recipe, compared=True)
+
+
+@pytest.mark.slow
+def test_three_objectives_go_the_whole_way(tmp_path: Path) -> None:
+    run = execute(load(MICRO, THREE), tmp_path / "three")
+    assert (run / "report" / "index.html").is_file()
+    for system in summary(run)["systems"].values():
+        assert system["points"][0]["true_rewards"].keys() == {"helpful", "detail", "right"}

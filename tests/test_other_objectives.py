@@ -1,6 +1,5 @@
 """The world under other objectives than the paper's two: the true front is theirs, or there is none."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +7,9 @@ import pytest
 
 from conftest import MICRO
 from dpalign.page.reading import true_front
-from dpalign.pipeline import align
 from dpalign.recipe import load
 from dpalign.rows import CANDIDATES, prompt_id, user_prompt, write_rows
-from dpalign.stages.evaluate import evaluation_directions
+from dpalign.stages.preference import evaluation_directions
 
 DETAIL = ("--objectives", '{complexity = ["helpsteer-complexity"], verbosity = ["helpsteer-verbosity"]}')
 THREE = (
@@ -51,15 +49,3 @@ def test_there_is_no_front_where_a_fault_may_pay_or_an_objective_has_no_truth(as
     assert true_front(wordy, asked, evaluation_directions(wordy)) is None
     own = load(MICRO, ["--heads", '["kind", "short"]', "--objectives", '{kind = ["kind"], short = ["short"]}'])
     assert true_front(own, asked, np.array([[1.0, 0.0]])) is None
-
-
-@pytest.mark.slow
-def test_three_objectives_go_the_whole_way(tmp_path: Path) -> None:
-    run = align.execute(load(MICRO, [*THREE, "--evaluation.controls", "false"]), tmp_path / "three")
-    told = json.loads((run / "report" / "summary.json").read_text())
-    assert (run / "report" / "index.html").is_file()
-    assert told["objectives"] == ["helpful", "detail", "right"]
-    assert told["true_front"][0] == {"helpful": 100.0, "detail": 100.0, "right": 100.0}
-    for system in told["systems"].values():
-        assert system["points"][0]["true_rewards"].keys() == {"helpful", "detail", "right"}
-        assert system["hypervolume"]["value"] is not None

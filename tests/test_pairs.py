@@ -8,18 +8,21 @@ from typing import Any
 
 import pytest
 
-from dpalign.recipe import DPO, Recipe
+from dpalign.recipe import Recipe, changed, from_mapping
 from dpalign.rows import CANDIDATES, HEADS, PAIRS, PROMPTS, RATED, SCORES, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.run.folder import Tally
 from dpalign.stages.pairs import pairs
 from dpalign.stages.stage import Job
 
 RATINGS = Recipe(name="test")
-CANDIDATE_PAIRS = Recipe(
-    name="test",
-    heads=("a", "b"),
-    objectives={"helpfulness": ("a",), "verbosity": ("b",)},
-    dpo=DPO(pairs="candidates"),
+CANDIDATE_PAIRS = from_mapping(
+    Recipe,
+    {
+        "name": "test",
+        "heads": ["a", "b"],
+        "objectives": {"helpfulness": ["a"], "verbosity": ["b"]},
+        "dpo": {"pairs": "candidates"},
+    },
 )
 FEW, ALIKE = "fewer than two answers", "the two score alike"
 
@@ -64,7 +67,7 @@ def of_candidates(folder: Path, answers: list[tuple[str, str, list[float], bool]
 
 
 def made(work: Job) -> list[dict[str, Any]]:
-    pairs(work)
+    pairs.run(work)
     return list(read_rows(work.out, PAIRS))
 
 
@@ -94,7 +97,7 @@ def test_which_answer_is_rejected_depends_on_seed_and_prompt_alone(tmp_path: Pat
     some = {row["prompt_id"]: row["rejected"] for row in made(of_ratings(tmp_path / "some", rows[80:]))}
     assert len(some) == 20
     assert some.items() <= rejected.items()
-    other = made(of_ratings(tmp_path / "seed", rows, replace(RATINGS, seed=43)))
+    other = made(of_ratings(tmp_path / "seed", rows, changed(RATINGS, {"seed": 43})))
     assert {row["prompt_id"]: row["rejected"] for row in other} != rejected
 
 
@@ -140,7 +143,7 @@ def test_helpsteers_answers_make_no_pairs(tmp_path: Path) -> None:
 def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
     rows = [rated("alone", "a", 90.0), rated("alike", "a", 50.0), rated("alike", "b", 50.0)]
     with pytest.raises(ValueError, match=r"no pair is left of 2 prompts: 1 have fewer than two .* of 1 score alike"):
-        pairs(of_ratings(tmp_path, rows))
+        pairs.run(of_ratings(tmp_path, rows))
 
 
 # Of candidates
@@ -179,4 +182,4 @@ def test_pairs_of_candidates_need_candidates_and_their_scores(tmp_path: Path) ->
     with pytest.raises(
         ValueError, match=r'dpo\.pairs is "candidates", and the stage was given no candidates and no sco'
     ):
-        pairs(without)
+        pairs.run(without)

@@ -6,7 +6,6 @@ import re
 import struct
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from dpalign.engines.knobs import WORLD_BASE
 from dpalign.pipeline.plan.command import Efficiency, make, text
 from dpalign.pipeline.plan.hardware import GIB, GPUS, KNOWN, architecture_of, read_architecture
 from dpalign.pipeline.plan.memory import needs
-from dpalign.pipeline.plan.work import Sizes
-from dpalign.recipe import Data, Recipe, load
+from dpalign.recipe import Recipe, changed, load
 from dpalign.run.ledger import read_ledger
-from dpalign.train.knobs import Training
+from dpalign.stages.cost import Sizes
 
-PAPER = Recipe("paper", data=Data(tuning=0.02))
+PAPER = changed(Recipe(name="paper"), {"data.tuning": 0.02})
 A6000, H200 = GPUS["A6000"], GPUS["H200"]
 
 
@@ -77,10 +75,10 @@ def test_a_comparison_counts_its_contenders_by_the_knobs_of_their_steps() -> Non
 
 
 def test_checkpoints_that_are_taken_cost_nothing() -> None:
-    recipe = replace(PAPER, sft=Training(checkpoint="HuggingFaceH4/mistral-7b-sft-beta"))
+    recipe = changed(PAPER, {"sft.checkpoint": "HuggingFaceH4/mistral-7b-sft-beta"})
     assert make(recipe).loads["sft"].flops == 0
     assert "training, SFT" not in [need.what for need in make(recipe).needs]
-    recipe = replace(PAPER, reward=replace(PAPER.reward, checkpoint="RLHFlow/RewardModel-Mistral-7B-for-DPA-v1"))
+    recipe = changed(PAPER, {"reward.checkpoint": "RLHFlow/RewardModel-Mistral-7B-for-DPA-v1"})
     assert make(recipe).loads["reward"].flops == 0
     assert "training, reward model" not in [need.what for need in make(recipe).needs]
 

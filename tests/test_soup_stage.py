@@ -4,7 +4,6 @@ import json
 import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,19 @@ import tiny
 from conftest import MICRO
 from dpalign.engines.engine import Request
 from dpalign.engines.transformers_engine import TransformersEngine
-from dpalign.page.reading import read_system
-from dpalign.pipeline import align
-from dpalign.recipe import Recipe, load
+from dpalign.pipeline.runner import take as take_step
+from dpalign.pipeline.steps import knobs_of
+from dpalign.recipe import Recipe, changed, load
 from dpalign.recipe.localfiles import local_files
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.run.folder import Run
 from dpalign.run.ledger import read_ledger
 from dpalign.stages import soup as soups
-from dpalign.stages.reward import scored_rows
 from dpalign.stages.sample import open_engine
-from dpalign.stages.stage import Step
+from dpalign.stages.score import scored_rows
+from dpalign.stages.stage import Job, Step
+from dpalign.train import soups as mixing
 from dpalign.train.soups import mix
 from dpalign.world.language import Task, say_prompt
 
@@ -61,7 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def take(run: Path, inputs: Mapping[str, Path], recipe: Recipe = RECIPE) -> Path:
     with Run.open(run, None, {}) as opened:
-        align.take(recipe, opened, Step("soup", "soup", inputs))
+        take_step(recipe, opened, Step("soup", soups.soup, inputs))
     return run / "soup"
 
 
@@ -93,11 +93,10 @@ def test_its_answers_are_those_of_a_steered_system(soup: Path) -> None:
     for part in ("scores", "truth"):
         scored = list(read_rows(soup / part, SCORES))
         assert [(row["prompt_id"], row["condition_index"], row["sample"]) for row in scored] == order
-
-    system = read_system(RECIPE, "evaluate-soup-1", None, soup)
-    assert system.reward_PVSK.shape == (3, 3, 2, 2)
-    np.testing.assert_allclose(system.directions_VK, [[1, 0], [0.92388, -0.38268], [0.70711, -0.70711]], atol=1e-5)
-    np.testing.assert_array_equal(system.true_reward_PVSK, system.reward_PVSK)  # the scorer here is the truth
+    rewards, truth = ([row["rewards"] for row in read_rows(soup / part, SCORES)] for part in ("scores", "truth"))
+    assert rewards == truth  # the scorer here is the truth
+    directions = [row["condition"] for row in rows[:6:2]]
+    np.testing.assert_allclose(directions, [[1, 0], [0.92388, -0.38268], [0.70711, -0.70711]], atol=1e-5)
 
 
 def test_each_answer_is_drawn_plainly_from_its_directions_mixture(
@@ -189,7 +188,8 @@ def test_stopped_and_gone_on_with_it_ends_in_the_same_bytes(
     soup: Path, inputs: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(soups, name, stop_at(call, getattr(soups, name)))
+        module = mixing if name == "mix" else soups
+        patched.setattr(module, name, stop_at(call, getattr(module, name)))
         with pytest.raises(Stopped):
             take(tmp_path, inputs)
     assert (tmp_path / "soup.partial").is_dir()
@@ -211,7 +211,7 @@ def test_a_lost_last_shard_is_made_again_to_the_same_bytes(
     kept = Path(shutil.copytree(tmp_path, tmp_path.with_name("kept")))
     (partial / "answers" / "part-00000.parquet").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(soups, "mix", stop_at(1, mix))
+        patched.setattr(mixing, "mix", stop_at(1, mix))
         assert outputs(take(tmp_path, inputs)) == outputs(soup)
     for second in (1, 3, 5):  # of two shards for each direction
         (kept / "soup.partial" / "resume" / f"drawn-0000{second}.parquet").unlink()
@@ -238,7 +238,7 @@ def test_one_mixture_at_a_time_is_on_the_disk_and_in_memory(
         models.append(weakref.ref(engine.model))
         return engine
 
-    monkeypatch.setattr(soups, "mix", looking)
+    monkeypatch.setattr(mixing, "mix", looking)
     monkeypatch.setattr(soups, "open_engine", remembering)
     take(tmp_path, inputs)
     assert weights == [[], [], []]
@@ -270,7 +270,7 @@ def told(run: Path, inputs: Mapping[str, Path], recipe: Recipe = RECIPE) -> str:
 def test_experts_are_taken_by_number_and_must_be_as_many_as_their_directions(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    three = replace(RECIPE, soups=replace(RECIPE.soups, experts=((1.0, 0.0), (0.8, -0.6), (0.0, -1.0))))
+    three = changed(RECIPE, {"soups.experts": [[1.0, 0.0], [0.8, -0.6], [0.0, -1.0]]})
     assert told(tmp_path, inputs, three) == (
         "soups.experts has 3 directions, which are those of expert-1, expert-2, expert-3; given are expert-1, expert-2"
     )
@@ -282,11 +282,11 @@ def test_experts_are_taken_by_number_and_must_be_as_many_as_their_directions(
 
 def test_ten_experts_stand_in_the_order_of_their_numbers(inputs: dict[str, Path], tmp_path: Path) -> None:
     """As text expert-10 would come before expert-2."""
-    many = tuple((1.0, -float(e)) for e in range(10))
-    recipe = replace(RECIPE, soups=replace(RECIPE.soups, experts=many))
+    many = [[1.0, -float(e)] for e in range(10)]
+    recipe = changed(RECIPE, {"soups.experts": many})
     given = {f"expert-{e}": Path(shutil.copytree(inputs["expert-1"], tmp_path / f"e{e}")) for e in range(1, 11)}
     work: Any = None
-    job = soups.Job(recipe, work, dict(sorted(given.items())))
+    job = Job(recipe, work, dict(sorted(given.items())))
     assert [path.name for path in soups.experts_of(job)] == [f"e{e}" for e in range(1, 11)]
 
 
@@ -294,7 +294,7 @@ def test_a_direction_that_the_experts_do_not_span_is_refused_before_anything_is_
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     """Experts at 0 and -20 degrees cannot answer at -22.5."""
-    near = replace(RECIPE, soups=replace(RECIPE.soups, experts=((1.0, 0.0), (0.9397, -0.3420))))
+    near = changed(RECIPE, {"soups.experts": [[1.0, 0.0], [0.9397, -0.3420]]})
     assert told(tmp_path, inputs, near).startswith(
         "direction (0.9239, -0.3827) lies outside what the experts (1, 0), (0.9397, -0.342) span"
     )
@@ -319,12 +319,12 @@ def test_it_runs_alone_on_files(
 def test_a_changed_expert_or_direction_redoes_it(soup: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
     run = Path(shutil.copytree(soup.parent, tmp_path / "run"))
     with Run.open(run, None, {}) as opened:
-        turned = replace(RECIPE, soups=replace(RECIPE.soups, experts=((1.0, 0.0), (0.0, -2.0))))
-        step = Step("soup", "soup", inputs)
-        knobs = align.knobs_of(turned, step)
+        turned = changed(RECIPE, {"soups.experts": [[1.0, 0.0], [0.0, -2.0]]})
+        step = Step("soup", soups.soup, inputs)
+        knobs = knobs_of(turned, step)
         named = local_files(knobs)
         assert "soups.experts" in str(opened.stage("soup", step.stage.version, named | inputs, knobs).reason)
         swapped = inputs | {"expert-1": inputs["expert-2"], "expert-2": inputs["expert-1"]}
-        knobs = align.knobs_of(RECIPE, step)
+        knobs = knobs_of(RECIPE, step)
         reason = opened.stage("soup", step.stage.version, named | swapped, knobs).reason
     assert reason == "input expert-1 changed; input expert-2 changed"

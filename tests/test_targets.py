@@ -11,11 +11,11 @@ import pytest
 from conftest import MICRO
 from dpalign.engines.engine import Answer, Request
 from dpalign.paper.prompts import parse_condition, render_condition, stated_reward
-from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.run.folder import Tally
+from dpalign.run.folder import Run, Tally
 from dpalign.stages import sample as stages
+from dpalign.stages.stage import Job
 from dpalign.stages.targets import reward_targets, shares
 
 LABELS = load(MICRO, ["--steerlm.template", "steerlm"])
@@ -118,10 +118,10 @@ def test_the_targets_there_are_share_the_first_answers_and_the_log_says_so(
     write_rows(tmp_path / "data" / "prompts" / "part-00000.parquet", prompts, PROMPTS)
     write_rows(tmp_path / "annotate" / "part-00000.parquet", scored, SCORES)
     inputs = {"policy": tmp_path, "data": tmp_path / "data", "annotate": tmp_path / "annotate"}
-    with align.runs.Run.open(tmp_path / "run", None) as run:
+    with Run.open(tmp_path / "run", None) as run:
         with run.stage("sample-1", 1, inputs, {}) as work:
-            job = align.Job(recipe, work, inputs, 1, "D1", "targets")
-            stages.sample(job)
+            job = Job(recipe, work, inputs, 1, "D1", "targets")
+            stages.sample.run(job)
             ids = stages.Drawing(job).ids(0)
         rows = list(read_rows(tmp_path / "run" / "sample-1", CANDIDATES))
     first = [row for row in rows if row["prompt_id"] == rows[0]["prompt_id"]]

@@ -12,61 +12,66 @@ from pathlib import Path
 
 import pytest
 
-from dpalign import cli, recipe
-from dpalign.pipeline import align
-from dpalign.recipe import Recipe
+from dpalign.cli import recipe_file
+from dpalign.pipeline import runner
+from dpalign.pipeline.steps import knobs_of, steps
+from dpalign.recipe import Recipe, changed, load
 from dpalign.run import environment
 from dpalign.run import folder as runs
 from dpalign.run.ledger import read_ledger
-from dpalign.stages import stage as stages
+from dpalign.stages.data import data
 from dpalign.stages.stage import Step
+from dpalign.stages.world import world as world_stage
 
 FEW = [
     *("--world.helpsteer_prompts", "5", "--world.ultrafeedback_prompts", "7", "--world.sft_prompts", "3"),
     *("--world.tuning_prompts", "2", "--world.test_prompts", "4", "--launcher", "process"),
 ]
-WORLD = Step("world", "world")
+WORLD = Step("world", world_stage)
 
 WAITS = """
-import sys
-from dpalign import stages, worker
-from dpalign.stages import StageKind
+import sys, time
+from dpalign.pipeline import steps, worker
+from dpalign.stages.stage import stage
 
-def wait(job):
-    import time
+@stage(reads=lambda r: (), heavy=False)
+def world(job):
     for shard in job.work.shards(600, "part-{}.txt"):
         shard.path.write_text("x")
         time.sleep(0.05)
 
-sys.modules["waits"] = sys.modules["__main__"]
-stages.STAGES["world"] = StageKind("waits:wait", "wait", (), heavy=False)
+steps.STAGES["world"] = world
 worker.main(*sys.argv[1:])
 """
 
 RUNS = """
 import sys
 from pathlib import Path
-from dpalign import align, cli, recipe, runs
-from dpalign.stages import Step
-read = recipe.load(cli.recipe_file("world"), ["--launcher", "process"])
-with runs.Run.open(Path(sys.argv[1]), None, {}) as run, run.stage("world", 1) as work:
+from dpalign.cli import recipe_file
+from dpalign.pipeline.runner import take_apart
+from dpalign.recipe import load
+from dpalign.run.folder import Run
+from dpalign.stages.stage import Step
+from dpalign.stages.world import world
+recipe = load(recipe_file("world"), ["--launcher", "process"])
+with Run.open(Path(sys.argv[1]), None, {}) as run, run.stage("world", 1) as work:
     sys.executable = sys.argv[2]
-    align._launch(read, work, Step("world", "world"))
+    take_apart(recipe, work, Step("world", world))
 """
 
 
 @pytest.fixture
 def world() -> Recipe:
-    return recipe.load(cli.recipe_file("world"), [*FEW, "--jobs=1"])
+    return load(recipe_file("world"), [*FEW, "--jobs=1"])
 
 
 def launch(folder: Path, read: Recipe, step: Step = WORLD) -> None:
     """Take a step in a process of its own, even a light one."""
     with (
         runs.Run.open(folder, None, {}) as run,
-        run.stage(step.name, step.stage.version, step.inputs, align.knobs_of(read, step)) as work,
+        run.stage(step.name, step.stage.version, step.inputs, knobs_of(read, step)) as work,
     ):
-        align._launch(read, work, step)
+        runner.take_apart(read, work, step)
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -86,7 +91,7 @@ def alive(pid: int) -> bool:
 
 def test_a_worker_leaves_the_same_bytes_and_counts_as_the_run_itself(tmp_path: Path, world: Recipe) -> None:
     launch(tmp_path / "apart", world)
-    align.execute(world, tmp_path / "here", until="world")
+    runner.execute(world, tmp_path / "here", until="world")
     apart, here = read_ledger(tmp_path / "apart" / "world"), read_ledger(tmp_path / "here" / "world")
     assert apart["digest"] == here["digest"]
     # 4 rows for each HelpSteer prompt, one for each of the others
@@ -97,12 +102,16 @@ def test_a_worker_leaves_the_same_bytes_and_counts_as_the_run_itself(tmp_path: P
 def test_a_heavy_stage_runs_apart_unless_the_recipe_wants_it_here(
     tmp_path: Path, world: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(stages.STAGES, "world", replace(stages.STAGES["world"], heavy=True))  # type: ignore[index]
     apart: list[str] = []
-    monkeypatch.setattr(align, "_launch", lambda recipe, work, step: apart.append(recipe.launcher))
-    align.execute(world, tmp_path / "process", until="world")
-    align.execute(replace(world, launcher="inprocess"), tmp_path / "inprocess", until="world")
-    align.execute(replace(world, launcher="inprocess", jobs=2), tmp_path / "side-by-side", until="world")
+    monkeypatch.setattr(runner, "take_apart", lambda recipe, work, step: apart.append(recipe.launcher))
+    heavy = Step("world", replace(world_stage, heavy=True))
+    for name, knobs in (
+        ("process", {}),
+        ("inprocess", {"launcher": "inprocess"}),
+        ("side-by-side", {"launcher": "inprocess", "jobs": 2}),
+    ):
+        with runs.Run.open(tmp_path / name, None, {}) as run:
+            runner.take(changed(world, knobs), run, heavy)
     assert apart == ["process", "inprocess"]
     assert (tmp_path / "inprocess" / "world" / "helpsteer.jsonl").is_file()
 
@@ -113,7 +122,7 @@ def test_a_workers_error_is_one_line_and_the_runs_error_names_the_stage(
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "helpsteer.jsonl").write_text('{"prompt": \n')
-    step = Step("data", "data", {"world": empty})
+    step = Step("data", data, {"world": empty})
     with pytest.raises(ValueError, match="stage data: its process ended with code 2; its own message stands above"):
         launch(tmp_path / "run", world, step)
     screen = capfd.readouterr().err
@@ -153,12 +162,12 @@ def test_a_worker_refuses_another_number_of_processes_than_was_asked_for(
 
 
 def test_only_what_trains_runs_in_several_processes(world: Recipe) -> None:
-    several = replace(world, launcher="torchrun", processes=8)
-    asked = {step.kind: align.processes_of(several, step) for step in align.steps(several)}
-    assert asked["finetune"] == asked["reward"] == 8
-    assert asked["sample"] == asked["report"] == asked["data"] == 1
-    alone = replace(several, launcher="process")
-    assert {align.processes_of(alone, step) for step in align.steps(alone)} == {1}
+    several = changed(world, {"launcher": "torchrun", "processes": 8})
+    processes = {step.stage.name: runner.processes_of(several, step) for step in steps(several)}
+    assert processes["finetune"] == processes["reward"] == 8
+    assert processes["sample"] == processes["report"] == processes["data"] == 1
+    alone = changed(several, {"launcher": "process"})
+    assert {runner.processes_of(alone, step) for step in steps(alone)} == {1}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
@@ -211,7 +220,7 @@ def test_what_a_worker_counted_is_not_counted_twice_when_its_run_was_killed_befo
 
 def test_threads_are_settled_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
-        "import os; from dpalign.environment import settle_threads\n"
+        "import os; from dpalign.run.environment import settle_threads\n"
         "settle_threads(1, for_torch=True)\n"
         "import torch; print(torch.get_num_threads(), *(os.environ[n] for n in ('OMP_NUM_THREADS', 'GOMP_SPINCOUNT')))"
     )

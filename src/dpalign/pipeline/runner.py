@@ -78,7 +78,7 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
         if work.done:
             return
         if step.stage.heavy and (recipe.launcher != "inprocess" or recipe.jobs > 1):
-            _launch(recipe, work, step)
+            take_apart(recipe, work, step)
         else:
             with run.here:
                 perform(recipe, work, step)
@@ -104,7 +104,7 @@ def order_of(work: runs.Work) -> Path:
     return work.folder / ".stage" / "order.json"
 
 
-def _launch(recipe: Recipe, work: runs.Work, step: Step) -> None:
+def take_apart(recipe: Recipe, work: runs.Work, step: Step) -> None:
     """Run a stage in its own process, so that its memory is given back and a crash is contained."""
     order = {
         "recipe": recipe.as_mapping(),
@@ -133,7 +133,7 @@ def _launch(recipe: Recipe, work: runs.Work, step: Step) -> None:
 
 
 def step_of(order: Mapping[str, Any]) -> Step:
-    """The step of an order, as `_launch` writes it."""
+    """The step of an order, as `take_apart` writes it."""
     systems = {name: System(**system) for name, system in order["systems"].items()}
     return Step(**{**order, "stage": STAGES[order["stage"]], "systems": systems})
 

@@ -9,6 +9,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -33,7 +34,8 @@ def load_table(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     mapping = _read_toml(path)
     for key, text in _override_pairs(overrides):
         _override(cls, mapping, key, text)
-    return from_mapping(cls, mapping, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+    words = " ".join(" ".join(overrides).split())  # on one line, as the message
+    return from_mapping(cls, mapping, f"{path} with {words}" if overrides else str(path))
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "recipe") -> T:
@@ -42,14 +44,15 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "recipe"
     Raises:
         ValueError: an unknown or missing key, a wrong type, a number out of range, or a contradiction.
     """
+    for key, value in leaves(mapping):
+        if (moment := _moment_in(value)) is not None:
+            raise ValueError(f"{where}: {key} has the {type(moment).__name__} {moment}; write it in quotes")
     laid = _over_defaults(cls, mapping)
     try:
         # JSON is the strict mode in which a TOML list may become a tuple, and a string a path.
-        return cls.model_validate_json(json.dumps(laid, default=_no_knob), strict=True)
+        return cls.model_validate_json(json.dumps(laid), strict=True)
     except ValidationError as error:
         raise ValueError(_message(cls, error, where)) from None
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def changed(instance: T, values: Mapping[str, Any]) -> T:
@@ -68,8 +71,11 @@ def changed(instance: T, values: Mapping[str, Any]) -> T:
     return from_mapping(type(instance), mapping)
 
 
-def _no_knob(value: Any) -> Any:
-    raise TypeError(f"{value} is a {type(value).__name__}, and no knob takes one; write it in quotes")
+def _moment_in(value: Any) -> date | time | None:
+    """The first date or time in a value: TOML has them, and no knob takes one."""
+    if isinstance(value, list | tuple):
+        return next((moment for inner in value if (moment := _moment_in(inner)) is not None), None)
+    return value if isinstance(value, date | time) else None
 
 
 def _over_defaults(cls: type[Table], mapping: Any) -> Any:
@@ -170,11 +176,20 @@ def _arms(annotation: Any) -> list[Any]:
 def _range(field: FieldInfo | None) -> str:
     """The whole range of a number in words."""
     bounds = []
-    for constraint in field.metadata if field else ():
+    for constraint in (*field.metadata, *_constraints(field.annotation)) if field else ():
         for name, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
             if (bound := getattr(constraint, name, None)) is not None:
                 bounds.append(f"{words} {bound:g}")
     return f"a number {' and '.join(bounds)}"
+
+
+def _constraints(annotation: Any) -> Iterator[Any]:
+    """The ranges of the numbers in a list."""
+    for inner in get_args(annotation):
+        if isinstance(inner, FieldInfo):
+            yield from inner.metadata
+        else:
+            yield from _constraints(inner)
 
 
 def unknown(cls: type[Table], dotted: str) -> str:
@@ -182,14 +197,15 @@ def unknown(cls: type[Table], dotted: str) -> str:
     everywhere = tuple(field_docs(cls))
     table, _, name = dotted.rpartition(".")
     here = [known[len(table) + 1 if table else 0 :] for known in everywhere if known.rpartition(".")[0] == table]
+    if not here:
+        return f"unknown key {dotted}; {table} is a value and no table"
     similar_here = difflib.get_close_matches(name, here, n=1)
     if similar_here:
         nearest = f"{table}.{similar_here[0]}" if table else similar_here[0]
     else:
         same_elsewhere = [known for known in everywhere if known.rpartition(".")[2] == name]
         nearest = (same_elsewhere or difflib.get_close_matches(dotted, everywhere, n=1, cutoff=0.0))[0]
-    known = ", ".join(here) if here else f"none, {table} is a value and no table"
-    return f"unknown key {dotted}; the nearest is {nearest} (known here: {known})"
+    return f"unknown key {dotted or literal(dotted)}; the nearest is {nearest} (known here: {', '.join(here)})"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

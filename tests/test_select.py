@@ -14,8 +14,7 @@ from dpalign import rows as records
 from dpalign.chat import with_system_line
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import render_preference
-from dpalign.paper.selection import Selection
-from dpalign.recipe import Recipe, Steering, config
+from dpalign.recipe import Recipe, changed, from_mapping
 from dpalign.rows import (
     CANDIDATES,
     CONVERSATIONS,
@@ -29,15 +28,19 @@ from dpalign.rows import (
     write_rows,
 )
 from dpalign.run.folder import Tally
-from dpalign.stages.choose import directions_of, line, replay, scored_prompts, select
+from dpalign.stages.pools import scored_prompts
+from dpalign.stages.preference import directions_of, line
+from dpalign.stages.select import replay, select
 from dpalign.stages.stage import Job
 
-HEADS = ("a", "b")
-RECIPE = Recipe(
-    name="test",
-    heads=HEADS,
-    objectives={"helpfulness": ("a",), "verbosity": ("b",)},
-    preference=Steering(directions=3, template="world-v1"),
+RECIPE = from_mapping(
+    Recipe,
+    {
+        "name": "test",
+        "heads": ["a", "b"],
+        "objectives": {"helpfulness": ["a"], "verbosity": ["b"]},
+        "preference": {"directions": 3, "template": "world-v1"},
+    },
 )
 ASKED = {half: [user_prompt(f"{half} prompt {i}") for i in range(20)] for half in ("D1", "D2")}
 
@@ -102,16 +105,13 @@ def job(
 
 
 def chosen(work: Job) -> list[dict[str, Any]]:
-    select(work)
+    select.run(work)
     return list(read_rows(work.out, CONVERSATIONS))
 
 
 ONE = ASKED["D1"][0]
-STEEP = replace(
-    RECIPE,
-    replay=0.0,
-    preference=Steering("fixed", listed=((1.0, 0.0), (0.6, -0.8)), directions=2, template="world-v1"),
-)
+FIXED = {"preference.distribution": "fixed", "preference.directions": 2}
+STEEP = changed(RECIPE, {"replay": 0.0, "preference.listed": [[1.0, 0.0], [0.6, -0.8]], **FIXED})
 """Directions (1, 0) and (0.6, -0.8), in one order or the other for each prompt."""
 
 
@@ -131,23 +131,20 @@ POOL = {"long": [90.0, 80.0], "short": [70.0, 20.0], "good": [80.0, 60.0], "poor
 """At (1, 0) they are worth 90, 70, 80, 30; at (0.6, -0.8): -10, 26, 0, -2."""
 
 
-def test_at_first_each_direction_takes_the_best_of_all_answers(tmp_path: Path) -> None:
-    """Drawn under reward targets, no answer belongs to a direction."""
-    rows = [candidate(ONE, i // 2, i % 2, text, kind="target") for i, text in enumerate(POOL)]
-    work = job(tmp_path, rows, list(POOL.values()), STEEP, t=2)
-    assert of_direction(work) == {(1.0, 0.0): "long", (0.6, -0.8): "short"}
+def test_a_direction_takes_the_best_of_its_own_answers_or_of_all_where_none_was_drawn_for_it(tmp_path: Path) -> None:
+    """The first direction was given `long` and `short`, the second `good` and `poor`: it cannot take the others. Drawn
+    under reward targets, as at first, no answer belongs to a direction."""
+    for kind in ("direction", "target"):
+        rows = [candidate(ONE, i // 2, i % 2, text, kind=kind) for i, text in enumerate(POOL)]
+        best = of_direction(job(tmp_path / kind, rows, list(POOL.values()), STEEP))
+        first, second = order(2)
+        own = {(1.0, 0.0): ("long", "good"), (0.6, -0.8): ("short", "good")}
+        whole = {(1.0, 0.0): "long", (0.6, -0.8): "short"}
+        assert best == (whole if kind == "target" else {first: own[first][0], second: own[second][1]})
 
 
-def test_later_each_direction_takes_the_best_of_its_own(tmp_path: Path) -> None:
-    """The first direction was given `long` and `short`, the second `good` and `poor`: it cannot take the others."""
-    rows = [candidate(ONE, i // 2, i % 2, text) for i, text in enumerate(POOL)]
-    work = job(tmp_path, rows, list(POOL.values()), STEEP)
-    first, second = order(2)
-    best = {(1.0, 0.0): ("long", "good"), (0.6, -0.8): ("short", "good")}
-    assert of_direction(work) == {first: best[first][0], second: best[second][1]}
-
-
-POOLED = replace(STEEP, selection=Selection(pool="prompt"))
+PROMPT = {"selection.pool": "prompt"}
+POOLED = changed(STEEP, PROMPT)
 
 
 def other_directions(folder: Path, recipe: Recipe) -> Job:
@@ -164,21 +161,20 @@ def test_from_a_prompts_pool_a_direction_may_take_what_another_was_given(tmp_pat
 def test_no_answer_is_kept_twice_where_the_recipe_says_so(tmp_path: Path) -> None:
     """At (0.8, -0.6) the pool is worth 24, 44, 28, 9 and at (0.6, -0.8) `short` is the best as well: the direction that
     comes second takes the next best, `good`."""
-    nearby = replace(STEEP.preference, listed=((0.8, -0.6), (0.6, -0.8)))
-    twice = replace(POOLED, preference=nearby)
+    twice = changed(POOLED, {"preference.listed": [[0.8, -0.6], [0.6, -0.8]]})
     assert set(of_direction(other_directions(tmp_path / "a", twice)).values()) == {"short"}
-    once = replace(twice, selection=Selection("prompt", distinct=True))
+    once = changed(twice, {"selection.distinct": True})
     assert sorted(of_direction(other_directions(tmp_path / "b", once)).values()) == ["good", "short"]
 
 
 def test_directions_that_the_answers_were_not_drawn_under_are_refused_or_served_from_the_pool(tmp_path: Path) -> None:
     """At (0, -1) the shortest is the best, wherever it was drawn."""
-    other = replace(STEEP.preference, listed=((1.0, 0.0), (0.0, -1.0)))
+    other = changed(STEEP, {"preference.listed": [[1.0, 0.0], [0.0, -1.0]]})
     advice = r"row \d was drawn under \[.*\], and direction \d .* is \[.*\]; .* set selection.pool to prompt"
     with pytest.raises(ValueError, match=advice) as error:
-        select(other_directions(tmp_path / "a", replace(STEEP, preference=other)))
+        select.run(other_directions(tmp_path / "a", other))
     assert str(tmp_path / "a" / "sample" / "part-00000.parquet") in str(error.value)
-    served = of_direction(other_directions(tmp_path / "b", replace(POOLED, preference=other)))
+    served = of_direction(other_directions(tmp_path / "b", changed(other, PROMPT)))
     assert served == {(1.0, 0.0): "long", (0.0, -1.0): "short"}
 
 
@@ -186,23 +182,21 @@ def test_directions_that_the_answers_were_not_drawn_under_are_refused_or_served_
 def test_another_number_of_directions_or_objectives_needs_the_pool(
     tmp_path: Path, directions: int, objectives: int
 ) -> None:
-    names = {"helpfulness": ("a",), "verbosity": ("b",), "third": ("a",)}
-    changed = replace(
-        STEEP,
-        objectives=dict(list(names.items())[:objectives]),
-        preference=replace(STEEP.preference, distribution="sphere", directions=directions),
-    )
+    heads = {"helpfulness": ["a"], "verbosity": ["b"], "third": ["a"]}
+    knobs = {"preference.distribution": "sphere", "preference.directions": directions}
+    other = changed(STEEP, {"objectives": dict(list(heads.items())[:objectives]), **knobs})
     with pytest.raises(ValueError, match=rf"{directions if objectives == 2 else 3}.*; .* set selection.pool to prompt"):
-        select(other_directions(tmp_path / "a", changed))
-    work = other_directions(tmp_path / "b", replace(changed, selection=Selection("prompt")))
+        select.run(other_directions(tmp_path / "a", other))
+    work = other_directions(tmp_path / "b", changed(other, PROMPT))
     assert len(chosen(work)) == directions
 
 
-@pytest.mark.parametrize("selection", [Selection(), Selection("prompt"), Selection("prompt", distinct=True)])
-def test_the_choice_by_columns_is_that_of_one_prompt_after_another(tmp_path: Path, selection: Selection) -> None:
+@pytest.mark.parametrize("knobs", [{}, PROMPT, {**PROMPT, "selection.distinct": True}])
+def test_the_choice_by_columns_is_that_of_one_prompt_after_another(tmp_path: Path, knobs: dict[str, Any]) -> None:
     """Ragged pools of prompts that come in turns, a third of the answers cut, some prompts with none left."""
     rng = np.random.default_rng(0)
-    recipe = replace(RECIPE, replay=0.0, selection=selection)
+    recipe = changed(RECIPE, {"replay": 0.0, **knobs})
+    selection = recipe.selection
     rows, rewards = [], []
     for p in ASKED["D1"]:
         for v in range(3):
@@ -232,22 +226,11 @@ def test_scored_answers_are_ranked_anew_from_the_command_line(tmp_path: Path) ->
     """
     work = other_directions(tmp_path / "files", POOLED)
     file = tmp_path / "mine.toml"
-    file.write_text(config.to_toml(STEEP))
-    given = [word for name, path in work.inputs.items() for word in (f"--{name}", str(path))]
-    asked = [
-        "--t",
-        "2",
-        "--half",
-        "D1",
-        "--selection.pool",
-        "prompt",
-        "--replay",
-        "0",
-        "--objectives",
-        '{b = ["b"], a = ["a"]}',
-    ]
-    listed = ["--preference.listed", "[[1, 0], [-1, 0]]"]
-    cli.main(["select", str(file), "--out", str(tmp_path / "anew"), *given, *asked, *listed])
+    file.write_text(STEEP.to_toml())
+    words = [word for name, path in work.inputs.items() for word in (f"--{name}", str(path))]
+    words += ["--t", "2", "--half", "D1", "--selection.pool", "prompt", "--replay", "0"]
+    words += ["--objectives", '{b = ["b"], a = ["a"]}', "--preference.listed", "[[1, 0], [-1, 0]]"]
+    cli.main(["select", str(file), "--out", str(tmp_path / "anew"), *words])
     rows = list(read_rows(tmp_path / "anew", CONVERSATIONS))
     said = {row["messages"][0]["content"]: row["response"] for row in rows}
     assert sorted(said.values()) == ["long", "short"]
@@ -282,7 +265,7 @@ def test_nothing_but_cut_answers_is_an_error_that_says_how_many(tmp_path: Path) 
     with pytest.raises(
         ValueError, match=r"no answer of 4 is left .* 4 are empty or were cut at sampling.max_new_tokens"
     ):
-        select(job(tmp_path, rows, list(POOL.values())))
+        select.run(job(tmp_path, rows, list(POOL.values())))
 
 
 def many(folder: Path, recipe: Recipe = RECIPE) -> Job:
@@ -303,9 +286,9 @@ def test_replay_is_15_percent_of_all_rows_and_of_the_current_half(tmp_path: Path
 
 
 def test_another_share_of_replay_and_none(tmp_path: Path) -> None:
-    half = Counter(row["origin"] for row in chosen(many(tmp_path / "half", replace(RECIPE, replay=0.5))))
+    half = Counter(row["origin"] for row in chosen(many(tmp_path / "half", changed(RECIPE, {"replay": 0.5}))))
     assert half == {"selected": 51, "replay": 51}  # of 20 prompts: each comes again
-    assert {row["origin"] for row in chosen(many(tmp_path / "none", replace(RECIPE, replay=0.0)))} == {"selected"}
+    assert {row["origin"] for row in chosen(many(tmp_path / "none", changed(RECIPE, {"replay": 0.0})))} == {"selected"}
     work = many(tmp_path / "again")
     repeated = Counter(row["prompt_id"] for row in replay(work, 340))  # 60 of 20 prompts
     assert set(repeated.values()) == {3}
@@ -332,19 +315,12 @@ def test_a_prompts_directions_depend_on_seed_iteration_and_prompt_alone() -> Non
 
 
 def test_a_margin_widens_what_is_trained_on_and_not_what_users_ask_for() -> None:
-    wide = replace(RECIPE.preference, margin=10.0)
+    wide = changed(RECIPE, {"preference.margin": 10.0}).preference
     v_VK = np.concatenate([directions_of(wide, 2, 42, 1, str(i)) for i in range(400)])
     degrees_V = np.degrees(np.arctan2(v_VK[:, 1], v_VK[:, 0]))
     assert -55 <= degrees_V.min() < -54
     assert 9 < degrees_V.max() <= 10
     assert wide.population(2) == RECIPE.preference.population(2)
-
-
-def test_a_margin_is_for_arcs_and_not_negative() -> None:
-    with pytest.raises(ValueError, match=r"preference\.margin 5 with a P_v of sphere"):
-        directions_of(Steering(distribution="sphere", margin=5), 3, 42, 1, "p")
-    with pytest.raises(ValueError, match=r"preference\.margin -5"):
-        directions_of(Steering(margin=-5), 2, 42, 1, "p")
 
 
 def test_scores_of_other_answers_are_refused(tmp_path: Path) -> None:
@@ -354,7 +330,7 @@ def test_scores_of_other_answers_are_refused(tmp_path: Path) -> None:
     rows = list(read_rows(path, SCORES))
     write_rows(path, rows[1:] + rows[:1], SCORES)
     with pytest.raises(ValueError, match=r"not the scores of .*; run the score stage on these answers again") as error:
-        select(work)
+        select.run(work)
     assert str(path) in str(error.value)
 
 
@@ -362,7 +338,7 @@ def test_scores_of_fewer_shards_than_the_answers_are_refused(tmp_path: Path) -> 
     work = many(tmp_path)
     write_rows(tmp_path / "sample" / "part-00001.parquet", [candidate(ONE, 0, 0, "late")], CANDIDATES)
     with pytest.raises(ValueError, match=r"score: 1 shards of scores for 2 of .*sample; run the score stage"):
-        select(work)
+        select.run(work)
 
 
 def test_a_nan_score_is_refused_with_its_file_and_row(tmp_path: Path) -> None:
@@ -378,12 +354,12 @@ def test_an_annotation_of_other_data_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "annotate" / "part-00000.parquet"
     write_rows(path, list(read_rows(path, SCORES))[2:], SCORES)
     with pytest.raises(ValueError, match=r"not the annotation of .*; run the annotate stage again"):
-        select(work)
+        select.run(work)
 
 
 def test_what_answered_without_a_direction_learns_without_one(tmp_path: Path) -> None:
     """Scalar rejection sampling at (0.6, -0.8): 0.6 * 60 - 0.8 * 20 = 20 beats 0.6 * 80 - 0.8 * 60 = 0."""
-    recipe = replace(STEEP, preference=replace(STEEP.preference, listed=((0.6, -0.8),), directions=1))
+    recipe = changed(STEEP, {"preference.listed": [[0.6, -0.8]], "preference.directions": 1})
     answers = [candidate(ONE, 0, i, text, kind="plain") for i, text in enumerate(("long", "short"))]
     (row,) = chosen(job(tmp_path, answers, [[80.0, 60.0], [60.0, 20.0]], recipe))
     assert row["response"] == "short"
