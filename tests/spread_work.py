@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dpalign.train.common import Fitted, first_process
 from transformers import AutoTokenizer
 
 from dpalign.recipe import DPO, Reward
-from dpalign.train.common import Fitted, first_process
 from dpalign.train.dpo import optimise
 from dpalign.train.knobs import Training
 from dpalign.train.sft import finetune
@@ -51,9 +51,8 @@ def share_on_a_cpu() -> None:
 
 def be_killed(out: Path) -> None:
     """Let the last process be killed after a training's third update, once in each; OUT/steps-... are those it made."""
-    from transformers import TrainerControl, TrainerState, TrainingArguments
-
     from dpalign.train.common import ProgressCallback
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
     def on_step_end(
         self: ProgressCallback, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

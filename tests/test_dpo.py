@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import trl
+from dpalign.train.common import Fitted, RowsByLength, arguments, last_checkpoint
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +21,6 @@ from dpalign.rows import PAIRS, prompt_id, write_rows
 from dpalign.run.folder import Tally
 from dpalign.stages.stage import Job
 from dpalign.train import common, dpo
-from dpalign.train.common import Fitted, RowsByLength, arguments, last_checkpoint
 from dpalign.train.dpo import longer_side, optimise, tokenize_pairs
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize

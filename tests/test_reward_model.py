@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dpalign.train.common import Fitted
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import (
@@ -27,7 +28,6 @@ from dpalign.rewards import model as reward_model
 from dpalign.rewards.model import fit_head, load_trainable, masked_mse, train_reward_model
 from dpalign.rewards.score import ModelScorer
 from dpalign.rows import prompt_id, user_prompt
-from dpalign.train.common import Fitted
 from dpalign.train.knobs import Training
 
 HEADS = ("helpfulness", "verbosity", "care")

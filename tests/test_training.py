@@ -12,6 +12,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from dpalign.train.common import arguments, last_checkpoint, require_weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +20,6 @@ import tiny
 from dpalign.chat import chat_template
 from dpalign.train import knobs as kernels
 from dpalign.train import sft
-from dpalign.train.common import arguments, last_checkpoint, require_weights
 from dpalign.train.knobs import Kernels, Training
 from dpalign.train.sft import IGNORED, finetune, fit, packed, tokenize
 from tiny import CHATS, chat, same

@@ -119,12 +119,12 @@ class _Bar:
 
     def update(self, count: int) -> None:
         self.n += count
-        if self.n < self.line.total:  # that the shard is finished is said elsewhere
-            self.line.update(self.n)
+        self.line.update(self.n)
 
     def refresh(self) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.line.close()
 
 
 def require_vllm(environment: Mapping[str, str] = QUIET) -> Any:

@@ -23,6 +23,7 @@ from dpalign.run import folder as runs
 from dpalign.run import ledger
 from dpalign.run.environment import expanded, thread_variables
 from dpalign.run.ledger import hash_of
+from dpalign.run.progress import AS_LINES
 from dpalign.stages.stage import Job, Step, knobs_read
 
 
@@ -242,7 +243,7 @@ def _launch(recipe: Recipe, work: runs.Work, step: Step) -> None:
     inputs = {name: str(value) for name, value in step.inputs.items()}
     runs.write_json(order_of(work), {"recipe": config.as_mapping(recipe), "step": asdict(step) | {"inputs": inputs}})
     command = [sys.executable, "-m", "dpalign.pipeline.worker", str(work.run.folder), step.name]
-    env = os.environ | thread_variables(recipe.threads)
+    env = os.environ | thread_variables(recipe.threads) | (AS_LINES if recipe.jobs > 1 else {})
     code = subprocess.run(command, pass_fds=(work.run.lock,), env=env, check=False).returncode
     if code < 0:
         signal_name = signal.Signals(-code).name

@@ -106,8 +106,8 @@ def _gather(job: Job, order: Order, work: ShardWork, todo: Sequence[int]) -> dic
     failed: dict[int, str] = {}
     seen: set[int] = set()
     told: set[str] = set()
-    progress = Progress(f"{job.out.stem}, shards", work.count, work.count - len(todo))
-    with joined(cluster, actors) as ray:
+    progress = Progress(f"{job.out.stem}: shard", work.count, work.count - len(todo))
+    with progress, joined(cluster, actors) as ray:
         notes = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Notes).remote(actors, cluster.retries)
         for row in _pipeline(ray, cluster, actors, todo, order, notes):
             index = row["shard"]
@@ -124,7 +124,7 @@ def _gather(job: Job, order: Order, work: ShardWork, todo: Sequence[int]) -> dic
                 write_bytes(job.out / file, content)
             said = json.loads(row["tally"])
             keep_tally(job.out, work.name.format(index), Tally(**said | {"filtered": Counter(said["filtered"])}))
-            progress.update(progress.done + 1)
+            progress.advance()
     return failed | {index: "the cluster lost it; run again to make it" for index in todo if index not in seen}
 
 

@@ -15,10 +15,10 @@ from dpalign.run.folder import Shard, Tally
 from dpalign.run.shards import Id, make_shards, named
 from dpalign.stages.best_of_n import best_answers
 from dpalign.stages.choose import line
-from dpalign.stages.finetune import model_folder
 from dpalign.stages.reward import model_scorer, open_scorer, scored_rows
 from dpalign.stages.sample import PLAIN, Condition, draw, open_engine, open_reader, target_conditions, within_limit
 from dpalign.stages.stage import Job
+from dpalign.stages.training import model_folder
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]

@@ -49,8 +49,8 @@ def feasibility(job: Job) -> None:
 def asking_beyond(job: Job) -> "Asking":
     """Every wish, asked of the recipe's number of prompts."""
     from dpalign.stages.evaluate import Asking, evaluation_prompts
-    from dpalign.stages.finetune import model_folder
     from dpalign.stages.sample import Condition, open_reader
+    from dpalign.stages.training import model_folder
 
     recipe, settings = job.recipe, job.recipe.feasibility
     conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes_of(job)]

@@ -5,45 +5,57 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from dpalign.chat import chat_template, with_system_line
+from dpalign.paper.direction import rng_for
 from dpalign.paper.prompts import render_condition
-from dpalign.recipe import Recipe
 from dpalign.rows import CONVERSATIONS, RATED, read_rows
 from dpalign.stages.choose import annotated
 from dpalign.stages.stage import Job
-from dpalign.train.common import Fitted, first_process, require_weights
-from dpalign.train.contract import contract_of, write_contract
+from dpalign.stages.training import context_of, count, model_folder, named_checkpoint, policy_tokenizer
 from dpalign.train.knobs import Training
-from dpalign.train.pretrain import pretrain
-from dpalign.train.sft import finetune
-from dpalign.world.corpus import WORDS_TO_COME, documents
 
 
 def base(job: Job) -> None:
     """A small model from scratch, on the world's text or on the run's own."""
-    from dpalign.paper.direction import rng_for
+    from dpalign.train.pretrain import pretrain, train_tokenizer
+    from dpalign.world.corpus import WORDS_TO_COME, documents
 
-    settings, seed = job.recipe.pretrain, job.recipe.seed
+    settings = job.recipe.pretrain
     texts: list[str] = []
     for source in settings.text:
         if source == "world":
-            texts += documents(settings.documents, rng_for(seed, "pretrain"))
+            texts += documents(settings.documents, rng_for(job.recipe.seed, "pretrain"))
         elif source == "data":
             texts += itertools.islice(_data_texts(job.inputs["data"]), settings.documents)
         else:
             raise ValueError(f"pretrain.text names {source!r}; known: world, data")
-    words = WORDS_TO_COME if "world" in settings.text else ()
+    # The tokenizer alone reads the words of later prompts, often, which keeps them short.
+    words = list(WORDS_TO_COME) * 1000 if "world" in settings.text else []
     template = chat_template(job.recipe.model.chat)
-    fitted = pretrain(
-        texts, job.out / "model", settings, chat_template=template, seed=seed, resume=job.work.resume, words=words
+    training = Training(
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.steps // 20,
+        steps=settings.steps,
+        batch=settings.batch,
+        micro_batch=settings.micro_batch,
+        context=settings.context,
+        packing=False,
     )
-    count(job, fitted)
+    outcome = pretrain(
+        texts,
+        job.out / "model",
+        training,
+        train_tokenizer([*texts, *words], settings.vocabulary, template, settings.split_digits),
+        context_of(job),
+        hidden=settings.hidden,
+        layers=settings.layers,
+        heads=settings.heads,
+    )
+    count(job, outcome)
 
 
 def _data_texts(data: Path) -> Iterator[str]:
-    """All that the training split says: each prompt with each of its answers."""
+    """Every text of the training split: each prompt with each of its answers."""
     for folder, schema in ((data / "train", RATED), (data / "chats", CONVERSATIONS)):
         if folder.exists():
             for row in read_rows(folder, schema):
@@ -63,10 +75,15 @@ def sft(job: Job) -> None:
 def steerlm(job: Job) -> None:
     """SFT fine-tuned on original answers that state their own rewards: pi_0 on D2, the baseline on both halves."""
     recipe = job.recipe
+
+    def condition(reward_K: Iterable[float]) -> str:
+        rewards = {name: float(r) for name, r in zip(recipe.objectives, reward_K, strict=True)}
+        return render_condition(rewards, recipe.steerlm.template)
+
     rows = (
         {
             "prompt_id": row["prompt_id"],
-            "messages": with_system_line(row["messages"], _condition(recipe, reward_K), recipe.model.chat),
+            "messages": with_system_line(row["messages"], condition(reward_K), recipe.model.chat),
             "response": row["response"],
             "origin": "steerlm",
         }
@@ -77,11 +94,13 @@ def steerlm(job: Job) -> None:
 
 def policy(job: Job) -> None:
     """Step 2 of section 2.2: fine-tune on the selected answers; the folder's chat template takes the preference."""
-    recipe = job.recipe
+    from dpalign.train.contract import contract_of, write_contract
+    from dpalign.train.trainer import first_process
+
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
-    _finetune(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered=True)
+    _finetune(job, model_folder(job.inputs["start"]), rows, job.recipe.finetune, steered=True)
     if first_process():
-        write_contract(job.out / "model", contract_of(recipe, job.t))
+        write_contract(job.out / "model", contract_of(job.recipe, job.t))
 
 
 def specialist(job: Job) -> None:
@@ -90,83 +109,17 @@ def specialist(job: Job) -> None:
     _finetune(job, model_folder(job.inputs["start"]), rows, job.recipe.finetune)
 
 
-def model_folder(stage: Path) -> str:
-    """The model that a training stage left: its folder, or the name of the checkpoint taken in its place.
-
-    Raises:
-        ValueError: a folder without weights.
-    """
-    named = stage / "checkpoint.txt"
-    if named.is_file():
-        return named.read_text().strip()
-    folder = stage / "model" if (stage / "model").is_dir() else stage
-    require_weights(folder)
-    return str(folder)
-
-
-def _condition(recipe: Recipe, reward_K: Iterable[float]) -> str:
-    rewards = {name: float(r) for name, r in zip(recipe.objectives, reward_K, strict=True)}
-    return render_condition(rewards, recipe.steerlm.template)
-
-
 def _finetune(
     job: Job, start: str, rows: Iterable[Mapping[str, Any]], training: Training, steered: bool = False
 ) -> None:
-    """Train, or note the checkpoint that the recipe names in place of training.
+    """Train, unless the recipe names a checkpoint.
 
     Args:
-        steered: the model's chat template is to take a preference.
+        steered: the model's chat template takes a preference.
     """
-    if taken(job, training):
+    from dpalign.train.sft import finetune
+
+    if named_checkpoint(job, training):
         return
-    recipe = job.recipe
-    tokenizer = policy_tokenizer(start, recipe, steered)
-    fitted = finetune(
-        start,
-        rows,
-        job.out / "model",
-        training,
-        tokenizer=tokenizer,
-        dtype=recipe.model.dtype,
-        seed=recipe.seed,
-        resume=job.work.resume,
-        trust_remote_code=recipe.model.trust_remote_code,
-        kernels=recipe.kernels,
-    )
-    count(job, fitted)
-
-
-def taken(job: Job, training: Training) -> bool:
-    """Whether the recipe names a checkpoint in place of this training; it is noted where `model_folder` reads it."""
-    if not training.checkpoint:
-        return False
-    if Path(training.checkpoint).exists():
-        require_weights(Path(training.checkpoint))
-    (job.out / "checkpoint.txt").write_text(training.checkpoint + "\n")
-    return True
-
-
-def policy_tokenizer(start: str, recipe: Recipe, steered: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a policy trained from `start`, with the recipe's chat template and a pad token.
-
-    Args:
-        steered: the chat template is to take a preference.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
-    tokenizer.chat_template = chat_template(
-        recipe.model.chat,
-        recipe.preference.template if steered else None,
-        tuple(recipe.objectives) if steered else None,
-        eos=tokenizer.eos_token,
-    )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return tokenizer
-
-
-def count(job: Job, fitted: Fitted) -> None:
-    """Enter a training in the stage's ledger."""
-    too_long = {"too long for the context": fitted.too_long} if fitted.too_long else {}
-    job.work.tally.add(
-        rows_in=fitted.rows + fitted.too_long, rows_out=fitted.rows, filtered=too_long, trained=fitted.tokens
-    )
+    tokenizer = policy_tokenizer(start, job.recipe, steered)
+    count(job, finetune(start, rows, job.out / "model", training, tokenizer, context_of(job)))

@@ -20,9 +20,11 @@ from dpalign.rewards.model import train_reward_model
 from dpalign.rewards.score import Scorer, load_scorer
 from dpalign.rows import CANDIDATES, HEADS, RATED, SCORES, read_rows, shards, write_rows
 from dpalign.run.folder import Shard, write_json
+from dpalign.run.modelfolder import require_weights
 from dpalign.run.shards import Id, make_shards, named
 from dpalign.stages.stage import Job
-from dpalign.train.common import Fitted, first_process, require_weights
+from dpalign.stages.training import context_of, count
+from dpalign.train.trainer import first_process
 
 Array = NDArray[np.float64]
 
@@ -62,20 +64,19 @@ def _train(job: Job, part: str, seed: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
-    fitted: Fitted = train_reward_model(
+    outcome = train_reward_model(
         start,
         [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],
         recipe.heads,
         job.out / "model",
-        recipe.reward,
-        tokenizer=tokenizer,
-        dtype=recipe.model.dtype,
-        seed=seed,
-        resume=job.work.resume,
-        trust_remote_code=recipe.model.trust_remote_code,
+        recipe.reward.training,
+        tokenizer,
+        context_of(job, seed),
+        template=recipe.reward.template,
+        lm_loss=recipe.reward.lm_loss,
+        normalize=recipe.reward.normalize,
     )
-    filtered = {"too long for the context": fitted.too_long} if fitted.too_long else {}
-    job.work.tally.add(fitted.rows + fitted.too_long, fitted.rows, filtered, trained=fitted.tokens)
+    count(job, outcome)
 
 
 def open_scorer(recipe: Recipe, reward_stage: Path, *, alone: bool = False) -> Scorer:

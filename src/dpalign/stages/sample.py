@@ -19,9 +19,9 @@ from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows, write_rows
 from dpalign.run.folder import Shard, Tally
 from dpalign.run.shards import Id, make_shards, named
 from dpalign.stages.choose import annotated, directions_of, line
-from dpalign.stages.finetune import model_folder
 from dpalign.stages.stage import Job
 from dpalign.stages.targets import FIRST_QUANTILE, reward_targets, shares
+from dpalign.stages.training import model_folder
 
 Array = NDArray[np.float64]
 

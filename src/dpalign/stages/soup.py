@@ -35,10 +35,10 @@ from dpalign.stages.evaluate import (
     shards_of,
     write_scored,
 )
-from dpalign.stages.finetune import model_folder
 from dpalign.stages.reward import scored_rows
 from dpalign.stages.sample import Condition, draw, open_engine, open_reader
 from dpalign.stages.stage import Job
+from dpalign.stages.training import model_folder
 from dpalign.train.mixtures import mixture_weights
 from dpalign.train.soups import bytes_of, mix
 

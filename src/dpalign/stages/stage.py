@@ -219,14 +219,14 @@ STAGES: Final[Mapping[str, StageKind]] = {
         heavy=False,
     ),
     "dpo": StageKind(
-        "dpalign.train.dpo:dpo",
+        "dpalign.stages.dpo:dpo",
         "train a policy on preference pairs, from SFT",
         ("seed", "dpo.beta", "dpo.training", "sft.checkpoint", "model.chat", *_MODEL),
         inputs=("start", "pairs"),
         several=True,
     ),
     "rl": StageKind(
-        "dpalign.train.rl:rl",
+        "dpalign.stages.rl:rl",
         "train a policy by reinforcement at one fixed direction, from SFT",
         (
             *("seed", "rl", "preference", "sampling.max_new_tokens", "sampling.prompt_tokens", "reward.template"),

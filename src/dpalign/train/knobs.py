@@ -1,8 +1,11 @@
-"""Faster code for the same computation, where a GPU has it: `[kernels]` of a recipe."""
+"""The knobs of all trainings: the optimizer's, faster code for the same computation, and live tracking."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
+
+ReportTo = Literal["none", "tensorboard", "wandb", "trackio"]
+"""Trackers that can follow a training live, each a package of that name."""
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ class Policies:
             self._open = None  # its memory is given back before the next is read
             settle_threads(self.recipe.threads, for_torch=True)
             try:
+                from dpalign.run.modelfolder import require_weights
                 from dpalign.stages.sample import open_engine
-                from dpalign.train.common import require_weights
             except ModuleNotFoundError as error:
                 raise ValueError(
                     f"drawing answers needs {error.name}; install it: pip install 'dpalign[train]'"

@@ -50,7 +50,7 @@ def judge_pairs(pairs: Sequence[Pair], judge: Judge, store: Store, about: str) -
     if not todo:
         return 0
     store.hold()  # before anything is paid for
-    progress = Progress(f"{about}, judgements", len(pairs), len(pairs) - len(todo))
+    progress = Progress(f"{about}: judgement", len(pairs), len(pairs) - len(todo))
     tally: Counter[bool] = Counter()
     reasons: Counter[str] = Counter()
     lock = threading.Lock()
@@ -61,7 +61,7 @@ def judge_pairs(pairs: Sequence[Pair], judge: Judge, store: Store, about: str) -
             tally[judgement.preference is not None] += 1
             if judgement.preference is None:
                 reasons[judgement.reason] += 1
-            progress.update(progress.done + 1)
+            progress.advance()
             if tally[False] >= HOPELESS and not tally[True]:
                 reason, _ = reasons.most_common(1)[0]
                 raise ValueError(
@@ -70,7 +70,8 @@ def judge_pairs(pairs: Sequence[Pair], judge: Judge, store: Store, about: str) -
                 )
 
     try:
-        judge.ask(todo, keep)
+        with progress:
+            judge.ask(todo, keep)
     except ValueError as error:
         left = len(pending(pairs, judge.identity, store))
         raise ValueError(

@@ -1,0 +1,96 @@
+"""What the training stages share: the model to start from, its tokenizer, the context, and what the ledger counts."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpalign.chat import chat_template
+from dpalign.recipe import Recipe
+from dpalign.run.folder import write_json
+from dpalign.run.modelfolder import require_weights
+from dpalign.stages.stage import Job
+from dpalign.train.knobs import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dpalign.train.trainer import Outcome, RunContext
+
+
+def model_folder(stage: Path) -> str:
+    """The model that a training stage left: its folder, or the name of the checkpoint that the recipe names instead.
+
+    Raises:
+        ValueError: a folder without weights.
+    """
+    name = stage / "checkpoint.txt"
+    if name.is_file():
+        return name.read_text().strip()
+    folder = stage / "model" if (stage / "model").is_dir() else stage
+    require_weights(folder)
+    return str(folder)
+
+
+def named_checkpoint(job: Job, training: Training) -> bool:
+    """Whether the recipe names a checkpoint in place of this training; its name is kept where `model_folder` reads it.
+
+    Raises:
+        ValueError: a folder without weights.
+    """
+    if not training.checkpoint:
+        return False
+    if Path(training.checkpoint).exists():
+        require_weights(Path(training.checkpoint))
+    (job.out / "checkpoint.txt").write_text(training.checkpoint + "\n")
+    return True
+
+
+def policy_tokenizer(start: str, recipe: Recipe, steered: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a policy trained from `start`, with the recipe's chat template and a pad token.
+
+    Args:
+        steered: the chat template takes a preference.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer.chat_template = chat_template(
+        recipe.model.chat,
+        recipe.preference.template if steered else None,
+        tuple(recipe.objectives) if steered else None,
+        eos=tokenizer.eos_token,
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def context_of(job: Job, seed: int | None = None) -> "RunContext":
+    """What the stage tells its training.
+
+    Args:
+        seed: another than the recipe's.
+    """
+    from dpalign.train.trainer import RunContext
+
+    recipe, name = job.recipe, job.out.stem
+    context = RunContext(
+        seed=recipe.seed,
+        resume=job.work.resume,
+        dtype=recipe.model.dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+        kernels=recipe.kernels,
+        logs=job.out.parent / "tensorboard" / name,
+        name=name,
+    )
+    return context if seed is None else replace(context, seed=seed)
+
+
+def count(job: Job, outcome: "Outcome") -> None:
+    """Enter a training in the stage's ledger, and leave its loss curve."""
+    from dpalign.train.trainer import first_process
+
+    too_long = {"too long for the context": outcome.too_long} if outcome.too_long else {}
+    job.work.tally.add(outcome.rows + outcome.too_long, outcome.rows, too_long, trained=outcome.tokens)
+    if first_process():
+        write_json(job.out / "curve.json", outcome.curve)
