@@ -100,6 +100,7 @@ def _remove_bar(bar: int) -> None:
 
     with _lock:
         assert _bars is not None
+        _bars.refresh()  # the last update, however short the work was
         _bars.remove_task(TaskID(bar))
         if not _bars.task_ids:
             _bars.stop()
