@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 LINE_EVERY: Final = 10.0
 """Seconds between two lines, where stderr is no terminal."""
@@ -78,7 +79,7 @@ def _count(done: int, total: int | None) -> str:
     return "" if total is None else f"{done:,} of {total:,}"
 
 
-def _add_bar(what: str, total: int | None, done: int) -> int:
+def _add_bar(what: str, total: int | None, done: int) -> "TaskID":
     global _bars
     from rich import progress
     from rich.console import Console
@@ -91,17 +92,15 @@ def _add_bar(what: str, total: int | None, done: int) -> int:
             _bars = progress.Progress(text, progress.BarColumn(), left, console=console, transient=True)
             _bars.start()
             console.show_cursor(True)  # or it stays hidden when the process is killed
-        return int(_bars.add_task(what, total=total, completed=done, count=_count(done, total)))
+        return _bars.add_task(what, total=total, completed=done, count=_count(done, total))
 
 
-def _remove_bar(bar: int) -> None:
+def _remove_bar(bar: "TaskID") -> None:
     global _bars
-    from rich.progress import TaskID
-
     with _lock:
         assert _bars is not None
         _bars.refresh()  # the last update, however short the work was
-        _bars.remove_task(TaskID(bar))
+        _bars.remove_task(bar)
         if not _bars.task_ids:
             _bars.stop()
             _bars = None
