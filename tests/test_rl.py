@@ -15,14 +15,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralForCausalLM, PreTrainedTokenizerBase
 
 import tiny
-from dpalign.engines.transformers_engine import TransformersEngine, prompt_ids
+from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.paper.objectives import Objective
 from dpalign.recipe import RL, Recipe, Sampling, Steering
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import PROMPTS, Message, prompt_id, user_prompt, write_rows
 from dpalign.run.folder import Tally
 from dpalign.stages.rl import direction, rl
-from dpalign.stages.sample import within_limit
 from dpalign.stages.stage import Job
 from dpalign.train.knobs import Training
 from dpalign.train.rl import configuration, prompts_in_order, scalar_reward
@@ -136,26 +135,6 @@ def test_every_prompt_has_its_turn_before_any_has_a_second() -> None:
     assert Counter(order[:3]) == Counter(order[3:6]) == Counter(messages[0]["content"] for messages in ASKED)
     assert prompts_in_order(ASKED, 7, seed=1) == prompts_in_order(ASKED, 7, seed=1)
     assert len({tuple(m[0]["content"] for m in prompts_in_order(ASKED, 3, seed=seed)) for seed in range(20)}) > 1
-
-
-def test_prompts_over_the_limit_are_left_out_and_counted_and_none_left_is_an_error(
-    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    lengths = [len(tokens.apply_chat_template(m, add_generation_prompt=True, return_dict=False)) for m in ASKED]
-    prompts = [{"messages": m} for m in ASKED]
-    works: list[Job] = []
-
-    def within(limit: int) -> list[list[Message]]:
-        (folder := tmp_path / str(limit)).mkdir()
-        works.append(job(folder, tiny_folder, replace(RECIPE, sampling=replace(RECIPE.sampling, prompt_tokens=limit))))
-        kept = within_limit(works[-1], prompts, lambda messages: len(prompt_ids(tokens, messages)))
-        return [prompt["messages"] for prompt in kept]
-
-    limit = sorted(lengths)[1]
-    assert within(limit) == [m for m, n in zip(ASKED, lengths, strict=True) if n <= limit]
-    assert works[0].work.tally.filtered == {"prompt too long": 1}
-    with pytest.raises(ValueError, match=r"none of 3 prompts is at most 2 tokens long; raise sampling.prompt_tokens"):
-        within(2)
 
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
@@ -330,8 +309,8 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
         return reward
 
     monkeypatch.setattr("dpalign.train.rl.scalar_reward", watched)
-    often_ending(tiny_folder, tmp_path / "start")
-    work = job(tmp_path, tmp_path / "start")
+    often_ending(tiny_folder, start := tmp_path / "start")
+    work = job(tmp_path, start)
     rl(work)
     assert {prompt for prompt, _ in SEEN} == {"name fox.", "explain tea.", "name rain."}
     tally = work.work.tally
@@ -349,6 +328,11 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
     assert 0 < cut < 40
     (line,) = work.work.run.lines
     assert f"{cut} of 48 answers" in line
+    assert {path.name for path in (work.out / "model").iterdir()} == PLAIN_FOLDER
+    for name in ("config.json", "generation_config.json"):  # nothing of the training's own sampling stays behind
+        assert json.loads((work.out / "model" / name).read_text()) == json.loads((start / name).read_text())
+    with pytest.raises(Exception, match="this model takes no preference"):
+        AutoTokenizer.from_pretrained(work.out / "model").apply_chat_template(ASKED[0], tokenize=False, angle=-15)
 
 
 def test_prompts_that_no_update_reaches_are_counted(tiny_folder: Path, tmp_path: Path) -> None:
@@ -356,25 +340,3 @@ def test_prompts_that_no_update_reaches_are_counted(tiny_folder: Path, tmp_path:
     rl(work)
     tally = work.work.tally
     assert (tally.rows_in, tally.rows_out, dict(tally.filtered)) == (4, 2, {"prompt too long": 1, "not reached": 1})
-
-
-def test_what_is_left_is_a_plain_folder_without_a_dial(tiny_folder: Path, tmp_path: Path) -> None:
-    work = job(tmp_path, tiny_folder)
-    rl(work)
-    folder = work.out / "model"
-    assert {path.name for path in folder.iterdir()} == PLAIN_FOLDER
-    for name in ("config.json", "generation_config.json"):  # nothing of the training's own sampling stays behind
-        assert json.loads((folder / name).read_text()) == json.loads((tiny_folder / name).read_text())
-    again = AutoTokenizer.from_pretrained(folder)
-    text = again.apply_chat_template(ASKED[0], tokenize=False, add_generation_prompt=True)
-    assert text == "<|user|>name fox.<|assistant|>"
-    with pytest.raises(Exception, match="this model takes no preference"):
-        again.apply_chat_template(ASKED[0], tokenize=False, angle=-15)
-    assert not work.work.resume.exists()
-
-
-def test_a_checkpoint_that_the_recipe_names_is_taken_in_place_of_training(tiny_folder: Path, tmp_path: Path) -> None:
-    work = job(tmp_path, tiny_folder, with_training(checkpoint=str(tiny_folder)))
-    rl(work)
-    assert (work.out / "checkpoint.txt").read_text() == f"{tiny_folder}\n"
-    assert [path.name for path in work.out.iterdir()] == ["checkpoint.txt"]

@@ -64,7 +64,7 @@ def test_a_batch_that_micro_batches_do_not_fill_is_refused(tmp_path: Path) -> No
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpalign.train.trainer.find_spec", lambda _: None)
+    monkeypatch.setattr("dpalign.train.knobs.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r'report_to = "trackio" needs trackio, .*: pip install trackio'):
         arguments(SMALL, context(tmp_path, report_to="trackio"))
 

@@ -10,7 +10,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 from dpalign.paper.direction import rng_for
 from dpalign.run.progress import Progress
-from dpalign.train.knobs import Kernels, ReportTo, Training
+from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
 
 OPTIMIZERS: Final = {"adamw": "adamw_torch_fused", "rmsprop": "rmsprop"}
 """The recipe's names of optimizers, in transformers' names."""
@@ -150,11 +149,8 @@ def arguments(training: Training, context: RunContext) -> dict[str, Any]:
         raise ValueError(
             f"batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x {processes} processes"
         )
-    if context.report_to != "none" and find_spec(context.report_to) is None:
-        raise ValueError(
-            f'report_to = "{context.report_to}" needs {context.report_to}, which is not installed: '
-            f"pip install {context.report_to}"
-        )
+    if context.report_to != "none":
+        require_package(context.report_to, f'report_to = "{context.report_to}"')
     if context.logs:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.logs)
     on_gpu, bf16 = torch.cuda.is_available(), context.dtype == "bfloat16"
