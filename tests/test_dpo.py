@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import tiny
 from dpalign.recipe import Recipe
@@ -22,16 +21,12 @@ from dpalign.stages.stage import Job
 from dpalign.train.dpo import dpo_trainer, tokenize_pairs
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize
-from dpalign.train.trainer import RunContext, fit, mean_loss
+from dpalign.train.trainer import RunContext
 from tiny import same
-from trainings import PAIRS, PLAIN_FOLDER, SMALL, run
+from trainings import PAIRS, PLAIN_FOLDER, SMALL, Update, load, one_update, run
 
 BETA = 0.25
 ONE_RATE = replace(SMALL, schedule="constant")
-
-
-def load(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
 
 
 def margins(model: PreTrainedModel, tokens: PreTrainedTokenizerBase) -> torch.Tensor:
@@ -71,39 +66,16 @@ def test_both_answers_are_the_tokens_that_sft_trains_on(style: Any) -> None:
             assert tokens.decode(row[f"{side}_ids"]) == f"{given[side]}</s>"
 
 
-def one_update(
-    folder: Path, training: Training, scratch: Path, beta: float = BETA
-) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], float, type]:
-    """The gradients of one update, what each training forward was given, the loss and the optimizer."""
-    tokens, model = AutoTokenizer.from_pretrained(folder), load(folder)
-    gradients: dict[str, torch.Tensor] = {}
-    forwards: list[dict[str, Any]] = []
-    optimizers: list[type] = []
-
-    def before_step(optimizer: Any, *_: Any) -> None:
-        optimizers.append(type(getattr(optimizer, "optimizer", optimizer)))
-        gradients.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
-
-    def before_forward(_: Any, __: Any, given: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():
-            forwards.append({name: x.clone() if torch.is_tensor(x) else x for name, x in given.items()})
-
-    forward = model.register_forward_pre_hook(before_forward, with_kwargs=True)
-    step = register_optimizer_step_pre_hook(before_step)
+def updated(folder: Path, training: Training, scratch: Path, beta: float = BETA) -> Update:
+    tokens, how = AutoTokenizer.from_pretrained(folder), RunContext(seed=1, resume=scratch)
     rows = list(tokenize_pairs(PAIRS, tokens))
-    try:
-        trainer = dpo_trainer(model, rows, training, beta, tokens, RunContext(seed=1, resume=scratch))
-        fit(trainer)
-    finally:
-        forward.remove()
-        step.remove()
-    return gradients, forwards, mean_loss(trainer), optimizers[-1]
+    return one_update(folder, lambda model: dpo_trainer(model, rows, training, beta, tokens, how))
 
 
 def test_the_model_is_fed_those_tokens_and_trained_on_the_answers_alone(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    _, forwards, *_ = one_update(tiny_folder, replace(ONE_RATE, steps=1), tmp_path)
+    forwards = updated(tiny_folder, replace(ONE_RATE, steps=1), tmp_path).forwards
     fed, trained = [], []
     for given in forwards:
         for ids, mask, labels in zip(given["input_ids"], given["attention_mask"], given["labels"], strict=True):
@@ -126,13 +98,13 @@ def test_the_first_update_is_the_papers_by_hand_however_the_batch_is_cut(
 ) -> None:
     """The policy is its reference: the loss is log 2, and its gradient -beta / 2 of the mean margin's."""
     beta, once = 0.01, replace(ONE_RATE, steps=1, micro_batch=micro_batch)
-    gradients, _, loss, _ = one_update(tiny_folder, once, tmp_path, beta)
-    assert loss == pytest.approx(math.log(2), abs=1e-6)
+    update = updated(tiny_folder, once, tmp_path, beta)
+    assert update.loss == pytest.approx(math.log(2), abs=1e-6)
     model = load(tiny_folder)
     (-beta / 2 * margins(model, tokens).mean()).backward()
     wanted = {name: weight.grad for name, weight in model.named_parameters()}
     assert 0.01 < torch.stack([gradient.norm() for gradient in wanted.values()]).norm() < 1.0  # else it is clipped
-    assert all(same(gradients[name], wanted[name], within=1e-6) for name in wanted)
+    assert all(same(update.gradients[name], wanted[name], within=1e-6) for name in wanted)
     assert max(gradient.abs().max() for gradient in wanted.values()) > 1e-3
 
 
@@ -175,7 +147,7 @@ def test_the_optimizer_is_the_recipes(tiny_folder: Path, tmp_path: Path) -> None
     assert Recipe("test").dpo.training.optimizer == "rmsprop"
     for name, optimizer in (("adamw", torch.optim.AdamW), ("rmsprop", torch.optim.RMSprop)):
         training = replace(ONE_RATE, steps=1, optimizer=name)
-        assert one_update(tiny_folder, training, tmp_path / name)[3] is optimizer
+        assert updated(tiny_folder, training, tmp_path / name).optimizer is optimizer
 
 
 @pytest.mark.parametrize("change", [{"packing": True}, {"loss_on": "text"}])

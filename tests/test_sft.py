@@ -11,21 +11,15 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import tiny
 from dpalign.train import knobs
 from dpalign.train.knobs import Kernels, Training
 from dpalign.train.sft import IGNORED, packed, sft_trainer, tokenize
-from dpalign.train.trainer import RunContext, fit, mean_loss
+from dpalign.train.trainer import RunContext
 from tiny import CHATS, chat, same
-from trainings import SMALL, run
-
-
-def load(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-
+from trainings import SMALL, Update, load, one_update, run
 
 # What is trained on
 
@@ -75,29 +69,9 @@ def rows(tiny_folder: Path) -> list[dict[str, list[int]]]:
     return list(tokenize(CHATS[:4], tokens, Training(loss_on="answer")))
 
 
-def one_update(
-    folder: Path, rows: Sequence[Any], training: Training, scratch: Path
-) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], float]:
-    """The gradients of one update, what each forward was given, and the loss."""
-    tokens, model = AutoTokenizer.from_pretrained(folder), load(folder)
-    gradients: dict[str, torch.Tensor] = {}
-    forwards: list[dict[str, Any]] = []
-
-    def before_step(*_: Any) -> None:
-        gradients.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
-
-    def before_forward(_: Any, __: Any, given: dict[str, Any]) -> None:
-        forwards.append({name: x.clone() if torch.is_tensor(x) else x for name, x in given.items()})
-
-    forward = model.register_forward_pre_hook(before_forward, with_kwargs=True)
-    step = register_optimizer_step_pre_hook(before_step)
-    try:
-        trainer = sft_trainer(model, rows, training, tokens, RunContext(seed=1, resume=scratch))
-        fit(trainer)
-    finally:
-        forward.remove()
-        step.remove()
-    return gradients, forwards, mean_loss(trainer)
+def updated(folder: Path, rows: Sequence[Any], training: Training, scratch: Path) -> Update:
+    tokens, how = AutoTokenizer.from_pretrained(folder), RunContext(seed=1, resume=scratch)
+    return one_update(folder, lambda model: sft_trainer(model, rows, training, tokens, how))
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "text"])
@@ -108,13 +82,13 @@ def test_packed_conversations_train_as_the_separate_ones(tiny_folder: Path, tmp_
     room = sum(len(row["input_ids"]) for row in rows)
     assert room <= tiny.CONTEXT
     once = replace(SMALL, steps=1, context=room, micro_batch=1)
-    together, (forward,), loss = one_update(tiny_folder, rows, replace(once, batch=1, packing=True), tmp_path / "a")
-    apart, forwards, loss_apart = one_update(tiny_folder, rows, replace(once, batch=4), tmp_path / "b")
-    assert forward["input_ids"].shape == (1, room)
-    assert len(forwards) == 4
-    assert loss == pytest.approx(loss_apart, abs=1e-5)
-    assert all(same(together[name], apart[name], within=1e-5) for name in apart)
-    assert max(gradient.abs().max() for gradient in apart.values()) > 1e-2
+    together = updated(tiny_folder, rows, replace(once, batch=1, packing=True), tmp_path / "a")
+    apart = updated(tiny_folder, rows, replace(once, batch=4), tmp_path / "b")
+    assert [forward["input_ids"].shape for forward in together.forwards] == [(1, room)]
+    assert len(apart.forwards) == 4
+    assert together.loss == pytest.approx(apart.loss, abs=1e-5)
+    assert all(same(together.gradients[name], x, within=1e-5) for name, x in apart.gradients.items())
+    assert max(gradient.abs().max() for gradient in apart.gradients.values()) > 1e-2
 
 
 def test_a_packed_row_keeps_its_conversations_apart_only_without_a_cache(
@@ -123,7 +97,7 @@ def test_a_packed_row_keeps_its_conversations_apart_only_without_a_cache(
     """The same row and positions leak with a key-value cache, and so does packing that forgets the positions."""
     room = sum(len(row["input_ids"]) for row in rows)
     training = replace(SMALL, steps=1, context=room, batch=1, micro_batch=1, packing=True)
-    _, (given,), _ = one_update(tiny_folder, rows, training, tmp_path / "resume")
+    (given,) = updated(tiny_folder, rows, training, tmp_path / "resume").forwards
     assert given["use_cache"] is False
     starts = [*(given["position_ids"][0] == 0).nonzero().flatten().tolist(), room]
     packed = [given["input_ids"][0, a:b].tolist() for a, b in pairwise(starts)]
@@ -170,14 +144,14 @@ def test_without_flash_attention_packed_rows_go_one_at_a_time_and_the_update_is_
     tokens = AutoTokenizer.from_pretrained(tiny_folder)
     rows = list(tokenize(CHATS, tokens, Training()))
     once = replace(SMALL, steps=1, batch=2, context=64, packing=True)
-    one, forwards, loss = one_update(tiny_folder, rows, replace(once, micro_batch=1), tmp_path / "one")
+    one = updated(tiny_folder, rows, replace(once, micro_batch=1), tmp_path / "one")
     assert "micro_batch" not in capsys.readouterr().err
-    two, same_forwards, same_loss = one_update(tiny_folder, rows, replace(once, micro_batch=2), tmp_path / "two")
+    two = updated(tiny_folder, rows, replace(once, micro_batch=2), tmp_path / "two")
     assert "not 2 (micro_batch)" in capsys.readouterr().err
-    assert len(forwards) == len(same_forwards) == 2
-    assert max(forward["input_ids"].numel() for forward in same_forwards) <= once.context
-    assert same_loss == loss
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert len(one.forwards) == len(two.forwards) == 2
+    assert max(forward["input_ids"].numel() for forward in two.forwards) <= once.context
+    assert one.loss == two.loss
+    assert all(torch.equal(one.gradients[name], two.gradients[name]) for name in one.gradients)
 
 
 def test_kernels_that_this_machine_lacks_are_refused_with_what_is_missing(

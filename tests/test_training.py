@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import trl
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import tiny
 from dpalign.chat import chat_template
@@ -19,11 +19,7 @@ from dpalign.train.dpo import longer_side, tokenize_pairs
 from dpalign.train.knobs import Training
 from dpalign.train.sft import finetune, tokenize
 from dpalign.train.trainer import ProgressCallback, RowsByLength, arguments, curve_of, last_checkpoint
-from trainings import CHATS, MANY_PAIRS, PAIRS, PLAIN_FOLDER, RATED, SMALL, Kind, context, run
-
-
-def load(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+from trainings import CHATS, MANY_PAIRS, PAIRS, PLAIN_FOLDER, RATED, SMALL, Kind, context, load, run
 
 
 @pytest.fixture(scope="module")

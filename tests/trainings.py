@@ -1,12 +1,14 @@
 """One small training of each kind on the tiny model, for the tests of the skeleton and of several processes."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoTokenizer
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer
 
 from dpalign.rewards.model import train_reward_model
 from dpalign.rows import prompt_id, user_prompt
@@ -14,7 +16,7 @@ from dpalign.train.dpo import optimise
 from dpalign.train.knobs import Training
 from dpalign.train.rl import Reinforcement, configuration, prompts_in_order, reinforce
 from dpalign.train.sft import finetune
-from dpalign.train.trainer import Outcome, RunContext
+from dpalign.train.trainer import Outcome, RunContext, fit, mean_loss
 from tiny import CHATS, chat
 
 Kind = Literal["sft", "dpo", "reward", "grpo", "rloo"]
@@ -117,3 +119,44 @@ PLAIN_FOLDER = {
     "tokenizer_config.json",
 }
 """What a training leaves: no pickle, no trainer state."""
+
+
+def load(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update did."""
+
+    gradients: dict[str, torch.Tensor]
+    forwards: list[dict[str, Any]]
+    """What each training forward was given."""
+    loss: float
+    optimizer: type
+
+
+def one_update(start: Path, trainer_of: Callable[[PreTrainedModel], Trainer]) -> Update:
+    """Train a model in memory for one update, and watch it."""
+    model = load(start)
+    gradients: dict[str, torch.Tensor] = {}
+    forwards: list[dict[str, Any]] = []
+    optimizers: list[type] = []
+
+    def before_step(optimizer: Any, *_: Any) -> None:
+        optimizers.append(type(getattr(optimizer, "optimizer", optimizer)))
+        gradients.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
+
+    def before_forward(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            forwards.append({name: x.clone() if torch.is_tensor(x) else x for name, x in given.items()})
+
+    forward = model.register_forward_pre_hook(before_forward, with_kwargs=True)
+    step = register_optimizer_step_pre_hook(before_step)
+    try:
+        trainer = trainer_of(model)
+        fit(trainer)
+    finally:
+        forward.remove()
+        step.remove()
+    return Update(gradients, forwards, mean_loss(trainer), optimizers[-1])
