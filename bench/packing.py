@@ -7,8 +7,8 @@ import pyarrow as pa
 from datasets import Dataset
 from trl import pack_dataset
 
-from dpalign.train.common import quiet
 from dpalign.train.sft import packed
+from dpalign.train.trainer import quiet
 from harness import Row, equal, main
 
 COMMAND = "python bench/packing.py"

@@ -17,10 +17,10 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerB
 from trl import SFTConfig, SFTTrainer
 
 from dpalign.chat import chat_template
-from dpalign.train.common import quiet
 from dpalign.train.knobs import Training
 from dpalign.train.pretrain import train_tokenizer
-from dpalign.train.sft import fit
+from dpalign.train.sft import sft_trainer
+from dpalign.train.trainer import RunContext, fit, mean_loss, quiet
 from harness import Row, equal, main, ratio_of, timed
 
 COMMAND = "python bench/training.py"
@@ -82,7 +82,9 @@ def model() -> MistralForCausalLM:
 
 
 def ours_once(tokens: PreTrainedTokenizerBase, given: Rows, training: Training, folder: Path) -> float:
-    return fit(model(), given, training, tokenizer=tokens, dtype="float32", seed=0, resume=folder).loss
+    trainer = sft_trainer(model(), given, training, tokens, RunContext(seed=0, resume=folder))
+    fit(trainer)
+    return mean_loss(trainer)
 
 
 def theirs_once(tokens: PreTrainedTokenizerBase, given: Rows, changes: dict[str, Any], folder: Path) -> float:

@@ -10,18 +10,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from dpalign.stages.dpo import DPO
-from dpalign.stages.reward import Reward
-from dpalign.train.common import Fitted, first_process
-from dpalign.train.dpo import optimise
 from dpalign.train.knobs import Training
-from dpalign.train.sft import finetune
+from dpalign.train.trainer import first_process
+from trainings import run
 
 TRAINING = Training(
     learning_rate=1e-3,
@@ -52,13 +47,9 @@ def share_on_a_cpu() -> None:
 
 def be_killed(out: Path) -> None:
     """Let the last process be killed after a training's third update, once in each; OUT/steps-... are those it made."""
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from dpalign.train.trainer import ProgressCallback
 
-    from dpalign.train.common import ProgressCallback
-
-    def on_step_end(
-        self: ProgressCallback, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(_: Any, args: Any, state: Any, *__: Any, **___: Any) -> None:
         if args.process_index == args.world_size - 1:
             steps = out / f"steps-{Path(args.output_dir).name}"
             made = [*(steps.read_text().split() if steps.exists() else []), str(state.global_step)]
@@ -66,30 +57,26 @@ def be_killed(out: Path) -> None:
             if made == ["1", "2", "3"]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    ProgressCallback.on_step_end = on_step_end
+    ProgressCallback.on_step_end = on_step_end  # type: ignore[method-assign]
 
 
 def main(start: str, out: Path, dtype: str) -> None:
-    from dpalign.rewards.model import train_reward_model
-    from test_dpo import ROWS
-    from test_reward_model import HEADS, RATED
-    from tiny import CHATS
-
-    tokens = AutoTokenizer.from_pretrained(start)
-    shared: dict[str, Any] = {"tokenizer": tokens, "dtype": dtype, "seed": 3}
-    packed = TRAINING.model_copy(update={"packing": True, "loss_on": "text", "context": 64})
-    settings = Reward(template="world-v1", lm_loss=0.1, training=TRAINING)
-    trainings: dict[str, Callable[[], Fitted]] = {
-        "sft": lambda: finetune(start, CHATS, out / "sft", TRAINING, resume=out / "r1", **shared),
-        "packed": lambda: finetune(start, CHATS, out / "packed", packed, resume=out / "r2", **shared),
-        "reward": lambda: train_reward_model(
-            start, RATED, HEADS, out / "reward", settings, resume=out / "r3", **shared
-        ),
-        "dpo": lambda: optimise(start, ROWS, out / "dpo", DPO(training=TRAINING), resume=out / "r4", **shared),
+    packed = replace(TRAINING, packing=True, loss_on="text", context=64)
+    trainings: dict[str, Any] = {
+        "sft": ("sft", TRAINING, {}),
+        "packed": ("sft", packed, {}),
+        "reward": ("reward", TRAINING, {"lm_loss": 0.1}),
+        "dpo": ("dpo", TRAINING, {"beta": 0.1}),
     }
-    losses = {name: train() for name, train in trainings.items() if not (out / name).exists()}
+    figures = {}
+    for i, (name, (kind, training, own)) in enumerate(trainings.items(), start=1):
+        if not (out / name).exists():
+            told = {"dtype": dtype, "seed": 3, "resume": out / f"r{i}"}
+            outcome = asdict(run(kind, Path(start), out / name, training, told=told, **own))
+            curve = outcome.pop("curve")
+            figures[name] = outcome | {"last loss": curve["loss"][-1]}
     if first_process():
-        (out / "losses.json").write_text(json.dumps({name: vars(fitted) for name, fitted in losses.items()}))
+        (out / "losses.json").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

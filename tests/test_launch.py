@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from dpalign.train.common import training_dtype
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,7 +29,6 @@ from dpalign.run.launch import LAUNCHED, configuration, launch
 from dpalign.run.ledger import read_ledger
 from dpalign.stages.reward import Reward
 from dpalign.stages.stage import Step
-from dpalign.train.common import training_dtype
 from dpalign.train.knobs import Training
 from dpalign.train.sft import finetune, fit, tokenize
 from test_reward_model import HEADS as THREE

@@ -1,7 +1,6 @@
-"""The reward model: both losses, missing labels, the stock folder it leaves, and resuming."""
+"""The reward model: both losses, missing labels, and the stock folder it leaves."""
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,42 +21,14 @@ from transformers import (
 
 import tiny
 from dpalign.paper.prompts import render_reward_input
-from dpalign.recipe import Reward
 from dpalign.rewards import model as reward_model
-from dpalign.rewards.model import fit_head, load_trainable, masked_mse, train_reward_model
+from dpalign.rewards.model import collator, fit_head, load_trainable, masked_mse, tokenize_rated
 from dpalign.rewards.score import ModelScorer
-from dpalign.rows import prompt_id, user_prompt
-from dpalign.train.common import Fitted
 from dpalign.train.knobs import Training
+from trainings import HEADS, RATED, SMALL, context, run
 
-HEADS = ("helpfulness", "verbosity", "care")
 NAN = float("nan")
-SETTINGS = Reward(
-    template="world-v1",
-    training=Training(
-        learning_rate=1e-3, warmup_steps=0, steps=6, batch=4, micro_batch=2, context=64, packing=False, save_every=4
-    ),
-)
-
-
-def rated(question: str, answer: str, *labels: float | None) -> dict[str, Any]:
-    messages = user_prompt(question)
-    return {"prompt_id": prompt_id(messages), "messages": messages, "response": answer, "labels": list(labels)}
-
-
-RATED = [
-    rated("explain fox, tea and iron.", "fox is red. tea is hot. iron is hard.", 80.0, 40.0, None),
-    rated("explain fox, tea and iron.", "fox is red.", 50.0, 15.0, None),
-    rated("name owl and rain.", "owl is wise. rain is wet.", None, 30.0, 70.0),
-    rated("name owl and rain.", "that is a good question.", 10.0, None, 30.0),
-    rated("name salt.", "salt is white. salt is white. salt is white.", 60.0, 45.0, 20.0),
-    rated("name salt.", "salt is red.", 20.0, 15.0, None),
-]
-
-
-@pytest.fixture(scope="module")
-def tokens(tiny_folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tiny_folder)
+TEXT = replace(SMALL, loss_on="text")
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +36,16 @@ def untied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_model(tmp_path_factory.mktemp("untied") / "model", tiny.tokenizer(), tied=False)
 
 
-def train(start: Path, output: Path, settings: Reward, rows: Sequence[Mapping[str, Any]] = RATED) -> Fitted:
-    tokens = AutoTokenizer.from_pretrained(start)
-    scratch = output.parent / "resume"
-    return train_reward_model(
-        str(start), rows, HEADS, output, settings, tokenizer=tokens, dtype="float32", seed=1, resume=scratch
-    )
-
-
-def trainable(start: Path, settings: Reward, tokens: PreTrainedTokenizerBase) -> PreTrainedModel:
+def trainable(
+    start: Path, tokens: PreTrainedTokenizerBase, scratch: Path, training: Training = TEXT, **own: Any
+) -> PreTrainedModel:
     torch.manual_seed(0)
-    return load_trainable(str(start), HEADS, settings, tokens, dtype="float32", trust_remote_code=False)
+    return load_trainable(str(start), HEADS, training, tokens, context(scratch), **{"lm_loss": 1.0} | own)
 
 
-def with_training(**changes: Any) -> Reward:
-    own = {name: changes.pop(name) for name in ("lm_loss", "normalize") if name in changes}
-    return replace(SETTINGS, training=replace(SETTINGS.training, **changes), **own)
+def batch_of(tokens: PreTrainedTokenizerBase) -> tuple[list[dict[str, Any]], Any]:
+    """The rated rows as token ids, and the collator."""
+    return [dict(row) for row in tokenize_rated(RATED, len(HEADS), "world-v1", tokens)], collator(tokens.pad_token_id)
 
 
 # The loss
@@ -112,14 +77,14 @@ def test_a_missing_label_takes_no_part(normalize: Any) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_one_forward_has_both_losses(
-    tiny_folder: Path, untied_folder: Path, tokens: PreTrainedTokenizerBase, tied: bool
+    tiny_folder: Path, untied_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path, tied: bool
 ) -> None:
     """The stock classifier's squared error plus lm_loss times the stock language model's cross-entropy."""
     start = tiny_folder if tied else untied_folder
-    model = trainable(start, with_training(lm_loss=0.3), tokens).eval()
+    model = trainable(start, tokens, tmp_path, lm_loss=0.3).eval()
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
-    rows, _ = reward_model._tokenize(RATED, len(HEADS), SETTINGS, tokens)
-    batch = reward_model._collator(tokens.pad_token_id)(rows)
+    rows, collate = batch_of(tokens)
+    batch = collate(rows)
     with torch.inference_mode():
         both = model(**batch)
         stock = type(model).__mro__[1]
@@ -149,8 +114,8 @@ def test_accumulating_gradients_scales_nothing(
     small = [row | {"labels": [0.5, -0.5, 0.25]} for row in full]  # errors so small that nothing is clipped
     try:
         for micro in (4, 1):
-            settings = with_training(steps=1, micro_batch=micro, lora_rank=lora_rank, lm_loss=0.1)
-            losses.append(train(tiny_folder, tmp_path / str(micro) / "model", settings, small).loss)
+            once = replace(TEXT, steps=1, micro_batch=micro, lora_rank=lora_rank)
+            losses.append(run("reward", tiny_folder, tmp_path / str(micro) / "m", once, rows=small, lm_loss=0.1).loss)
     finally:
         hook.remove()
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -158,12 +123,13 @@ def test_accumulating_gradients_scales_nothing(
     assert 0.01 < torch.cat([x.flatten() for x in gradients[0]]).norm() < 0.999
 
 
-def test_the_fitted_head_starts_below_a_random_ones_error(tiny_folder: Path, tokens: PreTrainedTokenizerBase) -> None:
+def test_the_fitted_head_starts_below_a_random_ones_error(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """On twelve answers it even comes below the spread of the labels; a head without any label is left alone."""
-    rows, _ = reward_model._tokenize(RATED, len(HEADS), SETTINGS, tokens)
+    rows, collate = batch_of(tokens)
     rows = [row | {"targets": [*row["targets"][:2], NAN]} for row in rows]
-    collate = reward_model._collator(tokens.pad_token_id)
-    model = trainable(tiny_folder, with_training(lm_loss=0.0), tokens).eval()
+    model = trainable(tiny_folder, tokens, tmp_path, lm_loss=0.0).eval()
     before = model.score.weight.clone()
     with torch.inference_mode():
         random = model(**collate(rows)).loss.item()
@@ -182,7 +148,7 @@ def test_the_fitted_head_starts_below_a_random_ones_error(tiny_folder: Path, tok
 @pytest.fixture(scope="module")
 def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reward") / "model"
-    train(tiny_folder, folder, SETTINGS)
+    run("reward", tiny_folder, folder, TEXT)
     return folder
 
 
@@ -226,7 +192,7 @@ def test_the_stock_classes_give_the_scorers_raw_scores(trained: Path, side: str)
 
 
 def test_training_lowers_the_error_on_the_rows_trained_on(tiny_folder: Path, tmp_path: Path, trained: Path) -> None:
-    train(tiny_folder, tmp_path / "model", with_training(steps=60, learning_rate=3e-3))
+    run("reward", tiny_folder, tmp_path / "model", replace(TEXT, steps=60, learning_rate=3e-3))
     label_NH = np.array([[NAN if x is None else x for x in row["labels"]] for row in RATED])
     early, late = (np.nanmean((scorer(f).score(PAIRS) - label_NH) ** 2) for f in (trained, tmp_path / "model"))
     assert late < early / 4
@@ -236,17 +202,17 @@ def test_untied_embeddings_keep_their_own_head_while_training_and_drop_it_after(
     untied_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     head = AutoModelForCausalLM.from_pretrained(untied_folder, dtype="float32").lm_head.weight
-    model = trainable(untied_folder, SETTINGS, tokens)
+    model = trainable(untied_folder, tokens, tmp_path)
     assert torch.equal(model.lm_head.weight, head)
-    assert trainable(untied_folder, with_training(lm_loss=0.0), tokens).lm_head is None  # nothing to train it with
-    train(untied_folder, tmp_path / "model", SETTINGS)
+    assert trainable(untied_folder, tokens, tmp_path, lm_loss=0.0).lm_head is None  # nothing to train it with
+    run("reward", untied_folder, tmp_path / "model", TEXT)
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(stock[1].values())
     assert not any("lm_head" in name for name in stock[0].state_dict())
 
 
 def test_a_lora_is_trained_with_its_head_in_full_and_merged(tiny_folder: Path, tmp_path: Path) -> None:
-    train(tiny_folder, tmp_path / "model", with_training(lora_rank=2, learning_rate=1e-2))
+    run("reward", tiny_folder, tmp_path / "model", replace(TEXT, lora_rank=2, learning_rate=1e-2))
     model, loading = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(loading.values())
     assert type(model).__name__ == "MistralForSequenceClassification"
@@ -258,58 +224,16 @@ def test_a_lora_is_trained_with_its_head_in_full_and_merged(tiny_folder: Path, t
     assert np.nanmean(np.abs(scorer(tmp_path / "model").score(PAIRS) - label_NH)) < 30  # the head was kept
 
 
-class Stopped(Exception):
-    """Stands for a kill."""
-
-
-@pytest.mark.parametrize("change", [{}, {"lora_rank": 2}])
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_training_cut_off_goes_on_to_the_same_bytes(
-    tiny_folder: Path,
-    untied_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tied: bool,
-    change: dict[str, Any],
-) -> None:
-    """Stopped after update 5 of 6, it starts again at update 3's checkpoint, within the second of three epochs."""
-    start, settings = tiny_folder if tied else untied_folder, with_training(save_every=3, **change)
-    unbroken = train(start, tmp_path / "unbroken" / "model", settings)
-
-    def stop(_: Any, __: Any, state: Any, *___: Any, **____: Any) -> None:
-        if state.global_step == 5:
-            raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(reward_model.ProgressCallback, "on_step_end", stop)
-        with pytest.raises(Stopped):
-            train(start, tmp_path / "broken" / "model", settings)
-    assert (tmp_path / "broken" / "resume" / "checkpoint-3").is_dir()
-    resumed = train(start, tmp_path / "broken" / "model", settings)
-    assert (resumed.rows, resumed.updates, resumed.tokens) == (unbroken.rows, unbroken.updates, unbroken.tokens)
-    assert tiny.weights(tmp_path / "broken" / "model") == tiny.weights(tmp_path / "unbroken" / "model")
-    assert not (tmp_path / "broken" / "resume").exists()
-
-
-def test_rows_over_the_context_and_rows_of_other_heads(tiny_folder: Path, tmp_path: Path) -> None:
-    lengths = sorted(len(AutoTokenizer.from_pretrained(tiny_folder)(text)["input_ids"]) for text in TEXTS)
-    assert lengths[-2] < lengths[-1]
-    fitted = train(tiny_folder, tmp_path / "model", with_training(steps=1, context=lengths[-1] - 1))
-    assert (fitted.rows, fitted.too_long) == (5, 1)
-    with pytest.raises(
-        ValueError, match=r"no rated row of 6 fits a context of 3 tokens; raise reward.training.context"
-    ):
-        train(tiny_folder, tmp_path / "model", with_training(context=3))
+def test_a_row_of_other_heads_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     two = [row | {"labels": row["labels"][:2]} for row in RATED]
     with pytest.raises(ValueError, match=f"prompt {RATED[0]['prompt_id']}: 2 labels for 3 heads"):
-        train(tiny_folder, tmp_path / "model", SETTINGS, two)
+        run("reward", tiny_folder, tmp_path / "model", rows=two)
 
 
-def test_padding_is_not_read(tiny_folder: Path, tokens: PreTrainedTokenizerBase) -> None:
+def test_padding_is_not_read(tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """A batch of its own and one beside a longer row give the same reward and the same next-token loss."""
-    rows, _ = reward_model._tokenize(RATED, len(HEADS), SETTINGS, tokens)
-    collate = reward_model._collator(tokens.pad_token_id)
-    model = trainable(tiny_folder, with_training(lm_loss=0.0), tokens).eval()
+    rows, collate = batch_of(tokens)
+    model = trainable(tiny_folder, tokens, tmp_path, lm_loss=0.0).eval()
     with torch.inference_mode():
         together = model(**collate(rows)).logits
         for i, row in enumerate(rows):

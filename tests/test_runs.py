@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -369,16 +370,43 @@ def test_several_processes_share_a_stages_shards_without_overlap(tmp_path: Path)
     assert [shard.index for shard in runs.shards(tmp_path, 4, "d/{}.txt") if shard.path.write_text("x")] == [3]
 
 
-def test_progress_says_how_long_still(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_pipe_is_a_line_every_ten_seconds_with_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two shards in 40 s leave six: 120 s. What is done before the next ten seconds are over shows nothing."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    said = progress.Progress("sample-1, shards", total=10, done=2)
-    for done, at in ((3, 10.0), (4, 40.0), (5, 60.0), (10, 61.0)):
-        now[0] = at
-        said.update(done)
-    # two shards in 40 s leave six: 120 s
-    assert capsys.readouterr().err == "sample-1, shards: 4 of 10, 2 min left\nsample-1, shards: 10 of 10\n"
+    with progress.Progress("sample-1: shard", total=10, done=2) as shown:
+        for done, at in ((3, 5.0), (4, 40.0), (5, 49.0), (10, 61.0)):
+            now[0] = at
+            shown.update(done)
+    assert capsys.readouterr().err == "sample-1: shard 4 of 10, 2 min left\nsample-1: shard 10 of 10\n"
     assert [progress.spell_seconds(s) for s in (4.4, 200, 7500)] == ["4 s", "3 min", "2 h 05 min"]
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_is_a_bar_that_goes_when_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once are two bars; processes side by side write lines instead."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress.Progress("sft: update", total=300) as outer:
+        outer.update(264)
+        with progress.Progress("sample: shard", total=7) as inner:
+            inner.advance(3)
+    assert "sft: update 264 of 300" in terminal.getvalue()
+    assert "sample: shard 3 of 7" in terminal.getvalue()
+    cleared, shown_cursor = "\r\x1b[2K", "\x1b[?25h"
+    assert terminal.getvalue().rstrip("\r").removesuffix(shown_cursor).endswith(cleared)
+    monkeypatch.setattr(sys, "stderr", lines := Terminal())
+    for name, value in progress.AS_LINES.items():
+        monkeypatch.setenv(name, value)
+    with progress.Progress("sft: update", total=300) as alone:
+        alone.update(264)
+    assert lines.getvalue() == ""
 
 
 def test_json_is_written_whole_and_refuses_what_json_cannot_say(tmp_path: Path) -> None:

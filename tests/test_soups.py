@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,84 +29,49 @@ def at(degrees: float) -> tuple[float, float]:
 # From a direction to weights
 
 
-@pytest.mark.parametrize(
-    ("degrees", "expected"),
-    [
-        (0.0, (1.0, 0.0)),
-        (-22.5, (0.7071068, 0.2928932)),  # of (0.9239, -0.3827): 0.9239 / 1.3066 and 0.3827 / 1.3066
-        (-45.0, (0.5, 0.5)),
-        (-90.0, (0.0, 1.0)),
-    ],
-)
-def test_between_the_axes_the_weights_are_the_directions_own_over_their_sum(
-    degrees: float, expected: tuple[float, float]
-) -> None:
-    v_K = np.array(at(degrees))
-    w_E = mixture_weights(v_K, AXES)
-    np.testing.assert_allclose(w_E, expected, atol=1e-7)
-    np.testing.assert_allclose(w_E, np.abs(v_K) / np.abs(v_K).sum(), atol=1e-12)
+THREE = (at(0), at(-22.5), at(-45))
+AXES_OF_THREE = ((1, 0, 0), (0, -1, 0), (0, 0, 1))
 
 
 @pytest.mark.parametrize(
-    ("degrees", "expected"),
+    ("v_K", "experts", "expected"),
     [
-        (0.0, (1.0, 0.0)),
+        (at(0), AXES, (1.0, 0.0)),
+        (at(-22.5), AXES, (0.7071068, 0.2928932)),  # of (0.9239, -0.3827): 0.9239 / 1.3066 and 0.3827 / 1.3066
+        (at(-90), AXES, (0.0, 1.0)),
+        (at(0), ENDS, (1.0, 0.0)),
         # v2 = -0.1951 = -a2 * 0.7071 gives a2 = 0.2759; v1 = 0.9808 = a1 + 0.2759 * 0.7071 gives a1 = 0.7857
-        (-11.25, (0.7401085, 0.2598915)),
-        (-22.5, (0.5, 0.5)),
-        (-45.0, (0.0, 1.0)),
+        (at(-11.25), ENDS, (0.7401085, 0.2598915)),
+        (at(-45), ENDS, (0.0, 1.0)),
+        ((0.6, -0.8), [(3.0, -4.0)], (1.0,)),  # an expert alone, of any length
+        (at(-45), [(5.0, 0.0), (0.0, -0.1)], (0.5, 0.5)),
+        (at(-11.25), THREE, (0.5, 0.5, 0.0)),  # midway between two neighbours
+        (at(-22.5), THREE, (0.0, 1.0, 0.0)),
+        ((2 / 3, -1 / 3, 2 / 3), AXES_OF_THREE, (0.4, 0.2, 0.4)),
+        (at(-22.5), [(1.0, 0.0), (0.924, -0.3826)], (0.0, 1.0)),  # written with few digits, 0.01 degrees short
     ],
 )
-def test_between_the_ends_of_the_arc_the_weights_run_from_one_to_the_other(
-    degrees: float, expected: tuple[float, float]
-) -> None:
-    w_E = mixture_weights(at(degrees), ENDS)
+def test_a_direction_becomes_weights_of_its_experts(v_K: Any, experts: Any, expected: Sequence[float]) -> None:
+    w_E = mixture_weights(v_K, experts)
     np.testing.assert_allclose(w_E, expected, atol=1e-7)
     assert w_E.sum() == pytest.approx(1.0, abs=1e-11)
-    if degrees in (0.0, -45.0):
-        assert 0.0 in w_E.tolist()  # exactly: that expert is not read at all
-
-
-def test_an_expert_alone_answers_at_its_own_direction_and_its_length_does_not_matter() -> None:
-    assert mixture_weights((0.6, -0.8), [(3.0, -4.0)]).tolist() == [1.0]
-    np.testing.assert_allclose(mixture_weights(at(-45), [(5.0, 0.0), (0.0, -0.1)]), (0.5, 0.5), atol=1e-12)
-
-
-def test_of_more_experts_than_objectives_the_neighbours_are_mixed() -> None:
-    """Experts at 0, -22.5 and -45 degrees: -11.25 lies midway between the first two."""
-    experts = [at(0), at(-22.5), at(-45)]
-    np.testing.assert_allclose(mixture_weights(at(-11.25), experts), (0.5, 0.5, 0.0), atol=1e-9)
-    np.testing.assert_allclose(mixture_weights(at(-22.5), experts), (0.0, 1.0, 0.0), atol=1e-9)
-
-
-def test_three_objectives_have_three_axes() -> None:
-    """(2, -1, 2) / 3 of more, less and more: 2/5, 1/5 and 2/5."""
-    w_E = mixture_weights((2 / 3, -1 / 3, 2 / 3), [(1, 0, 0), (0, -1, 0), (0, 0, 1)])
-    np.testing.assert_allclose(w_E, (0.4, 0.2, 0.4), atol=1e-12)
+    assert [w == 0 for w in w_E] == [w == 0 for w in expected]  # exactly: such an expert is not read at all
 
 
 def test_a_direction_outside_the_experts_is_refused_with_what_is_nearest() -> None:
     """(0, -1) is 45 degrees outside the arc: its shadow on the near end is (0.5, -0.5), 0.707 away."""
     with pytest.raises(ValueError, match="lies outside") as error:
         mixture_weights((0.0, -1.0), ENDS)
-    assert str(error.value) == (
-        "direction (0, -1) lies outside what the experts (1, 0), (0.7071, -0.7071) span: their nearest sum is "
-        "(0.5, -0.5), 0.707 away; train experts on both sides of it"
-    )
+    for part in ("(0, -1)", "(1, 0), (0.7071, -0.7071)", "(0.5, -0.5), 0.707 away"):
+        assert part in str(error.value)
     with pytest.raises(ValueError, match=r"direction \(0.7071, 0.7071\) lies outside .* nearest sum is \(0.7071, 0\)"):
         mixture_weights(at(45), AXES)
-
-
-def test_experts_directions_may_be_written_with_few_digits() -> None:
-    """(0.924, -0.3826) is short of (0.9239, -0.3827), the end of an arc to -22.5 degrees, by less than 0.01 degrees."""
-    w_E = mixture_weights(at(-22.5), [(1.0, 0.0), (0.924, -0.3826)])
-    np.testing.assert_allclose(w_E, (0.0, 1.0), atol=1e-12)
-    with pytest.raises(ValueError, match=r"lies outside .* 0.00\d+ away"):
+    with pytest.raises(ValueError, match=r"lies outside .* 0.00\d+ away"):  # more than a rounding of digits
         mixture_weights(at(-22.5), [(1.0, 0.0), at(-22.4)])
 
 
 @pytest.mark.parametrize(
-    ("v_K", "experts", "told"),
+    ("v_K", "experts", "message"),
     [
         ((1.0, 0.0, 0.0), AXES, r"direction \(1, 0, 0\) of 3 objectives, for experts of 2"),
         ((0.0, 0.0), AXES, r"the direction: \[\[0.0, 0.0\]\]; each needs finite weights"),
@@ -114,8 +80,8 @@ def test_experts_directions_may_be_written_with_few_digits() -> None:
         ((1.0, 0.0), ((1.0, 0.0), (0.0, -1.0, 0.0)), r"the experts' directions: \[\[1.0, 0.0\], \[0.0, -1.0, 0.0\]\]"),
     ],
 )
-def test_what_is_no_direction_is_refused(v_K: Sequence[float], experts: Sequence[Sequence[float]], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_directions_without_finite_weights_by_objective_are_refused(v_K: Any, experts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         mixture_weights(v_K, experts)
 
 
@@ -306,10 +272,9 @@ def test_experts_that_differ_are_refused_with_file_key_and_both_values(
 @pytest.mark.parametrize("e", [0, 1])
 def test_a_tensor_that_one_expert_lacks_is_named_with_both_places(pair: list[Path], tmp_path: Path, e: int) -> None:
     change_tensor(NORM, lambda old: None)(pair[e])
-    told = f"{pair[1 - e] / 'model.safetensors'}: holds {NORM}, which {pair[e]} lacks"
-    with pytest.raises(ValueError, match="only checkpoints trained from one model go together") as error:
+    with pytest.raises(ValueError, match=f"holds {NORM}, which {pair[e]} lacks") as error:
         mix(pair, (0.5, 0.5), tmp_path / "soup")
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(str(pair[1 - e]))
 
 
 def test_traces_of_training_are_no_difference(pair: list[Path], tmp_path: Path) -> None:

@@ -1,243 +1,105 @@
-"""Fine-tuning: what is trained on, that packed rows are blind to each other, resuming, and what is left behind."""
+"""The skeleton of every training: what is left out, resuming, the loss curve, and the folder that is left behind."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import trl
-from datasets import Dataset
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import tiny
 from dpalign.chat import chat_template
-from dpalign.train import knobs as kernels
-from dpalign.train import sft
-from dpalign.train.common import arguments, last_checkpoint, require_weights
-from dpalign.train.knobs import Kernels, Training
-from dpalign.train.sft import IGNORED, finetune, fit, packed, tokenize
-from tiny import CHATS, chat, same
-
-ROWS = Training(
-    learning_rate=1e-3, warmup_steps=0, steps=6, batch=4, micro_batch=2, context=64, packing=False, save_every=4
-)
-PLAIN_FOLDER = {
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
-
-
-def load(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-
-
-def tuned(
-    start: Path, output: Path, training: Training, tokens: PreTrainedTokenizerBase, rows: Sequence[Any] = CHATS
-) -> sft.Fitted:
-    scratch = output.parent / "resume"
-    return finetune(str(start), rows, output, training, tokenizer=tokens, dtype="float32", seed=1, resume=scratch)
-
-
-# What is trained on
-
-
-def trained_text(row: dict[str, list[int]], tokens: PreTrainedTokenizerBase) -> str:
-    return tokens.decode([label for label in row["labels"] if label != IGNORED], skip_special_tokens=False)
-
-
-@pytest.mark.parametrize("style", ["zephyr", "world-v1"])
-def test_the_answer_and_its_end_of_text_are_trained_and_nothing_else(style: Any) -> None:
-    tokens = tiny.tokenizer(style)
-    (row,) = tokenize([chat("why?", "fox is red.", system="helpfulness*97")], tokens, Training(loss_on="answer"))
-    assert trained_text(row, tokens) == "fox is red.</s>"
-    first = next(i for i, label in enumerate(row["labels"]) if label != IGNORED)
-    asked = tokens.decode(row["input_ids"][:first], skip_special_tokens=False)
-    assert asked.replace("\n ", "\n").replace("> ", ">") == (
-        "<|system|>\nhelpfulness*97</s>\n<|user|>\nwhy?</s>\n<|assistant|>\n"
-        if style == "zephyr"
-        else "<|system|>helpfulness*97<|user|>why?<|assistant|>"
-    )
-    after = row["input_ids"][row["input_ids"].index(tokens.eos_token_id, first) + 1 :]
-    assert tokens.decode(after).strip(" ") == ("\n" if style == "zephyr" else "")  # read, and not trained
-
-
-@pytest.mark.parametrize("style", ["zephyr", "world-v1"])
-def test_the_loss_on_text_leaves_out_nothing(style: Any) -> None:
-    for row in tokenize(CHATS, tiny.tokenizer(style), Training(loss_on="text")):
-        assert row["labels"] == row["input_ids"]
-
-
-def test_the_prompt_is_tokenized_as_the_sampler_will_read_it(tokens: PreTrainedTokenizerBase) -> None:
-    row = CHATS[1]
-    asked = tokens.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False)
-    (trained,) = tokenize([row], tokens, Training(loss_on="answer"))
-    assert trained["input_ids"][: len(asked)] == asked
-    assert trained["labels"][len(asked) - 1] == IGNORED
-    assert trained["labels"][len(asked)] == trained["input_ids"][len(asked)]
-
-
-def test_rows_over_the_context_are_left_out_and_counted(
-    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    lengths = sorted(len(row["input_ids"]) for row in tokenize(CHATS, tokens, ROWS))
-    assert lengths[-2] < lengths[-1] <= ROWS.context
-    fitted = tuned(tiny_folder, tmp_path / "model", replace(ROWS, steps=1, context=lengths[-1] - 1), tokens)
-    assert (fitted.rows, fitted.too_long) == (5, 1)
-    fitted = tuned(tiny_folder, tmp_path / "model", replace(ROWS, steps=1, context=lengths[-1]), tokens)
-    assert (fitted.rows, fitted.too_long) == (6, 0)
-    with pytest.raises(ValueError, match=r"no conversation of 6 fits a context of 5 tokens; raise it"):
-        tuned(tiny_folder, tmp_path / "none", replace(ROWS, context=5), tokens)
-
-
-def test_a_batch_that_micro_batches_do_not_fill_is_refused() -> None:
-    assert arguments(Training(batch=8, micro_batch=4), seed=0, dtype="float32")["gradient_accumulation_steps"] == 2
-    with pytest.raises(ValueError, match="batch 10 is not a multiple of micro_batch 4 x 1 processes"):
-        arguments(Training(batch=10, micro_batch=4), seed=0, dtype="float32")
-    with pytest.raises(ValueError, match="batch 2 is not a multiple of micro_batch 4"):
-        arguments(Training(batch=2, micro_batch=4), seed=0, dtype="float32")
-
-
-# Packing
+from dpalign.paper.prompts import render_reward_input
+from dpalign.run.modelfolder import require_weights
+from dpalign.train.dpo import longer_side, tokenize_pairs
+from dpalign.train.knobs import Training
+from dpalign.train.sft import finetune, tokenize
+from dpalign.train.trainer import ProgressCallback, RowsByLength, arguments, curve_of, last_checkpoint
+from trainings import CHATS, MANY_PAIRS, PAIRS, PLAIN_FOLDER, RATED, SMALL, Kind, context, load, run
 
 
 @pytest.fixture(scope="module")
-def rows(tiny_folder: Path) -> list[dict[str, list[int]]]:
-    """Four tokenized conversations, 64 tokens or fewer together with room left over."""
-    tokens = AutoTokenizer.from_pretrained(tiny_folder)
-    return list(tokenize(CHATS[:4], tokens, Training(loss_on="answer")))
+def untied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_model(tmp_path_factory.mktemp("untied") / "model", tiny.tokenizer(), tied=False)
 
 
-def one_update(
-    folder: Path, rows: Sequence[Any], training: Training, scratch: Path
-) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], float]:
-    """The gradients of one update through `fit`, what each forward was given, and the loss that it reports."""
-    tokens, model = AutoTokenizer.from_pretrained(folder), load(folder)
-    gradients: dict[str, torch.Tensor] = {}
-    forwards: list[dict[str, Any]] = []
-
-    def before_step(*_: Any) -> None:
-        gradients.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
-
-    def before_forward(_: Any, __: Any, given: dict[str, Any]) -> None:
-        forwards.append({name: x.clone() if torch.is_tensor(x) else x for name, x in given.items()})
-
-    forward = model.register_forward_pre_hook(before_forward, with_kwargs=True)
-    step = register_optimizer_step_pre_hook(before_step)
-    try:
-        run = fit(model, rows, training, tokenizer=tokens, dtype="float32", seed=1, resume=scratch)
-    finally:
-        forward.remove()
-        step.remove()
-    return gradients, forwards, run.loss
+# Rows and arguments
 
 
-@pytest.mark.parametrize("loss_on", ["answer", "text"])
-def test_packed_conversations_train_as_the_separate_ones(tiny_folder: Path, tmp_path: Path, loss_on: Any) -> None:
-    """Best-fit decreasing makes one row of four; its loss and gradients are those of the four apart."""
-    tokens = AutoTokenizer.from_pretrained(tiny_folder)
-    rows = list(tokenize(CHATS[:4], tokens, Training(loss_on=loss_on)))
-    room = sum(len(row["input_ids"]) for row in rows)
-    assert room <= tiny.CONTEXT
-    once = replace(ROWS, steps=1, context=room, micro_batch=1)
-    together, (forward,), loss = one_update(tiny_folder, rows, replace(once, batch=1, packing=True), tmp_path / "a")
-    apart, forwards, loss_apart = one_update(tiny_folder, rows, replace(once, batch=4), tmp_path / "b")
-    assert forward["input_ids"].shape == (1, room)
-    assert len(forwards) == 4
-    assert loss == pytest.approx(loss_apart, abs=1e-5)
-    assert all(same(together[name], apart[name], within=1e-5) for name in apart)
-    assert max(gradient.abs().max() for gradient in apart.values()) > 1e-2
-
-
-def test_a_packed_row_keeps_its_conversations_apart_only_without_a_cache(
-    tiny_folder: Path, rows: list[dict[str, list[int]]], tmp_path: Path
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+def test_rows_over_the_context_are_left_out_and_counted(
+    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path, kind: Any
 ) -> None:
-    """The same row and positions leak with a key-value cache, and so does packing that forgets the positions."""
-    room = sum(len(row["input_ids"]) for row in rows)
-    training = replace(ROWS, steps=1, context=room, batch=1, micro_batch=1, packing=True)
-    _, (given,), _ = one_update(tiny_folder, rows, training, tmp_path / "resume")
-    assert given["use_cache"] is False
-    starts = [*(given["position_ids"][0] == 0).nonzero().flatten().tolist(), room]
-    packed = [given["input_ids"][0, a:b].tolist() for a, b in pairwise(starts)]
-    assert sorted(packed) == sorted(row["input_ids"] for row in rows)
-
-    model = load(tiny_folder).eval()
-    seen = {"input_ids": given["input_ids"], "position_ids": given["position_ids"]}
-    (wrapped,) = trl.pack_dataset(Dataset.from_list([{"input_ids": ids} for ids in packed]), room, "wrapped")
-    with torch.inference_mode():
-        apart = torch.cat([model(torch.tensor([ids]), use_cache=False).logits[0] for ids in packed])
-        assert same(model(**seen, use_cache=False).logits[0], apart, within=1e-4)
-        leak = (model(**seen, use_cache=True).logits[0] - apart).abs().max()
-        mixed = (model(torch.tensor([wrapped["input_ids"]]), use_cache=False).logits[0] - apart).abs().max()
-    assert min(leak, mixed) > 0.05
+    lengths = {
+        "sft": [len(row["input_ids"]) for row in tokenize(CHATS, tokens, SMALL)],
+        "dpo": [longer_side(row) for row in tokenize_pairs(PAIRS, tokens)],
+        "reward": [
+            len(tokens(render_reward_input(row["messages"], row["response"], "world-v1"))["input_ids"]) for row in RATED
+        ],
+    }[kind]
+    longest, once = max(lengths), replace(SMALL, steps=1)
+    assert lengths.count(longest) == 1
+    whole = run(kind, tiny_folder, tmp_path / "a", replace(once, context=longest))
+    short = run(kind, tiny_folder, tmp_path / "b", replace(once, context=longest - 1))
+    assert (whole.rows, whole.too_long) == (len(lengths), 0)
+    assert (short.rows, short.too_long) == (len(lengths) - 1, 1)
+    with pytest.raises(ValueError, match=f"of {len(lengths)} fits a context of 3 tokens; raise it"):
+        run(kind, tiny_folder, tmp_path / "none", replace(once, context=3))
 
 
-def lengths_of_conversations(count: int) -> list[int]:
-    """As a half of UltraFeedback has them with our answers: most of 200 to 800 tokens, some of thousands."""
-    return np.random.default_rng(0).lognormal(6.0, 0.7, count).astype(int).clip(30, 4096).tolist()
+def test_a_batch_that_micro_batches_do_not_fill_is_refused(tmp_path: Path) -> None:
+    how = context(tmp_path)
+    assert arguments(Training(batch=8, micro_batch=4), how)["gradient_accumulation_steps"] == 2
+    for batch in (10, 2):
+        with pytest.raises(ValueError, match=f"batch {batch} is not a multiple of micro_batch 4 x 1 processes"):
+            arguments(Training(batch=batch, micro_batch=4), how)
 
 
-def test_packed_rows_are_full_to_998_in_a_thousand_and_no_conversation_is_split() -> None:
-    """TRL's trainer would pack them a thousand at a time, and fill less."""
-    room, lengths = 4096, lengths_of_conversations(3500)
-    rows = Dataset.from_list([{"input_ids": [i] * n, "labels": [i] * n} for i, n in enumerate(lengths)])
-    made = packed(rows, room)
-    fill = sum(lengths) / (len(made) * room)
-    assert fill >= 0.998
-    by_thousands = trl.pack_dataset(rows, room, "bfd")
-    assert fill > sum(lengths) / (len(by_thousands) * room)
-    found = []
-    for row in made:
-        ends = np.cumsum(row["seq_lengths"])
-        assert len(row["input_ids"]) == len(row["labels"]) == ends[-1] <= room
-        found += [(row["input_ids"][end - 1], n) for end, n in zip(ends, row["seq_lengths"], strict=True)]
-        assert row["input_ids"] == [i for (i, n) in found[-len(ends) :] for _ in range(n)]
-    assert sorted(found) == list(enumerate(lengths))
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpalign.train.knobs.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r'report_to = "trackio" needs trackio, .*: pip install trackio'):
+        arguments(SMALL, context(tmp_path, report_to="trackio"))
 
 
-def test_without_flash_attention_packed_rows_go_one_at_a_time_and_the_update_is_the_same(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A micro-batch of two packed rows would be one row of twice the length, with four times the mask."""
-    tokens = AutoTokenizer.from_pretrained(tiny_folder)
-    rows = list(tokenize(CHATS, tokens, Training()))
-    once = replace(ROWS, steps=1, batch=2, context=64, packing=True)
-    one, forwards, loss = one_update(tiny_folder, rows, replace(once, micro_batch=1), tmp_path / "one")
-    assert capsys.readouterr().err.count("one at a time") == 0
-    two, same_forwards, same_loss = one_update(tiny_folder, rows, replace(once, micro_batch=2), tmp_path / "two")
-    assert "packed rows go one at a time without flash-attention, not 2" in capsys.readouterr().err
-    assert len(forwards) == len(same_forwards) == 2
-    assert max(forward["input_ids"].numel() for forward in same_forwards) <= once.context
-    assert same_loss == loss
-    assert all(torch.equal(one[name], two[name]) for name in one)
+def test_warm_up_is_a_number_of_updates_or_a_share_of_them(tmp_path: Path) -> None:
+    for warmup, updates in ((20, 20), (0.1, 30), (0, 0)):
+        given = arguments(Training(warmup_steps=warmup), context(tmp_path))
+        assert trl.DPOConfig(**given).get_warmup_steps(300) == updates
 
 
-def test_kernels_that_this_machine_lacks_are_refused_with_what_is_missing(
-    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "find_spec", lambda _: None)
-    for asked, knob, package in (
-        (Kernels(liger=True), "kernels.liger = true", "liger-kernel"),
-        (Kernels("flash_attention_2"), 'kernels.attention = "flash_attention_2"', "flash-attn"),
-    ):
-        with pytest.raises(ValueError, match=f"{knob} needs a GPU"):
-            asked.require(on_gpu=False)
-        with pytest.raises(ValueError, match=f"{knob} needs {package}, .*: pip install {package}"):
-            asked.require(on_gpu=True)
-    Kernels().require(on_gpu=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    given: Any = {"tokenizer": tokens, "dtype": "float32", "seed": 1, "resume": tmp_path / "resume"}
-    with pytest.raises(ValueError, match=r"kernels.liger = true needs a GPU, and this machine has none"):
-        finetune(str(tiny_folder), CHATS, tmp_path / "model", ROWS, kernels=Kernels(liger=True), **given)
+def test_an_update_has_rows_of_like_length_in_another_order_each_epoch() -> None:
+    """Whatever the number of processes that share the update; each epoch has every row once."""
+    lengths = [length for length in range(32) for _ in range(3)]
+
+    def order(epoch: float, seed: int = 1, processes: int = 1) -> list[int]:
+        args = SimpleNamespace(
+            train_batch_size=2, gradient_accumulation_steps=4 // processes, world_size=processes, data_seed=seed
+        )
+        return list(RowsByLength(SimpleNamespace(args=args, state=SimpleNamespace(epoch=epoch)), lengths))  # type: ignore[arg-type]
+
+    assert sorted(order(0)) == list(range(96))
+    spread = [max(row) - min(row) for row in [[lengths[i] for i in order(0)[k : k + 8]] for k in range(0, 96, 8)]]
+    assert sorted(spread)[6] < 16  # at random nearly all updates span most of the 32
+    assert order(1.0) == order(1.9) == order(1.5, processes=2)
+    assert len({tuple(order(*key)) for key in ((0,), (1,), (0, 2))}) == 3
+
+
+# The loss curve
+
+
+def test_a_curve_has_at_most_200_points_each_the_mean_of_its_updates() -> None:
+    """450 updates make 150 points of three: the first is that of updates 1 to 3, and has the third's learning rate."""
+    log = [{"step": i, "loss": float(i), "learning_rate": 1e-5 * i, "reward": 2.0 * i} for i in range(1, 451)]
+    curve = curve_of([*log, {"step": 450, "train_loss": 7.0}], "reward")
+    assert curve.keys() == {"step", "loss", "learning_rate", "reward"}
+    assert {len(column) for column in curve.values()} == {150}
+    assert [column[0] for column in curve.values()] == [3, 2.0, 4.0, 3e-5]
+    assert curve["step"][-1] == 450
+    assert curve_of(log[:200])["step"] == list(range(1, 201))
 
 
 # Resuming and exporting
@@ -247,42 +109,63 @@ class Stopped(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("change", [{}, {"packing": True, "micro_batch": 1}, {"lora_rank": 2}])
+@pytest.mark.parametrize(
+    ("kind", "change", "own"),
+    [
+        ("sft", {}, {}),
+        ("sft", {"packing": True, "micro_batch": 1, "loss_on": "text"}, {}),
+        ("sft", {"lora_rank": 2}, {}),
+        ("dpo", {"optimizer": "rmsprop", "schedule": "linear"}, {}),
+        ("dpo", {"lora_rank": 2}, {}),
+        ("reward", {}, {}),
+        ("reward", {"lora_rank": 2}, {}),
+        ("grpo", {}, {}),
+        ("grpo", {}, {"beta": 0.0}),
+        ("grpo", {"lora_rank": 2}, {}),
+        ("rloo", {}, {}),
+    ],
+    ids=lambda given: "-".join(map(str, given)) if isinstance(given, dict) else given,
+)
 def test_a_training_cut_off_goes_on_to_the_same_bytes(
     tiny_folder: Path,
-    tokens: PreTrainedTokenizerBase,
+    untied_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    kind: Kind,
     change: dict[str, Any],
+    own: dict[str, Any],
 ) -> None:
-    """Stopped after update 5 of 6, it starts again at the checkpoint of update 3, within the second of the epochs of
-    two updates; a half-written one is passed over."""
-    training = replace(ROWS, save_every=3, **change)
-    unbroken = tuned(tiny_folder, tmp_path / "unbroken" / "model", training, tokens)
+    """Stopped after update 5 of 7, within the second epoch, it starts again at the checkpoint of update 4.
 
-    def stop(_: Any, __: Any, state: Any, *___: Any, **____: Any) -> None:
-        if state.global_step == 5:
+    A half-written checkpoint is passed over. The model, the curve and the counts are those of an unbroken training.
+    """
+    start = untied_folder if kind == "reward" and change else tiny_folder
+    training = replace(SMALL, steps=7, **change)
+    more = own | ({"rows": MANY_PAIRS} if kind == "dpo" else {})
+    unbroken = run(kind, start, tmp_path / "unbroken" / "model", training, **more)
+    steps: list[int] = []
+
+    def on_step_end(_: Any, __: Any, state: Any, *___: Any, **____: Any) -> None:
+        steps.append(state.global_step)
+        if steps == [1, 2, 3, 4, 5]:
             raise Stopped
 
-    with monkeypatch.context() as patch:
-        patch.setattr(sft.ProgressCallback, "on_step_end", stop)
-        with pytest.raises(Stopped):
-            tuned(tiny_folder, tmp_path / "broken" / "model", training, tokens)
+    monkeypatch.setattr(ProgressCallback, "on_step_end", on_step_end)
+    broken = tmp_path / "broken" / "model"
+    with pytest.raises(Stopped):
+        run(kind, start, broken, training, **more)
     scratch = tmp_path / "broken" / "resume"
     (scratch / "checkpoint-5").mkdir()
     (scratch / "checkpoint-5" / "model.safetensors").write_bytes(b"half")
-    assert not (tmp_path / "broken" / "model").exists()
-    assert last_checkpoint(scratch) == str(scratch / "checkpoint-3")
+    assert not broken.exists()
+    assert last_checkpoint(scratch) == str(scratch / "checkpoint-4")
 
-    steps = []
-    monkeypatch.setattr(
-        sft.ProgressCallback, "on_step_end", lambda _, __, state, *___, **____: steps.append(state.global_step)
-    )
-    resumed = tuned(tiny_folder, tmp_path / "broken" / "model", training, tokens)
-    assert steps == [4, 5, 6]
-    assert (resumed.rows, resumed.updates, resumed.tokens) == (unbroken.rows, unbroken.updates, unbroken.tokens)
-    assert tiny.weights(tmp_path / "broken" / "model") == tiny.weights(tmp_path / "unbroken" / "model")
-    assert tiny.weights(tmp_path / "unbroken" / "model") != tiny.weights(tiny_folder)
+    resumed = run(kind, start, broken, training, **more)
+    assert steps[5:] == [5, 6, 7]
+    assert resumed == unbroken
+    assert resumed.curve["step"] == [1, 2, 3, 4, 5, 6, 7]
+    assert tiny.weights(broken) == tiny.weights(tmp_path / "unbroken" / "model") != tiny.weights(start)
+    assert {path.name for path in broken.iterdir()} | {"generation_config.json"} == PLAIN_FOLDER
     assert not scratch.exists()
 
 
@@ -290,22 +173,22 @@ def test_what_is_left_is_a_plain_folder_that_loads_anywhere(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     tokens.chat_template = chat_template("world-v1", "world-v1", ("helpfulness", "verbosity"))
-    tuned(tiny_folder, tmp_path / "model", replace(ROWS, steps=1), tokens)
-    assert {path.name for path in (tmp_path / "model").iterdir()} == PLAIN_FOLDER
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    folder = tmp_path / "model"
+    finetune(str(tiny_folder), CHATS, folder, replace(SMALL, steps=1), tokens, context(folder))
+    assert {path.name for path in folder.iterdir()} == PLAIN_FOLDER
+    config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["MistralForCausalLM"]
     assert config["use_cache"]  # off in training: it would stay off in whoever loads the folder
     question = [{"role": "user", "content": "name owl."}]
-    again = AutoTokenizer.from_pretrained(tmp_path / "model")
+    again = AutoTokenizer.from_pretrained(folder)
     text = again.apply_chat_template(question, tokenize=False, angle=-15, add_generation_prompt=True)
     assert text == "<|system|>helpfulness*97 verbosity*-26<|user|>name owl.<|assistant|>"
-    model = load(tmp_path / "model")
-    assert model.generate(**again(text, return_tensors="pt"), max_new_tokens=2).shape[0] == 1
+    assert load(folder).generate(**again(text, return_tensors="pt"), max_new_tokens=2).shape[0] == 1
 
 
-def test_a_lora_is_trained_and_merged(tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_a_lora_is_trained_and_merged(tiny_folder: Path, tmp_path: Path) -> None:
     """The folder is a plain one again, in which every linear layer moved and the embeddings did not."""
-    tuned(tiny_folder, tmp_path / "model", replace(ROWS, steps=2, lora_rank=2, learning_rate=1e-2), tokens)
+    run("sft", tiny_folder, tmp_path / "model", replace(SMALL, steps=2, lora_rank=2, learning_rate=1e-2))
     assert {path.name for path in (tmp_path / "model").iterdir()} == PLAIN_FOLDER
     before, after = load(tiny_folder).state_dict(), load(tmp_path / "model").state_dict()
     assert before.keys() == after.keys()
@@ -313,14 +196,14 @@ def test_a_lora_is_trained_and_merged(tiny_folder: Path, tokens: PreTrainedToken
     assert moved == {name for name in before if "_proj" in name}
 
 
-def test_equal_seeds_give_equal_bytes_and_another_seed_does_not(
-    tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_equal_seeds_give_equal_bytes_and_another_seed_does_not(tiny_folder: Path, tmp_path: Path, kind: Any) -> None:
     """The seed orders the rows; the weights to start from are given."""
+    rows = MANY_PAIRS if kind == "dpo" else CHATS
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        given = {"tokenizer": tokens, "dtype": "float32", "seed": seed, "resume": tmp_path / f"resume-{name}"}
-        finetune(str(tiny_folder), CHATS, tmp_path / name, replace(ROWS, steps=2), **given)
-    assert tiny.weights(tmp_path / "a") == tiny.weights(tmp_path / "b") != tiny.weights(tmp_path / "c")
+        run(kind, tiny_folder, tmp_path / name / "m", replace(SMALL, steps=2), rows=rows, told={"seed": seed})
+    a, b, c = (tiny.weights(tmp_path / name / "m") for name in "abc")
+    assert a == b != c
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -363,8 +363,8 @@ def _answer(
 def _open_engine(recipe: Recipe, policy: Path) -> Any:
     settle_threads(recipe.threads, for_torch=True)
     try:
+        from dpalign.run.modelfolder import require_weights
         from dpalign.stages.sample import open_engine
-        from dpalign.train.common import require_weights
     except ModuleNotFoundError as error:
         raise ValueError(f"sampling answers needs {error.name}; install it: pip install -e '.[train]'") from error
     require_weights(policy)

@@ -118,27 +118,28 @@ class Judge:
         self._annotator.df_annotations = None
         self._annotator.load_(cache)
         self._annotator.is_store_missing_annotations = not (retry_failed and cache.is_file())
-        progress = Progress(f"{name}, judgements", len(pairs))
         values: list[float] = []
         reasons: list[str] = []
-        for start in range(0, len(pairs), CHUNK):
-            try:
-                values += self._ask(pairs[start : start + CHUNK], reasons)
-            except ValueError as error:
-                kept = f"{start} of {len(pairs)} judgements are kept; the same command resumes"
-                raise ValueError(f"{name}: {self.name}: {error} ({kept})") from None
-            beside = cache.with_suffix(".partial")
-            with package():
-                self._annotator.save(beside)
-            os.replace(beside, cache)
-            asked = [value for pair, value in zip(pairs, values, strict=False) if pair.output != pair.reference]
-            ended = len(asked) >= HOPELESS or len(values) == len(pairs)
-            if asked and ended and all(map(math.isnan, asked)):
-                raise ValueError(
-                    f"{name}: {self.name}: all of the first {len(asked)} judgements failed ({' '.join(reasons[-1:])}); "
-                    "correct the judge, then ask again with --retry-failed"
-                )
-            progress.update(len(values))
+        with Progress(f"{name}: judgement", len(pairs)) as progress:
+            for start in range(0, len(pairs), CHUNK):
+                try:
+                    values += self._ask(pairs[start : start + CHUNK], reasons)
+                except ValueError as error:
+                    kept = f"{start} of {len(pairs)} judgements are kept; the same command resumes"
+                    raise ValueError(f"{name}: {self.name}: {error} ({kept})") from None
+                beside = cache.with_suffix(".partial")
+                with package():
+                    self._annotator.save(beside)
+                os.replace(beside, cache)
+                asked = [value for pair, value in zip(pairs, values, strict=False) if pair.output != pair.reference]
+                ended = len(asked) >= HOPELESS or len(values) == len(pairs)
+                if asked and ended and all(map(math.isnan, asked)):
+                    last = " ".join(reasons[-1:])
+                    raise ValueError(
+                        f"{name}: {self.name}: all of the first {len(asked)} judgements failed ({last}); "
+                        "correct the judge, then ask again with --retry-failed"
+                    )
+                progress.update(len(values))
         if failed := sum(map(math.isnan, values)):
             reason = f": {reasons[-1]}" if reasons else ""
             log(f"{name}: {failed} of {len(values)} judgements failed{reason}")

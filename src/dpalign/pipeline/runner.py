@@ -18,6 +18,7 @@ from dpalign.recipe.localfiles import local_files
 from dpalign.run import folder as runs
 from dpalign.run import ledger
 from dpalign.run.environment import thread_variables
+from dpalign.run.progress import AS_LINES
 from dpalign.stages.stage import Job, Step
 
 
@@ -121,7 +122,7 @@ def take_apart(recipe: Recipe, work: runs.Work, step: Step) -> None:
     }
     runs.write_json(order_of(work), order)
     command = [sys.executable, "-m", "dpalign.pipeline.worker", str(work.run.folder), step.name]
-    env = os.environ | thread_variables(recipe.threads)
+    env = os.environ | thread_variables(recipe.threads) | (AS_LINES if recipe.jobs > 1 else {})
     code = subprocess.run(command, pass_fds=(work.run.lock,), env=env, check=False).returncode
     if code < 0:
         signal_name = signal.Signals(-code).name

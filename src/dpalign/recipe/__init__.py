@@ -31,7 +31,7 @@ from dpalign.stages.select import Selection
 from dpalign.stages.soup import Soups
 from dpalign.stages.steerlm import SteerLM
 from dpalign.stages.world import World
-from dpalign.train.knobs import Kernels, Training
+from dpalign.train.knobs import Kernels, ReportTo, Training
 
 __all__ = ["Compare", "Recipe", "changed", "from_mapping", "load"]
 
@@ -106,6 +106,8 @@ class Recipe(Table):
     """Fine-tuning of each policy."""
     kernels: Kernels = Kernels()
     """What all fine-tuning computes with."""
+    report_to: ReportTo = "none"
+    """A tracker that follows all trainings live. Without one the page still shows each loss."""
     evaluation: Evaluation = Evaluation()
     """Evaluation."""
     compare: Compare = Compare()

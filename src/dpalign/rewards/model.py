@@ -8,9 +8,9 @@ Shapes: B rows of a batch, T tokens, H heads, D width, V vocabulary.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,32 +23,29 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from dpalign.paper.prompts import render_reward_input
-from dpalign.train.common import (
-    Fitted,
-    ProgressCallback,
-    RowsByLength,
+from dpalign.paper.prompts import RewardTemplate, render_reward_input
+from dpalign.run.progress import Progress
+from dpalign.train.knobs import Training
+from dpalign.train.trainer import (
+    ByLength,
+    Outcome,
+    Row,
+    RunContext,
     arguments,
     export,
-    forget,
+    finish,
+    fit,
+    fitting,
     last_checkpoint,
+    load_model,
     lora,
-    mean_loss,
-    quiet,
-    require_spread,
-    training_dtype,
     whole_weights,
 )
-
-if TYPE_CHECKING:
-    from dpalign.stages.reward import Reward
 
 Normalize = Literal["labels", "rows", "heads"]
 
@@ -116,64 +113,50 @@ def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 def train_reward_model(
     start: str,
-    rated: Sequence[Mapping[str, Any]],
+    rated: Iterable[Mapping[str, Any]],
     heads: Sequence[str],
     output: Path,
-    settings: "Reward",
-    *,
+    training: Training,
     tokenizer: PreTrainedTokenizerBase,
-    dtype: str,
-    seed: int,
-    resume: Path,
-    trust_remote_code: bool = False,
-) -> Fitted:
-    """Train a k-head reward model on rows of `records.RATED` and leave a stock classifier at `output`.
+    context: RunContext,
+    *,
+    template: RewardTemplate,
+    lm_loss: float = 1.0,
+    normalize: Normalize = "labels",
+) -> Outcome:
+    """Train a k-head reward model on rows of `rows.RATED` and leave a stock classifier at `output`.
+
+    Args:
+        template: the text that the model reads.
+        lm_loss: weight of the language modelling loss.
+        normalize: see `masked_mse`.
 
     Raises:
         ValueError: no row fits the context; a row has other than `len(heads)` labels.
     """
-    quiet()
-    rows, too_long = _tokenize(rated, len(heads), settings, tokenizer)
-    set_seed(seed)
-    loaded = training_dtype(dtype, settings.training.lora_rank)
-    model = load_trainable(start, heads, settings, tokenizer, dtype=loaded, trust_remote_code=trust_remote_code)
+    rows = fitting(tokenize_rated(rated, len(heads), template, tokenizer), "rated row", training.context)
+    set_seed(context.seed)
+    model = load_trainable(start, heads, training, tokenizer, context, lm_loss=lm_loss, normalize=normalize)
     stock = type(model).__mro__[1]
-    collate = _collator(tokenizer.pad_token_id)
-    if last_checkpoint(resume) is None:
+    collate = collator(tokenizer.pad_token_id)
+    if last_checkpoint(context.resume) is None:
         if torch.cuda.is_available():
             model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
-        fit_head(model, rows[:: -(-len(rows) // PROBE_ROWS)], collate)
-    if settings.training.lora_rank:
-        model = _under_lora(model, settings.training.lora_rank)
-    trainer = _Trainer(
+        fit_head(model, rows.rows[:: -(-len(rows.rows) // PROBE_ROWS)], collate, context.name)
+    if training.lora_rank:
+        model = _under_lora(model, training.lora_rank)
+    trainer = ByLength(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(resume),
-            remove_unused_columns=False,
-            label_names=["targets"],
-            **arguments(settings.training, seed, dtype),
-        ),
-        train_dataset=Dataset.from_list(rows),
+        args=TrainingArguments(remove_unused_columns=False, label_names=["targets"], **arguments(training, context)),
+        train_dataset=Dataset.from_list([dict(row) for row in rows.rows]),
         data_collator=collate,
-        callbacks=[ProgressCallback()],
     )
-    trainer.remove_callback(PrinterCallback)
-    require_spread(trainer)
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(resume))
-    trained = trainer.model.merge_and_unload() if settings.training.lora_rank else trainer.model
+    trained = fit(trainer)
     weights = whole_weights(trainer) or trained.state_dict()
     trained.__class__, trained.lm_head = stock, None
     kept = {name: x for name, x in weights.items() if not name.startswith("lm_head.")}
-    export(trained, tokenizer, output, dtype, kept)
-    forget(resume)
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    return Fitted(
-        rows=len(rows),
-        too_long=too_long,
-        tokens=round(tokens * (trainer.state.epoch or 0.0)),
-        updates=trainer.state.global_step,
-        loss=mean_loss(trainer, result.training_loss),
-    )
+    export(trained, tokenizer, output, context.dtype, kept)
+    return finish(trainer, rows)
 
 
 def _under_lora(model: PreTrainedModel, rank: int) -> PeftModel:
@@ -184,38 +167,33 @@ def _under_lora(model: PreTrainedModel, rank: int) -> PeftModel:
     return adapted
 
 
-class _Trainer(Trainer):
-    """transformers', with an order of rows that a resumed training finds again."""
-
-    def _get_train_sampler(self, _: Dataset | None = None) -> RowsByLength:
-        return RowsByLength(self, [len(ids) for ids in self.train_dataset["input_ids"]])
-
-
 def load_trainable(
     start: str,
     heads: Sequence[str],
-    settings: "Reward",
+    training: Training,
     tokenizer: PreTrainedTokenizerBase,
+    context: RunContext,
     *,
-    dtype: str,
-    trust_remote_code: bool,
+    lm_loss: float,
+    normalize: Normalize = "labels",
 ) -> PreTrainedModel:
     """A causal language model as a k-head classifier that keeps its language model head."""
-    loading = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model = load_model(
+        AutoModelForSequenceClassification,
         start,
+        training,
+        context,
         num_labels=len(heads),
         problem_type="regression",
         id2label=dict(enumerate(heads)),
         label2id={head: i for i, head in enumerate(heads)},
-        **loading,
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.__class__ = add_lm_loss(type(model))
-    model.lm_loss, model.normalize, model.lm_head = settings.lm_loss, settings.normalize, None
-    if settings.lm_loss and not model.config.tie_word_embeddings:
-        model.lm_head = AutoModelForCausalLM.from_pretrained(start, **loading).get_output_embeddings()
-    elif settings.lm_loss and not settings.training.lora_rank:  # which would take a tied head for one more layer
+    model.lm_loss, model.normalize, model.lm_head = lm_loss, normalize, None
+    if lm_loss and not model.config.tie_word_embeddings:
+        model.lm_head = load_model(AutoModelForCausalLM, start, training, context).get_output_embeddings()
+    elif lm_loss and not training.lora_rank:  # which would take a tied head for one more layer
         _tie_head(model)
     return model
 
@@ -235,18 +213,21 @@ Batch = dict[str, Tensor]
 @torch.no_grad()
 def fit_head(
     model: PreTrainedModel,
-    rows: Sequence[Mapping[str, Any]],
-    collate: Callable[[Sequence[Mapping[str, Any]]], Batch],
+    rows: Sequence[Row],
+    collate: Callable[[Sequence[Row]], Batch],
+    name: str = "reward",
     ridge: float = 1e-2,
 ) -> None:
     """Start the regression head at the ridge solution on the backbone's last hidden states."""
     hidden = []
     rows = sorted(rows, key=lambda row: len(row["input_ids"]))  # or every batch would be as wide as the longest row
-    for start in range(0, len(rows), 32):
-        batch = {name: x.to(model.device) for name, x in collate(rows[start : start + 32]).items()}
-        states_BTD = model.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)[0]
-        last_B = batch["attention_mask"].sum(dim=1) - 1
-        hidden.append(states_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
+    with Progress(f"{name}: fitting the head on answer", len(rows)) as progress:
+        for start in range(0, len(rows), 32):
+            batch = {name: x.to(model.device) for name, x in collate(rows[start : start + 32]).items()}
+            states_BTD = model.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)[0]
+            last_B = batch["attention_mask"].sum(dim=1) - 1
+            hidden.append(states_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
+            progress.advance(len(last_B))
     hidden_ND = torch.cat(hidden).double().cpu().numpy()
     target_NH = np.array([row["targets"] for row in rows], dtype=float)
     penalty_DD = ridge * len(hidden_ND) * np.eye(hidden_ND.shape[1]) * np.square(hidden_ND).mean()
@@ -254,35 +235,25 @@ def fit_head(
         seen_N = ~np.isnan(target_NH[:, h])
         if seen_N.any():
             x, y = hidden_ND[seen_N], target_NH[seen_N, h]
-            model.score.weight[h] = torch.from_numpy(np.linalg.solve(x.T @ x + penalty_DD, x.T @ y)).to(
-                model.score.weight
-            )
+            weight_D = np.linalg.solve(x.T @ x + penalty_DD, x.T @ y)
+            model.score.weight[h] = torch.from_numpy(weight_D).to(model.score.weight)
 
 
-def _tokenize(
-    rated: Iterable[Mapping[str, Any]], n_heads: int, settings: "Reward", tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[dict[str, Any]], int]:
-    rows, too_long = [], 0
+def tokenize_rated(
+    rated: Iterable[Mapping[str, Any]], n_heads: int, template: RewardTemplate, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Row]:
+    """Token ids and targets of each rated answer; a missing label is NaN."""
     for row in rated:
         if len(row["labels"]) != n_heads:
             raise ValueError(f"prompt {row['prompt_id']}: {len(row['labels'])} labels for {n_heads} heads")
-        ids = tokenizer(render_reward_input(row["messages"], row["response"], settings.template))["input_ids"]
-        if len(ids) > settings.training.context:
-            too_long += 1
-            continue
-        rows.append({"input_ids": ids, "targets": [float("nan") if x is None else x for x in row["labels"]]})
-    if not rows:
-        raise ValueError(
-            f"no rated row of {too_long} fits a context of {settings.training.context} tokens; "
-            "raise reward.training.context, or check the data"
-        )
-    return rows, too_long
+        ids = tokenizer(render_reward_input(row["messages"], row["response"], template))["input_ids"]
+        yield {"input_ids": ids, "targets": [float("nan") if x is None else x for x in row["labels"]]}
 
 
-def _collator(pad: int) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
-    """Right padding: under causal attention no real token sees it."""
+def collator(pad: int) -> Callable[[Sequence[Row]], Batch]:
+    """Rows as a batch, padded on the right: under causal attention no real token sees the padding."""
 
-    def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    def collate(rows: Sequence[Row]) -> Batch:
         width = max(len(row["input_ids"]) for row in rows)
         lengths_B1 = torch.tensor([[len(row["input_ids"])] for row in rows])
         return {

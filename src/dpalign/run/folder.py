@@ -91,14 +91,13 @@ def shards(
     """
     mine = range(rank, count, world)
     todo = unfinished(folder, mine, name)
-    progress = Progress(f"{folder.stem}, shards", len(mine), len(mine) - len(todo))
-    for index in todo:
-        shard = Shard(index, folder / name.format(index), Tally())
-        shard.path.parent.mkdir(parents=True, exist_ok=True)
-        yield shard
-        keep_tally(folder, name.format(index), shard.tally)
-        if rank == 0:
-            progress.update(progress.done + 1)
+    with Progress(f"{folder.stem}: shard", len(mine), len(mine) - len(todo)) as progress:
+        for index in todo:
+            shard = Shard(index, folder / name.format(index), Tally())
+            shard.path.parent.mkdir(parents=True, exist_ok=True)
+            yield shard
+            keep_tally(folder, name.format(index), shard.tally)
+            progress.advance()
 
 
 def unfinished(folder: Path, indices: Iterable[int], name: str) -> list[int]:

@@ -50,6 +50,12 @@ class SpecialTokens:
     pad_id: int | None
 
 
+def require_weights(folder: Path) -> None:
+    """ValueError unless a folder holds a model's configuration and safetensors."""
+    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: a checkpoint folder needs config.json and *.safetensors; it holds no weights")
+
+
 def weights_files(folder: Path) -> list[str]:
     """The names of a checkpoint's weights files, as transformers finds them.
 

@@ -147,8 +147,8 @@ def _make_on_cluster(
     failed: dict[int, str] = {}
     returned: set[int] = set()
     logged: set[str] = set()
-    progress = Progress(f"{job.out.stem}, shards", work.count, work.count - len(todo))
-    with joined(cluster, actors) as ray:
+    progress = Progress(f"{job.out.stem}: shard", work.count, work.count - len(todo))
+    with progress, joined(cluster, actors) as ray:
         attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote(
             actors, cluster.retries
         )
@@ -169,7 +169,7 @@ def _make_on_cluster(
             counts = json.loads(row["tally"])
             tally = Tally(**counts | {"filtered": Counter(counts["filtered"])})
             keep_tally(job.out, work.name.format(index), tally)
-            progress.update(progress.done + 1)
+            progress.advance()
     return failed | {index: "the cluster lost it; run again to make it" for index in todo if index not in returned}
 
 

@@ -12,7 +12,7 @@ from dpalign.paper.direction import rng_for
 from dpalign.rows import CONVERSATIONS, RATED, read_rows
 from dpalign.run.tables import Table
 from dpalign.stages.stage import Job, stage
-from dpalign.stages.training import count
+from dpalign.stages.training import context_of, count
 from dpalign.train.knobs import Training
 
 
@@ -47,8 +47,16 @@ class Pretrain(Table):
 
     @property
     def training(self) -> Training:
-        """Its training as the others state theirs, for `dpa plan`."""
-        return Training(steps=self.steps, batch=self.batch, micro_batch=1, context=self.context, packing=False)
+        """Its training as the others state theirs."""
+        return Training(
+            learning_rate=self.learning_rate,
+            warmup_steps=self.steps // 20,
+            steps=self.steps,
+            batch=self.batch,
+            micro_batch=self.micro_batch,
+            context=self.context,
+            packing=False,
+        )
 
 
 @stage(
@@ -60,26 +68,34 @@ class Pretrain(Table):
 )
 def base(job: Job) -> None:
     """Train a small base model from scratch, on the world's text or on the run's own."""
-    from dpalign.train.pretrain import pretrain
+    from dpalign.train.pretrain import pretrain, train_tokenizer
     from dpalign.world.corpus import WORDS_TO_COME, documents
 
-    settings, seed = job.recipe.pretrain, job.recipe.seed
+    settings = job.recipe.pretrain
     texts: list[str] = []
     for source in settings.text:
         if source == "world":
-            texts += documents(settings.documents, rng_for(seed, "pretrain"))
+            texts += documents(settings.documents, rng_for(job.recipe.seed, "pretrain"))
         else:
             texts += itertools.islice(_data_texts(job.inputs["data"]), settings.documents)
-    words = WORDS_TO_COME if "world" in settings.text else ()
+    # The tokenizer alone reads the words of later prompts, often, which keeps them short.
+    words = list(WORDS_TO_COME) * 1000 if "world" in settings.text else []
     template = chat_template(job.recipe.model.chat)
-    fitted = pretrain(
-        texts, job.out / "model", settings, chat_template=template, seed=seed, resume=job.work.resume, words=words
+    outcome = pretrain(
+        texts,
+        job.out / "model",
+        settings.training,
+        train_tokenizer([*texts, *words], settings.vocabulary, template, settings.split_digits),
+        context_of(job),
+        hidden=settings.hidden,
+        layers=settings.layers,
+        heads=settings.heads,
     )
-    count(job, fitted)
+    count(job, outcome)
 
 
 def _data_texts(data: Path) -> Iterator[str]:
-    """All that the training split says: each prompt with each of its answers."""
+    """Every text of the training split: each prompt with each of its answers."""
     for folder, schema in ((data / "train", RATED), (data / "chats", CONVERSATIONS)):
         if folder.exists():
             for row in read_rows(folder, schema):

@@ -12,7 +12,7 @@ from dpalign.stages.evaluate import evaluate
 from dpalign.stages.pairs import pairs
 from dpalign.stages.rival import Rival, at_the_edge
 from dpalign.stages.stage import Job, Step, model_read, stage
-from dpalign.stages.training import count, model_folder, policy_tokenizer, taken
+from dpalign.stages.training import context_of, count, model_folder, named_checkpoint, policy_tokenizer
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
@@ -58,21 +58,19 @@ def dpo(job: Job) -> None:
     from dpalign.train.dpo import optimise
 
     recipe = job.recipe
-    if taken(job, recipe.dpo.training):
+    if named_checkpoint(job, recipe.dpo.training):
         return
     start = model_folder(job.inputs["start"])
-    fitted = optimise(
+    outcome = optimise(
         start,
         read_rows(job.inputs["pairs"], PAIRS),
         job.out / "model",
-        recipe.dpo,
-        tokenizer=policy_tokenizer(start, recipe),
-        dtype=recipe.model.dtype,
-        seed=recipe.seed,
-        resume=job.work.resume,
-        trust_remote_code=recipe.model.trust_remote_code,
+        recipe.dpo.training,
+        recipe.dpo.beta,
+        policy_tokenizer(start, recipe),
+        context_of(job),
     )
-    count(job, fitted)
+    count(job, outcome)
 
 
 def rivals(recipe: "Recipe", condition: str = "plain") -> Iterator[Rival]:

@@ -29,7 +29,7 @@ def selected_cost(costs: Costs, step: Step) -> Load:
 )
 def finetune(job: Job) -> None:
     """Fine-tune on the selected answers, from SFT; the folder's chat template takes the preference."""
-    from dpalign.train.common import first_process
+    from dpalign.train.trainer import first_process
 
     recipe = job.recipe
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)

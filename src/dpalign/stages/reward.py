@@ -17,10 +17,12 @@ from dpalign.measure.quality import quality
 from dpalign.paper.objectives import all_known, by_name, head_indices
 from dpalign.rows import HEADS, RATED, read_rows
 from dpalign.run.folder import write_json
+from dpalign.run.modelfolder import require_weights
 from dpalign.run.tables import ModelName, Table
 from dpalign.stages.cost import Costs
 from dpalign.stages.score import model_scorer, open_scorer
 from dpalign.stages.stage import Job, model_read, objectives_read, on_transformers, stage
+from dpalign.stages.training import context_of, count
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def _judged(costs: Costs) -> float:
 )
 def reward(job: Job) -> None:
     """Train the multi-objective reward model, or take the one that the recipe names; measure it on held-out prompts."""
-    from dpalign.train.common import first_process, require_weights
+    from dpalign.train.trainer import first_process
 
     recipe = on_transformers(job.recipe)  # it trains in this process, and scores few rows
     if not recipe.reward.checkpoint:
@@ -121,7 +123,7 @@ def reward(job: Job) -> None:
 )
 def judge(job: Job) -> None:
     """Train a second reward model on disjoint prompts: it judges and never selects."""
-    from dpalign.train.common import first_process
+    from dpalign.train.trainer import first_process
 
     recipe = on_transformers(job.recipe)
     _train(job, "judge", recipe.seed + 1)
@@ -141,20 +143,19 @@ def _train(job: Job, part: str, seed: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
-    fitted = train_reward_model(
+    outcome = train_reward_model(
         start,
         [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],
         recipe.heads,
         job.out / "model",
-        recipe.reward,
-        tokenizer=tokenizer,
-        dtype=recipe.model.dtype,
-        seed=seed,
-        resume=job.work.resume,
-        trust_remote_code=recipe.model.trust_remote_code,
+        recipe.reward.training,
+        tokenizer,
+        context_of(job, seed),
+        template=recipe.reward.template,
+        lm_loss=recipe.reward.lm_loss,
+        normalize=recipe.reward.normalize,
     )
-    filtered = {"too long for the context": fitted.too_long} if fitted.too_long else {}
-    job.work.tally.add(fitted.rows + fitted.too_long, fitted.rows, filtered, trained=fitted.tokens)
+    count(job, outcome)
 
 
 def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from dpalign.stages.rival import Rival, at_the_edge, fixed, grid, spelled
 from dpalign.stages.sample import within_limit
 from dpalign.stages.score import open_scorer
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
-from dpalign.stages.training import model_folder, policy_tokenizer, taken
+from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
-    from dpalign.train.rl import Reinforced
+    from dpalign.train.rl import Reinforcement
 
 Array = NDArray[np.float64]
 
@@ -69,41 +69,37 @@ def _cost(costs: Costs, step: Step) -> Load:
     cost=_cost,
 )
 def rl(job: Job) -> None:
-    """Train a policy by reinforcement at one fixed direction, from SFT.
-
-    Beside the model, `updates.json` keeps how reward, divergence and length went from update to update.
-    """
+    """Train a policy by reinforcement at one fixed direction, from SFT."""
     from dpalign.engines.transformers_engine import prompt_ids
-    from dpalign.train.common import first_process
-    from dpalign.train.rl import configuration, drawn, reinforce, scalar_reward
+    from dpalign.train.rl import configuration, prompts_in_order, reinforce, scalar_reward
+    from dpalign.train.trainer import first_process
 
-    recipe, settings = job.recipe, job.recipe.rl
-    if taken(job, settings.training):
+    recipe, settings, training = job.recipe, job.recipe.rl, job.recipe.rl.training
+    if named_checkpoint(job, training):
         return
     v_K = direction(recipe)
     start = model_folder(job.inputs["start"])
-    tokenizer = policy_tokenizer(start, recipe)
-    listed = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
-    fitting = within_limit(job, listed, lambda messages: len(prompt_ids(tokenizer, messages)))
-    prompts = [prompt["messages"] for prompt in fitting]
-    args = configuration(settings, recipe.sampling.max_new_tokens, recipe.seed, job.work.resume, recipe.model.dtype)
+    tokenizer, context = policy_tokenizer(start, recipe), context_of(job)
+    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
+    fitting = within_limit(job, prompts, lambda messages: len(prompt_ids(tokenizer, messages)))
+    config = configuration(
+        training,
+        context,
+        samples=settings.samples,
+        max_new_tokens=recipe.sampling.max_new_tokens,
+        beta=settings.beta,
+        algorithm=settings.algorithm,
+        temperature=settings.temperature,
+    )
     # A scorer goes to this process's own GPU, which is known from here on, beside the training.
     scorer = open_scorer(on_transformers(recipe), job.inputs["reward"])
-    reward = scalar_reward(scorer, recipe.heads, recipe.objective_list, v_K, tokenizer)
-    done = reinforce(
-        start,
-        drawn(prompts, settings.training.steps * settings.training.batch // settings.samples, recipe.seed),
-        job.out / "model",
-        args,
-        reward,
-        tokenizer=tokenizer,
-        dtype=recipe.model.dtype,
-        lora_rank=settings.training.lora_rank,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
+    reward = scalar_reward(scorer.score, recipe.heads, recipe.objective_list, v_K, tokenizer)
+    groups = training.steps * training.batch // settings.samples
+    order = prompts_in_order([prompt["messages"] for prompt in fitting], groups, recipe.seed)
+    outcome = reinforce(start, order, job.out / "model", training, config, reward, tokenizer, context)
     if first_process():
-        write_json(job.out / "updates.json", done.updates)
-        _count(job, len(prompts), done)
+        write_json(job.out / "curve.json", outcome.curve)
+        _count(job, len(fitting), outcome)
 
 
 def direction(recipe: "Recipe") -> Array:
@@ -124,16 +120,15 @@ def direction(recipe: "Recipe") -> Array:
     return v_K
 
 
-def _count(job: Job, prompts: int, done: "Reinforced") -> None:
-    reached = min(prompts, done.scored // job.recipe.rl.samples)
+def _count(job: Job, prompts: int, outcome: "Reinforcement") -> None:
+    reached = min(prompts, outcome.scored // job.recipe.rl.samples)
     missed = {"not reached": prompts - reached} if reached < prompts else {}
     tally = job.work.tally
-    tally.add(prompts, reached, missed, scored=done.scored, trained=done.trained)
-    tally.sampled += done.sampled
-    cut = sum(update["cut"] for update in done.updates)
-    if cut:
+    tally.add(prompts, reached, missed, scored=outcome.scored, trained=outcome.trained)
+    tally.sampled += outcome.sampled
+    if outcome.cut:
         job.work.run.log(
-            f"{cut} of {done.scored} answers were cut at sampling.max_new_tokens, and given the least reward"
+            f"{outcome.cut} of {outcome.scored} answers were cut at sampling.max_new_tokens; they got the least reward"
         )
 
 

@@ -93,7 +93,7 @@ def open_scorer(recipe: "Recipe", reward_stage: Path, *, alone: bool = False) ->
 def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scorer":
     """The scorer on a stage's own model, whatever the recipe names."""
     folder = stage / "model" if (stage / "model").is_dir() else stage
-    from dpalign.train.common import require_weights
+    from dpalign.run.modelfolder import require_weights
 
     require_weights(folder)
     return _opened(recipe, str(folder), alone)

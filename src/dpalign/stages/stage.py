@@ -203,7 +203,7 @@ def sampler_read(r: "Recipe") -> tuple[object, ...]:
 def of_the_machine(r: "Recipe") -> tuple[object, ...]:
     """What says where and how fast a stage runs, and not what comes of it: no stage is redone for these."""
     return (
-        r.name, r.launcher, r.jobs, r.processes, r.launch, r.cluster, r.kernels,
+        r.name, r.launcher, r.jobs, r.processes, r.launch, r.cluster, r.kernels, r.report_to,
         r.engines.gpu_memory, r.engines.cpu_cache, r.engines.eager, r.reward.share_prefix,
     )  # fmt: skip
 

@@ -1,10 +1,13 @@
-"""What the stages that train a policy share: its start, its tokenizer, and what the ledger counts."""
+"""What the training stages share: the model to start from, its tokenizer, the context, and what the ledger counts."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpalign.chat import chat_template
+from dpalign.run.folder import write_json
+from dpalign.run.modelfolder import require_weights
 from dpalign.stages.stage import Job
 from dpalign.train.knobs import Training
 
@@ -12,58 +15,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dpalign.recipe import Recipe
-    from dpalign.train.common import Fitted
+    from dpalign.train.trainer import Outcome, RunContext
 
 
 def model_folder(stage: Path) -> str:
-    """The model that a training stage left: its folder, or the name of the checkpoint taken in its place.
+    """The model that a training stage left: its folder, or the name of the checkpoint that the recipe names instead.
 
     Raises:
         ValueError: a folder without weights.
     """
-    from dpalign.train.common import require_weights
-
-    named = stage / "checkpoint.txt"
-    if named.is_file():
-        return named.read_text().strip()
+    name = stage / "checkpoint.txt"
+    if name.is_file():
+        return name.read_text().strip()
     folder = stage / "model" if (stage / "model").is_dir() else stage
     require_weights(folder)
     return str(folder)
 
 
-def train_policy(
-    job: Job, start: str, rows: Iterable[Mapping[str, Any]], training: Training, steered: bool = False
-) -> None:
-    """Train, or note the checkpoint that the recipe names in place of training.
+def named_checkpoint(job: Job, training: Training) -> bool:
+    """Whether the recipe names a checkpoint in place of this training; its name is kept where `model_folder` reads it.
 
-    Args:
-        steered: the model's chat template is to take a preference.
+    Raises:
+        ValueError: a folder without weights.
     """
-    from dpalign.train.sft import finetune
-
-    if taken(job, training):
-        return
-    recipe = job.recipe
-    tokenizer = policy_tokenizer(start, recipe, steered)
-    fitted = finetune(
-        start,
-        rows,
-        job.out / "model",
-        training,
-        tokenizer=tokenizer,
-        dtype=recipe.model.dtype,
-        seed=recipe.seed,
-        resume=job.work.resume,
-        trust_remote_code=recipe.model.trust_remote_code,
-        kernels=recipe.kernels,
-    )
-    count(job, fitted)
-
-
-def taken(job: Job, training: Training) -> bool:
-    """Whether the recipe names a checkpoint in place of this training; it is noted where `model_folder` reads it."""
-    from dpalign.train.common import require_weights
-
     if not training.checkpoint:
         return False
     if Path(training.checkpoint).exists():
@@ -76,7 +50,7 @@ def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "Pr
     """The tokenizer of a policy trained from `start`, with the recipe's chat template and a pad token.
 
     Args:
-        steered: the chat template is to take a preference.
+        steered: the chat template takes a preference.
     """
     from transformers import AutoTokenizer
 
@@ -92,9 +66,49 @@ def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "Pr
     return tokenizer
 
 
-def count(job: Job, fitted: "Fitted") -> None:
-    """Enter a training in the stage's ledger."""
-    too_long = {"too long for the context": fitted.too_long} if fitted.too_long else {}
-    job.work.tally.add(
-        rows_in=fitted.rows + fitted.too_long, rows_out=fitted.rows, filtered=too_long, trained=fitted.tokens
+def context_of(job: Job, seed: int | None = None) -> "RunContext":
+    """What the stage tells its training.
+
+    Args:
+        seed: another than the recipe's.
+    """
+    from dpalign.train.trainer import RunContext
+
+    recipe, name = job.recipe, job.out.stem
+    context = RunContext(
+        seed=recipe.seed,
+        resume=job.work.resume,
+        dtype=recipe.model.dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+        kernels=recipe.kernels,
+        report_to=recipe.report_to,
+        logs=job.out.parent / "tensorboard" / name,
+        name=name,
     )
+    return context if seed is None else replace(context, seed=seed)
+
+
+def count(job: Job, outcome: "Outcome") -> None:
+    """Enter a training in the stage's ledger, and leave its loss curve."""
+    from dpalign.train.trainer import first_process
+
+    too_long = {"too long for the context": outcome.too_long} if outcome.too_long else {}
+    job.work.tally.add(outcome.rows + outcome.too_long, outcome.rows, too_long, trained=outcome.tokens)
+    if first_process():
+        write_json(job.out / "curve.json", outcome.curve)
+
+
+def train_policy(
+    job: Job, start: str, rows: Iterable[Mapping[str, Any]], training: Training, steered: bool = False
+) -> None:
+    """Train, unless the recipe names a checkpoint.
+
+    Args:
+        steered: the model's chat template takes a preference.
+    """
+    from dpalign.train.sft import finetune
+
+    if named_checkpoint(job, training):
+        return
+    tokenizer = policy_tokenizer(start, job.recipe, steered)
+    count(job, finetune(start, rows, job.out / "model", training, tokenizer, context_of(job)))

@@ -1,43 +1,25 @@
 """Direct preference optimisation over TRL: the paper's strongest baseline, as Zephyr trained it (section 3.1).
 
-TRL is handed token ids, so that an answer is trained on as SFT trained it and as the sampler reads it: left to itself
-it tokenizes anew, keeps the newline that Zephyr's template writes after an answer, and cuts what is too long.
+TRL is handed token ids, so that an answer is trained on as SFT trained it and as the sampler reads it. Left to itself
+TRL tokenizes anew, keeps the newline that Zephyr's template writes after an answer, and cuts what is too long.
 
-The reference is the model that training starts from. Its log-probabilities are taken once, before the first update,
-in place of keeping a second model beside the one in training.
+The reference is the model that training starts from. Its log-probabilities are computed once, before the first update,
+so that no second model stands beside the one in training.
 """
 
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset, load_from_disk
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOConfig, DPOTrainer
 
-from dpalign.train.common import (
-    Fitted,
-    ProgressCallback,
-    RowsByLength,
-    Trained,
-    arguments,
-    export,
-    forget,
-    last_checkpoint,
-    lora,
-    mean_loss,
-    quiet,
-    require_spread,
-    training_dtype,
-    whole_weights,
-)
+from dpalign.run.progress import Progress
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize
-
-if TYPE_CHECKING:
-    from dpalign.stages.dpo import DPO
+from dpalign.train.trainer import ByLength, Outcome, Row, RunContext, arguments, fitting, load_model, lora, train
 
 
 def tokenize_pairs(
@@ -59,125 +41,101 @@ def tokenize_pairs(
         }
 
 
-def longer_side(row: Mapping[str, list[int]]) -> int:
+def longer_side(row: Row) -> int:
     """Tokens of the prompt with the longer of its answers."""
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def both_sides(row: Row) -> int:
+    """Tokens that an update reads: the prompt with each of its answers."""
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
 
 
 def optimise(
     start: str,
     pairs: Iterable[Mapping[str, Any]],
     output: Path,
-    settings: "DPO",
-    *,
+    training: Training,
+    beta: float,
     tokenizer: PreTrainedTokenizerBase,
-    dtype: str,
-    seed: int,
-    resume: Path,
-    trust_remote_code: bool = False,
-) -> Fitted:
+    context: RunContext,
+) -> Outcome:
     """Train the model `start` on preference pairs and leave a plain checkpoint folder at `output`.
 
     Args:
-        pairs: rows of `records.PAIRS`.
-        resume: scratch folder; an interrupted call continues from it with the same result.
+        pairs: rows of `rows.PAIRS`.
+        beta: strength of the pull towards `start`.
 
     Raises:
         ValueError: no pair fits `training.context`; or the training packs rows, or has a loss on prompts.
     """
-    training = settings.training
     if training.packing or training.loss_on != "answer":
         raise ValueError(
             "DPO compares whole answers, a pair a row: dpo.training needs packing = false and loss_on = "
             f'"answer", not {str(training.packing).lower()} and "{training.loss_on}"'
         )
-    rows = list(tokenize_pairs(pairs, tokenizer))
-    fitting = [row for row in rows if longer_side(row) <= training.context]
-    if not fitting:
-        raise ValueError(
-            f"no pair of {len(rows)} fits a context of {training.context} tokens; raise it, or check the data"
-        )
-    set_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(
-        start,
-        dtype=training_dtype(dtype, training.lora_rank),
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
+    rows = fitting(tokenize_pairs(pairs, tokenizer), "pair", training.context, longer_side, both_sides)
+    set_seed(context.seed)
+    model = load_model(AutoModelForCausalLM, start, training, context)
+    trainer = dpo_trainer(model, rows.rows, training, beta, tokenizer, context)
+    return train(trainer, rows, tokenizer, output, context.dtype)
+
+
+def dpo_trainer(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    training: Training,
+    beta: float,
+    tokenizer: PreTrainedTokenizerBase,
+    context: RunContext,
+) -> DPOTrainer:
+    """TRL's DPOTrainer on pairs of token ids, with the log-probabilities of its reference: the model as it comes."""
+    config = DPOConfig(
+        beta=beta,
+        max_length=None,
+        precompute_ref_log_probs=True,
+        pad_to_multiple_of=None,
+        **arguments(training, context),
     )
-    fitted = fit(model, fitting, settings, tokenizer=tokenizer, dtype=dtype, seed=seed, resume=resume)
-    export(fitted.model, tokenizer, output, dtype, fitted.state)
-    forget(resume)
-    return Fitted(
-        rows=len(fitting),
-        too_long=len(rows) - len(fitting),
-        tokens=fitted.tokens,
-        updates=fitted.updates,
-        loss=fitted.loss,
+    if config.process_index == 0:
+        sys.stderr.write(f"{context.name}: computing reference log-probs of {len(rows):,} pairs\n")
+    return _Trainer(
+        model=model,
+        args=config,
+        train_dataset=_on_disk(rows, context.resume / "pairs", config),
+        processing_class=tokenizer,
+        peft_config=lora(training.lora_rank),
     )
 
 
-class _Trainer(DPOTrainer):
-    """TRL's, for pairs that are token ids already."""
+class _Trainer(ByLength, DPOTrainer):  # type: ignore[misc]
+    """TRL's, for pairs that are token ids already, and with progress while the reference reads them."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
-    def _get_train_sampler(self, _: Dataset | None = None) -> RowsByLength:
-        return RowsByLength(self, self.train_dataset["length"][:])
+    def row_lengths(self) -> list[int]:
+        lengths: list[int] = self.train_dataset["length"][:]
+        return lengths
+
+    def _precompute_ref_logps(self, dataset: Dataset, *rest: Any) -> Dataset:
+        with Progress(f"{self.args.run_name}: reference log-probs of pair", len(dataset)) as self.progress:
+            return super()._precompute_ref_logps(dataset, *rest)
+
+    def compute_ref_log_probs(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Any:
+        log_probs = super().compute_ref_log_probs(model, inputs)
+        self.progress.advance(len(inputs["input_ids"]) // 2 * self.args.world_size)  # both sides of a pair are rows
+        return log_probs
 
 
-def fit(
-    model: PreTrainedModel,
-    rows: Sequence[Mapping[str, list[int]]],
-    settings: "DPO",
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: str,
-    seed: int,
-    resume: Path,
-) -> Trained:
-    """Train a model in memory on pairs of token ids with TRL's DPOTrainer; the model as it comes is the reference."""
-    quiet()
-    training = settings.training
-    args = DPOConfig(
-        output_dir=str(resume),
-        beta=settings.beta,
-        max_length=None,
-        precompute_ref_log_probs=True,
-        pad_to_multiple_of=None,
-        **arguments(training, seed, dtype),
-    )
-    if args.process_index == 0:
-        sys.stderr.write(f"  the reference's log-probabilities of {len(rows)} pairs\n")
-    trainer = _Trainer(
-        model=model,
-        args=args,
-        train_dataset=_on_disk(rows, resume / "pairs", args),
-        processing_class=tokenizer,
-        peft_config=lora(training.lora_rank, "CAUSAL_LM"),
-        callbacks=[ProgressCallback()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    require_spread(trainer)
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(resume))
-    tokens = sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
-    return Trained(
-        model=trainer.model.merge_and_unload() if training.lora_rank else trainer.model,
-        state=whole_weights(trainer),
-        tokens=math.ceil((trainer.state.epoch or 0.0) * tokens),
-        updates=trainer.state.global_step,
-        loss=mean_loss(trainer, result.training_loss),
-    )
-
-
-def _on_disk(rows: Sequence[Mapping[str, list[int]]], folder: Path, args: DPOConfig) -> Dataset:
+def _on_disk(rows: Sequence[Row], folder: Path, config: DPOConfig) -> Dataset:
     """The rows as a data set in files, which the first of several processes writes.
 
-    TRL keeps the reference's log-probabilities beside them: of a data set in memory, where no other process looks.
+    TRL keeps the reference's log-probabilities beside the files; those of a data set in memory no other process finds.
     Rows of like length stand together, since the reference reads them in this order and the trainer in its own.
     """
-    with args.main_process_first(local=False):
-        if args.process_index == 0:
+    with config.main_process_first(local=False):
+        if config.process_index == 0:
             ordered = sorted(rows, key=longer_side)
             Dataset.from_list([{**row, "length": longer_side(row)} for row in ordered]).save_to_disk(folder)
         return load_from_disk(folder)

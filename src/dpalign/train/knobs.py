@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from dpalign.run.tables import ModelName, Table
 
+ReportTo = Literal["none", "tensorboard", "wandb", "trackio"]
+"""Trackers that can follow a training live, each a package of that name."""
+
 
 class Kernels(Table):
     """What fine-tuning computes with. Results differ by rounding alone: a change redoes nothing that is done."""
@@ -19,22 +22,22 @@ class Kernels(Table):
     in chunks, without all logits in memory, with or without."""
 
     def require(self, on_gpu: bool) -> None:
-        """ValueError where what is asked for cannot run here: says what is missing, and what to do."""
-        for asked, knob, module, package in (
-            (
-                self.attention == "flash_attention_2",
-                'kernels.attention = "flash_attention_2"',
-                "flash_attn",
-                "flash-attn",
-            ),
-            (self.liger, "kernels.liger = true", "liger_kernel", "liger-kernel"),
-        ):
-            if not asked:
-                continue
+        """ValueError where these kernels cannot run here: says what is missing, and what to do."""
+        chosen = {
+            ("flash-attn", 'kernels.attention = "flash_attention_2"'): self.attention == "flash_attention_2",
+            ("liger-kernel", "kernels.liger = true"): self.liger,
+        }
+        for package, knob in (key for key, wanted in chosen.items() if wanted):
             if not on_gpu:
                 raise ValueError(f"{knob} needs a GPU, and this machine has none; leave it at its default")
-            if find_spec(module) is None:
-                raise ValueError(f"{knob} needs {package}, which is not installed: pip install {package}")
+            require_package(package, knob)
+
+
+def require_package(package: str, knob: str) -> None:
+    """ValueError where a package that a knob needs is not installed."""
+    module = {"flash-attn": "flash_attn", "liger-kernel": "liger_kernel"}.get(package, package)
+    if find_spec(module) is None:
+        raise ValueError(f"{knob} needs {package}, which is not installed: pip install {package}")
 
 
 class Training(Table):

@@ -1,18 +1,15 @@
 """A small base model from scratch, for machines without a model hub."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from dpalign.train.common import Fitted, export, forget
 from dpalign.train.knobs import Training
-from dpalign.train.sft import fit
-
-if TYPE_CHECKING:
-    from dpalign.stages.base import Pretrain
+from dpalign.train.sft import sft_trainer
+from dpalign.train.trainer import Outcome, RunContext, fitting, train
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 
@@ -26,7 +23,7 @@ def train_tokenizer(
     at its start and in its middle. Decoding takes that space away.
 
     Args:
-        split_digits: a token a digit, so that any number can be read; else a number met often is one token.
+        split_digits: a token a digit, so that any number can be read; else a frequent number is one token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Prepend(" ")
@@ -56,33 +53,32 @@ def train_tokenizer(
 def pretrain(
     documents: Sequence[str],
     output: Path,
-    settings: "Pretrain",
+    training: Training,
+    tokenizer: PreTrainedTokenizerFast,
+    context: RunContext,
     *,
-    chat_template: str,
-    seed: int,
-    resume: Path,
-    words: Sequence[str] = (),
-) -> Fitted:
-    """Train a tokenizer and a Mistral-architecture model on documents.
+    hidden: int,
+    layers: int,
+    heads: int,
+) -> Outcome:
+    """Train a Mistral-architecture model on documents, in float32, and store it in bfloat16.
 
     Args:
-        words: text that the tokenizer alone sees, to keep it short later.
+        heads: attention heads; half as many key-value heads.
 
     Raises:
-        ValueError: no document fits `settings.context`; a longer one is left out, and counted.
+        ValueError: no document fits `training.context`; a longer one is left out, and counted.
     """
-    texts = [*documents, *list(words) * 1000]
-    tokenizer = train_tokenizer(texts, settings.vocabulary, chat_template, settings.split_digits)
-    set_seed(seed)
+    set_seed(context.seed)
     model = MistralForCausalLM(
         MistralConfig(
             vocab_size=len(tokenizer),
-            hidden_size=settings.hidden,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            num_key_value_heads=max(1, settings.heads // 2),
-            intermediate_size=settings.hidden * 5 // 2,
-            max_position_embeddings=settings.context,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=max(1, heads // 2),
+            intermediate_size=hidden * 5 // 2,
+            max_position_embeddings=training.context,
             sliding_window=None,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
@@ -90,26 +86,7 @@ def pretrain(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    encoded = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in documents]
-    rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) <= settings.context]
-    if not rows:
-        raise ValueError(f"no document of {len(encoded)} fits pretrain.context, {settings.context} tokens; raise it")
-    training = Training(
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.steps // 20,
-        steps=settings.steps,
-        batch=settings.batch,
-        micro_batch=settings.micro_batch,
-        context=settings.context,
-        packing=False,
-    )
-    run = fit(model, rows, training, tokenizer=tokenizer, dtype="float32", seed=seed, resume=resume)
-    export(run.model, tokenizer, output, "bfloat16", run.state)  # half the size; training goes on in float32
-    forget(resume)
-    return Fitted(
-        rows=len(rows),
-        too_long=len(encoded) - len(rows),
-        tokens=run.tokens,
-        updates=run.updates,
-        loss=run.loss,
-    )
+    encoded = ([*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in documents)
+    rows = fitting(({"input_ids": ids, "labels": ids} for ids in encoded), "document", training.context)
+    trainer = sft_trainer(model, rows.rows, training, tokenizer, replace(context, dtype="float32"))
+    return train(trainer, rows, tokenizer, output, "bfloat16")  # half the size; later trainings load it as float32

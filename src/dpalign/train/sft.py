@@ -4,38 +4,21 @@ Packing is best-fit decreasing over all rows at once, and packed conversations d
 restarts the position ids at each, and the model runs without a key-value cache, with which attention leaks.
 """
 
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from dpalign.train.common import (
-    Fitted,
-    ProgressCallback,
-    RowsByLength,
-    Trained,
-    arguments,
-    export,
-    forget,
-    last_checkpoint,
-    lora,
-    mean_loss,
-    quiet,
-    require_spread,
-    training_dtype,
-    whole_weights,
-)
-from dpalign.train.knobs import Kernels, Training
+from dpalign.train.knobs import Training
+from dpalign.train.trainer import ByLength, Outcome, Row, RunContext, arguments, fitting, load_model, lora, train
 
 IGNORED = -100
-STOCK: Final = Kernels()
 
 
 def tokenize(
@@ -66,60 +49,59 @@ def finetune(
     conversations: Iterable[Mapping[str, Any]],
     output: Path,
     training: Training,
-    *,
     tokenizer: PreTrainedTokenizerBase,
-    dtype: str,
-    seed: int,
-    resume: Path,
-    trust_remote_code: bool = False,
-    kernels: Kernels = STOCK,
-) -> Fitted:
+    context: RunContext,
+) -> Outcome:
     """Train the model `start` on conversations and leave a plain checkpoint folder at `output`.
 
     Args:
-        conversations: rows of `records.CONVERSATIONS`.
-        resume: scratch folder; an interrupted call continues from it with the same result.
+        conversations: rows of `rows.CONVERSATIONS`.
 
     Raises:
         ValueError: no conversation fits `training.context`, or this machine lacks the kernels.
     """
-    kernels.require(torch.cuda.is_available())
-    rows = list(tokenize(conversations, tokenizer, training))
-    fitting = [row for row in rows if len(row["input_ids"]) <= training.context]
-    if not fitting:
-        raise ValueError(
-            f"no conversation of {len(rows)} fits a context of {training.context} tokens; raise it, or check the data"
-        )
-    set_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(
-        start,
-        dtype=training_dtype(dtype, training.lora_rank),
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=kernels.attention,
-    )
+    context.kernels.require(torch.cuda.is_available())
+    rows = fitting(tokenize(conversations, tokenizer, training), "conversation", training.context)
+    set_seed(context.seed)
+    attention = context.kernels.attention
+    model = load_model(AutoModelForCausalLM, start, training, context, attn_implementation=attention)
     model.config.pad_token_id = tokenizer.pad_token_id
-    fitted = fit(
-        model, fitting, training, tokenizer=tokenizer, dtype=dtype, seed=seed, resume=resume, liger=kernels.liger
+    trainer = sft_trainer(model, rows.rows, training, tokenizer, context)
+    return train(trainer, rows, tokenizer, output, context.dtype)
+
+
+def sft_trainer(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    training: Training,
+    tokenizer: PreTrainedTokenizerBase,
+    context: RunContext,
+) -> SFTTrainer:
+    """TRL's SFTTrainer on rows of token ids and labels."""
+    training = one_packed_row(training, model)
+    config = SFTConfig(
+        max_length=training.context,
+        packing=training.packing,
+        pad_to_multiple_of=1,
+        use_liger_kernel=context.kernels.liger,
+        **arguments(training, context),
     )
-    export(fitted.model, tokenizer, output, dtype, fitted.state)
-    forget(resume)
-    return Fitted(
-        rows=len(fitting),
-        too_long=len(rows) - len(fitting),
-        tokens=fitted.tokens,
-        updates=fitted.updates,
-        loss=fitted.loss,
+    return _Trainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list([dict(row) for row in rows]),
+        processing_class=tokenizer,
+        peft_config=lora(training.lora_rank),
     )
 
 
-class _Trainer(SFTTrainer):
-    """TRL's, with an order of unpacked rows that a resumed training finds again, and rows packed all at once."""
+class _Trainer(ByLength, SFTTrainer):  # type: ignore[misc]
+    """TRL's, with unpacked rows by length, and rows packed all at once."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         if self.args.packing:
-            return super()._get_train_sampler(dataset)
-        return RowsByLength(self, [len(ids) for ids in self.train_dataset["input_ids"]])
+            return SFTTrainer._get_train_sampler(self, dataset)
+        return super()._get_train_sampler(dataset)
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: SFTConfig, packing: bool, *rest: Any
@@ -137,59 +119,16 @@ def packed(rows: Dataset, room: int) -> Dataset:
     return pack_dataset(rows.select_columns(["input_ids", "labels"]), room, "bfd", {"batch_size": len(rows)})
 
 
-def alone(training: Training, model: PreTrainedModel) -> Training:
-    """The training with packed rows one at a time, unless the model's attention knows where each ends.
+def one_packed_row(training: Training, model: PreTrainedModel) -> Training:
+    """The training with one packed row a forward, unless the model's attention knows where each conversation ends.
 
-    TRL lays a micro-batch of packed rows end to end: with a mask, attention costs the square of that length. So many
-    more forwards are accumulated, and the update is the same.
+    TRL lays a micro-batch of packed rows end to end: with a mask, attention costs the square of that length.
+    More forwards are accumulated instead, and the update is the same.
     """
     if not training.packing or training.micro_batch == 1 or "flash" in model.config._attn_implementation:
         return training
     sys.stderr.write(
-        f"  packed rows go one at a time without flash-attention, not {training.micro_batch} (micro_batch): their mask "
-        "would grow with the square of that\n"
+        f"one packed row a forward, not {training.micro_batch} (micro_batch): without flash-attention the mask of "
+        "several grows with the square of their number\n"
     )
     return training.model_copy(update={"micro_batch": 1})
-
-
-def fit(
-    model: PreTrainedModel,
-    rows: Sequence[Mapping[str, list[int]]],
-    training: Training,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: str,
-    seed: int,
-    resume: Path,
-    liger: bool = False,
-) -> Trained:
-    """Train a model in memory on token rows with TRL's SFTTrainer."""
-    quiet()
-    training = alone(training, model)
-    trainer = _Trainer(
-        model=model,
-        args=SFTConfig(
-            output_dir=str(resume),
-            max_length=training.context,
-            packing=training.packing,
-            pad_to_multiple_of=1,
-            use_liger_kernel=liger,
-            **arguments(training, seed, dtype),
-        ),
-        train_dataset=Dataset.from_list([dict(row) for row in rows]),
-        processing_class=tokenizer,
-        peft_config=lora(training.lora_rank, "CAUSAL_LM"),
-        callbacks=[ProgressCallback()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    require_spread(trainer)
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(resume))
-    trained = trainer.model.merge_and_unload() if training.lora_rank else trainer.model
-    epochs = trainer.state.epoch or 0.0
-    return Trained(
-        model=trained,
-        state=whole_weights(trainer),
-        tokens=math.ceil(epochs * sum(len(row["input_ids"]) for row in rows)),
-        updates=trainer.state.global_step,
-        loss=mean_loss(trainer, result.training_loss),
-    )

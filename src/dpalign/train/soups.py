@@ -2,26 +2,28 @@
 
 Whole checkpoints are mixed, tensor by tensor: computed in float32, stored in the experts' own type, and never with
 more in memory than a few copies of one tensor. The paper's soup takes the direction itself for weights, which is no
-interpolation where an objective is to be minimised (v2 <= 0 on section 3.1's arc); `mixtures.mixture_weights` says
-what is.
+interpolation where an objective is to be minimised (v2 <= 0 on section 3.1's arc); `mixtures.mixture_weights` gives
+weights that are.
 
 Shapes: E experts.
 """
 
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
-from dpalign.run.modelfolder import CONFIG, INDEX, TEMPLATE, WEIGHTS, weights_files
-from dpalign.train.checkpoint import Weights, require_alike
+from dpalign.run.modelfolder import CONFIG, INDEX, TEMPLATE, WEIGHTS, index_of, read_object, weights_files
 
 Array = NDArray[np.float64]
 
@@ -33,6 +35,14 @@ COPIED: Final = (
 
 MIXED: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that are interpolated; tensors of any other must be equal in all experts."""
+
+INDIFFERENT: Final[Mapping[str, tuple[str, ...]]] = {
+    CONFIG: ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"),
+    "tokenizer.json": ("truncation", "padding"),
+}
+"""Keys that may differ between experts: traces of their training. Types are compared tensor by tensor."""
+
+ADVICE: Final = "only checkpoints trained from one model go together"
 
 
 def mix(experts: Sequence[Path], weights: Sequence[float] | Array, output: Path) -> None:
@@ -58,7 +68,7 @@ def mix(experts: Sequence[Path], weights: Sequence[float] | Array, output: Path)
     if output.exists():
         raise ValueError(f"{output}: stands already; name a folder to make")
     with ExitStack() as stack:
-        opened = [Weights.open(folder, stack) for folder in experts]
+        opened = [Expert.open(folder, stack) for folder in experts]
         for other in opened[1:]:
             require_alike(opened[0], other)
         beside = output.with_name(f".{output.name}.partial")
@@ -73,7 +83,7 @@ def mix(experts: Sequence[Path], weights: Sequence[float] | Array, output: Path)
 
 
 def bytes_of(folder: Path) -> int:
-    """What a checkpoint's weights take on disk."""
+    """The size of a checkpoint's weights on disk."""
     return sum((folder / file).stat().st_size for file in weights_files(folder))
 
 
@@ -86,26 +96,64 @@ def _convex(weights: Sequence[float] | Array, experts: Sequence[Path]) -> list[f
     return w_E
 
 
-def _write(path: Path, experts: Sequence[Weights], w_E: Sequence[float], file: str) -> None:
-    """One of the mixture's files: safetensors are the length of a JSON header, the header, and the tensors' bytes.
+@dataclass(frozen=True)
+class Expert:
+    """A checkpoint's tensors, each read when it is needed."""
 
-    Written out here because the library's own writer wants all of a file's tensors at once.
+    folder: Path
+    files: Mapping[str, Any]
+    """The opened files, by name."""
+    file_of: Mapping[str, str]
+    """The file that holds a tensor."""
+
+    @classmethod
+    def open(cls, folder: Path, stack: ExitStack) -> "Expert":
+        """Open a checkpoint until the stack closes.
+
+        Raises:
+            ValueError: no weights, an index that does not fit the files, or a file that is no safetensors.
+        """
+        files: dict[str, Any] = {}
+        file_of: dict[str, str] = {}
+        for file in weights_files(folder):
+            try:
+                files[file] = stack.enter_context(safe_open(folder / file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{folder / file}: not a readable safetensors file ({error})") from error
+            file_of |= dict.fromkeys(files[file].offset_keys(), file)
+        for name, file in index_of(folder).items():
+            if file_of.get(name) != file:
+                raise ValueError(f"{folder / INDEX}: says that {file} holds {name}; it does not")
+        return cls(folder, files, file_of)
+
+    def path(self, name: str) -> Path:
+        return self.folder / self.file_of[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self.files[self.file_of[name]].get_tensor(name)
+        return tensor
+
+    def form(self, name: str) -> dict[str, object]:
+        """Shape and type of a tensor, by its file's header."""
+        header = self.files[self.file_of[name]].get_slice(name)
+        return {"shape": list(header.get_shape()), "type": str(header.get_dtype())}
+
+
+def _write(path: Path, experts: Sequence[Expert], w_E: Sequence[float], file: str) -> None:
+    """One of the mixture's files: the first expert's header, then the mixed tensors, which lie in the same places.
+
+    Written out here because the library's own writer wants all of a file's tensors at once. A safetensors file is the
+    length of a JSON header in 8 bytes, the header, and the tensors' bytes.
     """
-    first = experts[0]
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    names, end = first.files[file].offset_keys(), 0
-    for name in names:
-        begin, end = end, end + first.tensor(name).nbytes
-        header[name] = {"dtype": first.dtype(name), "shape": first.shape(name), "data_offsets": [begin, end]}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
+        with (experts[0].folder / file).open("rb") as first:
+            length = first.read(8)
+            out.write(length + first.read(int.from_bytes(length, "little")))
+        for name in experts[0].files[file].offset_keys():
             out.write(_mixed(experts, w_E, name).reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _mixed(experts: Sequence[Weights], w_E: Sequence[float], name: str) -> torch.Tensor:
+def _mixed(experts: Sequence[Expert], w_E: Sequence[float], name: str) -> torch.Tensor:
     first = experts[0].tensor(name)
     if first.dtype not in MIXED:
         for other in experts[1:]:
@@ -121,3 +169,60 @@ def _mixed(experts: Sequence[Weights], w_E: Sequence[float], name: str) -> torch
     for part in parts:
         total += part
     return total.to(first.dtype)
+
+
+# Whether two experts are of one family
+
+
+def require_alike(first: Expert, other: Expert) -> None:
+    """Two checkpoints of one architecture and one tokenizer, whose tensors correspond.
+
+    Raises:
+        ValueError: naming the first file and key in which they differ, and both values.
+    """
+    settings = [dict(_settings(expert.folder)) for expert in (first, other)]
+    for file, key in dict.fromkeys([*settings[0], *settings[1]]):
+        _require_equal(first.folder / file, other.folder / file, key, *(one.get((file, key)) for one in settings))
+    for name in dict.fromkeys([*first.file_of, *other.file_of]):
+        if name not in first.file_of or name not in other.file_of:
+            has, lacks = (first, other) if name in first.file_of else (other, first)
+            raise ValueError(f"{has.path(name)}: holds {name}, which {lacks.folder} lacks; {ADVICE}")
+        form, other_form = first.form(name), other.form(name)
+        for key in form:
+            _require_equal(first.path(name), other.path(name), f"the {key} of {name}", form[key], other_form[key])
+
+
+def _require_equal(first: Path, other: Path, key: str, value: object, other_value: object) -> None:
+    if value != other_value:
+        raise ValueError(f"{other}: {key} is {_brief(other_value)}, but {_brief(value)} in {first}; {ADVICE}")
+
+
+def _brief(value: object) -> str:
+    """A value for a message: of a long one the beginning, and a hash that tells it from another."""
+    if value is None:
+        return "missing"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:60]}... (sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
+
+
+def _settings(folder: Path) -> Iterator[tuple[tuple[str, str], object]]:
+    """A checkpoint's architecture and the way it reads text: values by file and dotted key."""
+    for file in (CONFIG, "tokenizer.json", "vocab.json"):
+        if (folder / file).is_file():
+            kept = {k: v for k, v in read_object(folder / file).items() if k not in INDIFFERENT.get(file, ())}
+            yield from (((file, key), value) for key, value in _leaves(kept))
+    for file in ("tokenizer.model", "merges.txt"):
+        if (folder / file).is_file():
+            yield (file, "its sha256"), hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    settings, template = folder / "tokenizer_config.json", folder / TEMPLATE
+    read = read_object(settings) if settings.is_file() else {}
+    yield from (((settings.name, key), value) for key, value in read.items() if key.endswith("_token"))
+    yield (TEMPLATE, "the text"), template.read_text("utf-8") if template.is_file() else read.get("chat_template")
+
+
+def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value

@@ -1,0 +1,419 @@
+"""The skeleton of every training: context, arguments, resuming, progress, processes, the loss curve and the export.
+
+A training builds its data set and its trainer (SFT, DPO, GRPO, the reward model's), and hands both to `train`.
+"""
+
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import torch
+from peft import LoraConfig, PeftModel
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.utils import logging as transformers_logging
+
+from dpalign.paper.direction import rng_for
+from dpalign.run.progress import Progress
+from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
+
+OPTIMIZERS: Final = {"adamw": "adamw_torch_fused", "rmsprop": "rmsprop"}
+"""The recipe's names of optimizers, in transformers' names."""
+CURVE_POINTS: Final = 200
+"""A loss curve has at most this many points."""
+Curve = dict[str, list[float]]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a stage tells any training, whatever it trains."""
+
+    seed: int
+    resume: Path
+    """Scratch folder: an interrupted training continues from it to the same bytes."""
+    dtype: str = "float32"
+    """What the training computes in, and the type of the exported weights."""
+    trust_remote_code: bool = False
+    kernels: Kernels = field(default_factory=Kernels)
+    report_to: ReportTo = "none"
+    """The tracker that follows the training live."""
+    logs: Path | None = None
+    """Folder for TensorBoard's events; without one they go to `resume`, and end with it."""
+    name: str = "training"
+    """The stage, as progress and trackers show it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that fit the context."""
+
+    rows: list[Row]
+    too_long: int
+    """How many rows did not fit, and were left out."""
+    tokens: int
+    """Tokens of one epoch."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training did, its resumes included."""
+
+    rows: int
+    too_long: int
+    tokens: int
+    updates: int
+    loss: float
+    """The mean over all updates."""
+    curve: Curve
+    """See `curve_of`."""
+
+
+def fitting(
+    rows: Iterable[Row],
+    what: str,
+    context: int,
+    length: Callable[[Row], int] = lambda row: len(row["input_ids"]),
+    tokens: Callable[[Row], int] = lambda row: len(row["input_ids"]),
+) -> Rows:
+    """Leave out the rows longer than the context, and count them.
+
+    Args:
+        what: a row's name in the message: "pair".
+        length: tokens that must fit the context.
+        tokens: tokens that an epoch reads of the row.
+
+    Raises:
+        ValueError: no row fits.
+    """
+    every = list(rows)
+    kept = [row for row in every if length(row) <= context]
+    if not kept:
+        raise ValueError(f"no {what} of {len(every)} fits a context of {context} tokens; raise it, or check the data")
+    return Rows(kept, len(every) - len(kept), sum(tokens(row) for row in kept))
+
+
+def training_dtype(dtype: str, lora_rank: int) -> str:
+    """The type of the weights that a training loads: float32, since AdamW's small steps are lost in bfloat16 weights.
+
+    bfloat16 has 8 bits. Next to a weight of 0.02 the nearest others are 1e-4 away, and a step of 1e-5 rounds to none.
+    Under a LoRA the loaded weights stand still and keep their type; the LoRA's own are float32.
+    """
+    return dtype if lora_rank else "float32"
+
+
+def load_model(auto: Any, start: str, training: Training, context: RunContext, **more: Any) -> PreTrainedModel:
+    """A model to train, by one of transformers' Auto classes."""
+    quiet()
+    with Progress(f"{context.name}: loading {start}"):
+        model: PreTrainedModel = auto.from_pretrained(
+            start,
+            dtype=training_dtype(context.dtype, training.lora_rank),
+            use_safetensors=True,
+            trust_remote_code=context.trust_remote_code,
+            **more,
+        )
+    return model
+
+
+def arguments(training: Training, context: RunContext) -> dict[str, Any]:
+    """The arguments that every trainer shares, in transformers' names.
+
+    With dtype bfloat16 the trainer computes by autocast, over weights of `training_dtype`.
+
+    Raises:
+        ValueError: the batch does not divide into micro-batches over the processes; the tracker is not installed.
+    """
+    quiet()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulate, remainder = divmod(training.batch, training.micro_batch * processes)
+    if remainder or not accumulate:
+        raise ValueError(
+            f"batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x {processes} processes"
+        )
+    if context.report_to != "none":
+        require_package(context.report_to, f'report_to = "{context.report_to}"')
+    if context.logs:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.logs)
+    on_gpu, bf16 = torch.cuda.is_available(), context.dtype == "bfloat16"
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"  # over launch.config's own
+    return {
+        "output_dir": str(context.resume),
+        "run_name": context.name,
+        "report_to": context.report_to,
+        "optim": OPTIMIZERS[training.optimizer],
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.schedule,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "num_train_epochs": training.epochs,
+        "max_steps": training.steps or -1,
+        "per_device_train_batch_size": training.micro_batch,
+        "gradient_accumulation_steps": accumulate,
+        "save_strategy": "steps",
+        "save_steps": training.save_every,
+        "save_total_limit": 1,
+        "seed": context.seed,
+        "data_seed": context.seed,
+        "disable_tqdm": True,
+        # Each update's loss by itself: a mean over several would depend on where a resumed training started again.
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "use_cpu": not on_gpu,
+        "bf16": bf16,
+        "activation_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+    }
+
+
+def quiet() -> None:
+    """Silence the bars of datasets, transformers and TRL: the stages show their own progress."""
+    os.environ["TQDM_DISABLE"] = "1"  # the switch that TRL's DPO trainer reads
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # TRL's own use of it
+    warnings.filterwarnings("ignore", "`use_liger_kernel=True` is deprecated", FutureWarning)  # until TRL 2
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def lora(rank: int, task: str = "CAUSAL_LM") -> LoraConfig | None:
+    """LoRA on every linear layer; None trains all weights. A classifier's new head is trained in full."""
+    if not rank:
+        return None
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        task_type=task,
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+    )
+
+
+# Training
+
+
+def train(trainer: Trainer, rows: Rows, tokenizer: PreTrainedTokenizerBase, output: Path, dtype: str) -> Outcome:
+    """Carry a training through, leave a plain checkpoint at `output`, and drop the training's own checkpoints."""
+    model = fit(trainer)
+    export(model, tokenizer, output, dtype, whole_weights(trainer))
+    return finish(trainer, rows)
+
+
+def fit(trainer: Trainer) -> PreTrainedModel:
+    """Train in memory, from the last checkpoint where there is one; the model comes back with its LoRA merged."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(shown := ProgressCallback(trainer.args.run_name))
+    require_spread(trainer)
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
+    finally:
+        shown.close()
+    model: PreTrainedModel = trainer.model
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def finish(trainer: Trainer, rows: Rows) -> Outcome:
+    """Drop the checkpoints of a training whose model is exported, and say what it did."""
+    wait_for_all()
+    if first_process():
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    state = trainer.state
+    return Outcome(
+        rows=len(rows.rows),
+        too_long=rows.too_long,
+        tokens=math.ceil((state.epoch or 0.0) * rows.tokens),
+        updates=state.global_step,
+        loss=mean_loss(trainer),
+        curve=curve_of(state.log_history),
+    )
+
+
+def mean_loss(trainer: Trainer) -> float:
+    """The mean loss over all updates and processes."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return math.fsum(losses) / len(losses)
+
+
+def curve_of(log_history: Sequence[Mapping[str, float]], *more: str) -> Curve:
+    """The loss as a curve of at most CURVE_POINTS points: lists of one length by `step`, `loss` and `learning_rate`.
+
+    A point is the mean over equally many updates, up to its step; its learning rate is the last one's.
+
+    Args:
+        more: other names of the trainer's log, averaged like the loss: "reward".
+    """
+    updates = [entry for entry in log_history if "loss" in entry]
+    width = max(1, -(-len(updates) // CURVE_POINTS))
+    points = [updates[i : i + width] for i in range(0, len(updates), width)]
+    curve: Curve = {"step": [point[-1]["step"] for point in points]}
+    for name in ("loss", *more):
+        curve[name] = [_figure(math.fsum(entry[name] for entry in point) / len(point)) for point in points]
+    curve["learning_rate"] = [_figure(point[-1]["learning_rate"]) for point in points]
+    return curve
+
+
+def _figure(number: float) -> float:
+    return float(f"{number:.6g}")
+
+
+def last_checkpoint(resume: Path) -> str | None:
+    """The newest whole checkpoint that an interrupted training left, if any."""
+    newest_first = sorted(resume.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    return next((str(path) for path in newest_first if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the checkpoint was written to its end: the Trainer writes its own state last."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class RowsByLength(Sampler[int]):
+    """Rows of like length in each update, in an order that depends on the seed and the epoch alone.
+
+    The Trainer's own order (`group_by_length`) is drawn from the process's generator: a training that resumes within
+    its second epoch, or a later one, would go on in another order, and so would another number of processes.
+    """
+
+    def __init__(self, trainer: Trainer, lengths: Sequence[int]) -> None:
+        self.trainer, self.lengths = trainer, lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        args = self.trainer.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epoch = int(self.trainer.state.epoch or 0)
+        seed = int(rng_for(args.data_seed, "order of rows", epoch).integers(2**62))
+        yield from get_length_grouped_indices(self.lengths, batch, generator=torch.Generator().manual_seed(seed))
+
+
+class ByLength(Trainer):
+    """A mix-in: the trainer reads its rows in the order of `RowsByLength`."""
+
+    def _get_train_sampler(self, _: datasets.Dataset | None = None) -> Sampler[int]:
+        return RowsByLength(self, self.row_lengths())
+
+    def row_lengths(self) -> list[int]:
+        return [len(ids) for ids in self.train_dataset["input_ids"]]
+
+
+class ProgressCallback(TrainerCallback):
+    """Shows how many updates are done, and how long the others will take."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.progress: Progress | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.progress = Progress(f"{self.name}: update", state.max_steps, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.progress:
+            self.progress.update(state.global_step)
+
+    def close(self) -> None:
+        if self.progress:
+            self.progress.close()
+
+
+# Several processes
+
+
+def first_process() -> bool:
+    """Whether this is the first of a training's processes, which alone writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_all() -> None:
+    """Let no process of a training go on before all have come here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def require_spread(trainer: Trainer) -> None:
+    """Check that a training is spread over processes as it was launched.
+
+    Raises:
+        ValueError: over fewer processes, or without the sharing that its configuration asks for: accelerate does either
+            without a word on a machine without GPUs. Or a LoRA whose model is shared.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if trainer.args.world_size != launched:
+        raise ValueError(f"{launched} processes were launched, and the training knows {trainer.args.world_size}")
+    for variable, method, enabled in (
+        ("ACCELERATE_USE_FSDP", "FSDP", trainer.is_fsdp_enabled),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed", trainer.is_deepspeed_enabled),
+    ):
+        if os.environ.get(variable) == "true" and not enabled:
+            raise ValueError(f"launch.config asks for {method}, and accelerate left it out: it needs GPUs")
+        if isinstance(trainer.model, PeftModel) and enabled:
+            raise ValueError(
+                "a LoRA is merged into whole weights: use it with launcher torchrun, without launch.config"
+            )
+
+
+def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """The weights of a model that several processes share, gathered by all of them; None where each holds it whole."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    model = trainer.model if trainer.is_fsdp_enabled else trainer.deepspeed
+    gathered: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(model)
+    return gathered
+
+
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output: Path,
+    dtype: str,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Leave a plain checkpoint: safetensors, config, tokenizer and chat template, and nothing else.
+
+    Of several processes the first alone writes, and the others wait for it.
+
+    Args:
+        dtype: of the stored weights.
+        state: the weights, where the model holds only a part of them.
+    """
+    if first_process():
+        beside = output.with_name(f".{output.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        model.config.use_cache = True
+        weights, stored = model.state_dict() if state is None else state, getattr(torch, dtype)
+        # Gathered, tied weights are copies that nothing else tells from weights of their own.
+        cast = {
+            name: x.to("cpu", stored if x.is_floating_point() else x.dtype)
+            for name, x in weights.items()
+            if name not in model.all_tied_weights_keys
+        }
+        model.save_pretrained(beside, state_dict=cast)
+        model.config.dtype = dtype
+        model.config.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        shutil.rmtree(output, ignore_errors=True)
+        beside.rename(output)
+    wait_for_all()
