@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
 
-PAGE = files("dpalign") / "serving" / "page"
+PAGE = files("dpalign") / "dial" / "server" / "page"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
 TEXT = "tea is dark and hot. tea grows on hills and dries in pans. iron is hard and heavy. iron rusts in rain."
 WORDS = TEXT.split()

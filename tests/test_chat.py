@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpalign.dial.best_of import Chosen
+from dpalign.dial.best_of import BestOf
 from dpalign.dial.chat import arc
 from dpalign.dial.chat.command import answer_all, converse, first_direction
 from dpalign.dial.chat.flowing import Columns, Wrapper, harmless, wide
@@ -22,7 +22,7 @@ from dpalign.rows import Message
 DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", (-45.0, 0.0))
 
 
-CHOSEN = Chosen(
+CHOSEN = BestOf(
     drawn=4,
     angle_spread=10.0,
     drawn_at={"helpfulness": 0.996195, "verbosity": -0.087156},
@@ -172,7 +172,7 @@ def test_the_best_of_several_answers_is_asked_for_and_says_how_it_was_chosen(tmp
     assert re.search(r"helpfulness  70\.0  \u2501+", said)  # by the one who chose, not asked again: else 80
     assert [(ask.best_of, ask.spread) for ask in speaker.asked] == [(4, None), (8, 2.5), (8, 2.5), (None, None)]
     assert "the best of 8 answers drawn within 2.5\u00b0 of the direction, by the reward model\n" in said
-    assert json.loads(file.read_text())["turns"][0]["best_of"] == CHOSEN.to_json()
+    assert json.loads(file.read_text())["turns"][0]["best_of"] == CHOSEN.model_dump()
     assert [turn.to_json()["best_of"] is None for turn in session.turns] == [False, True]
 
 

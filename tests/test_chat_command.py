@@ -44,14 +44,14 @@ def test_a_server_of_ours_tells_its_dial_and_takes_the_direction() -> None:
 def test_a_server_of_ours_draws_the_best_of_several_and_tells_how_it_chose() -> None:
     message: Message = {"role": "user", "content": "tea?"}
     at = Preference.from_angle(0, DIAL.objectives)
-    with serving(Model(chosen=CHOSEN.to_json())) as model:
+    with serving(Model(chosen=CHOSEN.model_dump())) as model:
         remote = Remote(model.url, key=None, key_from="K")
         assert remote.max_best_of == 16
         for spread in (None, 5.0):
             pieces = list(remote.stream(Ask([message], at, 0.7, 3, 9, 4, spread)))
             assert [piece.chosen for piece in pieces if piece.finish] == [CHOSEN]
         model.chosen = {"drawn": 4}
-        with pytest.raises(ValueError, match="best_of tells no choice"):
+        with pytest.raises(ValueError, match="BestOf"):
             list(remote.stream(Ask([message], at, 0.7, 3, 9, 4)))
     asked = [(body["best_of"], body.get("angle_spread")) for body in model.requests]
     assert asked == [(4, None), (4, 5.0), (4, None)]
@@ -185,8 +185,7 @@ def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="a model needs the extra dpalign[train]")
     import api_server
     from dpalign.dial.chat.local import Local
-    from dpalign.dial.server.batching import BatchingGenerator
-    from dpalign.dial.server.rewards import Rewards
+    from dpalign.dial.server.engine import Rewards, open_generator
     from dpalign.paper.direction import Arc
     from dpalign.rows import HEADS
     from dpalign.train.contract import Contract
@@ -197,7 +196,7 @@ def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
     best = Ask([message], Preference.from_angle(-30, DIAL.objectives), 0.7, 3, 24, best_of=4, spread=15)
     contract = Contract("world-v1", "world-v1", api_server.OBJECTIVES, HEADS, Arc(-45.0, 0.0))
     rewards = Rewards("python:api_server:lengths", contract, "world-v1")
-    with contextlib.closing(Local("mine", folder, BatchingGenerator(str(folder), rows=16), rewards)) as local:
+    with contextlib.closing(Local("mine", folder, open_generator(folder, rows=16), rewards)) as local:
         here = ["".join(piece.text for piece in local.stream(ask)) for ask in asks]
         (best_here,) = local.stream(best)
         with pytest.raises(ValueError, match="/clear begins a new one"):

@@ -248,7 +248,10 @@ def test_the_model_is_listed_with_its_dial(running: Running) -> None:
     assert model.dial["arc"] == [-45.0, 0.0]
     assert running.client().models.retrieve("mine@-30").id == "mine"
     dial = httpx2.get(f"{running.url}/v1/dial").json()
-    assert dial == {**model.dial, "model": "mine", "rewards": True, "max_best_of": 8, "temperature": 0.7}
+    assert dial == {**model.dial, "model": "mine", "rewards": True, "max_best_of": 8, "temperature": 0.7} | {
+        "note": running.service.dial.note,
+        "questions": list(running.service.dial.questions),
+    }
 
 
 def test_an_answer_is_scored_on_each_objective(running: Running) -> None:

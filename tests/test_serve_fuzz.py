@@ -19,8 +19,8 @@ import httpx2
 
 import api_server
 from api_server import QUESTION, Running
-from dpalign.dial.server.limits import Limits
-from dpalign.dial.server.protocol import IGNORED, REFUSED, ChatRequest
+from dpalign.dial.server.engine import Limits
+from dpalign.dial.server.shapes import IGNORED, REFUSED, ChatRequest
 
 PATHS = (
     "/v1/chat/completions",

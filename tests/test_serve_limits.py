@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,9 +29,10 @@ import api_server
 from api_server import QUESTION, Running
 from conftest import MICRO
 from dpalign.cli import main, parser_of
-from dpalign.dial.server.limits import Limits
-from dpalign.dial.server.run import LOCAL_NAMES, api_key, build, limits_of, open_generator
-from dpalign.dial.server.streaming import EventStream
+from dpalign.dial.server.command import LOCAL_NAMES, api_key, build, limits_of, vllm_of
+from dpalign.dial.server.engine import Limits, open_generator
+from dpalign.dial.server.guard import Guard
+from dpalign.dial.server.service import Metrics
 from dpalign.recipe import load
 
 
@@ -144,40 +145,39 @@ def test_no_more_bodies_are_held_than_requests_can_be_answered_or_wait(folder: P
             host = httpx2.URL(running.url)
             one = open_ones.enter_context(socket.create_connection((host.host, host.port)))
             one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-        until(lambda: running.server.config.app.bodies == 2)
+        until(lambda: running.ask(max_tokens=1).status_code == 429)
         answer = running.ask(max_tokens=1)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy")
         assert answer.headers["retry-after"] == "1"
         open_ones.close()
-        until(lambda: running.server.config.app.bodies == 0)
-        assert running.ask(max_tokens=1).status_code == 200
+        until(lambda: running.ask(max_tokens=1).status_code == 200)
 
 
-def test_a_client_that_stops_reading_its_stream_loses_its_place() -> None:
+def test_a_client_that_stops_reading_loses_its_place() -> None:
+    """The app sends for ever, and nothing is read: after 0.05 s it is ended, and the client counts as gone."""
+    service = SimpleNamespace(limits=Limits(read_seconds=0.05), metrics=Metrics(dict), closing=False)
     ended: list[str] = []
-    metrics = SimpleNamespace(gone=SimpleNamespace(inc=lambda: ended.append("gone")))
 
-    async def events() -> AsyncGenerator[list[dict[str, Any]], None]:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
         try:
             while True:
-                yield [{"choices": []}]
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
         finally:
-            ended.append("stream closed")
+            ended.append("app")
 
-    async def forever(*_: object) -> Any:
-        await asyncio.Event().wait()
+    async def receive() -> Any:
+        return messages.pop() if messages else await asyncio.Event().wait()
 
-    async def sent(message: Any) -> None:
+    async def send(message: Any) -> None:
         if message["type"] == "http.response.body":
-            await forever()
+            await asyncio.Event().wait()
 
-    async def stream() -> None:
-        chunks = events()
-        streamed = EventStream(await anext(chunks), chunks, {}, 0.05, metrics)  # type: ignore[arg-type]
-        await streamed({}, forever, sent)  # type: ignore[arg-type]
-
-    asyncio.run(asyncio.wait_for(stream(), 5))
-    assert ended == ["gone", "stream closed"]
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    asyncio.run(asyncio.wait_for(Guard(app, service)(scope, receive, send), 5))  # type: ignore[arg-type]
+    assert ended == ["app"]
+    assert b"dpa_disconnects_total 1.0" in service.metrics.text()
 
 
 def test_when_the_line_is_full_clients_are_told_when_to_come_back(slow: Running) -> None:
@@ -374,7 +374,7 @@ def test_vllm_is_told_of_gpus_memory_and_the_longest_context(
     folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: dict[str, object]
 ) -> None:
     """A vLLM that only keeps what it is asked stands in for the real one, on a machine that seems to have a GPU."""
-    from dpalign.dial.server import vllm_generator
+    from dpalign.dial.server import vllm_engine
 
     asked: dict[str, Any] = {}
     length = words[-1] if words else 256
@@ -384,10 +384,11 @@ def test_vllm_is_told_of_gpus_memory_and_the_longest_context(
         "vllm.v1.engine.async_llm": SimpleNamespace(AsyncLLM=SimpleNamespace(from_engine_args=lambda _: engine)),
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(vllm_generator, "require_vllm", lambda _: None)
-    monkeypatch.setattr(vllm_generator.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(vllm_engine, "require_vllm", lambda _: None)
+    monkeypatch.setattr(vllm_engine.torch.cuda, "is_available", lambda: True)
     arguments = parser_of("serve").parse_args([str(folder), "--engine", "vllm", "--rows", "16", *words])
-    generator = open_generator(arguments, folder)
+    engines, longest = vllm_of(arguments)
+    generator = open_generator(folder, engine="vllm", rows=16, engines=engines, max_model_len=longest)
     assert generator.context == int(length)
     assert {name: asked[name] for name in told} == told
     assert (asked["model"], asked["max_num_seqs"], asked["dtype"]) == (str(folder), 16, "float32")

@@ -20,7 +20,7 @@ from dpalign import __version__
 from dpalign.dial.chat import command as chat
 from dpalign.dial.doctor import verb as examining
 from dpalign.dial.export import command as exporting
-from dpalign.dial.server import run as serving
+from dpalign.dial.server import command as serving
 from dpalign.pipeline import align, compare
 from dpalign.recipe import Recipe, config, load
 from dpalign.recipe.consistency import require_consistent

@@ -18,6 +18,7 @@ from dpalign.paper.direction import Arc, Cone, DirectionDistribution, Fixed, Pre
 from dpalign.paper.prompts import PreferenceTemplate, render_preference
 from dpalign.rows import Message
 from dpalign.train.contract import FILE, Contract, FrontPoint, read_contract
+from dpalign.world.language import DEPTHS, THINGS
 
 _NUMBER: Final = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _NAME: Final = r"[A-Za-z][A-Za-z0-9_-]*"
@@ -26,6 +27,9 @@ _TERM: Final = re.compile(
     rf"(?P<sign>[+-]?)\s*(?:(?P<name>{_NAME})\s*[=*:]\s*(?P<weight>(?:[+-]\s*)?{_NUMBER})"
     rf"|(?P<first>{_NUMBER})\s*\*\s*(?P<last>{_NAME}))(?:[\s,;]+|(?=[+-])|$)"
 )
+QUESTIONS: Final = ("explain fox, tea and iron.", "describe owl and moon.", "name bell, salt, wolf and gold.")
+"""Questions in the language of the small world."""
+
 _LONGEST: Final = 1000
 """Characters of words, and of a name, that are looked at: they may come from a network."""
 _CLOSE: Final = 1e-6
@@ -127,6 +131,19 @@ class Dial:
     def messages(self, messages: Sequence[Message], preference: Preference | None) -> list[Message]:
         """The chat with the line in its system message, after what the user put there; unchanged without one."""
         return list(messages) if preference is None else with_system_line(messages, self.line(preference), self.chat)
+
+    @property
+    def note(self) -> str | None:
+        """What a user must know before the first question; None for a model that answers any."""
+        if self.chat != "world-v1":
+            return None
+        verbs = ", ".join(DEPTHS)
+        return f"This model knows one small language: facts about {len(THINGS)} things. Questions begin with {verbs}."
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Questions that the model of the small world can answer; empty for a model that answers any."""
+        return QUESTIONS if self.chat == "world-v1" else ()
 
     def to_json(self) -> dict[str, Any]:
         """{objectives, arc, template, front}: what a client needs to draw the dial; null for what nobody said."""

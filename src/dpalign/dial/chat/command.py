@@ -135,13 +135,14 @@ def local_speaker(arguments: argparse.Namespace, model: Path) -> "Speaker":
     from transformers.utils import logging
 
     from dpalign.dial.chat.local import Local
-    from dpalign.dial.server.batching import BatchingGenerator
-    from dpalign.dial.server.limits import Limits
-    from dpalign.dial.server.run import open_rewards
+    from dpalign.dial.server.engine import Limits, open_generator, open_rewards
 
     logging.disable_progress_bar()
-    rewards = None if contract is None else open_rewards(arguments, folder, contract)
-    generator = BatchingGenerator(str(folder), rows=Limits.max_n, dtype=arguments.dtype)
+    reward, template, dtype = arguments.reward, arguments.reward_template, arguments.dtype
+    rewards = None
+    if contract is not None:
+        rewards = open_rewards(folder, contract, reward=reward, template=template, dtype=dtype)
+    generator = open_generator(folder, rows=Limits.max_n, dtype=dtype)
     return Local(name, contract_folder, generator, rewards)
 
 

@@ -13,9 +13,7 @@ from typing import Any, TypeVar
 from dpalign.dial.best_of import SPREAD, draw_best
 from dpalign.dial.chat.speakers import Ask, Piece, Pieces
 from dpalign.dial.dial import Dial
-from dpalign.dial.server.generation import Drawn, GenerationError, Generator, Sampling, collect
-from dpalign.dial.server.limits import Limits
-from dpalign.dial.server.rewards import Rewards
+from dpalign.dial.server.engine import Answer, GenerationError, Generator, Limits, Rewards, Sampling, collect
 from dpalign.paper.direction import Preference
 from dpalign.rows import Message
 from dpalign.train.contract import read_contract
@@ -95,7 +93,7 @@ class Local:
             raise ValueError("the best of several answers needs a reward model and a direction")
         reader, spread = self.reader, SPREAD if ask.spread is None else ask.spread
 
-        async def draw(near: Preference, copies: int, seed: int) -> list[Drawn]:
+        async def draw(near: Preference, copies: int, seed: int) -> list[Answer]:
             prompt, sampling = await self._read(ask, near)
             async with aclosing(self.generator.stream(prompt, replace(sampling, n=copies, seed=seed))) as stream:
                 return await collect(stream, copies)
@@ -103,7 +101,7 @@ class Local:
         best = await draw_best(
             self.dial, ask.preference, n, spread, ask.seed, draw=draw, score=partial(reader.score, ask.messages)
         )
-        return Piece(best.answer.text, best.answer.finish, chosen=best.chosen)
+        return Piece(best.text, best.finish, chosen=best.report)
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         """See `Speaker.rewards`."""

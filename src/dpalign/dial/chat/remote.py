@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final
 
-from dpalign.dial.best_of import Chosen
+from dpalign.dial.best_of import BestOf
 from dpalign.dial.chat.speakers import Ask, Piece, Pieces
 from dpalign.dial.dial import Dial
 from dpalign.paper.prompts import PreferenceTemplate
@@ -99,7 +99,7 @@ class Remote:
                 text = (choice.get("delta") or {}).get("content") or ""
                 finished = finished or choice.get("finish_reason") is not None
                 warnings = tuple(map(str, chunk.get("warnings") or ()))
-                chosen = Chosen.from_json(chunk["best_of"]) if chunk.get("best_of") else None
+                chosen = BestOf.model_validate(chunk["best_of"]) if chunk.get("best_of") else None
                 yield Piece(text, choice.get("finish_reason"), warnings, chosen)
         except (OSError, http.client.HTTPException) as error:
             raise ValueError(f"{self.base}: the answer broke off ({error})") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-from dpalign.dial.best_of import Chosen
+from dpalign.dial.best_of import BestOf
 from dpalign.dial.chat import arc
 from dpalign.dial.chat.speakers import Ask, Piece, Speaker
 from dpalign.dial.chat.terminal import Style, Terminal
@@ -34,14 +34,14 @@ class Turn:
     """stop, length where it was cut, or stopped by the user."""
     rewards: Mapping[str, float] | None = None
     warnings: Sequence[str] = ()
-    chosen: Chosen | None = None
+    chosen: BestOf | None = None
     """Of the best of several answers: how it was chosen."""
 
     def to_json(self) -> dict[str, Any]:
         preference = None if self.preference is None else self.preference.weights
         rewards = None if self.rewards is None else dict(self.rewards)
         told = {"preference": preference, "rewards": rewards, "warnings": list(self.warnings)}
-        chosen = None if self.chosen is None else self.chosen.to_json()
+        chosen = None if self.chosen is None else self.chosen.model_dump()
         return {name: value for name, value in vars(self).items() if name != "chosen"} | told | {"best_of": chosen}
 
 
@@ -215,7 +215,7 @@ class Session:
             title = [self.terminal.styled(self.label(turn.preference), style)] if len(turns) > 1 else []
             self.terminal.draw([*title, *lines])
 
-    def _choice(self, chosen: Chosen) -> str:
+    def _choice(self, chosen: BestOf) -> str:
         """How the best of several answers was chosen, in a line."""
         at = "" if self.dial is None else f", drawn at {self.label(self.dial.read(chosen.drawn_at))}"
         worth = f"v.r {number(chosen.value)}, the mean of all {number(chosen.mean_value)}"

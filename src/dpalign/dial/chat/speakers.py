@@ -4,7 +4,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dpalign.dial.best_of import Chosen
+from dpalign.dial.best_of import BestOf
 from dpalign.dial.dial import Dial
 from dpalign.paper.direction import Preference
 from dpalign.rows import Message
@@ -36,7 +36,7 @@ class Piece:
     finish: str | None = None
     """At its end: stop, or length where it was cut."""
     warnings: Sequence[str] = ()
-    chosen: Chosen | None = None
+    chosen: BestOf | None = None
     """At its end, how it was chosen: of an answer that was asked for as the best of several."""
 
 
