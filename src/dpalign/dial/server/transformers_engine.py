@@ -1,18 +1,17 @@
-"""The engine on transformers: one thread decodes all answers side by side.
+"""The engine on transformers: all answers are decoded side by side, one step at a time in a thread.
 
 Prompts wait in the order they came. They join between two steps, a few at a time, when all their answers have room. An
-answer leaves before the next step when it ends, or when its client has left. The event loop gets the results of a
-whole step at once.
+answer leaves when it ends, or when its client has left. Between two steps the event loop delivers what was drawn.
 
 Shapes: R rows (answers being decoded), T tokens of the longest row, V vocabulary, B prompts.
 """
 
 import asyncio
 import logging
-import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -55,18 +54,8 @@ class _Row:
     text: AnswerText
     uniforms: np.ndarray
     tokens: int = 0
-
-
-@dataclass
-class _Line:
-    """What the event loop and the thread share; both hold `changed` to touch it."""
-
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    tickets: deque[_Ticket] = field(default_factory=deque)
-    cancelled: bool = False
-    closed: bool = False
-    ended: GenerationError | None = None
-    """Why the thread has ended."""
+    last: int = -1
+    """The token drawn last, which the model has not read yet."""
 
 
 class BatchingGenerator:
@@ -75,14 +64,14 @@ class BatchingGenerator:
     Args:
         folder: a policy folder or hub name.
         rows: answers decoded side by side.
-        prefill_tokens: prompt tokens read between two steps. More would hold up those who are being answered. A longer
+        prefill_tokens: prompt tokens read in one step. More would hold up those who are being answered. A longer
             prompt is read alone.
     """
 
     def __init__(self, folder: str, *, rows: int, dtype: str = "auto", prefill_tokens: int = 4096) -> None:
         self.rows, self.prefill_tokens = rows, prefill_tokens
         self.prompts = Prompts(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # the thread's own
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # the decoding thread's own
         self.decode = decoder_of(tokenizer)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForCausalLM.from_pretrained(
@@ -94,11 +83,15 @@ class BatchingGenerator:
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(model, pad if pad is not None else min(self.ends, default=0))
         self._context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
-        self.line = _Line()
+        self.tickets: deque[_Ticket] = deque()
         self.decoding: list[_Row] = []
-        self.joining: list[_Ticket] = []
         self.steps = self.joined = 0
-        self.thread = threading.Thread(target=self._work, name="decoding", daemon=True)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoding")
+        self.wake = asyncio.Event()
+        self.work: asyncio.Task[None] | None = None
+        self.closed = False
+        self.ended: GenerationError | None = None
+        """Why it decodes no more."""
 
     @property
     def context(self) -> int:
@@ -106,22 +99,21 @@ class BatchingGenerator:
 
     @property
     def load(self) -> Mapping[str, float]:
-        return {"rows": len(self.decoding), "waiting": len(self.line.tickets), "steps": self.steps}
+        return {"rows": len(self.decoding), "waiting": len(self.tickets), "steps": self.steps}
 
     @property
     def failed(self) -> bool:
-        return self.thread.ident is not None and not self.thread.is_alive() and not self.line.closed
+        return self.ended is not None and not self.closed
 
     async def start(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.thread.start()
+        self.work = asyncio.create_task(self._work())
 
     async def close(self) -> None:
-        with self.line.changed:
-            self.line.closed = True
-            self.line.changed.notify()
-        if self.thread.is_alive():
-            await asyncio.to_thread(self.thread.join)
+        self.closed = True
+        self.wake.set()
+        if self.work is not None:
+            await asyncio.wait({self.work})
+        self.thread.shutdown()
         self.prompts.close()
 
     async def prompt_ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
@@ -138,14 +130,13 @@ class BatchingGenerator:
             raise ValueError(f"{sampling.n} answers to a prompt; this server decodes 1 to {self.rows} side by side")
         if len(prompt) + sampling.max_tokens > self.context:
             raise ValueError(f"{len(prompt)} tokens and {sampling.max_tokens} new ones exceed {self.context}")
+        if self.closed:
+            raise Closing
+        if self.ended is not None:
+            raise self.ended
         ticket = _Ticket(prompt, sampling)
-        with self.line.changed:
-            if self.line.closed:
-                raise Closing
-            if self.line.ended is not None:
-                raise self.line.ended
-            self.line.tickets.append(ticket)
-            self.line.changed.notify()
+        self.tickets.append(ticket)
+        self.wake.set()
         unfinished = sampling.n
         try:
             while unfinished:
@@ -158,84 +149,89 @@ class BatchingGenerator:
                 if ticket.error is not None:
                     raise ticket.error
         finally:
-            if unfinished:
-                self._cancel(ticket)
+            ticket.cancelled = True
+            if ticket in self.tickets:
+                self.tickets.remove(ticket)
 
-    def _cancel(self, ticket: _Ticket) -> None:
-        with self.line.changed:
-            ticket.cancelled = self.line.cancelled = True
-            if ticket in self.line.tickets:
-                self.line.tickets.remove(ticket)
-            self.line.changed.notify()
-
-    # The methods below run in the thread.
-
-    def _work(self) -> None:
-        """Decode until told to stop. Whatever ends it, whoever still waits gets the reason."""
+    async def _work(self) -> None:
+        """Decode until closed. Whatever ends it, whoever still waits gets the reason."""
         reason = GenerationError("the engine has died; see the log, and start the server again")
         try:
-            while self._wait():
-                try:
-                    self._turn()
-                except Exception:
-                    log.exception("decoding failed; %d answers are given up", len(self.decoding))
-                    self._give_up(GenerationError("the model failed on this batch of answers; see the log"))
-                    self.decoder.keep([])
+            while not self.closed:
+                if self.tickets or self.decoding:
+                    await self._turn()
+                else:
+                    self.wake.clear()
+                    await self.wake.wait()
             reason = Closing()
+        except Exception:
+            log.exception("the engine has died")
         finally:
-            with self.line.changed:
-                self.line.ended = reason
-                self._give_up(reason, self.line.tickets)
+            self.ended = reason
+            self._give_up(reason, self.tickets)
 
-    def _wait(self) -> bool:
-        """Sleep until there is work; False when the engine is closed."""
-        with self.line.changed:
-            self.line.changed.wait_for(lambda: self.line.tickets or self.decoding or self.line.closed)
-            return not self.line.closed
+    async def _turn(self) -> None:
+        """One step, and the delivery of what it drew."""
+        loop = asyncio.get_running_loop()
+        newcomers = self._admitted()
+        try:
+            deltas = await loop.run_in_executor(self.thread, self._step, newcomers)
+        except Exception:
+            log.exception("decoding failed; %d answers are given up", len(self.decoding))
+            self._give_up(GenerationError("the model failed on this batch of answers; see the log"), newcomers)
+            await loop.run_in_executor(self.thread, self.decoder.keep, [])
+            return
+        for ticket, delta in deltas:
+            ticket.pending.append(delta)
+            if delta.text or delta.finish:
+                ticket.news.set()
 
     def _admitted(self) -> list[_Ticket]:
         """The next tickets in line whose answers all have room; now and then while others are decoded."""
         newcomers: list[_Ticket] = []
-        wanted = sum(ticket.sampling.n for ticket in self.line.tickets)
+        wanted = sum(ticket.sampling.n for ticket in self.tickets)
         if self.decoding and self.steps < self.joined + JOIN_EVERY and wanted * CROWD < self.rows:
             return newcomers
         room, width = self.rows - len(self.decoding), 0
-        while self.line.tickets and self.line.tickets[0].sampling.n <= room:
-            width = max(width, len(self.line.tickets[0].prompt))
+        while self.tickets and self.tickets[0].sampling.n <= room:
+            width = max(width, len(self.tickets[0].prompt))
             if newcomers and width * (len(newcomers) + 1) > self.prefill_tokens:
                 break
-            newcomers.append(self.line.tickets.popleft())
+            newcomers.append(self.tickets.popleft())
             room -= newcomers[-1].sampling.n
         return newcomers
 
-    def _turn(self) -> None:
-        """One step: cancelled rows leave, newcomers join, every row draws a token, ended rows leave, others read it."""
-        with self.line.changed:
-            cancelled, self.line.cancelled = self.line.cancelled, False
-        if cancelled:
-            self._keep([i for i, row in enumerate(self.decoding) if not row.ticket.cancelled])
-        with self.line.changed:
-            newcomers = self.joining = self._admitted()
+    def _give_up(self, reason: GenerationError, more: Iterable[_Ticket]) -> None:
+        """End every answer that is being decoded, and these."""
+        for ticket in [*(row.ticket for row in self.decoding), *more]:
+            ticket.error = reason
+            ticket.news.set()
+        self.decoding = []
+
+    def _step(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
+        """Rows read their last token, newcomers join, every row draws its next token, ended rows leave.
+
+        It runs in the thread, while the event loop sends what the step before drew.
+        """
+        self._keep([i for i, row in enumerate(self.decoding) if not row.ticket.cancelled])
+        if self.decoding:
+            self.decoder.step([row.last for row in self.decoding])
         if newcomers:
             self.joined = self.steps
             self.decoder.join([t.prompt for t in newcomers], [t.sampling.n for t in newcomers])
             self.decoding += [self._row(ticket, i) for ticket in newcomers for i in range(ticket.sampling.n)]
-            self.joining = []
         if not self.decoding:
-            return
+            return []
+        self.steps += 1
         samplings = [row.ticket.sampling for row in self.decoding]
         token_R = self.decoder.draw(
             [row.uniforms[row.tokens] for row in self.decoding],
             [sampling.temperature for sampling in samplings],
             [sampling.top_p for sampling in samplings],
         )
-        deltas = [self._delta(row, token) for row, token in zip(self.decoding, token_R, strict=True)]
-        self._send([(row.ticket, delta) for row, delta in zip(self.decoding, deltas, strict=True)])
-        unended = [i for i, delta in enumerate(deltas) if delta.finish is None]
-        self._keep(unended)
-        if unended:
-            self.decoder.step([token_R[i] for i in unended])
-        self.steps += 1
+        deltas = [(row.ticket, self._delta(row, token)) for row, token in zip(self.decoding, token_R, strict=True)]
+        self._keep([i for i, (_, delta) in enumerate(deltas) if delta.finish is None])
+        return deltas
 
     def _row(self, ticket: _Ticket, index: int) -> _Row:
         uniforms = rng_for("serve", ticket.sampling.seed, index).random(ticket.sampling.max_tokens)
@@ -243,7 +239,7 @@ class BatchingGenerator:
         return _Row(ticket, index, text, uniforms)
 
     def _delta(self, row: _Row, token: int) -> Delta:
-        row.tokens += 1
+        row.tokens, row.last = row.tokens + 1, token
         ended, cut = token in self.ends, row.tokens == row.ticket.sampling.max_tokens
         text, stopped = row.text.push([token], last=ended or cut)
         return Delta(row.index, text, 1, "stop" if ended or stopped else "length" if cut else None)
@@ -252,31 +248,6 @@ class BatchingGenerator:
         if len(rows) < len(self.decoding):
             self.decoder.keep(rows)
             self.decoding = [self.decoding[i] for i in rows]
-
-    def _give_up(self, reason: GenerationError, more: Iterable[_Ticket] = ()) -> None:
-        """End every answer that is decoded or about to be, and these. It must not fail: clients wait for it."""
-        tickets = {id(t): t for t in [*(row.ticket for row in self.decoding), *self.joining, *more]}
-        self.decoding, self.joining = [], []
-
-        def fail() -> None:
-            for ticket in tickets.values():
-                ticket.error = reason
-                ticket.news.set()
-
-        self._in_loop(fail)
-
-    def _send(self, deltas: Sequence[tuple[_Ticket, Delta]]) -> None:
-        def deliver() -> None:
-            for ticket, delta in deltas:
-                ticket.pending.append(delta)
-                if delta.text or delta.finish:
-                    ticket.news.set()
-
-        self._in_loop(deliver)
-
-    def _in_loop(self, call: Callable[[], None]) -> None:
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(call)
 
 
 def _end_tokens(config: GenerationConfig | None, eos: int | None) -> frozenset[int]:
