@@ -77,7 +77,7 @@ class Running:
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
     def settles(self, name: str, value: float, seconds: float = 5.0) -> bool:
-        """Whether a metric comes to a value within some seconds."""
+        """Whether a metric reaches a value within some seconds."""
         end = time.monotonic() + seconds
         while self.metric(name) != value:
             if time.monotonic() > end:
@@ -85,8 +85,19 @@ class Running:
             time.sleep(0.02)
         return True
 
+    @contextmanager
+    def prompts_read(self) -> Iterator[list[list[int]]]:
+        """The tokens of every prompt that the model reads meanwhile."""
+        prompts: list[list[int]] = []
+        stream = self.generator.stream
+        self.generator.stream = lambda prompt, sampling: (prompts.append(list(prompt)), stream(prompt, sampling))[1]
+        try:
+            yield prompts
+        finally:
+            del self.generator.stream
+
     def slow_down(self, seconds: float) -> None:
-        """Have every step take so long at least."""
+        """Every step takes this long at least."""
         step = self.generator.decoder.step
 
         def slowly(tokens: Any) -> None:

@@ -19,6 +19,7 @@ from dpalign.paper.direction import Arc, Cone, DirectionDistribution, Fixed, Gri
 from dpalign.recipe import load
 from dpalign.rows import Message
 from dpalign.train.contract import Contract, FrontPoint, contract_of, read_contract, write_contract
+from dpalign.world.language import read_prompt
 
 TWO = ("helpfulness", "verbosity")
 DIAL = Dial(TWO, "world-v1", "world-v1", (-45.0, 0.0))
@@ -83,6 +84,12 @@ def test_a_bad_preference_is_refused_with_the_known_names(asked: dict[str, Any],
         DIAL.read(**asked)
     assert said in str(error.value)
     assert str(error.value).count("known:") == 1
+
+
+def test_a_model_of_the_small_world_offers_questions_that_it_can_read() -> None:
+    assert [len(read_prompt(question).things) for question in DIAL.questions] == [3, 2, 4]
+    assert "32 things" in str(DIAL.note)
+    assert (THREE.note, THREE.questions) == (None, ())
 
 
 def test_an_angle_is_of_two_objectives() -> None:

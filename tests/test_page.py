@@ -3,7 +3,7 @@
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,17 +125,6 @@ def test_keys_turn_the_dial_and_the_request_follows(opened: Opener) -> None:
         ask(page, "explain tea.")
         whole(page, 1)
     assert model.preferences() == [{"helpfulness": 0.866025, "verbosity": -0.5}]
-
-
-@pytest.mark.browser
-def test_the_handle_in_use_lies_on_top_and_keeps_the_focus(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
-    with serving() as model, opened(model, "#a=-10&b=-12") as page:
-        for side in "ABA":
-            page.get_by_role("slider", name=f"Direction {side}").focus()
-            expect(page.get_by_role("slider", name=f"Direction {side}")).to_be_focused()
-            assert page.locator("#arc > .handle").last.get_attribute("aria-label") == f"Direction {side}"
 
 
 @pytest.mark.browser
@@ -450,6 +439,23 @@ def test_the_reader_stays_with_the_end_of_an_answer_or_where_they_scrolled(opene
 
 
 @pytest.mark.browser
+def test_a_model_of_the_small_world_says_what_it_knows_and_offers_questions(opened: Opener) -> None:
+    from playwright.sync_api import expect
+
+    asked = ("explain fox and tea.", "name owl.")
+    with serving(Model(note="It knows 32 things.", questions=asked)) as model, opened(model, "#sides=1") as page:
+        expect(page.locator("#note")).to_have_text("It knows 32 things.")
+        expect(page.get_by_label("Your question")).to_have_attribute("placeholder", re.compile(asked[0]))
+        page.get_by_role("button", name=asked[1]).click()
+        whole(page, 1)
+        expect(page.get_by_role("button", name=asked[0])).to_be_hidden()
+    assert [request["messages"][-1]["content"] for request in model.requests] == [asked[1]]
+    with serving() as model, opened(model) as page:
+        expect(page.locator("#note")).to_be_hidden()
+        expect(page.locator("#questions button")).to_have_count(0)
+
+
+@pytest.mark.browser
 def test_on_the_real_server_the_model_reads_what_its_template_writes_at_five_directions(
     opened: Opener, tmp_path: Path
 ) -> None:
@@ -462,24 +468,20 @@ def test_on_the_real_server_the_model_reads_what_its_template_writes_at_five_dir
 
     folder = api_server.write_policy(tmp_path / "mine")
     tokens = AutoTokenizer.from_pretrained(folder)
-    angles, read = (0.0, -11.25, -22.5, -33.75, -45.0), []
-    with api_server.serving(folder, reward=True, key="sesame") as running:
-        stream = running.generator.stream
-
-        def noted(prompt: Sequence[int], sampling: Any) -> Any:
-            read.append(list(prompt))
-            return stream(prompt, sampling)
-
-        running.generator.stream = noted
-        with opened(Model(url=running.url, key="sesame"), "#sides=1&max=12") as page:
-            page.get_by_label("API key").fill("sesame")
-            page.keyboard.press("Enter")
-            page.wait_for_selector("#send:enabled")
-            for i, angle in enumerate(angles):
-                page.get_by_label("Direction A in degrees").fill(str(angle))
-                ask(page, "explain fox, tea and iron.")
-                whole(page, i + 1)
-                expect(page.locator(".reward output").first).to_have_text(re.compile(r"^\d+\.\d$"))
+    angles = (0.0, -11.25, -22.5, -33.75, -45.0)
+    with (
+        api_server.serving(folder, reward=True, key="sesame") as running,
+        running.prompts_read() as read,
+        opened(Model(url=running.url, key="sesame"), "#sides=1&max=12") as page,
+    ):
+        page.get_by_label("API key").fill("sesame")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#send:enabled")
+        for i, angle in enumerate(angles):
+            page.get_by_label("Direction A in degrees").fill(str(angle))
+            ask(page, "explain fox, tea and iron.")
+            whole(page, i + 1)
+            expect(page.locator(".reward output").first).to_have_text(re.compile(r"^\d+\.\d$"))
     chat = [{"role": "user", "content": "explain fox, tea and iron."}]
     expected = [
         tokens.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, angle=angle) for angle in angles

@@ -66,12 +66,8 @@ def test_without_the_right_key_there_is_no_answer(folder: Path) -> None:
         assert running.client("s3cret").models.list().data[0].id == "mine"
         with pytest.raises(openai.AuthenticationError, match="wrong API key"):
             running.client("s3cre").chat.completions.create(model="mine", messages=QUESTION)
-        for headers in (
-            {},
-            {"Authorization": "s3cret"},
-            {"Authorization": "Basic s3cret"},
-            {"Authorization": "Bearer"},
-        ):
+        for words in (None, "s3cret", "Basic s3cret", "Bearer"):
+            headers = {} if words is None else {"Authorization": words}
             for path in ("/v1/models", "/v1/dial", "/v1/openapi.json", "/metrics"):
                 answer = httpx2.get(running.url + path, headers=headers)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -90,22 +86,15 @@ def test_a_page_of_another_site_cannot_name_this_machine_and_read(folder: Path) 
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_another_site_may_call_where_it_is_allowed_to(folder: Path) -> None:
-    with api_server.serving(folder, origins=["https://good.example"]) as running:
-        for origin, allowed in (("https://good.example", True), ("https://evil.example", False)):
-            answer = httpx2.get(running.url + "/v1/dial", headers={"Origin": origin})
-            assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
-
-
-def test_where_a_key_is_asked_for_a_browser_may_ask_without_it_whether_it_may_call(folder: Path) -> None:
+def test_a_site_that_is_allowed_asks_without_the_key_whether_it_may_call_and_reads_why_it_may_not(folder: Path) -> None:
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     with api_server.serving(folder, key="s3cret", origins=["https://good.example"]) as running:
         for origin, status in (("https://good.example", 200), ("https://evil.example", 400)):
             url = f"{running.url}/v1/chat/completions"
             assert httpx2.options(url, headers=asks | {"Origin": origin}).status_code == status
-        refused = running.post({}, headers=asks | {"Origin": "https://good.example"})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
-        assert refused.headers["access-control-allow-origin"] == "https://good.example"  # or none reads why
+            refused = running.post({}, headers={"Origin": origin})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert (refused.headers.get("access-control-allow-origin") == origin) == (status == 200)
 
 
 def test_the_page_stands_in_no_frame_and_is_asked_for_anew(folder: Path) -> None:
@@ -285,20 +274,17 @@ def test_sixteen_clients_at_a_time_get_what_each_would_get_alone(folder: Path) -
         assert len(set(alone)) > 8
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_server_whose_decoding_thread_has_died_says_so_to_clients_and_to_whoever_watches(folder: Path) -> None:
+def test_a_server_whose_engine_has_died_says_so_to_clients_and_to_health_checks(folder: Path) -> None:
     def die(*_: object) -> None:
         raise MemoryError
 
     with api_server.serving(folder) as running:
         assert httpx2.get(f"{running.url}/health").json()["status"] == "ok"
         running.generator.decoder.join = running.generator.decoder.keep = die
-        answer = running.ask()
-        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
-        until(lambda: running.generator.failed)
-        answer = running.ask()
-        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
-        assert "start the server again" in answer.json()["error"]["message"]
+        for _ in range(2):
+            answer = running.ask()
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
+            until(lambda: running.generator.failed)
         answer = httpx2.get(f"{running.url}/health")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")
 
