@@ -187,6 +187,7 @@ def test_what_cannot_be_honoured_is_refused_in_openais_shape(
     assert (answer.status_code, error["code"]) == (400, code)
     assert set(error) == {"message", "type", "param", "code"}
     assert word in error["message"]
+    assert "[" not in str(error["param"])  # a path of names, and no type of ours
 
 
 def test_fields_of_openais_that_ask_for_nothing_are_taken(running: Running) -> None:

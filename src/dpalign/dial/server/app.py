@@ -21,21 +21,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from dpalign import __version__
-from dpalign.dial.server.engine import Delta, collect
+from dpalign.dial.best_of import BestOf
+from dpalign.dial.server.engine import Finish, collect
 from dpalign.dial.server.guard import Guard
 from dpalign.dial.server.service import Order, Service, unknown_model
-from dpalign.dial.server.shapes import (
-    ApiError,
-    ChatRequest,
-    Chunk,
-    ChunkChoice,
-    Completion,
-    RewardRequest,
-    api_error,
-    choice,
-    piece,
-    usage,
-)
+from dpalign.dial.server.shapes import ApiError, ChatRequest, Choice, Completion, RewardRequest, Usage, api_error
 
 PAGE: Final = Path(__file__).parent / "page"
 """The web page's files."""
@@ -130,56 +120,50 @@ def _add_chat(app: FastAPI, service: Service) -> None:
 async def _completion(service: Service, order: Order) -> Completion:
     async with aclosing(service.answers(order)) as stream:
         answers = await collect(stream, order.sampling.n)
-    more: dict[str, Any] = {} if answers[0].report is None else {"best_of": answers[0].report}
-    return Completion(
-        **_head(service, "chat.completion"),
-        **_direction(order),
-        choices=[choice(i, answer.text, answer.finish) for i, answer in enumerate(answers)],
-        usage=usage(len(order.prompt), sum(answer.tokens for answer in answers)),
-        **more,
-    )
+    choices = [
+        Choice(
+            index=i,
+            message={"role": "assistant", "content": answer.text, "refusal": None},
+            logprobs=None,
+            finish_reason=answer.finish,
+        )
+        for i, answer in enumerate(answers)
+    ]
+    tokens = sum(answer.tokens for answer in answers)
+    fields = _head(service, "chat.completion") | _direction(order) | _report(answers[0].report)
+    return Completion(**fields, choices=choices, usage=Usage.of(len(order.prompt), tokens))
 
 
-async def _chunks(service: Service, order: Order, *, with_usage: bool) -> AsyncGenerator[list[Chunk], None]:
+async def _chunks(service: Service, order: Order, *, with_usage: bool) -> AsyncGenerator[list[Completion], None]:
     """The chunks of a streamed completion, in lists that are sent together."""
     head = _head(service, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
 
-    def chunk(piece: ChunkChoice, **more: Any) -> Chunk:
-        return Chunk(**head, choices=[piece], **more)
+    def chunk(index: int, delta: dict[str, str], finish: Finish | None = None, **more: Any) -> Completion:
+        choice = Choice(index=index, delta=delta, logprobs=None, finish_reason=finish)
+        return Completion(**head, choices=[choice], **more)
 
-    opening = [
-        chunk(piece(i, {"role": "assistant", "content": ""}), **_direction(order)) for i in range(order.sampling.n)
-    ]
+    opening = [chunk(i, {"role": "assistant", "content": ""}, **_direction(order)) for i in range(order.sampling.n)]
     tokens = 0
     async with aclosing(service.answers(order)) as stream:
         async for deltas in stream:
             tokens += sum(delta.tokens for delta in deltas)
-            ends = [delta for delta in deltas if delta.finish is not None]
-            yield [
-                *opening,
-                *(chunk(piece(index, {"content": text})) for index, text in _texts(deltas).items() if text),
-                *(
-                    chunk(piece(end.index, {}, end.finish), **({} if end.report is None else {"best_of": end.report}))
-                    for end in ends
-                ),
-            ]
+            texts: dict[int, str] = {}  # all new text of an answer goes into one chunk
+            for delta in deltas:
+                texts[delta.index] = texts.get(delta.index, "") + delta.text
+            pieces = [chunk(index, {"content": text}) for index, text in texts.items() if text]
+            ends = [chunk(d.index, {}, d.finish, **_report(d.report)) for d in deltas if d.finish is not None]
+            yield opening + pieces + ends
             opening = []
     if with_usage:
-        yield [Chunk(**head | {"usage": usage(len(order.prompt), tokens)}, choices=[])]
+        yield [Completion(**head | {"usage": Usage.of(len(order.prompt), tokens)}, choices=[])]
 
 
-def _texts(deltas: Sequence[Delta]) -> dict[int, str]:
-    """All new text of each answer."""
-    texts: dict[int, str] = {}
-    for delta in deltas:
-        texts[delta.index] = texts.get(delta.index, "") + delta.text
-    return texts
-
-
-async def _events(first: list[Chunk], chunks: AsyncGenerator[list[Chunk], None]) -> AsyncGenerator[bytes, None]:
+async def _events(
+    first: list[Completion], chunks: AsyncGenerator[list[Completion], None]
+) -> AsyncGenerator[bytes, None]:
     """Chunks as server-sent events; an error ends them as one more."""
 
-    def encoded(some: list[Chunk]) -> bytes:
+    def encoded(some: list[Completion]) -> bytes:
         return b"".join(
             format_sse_event(data_str=chunk.model_dump_json(exclude_unset=True, ensure_ascii=True)) for chunk in some
         )
@@ -221,6 +205,10 @@ def _direction(order: Order) -> dict[str, Any]:
     v = order.preference
     weights = None if v is None else {name: round(w, 6) + 0.0 for name, w in v.weights.items()}
     return {"preference": weights, "warnings": list(order.warnings)}
+
+
+def _report(best_of: BestOf | None) -> dict[str, BestOf]:
+    return {} if best_of is None else {"best_of": best_of}
 
 
 # --- the other routes ---

@@ -11,8 +11,9 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dpalign.dial.server.engine import Closing
 from dpalign.dial.server.service import Service
-from dpalign.dial.server.shapes import ApiError, api_error, closing
+from dpalign.dial.server.shapes import ApiError, api_error
 
 log = logging.getLogger("dpalign.dial")
 
@@ -91,7 +92,7 @@ class Guard:
                 what = "a wrong API key" if token else "no API key; give one as Authorization: Bearer KEY"
                 raise ApiError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         if self.service.closing:
-            raise closing()
+            raise Closing
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body.

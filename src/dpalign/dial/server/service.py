@@ -157,7 +157,7 @@ class Service:
             temperature=self.temperature if request.temperature is None else request.temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
             seed=secrets.randbits(63) if request.seed is None else request.seed,
-            stop=request.stops,
+            stop=tuple(request.stop or ()),
         )
 
     def _check_best_of(self, best_of: int, preference: Preference | None) -> None:

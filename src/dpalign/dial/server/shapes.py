@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
 from fastapi import Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
@@ -87,17 +87,13 @@ class ApiError(Exception):
         return Response(self.json(), self.status, dict(self.headers or {}), media_type="application/json")
 
 
-def closing() -> ApiError:
-    return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "30"})
-
-
 def api_error(error: Exception) -> ApiError:
     """An error as the client may see it; the details of our own faults go to the log."""
     match error:
         case ApiError():
             return error
         case Closing():
-            return closing()
+            return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "30"})
         case GenerationError():
             return ApiError(500, str(error), code="generation_failed")
         case RequestValidationError():
@@ -153,12 +149,18 @@ class TextPart(BaseModel):
     text: Text
 
 
+def _parts(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 class ChatMessage(BaseModel):
     """One turn; `developer` is another word for `system`."""
 
     model_config = _STRICT
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Annotated[
+        list[TextPart], Field(min_length=1), BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])
+    ]
 
     @model_validator(mode="after")
     def _text_alone(self) -> Self:
@@ -169,7 +171,7 @@ class ChatMessage(BaseModel):
 
     def plain(self) -> Message:
         """The turn as the chat template takes it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -180,7 +182,16 @@ def _ends_with_the_user(messages: list[ChatMessage]) -> list[ChatMessage]:
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1), AfterValidator(_ends_with_the_user)]
+
+
+def _listed(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
 StopString = Annotated[Text, Field(min_length=1, max_length=256)]
+StopStrings = Annotated[
+    list[StopString], Field(max_length=4), BeforeValidator(_listed, json_schema_input_type=str | list[str])
+]
 
 
 class StreamOptions(BaseModel):
@@ -207,7 +218,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
+    stop: StopStrings | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -243,10 +254,6 @@ class ChatRequest(BaseModel):
             _refuse("best_of returns one answer; leave n at 1", "best_of")
         return self
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
 
 def _asks_for_nothing(value: object, neutral: Sequence[Any]) -> bool:
     """Whether a field of OpenAI's is null or neutral; false is no 0, and 0.0 is."""
@@ -262,7 +269,7 @@ class RewardRequest(BaseModel):
     response: Text
 
 
-# --- responses: fields that are not set are not sent ---
+# --- responses: a field that is not set is not sent ---
 
 
 class Usage(BaseModel):
@@ -270,53 +277,31 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
 
-
-def usage(prompt: int, completion: int) -> Usage:
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
-
-
-class Head(BaseModel):
-    """What completions and their chunks begin with."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    system_fingerprint: str
-    preference: dict[str, float] | None = Field(None, description="The direction as it was read, normalised")
-    warnings: list[str] = []
+    @classmethod
+    def of(cls, prompt: int, completion: int) -> Self:
+        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 class Choice(BaseModel):
+    """One answer, whole in `message` or in part in `delta`."""
+
     index: int
-    message: dict[str, str | None]
-    logprobs: None
-    finish_reason: Finish
-
-
-class Completion(Head):
-    choices: list[Choice]
-    usage: Usage
-    best_of: BestOf | None = None
-
-
-class ChunkChoice(BaseModel):
-    index: int
-    delta: dict[str, str]
-    logprobs: None
+    message: dict[str, str | None] | None = None
+    delta: dict[str, str] | None = None
+    logprobs: None = None
     finish_reason: Finish | None
 
 
-class Chunk(Head):
-    choices: list[ChunkChoice]
+class Completion(BaseModel):
+    """A completion, or a chunk of one."""
+
+    id: str
+    object: Literal["chat.completion", "chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
     usage: Usage | None = None
-    best_of: BestOf | None = None
-
-
-def choice(index: int, text: str, finish: Finish) -> Choice:
-    message = {"role": "assistant", "content": text, "refusal": None}
-    return Choice(index=index, message=message, logprobs=None, finish_reason=finish)
-
-
-def piece(index: int, delta: dict[str, str], finish: Finish | None = None) -> ChunkChoice:
-    return ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=finish)
+    preference: dict[str, float] | None = Field(None, description="The direction as it was read, normalised")
+    warnings: list[str] = []
+    best_of: BestOf | None = Field(None, description="How the answer was chosen, if it is the best of several")
