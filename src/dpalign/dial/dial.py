@@ -136,8 +136,9 @@ class Dial:
         """What a user must know before the first question; None for a model that answers any."""
         if self.chat != "world-v1":
             return None
-        verbs = ", ".join(DEPTHS)
-        return f"This model knows one small language: facts about {len(THINGS)} things. Questions begin with {verbs}."
+        *verbs, last = DEPTHS
+        begin = f"{', '.join(verbs)} or {last}"
+        return f"This model knows one small language: facts about {len(THINGS)} things. Questions begin with {begin}."
 
     @property
     def questions(self) -> tuple[str, ...]:
