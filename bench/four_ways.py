@@ -24,15 +24,13 @@ from typing import Any, Final
 import httpx2
 import numpy as np
 import torch
-import uvicorn
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpalign.dial.server.answering import Service
-from dpalign.dial.server.api import create_app
-from dpalign.dial.server.limits import Limits
-from dpalign.dial.server.run import build, declare
-from dpalign.dial.server.server import server_of
+from dpalign.dial.server.app import Server, create_app
+from dpalign.dial.server.command import build, declare
+from dpalign.dial.server.engine import Limits
+from dpalign.dial.server.service import Service
 from dpalign.paper.direction import rng_for
 from dpalign.world.language import DEPTHS, THINGS, Task, say_prompt
 from vllm_server import vllm_server
@@ -103,8 +101,7 @@ class OurServer:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
-        guard = create_app(self.service)
-        server = server_of(uvicorn.Config(guard, log_level="error", ws="none"), guard, self.service)
+        server = Server(create_app(self.service), self.service, log_level="error")
         listening = socket.create_server(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

@@ -11,20 +11,15 @@ from typing import Any
 
 import httpx2
 import torch
-import uvicorn
 from openai import OpenAI
 from transformers import AutoModelForCausalLM
 
 import tiny
 from dpalign.chat import chat_template
 from dpalign.dial.dial import Dial
-from dpalign.dial.server.answering import Service
-from dpalign.dial.server.api import create_app
-from dpalign.dial.server.batching import BatchingGenerator
-from dpalign.dial.server.generation import Generator
-from dpalign.dial.server.limits import Limits
-from dpalign.dial.server.rewards import Rewards
-from dpalign.dial.server.server import server_of
+from dpalign.dial.server.app import Server, create_app
+from dpalign.dial.server.engine import Generator, Limits, Rewards, open_generator
+from dpalign.dial.server.service import Service
 from dpalign.paper.direction import Arc
 from dpalign.rows import HEADS
 from dpalign.train.contract import Contract, write_contract
@@ -62,7 +57,7 @@ class Running:
 
     url: str
     service: Service
-    server: uvicorn.Server
+    server: Server
 
     @property
     def generator(self) -> Any:
@@ -82,7 +77,7 @@ class Running:
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
     def settles(self, name: str, value: float, seconds: float = 5.0) -> bool:
-        """Whether a metric comes to a value within some seconds."""
+        """Whether a metric reaches a value within some seconds."""
         end = time.monotonic() + seconds
         while self.metric(name) != value:
             if time.monotonic() > end:
@@ -90,8 +85,19 @@ class Running:
             time.sleep(0.02)
         return True
 
+    @contextmanager
+    def prompts_read(self) -> Iterator[list[list[int]]]:
+        """The tokens of every prompt that the model reads meanwhile."""
+        prompts: list[list[int]] = []
+        stream = self.generator.stream
+        self.generator.stream = lambda prompt, sampling: (prompts.append(list(prompt)), stream(prompt, sampling))[1]
+        try:
+            yield prompts
+        finally:
+            del self.generator.stream
+
     def slow_down(self, seconds: float) -> None:
-        """Have every step take so long at least."""
+        """Every step takes this long at least."""
         step = self.generator.decoder.step
 
         def slowly(tokens: Any) -> None:
@@ -112,15 +118,13 @@ def serving(
     **options: Any,
 ) -> Iterator[Running]:
     """A server on a free port; it is gone afterwards."""
-    generator = generator or BatchingGenerator(str(folder), rows=rows)
+    generator = generator or open_generator(folder, rows=rows)
     contract = Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0))
     rewards = Rewards("python:api_server:lengths", contract, "world-v1") if reward else None
     limits = limits or Limits(max_tokens=128, max_n=8, grace=2)
     service = Service("mine", Dial.load(folder), generator, limits, rewards=rewards)
-    guard = create_app(service, **options)
+    server = Server(create_app(service, **options), service, log_level="error")
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(guard, log_level="error", access_log=False, ws="none")
-    server = server_of(config, guard, service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
 
-PAGE = files("dpalign") / "serving" / "page"
+PAGE = files("dpalign") / "dial" / "server" / "page"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
 TEXT = "tea is dark and hot. tea grows on hills and dries in pans. iron is hard and heavy. iron rusts in rain."
 WORDS = TEXT.split()
@@ -52,6 +52,8 @@ class Model:
     """An answer is its text and [DONE]: no reason is given for its end; an answer of NUL is no JSON at all."""
     warning: str | None = None
     template: str = "fig1"
+    note: str | None = None
+    questions: Sequence[str] = ()
     chosen: Mapping[str, Any] | None = None
     """What an answer tells of how it was chosen, where it is asked for as the best of several."""
     url: str = ""
@@ -81,6 +83,8 @@ class Model:
             "rewards": self.rewards,
             "max_best_of": 16 if self.rewards else 0,
             "front": front or None,
+            "note": self.note,
+            "questions": list(self.questions),
         }
 
 

@@ -208,9 +208,10 @@ def test_a_model_here_answers_as_its_own_template_has_it(tmp_path: Path, capsys:
 def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the server needs the extra serve")
     pytest.importorskip("transformers", reason="a model needs the extra train")
-    import api_server
     from dpalign.dial.server.batching import BatchingGenerator
     from dpalign.dial.server.rewards import Rewards
+
+    import api_server
 
     folder = api_server.write_policy(tmp_path / "mine")
     message: Message = {"role": "user", "content": "explain fox, tea and iron."}

@@ -19,7 +19,7 @@ from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.export import folder
 from dpalign.dial.export.source import located, opened
-from dpalign.dial.server.rewards import Rewards
+from dpalign.dial.server.engine import Rewards
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
 from dpalign.rows import CANDIDATES, HEADS, Message, read_rows
 from dpalign.run.ledger import LEDGER

@@ -3,7 +3,7 @@
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,11 @@ def opened(chromium: Any) -> Opener:
     return open_page
 
 
+def expect(thing: Any) -> Any:
+    """playwright's own, imported where a browser is there."""
+    return pytest.importorskip("playwright.sync_api").expect(thing)
+
+
 def ask(page: Any, question: str) -> None:
     page.locator("#question").fill(question)
     page.keyboard.press("Enter")
@@ -80,16 +85,12 @@ def shown(page: Any, side: str) -> Any:
 
 def whole(page: Any, answers: int = 2) -> None:
     """Wait until so many answers are there, each with its rewards."""
-    from playwright.sync_api import expect
-
     expect(page.locator(".rating b")).to_have_count(answers)
     expect(page.locator("#send")).to_be_visible()
 
 
 @pytest.mark.browser
 def test_both_answers_stream_side_by_side_at_their_own_directions(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     hold = threading.Event()
     with serving(Model(hold=hold)) as model, opened(model) as page:
         ask(page, "explain tea.")
@@ -110,8 +111,6 @@ def test_both_answers_stream_side_by_side_at_their_own_directions(opened: Opener
 
 @pytest.mark.browser
 def test_keys_turn_the_dial_and_the_request_follows(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving() as model, opened(model) as page:
         page.locator("#one").click()
         handle = page.get_by_role("slider", name="Direction A")
@@ -128,20 +127,7 @@ def test_keys_turn_the_dial_and_the_request_follows(opened: Opener) -> None:
 
 
 @pytest.mark.browser
-def test_the_handle_in_use_lies_on_top_and_keeps_the_focus(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
-    with serving() as model, opened(model, "#a=-10&b=-12") as page:
-        for side in "ABA":
-            page.get_by_role("slider", name=f"Direction {side}").focus()
-            expect(page.get_by_role("slider", name=f"Direction {side}")).to_be_focused()
-            assert page.locator("#arc > .handle").last.get_attribute("aria-label") == f"Direction {side}"
-
-
-@pytest.mark.browser
 def test_a_hand_turns_the_dial(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving() as model, opened(model) as page:
         knobs = [page.locator(f".handle.{side} .knob").bounding_box() for side in "AB"]
         a, b = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in knobs]
@@ -164,8 +150,6 @@ def test_a_hand_turns_the_dial(opened: Opener) -> None:
 
 @pytest.mark.browser
 def test_a_finger_turns_the_dial_and_does_not_scroll_the_page(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving() as model, opened(model, size=(390, 500), has_touch=True, is_mobile=True) as page:
         box = page.locator(".handle.B .knob").bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -182,8 +166,6 @@ def test_a_finger_turns_the_dial_and_does_not_scroll_the_page(opened: Opener) ->
 
 @pytest.mark.browser
 def test_beyond_the_trained_range_the_page_warns(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving(Model(warning="-60 degrees lies outside")) as model, opened(model) as page:
         warning = page.locator(".reading.B .warning")
         expect(warning).to_be_hidden()
@@ -204,8 +186,6 @@ def test_beyond_the_trained_range_the_page_warns(opened: Opener) -> None:
 
 @pytest.mark.browser
 def test_the_address_restores_directions_question_and_settings(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving() as model:
         with opened(model) as page:
             page.locator("#settings summary").click()
@@ -232,8 +212,6 @@ def test_the_address_restores_directions_question_and_settings(opened: Opener) -
 
 @pytest.mark.browser
 def test_the_best_of_several_is_chosen_under_the_dial_and_restored_by_the_address(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     chosen = {
         "drawn": 4,
         "angle_spread": 10.0,
@@ -267,8 +245,6 @@ def test_the_best_of_several_is_chosen_under_the_dial_and_restored_by_the_addres
 
 @pytest.mark.browser
 def test_without_a_reward_model_the_best_of_several_cannot_be_asked_for_and_the_page_says_why(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving(Model(rewards=False)) as model, opened(model, "#best=4&sides=1") as page:
         expect(page.get_by_label("Show")).to_be_disabled()
         expect(page.locator("#best-note")).to_have_text("The best of several needs a reward model: dpa serve --reward")
@@ -298,8 +274,6 @@ def test_on_a_phone_nothing_scrolls_sideways(opened: Opener, objectives: tuple[s
 
 @pytest.mark.browser
 def test_an_answer_that_looks_like_html_is_shown_as_text(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     evil = "<img src=x onerror=\"document.title='owned'\"> <script>document.title='owned'</script> <b>bold</b>"
     with serving(Model(answer=lambda _: evil)) as model, opened(model) as page:
         ask(page, "<i>explain</i> tea.")
@@ -312,8 +286,6 @@ def test_an_answer_that_looks_like_html_is_shown_as_text(opened: Opener) -> None
 
 @pytest.mark.browser
 def test_a_server_with_a_key_asks_for_it_and_the_page_keeps_it_for_the_tab_alone(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving(Model(key="sesame")) as model, opened(model, "#a=-20&q=explain+tea.") as page:
         expect(page.get_by_label("API key")).to_be_focused()
         expect(page.locator("#problem")).to_have_text("This server asks for an API key.")
@@ -340,8 +312,6 @@ def test_a_server_with_a_key_asks_for_it_and_the_page_keeps_it_for_the_tab_alone
 
 @pytest.mark.browser
 def test_stop_ends_both_answers_and_frees_the_server(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving(Model(hold=threading.Event())) as model, opened(model) as page:
         ask(page, "explain tea.")
         expect(shown(page, "B")).to_have_text("tea")
@@ -371,8 +341,6 @@ def test_each_side_goes_on_with_its_own_answer(opened: Opener) -> None:
 
 @pytest.mark.browser
 def test_as_the_dial_turns_the_last_question_is_answered_again(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving() as model, opened(model) as page:
         ask(page, "explain tea.")
         whole(page)
@@ -387,8 +355,6 @@ def test_as_the_dial_turns_the_last_question_is_answered_again(opened: Opener) -
 
 @pytest.mark.browser
 def test_more_objectives_have_sliders_and_zero_is_no_direction(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     model = Model(objectives=("helpfulness", "honesty", "verbosity"), arc=None, front=None)
     with serving(model), opened(model, "#a=helpfulness:0.5,honesty:0.5,verbosity:-1&sides=1") as page:
         expect(page.locator("#arc")).to_be_hidden()
@@ -417,8 +383,6 @@ def test_more_objectives_have_sliders_and_zero_is_no_direction(opened: Opener) -
 
 @pytest.mark.browser
 def test_what_goes_wrong_is_said_where_it_happens(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving(Model(breaks=True, rewards=False)) as model, opened(model) as page:
         ask(page, "explain tea.")
         expect(page.locator("article.A .warning")).to_have_text("The answer broke off: the connection was lost.")
@@ -430,8 +394,6 @@ def test_what_goes_wrong_is_said_where_it_happens(opened: Opener) -> None:
 
 @pytest.mark.browser
 def test_the_reader_stays_with_the_end_of_an_answer_or_where_they_scrolled(opened: Opener) -> None:
-    from playwright.sync_api import expect
-
     with serving(Model(answer=lambda _: "tea is hot. " * 300, pause=0.002)) as model, opened(model) as page:
         ask(page, "explain tea at length.")
         expect(page.locator("article.A header > span").last).to_have_text(re.compile("[3-8][0-9][0-9] words"))
@@ -450,36 +412,46 @@ def test_the_reader_stays_with_the_end_of_an_answer_or_where_they_scrolled(opene
 
 
 @pytest.mark.browser
+def test_a_model_of_the_small_world_says_what_it_knows_and_offers_questions(opened: Opener) -> None:
+    asked = ("explain fox and tea.", "name owl.")
+    with serving(Model(note="It knows 32 things.", questions=asked)) as model, opened(model, "#sides=1") as page:
+        expect(page.locator("#note")).to_have_text("It knows 32 things.")
+        expect(page.get_by_label("Your question")).to_have_attribute("placeholder", re.compile(asked[0]))
+        page.get_by_role("button", name=asked[1]).click()
+        whole(page, 1)
+        expect(page.get_by_role("button", name=asked[0])).to_be_hidden()
+    assert [request["messages"][-1]["content"] for request in model.requests] == [asked[1]]
+    with serving() as model, opened(model) as page:
+        expect(page.locator("#note")).to_be_hidden()
+        expect(page.locator("#questions button")).to_have_count(0)
+
+
+@pytest.mark.browser
 def test_on_the_real_server_the_model_reads_what_its_template_writes_at_five_directions(
     opened: Opener, tmp_path: Path
 ) -> None:
     pytest.importorskip("fastapi", reason="the server needs the extra dpalign[serve]")
     pytest.importorskip("transformers", reason="a model needs the extra dpalign[train]")
-    from playwright.sync_api import expect
     from transformers import AutoTokenizer
 
     import api_server
 
     folder = api_server.write_policy(tmp_path / "mine")
     tokens = AutoTokenizer.from_pretrained(folder)
-    angles, read = (0.0, -11.25, -22.5, -33.75, -45.0), []
-    with api_server.serving(folder, reward=True, key="sesame") as running:
-        stream = running.generator.stream
-
-        def noted(prompt: Sequence[int], sampling: Any) -> Any:
-            read.append(list(prompt))
-            return stream(prompt, sampling)
-
-        running.generator.stream = noted
-        with opened(Model(url=running.url, key="sesame"), "#sides=1&max=12") as page:
-            page.get_by_label("API key").fill("sesame")
-            page.keyboard.press("Enter")
-            page.wait_for_selector("#send:enabled")
-            for i, angle in enumerate(angles):
-                page.get_by_label("Direction A in degrees").fill(str(angle))
-                ask(page, "explain fox, tea and iron.")
-                whole(page, i + 1)
-                expect(page.locator(".reward output").first).to_have_text(re.compile(r"^\d+\.\d$"))
+    angles = (0.0, -11.25, -22.5, -33.75, -45.0)
+    with (
+        api_server.serving(folder, reward=True, key="sesame") as running,
+        running.prompts_read() as read,
+        opened(Model(url=running.url, key="sesame"), "#sides=1&max=12") as page,
+    ):
+        page.get_by_label("API key").fill("sesame")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#send:enabled")
+        for i, angle in enumerate(angles):
+            page.get_by_label("Direction A in degrees").fill(str(angle))
+            ask(page, "explain fox, tea and iron.")
+            whole(page, i + 1)
+            expect(page.locator(".reward output").first).to_have_text(re.compile(r"^\d+\.\d$"))
     chat = [{"role": "user", "content": "explain fox, tea and iron."}]
     expected = [
         tokens.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, angle=angle) for angle in angles

@@ -30,20 +30,11 @@ def running(folder: Path) -> Iterator[Running]:
         yield server
 
 
-def prompt_seen(running: Running, **fields: object) -> list[int]:
-    """The tokens that the model reads for a request."""
-    seen: list[list[int]] = []
-    stream = running.generator.stream
-    running.generator.stream = lambda prompt, sampling: (seen.append(list(prompt)), stream(prompt, sampling))[1]
-    try:
+def text_read(running: Running, **fields: object) -> str:
+    """The prompt that the model reads for a request."""
+    with running.prompts_read() as prompts:
         assert running.ask(max_tokens=1, **fields).status_code == 200
-    finally:
-        del running.generator.stream
-    return seen[0]
-
-
-def text_seen(running: Running, **fields: object) -> str:
-    return str(running.generator.prompts.tokenizer.decode(prompt_seen(running, **fields)))
+    return str(running.generator.prompts.tokenizer.decode(prompts[0]))
 
 
 def test_openais_client_gets_an_answer_in_full_and_streamed_and_they_are_the_same(running: Running) -> None:
@@ -73,36 +64,26 @@ def test_the_same_seed_gives_the_same_answer_and_no_seed_another(running: Runnin
     assert len({answer() for _ in range(4)}) > 1
 
 
-def test_a_direction_is_the_same_prompt_wherever_a_request_gives_it(running: Running) -> None:
-    """-30 degrees: 87 and -50."""
-    weights = {"helpfulness": math.cos(math.radians(-30)) * 7, "verbosity": math.sin(math.radians(-30)) * 7}
-    prompt = prompt_seen(running, angle=-30)
-    assert "helpfulness*87 verbosity*-50" in text_seen(running, angle=-30)
-    assert prompt_seen(running, preference=weights) == prompt
-    assert prompt_seen(running, model="mine@-30") == prompt
-    assert prompt_seen(running, model="mine@helpfulness=0.866025,verbosity=-0.5") == prompt
-    assert prompt_seen(running, chat_template_kwargs={"angle": -30}) == prompt
-    tokenizer = running.generator.prompts.tokenizer
-    rendered = tokenizer.apply_chat_template(QUESTION, preference=weights, tokenize=False, add_generation_prompt=True)
-    assert tokenizer(rendered)["input_ids"] == prompt
-
-
 @pytest.mark.parametrize("angle", [0, -10, -22.5, -30, -45])
-def test_through_openais_client_the_model_reads_what_its_template_writes(
+def test_a_direction_is_the_same_prompt_wherever_a_request_gives_it(
     running: Running, folder: Path, angle: float
 ) -> None:
-    """At the five directions at which vLLM's own server and transformers are compared in test_vllm.py."""
-    seen: list[list[int]] = []
-    stream = running.generator.stream
-    running.generator.stream = lambda prompt, sampling: (seen.append(list(prompt)), stream(prompt, sampling))[1]
-    try:
-        for more in ({"extra_body": {"angle": angle}}, {"extra_body": {"chat_template_kwargs": {"angle": angle}}}):
-            running.client().chat.completions.create(model="mine", messages=QUESTION, max_tokens=1, **more)
-    finally:
-        del running.generator.stream
+    """What the folder's own template writes, at the five directions of test_vllm.py, through OpenAI's client."""
+    x, y = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    ways = [
+        ("mine", {"angle": angle}),
+        ("mine", {"preference": {"helpfulness": 7 * x, "verbosity": 7 * y}}),
+        ("mine", {"chat_template_kwargs": {"angle": angle}}),
+        (f"mine@{angle}", {}),
+        (f"mine@helpfulness={x:.6f},verbosity={y:.6f}", {}),
+    ]
+    with running.prompts_read() as prompts:
+        for model, more in ways:
+            running.client().chat.completions.create(model=model, messages=QUESTION, max_tokens=1, extra_body=more)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(QUESTION, angle=angle, tokenize=False, add_generation_prompt=True)
-    assert seen == [tokenizer(text, add_special_tokens=False)["input_ids"]] * 2
+    assert prompts == [tokenizer(text, add_special_tokens=False)["input_ids"]] * len(ways)
+    assert f"helpfulness*{round(100 * x)} verbosity*{round(100 * y)}" in text
 
 
 def test_a_users_system_message_stands_before_the_direction_and_parts_and_developer_are_read(running: Running) -> None:
@@ -110,9 +91,9 @@ def test_a_users_system_message_stands_before_the_direction_and_parts_and_develo
         {"role": "developer", "content": "be kind."},
         {"role": "user", "content": [{"type": "text", "text": "name fox"}, {"type": "text", "text": "."}]},
     ]
-    prompt = text_seen(running, messages=messages, angle=0)
+    prompt = text_read(running, messages=messages, angle=0)
     assert prompt.index("be kind.") < prompt.index("helpfulness*100 verbosity*0") < prompt.index("name fox.")
-    assert "helpfulness" not in text_seen(running)
+    assert "helpfulness" not in text_read(running)
 
 
 def test_a_direction_outside_the_trained_range_is_answered_with_a_warning(running: Running) -> None:
@@ -125,32 +106,30 @@ def test_a_direction_outside_the_trained_range_is_answered_with_a_warning(runnin
     assert json.loads(first.removeprefix("data: "))["warnings"] == outside.json()["warnings"]
 
 
-BAD_PREFERENCES = [
-    {"preference": {"helpful": 1}},
-    {"preference": {"helpfulness": 0, "verbosity": 0}},
-    {"preference": {"helpfulness": "much"}},
-    {"preference": {"helpfulness": True}},
-    {"preference": "concise"},
-    {"preference": []},
-    {"preference": {}},
-    {"angle": "left"},
-    {"angle": -30, "preference": {"helpfulness": 1}},
-    {"model": "mine@"},
-    {"model": "mine@left"},
-    {"model": "mine@helpful=1"},
-    {"model": "mine@-30", "angle": -30},
-    {"chat_template_kwargs": {"preference": {"helpful": 1}}},
-]
-
-
-@pytest.mark.parametrize("fields", BAD_PREFERENCES, ids=json.dumps)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"preference": {"helpful": 1}},
+        {"preference": {"helpfulness": 0, "verbosity": 0}},
+        {"preference": {"helpfulness": True}},
+        {"preference": "concise"},
+        {"preference": {}},
+        {"angle": "left"},
+        {"angle": -30, "preference": {"helpfulness": 1}},
+        {"model": "mine@"},
+        {"model": "mine@helpful=1"},
+        {"model": "mine@-30", "angle": -30},
+        {"angle": -30, "chat_template_kwargs": {"angle": -30}},
+        {"chat_template_kwargs": {"preference": {"helpful": 1}}},
+    ],
+    ids=json.dumps,
+)
 def test_a_bad_preference_is_refused_with_the_known_names(running: Running, fields: dict[str, object]) -> None:
     answer = running.ask(**fields)
-    assert answer.status_code == 400
     error = answer.json()["error"]
-    assert error["type"] == "invalid_request_error"
-    assert error["code"] == "preference"
-    if not {"angle", "model"} <= set(fields):  # that two are given is said before either is read
+    assert (answer.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "preference")
+    if "angle" not in fields or "preference" in fields or fields["angle"] == "left":
+        # a direction given twice is refused before either is read
         assert "helpfulness, verbosity" in error["message"]
 
 
@@ -208,6 +187,7 @@ def test_what_cannot_be_honoured_is_refused_in_openais_shape(
     assert (answer.status_code, error["code"]) == (400, code)
     assert set(error) == {"message", "type", "param", "code"}
     assert word in error["message"]
+    assert "[" not in str(error["param"])  # a path of names, and no type of ours
 
 
 def test_fields_of_openais_that_ask_for_nothing_are_taken(running: Running) -> None:
@@ -248,7 +228,10 @@ def test_the_model_is_listed_with_its_dial(running: Running) -> None:
     assert model.dial["arc"] == [-45.0, 0.0]
     assert running.client().models.retrieve("mine@-30").id == "mine"
     dial = httpx2.get(f"{running.url}/v1/dial").json()
-    assert dial == {**model.dial, "model": "mine", "rewards": True, "max_best_of": 8, "temperature": 0.7}
+    assert dial == {**model.dial, "model": "mine", "rewards": True, "max_best_of": 8, "temperature": 0.7} | {
+        "note": running.service.dial.note,
+        "questions": list(running.service.dial.questions),
+    }
 
 
 def test_an_answer_is_scored_on_each_objective(running: Running) -> None:

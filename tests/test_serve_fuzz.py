@@ -1,11 +1,11 @@
-"""Requests that nobody would write, by the thousand: an answer in OpenAI's shape, never a 5xx, and the server lives on.
+"""Requests that nobody would write: an answer in OpenAI's shape, never a 5xx, and the server lives on.
 
-Our own fuzzer starts from good requests and spoils them in the ways that have broken servers; schemathesis reads the
-published schema.
+Our own fuzzer spoils good requests in the ways that have broken servers. schemathesis reads the published schema.
 """
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,18 +19,11 @@ import httpx2
 
 import api_server
 from api_server import QUESTION, Running
-from dpalign.dial.server.limits import Limits
-from dpalign.dial.server.protocol import IGNORED, REFUSED, ChatRequest
+from dpalign.dial.server.engine import Limits
+from dpalign.dial.server.shapes import IGNORED, REFUSED, ChatRequest
 
-PATHS = (
-    "/v1/chat/completions",
-    "/v1/chat/completions",
-    "/v1/chat/completions",
-    "/v1/rewards",
-    "/v1/models",
-    "/v1/dial",
-)
-
+CHAT = "/v1/chat/completions"
+PATHS = (CHAT, CHAT, CHAT, "/v1/rewards", "/v1/models", "/v1/dial")
 ODD = [
     None, True, False, 0, -1, 1, 2, 0.5, -0.0, 1e308, -1e308, 2**31, 2**63, -(2**63), 10**400, "", "a", "NaN", "-30",
     "0", "\x00", "\ud800", "\U0001f642", "é" * 300, "<|assistant|>", "</s>", "{{ messages }}", "{% raw %}", "%n%s",
@@ -42,26 +35,11 @@ ODD = [
     {"include_usage": 1}, float("nan"), float("inf"),
 ]  # fmt: skip
 RAW = [
-    b"",
-    b"null",
-    b"[]",
-    b"{",
-    b"\xff\xfe\x00",
-    b"\x00" * 64,
-    b"[" * 3000,
-    b'{"a":' * 3000,
-    b"1e99999",
-    b"9" * 5000,
+    b"", b"null", b"[]", b"{", b"\xff\xfe\x00", b"\x00" * 64, b"[" * 3000, b'{"a":' * 3000, b"1e99999", b"9" * 5000,
     b"{}{}",
-]
-TYPES = [
-    "application/json",
-    "application/json",
-    "application/json; charset=utf-16",
-    "text/plain",
-    "",
-    "multipart/form-data",
-]
+]  # fmt: skip
+TYPES = ["application/json; charset=utf-16", "text/plain", "", "multipart/form-data"]
+FIELDS = [*ChatRequest.model_fields, *IGNORED, *REFUSED, "response", "angel", "preferences", "\ud83d", "x" * 2000]
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +49,22 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
-def spoilt(chance: random.Random) -> tuple[str, str, dict[str, Any]]:
-    """Method, path and what else a request is made of; seven in eight are spoilt."""
-    body: dict[str, Any] = {"model": "mine", "messages": QUESTION, "max_tokens": 2}
+def spoilt(chance: random.Random) -> tuple[str, str, bytes, dict[str, str]]:
+    """Method, path, body and headers; seven in eight are spoilt."""
     path = chance.choice(PATHS)
+    body: dict[str, Any] = {"model": "mine", "messages": QUESTION, "max_tokens": 2}
     if path == "/v1/rewards":
         body = {"messages": QUESTION, "response": "tea is hot."}
-    fields = [*ChatRequest.model_fields, *IGNORED, *REFUSED, "response", "angel", "preferences", "\ud83d", "x" * 2000]
     for _ in range(chance.choice((0, 1, 1, 1, 2, 2, 3, 6))):
         match chance.randrange(5):
             case 0:
                 body.pop(chance.choice([*body, "none"]), None)
-            case 1 if isinstance(body.get("messages"), list) and body["messages"]:
+            case 1:
                 turns = [*map(dict, QUESTION)] * chance.choice((1, 2, 40))
-                turns[chance.randrange(len(turns))][chance.choice(("role", "content", "name", "tool_calls"))] = (
-                    chance.choice(ODD)
-                )
+                chance.choice(turns)[chance.choice(("role", "content", "name", "tool_calls"))] = chance.choice(ODD)
                 body["messages"] = turns
             case _:
-                body[chance.choice(fields)] = chance.choice(ODD)
+                body[chance.choice(FIELDS)] = chance.choice(ODD)
     content = json.dumps(body).encode()
     match chance.randrange(12):
         case 0:
@@ -97,46 +72,30 @@ def spoilt(chance: random.Random) -> tuple[str, str, dict[str, Any]]:
         case 1:
             cut = chance.randrange(len(content))
             content = content[:cut] + bytes([chance.randrange(256)]) + content[cut + chance.randrange(2) :]
-    headers = {"Content-Type": chance.choice(TYPES) if chance.random() < 0.2 else "application/json"}
+    headers = {"Content-Type": chance.choice(TYPES) if chance.random() < 0.15 else "application/json"}
     if chance.random() < 0.1:
-        headers[chance.choice(("Authorization", "Accept", "Origin", "Host", "Cookie"))] = chance.choice(
-            ("", "x" * 3000, "*")
-        )
+        name = chance.choice(("Authorization", "Accept", "Origin", "Host", "Cookie"))
+        headers[name] = chance.choice(("", "x" * 3000, "*"))
     method = chance.choice(("GET", "PUT", "PATCH", "OPTIONS", "HEAD", "DELETE")) if chance.random() < 0.1 else "POST"
     suffix = chance.choice(("?a=%00", "/", "//", "/..%2f", "?" + "a" * 3000)) if chance.random() < 0.05 else ""
-    return method, path + suffix, {"content": content, "headers": headers}
+    return method, path + suffix, content, headers
 
 
-def throw(running: Running, count: int, seed: int) -> dict[int, int]:
-    """How often each status came."""
-    chance = random.Random(seed)
-    statuses: dict[int, int] = {}
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_spoilt_requests_meet_no_5xx_and_the_server_lives_on(running: Running, count: int) -> None:
+    before = running.ask(seed=1, temperature=1.0).json()["choices"]
+    chance, statuses = random.Random(count), Counter[int]()
     with httpx2.Client(base_url=running.url, timeout=30) as client:
-        for number in range(count):
-            method, path, made_of = spoilt(chance)
-            answer = client.request(method, path, **made_of)
-            statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
-            told = f"request {number}: {method} {path} {made_of} -> {answer.status_code} {answer.text[:300]}"
-            assert answer.status_code < 500, told
-            if answer.status_code >= 400 and method != "HEAD" and answer.headers.get("content-type") != "text/plain":
-                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, told
-    return statuses
-
-
-def test_spoilt_requests_are_refused_and_the_server_lives_on(running: Running) -> None:
-    before = running.ask(seed=1, temperature=1.0).json()["choices"]
-    statuses = throw(running, 300, seed=0)
-    assert statuses[400] > 100
-    assert statuses[200] > 10  # some are good all the same
-    assert running.ask(seed=1, temperature=1.0).json()["choices"] == before
-
-
-@pytest.mark.slow
-def test_ten_thousand_spoilt_requests_meet_no_5xx_and_no_crash(running: Running) -> None:
-    before = running.ask(seed=1, temperature=1.0).json()["choices"]
-    statuses = throw(running, 10_000, seed=1)
-    assert sum(statuses.values()) == 10_000
-    assert statuses[400] > 4_000
+        for _ in range(count):
+            request = spoilt(chance)
+            method, path, content, headers = request
+            answer = client.request(method, path, content=content, headers=headers)
+            statuses[answer.status_code] += 1
+            assert answer.status_code < 500, (request, answer.text[:300])
+            if answer.status_code >= 400 and method != "HEAD":
+                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, request
+    assert statuses[400] > count / 3
+    assert statuses[200] > count / 30  # some are good all the same
     assert running.ask(seed=1, temperature=1.0).json()["choices"] == before
     assert running.settles("dpa_engine_rows", 0)
 
@@ -147,11 +106,10 @@ def test_a_schema_fuzzer_finds_no_server_error(running: Running) -> None:
     from hypothesis import HealthCheck, Phase, given, settings
 
     schema = schemathesis.openapi.from_url(f"{running.url}/v1/openapi.json")
-    seen: dict[str, int] = {}
+    seen = Counter[str]()
     for result in schema.get_all_operations():
-        operation = result.ok()
 
-        @given(case=operation.as_strategy())
+        @given(case=result.ok().as_strategy())
         @settings(
             max_examples=300,
             deadline=None,
@@ -162,9 +120,9 @@ def test_a_schema_fuzzer_finds_no_server_error(running: Running) -> None:
         )
         def throw_all(case: Any) -> None:
             answer = case.call(base_url=running.url)
-            seen[case.path] = seen.get(case.path, 0) + 1
+            seen[case.path] += 1
             assert answer.status_code < 500, answer.text
 
         throw_all()
-    assert seen["/v1/chat/completions"] >= 100
+    assert seen[CHAT] >= 100
     assert running.ask(max_tokens=1).status_code == 200

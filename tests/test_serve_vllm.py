@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import api_server
 from api_server import NAMES, OBJECTIVES, Running
 from dpalign.chat import chat_template
-from dpalign.dial.server.limits import Limits
+from dpalign.dial.server.engine import Limits
 from dpalign.engines.knobs import WORLD_BASE, Engines
 from dpalign.paper.direction import Arc
 from dpalign.rows import HEADS
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[Running]:
-    from dpalign.dial.server.vllm_generator import VllmGenerator
+    from dpalign.dial.server.vllm_engine import VllmGenerator
 
     generator = VllmGenerator(str(folder), rows=16, settings=Engines(sampling="vllm"), max_model_len=384)
     assert generator.context == 384

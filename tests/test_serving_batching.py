@@ -15,9 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import api_server
-from dpalign.dial.server.batching import BatchingGenerator
-from dpalign.dial.server.decoder import draw_rows, nucleus
-from dpalign.dial.server.generation import GenerationError, Sampling, collect
+from dpalign.dial.server.engine import GenerationError, Sampling, collect
+from dpalign.dial.server.transformers_engine import BatchingGenerator, draw_rows, nucleus
 from dpalign.rows import user_prompt
 
 QUESTIONS = ("name owl.", "explain fox, tea and iron.", "explain rain, salt, wolf and moon. there is much to say.")
@@ -76,8 +75,8 @@ def test_answers_are_the_same_alone_as_among_others_that_come_and_go(folder: Pat
     assert run(folder, together) == answers
     assert run(folder, together, rows=6) == answers
     assert run(folder, backwards) == answers
-    assert len({text for drawn in answers for text, _, _ in drawn}) >= 12
-    assert {finish for drawn in answers for _, finish, _ in drawn} == {"stop", "length"}
+    assert len({text for drawn in answers for text, *_ in drawn}) >= 12
+    assert {finish for drawn in answers for _, finish, *_ in drawn} == {"stop", "length"}
 
 
 def test_greedy_answers_are_generation_token_for_token(folder: Path) -> None:
@@ -91,7 +90,7 @@ def test_greedy_answers_are_generation_token_for_token(folder: Path) -> None:
         return prompts, answers, generator.decode
 
     prompts, answers, decode = run(folder, greedy)
-    for prompt, ((text, _, tokens),) in zip(prompts, answers, strict=True):
+    for prompt, ((text, _, tokens, _),) in zip(prompts, answers, strict=True):
         ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=40)[0, len(prompt) :].tolist()
         assert (text, tokens) == (decode(ids), len(ids))
 
@@ -110,20 +109,20 @@ def test_a_prompt_is_read_once_for_all_its_answers_and_no_row_outlives_its_end(f
     shapes, answers = run(folder, counted)
     assert shapes[0][0] == 1
     assert shapes[0][1] > 1
-    assert sum(rows for rows, _ in shapes[1:]) == sum(tokens - 1 for *_, tokens in answers)
-    assert len({tokens for *_, tokens in answers}) > 2
+    assert sum(rows for rows, _ in shapes[1:]) == sum(tokens - 1 for _, _, tokens, _ in answers)
+    assert len({tokens for _, _, tokens, _ in answers}) > 2
 
 
 def test_a_stop_string_ends_an_answer_before_it_and_frees_its_row(folder: Path) -> None:
     async def both(generator: BatchingGenerator) -> Any:
         drawn = await asked(generator, QUESTIONS[1], Sampling(60, n=16, seed=8))
         index = max(range(16), key=lambda i: drawn[i][2])
-        whole, _, tokens = drawn[index]
+        whole, _, tokens, _ = drawn[index]
         stop = whole[len(whole) // 2 :][:4]
         again = await asked(generator, QUESTIONS[1], Sampling(60, n=16, seed=8, stop=(stop,)))
         return whole, tokens, stop, again[index]
 
-    whole, tokens, stop, (text, finish, fewer) = run(folder, both)
+    whole, tokens, stop, (text, finish, fewer, _) = run(folder, both)
     assert (text, finish) == (whole.partition(stop)[0], "stop")
     assert 0 < fewer < tokens
 

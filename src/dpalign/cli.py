@@ -21,7 +21,7 @@ from dpalign import __version__
 from dpalign.dial.chat import command as chat
 from dpalign.dial.doctor import command as examining
 from dpalign.dial.export import command as exporting
-from dpalign.dial.server import run as serving
+from dpalign.dial.server import command as serving
 from dpalign.pipeline import alpaca, runner
 from dpalign.pipeline.steps import STAGES, notes
 from dpalign.recipe import Recipe, load

@@ -1,7 +1,7 @@
-"""Robust inference: answers drawn at directions near the one asked, the best of them by the reward model as asked.
+"""Robust inference: answers are drawn near the user's direction, and the reward model chooses one at that direction.
 
 An answer drawn a few degrees away may serve v better than any drawn at v itself: the dial of a trained policy is a
-little off here and there, and neighbours bring other answers. The paper has no such step; pooling neighbouring
+little off here and there, and neighbours bring other answers. The paper has no such step. Pooling neighbouring
 directions at inference is RPS's (arXiv 2510.20498).
 
 Shapes: N answers, K objectives.
@@ -10,82 +10,58 @@ Shapes: N answers, K objectives.
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from dpalign.dial.dial import Dial
-from dpalign.dial.server.generation import Drawn
+from dpalign.dial.server.engine import Answer
 from dpalign.paper.direction import Cone, Preference, evaluation_grid, rng_for
 from dpalign.paper.selection import best_of_n, scalarize
 
 Array = NDArray[np.float64]
 
 SPREAD: Final = 10.0
-"""Degrees around the direction, where nobody says otherwise (paper silent)."""
+"""Degrees around the direction, by default (paper silent)."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Which answer was taken, and what it is worth beside the others: the field `best_of` of a completion."""
+class BestOf(BaseModel):
+    """Which answer was chosen, and what it is worth beside the others: the field `best_of` of a completion."""
 
+    model_config = ConfigDict(frozen=True)
     drawn: int
     angle_spread: float
     drawn_at: Mapping[str, float]
     """The direction that the model read for this answer."""
     rewards: Mapping[str, float]
     value: float
-    """v . r of this answer at the direction asked (Eq. 2)."""
+    """v . r of this answer at the user's direction (Eq. 2)."""
     mean_value: float
     """The mean of all."""
-
-    def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"drawn_at": dict(self.drawn_at), "rewards": dict(self.rewards)}
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote.
-
-        Raises:
-            ValueError: it is nothing of the kind.
-        """
-        try:
-            drawn_at, rewards = ({str(k): float(v) for k, v in told[name].items()} for name in ("drawn_at", "rewards"))
-            numbers = [float(told[name]) for name in ("angle_spread", "value", "mean_value")]
-            return cls(int(told["drawn"]), numbers[0], drawn_at, rewards, *numbers[1:])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"best_of tells no choice ({type(error).__name__}: {error})") from error
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best of several answers."""
-
-    answer: Drawn
-    tokens: int
-    """Of all answers drawn."""
-    chosen: Chosen
 
 
 async def draw_best(
     dial: Dial,
-    asked: Preference,
+    direction: Preference,
     n: int,
     spread: float,
     seed: int,
     *,
-    draw: Callable[[Preference, int, int], Awaitable[Sequence[Drawn]]],
+    draw: Callable[[Preference, int, int], Awaitable[Sequence[Answer]]],
     score: Callable[[Sequence[str]], Awaitable[Array]],
-) -> Best:
+) -> Answer:
     """The best of n answers drawn around a direction, by the reward model at the direction itself.
 
     Args:
-        draw: gives answers at a direction, so many, with a seed.
-        score: tells what answers earn, reward_NK; an error of either ends the other drawings.
+        draw: draws n answers at a direction with a seed: (direction, n, seed).
+        score: what answers earn, reward_NK. An error in either ends the other drawings.
+
+    Returns:
+        The answer with its report; its `tokens` are those of all n.
     """
-    around = neighbours(asked, n, spread, dial.arc)
+    around = neighbours(direction, n, spread, dial.arc)
     lines = {dial.line(near): near for near in around}
     copies = Counter(map(dial.line, around))  # neighbours that read the same line share a prompt
     tasks = []
@@ -97,30 +73,32 @@ async def draw_best(
     finally:
         for task in tasks:
             task.cancel()
-    drawn = [(near, answer) for near, group in zip(lines.values(), groups, strict=True) for answer in group]
-    reward_NK = await score([answer.text for _, answer in drawn])
-    whole_N = [answer.finish == "stop" and bool(answer.text.strip()) for _, answer in drawn]
-    best = best_answer(reward_NK, whole_N, asked)
-    near, answer = drawn[best]
-    chosen = Chosen(
+    answers = [(near, answer) for near, group in zip(lines.values(), groups, strict=True) for answer in group]
+    reward_NK = await score([answer.text for _, answer in answers])
+    whole_N = [answer.finish == "stop" and bool(answer.text.strip()) for _, answer in answers]
+    best = best_answer(reward_NK, whole_N, direction)
+    near, answer = answers[best]
+    report = BestOf(
         drawn=n,
         angle_spread=spread,
         drawn_at={name: round(w, 6) for name, w in near.weights.items()},
-        rewards={name: round(float(r), 3) for name, r in zip(asked.objectives, reward_NK[best], strict=True)},
-        value=round(float(reward_NK[best] @ asked.v_K), 3),
-        mean_value=round(float((reward_NK @ asked.v_K).mean()), 3),
+        rewards={name: round(float(r), 3) for name, r in zip(direction.objectives, reward_NK[best], strict=True)},
+        value=round(float(reward_NK[best] @ direction.v_K), 3),
+        mean_value=round(float((reward_NK @ direction.v_K).mean()), 3),
     )
-    return Best(answer, sum(answer.tokens for _, answer in drawn), chosen)
+    return answer._replace(tokens=sum(answer.tokens for _, answer in answers), report=report)
 
 
-def neighbours(asked: Preference, n: int, spread: float, arc: tuple[float, float] | None = None) -> list[Preference]:
-    """n directions around the asked one, at most `spread` degrees away; the same at every call.
+def neighbours(
+    direction: Preference, n: int, spread: float, arc: tuple[float, float] | None = None
+) -> list[Preference]:
+    """n directions around one, at most `spread` degrees away; the same at every call.
 
-    Over two objectives they are the middles of n even slices of the arc of 2 x spread degrees, an odd n the asked
-    direction among them; over more, the asked direction and those farthest apart within the cone.
+    Over two objectives they are the middles of n even slices of the arc of 2 x spread degrees, an odd n the
+    direction itself among them; over more, the direction and those farthest apart within the cone.
 
     Args:
-        arc: the trained range in degrees; no neighbour is moved out of it unless the asked direction lies outside.
+        arc: the trained range in degrees; no neighbour is moved out of it unless the direction lies outside.
 
     Raises:
         ValueError: n < 1, or a spread that is negative or above 180 degrees.
@@ -129,19 +107,19 @@ def neighbours(asked: Preference, n: int, spread: float, arc: tuple[float, float
         raise ValueError(f"the best of {n} answers: give at least 1")
     if not 0 <= spread <= 180:
         raise ValueError(f"a spread of {spread} degrees; give 0 to 180")
-    names = asked.objectives
+    names = direction.objectives
     if spread == 0 or len(names) == 1:
-        return [asked] * n
+        return [direction] * n
     if len(names) > 2:
-        grid_NK = evaluation_grid(Cone(asked.v, spread), n)
+        grid_NK = evaluation_grid(Cone(direction.v, spread), n)
         return [Preference.from_vector(v_K, names) for v_K in grid_NK.tolist()]
-    angles_N = asked.angle + spread * ((2 * np.arange(n) + 1) / n - 1)
-    if arc is not None and arc[0] <= asked.angle <= arc[1]:
+    angles_N = direction.angle + spread * ((2 * np.arange(n) + 1) / n - 1)
+    if arc is not None and arc[0] <= direction.angle <= arc[1]:
         angles_N = np.clip(angles_N, *arc)
     return [Preference.from_angle(float(angle), names) for angle in angles_N]
 
 
-def best_answer(reward_NK: Array, whole_N: Sequence[bool], asked: Preference) -> int:
+def best_answer(reward_NK: Array, whole_N: Sequence[bool], direction: Preference) -> int:
     """The index of the best answer by v . r (Eq. 2); one that was cut or says nothing only where all are so."""
     among = [i for i, whole in enumerate(whole_N) if whole] or list(range(len(whole_N)))
-    return among[int(best_of_n(scalarize(reward_NK[among][None], asked.v_K[None])).index_B[0])]
+    return among[int(best_of_n(scalarize(reward_NK[among][None], direction.v_K[None])).index_B[0])]

@@ -1,7 +1,7 @@
-"""The dial: what a user asks a policy for, read and checked before the chat template sees it.
+"""The dial: it reads and checks a user's direction before the chat template sees it.
 
-A policy's own template normalises, rounds and refuses, but it cannot warn, and an argument whose name is misspelt
-gives the plain model in silence. So every reader of ours goes through here first; the prompt is then rendered by
+A policy's own template normalises, rounds and refuses. It cannot warn, and a misspelt argument gives the plain model in
+silence. So all our readers use the dial first. The prompt is then rendered by
 `tokenizer.apply_chat_template(messages, preference=...)` as everywhere else, and is the same text.
 """
 
@@ -31,9 +31,9 @@ QUESTIONS: Final = ("explain fox, tea and iron.", "describe owl and moon.", "nam
 """Questions in the language of the small world."""
 
 _LONGEST: Final = 1000
-"""Characters of words, and of a name, that are looked at: they may come from a network."""
+"""Characters that are read of words and of a name: they may come from a network."""
 _CLOSE: Final = 1e-6
-"""Degrees, and parts of a weight, that are no step out of the trained range."""
+"""Degrees, and parts of a weight, by which a direction may leave the trained range without a warning."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Dial:
     arc: tuple[float, float] | None = None
     """The trained range in degrees, low and high, where it is one of angles."""
     population: Population | None = None
-    """The directions trained on, where the contract tells them."""
+    """The trained directions, where the contract has them."""
     front: tuple[FrontPoint, ...] = ()
-    """The measured front, where the contract tells it."""
+    """The measured front, where the contract has it."""
 
     @classmethod
     def load(cls, model: Path) -> Self:
@@ -103,9 +103,8 @@ class Dial:
         with self._naming_what_is_known():
             if len(text) > _LONGEST:
                 raise ValueError(f"{_shown(words)} is no direction; give {self.example()}")
-            found = _ANGLE.fullmatch(text)
-            if found:
-                return self._at(float(found[1]))
+            if angle := _ANGLE.fullmatch(text):
+                return self._at(float(angle[1]))
             return Preference.from_weights(self._weights(text, words), self.objectives)
 
     def angle_of(self, preference: Preference) -> float | None:
@@ -113,15 +112,15 @@ class Dial:
         return round(preference.angle, 4) + 0.0 if len(preference.v) == 2 else None
 
     def warning(self, preference: Preference) -> str | None:
-        """What to tell a user whose direction lies outside the trained range; None inside, or if nobody said."""
+        """A warning for a direction outside the trained range; None inside, or if the range is unknown."""
         self._own(preference)
         trained = _outside(preference, self._population)
         if trained is None:
             return None
         angle = self.angle_of(preference)
         weights = " ".join(f"{name}={w:.2f}" for name, w in preference.weights.items())
-        asked = f"{weights}" if angle is None else f"{angle:g} degrees ({weights})"
-        return f"{asked} lies outside the directions that this model was trained on ({trained}); it may not follow"
+        direction = weights if angle is None else f"{angle:g} degrees ({weights})"
+        return f"{direction} lies outside the directions that this model was trained on ({trained}); it may not follow"
 
     def line(self, preference: Preference) -> str:
         """The system line that the policy reads."""
@@ -137,8 +136,9 @@ class Dial:
         """What a user must know before the first question; None for a model that answers any."""
         if self.chat != "world-v1":
             return None
-        verbs = ", ".join(DEPTHS)
-        return f"This model knows one small language: facts about {len(THINGS)} things. Questions begin with {verbs}."
+        *verbs, last = DEPTHS
+        begin = f"{', '.join(verbs)} or {last}"
+        return f"This model knows one small language: facts about {len(THINGS)} things. Questions begin with {begin}."
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ class Dial:
         return QUESTIONS if self.chat == "world-v1" else ()
 
     def to_json(self) -> dict[str, Any]:
-        """{objectives, arc, template, front}: what a client needs to draw the dial; null for what nobody said."""
+        """{objectives, arc, template, front}: what a client needs to draw the dial; null for the unknown."""
         return {
             "objectives": list(self.objectives),
             "arc": None if self.arc is None else list(self.arc),
@@ -206,7 +206,7 @@ class Dial:
 
 
 def _outside(preference: Preference, population: Population | None) -> str | None:
-    """In words the trained directions that do not hold this one; None if they do, or if nobody said."""
+    """The trained directions in words, if they do not hold this one; None if they do, or if they are unknown."""
     match population:
         case Arc(low, high):
             past = (preference.angle - low + _CLOSE) % 360

@@ -12,8 +12,8 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
-from dpalign.dial.best_of import SPREAD
-from dpalign.dial.chat.speakers import Ask, BestOf, Piece, Speaker
+from dpalign.dial.best_of import SPREAD, BestOf
+from dpalign.dial.chat.speakers import Ask, Piece, Speaker
 from dpalign.dial.chat.terminal import GAP, STYLES, Terminal
 from dpalign.dial.dial import Dial
 from dpalign.page.words import arithmetic, degrees, number
@@ -51,7 +51,7 @@ class Turn:
             "preference": None if self.preference is None else self.preference.weights,
             "rewards": None if self.rewards is None else dict(self.rewards),
             "warnings": list(self.warnings),
-            "best_of": None if self.best_of is None else dict(vars(self.best_of)),
+            "best_of": None if self.best_of is None else self.best_of.model_dump(),
         }
 
 

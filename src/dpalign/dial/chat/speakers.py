@@ -15,22 +15,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, get_args
 
-from dpalign.dial.best_of import SPREAD, Chosen, draw_best
+from dpalign.dial.best_of import SPREAD, BestOf, draw_best
 from dpalign.dial.dial import Dial
-from dpalign.dial.server.generation import Drawn as Answer
-from dpalign.dial.server.generation import GenerationError, Sampling, collect
-from dpalign.dial.server.generation import Generator as Engine
-from dpalign.dial.server.limits import Limits
+from dpalign.dial.server.engine import (
+    Answer,
+    GenerationError,
+    Limits,
+    Sampling,
+    collect,
+    open_generator,
+    open_rewards,
+)
+from dpalign.dial.server.engine import Generator as Engine
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
 from dpalign.rows import Message
 from dpalign.run.environment import settle_threads
 
 if TYPE_CHECKING:
-    from dpalign.dial.server.rewards import Rewards
+    from dpalign.dial.server.engine import Rewards
     from dpalign.train.contract import Contract
 
-BestOf = Chosen
 _T = TypeVar("_T")
 
 TIMEOUT: Final = 300.0
@@ -124,17 +129,13 @@ def open_local(
     if reward and contract is None:
         raise ValueError(f"--reward: {folder} has no dpa.json that says which heads its objectives read")
     settle_threads(threads, for_torch=True)
-    from argparse import Namespace
-
     from transformers.utils import logging
 
-    from dpalign.dial.server.batching import BatchingGenerator
-    from dpalign.dial.server.run import open_rewards
-
     logging.disable_progress_bar()
-    asked = Namespace(reward=reward, reward_template=reward_template, dtype=dtype)
-    rewards = None if contract is None else open_rewards(asked, folder, contract)
-    return Local(name, contract, BatchingGenerator(str(folder), rows=Limits.max_n, dtype=dtype), rewards)
+    rewards = None
+    if contract is not None:
+        rewards = open_rewards(folder, contract, reward=reward, template=reward_template, dtype=dtype)
+    return Local(name, contract, open_generator(folder, rows=Limits.max_n, dtype=dtype), rewards)
 
 
 class Local:
@@ -212,7 +213,7 @@ class Local:
 
         spread = SPREAD if ask.spread is None else ask.spread
         best = await draw_best(self.dial, ask.preference, n, spread, ask.seed, draw=draw, score=score)
-        return Piece(best.answer.text, best.answer.finish, choice=best.chosen)
+        return Piece(best.text, best.finish, choice=best.report)
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         """See `Speaker.rewards`."""
@@ -316,7 +317,7 @@ class Remote:
                     (choice.get("delta") or {}).get("content") or "",
                     choice.get("finish_reason"),
                     tuple(map(str, chunk.get("warnings") or ())),
-                    BestOf.from_json(chunk["best_of"]) if chunk.get("best_of") else None,
+                    BestOf.model_validate(chunk["best_of"]) if chunk.get("best_of") else None,
                 )
         except (OSError, http.client.HTTPException) as error:
             raise ValueError(f"{self.base}: the answer broke off ({error})") from error

@@ -1,1 +1,14 @@
-"""The OpenAI-compatible server, and its page."""
+"""The OpenAI-compatible server and its page.
+
+A request becomes an order, the engine answers the order, and its answers go out as chunks:
+
+    command.py              `dpa serve`: options, loading, the server's life
+    guard.py                key, host, body size, clients that leave, and the count of requests
+    app.py                  the routes
+    shapes.py               OpenAI's requests, responses and errors
+    service.py              request -> order -> answers; the line that requests wait in; metrics
+    engine.py               what an engine is; limits; the reward model
+    transformers_engine.py  the engine on transformers
+    vllm_engine.py          the engine on vLLM
+    text.py                 chats to tokens, tokens to text
+"""

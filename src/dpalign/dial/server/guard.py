@@ -1,154 +1,181 @@
-"""What stands before the app: the key, the host, the size of a body, and the count of it all."""
+"""The middleware before the routes: key, host, body size, clients that leave or stop reading, and counting."""
 
 import asyncio
 import hashlib
 import hmac
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
-from starlette.middleware.cors import CORSMiddleware
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dpalign.dial.server.limits import Limits
-from dpalign.dial.server.metrics import Metrics
-from dpalign.dial.server.refusals import Refusal, closing, refusal_of
+from dpalign.dial.server.engine import Closing
+from dpalign.dial.server.service import Service
+from dpalign.dial.server.shapes import ApiError, api_error
 
 log = logging.getLogger("dpalign.dial")
 
 ROUTES: Final = ("/v1/chat/completions", "/v1/dial", "/v1/models", "/v1/rewards", "/health", "/metrics", "/")
+"""Paths that are counted by name."""
 DRAINED: Final = 8
-"""How many times the largest body is read and thrown away, so that its sender comes to read the refusal."""
+"""An oversized body is read up to this many times the limit, so that its sender gets to read the error."""
+
+
+class Gone(Exception):
+    """The client has left, or reads no more."""
 
 
 class Guard:
-    """Refuses requests that no handler need see.
+    """Answers the requests that no route needs to see, and ends those whose client has left.
 
     Args:
-        key: what clients give as a bearer token for /v1 and /metrics; None asks for none.
-        hosts: the names by which a browser may call this server; None takes any. A page of another site that has its
-            own name resolved to this machine cannot read answers that way.
-        origins: sites whose pages may call this server from a browser. Their browsers ask first whether they may,
-            without the key; and they read a refusal as they read an answer.
+        key: the bearer token for /v1 and /metrics; None asks for none.
+        hosts: names by which a browser may call this server; None takes any. A page of another site cannot read answers
+            through a name of its own that points to this machine.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        limits: Limits,
-        metrics: Metrics,
-        key: str | None,
-        hosts: Collection[str] | None,
-        origins: Sequence[str] = (),
+        self, app: ASGIApp, service: Service, key: str | None = None, hosts: Collection[str] | None = None
     ) -> None:
-        self.app, self.limits, self.metrics, self.hosts = app, limits, metrics, hosts
+        self.app, self.service, self.hosts = app, service, hosts
+        self.limits, self.metrics = service.limits, service.metrics
         self.key = None if key is None else _digest(key)
-        self.closing = False
         self.bodies = 0
         """Requests whose bodies are held."""
-        self.entry: ASGIApp = self._guarded
-        if origins:
-            self.entry = CORSMiddleware(
-                self._guarded, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
-            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.entry(scope, receive, send)
-
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = perf_counter(), 0
-
-        async def counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        start, reply = perf_counter(), _Reply(send, self.limits.read_seconds)
         try:
-            await self._pass(scope, receive, counted)
+            await self._answer(scope, receive, reply)
+        except Gone:
+            self.metrics.gone.inc()
         except Exception as error:
-            if not status:
-                await refusal_of(error).response()(scope, receive, counted)
-            elif status < 500:  # an answer that broke off; the app answers other errors, and raises them all the same
+            if reply.status:
                 log.error("an answer broke off", exc_info=error)
+            else:
+                await api_error(error).response()(scope, receive, reply)
         finally:
             route = _route(scope["path"])
-            self.metrics.requests.labels(route, str(status or 499)).inc()
+            self.metrics.requests.labels(route, str(reply.status or 499)).inc()
             self.metrics.seconds.labels(route).observe(perf_counter() - start)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply") -> None:
+        headers = Headers(scope=scope)
         self._check(scope["path"], headers)
         if scope["method"] != "POST":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, reply)
             return
         if self.bodies >= self.limits.max_held:
-            raise Refusal(429, "the server is busy", code="busy", headers={"Retry-After": "1"})
+            raise ApiError(429, "the server is busy", code="busy", headers={"Retry-After": "1"})
         self.bodies += 1
         try:
-            await self.app(scope, _replayed(await self._body(headers, receive), receive), send)
+            body = await self._body(headers, receive)
+            await _unless_gone(self.app, scope, body, receive, reply)
         finally:
             self.bodies -= 1
 
-    def _check(self, path: str, headers: dict[bytes, str]) -> None:
+    def _check(self, path: str, headers: Headers) -> None:
+        """Refuse a request by its head."""
         if self.hosts is not None:
-            host = headers.get(b"host", "").rpartition("@")[2].lower()
+            host = headers.get("host", "").rpartition("@")[2].lower()
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
             if name not in self.hosts:
-                raise Refusal(403, f"this server answers as {', '.join(sorted(self.hosts))} only", code="wrong_host")
-        if self.key is not None and (path.startswith("/v1/") or path.startswith("/metrics")):
-            scheme, _, given = headers.get(b"authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self.key):
-                what = "a wrong API key" if given else "no API key; give one as Authorization: Bearer KEY"
-                challenge = {"WWW-Authenticate": "Bearer"}
-                raise Refusal(401, what, code="invalid_api_key", headers=challenge)
-        if self.closing:
-            raise closing()
+                raise ApiError(403, f"this server answers as {', '.join(sorted(self.hosts))} only", code="wrong_host")
+        if self.key is not None and path.startswith(("/v1/", "/metrics")):
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(token.strip()), self.key):
+                what = "a wrong API key" if token else "no API key; give one as Authorization: Bearer KEY"
+                raise ApiError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        if self.service.closing:
+            raise Closing
 
-    async def _body(self, headers: dict[bytes, str], receive: Receive) -> bytes:
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body.
 
         Raises:
-            Refusal: it is too large, or too slow, or its sender has gone.
+            ApiError: it is too large or too slow.
+            Gone: its sender has left.
         """
         limit = self.limits.max_body
-        told = headers.get(b"content-length", "")
-        taken, chunks = 0, []
+        declared = headers.get("content-length", "")
+        size, chunks, more = 0, [], True
         try:
             async with asyncio.timeout(self.limits.body_seconds):
-                more: Any = True
-                while more and taken <= DRAINED * limit:
+                while more and size <= DRAINED * limit:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refusal(400, "the client left before its request was whole")
+                        raise Gone
                     chunk, more = message.get("body", b""), message.get("more_body", False)
-                    taken += len(chunk)
-                    if taken <= limit:
+                    size += len(chunk)
+                    if size <= limit:
                         chunks.append(chunk)
         except TimeoutError:
-            raise Refusal(408, f"the body took more than {self.limits.body_seconds:g} s", code="timeout") from None
-        if taken > limit or (told.isdecimal() and int(told) > limit):
-            raise Refusal(413, f"a body of more than {limit} bytes", code="request_too_large")
+            raise ApiError(408, f"the body took more than {self.limits.body_seconds:g} s", code="timeout") from None
+        if size > limit or (declared.isdecimal() and int(declared) > limit):
+            raise ApiError(413, f"a body of more than {limit} bytes", code="request_too_large")
         return b"".join(chunks)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """What hands out a whole body, and then whatever comes."""
-    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+class _Reply:
+    """Sends a response, and knows how far it got.
+
+    Args:
+        seconds: how long the client may leave what is sent unread; it would keep its place in line for good.
+    """
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self.send, self.seconds = send, seconds
+        self.status = 0
+        self.whole = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        self.whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        try:
+            async with asyncio.timeout(self.seconds):
+                await self.send(message)
+        except TimeoutError:
+            raise Gone from None
+
+
+async def _unless_gone(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, reply: _Reply) -> None:
+    """Answer a request whose body is here; cancel the work when its client leaves.
+
+    Raises:
+        Gone: it has left.
+    """
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
-        return whole.pop() if whole else await receive()
+        if not messages:
+            await asyncio.Event().wait()  # nothing more comes: leaving is noticed here
+        return messages.pop()
 
-    return replayed
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    work = asyncio.ensure_future(app(scope, replayed, reply))
+    leaving = asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done() and not reply.whole:
+            raise Gone
+        await work
+    finally:
+        for task in (work, leaving):
+            task.cancel()
+        await asyncio.gather(work, leaving, return_exceptions=True)
 
 
 def _digest(key: str) -> bytes:
-    """Of one length whatever the key's, so that comparing tells nothing of it."""
+    """Of one length for every key, so that the time of a comparison tells nothing."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 

@@ -1,15 +1,61 @@
-"""Tokens to text a piece at a time: no half characters, and no beginnings of stop strings."""
+"""Chats to tokens, by the model's own chat template; tokens to text, piece by piece.
 
-from collections.abc import Callable, Collection, Sequence
+Pieces hold no half characters and no beginnings of stop strings.
+"""
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer decodes the first bytes of a character to."""
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
+
+from jinja2.exceptions import TemplateError
+from transformers import AutoTokenizer
+
+from dpalign.rows import Message
+
+UNFINISHED: Final = "\N{REPLACEMENT CHARACTER}"
+"""A tokenizer decodes the first bytes of a character to this."""
+
+
+class Prompts:
+    """Writes prompts in its own thread, so that a long one does not hold up the answers that are being sent."""
+
+    def __init__(self, folder: str) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+
+    async def ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
+        """A prompt up to where its answer begins; the template writes the direction and all special tokens.
+
+        Raises:
+            ValueError: the template refuses the chat or the direction.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self._ids, messages, preference)
+
+    def _ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
+        arguments: dict[str, Any] = {} if preference is None else {"preference": dict(preference)}
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, **arguments
+            )
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template refuses this: {error}") from error
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def close(self) -> None:
+        self.thread.shutdown(wait=False, cancel_futures=True)
+
+
+def decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
+    """The text of tokens, without special ones and without clean-up."""
+    return partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 class Detokenizer:
     """The text of a growing list of tokens.
 
-    The pieces and the last flush join to what decoding all tokens at once gives. Special tokens have no text; they are
+    The pieces and the last flush join to what decoding all tokens at once gives. Special tokens have no text. They are
     left out before decoding, as a tokenizer that skips them does.
 
     Args:
@@ -20,7 +66,8 @@ class Detokenizer:
     def __init__(self, decode: Callable[[list[int]], str], special: Collection[int] = ()) -> None:
         self.decode, self.special = decode, special
         self.ids: list[int] = []
-        self.start = self.read = 0  # the text of ids[start:read] is out, and gives the next tokens their surroundings
+        # the text of ids[start:read] is out; it gives the next tokens their surroundings
+        self.start = self.read = 0
 
     def push(self, token: int) -> str:
         if token in self.special:
@@ -29,15 +76,15 @@ class Detokenizer:
         return self._new(whole=True)
 
     def flush(self) -> str:
-        """What has been held back, even where no whole character came of it."""
+        """What was held back, even if it is no whole character."""
         return self._new(whole=False)
 
     def _new(self, whole: bool) -> str:
-        out, now = self.decode(self.ids[self.start : self.read]), self.decode(self.ids[self.start :])
-        if len(now) <= len(out) or (whole and now.endswith(UNFINISHED)):
+        shown, now = self.decode(self.ids[self.start : self.read]), self.decode(self.ids[self.start :])
+        if len(now) <= len(shown) or (whole and now.endswith(UNFINISHED)):
             return ""
         self.start, self.read = self.read, len(self.ids)
-        return now[len(out) :]
+        return now[len(shown) :]
 
 
 class StopStrings:
@@ -52,9 +99,9 @@ class StopStrings:
         if not self.stops:
             return text, False
         self.held += text
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if found:
-            return self.held[: min(found)], True
+        places = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
+        if places:
+            return self.held[: min(places)], True
         keep = max(_overlap(self.held, stop) for stop in self.stops)
         shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return shown, False
@@ -74,7 +121,7 @@ class AnswerText:
         """What these tokens add, and whether a stop string ended the answer.
 
         Args:
-            last: no more will come; nothing is held back.
+            last: no more tokens will come; nothing is held back.
         """
         text = "".join(map(self.detokenizer.push, tokens))
         shown, stopped = self.stops.push(text + self.detokenizer.flush() if last else text)

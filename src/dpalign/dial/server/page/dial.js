@@ -2,9 +2,8 @@
 // A direction is kept as weights in the order of the objectives; over two they lie on the circle.
 
 import { Arc } from "./arc.js";
-import { at, degrees, element, SIDES } from "./draw.js";
+import { at, clamp, degrees, element, number, SIDES } from "./draw.js";
 import { angleOf, arithmetic, ofAngle, senses, unit, within } from "./direction.js";
-import { Sliders } from "./sliders.js";
 
 export class Dial {
   // contract: what /v1/dial says; changed(settled) is called at every turn, settled once a turn has ended
@@ -109,5 +108,86 @@ export class Dial {
       warning.hidden = !warning.textContent;
       if (input && document.activeElement !== input) input.value = Number(this.angle(side).toFixed(1)) || 0;
     }
+  }
+}
+
+// A weight from -1 to 1 for each of more than two objectives, for each side.
+class Sliders {
+  constructor(dial) {
+    this.dial = dial;
+    at("sliders").hidden = false;
+    this.inputs = {};
+    for (const side of SIDES) {
+      const group = element("fieldset", { className: side }, element("legend", {}, side));
+      this.inputs[side] = this.dial.objectives.map((name, k) => {
+        const input = element("input", { type: "range", min: -1, max: 1, step: 0.01 });
+        const value = element("output");
+        input.setAttribute("aria-label", `${side}: ${name}`);
+        const read = (settled) => {
+          const weights = [...this.dial.weights[side]];
+          weights[k] = Number(input.value);
+          this.dial.turn(side, weights, settled);
+        };
+        input.addEventListener("input", () => read(false));
+        input.addEventListener("change", () => read(true));
+        group.append(element("label", {}, element("span", {}, name), input, value));
+        return { input, value };
+      });
+      at("sliders").append(group);
+    }
+  }
+
+  draw() {
+    for (const side of SIDES) {
+      const largest = Math.max(1, ...this.dial.weights[side].map(Math.abs));
+      this.inputs[side].forEach(({ input, value }, k) => {
+        const weight = this.dial.weights[side][k] / largest;
+        if (Number(input.value) !== weight) input.value = weight;
+        value.textContent = number(weight, 2);
+      });
+      this.inputs[side][0].input.closest("fieldset").hidden = !this.dial.shown.includes(side);
+    }
+  }
+}
+
+// How many answers are drawn for each that is shown: the server's best_of, where it has a reward model to choose.
+export class Best {
+  // contract: what /v1/dial says; changed() is called when another number is chosen
+  constructor(contract, changed) {
+    this.most = contract.max_best_of || 1;
+    this.box = at("best");
+    const offered = [2, 4, 8, 16].filter((n) => n < this.most);
+    for (const n of [1, ...offered, this.most]) this.offer(n);
+    this.box.disabled = this.most < 2;
+    this.box.addEventListener("change", () => {
+      this.draw();
+      changed();
+    });
+    this.draw();
+  }
+
+  offer(n) {
+    if ([...this.box.options].some((one) => Number(one.value) === n)) return;
+    this.box.append(element("option", { value: n }, n === 1 ? "one answer" : `the best of ${n}`));
+  }
+
+  get n() {
+    return Number(this.box.value);
+  }
+
+  // An address may name a number that is not offered; more than the server draws are as many as it draws.
+  set n(wanted) {
+    const n = clamp(Math.round(wanted), 1, this.most);
+    this.offer(n);
+    this.box.value = n;
+    this.draw();
+  }
+
+  draw() {
+    at("best-note").textContent = this.box.disabled
+      ? "The best of several needs a reward model: dpa serve --reward"
+      : this.n > 1
+        ? "Drawn around the direction, chosen by the reward model; it comes when all are drawn."
+        : "";
   }
 }

@@ -1,12 +1,10 @@
 // One page over the server's own API: a dial, a chat at two directions, an address that restores both.
 import * as api from "./api.js";
-import { fill } from "./answering.js";
-import { Best } from "./best.js";
-import { Dial } from "./dial.js";
-import { at, SIDES } from "./draw.js";
+import { Best, Dial } from "./dial.js";
+import { at, element, SIDES } from "./draw.js";
 import { Front } from "./front.js";
 import { readAddress, writeAddress } from "./address.js";
-import { Turn } from "./turns.js";
+import { fill, Turn } from "./turns.js";
 
 const DEFAULTS = { seed: 0, temperature: 0.7 }; // the server says which temperature is its own
 
@@ -39,8 +37,21 @@ async function open() {
   front = new Front(contract);
   dial = new Dial(contract, turned);
   best = new Best(contract, () => turned(true));
+  suggest(contract.note, contract.questions ?? []);
   at("two").parentNode.hidden = !contract.objectives.length;
   restore();
+}
+
+// A model of a small language says so, and offers questions that it can answer.
+function suggest(note, questions) {
+  at("note").textContent = note ?? "";
+  at("note").hidden = !note;
+  if (questions.length) at("question").placeholder = `For example: ${questions[0]}`;
+  for (const question of questions) {
+    const button = element("button", { type: "button" }, question);
+    button.addEventListener("click", () => !asking && !at("send").disabled && ask(question));
+    at("questions").append(button);
+  }
 }
 
 function turned(settled) {

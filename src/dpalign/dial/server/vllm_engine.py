@@ -1,23 +1,21 @@
-"""The generator on vLLM: its asynchronous engine, in a process of its own, behind our API.
+"""The engine on vLLM: its asynchronous engine, in its own process, behind our API.
 
-Prompts are rendered here, by the model's own chat template, and go to vLLM as tokens: they are the same as with the
-transformers generator, and so are the checks in front of them. So is the text: vLLM's own keeps the space that the
-prompt leaves before a first word. It is told the stop strings all the same, and ends its work at them.
+Prompts are rendered here, by the model's own chat template, and go to vLLM as tokens. They are the same as with the
+transformers engine, and so are the checks before them. The text is made here too, because vLLM's own keeps the space
+that the prompt leaves before a first word. vLLM still gets the stop strings, so that it ends its work at them.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from dpalign.dial.server.generation import Delta, Finish, GenerationError, Sampling
-from dpalign.dial.server.prompts import Prompts
-from dpalign.dial.server.text import AnswerText, Detokenizer
+from dpalign.dial.server.engine import Delta, Finish, GenerationError, Sampling
+from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
 from dpalign.engines.knobs import Engines
 from dpalign.engines.vllm_start import CPU_BLOCK, require_vllm
 from dpalign.rows import Message
@@ -27,7 +25,7 @@ ENVIRONMENT: Final = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-"""What vLLM reads when it is imported; what is set already stays."""
+"""vLLM reads these when it is imported; a value that is set already stays."""
 
 _CPU_CACHE: Final = 1 << 30
 """Bytes of keys and values without a GPU, where vLLM's own default takes nearly all memory."""
@@ -61,11 +59,11 @@ class VllmGenerator:
 
         self.prompts = Prompts(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self.decode = decoder_of(tokenizer)
         self.special = frozenset(tokenizer.all_special_ids)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = str(getattr(config, "dtype", None) or "auto").removeprefix("torch.")
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": folder,
             "dtype": stored if dtype == "auto" else dtype,  # vLLM's own "auto" rounds float32 weights
             "max_num_seqs": rows,
@@ -77,13 +75,13 @@ class VllmGenerator:
             "disable_log_stats": True,
         }
         if torch.cuda.is_available():
-            asked["gpu_memory_utilization"] = settings.gpu_memory
+            arguments["gpu_memory_utilization"] = settings.gpu_memory
         else:  # its CPU engine dies where the prefill of a seeded request is split
             context = max_model_len or int(getattr(config, "max_position_embeddings", 0) or 4096)
-            asked |= {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
-            asked |= {"kv_cache_memory_bytes": _CPU_CACHE, "max_num_batched_tokens": max(context, 4096)}
+            arguments |= {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
+            arguments |= {"kv_cache_memory_bytes": _CPU_CACHE, "max_num_batched_tokens": max(context, 4096)}
         try:
-            self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**asked))
+            self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(f"{folder}: vLLM cannot start with it: {error}") from error
         self._context = int(self.engine.model_config.max_model_len)
@@ -127,14 +125,16 @@ class VllmGenerator:
             stop=list(sampling.stop),
             output_kind=RequestOutputKind.DELTA,
         )
-        drawing = self.engine.generate({"prompt_token_ids": list(prompt)}, params, uuid4().hex)
-        answers = [_Drawn(AnswerText(Detokenizer(self.decode, self.special), sampling.stop)) for _ in range(params.n)]
+        outputs = self.engine.generate({"prompt_token_ids": list(prompt)}, params, uuid4().hex)
+        answers = [
+            _VllmAnswer(AnswerText(Detokenizer(self.decode, self.special), sampling.stop)) for _ in range(params.n)
+        ]
         try:
-            async with aclosing(drawing) as outputs:
+            async with aclosing(outputs):
                 async for output in outputs:
-                    news = [delta for said in output.outputs if (delta := answers[said.index].delta(said))]
-                    if news:
-                        yield [replace(delta, index=delta.index + i) for delta in news for i in range(copies)]
+                    deltas = [delta for new in output.outputs if (delta := answers[new.index].delta(new))]
+                    if deltas:
+                        yield [replace(delta, index=delta.index + i) for delta in deltas for i in range(copies)]
                     if all(answer.finished for answer in answers):
                         return
         except GenerationError:
@@ -144,20 +144,20 @@ class VllmGenerator:
 
 
 @dataclass
-class _Drawn:
+class _VllmAnswer:
     """An answer that vLLM is drawing."""
 
     text: AnswerText
     finished: bool = False
 
-    def delta(self, said: Any) -> Delta | None:
-        """What is new of it; None where a stop string that vLLM does not see has ended it before."""
+    def delta(self, new: Any) -> Delta | None:
+        """What is new in it; None where a stop string that vLLM does not see has ended it before."""
         if self.finished:
             return None
         reasons: dict[str | None, Finish | None] = {None: None, "stop": "stop", "length": "length"}
-        if said.finish_reason not in reasons:
-            raise GenerationError(f"vLLM ended an answer: {said.finish_reason}")
-        finish = reasons[said.finish_reason]
-        text, stopped = self.text.push(said.token_ids, last=finish is not None)
+        if new.finish_reason not in reasons:
+            raise GenerationError(f"vLLM ended an answer: {new.finish_reason}")
+        finish = reasons[new.finish_reason]
+        text, stopped = self.text.push(new.token_ids, last=finish is not None)
         self.finished = stopped or finish is not None
-        return Delta(said.index, text, len(said.token_ids), "stop" if stopped else finish)
+        return Delta(new.index, text, len(new.token_ids), "stop" if stopped else finish)

@@ -1,0 +1,310 @@
+"""The routes: OpenAI's chat completions with a dial, what the page needs, health and metrics; and the server itself."""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from time import time
+from typing import Any, Final
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from dpalign import __version__
+from dpalign.dial.best_of import BestOf
+from dpalign.dial.server.engine import Finish, collect
+from dpalign.dial.server.guard import Guard
+from dpalign.dial.server.service import Order, Service, unknown_model
+from dpalign.dial.server.shapes import ApiError, ChatRequest, Choice, Completion, RewardRequest, Usage, api_error
+
+PAGE: Final = Path(__file__).parent / "page"
+"""The web page's files."""
+
+PAGE_HEADERS: Final = {
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+"""Of the page's files. The page states the rest of its policy itself, but only a header can forbid frames around it. A
+browser asks each time whether a file has changed: a page of an earlier version never meets this server."""
+
+
+def create_app(
+    service: Service,
+    *,
+    key: str | None = None,
+    hosts: Collection[str] | None = None,
+    origins: Sequence[str] = (),
+) -> FastAPI:
+    """The app with its middleware.
+
+    Args:
+        key: asked of clients of /v1 and /metrics.
+        hosts: see `Guard`.
+        origins: sites whose pages may call this server from a browser.
+    """
+
+    @contextlib.asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        await service.generator.start()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="dpalign",
+        version=__version__,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+    )
+    app.add_middleware(Guard, service=service, key=key, hosts=hosts)
+    if origins:
+        # outside the guard: a browser asks without the key whether it may call, and reads refusals too
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+        )
+    for error in (RequestValidationError, HTTPException):
+        app.add_exception_handler(error, _in_openais_shape)
+    _add_chat(app, service)
+    _add_models(app, service)
+    _add_operations(app, service)
+    app.mount("/", _PageFiles(directory=PAGE, html=True))
+    return app
+
+
+async def _in_openais_shape(request: Request, error: Exception) -> Response:
+    """Errors of FastAPI's own; the guard answers all others."""
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        what = f"{request.method} {request.url.path}: {error.detail}"
+        error = ApiError(error.status_code, what, headers=error.headers)
+    return api_error(error).response()
+
+
+class _PageFiles(StaticFiles):
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
+# --- chat ---
+
+
+def _add_chat(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", response_model=Completion, response_model_exclude_unset=True)
+    async def chat(request: ChatRequest, response: Response) -> Any:
+        """Answers to a chat, at a direction if one is asked for."""
+        order = await service.order(request)
+        warnings = " | ".join(order.warnings).encode("ascii", "replace").decode()
+        headers = {"x-dpa-warning": warnings} if warnings else {}
+        if request.stream:
+            options = request.stream_options
+            chunks = _chunks(service, order, with_usage=bool(options and options.include_usage))
+            first = await anext(chunks)  # what fails before it has a status of its own
+            return _EventStream(_events(first, chunks), headers=headers)
+        response.headers.update(headers)
+        return await _completion(service, order)
+
+
+async def _completion(service: Service, order: Order) -> Completion:
+    async with aclosing(service.answers(order)) as stream:
+        answers = await collect(stream, order.sampling.n)
+    choices = [
+        Choice(
+            index=i,
+            message={"role": "assistant", "content": answer.text, "refusal": None},
+            logprobs=None,
+            finish_reason=answer.finish,
+        )
+        for i, answer in enumerate(answers)
+    ]
+    tokens = sum(answer.tokens for answer in answers)
+    fields = _head(service, "chat.completion") | _direction(order) | _report(answers[0].report)
+    return Completion(**fields, choices=choices, usage=Usage.of(len(order.prompt), tokens))
+
+
+async def _chunks(service: Service, order: Order, *, with_usage: bool) -> AsyncGenerator[list[Completion], None]:
+    """The chunks of a streamed completion, in lists that are sent together."""
+    head = _head(service, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
+
+    def chunk(index: int, delta: dict[str, str], finish: Finish | None = None, **more: Any) -> Completion:
+        choice = Choice(index=index, delta=delta, logprobs=None, finish_reason=finish)
+        return Completion(**head, choices=[choice], **more)
+
+    opening = [chunk(i, {"role": "assistant", "content": ""}, **_direction(order)) for i in range(order.sampling.n)]
+    tokens = 0
+    async with aclosing(service.answers(order)) as stream:
+        async for deltas in stream:
+            tokens += sum(delta.tokens for delta in deltas)
+            texts: dict[int, str] = {}  # all new text of an answer goes into one chunk
+            for delta in deltas:
+                texts[delta.index] = texts.get(delta.index, "") + delta.text
+            pieces = [chunk(index, {"content": text}) for index, text in texts.items() if text]
+            ends = [chunk(d.index, {}, d.finish, **_report(d.report)) for d in deltas if d.finish is not None]
+            yield opening + pieces + ends
+            opening = []
+    if with_usage:
+        yield [Completion(**head | {"usage": Usage.of(len(order.prompt), tokens)}, choices=[])]
+
+
+async def _events(
+    first: list[Completion], chunks: AsyncGenerator[list[Completion], None]
+) -> AsyncGenerator[bytes, None]:
+    """Chunks as server-sent events; an error ends them as one more."""
+
+    def encoded(some: list[Completion]) -> bytes:
+        return b"".join(
+            format_sse_event(data_str=chunk.model_dump_json(exclude_unset=True, ensure_ascii=True)) for chunk in some
+        )
+
+    async with aclosing(chunks):
+        yield encoded(first)
+        try:
+            async for some in chunks:
+                yield encoded(some)
+        except Exception as error:
+            yield format_sse_event(data_str=api_error(error).json())
+    yield format_sse_event(data_str="[DONE]")
+
+
+class _EventStream(EventSourceResponse):
+    """Closes the events with the response, so that an answer nobody waits for ends at once."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
+        super().__init__(events, headers=headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self.events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self.events):
+            await super().__call__(scope, receive, send)
+
+
+def _head(service: Service, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time()),
+        "model": service.name,
+        "system_fingerprint": f"dpalign-{__version__}",
+    }
+
+
+def _direction(order: Order) -> dict[str, Any]:
+    """Fields that OpenAI's completions have not: the direction as it was read, and warnings."""
+    v = order.preference
+    weights = None if v is None else {name: round(w, 6) + 0.0 for name, w in v.weights.items()}
+    return {"preference": weights, "warnings": list(order.warnings)}
+
+
+def _report(best_of: BestOf | None) -> dict[str, BestOf]:
+    return {} if best_of is None else {"best_of": best_of}
+
+
+# --- the other routes ---
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    def model() -> dict[str, Any]:
+        return {
+            "id": service.name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "dpalign",
+            "max_model_len": service.generator.context,
+            "dial": service.dial.to_json(),
+        }
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        if name.partition("@")[0] != service.name:
+            raise unknown_model(name, service.name)
+        return model()
+
+    @app.get("/v1/dial")
+    async def dial() -> dict[str, Any]:
+        """What a client needs to draw the dial."""
+        return {
+            **service.dial.to_json(),
+            "model": service.name,
+            "rewards": service.rewards is not None,
+            "max_best_of": service.max_best_of,
+            "temperature": service.temperature,
+            "note": service.dial.note,
+            "questions": service.dial.questions,
+        }
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/rewards")
+    async def rewards(request: RewardRequest) -> dict[str, dict[str, float]]:
+        """What an answer to a chat earns on each objective."""
+        async with service.scoring.place():
+            reward_NK = await service.scores([message.plain() for message in request.messages], [request.response])
+        assert service.rewards is not None
+        return {"rewards": service.rewards.named(reward_NK[0])}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the engine answers; a watchdog may restart a server whose engine has died."""
+        if service.generator.failed:
+            raise ApiError(503, "the engine has died; see the log, and start the server again", code="engine_dead")
+        return {"status": "ok", "model": service.name, "version": __version__}
+
+    @app.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+# --- the server ---
+
+
+class Server(uvicorn.Server):
+    """Says where it answers. Told to stop, it takes no new requests and ends the running ones after the grace time."""
+
+    def __init__(self, app: FastAPI, service: Service, *, access_log: bool = False, log_level: str = "warning") -> None:
+        config = uvicorn.Config(
+            app,
+            log_level="info" if access_log else log_level,
+            access_log=access_log,
+            server_header=False,
+            ws="none",
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(service.limits.grace) + 5,
+        )
+        super().__init__(config)
+        self.service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or []:
+            host, port = listening.getsockname()[:2]
+            sys.stdout.write(f"{self.service.name} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
+            sys.stdout.flush()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.closing = True
+        ending = asyncio.create_task(self._end_after_grace())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_after_grace(self) -> None:
+        await asyncio.sleep(self.service.limits.grace)
+        with contextlib.suppress(Exception):
+            await self.service.generator.close()

@@ -1,0 +1,242 @@
+"""`dpa serve`: the options, loading, and the server's life."""
+
+import argparse
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dpalign.dial.server.engine import Limits, engine_of, open_generator, open_rewards
+from dpalign.engines.knobs import Engines
+from dpalign.run.environment import settle_threads
+
+if TYPE_CHECKING:
+    from dpalign.dial.server.service import Service
+
+log = logging.getLogger("dpalign.dial")
+
+KEY: Final = "DPA_API_KEY"
+"""The environment variable with the API key."""
+
+LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""Names by which a browser on this machine calls a server that has no key."""
+
+LIMITS: Final = {
+    "max_tokens": ("N", "most tokens of an answer; also the default of a request (default: %(default)s)"),
+    "max_prompt": ("N", "most tokens of a prompt (default: what the model's context holds)"),
+    "max_n": ("N", "most answers per request, and most that best_of chooses from (default: %(default)s)"),
+    "max_body": ("BYTES", "most bytes of a request (default: %(default)s)"),
+    "max_concurrent": ("N", "requests answered at a time; others wait (default: %(default)s)"),
+    "max_queue": ("N", "requests that wait; others get 429 (default: %(default)s)"),
+    "grace": ("SECONDS", "time for running answers when the server is told to stop (default: %(default)g)"),
+}
+"""The limits that have an option: what its value is called, and its help."""
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add = parser.add_argument
+    text = "an export, a finished policy's folder, or a run's folder (its last policy)"
+    add("model", type=Path, metavar="MODEL", help=text)
+    add("--name", metavar="NAME", help="the model's name for clients (default: the folder's)")
+    text = "a reward folder, for /v1/rewards and best_of (default: the one inside MODEL, if any)"
+    add("--reward", metavar="DIR", help=text)
+    text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
+    add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
+    add("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s, this machine alone)")
+    add("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    text = f"a file with the key that clients must give (default: the environment variable {KEY}; without either, none)"
+    add("--api-key-file", type=Path, metavar="FILE", help=text)
+    text = "a site whose pages may call this server from a browser, such as https://example.org; may be repeated"
+    add("--allow-origin", action="append", default=[], metavar="URL", help=text)
+    text = "the engine; auto is vLLM where it is installed, else transformers (default: %(default)s)"
+    add("--engine", choices=("auto", "transformers", "vllm"), default="auto", help=text)
+    text = "data type of the weights: auto, float32, bfloat16 or float16 (default: %(default)s, as stored)"
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=text)
+    text = "with vLLM: GPUs that the model is split over (default: 1)"
+    add("--tensor-parallel", type=int, metavar="N", help=text)
+    text = "with vLLM: share of each GPU for weights and cache; leave room for a reward model "
+    add("--gpu-memory", type=float, metavar="SHARE", help=f"{text}(default: {Engines.gpu_memory})")
+    text = "with vLLM: most tokens of a prompt and its answer (default: what the model's context holds)"
+    add("--max-model-len", type=int, metavar="N", help=text)
+    add("--rows", type=int, default=64, metavar="N", help="answers decoded side by side (default: %(default)s)")
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: torch chooses")
+    text = "temperature of a request that states none (default: %(default)s, as in section 3.2)"
+    add("--temperature", type=float, default=0.7, metavar="T", help=text)
+    for name, (metavar, text) in LIMITS.items():
+        default = getattr(Limits, name)
+        add(f"--{name.replace('_', '-')}", type=type(default), default=default, metavar=metavar, help=text)
+    add("--access-log", action="store_true", help="log a line per request; never a key, a prompt or an answer")
+
+
+def serve(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Answer until told to stop.
+
+    Raises:
+        ValueError: an option, a folder or a missing library; says what to do.
+    """
+    if overrides:
+        raise ValueError(f"serve takes no knobs of a recipe: {' '.join(overrides)}")
+    limits = limits_of(arguments)
+    engine = engine_of(arguments.engine)
+    vllm_of(arguments)
+    key = api_key(arguments.api_key_file)
+    for extra, modules in (("serve", ("fastapi", "uvicorn", "prometheus_client")), ("vllm", ("vllm",))):
+        missing = [module for module in modules if find_spec(module) is None]
+        if missing and (extra == "serve" or engine == "vllm"):
+            raise ValueError(f"{missing[0]} is not installed; in a clone: pip install -e '.[{extra}]'")
+    settle_threads(arguments.threads, for_torch=True)
+    sys.setswitchinterval(0.0005)  # decoding and sending share the interpreter: neither should wait long for the other
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    log.info("engine: %s", engine)
+    local = _is_local(arguments.host)
+    if not local and key is None:
+        log.warning(
+            "listening at %s without a key: anyone who reaches this machine can use the model; give --api-key-file",
+            arguments.host,
+        )
+    with _listen(arguments.host, arguments.port) as listening:
+        from dpalign.dial.server.app import Server, create_app
+
+        service = build(arguments, limits)
+        hosts = LOCAL_NAMES | {arguments.host} if local and key is None else None
+        app = create_app(service, key=key, hosts=hosts, origins=arguments.allow_origin)
+        server = Server(app, service, access_log=arguments.access_log)
+
+        def stop(*_: object) -> None:
+            server.should_exit = True
+
+        # until uvicorn listens to the signals, and when it raises them again at its end
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        server.run(sockets=[listening])
+
+
+def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
+    """Load model, dial and reward model.
+
+    Raises:
+        ValueError: what is wrong with which folder.
+    """
+    from dpalign.dial.dial import Dial
+    from dpalign.dial.export.card_figures import front_of
+    from dpalign.dial.export.source import find_source, opened
+    from dpalign.dial.server.service import Service
+
+    name, _, contract_folder = opened(arguments.model)
+    name = arguments.name or name
+    if "@" in name or not name.strip():
+        raise ValueError(f"--name {name!r}: a name without '@', which divides it from a direction")
+    dial = Dial.load(contract_folder)
+    source = find_source(arguments.model, None, None, None)
+    dial = replace(dial, population=source.contract.population, front=source.contract.front or front_of(source))
+    engines, max_model_len = vllm_of(arguments)
+    rewards = open_rewards(
+        source.model,
+        source.contract,
+        reward=arguments.reward,
+        template=arguments.reward_template,
+        dtype=arguments.dtype,
+    )
+    generator = open_generator(
+        source.model,
+        engine=arguments.engine,
+        rows=arguments.rows,
+        dtype=arguments.dtype,
+        engines=engines,
+        max_model_len=max_model_len,
+    )
+    return Service(name, dial, generator, limits, rewards=rewards, temperature=arguments.temperature)
+
+
+# --- options ---
+
+
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """The limits that the command line sets.
+
+    Raises:
+        ValueError: one that no server can keep.
+    """
+    limits = Limits(**{name: getattr(arguments, name) for name in LIMITS})
+    if arguments.rows < limits.max_n:
+        raise ValueError(f"--rows {arguments.rows}: fewer than the {limits.max_n} answers of --max-n")
+    if not 0 <= arguments.temperature <= 2:
+        raise ValueError(f"--temperature {arguments.temperature}: 0 to 2")
+    if not 0 <= arguments.port < 65536:
+        raise ValueError(f"--port {arguments.port}: 0 to 65535")
+    return limits
+
+
+def vllm_of(arguments: argparse.Namespace) -> tuple[Engines, int | None]:
+    """vLLM's options: its share of the GPUs, and the longest prompt with its answer.
+
+    Raises:
+        ValueError: another engine answers, or vLLM cannot do it.
+    """
+    values = {name: getattr(arguments, name) for name in ("tensor_parallel", "gpu_memory", "max_model_len")}
+    options = {name: value for name, value in values.items() if value is not None}
+    if engine_of(arguments.engine) != "vllm":
+        if options:
+            flag = f"--{next(iter(options)).replace('_', '-')}"
+            raise ValueError(f"{flag} is a setting of vLLM's, and transformers answers: give --engine vllm")
+        return Engines(), None
+    longest = options.pop("max_model_len", None)
+    if longest is not None and longest < 2:
+        raise ValueError(f"--max-model-len {longest}: at least 2 tokens, one of a prompt and one of its answer")
+    try:
+        return Engines(sampling="vllm", **options), longest
+    except ValueError as error:  # it names a recipe's knob first
+        knob, _, problem = str(error).partition(" ")
+        raise ValueError(f"--{knob.replace('_', '-')} {problem}") from None
+
+
+def api_key(file: Path | None) -> str | None:
+    """The key that clients must give, from a file or the environment; None where neither has one.
+
+    Raises:
+        ValueError: it is empty, or more than a word.
+    """
+    text = file.read_text(encoding="utf-8") if file is not None else os.environ.pop(KEY, None)
+    if text is None:
+        return None
+    key = text.strip()
+    if not re.fullmatch(r"[!-~]+", key):
+        where = str(file) if file is not None else KEY
+        raise ValueError(f"{where}: the key must be one word of ASCII letters, digits and signs")
+    return key
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, before the model is loaded: a port in use is known at once.
+
+    Raises:
+        ValueError: it cannot be bound.
+    """
+    listening = None
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        if listening is not None:
+            listening.close()
+        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port") from None
+    return listening
+
+
+def _is_local(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,301 @@
+"""What an engine is: it takes a prompt's tokens and streams pieces of the answers. With limits and the reward model.
+
+This module is light. torch and transformers are imported when an engine or a reward model is opened.
+
+Shapes: N answers, K objectives.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpalign.engines.knobs import Engines
+from dpalign.paper.objectives import Objective, head_indices, read_objectives
+from dpalign.paper.prompts import RewardTemplate, render_reward_input, reward_input_frame
+from dpalign.rows import Message
+
+if TYPE_CHECKING:
+    from dpalign.dial.best_of import BestOf
+    from dpalign.train.contract import Contract
+
+Array = NDArray[np.float64]
+
+Finish = Literal["stop", "length"]
+"""Why an answer ended, in OpenAI's words. "stop": end of text or a stop string. "length": max_tokens."""
+
+REWARD_BATCH_TOKENS = 8192
+"""Tokens per forward pass of the reward model, padding included."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server lets its clients ask for. The paper is silent on all of this."""
+
+    max_tokens: int = 2048
+    """Tokens per answer; also the default of a request. The released policy's."""
+    max_prompt: int = 0
+    """Tokens per prompt; 0: what the model's context holds."""
+    max_n: int = 16
+    """Answers per prompt, and answers that `best_of` chooses from."""
+    max_body: int = 1 << 20
+    """Bytes per request."""
+    body_seconds: float = 30.0
+    """How long a request's body may take to arrive."""
+    read_seconds: float = 30.0
+    """How long a client may leave a stream unread once the machine's buffers are full."""
+    max_concurrent: int = 64
+    """Requests answered at a time; others wait in line."""
+    max_queue: int = 256
+    """Requests that wait in line; others get 429."""
+    grace: float = 20.0
+    """Seconds that running answers have when the server is told to stop."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_n", "max_body", "max_concurrent"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+        for name in ("max_prompt", "max_queue", "grace"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0")
+
+    @property
+    def max_held(self) -> int:
+        """Requests whose bodies are held at a time: chats that run or wait, and the same number of scorings."""
+        return 2 * (self.max_concurrent + self.max_queue)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the answers to one prompt are drawn."""
+
+    max_tokens: int
+    n: int = 1
+    temperature: float = 0.7
+    """0 takes the likeliest token each time. 0.7 is section 3.2's."""
+    top_p: float = 1.0
+    """Below 1: draw from the fewest likeliest tokens whose probabilities reach this sum."""
+    seed: int = 0
+    """The seed, the answer's index and the token's index decide every draw, whatever else is being answered."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before the first of these."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new in one answer."""
+
+    index: int
+    """Which of the n."""
+    text: str
+    """Whole characters, and nothing that may turn out to be a stop string."""
+    tokens: int
+    """Drawn since the answer's last delta, the end of text included."""
+    finish: Finish | None = None
+    report: "BestOf | None" = None
+    """How the answer was chosen, if it is the best of several."""
+
+
+class Answer(NamedTuple):
+    """A whole answer."""
+
+    text: str
+    finish: Finish
+    tokens: int
+    report: "BestOf | None" = None
+    """See `Delta`."""
+
+
+async def collect(stream: AsyncGenerator[list[Delta], None], n: int) -> list[Answer]:
+    """The n answers of a stream, when all are whole."""
+    answers = [Answer("", "length", 0)] * n
+    async for deltas in stream:
+        for delta in deltas:
+            text, finish, tokens, report = answers[delta.index]
+            answers[delta.index] = Answer(
+                text + delta.text, delta.finish or finish, tokens + delta.tokens, delta.report or report
+            )
+    return answers
+
+
+class GenerationError(RuntimeError):
+    """The engine failed or is closing; the request is not at fault."""
+
+
+class Closing(GenerationError):
+    """The engine takes no more prompts and gives up those that it has."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+class Generator(Protocol):
+    """Answers many prompts at a time."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        ...
+
+    @property
+    def load(self) -> Mapping[str, float]:
+        """Current work: `rows` decoding, `waiting` prompts, `steps` taken so far."""
+        ...
+
+    @property
+    def failed(self) -> bool:
+        """The engine has died and will answer nothing."""
+        ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        """End what is running with a `Closing`."""
+        ...
+
+    async def prompt_ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
+        """A prompt as the model reads it: its own chat template, with the direction if any.
+
+        Raises:
+            ValueError: the template refuses it.
+        """
+        ...
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
+        """The n answers in pieces as they come; closing the stream frees their places at once.
+
+        Raises:
+            GenerationError: the engine could not go on.
+        """
+        ...
+
+
+def engine_of(name: str) -> str:
+    """The engine that "auto" stands for: vLLM where it is installed."""
+    from importlib.util import find_spec
+
+    return name if name != "auto" else "vllm" if find_spec("vllm") else "transformers"
+
+
+def open_generator(
+    model: Path,
+    *,
+    engine: str = "transformers",
+    rows: int,
+    dtype: str = "auto",
+    engines: Engines | None = None,
+    max_model_len: int | None = None,
+) -> Generator:
+    """Load a policy folder into an engine, not started yet.
+
+    Args:
+        engine: transformers, vllm or auto.
+        rows: answers decoded side by side.
+        engines: vLLM's share of the GPUs.
+        max_model_len: tokens of a prompt and its answer, with vLLM.
+
+    Raises:
+        ValueError: the engine cannot run this model here.
+    """
+    match engine_of(engine):
+        case "vllm":
+            from dpalign.dial.server.vllm_engine import VllmGenerator
+
+            settings = engines or Engines()
+            return VllmGenerator(str(model), rows=rows, settings=settings, dtype=dtype, max_model_len=max_model_len)
+        case _:
+            from dpalign.dial.server.transformers_engine import BatchingGenerator
+
+            return BatchingGenerator(str(model), rows=rows, dtype=dtype)
+
+
+class ChatTooLong(ValueError):
+    """The reward model's context does not hold the chat and its answer."""
+
+
+class Rewards:
+    """A reward model that reads the objectives of a policy's contract; one batch at a time, in its own thread.
+
+    Args:
+        source: a reward folder, a hub name or python:module:function.
+
+    Raises:
+        ValueError: an objective reads a head that the scorer lacks, or the contract names no heads.
+    """
+
+    def __init__(self, source: str, contract: "Contract", template: RewardTemplate, dtype: str = "float32") -> None:
+        from dpalign.rewards.score import load_scorer
+
+        self.template = template
+        unnamed = [name for name, heads in contract.objectives.items() if not heads]
+        if unnamed:
+            raise ValueError(f"dpa.json does not say which reward heads {unnamed[0]!r} reads; no --reward can score it")
+        self.objectives = [Objective(name, heads) for name, heads in contract.objectives.items()]
+        self.scorer = load_scorer(
+            source, contract.heads, template=template, batch_tokens=REWARD_BATCH_TOKENS, dtype=dtype
+        )
+        for objective in self.objectives:
+            head_indices(objective, self.scorer.heads)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
+
+    async def score(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
+        """What each answer to a chat earns: reward_NK, 0-100.
+
+        Raises:
+            ChatTooLong: the reward model cannot read one of them.
+            ValueError: the chat does not alternate between user and assistant.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self._score, messages, answers)
+
+    def _score(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
+        from dpalign.rewards.score import ModelScorer
+
+        reward_input_frame(messages, self.template)
+        if isinstance(self.scorer, ModelScorer):
+            longest = max((render_reward_input(messages, answer, self.template) for answer in answers), key=len)
+            tokens = len(self.scorer.tokenizer(longest)["input_ids"])
+            context = getattr(self.scorer.model.config, "max_position_embeddings", None)
+            if context and tokens > context:
+                raise ChatTooLong(f"the chat with its answer is {tokens} tokens long for the reward model's {context}")
+        reward_NH = self.scorer.score([(messages, answer) for answer in answers])
+        return read_objectives(reward_NH, self.scorer.heads, self.objectives)
+
+    def named(self, reward_K: Sequence[float]) -> dict[str, float]:
+        return {o.name: round(float(r), 3) for o, r in zip(self.objectives, reward_K, strict=True)}
+
+    def close(self) -> None:
+        self.thread.shutdown(wait=False, cancel_futures=True)
+
+
+def open_rewards(
+    model: Path,
+    contract: "Contract",
+    *,
+    reward: str | None = None,
+    template: RewardTemplate | None = None,
+    dtype: str = "auto",
+) -> Rewards | None:
+    """The reward model of a user's choice, or the one inside an export; None without either.
+
+    Args:
+        reward: a reward folder, a hub name or python:module:function.
+        template: how the reward model reads a chat; None takes the contract's word.
+
+    Raises:
+        ValueError: it cannot be read, or nothing says how it reads a chat.
+    """
+    inside = model / contract.reward if contract.reward else None
+    source = reward or (str(inside) if inside is not None and inside.is_dir() else None)
+    if source is None:
+        return None
+    from dpalign.dial.export.source import weights_folder
+
+    template = template or contract.reward_template
+    if template is None:
+        raise ValueError(f"{model}: does not say how its reward model reads a chat; give --reward-template")
+    return Rewards(str(weights_folder(Path(source))), contract, template, dtype)

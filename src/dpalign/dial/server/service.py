@@ -1,0 +1,307 @@
+"""A request becomes an order, and an order is answered: the direction, the prompt, a place in line, the engine.
+
+Every fault of a request is found before a token is drawn.
+"""
+
+import asyncio
+import math
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter, time
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from dpalign.dial.best_of import SPREAD, draw_best
+from dpalign.dial.dial import Dial
+from dpalign.dial.server.engine import Answer, Array, ChatTooLong, Delta, Generator, Limits, Rewards, Sampling, collect
+from dpalign.dial.server.shapes import ApiError, ChatRequest, TemplateArguments
+from dpalign.paper.direction import Preference
+from dpalign.rows import Message
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter that nobody reads
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+"""Bounds of the histograms' buckets."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request that will be answered."""
+
+    messages: Sequence[Message]
+    prompt: Sequence[int]
+    sampling: Sampling
+    preference: Preference | None
+    warnings: Sequence[str]
+    best_of: int | None = None
+    spread: float = SPREAD
+    """Degrees around the direction, for best_of."""
+
+
+class Service:
+    """One model behind the API.
+
+    Args:
+        temperature: of a request that states none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dial: Dial,
+        generator: Generator,
+        limits: Limits,
+        *,
+        rewards: Rewards | None = None,
+        temperature: float = 0.7,
+    ) -> None:
+        self.name, self.dial, self.generator, self.limits, self.rewards = name, dial, generator, limits, rewards
+        self.temperature = temperature
+        self.line = Line(limits.max_concurrent, limits.max_queue)
+        self.scoring = Line(4, limits.max_queue)
+        self.metrics = Metrics(self.now)
+        self.created = int(time())
+        self.closing = False
+        """The server takes no new requests."""
+        self.max_best_of = 0 if rewards is None else limits.max_n
+        """Answers that best_of may choose from; 0 without a reward model."""
+        self.max_prompt = min(limits.max_prompt or generator.context, generator.context - 1)
+
+    def now(self) -> dict[str, float]:
+        load = {f"engine_{name}": value for name, value in self.generator.load.items()}
+        return {"requests_running": self.line.running, "requests_waiting": self.line.waiting, **load}
+
+    async def close(self) -> None:
+        await self.generator.close()
+        if self.rewards is not None:
+            self.rewards.close()
+
+    # --- request -> order ---
+
+    async def order(self, request: ChatRequest) -> Order:
+        """Check a request against the model and the limits.
+
+        Raises:
+            ApiError: what is wrong with it.
+        """
+        preference = self.direction(request)
+        messages = [message.plain() for message in request.messages]
+        warning = None if preference is None else self.dial.warning(preference)
+        prompt = await self._prompt(messages, preference)
+        sampling = self._sampling(request, len(prompt))
+        if request.best_of is not None:
+            self._check_best_of(request.best_of, preference)
+        spread = SPREAD if request.angle_spread is None else request.angle_spread
+        warnings = [] if warning is None else [warning]
+        return Order(messages, prompt, sampling, preference, warnings, request.best_of, spread)
+
+    def direction(self, request: ChatRequest) -> Preference | None:
+        """The direction that a request asks for, in whichever field.
+
+        Raises:
+            ApiError: another model's name, two directions, or none that can be read.
+        """
+        name, at, words = request.model.partition("@")
+        if name != self.name:
+            raise unknown_model(name, self.name, "model")
+        fields: dict[str, Any] = {}
+        for source in (request, request.chat_template_kwargs or TemplateArguments()):
+            for field in ("preference", "angle"):
+                value = getattr(source, field)
+                if value is not None and field in fields:
+                    raise ApiError(400, f"{field} is given twice", param="chat_template_kwargs", code="preference")
+                if value is not None:
+                    fields[field] = value
+        first = next(iter(fields), None)
+        if at and first:
+            what = f"the model's name gives a direction, and {first} another; give one"
+            raise ApiError(400, what, param=first, code="preference")
+        try:
+            return self.dial.parse(words) if at else self.dial.read(**fields)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="model" if at else first, code="preference") from None
+
+    async def _prompt(self, messages: Sequence[Message], preference: Preference | None) -> list[int]:
+        try:
+            ids = await self.generator.prompt_ids(messages, None if preference is None else preference.weights)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages", code="invalid_value") from None
+        if len(ids) > self.max_prompt:
+            what = f"the prompt is {len(ids)} tokens long; at most {self.max_prompt} are taken"
+            raise ApiError(400, what, param="messages", code="context_length_exceeded")
+        return ids
+
+    def _sampling(self, request: ChatRequest, prompt: int) -> Sampling:
+        field = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        tokens = request.max_tokens or request.max_completion_tokens
+        room = self.generator.context - prompt
+        if tokens is not None and tokens > self.limits.max_tokens:
+            what = f"{field} {tokens}: this server gives at most {self.limits.max_tokens}"
+            raise ApiError(400, what, param=field, code="invalid_value")
+        if tokens is not None and tokens > room:
+            what = f"a prompt of {prompt} tokens and {tokens} more exceed the context of {self.generator.context}"
+            raise ApiError(400, what, param=field, code="context_length_exceeded")
+        n = request.n or 1
+        if n > self.limits.max_n:
+            raise ApiError(400, f"n {n}: at most {self.limits.max_n}", param="n", code="invalid_value")
+        return Sampling(
+            max_tokens=tokens or min(self.limits.max_tokens, room),
+            n=n,
+            temperature=self.temperature if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            seed=secrets.randbits(63) if request.seed is None else request.seed,
+            stop=tuple(request.stop or ()),
+        )
+
+    def _check_best_of(self, best_of: int, preference: Preference | None) -> None:
+        if self.rewards is None:
+            problem = "best_of needs a reward model, and this server has none; start it with --reward"
+        elif preference is None:
+            problem = f"best_of ranks answers by a direction; give a preference ({', '.join(self.dial.objectives)})"
+        elif best_of > self.limits.max_n:
+            problem = f"best_of {best_of}: at most {self.limits.max_n}"
+        else:
+            return
+        raise ApiError(400, problem, param="best_of", code="invalid_value")
+
+    # --- order -> answers ---
+
+    async def answers(self, order: Order) -> AsyncGenerator[list[Delta], None]:
+        """The answers to an order in pieces. It holds a place in line until it is finished or closed."""
+        began = perf_counter()
+        first = True
+        pieces = self._stream(order.prompt, order.sampling) if order.best_of is None else self._best(order)
+        async with self.line.place(), aclosing(pieces):
+            async for deltas in pieces:
+                if first:
+                    self.metrics.first.observe(perf_counter() - began)
+                    first = False
+                yield deltas
+
+    async def _stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
+        """What the engine draws, counted."""
+        self.metrics.prompt_tokens.inc(len(prompt))
+        async with aclosing(self.generator.stream(prompt, sampling)) as stream:
+            async for deltas in stream:
+                self.metrics.generated_tokens.inc(sum(delta.tokens for delta in deltas))
+                yield deltas
+
+    async def _best(self, order: Order) -> AsyncGenerator[list[Delta], None]:
+        """The best of `best_of` answers around the direction, whole."""
+        assert order.preference is not None
+        assert order.best_of is not None
+
+        async def draw(near: Preference, n: int, seed: int) -> list[Answer]:
+            prompt = await self._prompt(order.messages, near)
+            longest = min(order.sampling.max_tokens, self.generator.context - len(prompt))
+            sampling = replace(order.sampling, n=n, seed=seed, max_tokens=longest)
+            async with aclosing(self._stream(prompt, sampling)) as stream:
+                return await collect(stream, n)
+
+        score = partial(self.scores, order.messages)
+        seed = order.sampling.seed
+        best = await draw_best(self.dial, order.preference, order.best_of, order.spread, seed, draw=draw, score=score)
+        yield [Delta(0, best.text, best.tokens, best.finish, best.report)]
+
+    async def scores(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
+        """reward_NK of answers.
+
+        Raises:
+            ApiError: there is no reward model, or it cannot read the chat.
+        """
+        if self.rewards is None:
+            raise ApiError(404, "no reward model here; start the server with --reward", code="no_reward_model")
+        try:
+            reward_NK = await self.rewards.score(messages, answers)
+        except ChatTooLong as error:
+            raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
+        except ValueError as error:
+            raise ApiError(400, f"the reward model: {error}", param="messages", code="invalid_value") from None
+        self.metrics.scored.inc(len(answers))
+        return reward_NK
+
+
+def unknown_model(name: str, known: str, param: str | None = None) -> ApiError:
+    return ApiError(404, f"no model {name[:100]!r} here; there is {known!r}", param=param, code="model_not_found")
+
+
+class Line:
+    """Lets `concurrent` requests in at a time, in the order they came; `queue` more may wait."""
+
+    def __init__(self, concurrent: int, queue: int) -> None:
+        self.concurrent, self.queue = concurrent, queue
+        self.places = asyncio.Semaphore(concurrent)
+        self.running = self.waiting = 0
+        self.stays: deque[float] = deque([1.0], maxlen=32)
+        """Seconds that the last requests took."""
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """One place, for the time of a `with`.
+
+        Raises:
+            ApiError: on entering, when the line is full; says when to try again.
+        """
+        if self.places.locked() and self.waiting >= self.queue:
+            stay = sum(self.stays) / len(self.stays)
+            seconds = max(1, min(60, math.ceil(stay * (self.waiting + 1) / self.concurrent)))
+            what = "the server is busy and its queue is full"
+            raise ApiError(429, what, code="queue_full", headers={"Retry-After": str(seconds)})
+        self.waiting += 1
+        try:
+            await self.places.acquire()
+        finally:
+            self.waiting -= 1
+        self.running += 1
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            self.stays.append(perf_counter() - began)
+            self.running -= 1
+            self.places.release()
+
+
+class Metrics:
+    """The counters of one server, in Prometheus's form.
+
+    Args:
+        now: current values by name; each becomes a gauge `dpa_NAME`.
+    """
+
+    def __init__(self, now: Callable[[], Mapping[str, float]]) -> None:
+        own = self.registry = CollectorRegistry()
+        self.requests = Counter("dpa_requests", "Requests answered", ("route", "code"), registry=own)
+        self.seconds = Histogram(
+            "dpa_request_seconds", "From request to last byte", ("route",), buckets=SECONDS, registry=own
+        )
+        self.first = Histogram(
+            "dpa_first_token_seconds", "From request to the first piece of its answer", buckets=SECONDS, registry=own
+        )
+        self.prompt_tokens = Counter("dpa_prompt_tokens", "Tokens of prompts answered", registry=own)
+        self.generated_tokens = Counter("dpa_generated_tokens", "Tokens drawn", registry=own)
+        self.gone = Counter("dpa_disconnects", "Clients that left before their answer was complete", registry=own)
+        self.scored = Counter("dpa_scored_answers", "Answers that the reward model scored", registry=own)
+        self.registry.register(_Gauges(now))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _Gauges(Collector):
+    """Gauges whose values are read at each request for the metrics."""
+
+    def __init__(self, now: Callable[[], Mapping[str, float]]) -> None:
+        self.now = now
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        return [
+            GaugeMetricFamily(f"dpa_{name}", name.replace("_", " "), value=value) for name, value in self.now().items()
+        ]

@@ -1,0 +1,307 @@
+"""OpenAI's chat completions: requests, responses and errors, with the fields that turn the dial.
+
+A field that OpenAI knows and this server cannot honour is refused, unless its value asks for nothing. A field that
+changes no answer is taken and ignored. Any other field is an error that names the nearest known one.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, NoReturn, Self
+
+from fastapi import Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
+
+from dpalign.dial.best_of import BestOf
+from dpalign.dial.server.engine import Closing, Finish, GenerationError
+from dpalign.paper.direction import name_hint
+from dpalign.rows import Message
+
+log = logging.getLogger("dpalign.dial")
+
+IGNORED: Final = (
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+)
+"""Fields of OpenAI's that change no answer here."""
+
+REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Fields of OpenAI's that would change the answer, with the values beside null that ask for nothing."""
+
+_STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+_CLOSED = ConfigDict(extra="forbid", strict=True)
+
+# --- errors ---
+
+_TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """An error as a client reads it: {"error": {message, type, param, code}}."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+
+    def json(self) -> str:
+        """ASCII: whatever a client sent can be shown to it."""
+        kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
+        return json.dumps({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+
+    def response(self) -> Response:
+        return Response(self.json(), self.status, dict(self.headers or {}), media_type="application/json")
+
+
+def api_error(error: Exception) -> ApiError:
+    """An error as the client may see it; the details of our own faults go to the log."""
+    match error:
+        case ApiError():
+            return error
+        case Closing():
+            return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "30"})
+        case GenerationError():
+            return ApiError(500, str(error), code="generation_failed")
+        case RequestValidationError():
+            return _invalid(error.errors()[0])
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case _:
+            log.error("a request failed", exc_info=error)
+            return ApiError(500, "the server failed on this request; see its log", code="internal_error")
+
+
+def _invalid(error: Mapping[str, Any]) -> ApiError:
+    """What pydantic found wrong with a body."""
+    context: Mapping[str, Any] = error.get("ctx", {})
+    path = [str(part) for part in error["loc"] if part != "body"] + [*filter(None, [context.get("field")])]
+    where = ".".join(path)
+    match error["type"]:
+        case "unknown_field" | "unsupported" | "invalid_value" as code:
+            return ApiError(400, error["msg"], param=where, code=code)
+        case "extra_forbidden":
+            return ApiError(400, f"unknown field {where!r}", param=where, code="unknown_field")
+        case "json_invalid":
+            return ApiError(400, f"the body is no JSON object that can be read: {error['msg']}", code="invalid_json")
+        case _ if not where:
+            return ApiError(400, f"the body is no JSON object that can be read: {error['msg']}", code="invalid_json")
+        case _:
+            return ApiError(400, f"{where}: {error['msg']}", param=where, code="invalid_value")
+
+
+def _refuse(message: str, field: str | None = None, code: str = "invalid_value") -> NoReturn:
+    """Fail a validation with an error of ours."""
+    raise PydanticCustomError(code, "{message}", {"message": message, "field": field})
+
+
+# --- requests ---
+
+
+def _whole(text: str) -> str:
+    """Refuse half of a surrogate pair: JSON can spell it, and no tokenizer can read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair, which is no text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
+class TextPart(BaseModel):
+    model_config = _CLOSED
+    type: Literal["text"]
+    text: Text
+
+
+def _parts(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class ChatMessage(BaseModel):
+    """One turn; `developer` is another word for `system`."""
+
+    model_config = _STRICT
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        list[TextPart], Field(min_length=1), BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])
+    ]
+
+    @model_validator(mode="after")
+    def _text_alone(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name not in ("name", "refusal", "annotations") and value not in (None, []):
+                _refuse(f"{name} in a message: this server reads role and content alone", name, "unsupported")
+        return self
+
+    def plain(self) -> Message:
+        """The turn as the chat template takes it."""
+        text = "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+def _ends_with_the_user(messages: list[ChatMessage]) -> list[ChatMessage]:
+    if messages[-1].role != "user":
+        _refuse(f"the last message is the {messages[-1].role}'s; end with the user's")
+    return messages
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1), AfterValidator(_ends_with_the_user)]
+
+
+def _listed(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
+StopString = Annotated[Text, Field(min_length=1, max_length=256)]
+StopStrings = Annotated[
+    list[StopString], Field(max_length=4), BeforeValidator(_listed, json_schema_input_type=str | list[str])
+]
+
+
+class StreamOptions(BaseModel):
+    model_config = _CLOSED
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class TemplateArguments(BaseModel):
+    """preference or angle as vLLM's own server takes them."""
+
+    model_config = _CLOSED
+    preference: Any = None
+    angle: Any = None
+
+
+class ChatRequest(BaseModel):
+    """The body of POST /v1/chat/completions."""
+
+    model_config = _STRICT
+    model: str = Field(description="The model's name, with a direction if any: mine, mine@-30, mine@helpfulness=1")
+    messages: Messages
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: StopStrings | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    preference: Any = Field(None, description="Weights by objective, of any length")
+    angle: Any = Field(None, description="Degrees, where the model weighs two objectives")
+    chat_template_kwargs: TemplateArguments | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Draw this many answers and return the one that the reward model rates best as asked"
+    )
+    angle_spread: Annotated[float, Field(ge=0, le=180)] | None = Field(
+        None, description="Degrees around the direction within which best_of draws"
+    )
+
+    @model_validator(mode="after")
+    def _honoured(self) -> Self:
+        """Refuse what this server cannot honour."""
+        for name, value in (self.model_extra or {}).items():
+            if name in IGNORED:
+                continue
+            if name not in REFUSED:
+                known = [*type(self).model_fields, *IGNORED, *REFUSED]
+                hint = name_hint(name, known).partition(";")[0]
+                _refuse(f"unknown field {name!r} ({hint})", name, "unknown_field")
+            if not _asks_for_nothing(value, REFUSED[name]):
+                more = "; an objective's weight goes into preference" if name == "verbosity" else ""
+                _refuse(f"{name} is not supported{more}", name, "unsupported")
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            _refuse("max_tokens and max_completion_tokens differ", "max_tokens")
+        if self.best_of is None and self.angle_spread is not None:
+            _refuse("angle_spread goes with best_of", "angle_spread")
+        if self.best_of is not None and (self.n or 1) != 1:
+            _refuse("best_of returns one answer; leave n at 1", "best_of")
+        return self
+
+
+def _asks_for_nothing(value: object, neutral: Sequence[Any]) -> bool:
+    """Whether a field of OpenAI's is null or neutral; false is no 0, and 0.0 is."""
+    types = (type(value), int) if isinstance(value, float) else (type(value),)
+    return value is None or any(type(nothing) in types and value == nothing for nothing in neutral)
+
+
+class RewardRequest(BaseModel):
+    """The body of POST /v1/rewards."""
+
+    model_config = _CLOSED
+    messages: Messages
+    response: Text
+
+
+# --- responses: a field that is not set is not sent ---
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, prompt: int, completion: int) -> Self:
+        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+class Choice(BaseModel):
+    """One answer, whole in `message` or in part in `delta`."""
+
+    index: int
+    message: dict[str, str | None] | None = None
+    delta: dict[str, str] | None = None
+    logprobs: None = None
+    finish_reason: Finish | None
+
+
+class Completion(BaseModel):
+    """A completion, or a chunk of one."""
+
+    id: str
+    object: Literal["chat.completion", "chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    usage: Usage | None = None
+    preference: dict[str, float] | None = Field(None, description="The direction as it was read, normalised")
+    warnings: list[str] = []
+    best_of: BestOf | None = Field(None, description="How the answer was chosen, if it is the best of several")

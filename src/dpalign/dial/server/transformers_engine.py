@@ -1,0 +1,364 @@
+"""The engine on transformers: all answers are decoded side by side, one step at a time in a thread.
+
+Prompts wait in the order they came. They join between two steps, a few at a time, when all their answers have room. An
+answer leaves when it ends, or when its client has left. Between two steps the event loop delivers what was drawn.
+
+Shapes: R rows (answers being decoded), T tokens of the longest row, V vocabulary, B prompts.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from dpalign.dial.server.engine import Closing, Delta, GenerationError, Sampling
+from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
+from dpalign.engines.decoding import read_prompts, read_tokens
+from dpalign.engines.transformers_engine import draw
+from dpalign.paper.direction import rng_for
+from dpalign.rows import Message
+
+log = logging.getLogger("dpalign.dial")
+
+JOIN_EVERY: Final = 4
+"""Steps between two prefills while others are decoded: a prefill takes about as long as a step."""
+CROWD: Final = 8
+"""A line whose answers would fill one in CROWD of all rows is read at once."""
+
+
+class _Ticket:
+    """One prompt, from its request until its last answer is out or its client has left."""
+
+    def __init__(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        self.prompt, self.sampling = prompt, sampling
+        self.cancelled = False
+        self.pending: list[Delta] = []
+        self.error: GenerationError | None = None
+        self.news = asyncio.Event()
+
+
+@dataclass
+class _Row:
+    """An answer being decoded."""
+
+    ticket: _Ticket
+    index: int
+    text: AnswerText
+    uniforms: np.ndarray
+    tokens: int = 0
+    last: int = -1
+    """The token drawn last, which the model has not read yet."""
+
+
+class BatchingGenerator:
+    """A `Generator` on a plain Hugging Face causal language model.
+
+    Args:
+        folder: a policy folder or hub name.
+        rows: answers decoded side by side.
+        prefill_tokens: prompt tokens read in one step. More would hold up those who are being answered. A longer
+            prompt is read alone.
+    """
+
+    def __init__(self, folder: str, *, rows: int, dtype: str = "auto", prefill_tokens: int = 4096) -> None:
+        self.rows, self.prefill_tokens = rows, prefill_tokens
+        self.prompts = Prompts(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # the decoding thread's own
+        self.decode = decoder_of(tokenizer)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        ).to(device)
+        model.eval()
+        self.ends = _end_tokens(model.generation_config, tokenizer.eos_token_id)
+        self.special = self.ends.union(tokenizer.all_special_ids)
+        pad = tokenizer.pad_token_id
+        self.decoder = Decoder(model, pad if pad is not None else min(self.ends, default=0))
+        self._context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
+        self.tickets: deque[_Ticket] = deque()
+        self.decoding: list[_Row] = []
+        self.steps = self.joined = 0
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoding")
+        self.wake = asyncio.Event()
+        self.work: asyncio.Task[None] | None = None
+        self.closed = False
+        self.ended: GenerationError | None = None
+        """Why it decodes no more."""
+
+    @property
+    def context(self) -> int:
+        return self._context
+
+    @property
+    def load(self) -> Mapping[str, float]:
+        return {"rows": len(self.decoding), "waiting": len(self.tickets), "steps": self.steps}
+
+    @property
+    def failed(self) -> bool:
+        return self.ended is not None and not self.closed
+
+    async def start(self) -> None:
+        self.work = asyncio.create_task(self._work())
+
+    async def close(self) -> None:
+        self.closed = True
+        self.wake.set()
+        if self.work is not None:
+            await asyncio.wait({self.work})
+        self.thread.shutdown()
+        self.prompts.close()
+
+    async def prompt_ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
+        return await self.prompts.ids(messages, preference)
+
+    async def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
+        """See `Generator.stream`.
+
+        Raises:
+            ValueError: more answers than rows, or no room for the answer in the context.
+            GenerationError: the model failed on these answers, or for good; the server is shutting down.
+        """
+        if not 1 <= sampling.n <= self.rows:
+            raise ValueError(f"{sampling.n} answers to a prompt; this server decodes 1 to {self.rows} side by side")
+        if len(prompt) + sampling.max_tokens > self.context:
+            raise ValueError(f"{len(prompt)} tokens and {sampling.max_tokens} new ones exceed {self.context}")
+        if self.closed:
+            raise Closing
+        if self.ended is not None:
+            raise self.ended
+        ticket = _Ticket(prompt, sampling)
+        self.tickets.append(ticket)
+        self.wake.set()
+        unfinished = sampling.n
+        try:
+            while unfinished:
+                await ticket.news.wait()
+                ticket.news.clear()
+                deltas, ticket.pending = ticket.pending, []
+                unfinished -= sum(delta.finish is not None for delta in deltas)
+                if deltas:
+                    yield deltas
+                if ticket.error is not None:
+                    raise ticket.error
+        finally:
+            ticket.cancelled = True
+            if ticket in self.tickets:
+                self.tickets.remove(ticket)
+
+    async def _work(self) -> None:
+        """Decode until closed. Whatever ends it, whoever still waits gets the reason."""
+        reason = GenerationError("the engine has died; see the log, and start the server again")
+        try:
+            while not self.closed:
+                if self.tickets or self.decoding:
+                    await self._turn()
+                else:
+                    self.wake.clear()
+                    await self.wake.wait()
+            reason = Closing()
+        except Exception:
+            log.exception("the engine has died")
+        finally:
+            self.ended = reason
+            self._give_up(reason, self.tickets)
+
+    async def _turn(self) -> None:
+        """One step, and the delivery of what it drew."""
+        loop = asyncio.get_running_loop()
+        newcomers = self._admitted()
+        try:
+            deltas = await loop.run_in_executor(self.thread, self._step, newcomers)
+        except Exception:
+            log.exception("decoding failed; %d answers are given up", len(self.decoding))
+            self._give_up(GenerationError("the model failed on this batch of answers; see the log"), newcomers)
+            await loop.run_in_executor(self.thread, self.decoder.keep, [])
+            return
+        for ticket, delta in deltas:
+            ticket.pending.append(delta)
+            if delta.text or delta.finish:
+                ticket.news.set()
+
+    def _admitted(self) -> list[_Ticket]:
+        """The next tickets in line whose answers all have room; now and then while others are decoded."""
+        newcomers: list[_Ticket] = []
+        wanted = sum(ticket.sampling.n for ticket in self.tickets)
+        if self.decoding and self.steps < self.joined + JOIN_EVERY and wanted * CROWD < self.rows:
+            return newcomers
+        room, width = self.rows - len(self.decoding), 0
+        while self.tickets and self.tickets[0].sampling.n <= room:
+            width = max(width, len(self.tickets[0].prompt))
+            if newcomers and width * (len(newcomers) + 1) > self.prefill_tokens:
+                break
+            newcomers.append(self.tickets.popleft())
+            room -= newcomers[-1].sampling.n
+        return newcomers
+
+    def _give_up(self, reason: GenerationError, more: Iterable[_Ticket]) -> None:
+        """End every answer that is being decoded, and these."""
+        for ticket in [*(row.ticket for row in self.decoding), *more]:
+            ticket.error = reason
+            ticket.news.set()
+        self.decoding = []
+
+    def _step(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
+        """Rows read their last token, newcomers join, every row draws its next token, ended rows leave.
+
+        It runs in the thread, while the event loop sends what the step before drew.
+        """
+        self._keep([i for i, row in enumerate(self.decoding) if not row.ticket.cancelled])
+        if self.decoding:
+            self.decoder.step([row.last for row in self.decoding])
+        if newcomers:
+            self.joined = self.steps
+            self.decoder.join([t.prompt for t in newcomers], [t.sampling.n for t in newcomers])
+            self.decoding += [self._row(ticket, i) for ticket in newcomers for i in range(ticket.sampling.n)]
+        if not self.decoding:
+            return []
+        self.steps += 1
+        samplings = [row.ticket.sampling for row in self.decoding]
+        token_R = self.decoder.draw(
+            [row.uniforms[row.tokens] for row in self.decoding],
+            [sampling.temperature for sampling in samplings],
+            [sampling.top_p for sampling in samplings],
+        )
+        deltas = [(row.ticket, self._delta(row, token)) for row, token in zip(self.decoding, token_R, strict=True)]
+        self._keep([i for i, (_, delta) in enumerate(deltas) if delta.finish is None])
+        return deltas
+
+    def _row(self, ticket: _Ticket, index: int) -> _Row:
+        uniforms = rng_for("serve", ticket.sampling.seed, index).random(ticket.sampling.max_tokens)
+        text = AnswerText(Detokenizer(self.decode, self.special), ticket.sampling.stop)
+        return _Row(ticket, index, text, uniforms)
+
+    def _delta(self, row: _Row, token: int) -> Delta:
+        row.tokens, row.last = row.tokens + 1, token
+        ended, cut = token in self.ends, row.tokens == row.ticket.sampling.max_tokens
+        text, stopped = row.text.push([token], last=ended or cut)
+        return Delta(row.index, text, 1, "stop" if ended or stopped else "length" if cut else None)
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        if len(rows) < len(self.decoding):
+            self.decoder.keep(rows)
+            self.decoding = [self.decoding[i] for i in rows]
+
+
+def _end_tokens(config: GenerationConfig | None, eos: int | None) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's, and those that the model's generation config names."""
+    named = getattr(config, "eos_token_id", None)
+    return frozenset([*(named if isinstance(named, list) else [named]), eos]) - {None}
+
+
+class Decoder:
+    """The rows on a causal language model: answers that join and leave between any two steps.
+
+    Each row is padded on the left to the width of the longest. A prompt is read once for all of its answers. The
+    numbers that a row sees do not depend on its neighbours, beyond rounding.
+
+    Raises:
+        ValueError: the model's layers keep something else than keys and values.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad: int) -> None:
+        kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise ValueError(f"{model.config.model_type} keeps its past in {names}; serve it with --engine vllm")
+        self.model, self.pad = model, pad
+        self._clear()
+
+    def _clear(self) -> None:
+        self.cache = DynamicCache()
+        self.mask_RT = torch.zeros((0, 0), dtype=torch.long, device=self.model.device)
+        self.position_R = torch.zeros(0, dtype=torch.long, device=self.model.device)
+        self.logits_RV = torch.zeros((0, 0), device=self.model.device)
+
+    def __len__(self) -> int:
+        return len(self.mask_RT)
+
+    @torch.inference_mode()
+    def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> None:
+        """Add rows at the end: `copies` of each prompt, which is read once."""
+        cache = DynamicCache()
+        mask_BT, logits_BV = read_prompts(self.model, prompts, self.pad, cache)
+        device = self.model.device
+        owner_R = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(copies, device=device))
+        cache.batch_select_indices(owner_R)
+        mask_RT, logits_RV = mask_BT[owner_R], logits_BV[owner_R]
+        if len(self):
+            width = max(mask_RT.shape[1], self.mask_RT.shape[1])
+            for old, new in zip(self.cache.layers, cache.layers, strict=True):
+                new.keys = torch.cat([_widened(old.keys, width), _widened(new.keys, width)])
+                new.values = torch.cat([_widened(old.values, width), _widened(new.values, width)])
+            joined_RT = [torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in (self.mask_RT, mask_RT)]
+            mask_RT, logits_RV = torch.cat(joined_RT), torch.cat([self.logits_RV, logits_RV])
+        self.cache, self.mask_RT, self.logits_RV = cache, mask_RT, logits_RV
+        self.position_R = mask_RT.sum(dim=1)
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these, and the columns that none of them needs."""
+        if not rows:
+            self._clear()
+            return
+        if len(rows) == len(self):
+            return
+        kept = torch.tensor(rows, device=self.model.device)
+        self.mask_RT = self.mask_RT[kept]
+        empty = int(self.mask_RT.argmax(dim=1).min())
+        self.mask_RT = self.mask_RT[:, empty:]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[kept, :, empty:], layer.values[kept, :, empty:]
+        self.position_R, self.logits_RV = self.position_R[kept], self.logits_RV[kept]
+
+    @torch.inference_mode()
+    def draw(self, uniform_R: Sequence[float], temperature_R: Sequence[float], top_p_R: Sequence[float]) -> list[int]:
+        """The next token of each row; the rows do not move on."""
+        return draw_rows(self.logits_RV, np.array(uniform_R), np.array(temperature_R), np.array(top_p_R)).tolist()
+
+    @torch.inference_mode()
+    def step(self, token_R: Sequence[int]) -> None:
+        """Read one more token in each row."""
+        self.mask_RT = torch.nn.functional.pad(self.mask_RT, (0, 1), value=1)
+        token = torch.tensor(token_R, device=self.model.device)
+        self.logits_RV = read_tokens(self.model, token, self.mask_RT, self.position_R, self.cache)
+        self.position_R = self.position_R + 1
+
+
+def draw_rows(
+    logits_RV: torch.Tensor, uniform_R: np.ndarray, temperature_R: np.ndarray, top_p_R: np.ndarray
+) -> torch.Tensor:
+    """One token a row, each at its own temperature and top-p; temperature 0 takes the likeliest."""
+    token_R = logits_RV.argmax(dim=-1)
+    warm = np.flatnonzero(temperature_R)
+    if not len(warm):
+        return token_R
+    temperature = torch.from_numpy(temperature_R[warm]).to(logits_RV.device)
+    scaled_RV = logits_RV[warm].double() / temperature[:, None]
+    cut = np.flatnonzero(top_p_R[warm] < 1)
+    if len(cut):
+        scaled_RV[cut] = nucleus(scaled_RV[cut], torch.from_numpy(top_p_R[warm][cut]).to(logits_RV.device))
+    token_R[warm] = draw(scaled_RV, uniform_R[warm], 1.0)
+    return token_R
+
+
+def nucleus(logits_RV: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:
+    """The logits, minus infinity for all but the fewest likeliest tokens whose probabilities reach top-p."""
+    sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
+    share_RV = torch.softmax(sorted_RV, dim=-1)
+    before_RV = share_RV.cumsum(dim=-1) - share_RV
+    outside_RV = before_RV >= top_p_R[:, None]
+    outside_RV[:, 0] = False
+    return logits_RV.masked_fill(torch.zeros_like(outside_RV).scatter(-1, order_RV, outside_RV), -torch.inf)
+
+
+def _widened(states: torch.Tensor, width: int) -> torch.Tensor:
+    """Keys or values, (rows, heads, tokens, size), with empty columns on the left."""
+    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
