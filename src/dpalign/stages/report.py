@@ -1,107 +1,142 @@
-"""The report stage: every evaluated system of a run into figures, tables and one page."""
+"""The report stage: every evaluated system of a run into one Summary and one page."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpalign.measure.bootstrap import Bootstrap
-from dpalign.measure.comparison import comparison_pairs
-from dpalign.measure.control import angles
-from dpalign.measure.points import SystemRewards, senses_of
-from dpalign.measure.quality import quality
-from dpalign.measure.summary import Setting, claims, fewest_replicates, summarize
-from dpalign.page.compared import comparison, feasibility, trust, tuning
-from dpalign.page.entrants import Entrant, Evaluated, Trial, entrants, read
-from dpalign.page.ledgers import cost, lineage, sweep_cost
-from dpalign.page.reading import mean_answer_tokens, rewards, true_front
+from dpalign.measure.answers import on_policy_quality, shown_answers
+from dpalign.measure.beyond import Feasibility, with_margin
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.comparison import Sources, choose_settings, comparison, comparison_pairs, tuned_settings
+from dpalign.measure.lineage import cost, curves, knobs_set, lineage, machine, stage_facts, sweep_cost
+from dpalign.measure.points import Rewards, senses_of
+from dpalign.measure.reading import Reading, answer_rows, mean_answer_tokens, read_rewards
+from dpalign.measure.record import rounded
+from dpalign.measure.setting import Setting
+from dpalign.measure.summarize import claims, fewest_replicates, summarize
+from dpalign.measure.summary import DataReport, Pairwise, RewardQuality
+from dpalign.measure.system import System, read_system_description
+from dpalign.measure.trust import trust
+from dpalign.page.words import arithmetic, listed
 from dpalign.page.write import write_report
-from dpalign.paper.direction import Preference, evaluation_grid
-from dpalign.pipeline.compare import ABLATIONS, ablation_step, contenders
-from dpalign.recipe import Recipe
-from dpalign.recipe.config import to_toml
-from dpalign.rows import CANDIDATES, read_table
-from dpalign.run.folder import write_json
+from dpalign.paper.direction import Arc, DirectionDistribution, evaluation_grid
+from dpalign.paper.objectives import all_known
+from dpalign.recipe import Recipe, Steering, config
+from dpalign.rows import HEADS
 from dpalign.stages.choose import annotated
-from dpalign.stages.pools import true_objectives
 from dpalign.stages.stage import Job
-
-Array = NDArray[np.float64]
-
-SHOWN_PROMPTS: Final = 12
-"""Validation prompts whose real answers the page shows."""
 
 
 def report(job: Job) -> None:
-    """Write index.html, summary.json, answers.json and the figures."""
-    recipe = job.recipe
-    if not any(name.startswith("evaluate-") for name in job.inputs):
-        raise ValueError("nothing to report: give at least one evaluate- folder")
-    grid_UK = evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)
-    chance = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
-    shown, trials = entrants(recipe, job.inputs, grid_UK, chance)
-    systems = [read(recipe, entrant) for entrant in shown]
-    compared = is_comparison(recipe, job.inputs)
-    pairs = compared_pairs(systems) if compared else claims([system.rewards for system in systems])
-    chance = enough(job, chance, len(pairs)) if compared else chance
-    front = true_front(recipe, shown[0].folder, grid_UK) if recipe.data.world else None
+    """Write index.html, summary.json and the figures."""
+    recipe, k = job.recipe, len(job.recipe.objectives)
+    reading = Reading(tuple(recipe.heads), tuple(recipe.objective_list))
+    grid_UK = evaluation_grid(recipe.preference.population(k), recipe.evaluation.directions)
+    senses_K = np.array(recipe.evaluation.senses) if recipe.evaluation.senses else senses_of(grid_UK)
+    bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
+
+    evaluated, tuning = evaluations(job.inputs, reading, senses_K)
+    systems, tried = choose_settings(evaluated, tuning, grid_UK, bootstrap)
+    feasible = {name: path for name, path in job.inputs.items() if name.startswith("feasible-")}
+    compared = bool(feasible) or any(one.system.compared for one in systems)
+    pairs = comparison_pairs(systems) if compared else claims(systems)
+    final = enough(job, bootstrap, len(pairs)) if compared else bootstrap
+    front = true_front(recipe, systems[0].folder, grid_UK) if recipe.data.world else None
     if recipe.data.world and front is None:
         job.work.run.log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
-    senses = recipe.evaluation.senses or None
-    reference_K = reference_point(job, systems, front, senses_of(grid_UK) if senses is None else np.array(senses))
-    setting = Setting(tuple(recipe.objectives), grid_UK, reference_K, chance, senses=senses)
-    ledgers = [made.ledger for made in lineage([entrant.folder for entrant in shown])]
-    tokens = mean_answer_tokens(sft_of(systems, systems[0]).entrant.folder)
-    summary = summarize(
-        [system.rewards for system in systems],
-        setting,
-        front,
-        pairs,
-        costs={system.entrant.title: cost([system.entrant.folder], tokens) for system in systems},
-        reward_model=_reward_model(job),
-        counts={ledger["name"]: ledger["counts"] for ledger in ledgers},
-        seeds={"seeds": [recipe.seed]},
-    )
-    add_what_entrants_are(summary, systems, trials, tokens)
-    summary["trust"] = trust(systems, setting)
-    summary["pairwise"] = _pairwise(job)
+    reference_K = reference_point(job, systems, front, senses_K)
+    setting = Setting(reading.names, grid_UK, reference_K, final, senses=recipe.evaluation.senses or None)
+
+    stages = list(lineage(one.folder for one in systems if one.folder))
+    tokens = mean_answer_tokens((sft_of(systems) or systems[0]).folder)
+    costs = {one.name: cost([one.folder], tokens) for one in systems}
+    sweeps = {name: sweep_cost([rewards.folder for _, rewards in all_], tokens) for name, all_ in tried.items()}
+    copies = copies_of(systems)
+    summary = summarize(systems, setting, front, pairs, costs)
+    text = config.to_toml(recipe)
+    beside = None
     if compared:
-        summary |= {
-            "comparison": comparison(recipe, job.inputs, systems, setting, summary["systems"]),
-            "tuning": tuning(recipe, trials, setting),
-            "feasibility": feasibility(recipe, job.inputs, systems),
-        }
-    page = {
-        "quality": _quality(job, systems),
-        "data_reports": json.loads((job.inputs["data"] / "reports.json").read_text()),
-        "stages": ledgers,
-        "recipe_text": to_toml(recipe),
+        sources = Sources(reading, tuple(one.folder for _, one in evaluated), recipe.evaluation.best_of, partial(population, k))
+        beside = comparison(systems, copies, setting, sources).model_copy(
+            update={
+                "knobs_set": knobs_set(stages, text),
+                "paper_curves": recipe.compare.paper_curves,
+                "tuning": {name: tuned_settings(all_, grid_UK, bootstrap, final) for name, all_ in tried.items()},
+                "feasibility": feasibility(recipe, feasible, systems, reading, bootstrap),
+            }
+        )
+    facts = {
         "title": recipe.name,
+        "world": recipe.data.world,
+        "systems": {
+            name: one.model_copy(update={"same_as": copies.get(name), "sweep": sweeps.get(name)})
+            for name, one in summary.systems.items()
+        },
+        "reward_model": reward_quality(job, systems),
+        "pairwise": pairwise(job),
+        "trust": trust(systems, grid_UK, final),
+        "comparison": beside,
+        "seed": recipe.seed,
+        "stages": tuple(map(stage_facts, stages)),
+        "curves": tuple(curves(stages)),
+        "data_reports": tuple(data_reports(job.inputs["data"])),
+        "answers": tuple(shown_answers(systems, reading.names)),
+        "recipe_text": text,
+        "machine": machine(job.work.run.folder),
     }
-    write_report(job.out, summary, answers=list(shown_answers(recipe, shown)), **page)
-    write_json(job.out / "page.json", page)
+    write_report(job.out, rounded(summary.model_copy(update=facts)))
     job.work.tally.add(rows_in=len(systems), rows_out=len(systems))
 
 
-def is_comparison(recipe: Recipe, inputs: Iterable[str]) -> bool:
-    """Whether `dpa compare` made some of a report's inputs: a system, an ablation, or what lies beyond the dial."""
-    made = {f"evaluate-{contender.name}" for contender in contenders(recipe)}
-    made |= {f"evaluate-{ablation_step(name, 'policy')}" for name in ABLATIONS}
-    return any(
-        name in made or name.startswith("feasible-") or name.endswith(("-brief", "-best-of-n")) for name in inputs
-    )
+def evaluations(
+    inputs: Mapping[str, Path], reading: Reading, senses_K: Array
+) -> tuple[list[tuple[str, Rewards]], dict[str, Rewards]]:
+    """The evaluated systems by name, and those on the tuning prompts.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found: list[tuple[str, Rewards]] = []
+    tuning: dict[str, Rewards] = {}
+    for step, folder in inputs.items():
+        kind, _, name = step.partition("-")
+        if kind != "evaluate":
+            continue
+        # one folder may serve two systems; then the tuning evaluation tells which this is
+        tuned = inputs.get(f"tune-{name}")
+        system = read_system_description(tuned or folder, step)
+        if (folder / "soup.json").is_file():
+            system = replace(system, setting=experts_of(folder, reading, senses_K))
+        found.append((name, read_rewards(folder, system, reading)))
+        if tuned is not None:
+            tuning[name] = read_rewards(tuned, system, reading, truth=False)
+    if not found:
+        raise ValueError("nothing to report: give at least one evaluate- folder")
+    return found, tuning
 
 
-def compared_pairs(systems: Sequence[Evaluated]) -> list[tuple[str, str]]:
-    """Who is compared with whom in a comparison: what it needs and no more, for Holm pays for each pair."""
-    iterated = sorted((s for s in systems if s.entrant.role == "iteration"), key=lambda s: s.entrant.iteration or 0)
-    others = [s for s in systems if s.entrant.role not in ("iteration", "ablation")]
-    rivals = [s for s in others if s.entrant.role in ("baseline", "soup") and s.rewards.reward_PVSK.shape[1] > 1]
-    names = [[system.entrant.title for system in group] for group in (iterated, others, rivals)]
-    return comparison_pairs(*names)
+def experts_of(folder: Path, reading: Reading, senses_K: Array) -> str:
+    """What a soup's experts were trained for, as its evaluation mixed them."""
+    mixed = json.loads((folder / "soup.json").read_text(encoding="utf-8"))
+    return listed([arithmetic(dict(zip(reading.names, v_K, strict=True)), senses_K) for v_K in mixed["experts"]])
+
+
+def sft_of(systems: Sequence[Rewards]) -> Rewards | None:
+    """The SFT model, which others are measured from."""
+    return next((one for one in systems if one.name.casefold() == "sft"), None)
+
+
+def copies_of(systems: Sequence[Rewards]) -> dict[str, str]:
+    """The systems that share their evaluation with an earlier one, and that one's name."""
+    first: dict[Path | None, str] = {}
+    for one in systems:
+        first.setdefault(one.folder, one.name)
+    return {one.name: first[one.folder] for one in systems if first[one.folder] != one.name}
 
 
 def enough(job: Job, bootstrap: Bootstrap, pairs: int) -> Bootstrap:
@@ -110,36 +145,11 @@ def enough(job: Job, bootstrap: Bootstrap, pairs: int) -> Bootstrap:
     if needed <= bootstrap.replicates or not pairs:
         return bootstrap
     job.work.run.log(f"report: {needed} bootstrap replicates to decide {pairs} pairs, not {bootstrap.replicates}")
-    return Bootstrap(bootstrap.seed, needed, bootstrap.level)
-
-
-def sft_of(systems: Sequence[Evaluated], otherwise: Evaluated) -> Evaluated:
-    return next((system for system in systems if system.entrant.step == "evaluate-sft"), otherwise)
-
-
-def add_what_entrants_are(
-    summary: dict[str, Any],
-    systems: Sequence[Evaluated],
-    trials: Mapping[str, Sequence[Trial]],
-    answer_tokens: float,
-) -> None:
-    """To each system of the summary: its role, its setting, what tuning it cost, and whose copy it is."""
-    first: dict[Path, str] = {}
-    for system in systems:
-        entrant = system.entrant
-        entry = summary["systems"][entrant.title]
-        entry |= {"role": entrant.role, "setting": entrant.setting or None, "family": entrant.family or None}
-        entry["trained_for"] = (
-            float(angles(np.array([entrant.direction]))[0]) if len(entrant.direction or ()) == 2 else None
-        )
-        entry["same_as"] = first.get(entrant.folder)
-        first.setdefault(entrant.folder, entrant.title)
-        tried = trials.get(entrant.title, ())
-        entry["sweep"] = sweep_cost([trial.tuned_in for trial in tried], answer_tokens) if tried else None
+    return replace(bootstrap, replicates=needed)
 
 
 def reference_point(
-    job: Job, systems: Sequence[Evaluated], front: SystemRewards | None, senses_K: Array
+    job: Job, systems: Sequence[Rewards], front: Rewards | None, senses_K: Array
 ) -> Array | None:
     """Hypervolume's reference: the recipe's; or SFT's mean where more is better, and where less is better
     the true optimum's at the first direction, or without a truth the original answers' 95% quantile.
@@ -151,7 +161,7 @@ def reference_point(
         return None
     if recipe.evaluation.reference:
         return np.array(recipe.evaluation.reference)
-    sft = next((system.rewards for system in systems if system.entrant.step == "evaluate-sft"), None)
+    sft = sft_of(systems)
     if sft is None:
         raise ValueError("no SFT among the systems to take hypervolume's reference from; set evaluation.reference")
     if front is not None and sft.true_reward_PVSK is not None:
@@ -162,82 +172,68 @@ def reference_point(
     return np.where(senses_K > 0, low_K, high_K)
 
 
-def _reward_model(job: Job) -> dict[str, Any]:
-    """The contract's short form: head -> r2, pearson, spearman, length_correlation."""
-    path = job.inputs["reward"] / "quality.json"
-    heads = json.loads(path.read_text())["heads"] if path.is_file() else {}
-    short = ("r2", "pearson", "spearman", "length_correlation")
-    return {head: {name: figures[name]["value"] for name in short} for head, figures in heads.items()}
+def true_front(recipe: Recipe, folder: Path | None, grid_UK: Array) -> Rewards | None:
+    """The best answers of the world to the same prompts.
 
+    None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.
+    """
+    from dpalign.world.language import read_prompt
+    from dpalign.world.optimum import faultless_is_best, optimal_rewards
 
-def _pairwise(job: Job) -> dict[str, Any] | None:
-    """The reward model on a file of preference pairs, where the recipe names one."""
-    if "pairwise" not in job.inputs:
+    objectives, heads = recipe.objective_list, recipe.heads
+    if not all_known(objectives, heads, HEADS) or not faultless_is_best(grid_UK, objectives, heads):
         return None
-    found: dict[str, Any] = json.loads((job.inputs["pairwise"] / "accuracy.json").read_text())
+    assert folder is not None
+    prompts = {row["prompt_id"]: row["messages"] for row in answer_rows(folder, ["prompt_id", "messages"])}
+    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
+    best_PVSK = optimal_rewards(tasks, grid_UK, objectives, heads)[:, :, None, :]
+    return Rewards(System("true front"), tuple(prompts), grid_UK, best_PVSK, best_PVSK)
+
+
+def population(objectives: int, knobs: Mapping[str, Any]) -> DirectionDistribution:
+    """The users that a stage's knobs state."""
+    section = "preference."
+    mapping = {key.removeprefix(section): value for key, value in knobs.items() if key.startswith(section)}
+    return config.from_mapping(Steering, mapping, "ledger").population(objectives)
+
+
+def feasibility(
+    recipe: Recipe, folders: Mapping[str, Path], systems: Sequence[Rewards], reading: Reading, bootstrap: Bootstrap
+) -> dict[str, Feasibility]:
+    """What each feasibility step measured, by the name of its system; the training's margin apart."""
+    found = {}
+    for step, folder in folders.items():
+        figures = Feasibility.model_validate_json((folder / "feasibility.json").read_text(encoding="utf-8"))
+        arc = recipe.preference.population(len(reading.names))
+        if isinstance(arc, Arc):
+            figures = with_margin(figures, folder, reading, arc, recipe.preference.margin, bootstrap)
+        found[read_system_description(folder, step).name] = figures
     return found
 
 
-def _quality(job: Job, systems: Sequence[Evaluated]) -> dict[str, Any]:
-    """Held-out quality, and how well the reward model ranks systems' own answers; not specialists' and ablations'."""
-    systems = [s for s in systems if s.entrant.role not in ("specialist", "ablation")]
-    path = job.inputs["reward"] / "quality.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    labels = {s.entrant.title: s.rewards.true_reward_PVSK for s in systems}
-    labels |= {s.entrant.title: s.judged_PVSK for s in systems if labels[s.entrant.title] is None}
-    on_policy = {
-        system.entrant.title: _on_policy(job, system, label)
-        for system in systems
-        if (label := labels[system.entrant.title]) is not None
-    }
-    return found | {"on_policy": on_policy}
+def reward_quality(job: Job, systems: Sequence[Rewards]) -> RewardQuality:
+    """Held-out quality, and how well the reward model ranks the systems' own answers."""
+    path, recipe = job.inputs["reward"] / "quality.json", job.recipe
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    parts = {name: values.get(name, {}) for name in ("heads", "objectives", "baseline", "truth")}
+    own = on_policy_quality(systems, tuple(recipe.objectives), min(200, recipe.evaluation.bootstrap), recipe.seed)
+    return RewardQuality.model_validate(parts | {"on_policy": own})
 
 
-def _on_policy(job: Job, system: Evaluated, label_PVSK: Array) -> dict[str, Any]:
-    rows = read_table(system.entrant.folder / "answers", CANDIDATES, ["prompt_id", "response"])
-    k = len(job.recipe.objectives)
-    figures: dict[str, Any] = quality(
-        system.rewards.reward_PVSK.reshape(-1, k),
-        label_PVSK.reshape(-1, k),
-        list(job.recipe.objectives),
-        rows["prompt_id"].to_pylist(),
-        [len(text) for text in rows["response"].to_pylist()],
-        resamples=min(200, job.recipe.evaluation.bootstrap),
-        seed=job.recipe.seed,
-    ).to_json()["heads"]
-    return figures
+def pairwise(job: Job) -> Pairwise | None:
+    """The reward model on a file of preference pairs, where the recipe names one."""
+    if "pairwise" not in job.inputs:
+        return None
+    return Pairwise.model_validate_json((job.inputs["pairwise"] / "accuracy.json").read_text(encoding="utf-8"))
 
 
-def shown_answers(recipe: Recipe, shown: Sequence[Entrant]) -> Iterator[dict[str, Any]]:
-    """One answer a condition to the first prompts, of the last two policies and of what stands beside them.
-
-    Of systems that answer to reward targets none is shown: the dial has no place for targets.
-    """
-    policies = [entrant for entrant in shown if (entrant.iteration or 0) > 0][-2:]
-    beside = [
-        entrant for entrant in shown if entrant.role in ("baseline", "soup") or entrant.step.endswith("-sft-asked")
-    ]
-    names = list(recipe.objectives)
-    for entrant in (*beside, *policies):
-        rows = read_table(entrant.folder / "answers", CANDIDATES).to_pylist()
-        if rows[0]["condition_kind"] == "target":
-            continue
-        judged_NK = rewards(entrant.folder / "scores", recipe)
-        truth_NK = true_objectives(entrant.folder / "truth", recipe)
-        prompts = list(dict.fromkeys(row["prompt_id"] for row in rows))[:SHOWN_PROMPTS]
-        for n, row in enumerate(rows):
-            if row["sample"] or row["prompt_id"] not in prompts:
-                continue
-            direction = (
-                Preference.from_vector(row["condition"], tuple(names)) if row["condition_kind"] == "direction" else None
-            )
-            yield {
-                "prompt": row["messages"][-1]["content"],
-                "system": entrant.title,
-                "iteration": entrant.iteration,
-                "condition": direction.weights if direction else None,
-                "angle": direction.angle if direction and len(names) == 2 else None,
-                "response": row["response"],
-                "rewards": dict(zip(names, judged_NK[n].tolist(), strict=True)),
-                "true_rewards": dict(zip(names, truth_NK[n].tolist(), strict=True)) if truth_NK is not None else None,
-            }
+def data_reports(data: Path) -> list[DataReport]:
+    """What was read of each data file."""
+    found = json.loads((data / "reports.json").read_text(encoding="utf-8"))
+    return [
+        DataReport(
+            source=one["source"], file=Path(one["file"]).name, read=one["in"], kept=one["out"],
+            filtered=one["filtered"], notes=one["notes"],
+        )
+        for one in found
+    ]  # fmt: skip

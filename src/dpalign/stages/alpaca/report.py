@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from dpalign.data.sources import shorten
 from dpalign.measure.bootstrap import Bootstrap
 from dpalign.page.drawing import arms, house_style, legend, png, svg, values
-from dpalign.page.systems import INKS
+from dpalign.page.looks import INKS
 from dpalign.page.words import MISSING, Figure, degrees, number
 from dpalign.recipe import Recipe, config
 from dpalign.run.folder import Run, Work
@@ -109,7 +109,7 @@ def fig_5(numbers: Numbers, rate: Rate = "win_rate") -> Canvas:
             ylabel=f"{control}win rate against {numbers['reference']['generator']}, %",
         )
         axes.margins(0.07)
-        legend(canvas, axes, False, 4)
+        legend(canvas, axes, 4)
     return canvas
 
 

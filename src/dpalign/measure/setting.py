@@ -1,0 +1,53 @@
+"""What is fixed before any system is evaluated: objectives, evaluation directions, hypervolume's reference, the bootstrap.
+
+Shapes: U evaluation directions, K objectives.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.points import senses_of
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What is fixed before any system is evaluated."""
+
+    objectives: tuple[str, ...]
+    directions_UK: Array
+    """The evaluation directions, in the order of the dial."""
+    reference_K: Array | None
+    """Hypervolume's reference, in reward points: fixed before any DPA run. None leaves hypervolume out."""
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    reference_shifts: tuple[float, ...] = (-5.0, 0.0, 5.0)
+    """Reward points by which the sensitivity table moves each coordinate of the reference."""
+    senses: tuple[int, ...] | None = None
+    """+1 for an objective to maximise, -1 for one to minimise; None: as the directions have it."""
+
+    def __post_init__(self) -> None:
+        k = len(self.objectives)
+        reference = (k,) if self.reference_K is None else self.reference_K.shape
+        if self.directions_UK.ndim != 2 or self.directions_UK.shape[1] != k or reference != (k,):
+            raise ValueError(
+                f"{k} objectives ({', '.join(self.objectives)}) with directions of shape {self.directions_UK.shape} "
+                f"and a reference of shape {reference}; (directions, {k}) and ({k},) are needed"
+            )
+        if self.senses is not None and (len(self.senses) != k or not set(self.senses) <= {1, -1}):
+            raise ValueError(f"senses are {self.senses}: {k} of them are needed, each 1 or -1")
+        if self.disputed and self.reference_K is not None:
+            raise ValueError(
+                f"some directions want more {self.disputed[0]} and others less, so no front has a side and hypervolume "
+                "no reference: give none, or give the senses"
+            )
+
+    @property
+    def senses_K(self) -> Array:
+        """+1 for an objective to maximise, -1 for one to minimise, 0 for a disputed one: (K,)."""
+        return senses_of(self.directions_UK) if self.senses is None else np.array(self.senses, dtype=float)
+
+    @property
+    def disputed(self) -> tuple[str, ...]:
+        """The objectives that some directions want more of and others less, where no senses are given."""
+        return tuple(name for name, sense in zip(self.objectives, self.senses_K, strict=True) if not sense)
