@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dpalign.engines.engine import Answer, Engine, Request
-from dpalign.page.reading import read_system
+from dpalign.measure.reading import Reading, read_rewards
+from dpalign.measure.system import System
 from dpalign.pipeline import align
 from dpalign.recipe import Evaluation, Recipe, Reward, Sampling, Steering, SteerLM
 from dpalign.rewards.score import FunctionScorer
@@ -104,7 +105,7 @@ def test_asked_to_be_brief_a_model_is_told_so_after_the_users_own_system_message
     ]
     assert {row["condition_kind"] for row in rows} == {"plain"}
     assert [row["condition"] for row in rows] == [[]] * 4
-    system = read_system(RECIPE, "evaluate-sft-brief", None, folder)
+    system = read_rewards(folder, System("brief"), READING)
     assert system.directions_VK is None
     assert system.point_VK.tolist() == [[65.0, 35.0]]  # one point, as for a system that is asked for nothing
     assert ledger["tokens"] == {"sampled": 60 + 50 + 70 + 80, "scored": 4, "trained": 0}
@@ -208,7 +209,7 @@ def other(prompts: list[str], responses: list[str]) -> list[list[float]]:
 
 def test_best_of_n_is_reported_as_a_steered_system(evaluated: Any) -> None:
     folder, _, _ = evaluated("best-of-n", SCRIPT)
-    system = read_system(RECIPE, "evaluate-sft-best-of-n", None, folder)
+    system = read_rewards(folder, System("best"), READING)
     assert system.reward_PVSK.shape == (2, 2, 2, 2)
     np.testing.assert_allclose(system.directions_VK, [[1, 0], [0.70711, -0.70711]], atol=1e-5)
     # helpfulness 90, 50, 80, 50 and 70, 40, 30, 50; verbosity 80, 50, 80, 50 and 20, 10, 0, 50

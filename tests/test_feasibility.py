@@ -11,10 +11,12 @@ from conftest import MICRO
 from dpalign.measure.beyond import (
     AS_ANNOTATED,
     TRAINED,
+    Feasibility,
     Wish,
     distance,
     figures,
     follows_on,
+    margin_group,
     more_than_annotated,
     reachable,
     trained_on,
@@ -22,14 +24,15 @@ from dpalign.measure.beyond import (
 from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.control import following, regret
 from dpalign.measure.degeneracy import degenerate_share, faults, repetition
-from dpalign.measure.points import SystemRewards
+from dpalign.measure.points import Rewards
+from dpalign.measure.system import System
 from dpalign.pipeline import align
 from dpalign.recipe import load
 from dpalign.recipe.config import changed
 from dpalign.rows import CANDIDATES, read_rows
 from dpalign.run.folder import Run
 from dpalign.run.ledger import read_ledger
-from dpalign.stages.feasibility import _group, directions_beyond, targets_beyond
+from dpalign.stages.feasibility import directions_beyond, targets_beyond
 from dpalign.stages.stage import Step
 
 FEW = Bootstrap(replicates=100)
@@ -62,9 +65,9 @@ def test_repetition_is_the_share_of_runs_of_four_words_seen_before() -> None:
 def test_the_share_of_degenerate_answers_and_its_reasons() -> None:
     ok: tuple[str, ...] = ()
     found = degenerate_share([[[ok, ("empty",)]], [[ok, ok]], [[("unfinished", "repetitive"), ok]]], FEW)
-    assert found["share"].value == pytest.approx(2 / 6)
-    assert found["share"].low <= 1 / 3 <= found["share"].high
-    assert found["reasons"] == pytest.approx(
+    assert found.share.value == pytest.approx(2 / 6)
+    assert found.share.low <= 1 / 3 <= found.share.high
+    assert found.reasons == pytest.approx(
         {"unfinished": 1 / 6, "empty": 1 / 6, "repeated sentence": 0, "repetitive": 1 / 6}
     )
 
@@ -114,10 +117,10 @@ def asked(*targets: tuple[float, float]) -> list[Wish]:
     return [Wish("target", target, "", AS_ANNOTATED, NAMES, {"highest": 0.0, "share": 0.0}) for target in targets]
 
 
-def given(mean_VK: list[list[float]], directions_VK: np.ndarray | None = None) -> SystemRewards:
+def given(mean_VK: list[list[float]], directions_VK: np.ndarray | None = None) -> Rewards:
     """Two prompts, 2 points above and below the means."""
     reward_PVSK = np.array(mean_VK)[None, :, None, :] + np.array([-2.0, 2.0])[:, None, None, None]
-    return SystemRewards("asked", None, ("p", "q"), directions_VK, reward_PVSK)
+    return Rewards(System("asked"), ("p", "q"), directions_VK, reward_PVSK)
 
 
 def test_the_distance_is_between_what_was_asked_and_each_answer() -> None:
@@ -136,9 +139,9 @@ def test_asking_for_more_is_compared_with_the_annotated_target_beside_it() -> No
     fault_PVS = [[[()], [("empty",)], [("empty",)]], [[()], [()], [()]]]
     found = more_than_annotated(system, fault_PVS, wishes, [2], FEW)
     assert found is not None
-    assert found["distance"]["helpfulness"].value == pytest.approx(34 - 20)
-    assert found["distance"]["verbosity"].value == pytest.approx(10 - 5)
-    assert found["degenerate"].value == pytest.approx(0.5)  # and not against the mean over both annotated targets
+    assert found.distance["helpfulness"].value == pytest.approx(34 - 20)
+    assert found.distance["verbosity"].value == pytest.approx(10 - 5)
+    assert found.degenerate.value == pytest.approx(0.5)  # and not against the mean over both annotated targets
     assert more_than_annotated(system, fault_PVS, wishes, [0, 1], FEW) is None
 
 
@@ -163,7 +166,7 @@ def test_beyond_its_range_a_dial_follows_from_the_trained_end_to_the_farthest_an
 
 def test_what_lies_in_the_margin_is_told_from_the_arc_and_from_what_no_training_had() -> None:
     """Trained from -55 to 10 degrees, for users from -45 to 0."""
-    groups = {_group(angle, -45.0, 0.0, 10.0): angle for angle in (15.0, 10.0, 0.0, -22.5, -45.0, -52.5, -75.0)}
+    groups = {margin_group(angle, -45.0, 0.0, 10.0): angle for angle in (15.0, 10.0, 0.0, -22.5, -45.0, -52.5, -75.0)}
     assert list(groups) == [
         "above 10 degrees", "margin, 0 to 10 degrees", "asked arc", "margin, -45 to -55 degrees", "below -55 degrees",
     ]  # fmt: skip
@@ -205,11 +208,11 @@ def test_the_figures_are_plain_json_by_condition_and_by_group() -> None:
     system = given([[80, 62], [80, 60], [70, 40]], directions)
     fault_PVS = [[[()], [()], [("empty",)]], [[()], [()], [()]]]
     found = figures(system, fault_PVS, wishes, 0.3, FEW, np.array([[90, 70], [90, 60], [80, 35]]))
-    assert json.loads(json.dumps(found)) == found
-    assert [(group["name"], group["conditions"]) for group in found["groups"]] == [("above", 1), ("trained range", 2)]
-    assert found["groups"][1]["degenerate"]["share"]["value"] == 0.25
-    assert found["conditions"][2]["optimum"] == {"helpfulness": 80, "verbosity": 35}
-    assert found["asked_for"] == "directions"
+    assert Feasibility.model_validate_json(found.model_dump_json()) == found
+    assert [(group.name, group.conditions) for group in found.groups] == [("above", 1), ("trained range", 2)]
+    assert found.groups[1].degenerate.share.value == 0.25
+    assert found.conditions[2].optimum == {"helpfulness": 80, "verbosity": 35}
+    assert found.asked_for == "directions"
 
 
 @pytest.mark.parametrize(

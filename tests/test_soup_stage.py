@@ -15,7 +15,8 @@ import tiny
 from conftest import MICRO
 from dpalign.engines.engine import Request
 from dpalign.engines.transformers_engine import TransformersEngine
-from dpalign.page.reading import read_system
+from dpalign.measure.reading import Reading, read_rewards
+from dpalign.measure.system import System
 from dpalign.pipeline import align
 from dpalign.recipe import Recipe, load
 from dpalign.recipe.localfiles import local_files
@@ -94,7 +95,7 @@ def test_its_answers_are_those_of_a_steered_system(soup: Path) -> None:
         scored = list(read_rows(soup / part, SCORES))
         assert [(row["prompt_id"], row["condition_index"], row["sample"]) for row in scored] == order
 
-    system = read_system(RECIPE, "evaluate-soup-1", None, soup)
+    system = read_rewards(soup, System("soup"), Reading(tuple(RECIPE.heads), tuple(RECIPE.objective_list)))
     assert system.reward_PVSK.shape == (3, 3, 2, 2)
     np.testing.assert_allclose(system.directions_VK, [[1, 0], [0.92388, -0.38268], [0.70711, -0.70711]], atol=1e-5)
     np.testing.assert_array_equal(system.true_reward_PVSK, system.reward_PVSK)  # the scorer here is the truth

@@ -1,12 +1,14 @@
 """What reads the texts of evaluate folders: the answers that the page shows, and the reward model's quality on them."""
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from dpalign.measure.points import Rewards
-from dpalign.measure.quality import HeadQuality, quality
+from dpalign.measure.quality import quality
 from dpalign.measure.reading import answer_rows
-from dpalign.measure.summary import Answer
+from dpalign.measure.summary import Answer, RewardQuality
 
 SHOWN_PROMPTS: Final = 24
 """Validation prompts whose real answers the page shows."""
@@ -23,9 +25,8 @@ def shown_answers(systems: Sequence[Rewards], objectives: Sequence[str]) -> Iter
     beside = [one for one in systems if one.system.role in ("baseline", "soup")]
     beside += [one for one in systems if one.system.role == "control"][:1]
     for one in (*beside, *policies[-2:]):
-        assert one.folder is not None
         prompts, conditions, samples, k = one.reward_PVSK.shape
-        rows = answer_rows(one.folder)
+        rows = answer_rows(one.source)
         if rows[0]["condition_kind"] == "target":
             continue
         judged_NK = one.reward_PVSK.reshape(-1, k).tolist()
@@ -44,19 +45,21 @@ def shown_answers(systems: Sequence[Rewards], objectives: Sequence[str]) -> Iter
             )
 
 
-def on_policy_quality(
-    systems: Sequence[Rewards], objectives: Sequence[str], resamples: int, seed: int
-) -> dict[str, dict[str, HeadQuality]]:
-    """How well the reward model ranks systems' own answers, by the truth or else the judge: system -> objective.
+def reward_quality(
+    reward: Path, systems: Sequence[Rewards], objectives: Sequence[str], resamples: int, seed: int
+) -> RewardQuality:
+    """How well the reward model predicts held-out ratings, as its stage measured, and ranks the systems' own answers.
 
-    Specialists and ablations are left out.
+    The latter by the truth, or else by the judge; specialists and ablations are left out.
     """
+    path = reward / "quality.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found = {}
     for one in systems:
         label_PVSK = one.judge_PVSK if one.true_reward_PVSK is None else one.true_reward_PVSK
-        if label_PVSK is None or one.folder is None or one.system.role in ("specialist", "ablation"):
+        if label_PVSK is None or one.system.role in ("specialist", "ablation"):
             continue
-        rows = answer_rows(one.folder, ["prompt_id", "response"])
+        rows = answer_rows(one.source, ["prompt_id", "response"])
         figures = quality(
             one.reward_PVSK.reshape(-1, len(objectives)),
             label_PVSK.reshape(-1, len(objectives)),
@@ -67,4 +70,5 @@ def on_policy_quality(
             seed=seed,
         )
         found[one.name] = {head.name: head for head in figures.heads}
-    return found
+    parts = {name: values.get(name, {}) for name in ("heads", "objectives", "baseline", "truth")}
+    return RewardQuality.model_validate(parts | {"on_policy": found})

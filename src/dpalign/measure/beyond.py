@@ -199,10 +199,25 @@ def read_answers(
     prompts, conditions, samples, _ = rewards.reward_PVSK.shape
     assert conditions == len(wishes), f"{folder}: {conditions} conditions for {len(wishes)} wishes"
     fault_PVS = [
-        [found[start : start + samples] for start in range(p * conditions * samples, (p + 1) * conditions * samples, samples)]
+        [
+            found[start : start + samples]
+            for start in range(p * conditions * samples, (p + 1) * conditions * samples, samples)
+        ]
         for p in range(prompts)
     ]
     return rewards, fault_PVS
+
+
+def read_feasibility(
+    folder: Path, reading: Reading, arc: Arc | None, margin: float, bootstrap: Bootstrap
+) -> Feasibility:
+    """What a feasibility step measured; of directions, with the margin of the training as groups of its own.
+
+    Args:
+        arc: that users ask for; None where the population is none.
+    """
+    found = Feasibility.model_validate_json((folder / "feasibility.json").read_text(encoding="utf-8"))
+    return with_margin(found, folder, reading, arc, margin, bootstrap) if arc is not None else found
 
 
 def with_margin(
@@ -292,9 +307,7 @@ def _estimates(value_PK: Array, names: Sequence[str], bootstrap: Bootstrap) -> d
     return {name: bootstrap.interval(value_PK[:, k].mean(), replicate_RK[:, k]) for k, name in enumerate(names)}
 
 
-def follows_on(
-    system: Rewards, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap
-) -> Estimate | None:
+def follows_on(system: Rewards, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap) -> Estimate | None:
     """How far the second objective goes on to follow the angle: from the trained end to the farthest angle beyond.
 
     Of the arc itself, from one of its ends to the other, None where it has one angle; of a margin, from the arc's end

@@ -22,6 +22,7 @@ from dpalign.measure.objective import expected_objective, objective_difference, 
 from dpalign.measure.points import Rewards, require_same_prompts
 from dpalign.measure.reading import Reading, asked_targets, read_rewards
 from dpalign.measure.setting import Setting
+from dpalign.measure.summarize import fewest_replicates
 from dpalign.measure.summary import BriefWish, Comparison, Difference, Shortfall, TableRow, TunedSetting
 from dpalign.paper.direction import DirectionDistribution
 
@@ -53,6 +54,20 @@ def last_of(systems: Sequence[Rewards]) -> Rewards | None:
     return max(_of(systems, "iteration"), key=lambda one: one.system.iteration or 0, default=None)
 
 
+def enough_replicates(bootstrap: Bootstrap, pairs: int) -> Bootstrap:
+    """The bootstrap, with more replicates where a decision over so many pairs needs more."""
+    needed = 2 * fewest_replicates(pairs, bootstrap.level)  # with the fewest a p-value just reaches the level
+    return bootstrap if needed <= bootstrap.replicates else replace(bootstrap, replicates=needed)
+
+
+def copies_of(systems: Sequence[Rewards]) -> dict[str, str]:
+    """The systems that share their evaluation with an earlier one, and that one's name."""
+    first: dict[Path | None, str] = {}
+    for one in systems:
+        first.setdefault(one.folder, one.name)
+    return {one.name: first[one.folder] for one in systems if one.folder and first[one.folder] != one.name}
+
+
 @dataclass(frozen=True)
 class Sources:
     """What a comparison reads beside the rewards of the systems shown."""
@@ -66,9 +81,7 @@ class Sources:
     """The users that a stage's knobs state."""
 
 
-def comparison(
-    systems: Sequence[Rewards], copies: Mapping[str, str], setting: Setting, sources: Sources
-) -> Comparison:
+def comparison(systems: Sequence[Rewards], copies: Mapping[str, str], setting: Setting, sources: Sources) -> Comparison:
     """The last iteration beside all others; tuning and feasibility are the caller's.
 
     Args:
@@ -79,7 +92,7 @@ def comparison(
     for one in systems:
         if (one is last or one.system.role in ("baseline", "soup", "specialist")) and one.name not in copies:
             groups.setdefault(one.system.group, []).append(one)
-    told = {name: told_by(members, setting, sources) for name, members in groups.items()}
+    told = {name: told_by(members, setting) for name, members in groups.items()}
     found = Comparison(
         table_1=tuple(_row(name, members, told[name], setting, sources) for name, members in groups.items()),
         wishes=wishes(systems, setting, sources),
@@ -124,22 +137,22 @@ class Told:
     """What each condition asks of the second objective, an angle or reward points; None where there is no dial."""
 
 
-def told_by(members: Sequence[Rewards], setting: Setting, sources: Sources) -> Told:
+def told_by(members: Sequence[Rewards], setting: Setting) -> Told:
     """How a system is told what is wanted; of several members, each is another model to take."""
     first = members[0]
-    rewards, folder = first.measured, first.folder
-    targets_VK = asked_targets(folder) if folder else None
+    rewards, folder = first.measured, first.source
+    targets_VK = asked_targets(folder)
     if first.system.direction is not None:
         by, rewards = f"a model a direction ({len(members)} trained)", _together(members)
     elif rewards.directions_VK is not None:
         by = "weights of a mixture" if first.system.role == "soup" else "a direction"
-        if folder and condition_of(folder) == "best-of-n":
+        if condition_of(folder) == "best-of-n":
             by = "a direction, which chooses"
     elif targets_VK is not None:
         several = len(setting.objectives) > 1 and len(targets_VK) > 1
         return Told("reward targets", rewards, targets_VK[:, 1] if several else None)
     else:
-        by = "words alone" if folder and condition_of(folder) == "brief" else "nothing"
+        by = "words alone" if condition_of(folder) == "brief" else "nothing"
     return Told(by, rewards, angles(rewards.directions_VK) if is_dial(rewards.directions_VK) else None)
 
 
@@ -155,7 +168,7 @@ def _together(members: Sequence[Rewards]) -> Rewards:
 
 
 def _row(name: str, members: Sequence[Rewards], told: Told, setting: Setting, sources: Sources) -> TableRow:
-    folders = [member.folder for member in members if member.folder]
+    folders = [member.source for member in members]
     kept = [footprint(folder) for folder in folders]
     sizes = [one.bytes for one in kept]
     read = [objectives_read(folder, setting.objectives, sources.population) for folder in folders]
@@ -170,10 +183,10 @@ def _row(name: str, members: Sequence[Rewards], told: Told, setting: Setting, so
         kendall_tau_common=control.kendall_tau_common if control else None,
         spearman=control.spearman if control else None,
         span=control.span if control else None,
-        models=sum(one.models for one in kept) or len(members),
+        models=sum(one.models for one in kept),
         bytes=None if None in sizes else sum(size for size in sizes if size is not None),
-        switch_seconds=kept[0].switch_seconds if kept else None,
-        answers_a_reply=sources.best_of if folders and condition_of(folders[0]) == "best-of-n" else 1,
+        switch_seconds=kept[0].switch_seconds,
+        answers_a_reply=sources.best_of if condition_of(folders[0]) == "best-of-n" else 1,
     )
 
 
@@ -188,7 +201,7 @@ def wishes(systems: Iterable[Rewards], setting: Setting, sources: Sources) -> di
     objective = "verbosity" if "verbosity" in unwanted else unwanted[0]
     k, found = setting.objectives.index(objective), {}
     for rewards in systems:
-        twin = unasked_twin(rewards.folder, sources.folders) if rewards.folder else None
+        twin = unasked_twin(rewards.source, sources.folders)
         if twin is None:
             continue
         other = read_rewards(twin, rewards.system, sources.reading).measured

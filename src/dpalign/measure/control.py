@@ -188,9 +188,7 @@ class FollowingLead:
     span: Estimate
 
 
-def following_lead(
-    a: Rewards, asked_a_V: Array, b: Rewards, asked_b_V: Array, bootstrap: Bootstrap
-) -> FollowingLead:
+def following_lead(a: Rewards, asked_a_V: Array, b: Rewards, asked_b_V: Array, bootstrap: Bootstrap) -> FollowingLead:
     """System a's figures of `following` minus system b's."""
     require_same_prompts([a, b])
     weight_RP = bootstrap.weights(len(a.prompt_ids))

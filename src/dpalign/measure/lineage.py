@@ -95,7 +95,9 @@ def knobs_set(stages: Iterable[Made], recipe_text: str) -> tuple[str, ...]:
     """The knobs that some stages set for themselves, whatever the recipe says."""
     recipe = dict(leaves(tomllib.loads(recipe_text)))
     return tuple(
-        sorted({key for made in stages for key, value in made.ledger["knobs"].items() if recipe.get(key, value) != value})
+        sorted(
+            {key for made in stages for key, value in made.ledger["knobs"].items() if recipe.get(key, value) != value}
+        )
     )
 
 
@@ -189,7 +191,7 @@ def objectives_read(
             found.update(objectives)
         elif "rl.algorithm" in knobs or ({"candidates", "scores"} <= inputs.keys() and "replay" in knobs):
             weight_NK = np.abs(draw_directions(population(knobs), 64, rng_for("objectives read")))
-            found.update(objectives[k] for k in np.flatnonzero(weight_NK.max(axis=0) > 1e-9))
+            found.update(objectives[k] for k in np.flatnonzero(weight_NK.max(axis=0) > 1e-9).tolist())
         elif "dpo.pairs" in knobs:
             found.add(OVERALL if knobs["dpo.pairs"] == "ratings" else objectives[0])
     return [name for name in (*objectives, OVERALL) if name in found]

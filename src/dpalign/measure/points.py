@@ -54,6 +54,12 @@ class Rewards:
         return self.system.name
 
     @property
+    def source(self) -> Path:
+        """The evaluate folder, of rewards that were read from one."""
+        assert self.folder is not None, f"the rewards of {self.name} were not read from a folder"
+        return self.folder
+
+    @property
     def measured(self) -> "Rewards":
         """By the truth where it is known, else by the reward model."""
         return self if self.true_reward_PVSK is None else by_truth(self)

@@ -215,7 +215,9 @@ def _compared(runs: "Sequence[Summary]", level: float) -> dict[str, object]:
     )
     leads = shared(
         lambda run: {
-            (name, key): getattr(lead, key) for name, lead in run.control_leads.items() for key in ("kendall_tau", "span")
+            (name, key): getattr(lead, key)
+            for name, lead in run.control_leads.items()
+            for key in ("kendall_tau", "span")
         }
     )
     return {

@@ -3,12 +3,13 @@
 Shapes: U evaluation directions, K objectives.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap
-from dpalign.measure.points import senses_of
+from dpalign.measure.points import Rewards, senses_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +52,34 @@ class Setting:
     def disputed(self) -> tuple[str, ...]:
         """The objectives that some directions want more of and others less, where no senses are given."""
         return tuple(name for name, sense in zip(self.objectives, self.senses_K, strict=True) if not sense)
+
+
+def sft_of(systems: Sequence[Rewards]) -> Rewards | None:
+    """The SFT model, which hypervolume is measured from."""
+    return next((one for one in systems if one.name.casefold() == "sft"), None)
+
+
+def reference_point(
+    systems: Sequence[Rewards], front: Rewards | None, senses_K: Array, originals: Callable[[], Array]
+) -> Array | None:
+    """Hypervolume's reference: SFT's mean where more is better; where less is better the true optimum's at the first
+    direction, or without a truth the 95% quantile of the original answers.
+
+    None where the directions disagree about what is better.
+
+    Args:
+        originals: gives the rewards of the original answers, (N, K); they are read only where there is no truth.
+
+    Raises:
+        ValueError: there is no SFT among the systems.
+    """
+    if not senses_K.all():
+        return None
+    sft = sft_of(systems)
+    if sft is None:
+        raise ValueError("no SFT among the systems to take hypervolume's reference from; set evaluation.reference")
+    if front is not None and sft.true_reward_PVSK is not None:
+        low_K, high_K = sft.true_reward_PVSK.mean(axis=(0, 1, 2)), front.point_VK[0]
+    else:
+        low_K, high_K = sft.point_VK[0], np.quantile(originals(), 0.95, axis=0)
+    return np.asarray(np.where(senses_K > 0, low_K, high_K))

@@ -184,9 +184,7 @@ def dominance_table(
             p_value=test.p_value,
             p_holm=p_holm,
             dominates=p_holm <= error_rate,
-            coverage=None
-            if setting.disputed
-            else coverage(by_name[a].point_VK, by_name[b].point_VK, setting.senses_K),
+            coverage=None if setting.disputed else coverage(by_name[a].point_VK, by_name[b].point_VK, setting.senses_K),
         )
         for (a, b), test, p_holm in zip(pairs, tests, holm([test.p_value for test in tests]), strict=True)
     ]

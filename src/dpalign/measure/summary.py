@@ -7,8 +7,9 @@ stand beside them as `judged`; elsewhere the opinion is all there is. Intervals 
 other training runs. Angles are in degrees, rewards 0-100.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -293,6 +294,18 @@ class DataReport(Record):
     kept: int
     filtered: dict[str, int]
     notes: dict[str, int]
+
+    @classmethod
+    def of(cls, counts: Mapping[str, Any]) -> Self:
+        """From an entry of the data stage's reports.json."""
+        return cls(
+            source=counts["source"],
+            file=PurePath(counts["file"]).name,
+            read=counts["in"],
+            kept=counts["out"],
+            filtered=counts["filtered"],
+            notes=counts["notes"],
+        )
 
 
 class Curve(Record):

@@ -127,16 +127,20 @@ def tokens(summary: Summary) -> Plot:
     )
     for row in summary.comparison.table_1 if summary.comparison else ():
         if row.answers_a_reply > 1:
-            caption += f" {row.name} also samples and scores {row.answers_a_reply} answers for every question it is asked."
+            caption += (
+                f" {row.name} also samples and scores {row.answers_a_reply} answers for every question it is asked."
+            )
     return Plot("tokens", "Hypervolume against tokens", caption, canvas)
 
 
 def _cost_point(axes: Axes, one: Measured, x: float, volume: Estimate, look: Look, *, named: bool) -> None:
     style: dict[str, Any] = {"color": look.light, "markersize": 6.5, "markeredgewidth": 0.7}
-    filled = {"markeredgecolor": look.light if look.hollow else _SURFACE}
+    filled: dict[str, Any] = {"markeredgecolor": look.light if look.hollow else _SURFACE}
     filled |= {"markerfacecolor": _SURFACE} if look.hollow else {}
     group = one.system.group if named else None
-    axes.errorbar([x], [volume.value], yerr=arms([volume]), fmt=look.marker, elinewidth=1.0, label=group, **style, **filled)
+    axes.errorbar(
+        [x], [volume.value], yerr=arms([volume]), fmt=look.marker, elinewidth=1.0, label=group, **style, **filled
+    )
     angle = trained_for(one)
     if angle is not None:
         axes.annotate(
@@ -145,7 +149,7 @@ def _cost_point(axes: Axes, one: Measured, x: float, volume: Estimate, look: Loo
     if one.sweep and one.sweep.total_tokens:
         end = one.sweep.total_tokens / 1e6
         axes.plot([x, end], [volume.value] * 2, color=look.light, linewidth=0.8, linestyle=":", zorder=1)
-        hollow = {"markerfacecolor": _SURFACE, "markeredgecolor": look.light}
+        hollow: dict[str, Any] = {"markerfacecolor": _SURFACE, "markeredgecolor": look.light}
         axes.plot([end], [volume.value], marker=look.marker, **style, **hollow)
 
 

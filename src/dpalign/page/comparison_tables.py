@@ -206,7 +206,13 @@ def tuning_table(summary: Summary, compared: Comparison) -> Table | None:
         if one.name not in compared.tuning and one.same_as is None
     ]
     measure = "true" if summary.measure == "true" else "by the reward model"
-    columns = ("system", "setting", "E_v J(v), tuning prompts, by the reward model", f"E_v J(v), validation, {measure}", "")
+    columns = (
+        "system",
+        "setting",
+        "E_v J(v), tuning prompts, by the reward model",
+        f"E_v J(v), validation, {measure}",
+        "",
+    )
     caption = (
         "The best by the reward model on the tuning prompts stands for its system everywhere: neither the truth nor a "
         f"validation prompt chose. One setting each had {listed(list(dict.fromkeys(fixed))) or 'none'}."

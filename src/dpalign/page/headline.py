@@ -70,7 +70,9 @@ def _dial(summary: Summary, last: Measured) -> str:
     if sure == steps:
         return f"Turning its dial from {ends[0]} to {ends[1]}, {name} {verb} at every step, {course}."
     if figures.span.above_zero:
-        return f"Turning its dial from {ends[0]} to {ends[1]}, {name} {verb} {course}, clearly at {sure} of {steps} steps."
+        return (
+            f"Turning its dial from {ends[0]} to {ends[1]}, {name} {verb} {course}, clearly at {sure} of {steps} steps."
+        )
     return f"That {name} follows its dial is not established ({course} from {ends[0]} to {ends[1]})."
 
 
@@ -171,5 +173,5 @@ def machine_words(summary: Summary) -> str:
         *([f"{machine.cpus} CPU cores"] if machine.cpus else []),
         *([machine.platform] if machine.platform else []),
     ]
-    commit = f"commit {machine.git_commit}" if machine.git_commit else "commit not on record"
+    commit = f"commit {machine.git_commit[:12]}" if machine.git_commit else "commit not on record"
     return f"{', '.join(hardware) or MISSING}; {commit}"

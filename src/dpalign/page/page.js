@@ -91,6 +91,7 @@
   function drawStops(svg) {
     svg.parentNode.hidden = true;
     at("strip").parentNode.hidden = true;
+    at("stops").hidden = false;
     const buttons = stops().map((one, i) => {
       const button = element("button", { type: "button" }, one.arithmetic);
       button.setAttribute("aria-pressed", String(i === place()));
@@ -244,7 +245,7 @@
     const chosen = stop();
     at("formula").textContent = chosen ? chosen.arithmetic : "";
     fill(at("steered"), chosen && `${state.steered} at ${chosen.name}`, chosen, state.steered);
-    if (state.plain) fill(at("plain"), `${state.plain}, whatever v is`, chosen && prompt().plain[state.plain], state.plain);
+    if (state.plain) fill(at("plain"), `${state.plain}, at every direction`, chosen && prompt().plain[state.plain], state.plain);
     at("plain").hidden = !state.plain;
     drawArc();
     drawStrip();

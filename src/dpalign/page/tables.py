@@ -118,14 +118,16 @@ def without_empty_columns(table: Table) -> Table:
 
 def verdicts_table(summary: Summary) -> Table | None:
     """The last iteration against every other system: who beats whom, and by how much; over seeds where there are."""
-    found, last = verdicts(summary), summary.last
+    found, last = {one.system: one for one in verdicts(summary)}, summary.last
     if not found or last is None:
         return None
     runs = len(summary.seeds.seeds) if summary.seeds else 1
     unheard = misunderstood(summary)
     rows = []
-    for one in found:
-        system = summary.systems[one.system]
+    for system in in_order(summary):
+        one = found.get(system.name)
+        if one is None:
+            continue
         outcome = verdict(one.outcome == "ahead" if one.margin else None)
         if one.outcome == "behind":
             outcome = Cell(f"it beats {last.name}", tone="no")
@@ -135,13 +137,13 @@ def verdicts_table(summary: Summary) -> Table | None:
         rows.append(
             Row(
                 (
-                    name_of(summary, one.system), word(explained(system)), outcome, cell(one.margin), Cell(decided),
+                    name_of(summary, one.system, explained(system)), outcome, cell(one.margin), Cell(decided),
                     cell(one.lead), word(ahead(one.lead, last.name, label(system))),
                 )
             )
         )  # fmt: skip
-    columns = ("against", "what it is", f"{last.name} beats it for every user", "smallest lead", "in seeds",
-               "lead in E_v J", "ahead on average")  # fmt: skip
+    columns = ("against", f"{last.name} beats it for every user", "smallest lead", "in seeds", "lead in E_v J(v)",
+               "ahead on average")  # fmt: skip
     every = f"at each of the {len(summary.directions)} directions"
     over = f" Intervals are over {runs} seeds; a claim must hold in each." if runs > 1 else ""
     caption = (
@@ -204,7 +206,16 @@ def dominance_table(summary: Summary, rows: Sequence[DominanceRow]) -> Table | N
     """Some pairs of the run."""
     if not rows:
         return None
-    columns = ("A", "over B", "dominates", "smallest lead", "Holm p", "lead in E_v J(v)", "B under A's front", "outside")
+    columns = (
+        "A",
+        "over B",
+        "dominates",
+        "smallest lead",
+        "Holm p",
+        "lead in E_v J(v)",
+        "B under A's front",
+        "outside",
+    )
     caption = (
         "A dominates B where, at every evaluation direction, the best of A's points beats the best of B's. The smallest "
         "lead has a simultaneous interval; p is Holm's over all pairs of the run. The last columns count B's points "
@@ -264,7 +275,11 @@ def sensitivity_table(summary: Summary) -> Table | None:
         own = [scale * values[one.name] for values in at_each]
         ranks = [1 + sum(other > values[one.name] for other in values.values()) for values in at_each]
         main = one.figures.true_front_share if known else one.figures.hypervolume
-        cells = [number(main and scale * main.value, digits), number(min(own), digits), number(max(own), digits)]
+        cells = [
+            number(scale * main.value if main else None, digits),
+            number(min(own), digits),
+            number(max(own), digits),
+        ]
         rank = str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
         rows.append(Row((name_of(summary, one.name), *map(Cell, cells), Cell(rank))))
     places = ", ".join(f"{name} {number(value)}" for name, value in (summary.reference or {}).items())
@@ -330,7 +345,9 @@ def quality_tables(summary: Summary) -> dict[str, Table]:
     """By title: heads and objectives on held-out ratings and the truth, then each system's own samples."""
     found = summary.reward_model
     own = {
-        f"{objective}, of {system}": head for system, heads in found.on_policy.items() for objective, head in heads.items()
+        f"{objective}, of {system}": head
+        for system, heads in found.on_policy.items()
+        for objective, head in heads.items()
     }
     parts = {
         "Objectives, on held-out ratings": found.objectives,
@@ -465,7 +482,11 @@ def seeds_tables(summary: Summary) -> list[Table]:
         "t-intervals: what another training run would have given."
     )
     columns = ("system", *(text for text, _, _ in figures.values()))
-    tables = [without_empty_columns(Table(caption, columns, rows)), _seed_steps(summary, seeds), _seed_pairs(summary, seeds)]
+    tables = [
+        without_empty_columns(Table(caption, columns, rows)),
+        _seed_steps(summary, seeds),
+        _seed_pairs(summary, seeds),
+    ]
     tables += [_seed_comparison(summary, seeds), _seed_settings(summary, seeds)]
     return [table for table in tables if table is not None and table.rows]
 
@@ -502,7 +523,9 @@ def _seed_pairs(summary: Summary, seeds: Seeds) -> Table:
             )
         )  # fmt: skip
     columns = ("A", "over B", "dominates in", "smallest lead", "lead in E_v J(v)")
-    return without_empty_columns(Table("Pairs, compared within each seed; each seed's own in brackets.", columns, tuple(rows)))
+    return without_empty_columns(
+        Table("Pairs, compared within each seed; each seed's own in brackets.", columns, tuple(rows))
+    )
 
 
 def _seed_comparison(summary: Summary, seeds: Seeds) -> Table:
@@ -510,7 +533,9 @@ def _seed_comparison(summary: Summary, seeds: Seeds) -> Table:
         ("hypervolume, the last iteration's over that of", name, ratio, 1, 2)
         for name, ratio in seeds.hypervolume_ratios.items()
     ]
-    rows += [("reward points lost to the specialists of", name, one, 1, 1) for name, one in seeds.family_shortfalls.items()]
+    rows += [
+        ("reward points lost to the specialists of", name, one, 1, 1) for name, one in seeds.family_shortfalls.items()
+    ]
     rows += [
         (f"lead in {what}, over", name, one, 1, 2 if key == "kendall_tau" else 1)
         for name, found in seeds.control_leads.items()

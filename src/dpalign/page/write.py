@@ -17,6 +17,7 @@ from dpalign.page.drawing import Plot, inline, svg
 from dpalign.page.figures import plots
 from dpalign.page.looks import colours, looks_of
 from dpalign.run.folder import write_json, write_text
+from dpalign.run.progress import spell_seconds
 
 
 def write_report(folder: Path, summary: Summary) -> Path:
@@ -54,7 +55,7 @@ def render_page(summary: Summary, drawings: Mapping[str, tuple[Plot, str]]) -> s
             recipe_note=headline.recipe_note(summary),
             machine=headline.machine_words(summary),
             seconds=sum(stage.seconds for stage in summary.stages),
-            spelled=tables.spell_seconds,
+            spelled=spell_seconds,
             dial=dial_data(summary),
             plots={name: _inlined(*drawing, palette) for name, drawing in drawings.items()},
             verdicts=tables.verdicts_table(summary),

@@ -139,12 +139,13 @@ def _how(source: Source, parameters: str, types: Sequence[str]) -> str:
         "ask for, a multi-objective reward model chooses the best one for each direction, and the model after "
         f"supervised fine-tuning is trained on them, the direction stated in the system line. {size}"
     )
-    entry = entry_of(source) or {}
+    entry = entry_of(source)
+    cost = entry.cost if entry else None
     spent = [
-        (entry.get("sampled_tokens"), "tokens sampled"),
-        (entry.get("scored_responses"), "answers scored"),
-        (entry.get("trained_tokens"), "tokens trained on"),
-    ]
+        (cost.sampled_tokens, "tokens sampled"),
+        (cost.scored_responses, "answers scored"),
+        (cost.trained_tokens, "tokens trained on"),
+    ] if cost else []  # fmt: skip
     said = ", ".join(f"{whole(n)} {what}" for n, what in spent if n)
     return f"{text} It took {said}, all stages before it included." if said else text
 

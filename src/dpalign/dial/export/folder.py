@@ -120,12 +120,9 @@ def front_of(source: Source) -> tuple[FrontPoint, ...]:
     entry = entry_of(source)
     names = source.contract.names
     return tuple(
-        FrontPoint(
-            Preference.from_weights(point["direction"], names),
-            {name: float(point["rewards"][name]["mean"]) for name in names},
-        )
-        for point in (entry["points"] if entry is not None else ())
-        if point.get("direction") is not None
+        FrontPoint(Preference.from_weights(point.direction, names), {name: point.rewards[name].value for name in names})
+        for point in (entry.points if entry is not None else ())
+        if point.direction is not None
     )
 
 

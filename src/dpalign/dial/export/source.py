@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from dpalign.page.systems import systems_of
+from dpalign.measure.summary import Measured, Summary
 from dpalign.paper.direction import Arc
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.recipe import Recipe, load
@@ -39,7 +39,7 @@ class Source:
     form: str | None = None
     """The released checkpoint that it is."""
     recipe: Recipe | None = None
-    summary: Mapping[str, Any] | None = None
+    summary: Summary | None = None
     """The run's report, if it evaluated this very policy."""
     reports: Sequence[Mapping[str, Any]] = ()
     """What the run read of each data file, and what it kept."""
@@ -193,7 +193,7 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
     )
 
 
-def _summary_of(run: Path, stage: Path, notes: list[str]) -> Mapping[str, Any] | None:
+def _summary_of(run: Path, stage: Path, notes: list[str]) -> Summary | None:
     """The run's report, where it is finished and evaluated the policy that lies there now."""
     evaluated, path = f"evaluate-{stage.name}", run / "report" / "summary.json"
     if not path.is_file() or not (run / "report" / LEDGER).is_file():
@@ -208,18 +208,13 @@ def _summary_of(run: Path, stage: Path, notes: list[str]) -> Mapping[str, Any] |
     if evaluation["digest"] != reported or evaluation["inputs"]["policy"]["digest"] != own:
         notes.append("the run's report is of an earlier policy: the export has no measured front; run it again")
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return Summary.model_validate_json(path.read_text(encoding="utf-8"))
 
 
-def entry_of(source: Source) -> dict[str, Any] | None:
-    """The policy's entry in its run's summary."""
-    if source.summary is None:
-        return None
-    for system in systems_of(source.summary):
-        if system.role == "iteration" and system.entry["iteration"] == source.contract.iteration and system.steered:
-            return cast(dict[str, Any], system.entry)
-    return None
+def entry_of(source: Source) -> Measured | None:
+    """The policy in its run's summary."""
+    policies = source.summary.of_role("iteration") if source.summary else []
+    return next((one for one in policies if one.steered and one.system.iteration == source.contract.iteration), None)
 
 
 def hub_name(base: str) -> str | None:
