@@ -3,16 +3,19 @@
 What a system earns is set here, so that a test knows what the page must say. Nothing is trained or sampled.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from dpalign.measure.beyond import TRAINED, Wish, figures
 from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.points import Rewards
+from dpalign.measure.summary import Summary
 from dpalign.measure.system import FILE, System
 from dpalign.paper.direction import evaluation_grid, rng_for
 from dpalign.pipeline import align, compare
@@ -22,6 +25,7 @@ from dpalign.rows import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, writ
 from dpalign.run import folder as runs
 from dpalign.run.folder import Run, Work, write_json
 from dpalign.run.ledger import TIMES
+from dpalign.stages import report as report_stage
 from dpalign.stages.stage import Step
 from dpalign.world.language import say_prompt
 from dpalign.world.people import draw_tasks
@@ -113,6 +117,15 @@ def report(folder: Path, given: Recipe, compared: bool = True) -> Path:
     with runs.Run.open(folder, None, {"git_commit": None}) as run:
         align.take(given, run, step)
     return folder / "report"
+
+
+def summary_of(folder: Path, given: Recipe, compared: bool = True) -> Summary:
+    """The Summary that the report step of a fake run makes, without the page and its figures."""
+    made: list[Summary] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_stage, "write_report", lambda out, summary: made.append(summary))
+        shutil.rmtree(report(folder, given, compared))
+    return made[0]
 
 
 def system_of(given: Recipe, name: str) -> System:

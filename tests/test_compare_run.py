@@ -45,7 +45,7 @@ def test_a_comparison_ends_in_a_report_of_every_system_and_a_killed_one_with_the
         *("rewarded soups", "SFT, best of 16", "DPA t=2", "DPA t=2, no replay"),
     } <= told["systems"].keys()
     for system in ("DPO", "SteerLM, tuned", "rewarded soups"):
-        assert sum(trial["chosen"] for trial in told["tuning"][system]) == 1
+        assert sum(trial["chosen"] for trial in told["comparison"]["tuning"][system]) == 1
     assert len(told["systems"]["rewarded soups"]["points"]) == len(told["systems"]["SFT, best of 16"]["points"]) == 4
 
     command = [sys.executable, "-c", RUN, str(MICRO), str(killed), *KNOBS]

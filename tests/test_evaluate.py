@@ -34,6 +34,7 @@ RECIPE = Recipe(
 )
 RECIPE = replace(RECIPE, model=replace(RECIPE.model, chat="world-v1"))
 """Two directions, (1, 0) and (0.707, -0.707); every prompt is a shard."""
+READING = Reading(tuple(RECIPE.heads), tuple(RECIPE.objective_list))
 
 FIRST, SECOND = user_prompt("first"), user_prompt("second")
 TRAINING = [user_prompt(f"training {i}") for i in range(4)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign.page.reading import true_front
+from dpalign.stages.report import true_front
 from dpalign.pipeline import align
 from dpalign.recipe import load
 from dpalign.rows import CANDIDATES, prompt_id, user_prompt, write_rows
@@ -62,4 +62,4 @@ def test_three_objectives_go_the_whole_way(tmp_path: Path) -> None:
     assert told["true_front"][0] == {"helpful": 100.0, "detail": 100.0, "right": 100.0}
     for system in told["systems"].values():
         assert system["points"][0]["true_rewards"].keys() == {"helpful", "detail", "right"}
-        assert system["hypervolume"]["value"] is not None
+        assert system["figures"]["hypervolume"]["value"] is not None

@@ -10,6 +10,7 @@ Shapes: R replicates, P prompts, V points, K objectives, M references. The unit 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import moocore  # type: ignore[import-untyped]
 import numpy as np
@@ -75,6 +76,11 @@ class AtReference:
     reference: tuple[float, ...]
     hypervolumes: dict[str, float]
     shares: dict[str, float | None]
+
+
+def nearby_references(reference_K: Array, shifts: Sequence[float]) -> list[Array]:
+    """The reference moved by every combination of shifts (reward points) of its coordinates."""
+    return [reference_K + np.array(shift) for shift in product(shifts, repeat=len(reference_K))]
 
 
 def sensitivity(

@@ -5,15 +5,12 @@ Shapes: U evaluation directions, V conditions, K objectives.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import product
-
-import numpy as np
 
 from dpalign.measure.bootstrap import Array, Estimate, holm
 from dpalign.measure.control import angles, control, is_dial, regret, span_share
 from dpalign.measure.dominance import dominance
 from dpalign.measure.front import coverage
-from dpalign.measure.hypervolume import hypervolume_estimate, hypervolume_share, sensitivity
+from dpalign.measure.hypervolume import hypervolume_estimate, hypervolume_share, nearby_references, sensitivity
 from dpalign.measure.objective import expected_objective, objective_by_direction, objective_difference
 from dpalign.measure.points import Rewards, by_truth, opinion_gap, points, require_same_prompts
 from dpalign.measure.setting import Setting
@@ -58,11 +55,6 @@ def summarize(
         dominance_judged=tuple(dominance_table(systems, setting, pairs)) if truth_known else None,
         sensitivity=tuple(sensitivity(measured, setting.senses_K, references_MK, front)),
     )
-
-
-def nearby_references(reference_K: Array, shifts: Sequence[float]) -> list[Array]:
-    """The reference moved by every combination of shifts (reward points) of its coordinates."""
-    return [reference_K + np.array(shift) for shift in product(shifts, repeat=len(reference_K))]
 
 
 def _check_systems(systems: Sequence[Rewards], setting: Setting, true_front: Rewards | None) -> None:
