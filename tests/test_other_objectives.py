@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign.stages.report import true_front
 from dpalign.pipeline import align
 from dpalign.recipe import load
 from dpalign.rows import CANDIDATES, prompt_id, user_prompt, write_rows
 from dpalign.stages.evaluate import evaluation_directions
+from dpalign.stages.report import true_front
 
 DETAIL = ("--objectives", '{complexity = ["helpsteer-complexity"], verbosity = ["helpsteer-verbosity"]}')
 THREE = (

@@ -10,6 +10,7 @@ Shapes: R replicates, P prompts, V points, K objectives, M references. The unit 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import moocore  # type: ignore[import-untyped]
@@ -65,7 +66,15 @@ def hypervolume_share(
 
 
 def _replicates(system: Rewards, senses_K: Array, reference_K: Array, bootstrap: Bootstrap) -> Array:
+    return _replicates_of(system, tuple(senses_K.tolist()), tuple(reference_K.tolist()), bootstrap)
+
+
+@lru_cache(maxsize=64)  # a comparison asks for the last iteration's and the true front's again and again
+def _replicates_of(
+    system: Rewards, senses: tuple[float, ...], reference: tuple[float, ...], bootstrap: Bootstrap
+) -> Array:
     replicate_RVK = replicate_means(bootstrap.weights(len(system.prompt_ids)), system.mean_PVK)
+    senses_K, reference_K = np.array(senses), np.array(reference)
     return np.array([hypervolume(point_VK, senses_K, reference_K) for point_VK in replicate_RVK])
 
 

@@ -9,6 +9,7 @@ Shapes: P prompts, V conditions, S samples, K objectives. Rewards are 0-100.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ class Rewards:
         assert self.folder is not None, f"the rewards of {self.name} were not read from a folder"
         return self.folder
 
-    @property
+    @cached_property
     def measured(self) -> "Rewards":
         """By the truth where it is known, else by the reward model."""
         return self if self.true_reward_PVSK is None else by_truth(self)

@@ -80,7 +80,7 @@ def render_page(summary: Summary, drawings: Mapping[str, tuple[Plot, str]]) -> s
             css=Markup(_resource("page.css")),
             js=Markup(_resource("page.js")),
         )
-    )
+    ).lstrip()
 
 
 def _comparison(summary: Summary) -> dict[str, Any] | None:
