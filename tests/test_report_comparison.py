@@ -19,7 +19,7 @@ from dpalign.page.comparison_figures import comparison_plots, feasibility
 from dpalign.page.drawing import inline, svg
 from dpalign.page.headline import headline, recipe_note, warning
 from dpalign.page.looks import colours, in_order, looks_of
-from dpalign.page.tables import Row, Table, costs_table, stages_table, verdicts_table
+from dpalign.page.tables import Cell, Row, Table, costs_table, stages_table, verdicts_table
 from dpalign.page.write import render_page
 from dpalign.pipeline import align
 from dpalign.run.folder import Run
@@ -53,6 +53,11 @@ def rows_of(table: Table | None) -> dict[str, Row]:
     return {row.cells[0].text: row for row in table.rows}
 
 
+def by_column(table: Table | None, name: str) -> dict[str, Cell]:
+    """The cells of a row by their columns."""
+    return dict(zip(table.columns, rows_of(table)[name].cells, strict=True))
+
+
 def changed(summary: Summary, **parts: Any) -> Summary:
     """The summary with other parts of its comparison."""
     return summary.model_copy(update={"comparison": summary.comparison.model_copy(update=parts)})
@@ -64,8 +69,8 @@ def test_the_summary_of_a_comparison_reads_back_equal(summary: Summary) -> None:
 
 def test_every_system_has_its_role_and_tuned_ones_stand_once(summary: Summary) -> None:
     assert [one.name for one in in_order(summary)] == [
-        "SteerLM", "SFT", "DPO", "SFT, asked to be brief", "DPO, asked to be brief", "SteerLM, tuned", "SFT, best of 16",
-        "SFT, asked", "base, asked", "RSF at helpfulness*1.00 - verbosity*0.00",
+        "SteerLM", "SFT", "DPO", "SFT, asked to be brief", "DPO, asked to be brief", "SteerLM, tuned",
+        "SFT, best of 16", "SFT, asked", "base, asked", "RSF at helpfulness*1.00 - verbosity*0.00",
         "RSF at helpfulness*0.92 - verbosity*0.38", "RSF at helpfulness*0.71 - verbosity*0.71",
         "GRPO at helpfulness*1.00 - verbosity*0.00", "GRPO at helpfulness*0.71 - verbosity*0.71", "rewarded soups",
         "DPA t=2, no replay", "DPA t=2, one half", "DPA t=0", "DPA t=1", "DPA t=2",
@@ -274,9 +279,9 @@ def test_what_another_system_wins_is_said_as_plainly(tmp_path: Path) -> None:
     found = reported(tmp_path, prompts=24, changes=ALONE | {"compare.systems": ["soups"]}, means=means)
     assert {one.system: one.outcome for one in verdicts(found)}["rewarded soups"] == "behind"
     assert "rewarded soups" in headline(found)[0].casefold()
-    assert rows_of(verdicts_table(found))["rewarded soups"].cells[1].text == "it beats DPA t=2"
-    cells = rows_of(tables.differences_table(found, found.comparison))["rewarded soups"].cells
-    assert (cells[3].text, cells[-1].text) == ("rewarded soups", "established")
+    row = by_column(verdicts_table(found), "rewarded soups")
+    assert row["DPA t=2 beats it for every user"].text == "it beats DPA t=2"
+    assert row["ahead on average"].text == "rewarded soups"
 
 
 def test_soups_and_specialists_are_measured_beside_the_last_iteration(summary: Summary) -> None:
@@ -292,10 +297,15 @@ def test_soups_and_specialists_are_measured_beside_the_last_iteration(summary: S
 
 
 def test_a_lead_that_holds_zero_is_nobodys(summary: Summary) -> None:
-    row = summary.comparison.differences["DPO"].model_copy(update={"objective": Estimate(0.1, -0.4, 0.6)})
-    found = changed(summary, differences=summary.comparison.differences | {"DPO": row})
-    assert rows_of(tables.differences_table(found, found.comparison))["DPO"].cells[3].text == "not significant"
-    assert rows_of(tables.differences_table(summary, summary.comparison))["DPO"].cells[3].text == "DPA t=2"
+    rows = [
+        row.model_copy(update={"objective_lead": Estimate(0.1, -0.4, 0.6)})
+        if (row.a, row.b) == ("DPA t=2", "DPO")
+        else row
+        for row in summary.dominance
+    ]
+    level = summary.model_copy(update={"dominance": tuple(rows)})
+    ahead = [by_column(verdicts_table(one), "DPO")["ahead on average"].text for one in (summary, level)]
+    assert ahead == ["DPA t=2", "not significant"]
 
 
 def test_a_wish_that_makes_answers_longer_was_not_understood_and_beating_it_is_no_claim(tmp_path: Path) -> None:

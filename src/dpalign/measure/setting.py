@@ -1,4 +1,4 @@
-"""What is fixed before any system is evaluated: objectives, evaluation directions, hypervolume's reference, the bootstrap.
+"""What is fixed before any system is evaluated: objectives, directions, reference, bootstrap.
 
 Shapes: U evaluation directions, K objectives.
 """

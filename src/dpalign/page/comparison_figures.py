@@ -122,7 +122,8 @@ def tokens(summary: Summary) -> Plot:
     legend(canvas, axes, 5)
     caption = (
         "All tokens that making a system took; stages that systems share count for each. Of a tuned system the hollow "
-        "point at the end of the dotted line counts all settings that were tried. Higher for the same tokens is better. "
+        "point at the end of the dotted line counts all settings that were tried. Higher for the same "
+        "tokens is better. "
         f"Bars are {by_prompt(summary)}."
     )
     for row in summary.comparison.table_1 if summary.comparison else ():
@@ -173,7 +174,8 @@ def control_range(summary: Summary) -> Plot:
         axes.set_xlabel(f"{objective}, reward points")
         axes.set_title(title)
     caption = (
-        f"Mean {objective} at both ends of the dial or of the targets; the hollow end is the last. The figure beside it "
+        f"Mean {objective} at both ends of the dial or of the targets; the hollow end is the last. The "
+        "figure beside it "
         f"is the range in reward points. A front can rise while its range narrows. Bars are {by_prompt(summary)}."
     )
     if len(panels) > 1:

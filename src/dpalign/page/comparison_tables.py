@@ -7,8 +7,8 @@ from dpalign.measure.beyond import MARGIN, Condition, Feasibility, Group, reacha
 from dpalign.measure.control import COMMON
 from dpalign.measure.degeneracy import Degenerate
 from dpalign.measure.summary import Comparison, Measured, Summary, TableRow, misunderstood
-from dpalign.page.looks import in_order, label, looks_of, trained_for
-from dpalign.page.tables import DASH, Cell, Row, Table, ahead, cell, name_of, verdict, without_empty_columns, word
+from dpalign.page.looks import in_order, looks_of, trained_for
+from dpalign.page.tables import DASH, Cell, Row, Table, ahead, cell, line, name_of, verdict, without_empty_columns, word
 from dpalign.page.words import MINUS, MISSING, degrees, listed, number, size
 
 PAPER_TABLE_1: Final = {
@@ -23,59 +23,20 @@ STANDS_FOR: Final = {"GRPO": "PPO", "RLOO": "PPO", "SteerLM, tuned": "SteerLM"}
 """Rows of that table by the systems that stand for them here."""
 
 
-def differences_table(summary: Summary, compared: Comparison) -> Table | None:
-    """Every other system beside the last iteration, and who is ahead."""
-    last = summary.last
-    if last is None:
-        return None
-    rows = [
-        Row((name_of(summary, last.name), cell(last.figures.objective), DASH, word(MISSING),
-             cell(last.figures.hypervolume, 0), DASH, DASH, DASH), strong=True)
-    ]  # fmt: skip
-    unheard = misunderstood(summary)
-    for one in in_order(summary):
-        found = compared.differences.get(one.name)
-        if found is None or one.system.role == "ablation" or one.same_as is not None:
-            continue
-        own, back = summary.dominance_of(last.name, one.name), summary.dominance_of(one.name, last.name)
-        rows.append(
-            Row(
-                (
-                    name_of(summary, one.name, "no briefer for being asked" if one.name in unheard else ""),
-                    cell(one.figures.objective),
-                    cell(found.objective, sign=True),
-                    word(ahead(found.objective, last.name, label(one))),
-                    cell(one.figures.hypervolume, 0),
-                    cell(found.hypervolume_ratio, 2),
-                    verdict(own.dominates if own else None),
-                    verdict(back.dominates if back else None),
-                )
-            )
-        )
-    columns = (
-        *("system", "E_v J(v)", f"lead of {last.name}", "ahead", "hypervolume", f"{last.name}'s over it"),
-        *(f"{last.name} dominates it", f"it dominates {last.name}"),
-    )
-    caption = (
-        f"The lead is E_v J(v) of {last.name} minus the other's, paired by prompt, with an interval each. Systems "
-        "without a dial serve each v with the best of their points. Dominance is decided after Holm over all pairs."
-    )
-    return without_empty_columns(Table(caption, columns, tuple(rows)))
-
-
 def wishes_table(summary: Summary, compared: Comparison) -> Table | None:
     """What a wish in words to be brief changed."""
     unheard = misunderstood(summary)
     rows = tuple(
-        Row(
-            (
-                name_of(summary, name), cell(wish.unasked), cell(wish.asked), cell(wish.change, sign=True),
-                verdict(name not in unheard),
-            )
+        line(
+            name_of(summary, name),
+            cell(wish.unasked),
+            cell(wish.asked),
+            cell(wish.change, sign=True),
+            verdict(name not in unheard),
         )
         for name, wish in compared.wishes.items()
         if summary.systems[name].same_as is None
-    )  # fmt: skip
+    )
     if not rows:
         return None
     objective = next(iter(compared.wishes.values())).objective
@@ -98,23 +59,21 @@ def table_1(summary: Summary, compared: Comparison) -> Table | None:
         lead = compared.control_leads.get(row.name)
         setting = "" if first.system.role == "specialist" else first.system.setting
         rows.append(
-            Row(
-                (
-                    Cell(row.name, setting, tone="word", colour=looks[first.name].name),
-                    word(str(len(row.objectives_read)), listed(row.objectives_read) or "none of them"),
-                    word(row.told_by),
-                    Cell(str(row.conditions)),
-                    cell(row.kendall_tau, 2),
-                    cell(row.kendall_tau_common, 2),
-                    cell(lead.kendall_tau if lead else None, 2, sign=True),
-                    Cell(number(row.spearman, 2)),
-                    cell(row.span),
-                    cell(lead.span if lead else None, sign=True),
-                    word(_switch(row, first)),
-                    word(str(row.models), _upkeep(row)),
-                    *_degenerate(compared.feasibility.get(row.name)),
-                    word(_paper_says(row.name)),
-                ),
+            line(
+                Cell(row.name, setting, tone="word", colour=looks[first.name].name),
+                word(str(len(row.objectives_read)), listed(row.objectives_read) or "none of them"),
+                word(row.told_by),
+                Cell(str(row.conditions)),
+                cell(row.kendall_tau, 2),
+                cell(row.kendall_tau_common, 2),
+                cell(lead.kendall_tau if lead else None, 2, sign=True),
+                Cell(number(row.spearman, 2)),
+                cell(row.span),
+                cell(lead.span if lead else None, sign=True),
+                word(_switch(row, first)),
+                word(str(row.models), _upkeep(row)),
+                *_degenerate(compared.feasibility.get(row.name)),
+                word(_paper_says(row.name)),
                 strong=first is summary.last,
             )
         )
@@ -125,7 +84,8 @@ def table_1(summary: Summary, compared: Comparison) -> Table | None:
         *("models to keep", "degenerate, %", "asked for more: the worst, %", "the paper's Table 1"),
     )
     caption = (
-        f"Control is how {second} follows what was asked. Fewer conditions lie further apart, so both correlations come "
+        f"Control is how {second} follows what was asked. Fewer conditions lie further apart, so both "
+        "correlations come "
         f"out higher: compare tau at {COMMON} evenly spread conditions. To switch: what another direction takes beside "
         "its prompt. Models to keep: those without which some direction could not be served. The paper's columns: "
         f"multi-objective rewards, preference arithmetic, single model, feasibility guarantee. {_paper_rows(compared)}"
@@ -187,14 +147,12 @@ def tuning_table(summary: Summary, compared: Comparison) -> Table | None:
     """Every setting that was tried, and which was chosen; one at the edge of its grid is marked."""
     edge = "at the edge of its grid: a wider one may do better"
     rows = tuple(
-        Row(
-            (
-                name_of(summary, system),
-                word(one.setting),
-                cell(one.tuning_objective),
-                cell(one.objective),
-                Cell("chosen", edge if one.at_edge else "", tone="yes") if one.chosen else DASH,
-            ),
+        line(
+            name_of(summary, system),
+            word(one.setting),
+            cell(one.tuning_objective),
+            cell(one.objective),
+            Cell("chosen", edge if one.at_edge else "", tone="yes") if one.chosen else DASH,
             strong=one.chosen,
         )
         for system, settings in compared.tuning.items()
@@ -225,16 +183,15 @@ def specialists_table(summary: Summary, compared: Comparison) -> Table | None:
     if not compared.shortfalls or summary.last is None:
         return None
     rows = [
-        Row(
-            (
-                name_of(summary, row.system), Cell(_direction(summary.systems[row.system])), cell(row.specialist),
-                cell(row.steered), cell(row.shortfall),
-            )
+        line(
+            name_of(summary, row.system),
+            Cell(_direction(summary.systems[row.system])),
+            *(cell(one) for one in (row.specialist, row.steered, row.shortfall)),
         )
         for row in compared.shortfalls
-    ]  # fmt: skip
+    ]
     for family, mean in compared.family_shortfalls.items():
-        rows.append(Row((word(f"{family}, mean"), Cell(""), Cell(""), Cell(""), cell(mean)), strong=True))
+        rows.append(line(word(f"{family}, mean"), Cell(""), Cell(""), Cell(""), cell(mean), strong=True))
     columns = ("specialist", "trained for", "v . r there", f"v . r of {summary.last.name} there", "what DPA loses")
     caption = (
         "DPA is asked at the evaluation directions nearest to the specialist's. Negative: DPA is better. Paired by "
@@ -257,15 +214,13 @@ def ablation_table(summary: Summary, compared: Comparison) -> Table | None:
     for one in (last, *ablated):
         lead = compared.differences.get(one.name)
         rows.append(
-            Row(
-                (
-                    name_of(summary, one.name),
-                    cell(one.figures.objective),
-                    cell(lead.objective if lead else None),
-                    cell(lead.hypervolume_ratio if lead else None, 2),
-                    cell(one.figures.span),
-                    word(ahead(lead.objective if lead else None, "with it", "without it")),
-                ),
+            line(
+                name_of(summary, one.name),
+                cell(one.figures.objective),
+                cell(lead.objective if lead else None),
+                cell(lead.hypervolume_ratio if lead else None, 2),
+                cell(one.figures.span),
+                word(ahead(lead.objective if lead else None, "with it", "without it")),
                 strong=one is last,
             )
         )
@@ -291,7 +246,8 @@ def feasibility_tables(summary: Summary, compared: Comparison) -> dict[str, tupl
 def _rule(found: Feasibility) -> str:
     rule = found.rule
     return (
-        f"Degenerate: cut at the longest allowed length, without a word, with a sentence of {rule.sentence_words} words "
+        "Degenerate: cut at the longest allowed length, without a word, with a sentence of "
+        f"{rule.sentence_words} words "
         f"or more twice, or with over {100 * rule.repetition:g}% of its runs of {rule.run} words repeated. "
         f"{found.prompts:,} prompts, {found.samples} to each in each condition; intervals over prompts."
     )
@@ -312,7 +268,7 @@ def _targets(summary: Summary, found: Feasibility) -> Table:
         cells = [*_shares(group.degenerate), cell(more.degenerate if more else None, sign=True, scale=100)]
         for name in summary.objectives:
             cells += [cell(group.distance[name]), cell(more.distance[name] if more else None, sign=True)]
-        return Row((word(group.name), Cell(str(group.conditions)), *cells))
+        return line(word(group.name), Cell(str(group.conditions)), *cells)
 
     columns = (
         *("asked for", "targets", "degenerate, %", "why", "change"),
@@ -321,7 +277,8 @@ def _targets(summary: Summary, found: Feasibility) -> Table:
     caption = (
         f"As annotated: {summary.objectives[0]} as high as the best annotated answers near each target; beyond: that "
         "share of the way from there to the top of the scale. Off: the distance of an answer's reward from what was "
-        f"asked{', true' if found.measure == 'true' else ', by the reward model'}. Change: against the annotated target "
+        f"asked{', true' if found.measure == 'true' else ', by the reward model'}. Change: against the "
+        "annotated target "
         f"that asks for the same of the rest, paired by prompt. {_rule(found)}"
     )
     return Table(caption, columns, tuple(map(row, found.groups)))
@@ -330,14 +287,15 @@ def _targets(summary: Summary, found: Feasibility) -> Table:
 def _angles(summary: Summary, found: Feasibility) -> Table:
     second = summary.objectives[1]
     rows = tuple(
-        Row(
-            (
-                word(_signed(group.name)), Cell(str(group.conditions)), *_shares(group.degenerate), cell(group.follows),
-                cell(group.regret, 2),
-            )
+        line(
+            word(_signed(group.name)),
+            Cell(str(group.conditions)),
+            *_shares(group.degenerate),
+            cell(group.follows),
+            cell(group.regret, 2),
         )
         for group in found.groups
-    )  # fmt: skip
+    )
     columns = ("asked for", "angles", "degenerate, %", "why", f"{second} goes on to follow, points", "regret, points")
     margin = any(group.name.startswith(MARGIN) for group in found.groups)
     caption = (
@@ -360,8 +318,11 @@ def _conditions(names: Sequence[str], found: Feasibility) -> Table:
     whose = "" if found.measure == "true" else ", by the reward model"
     worst = max(found.conditions, key=lambda row: row.degenerate.share.value)
     rows = tuple(
-        Row(
-            (*asked(row), word(_signed(row.group)), *_shares(row.degenerate), *(cell(row.rewards[n]) for n in names)),
+        line(
+            *asked(row),
+            word(_signed(row.group)),
+            *_shares(row.degenerate),
+            *(cell(row.rewards[n]) for n in names),
             strong=row is worst,
         )
         for row in found.conditions

@@ -272,7 +272,8 @@ def leads(summary: Summary) -> Plot:
     canvas.supxlabel(_dial_name(summary.angled), color=_MUTED, fontsize=9)
     canvas.supylabel("lead, reward points", color=_MUTED, fontsize=9)
     caption = (
-        f"How far {last.name} leads each other system at each direction, with the best of either's points. It dominates "
+        f"How far {last.name} leads each other system at each direction, with the best of either's "
+        "points. It dominates "
         f"where the whole band lies above the line. Bands hold for all directions at once ({by_prompt(summary)}, "
         "in pairs)."
     )
@@ -308,7 +309,8 @@ def trust(summary: Summary) -> Plot:
     legend(canvas, axes, 3)
     caption = (
         "The reward model's opinion of each iteration, and that of a check which never selected. Opinion that rises "
-        "while the check falls is over-optimised (Goodhart's law). The distance of the lines is a matter of scale. Bars "
+        "while the check falls is over-optimised (Goodhart's law). The distance of the lines is a "
+        "matter of scale. Bars "
         f"are {by_prompt(summary)}."
     )
     return Plot("trust", "Over-optimisation: proxy and check", caption, canvas)

@@ -92,8 +92,8 @@ def tiles(summary: Summary) -> tuple[Tile, ...]:
         return ()
     figures, second = last.figures, summary.objectives[-1]
     shown = (
-        _tile("average reward for what each user wants, 0 to 100 (E_v J; also MIP, mean inner product)", figures.objective),
-        _tile("of the best possible trade-offs (hypervolume over the true front's)", figures.true_front_share, "%", 100),
+        _tile("average reward for what each user wants (E_v J; also MIP, mean inner product)", figures.objective),
+        _tile("of the best possible trade-offs (share of hypervolume)", figures.true_front_share, "%", 100),
         _tile(f"points that the dial moves {second}, end to end (span)", figures.span),
         _tile("how well one prompt's answers follow the dial; 1 is always (Kendall's tau, as in MOC)",
               figures.kendall_tau, digits=2),
@@ -128,13 +128,15 @@ def left_out(summary: Summary) -> str:
     parts = []
     if summary.disputed:
         parts.append(
-            f"Some directions want more {listed(summary.disputed)} and others less, so no side of a front is the better "
+            f"Some directions want more {listed(summary.disputed)} and others less, so no side of a front is "
+            "the better "
             "one. Hypervolume, the share of the true front and the points under a front are left out "
             "(evaluation.senses can state a sense)."
         )
     if summary.angled and len(summary.directions) > 1 and not summary.is_dial:
         parts.append(
-            f"The weight of {summary.objectives[1]} rises and falls from direction to direction, so control by an angle "
+            f"The weight of {summary.objectives[1]} rises and falls from direction to direction, so control "
+            "by an angle "
             "is left out."
         )
     return " ".join(parts)

@@ -66,6 +66,11 @@ class Row:
     strong: bool = False
 
 
+def line(*cells: Cell, strong: bool = False) -> Row:
+    """A row of cells."""
+    return Row(cells, strong)
+
+
 @dataclass(frozen=True)
 class Table:
     """The first column names the row."""
@@ -122,7 +127,7 @@ def verdicts_table(summary: Summary) -> Table | None:
     if not found or last is None:
         return None
     runs = len(summary.seeds.seeds) if summary.seeds else 1
-    unheard = misunderstood(summary)
+    unheard, compared = misunderstood(summary), summary.comparison.differences if summary.comparison else {}
     rows = []
     for system in in_order(summary):
         one = found.get(system.name)
@@ -134,21 +139,30 @@ def verdicts_table(summary: Summary) -> Table | None:
         elif one.system in unheard:
             outcome = Cell("no claim", "the words made it no briefer", tone="no")
         decided = f"{one.decided_in} of {runs}" if one.decided_in is not None else MISSING
+        beside = compared.get(one.system)
+        lead = one.lead or (beside.objective if beside else None)
         rows.append(
-            Row(
-                (
-                    name_of(summary, one.system, explained(system)), outcome, cell(one.margin), Cell(decided),
-                    cell(one.lead), word(ahead(one.lead, last.name, label(system))),
-                )
+            line(
+                name_of(summary, one.system, explained(system)),
+                outcome,
+                cell(one.margin),
+                Cell(decided),
+                cell(system.figures.objective),
+                cell(lead, sign=True),
+                word(ahead(lead, last.name, label(system))),
+                cell(system.figures.hypervolume if beside else None, 0),
+                cell(beside.hypervolume_ratio if beside else None, 2),
             )
-        )  # fmt: skip
-    columns = ("against", f"{last.name} beats it for every user", "smallest lead", "in seeds", "lead in E_v J(v)",
-               "ahead on average")  # fmt: skip
+        )
+    columns = (
+        *("against", f"{last.name} beats it for every user", "smallest lead", "in seeds", "E_v J(v)"),
+        *(f"lead of {last.name}", "ahead on average", "hypervolume", f"{last.name}'s over it"),
+    )
     every = f"at each of the {len(summary.directions)} directions"
     over = f" Intervals are over {runs} seeds; a claim must hold in each." if runs > 1 else ""
     caption = (
         f"For every user: {every} the best of {last.name}'s points earns more than the best of the other's (dominance, "
-        f"decided over all pairs at once). Leads are in reward points.{over}"
+        f"decided over all pairs at once). The lead is in E_v J(v), paired by prompt.{over}"
     )
     return without_empty_columns(Table(caption, columns, tuple(rows)))
 
@@ -167,20 +181,18 @@ def systems_table(summary: Summary, judged: bool = False) -> Table:
         figures = one.judged if judged and one.judged else one.figures
         steps = f"{figures.steps_beyond_doubt} of {len(figures.drops)}" if figures.drops else MISSING
         rows.append(
-            Row(
-                (
-                    name_of(summary, one.name),
-                    cell(figures.objective),
-                    cell(figures.hypervolume, 0),
-                    cell(figures.true_front_share, scale=100),
-                    cell(figures.kendall_tau, 2),
-                    cell(figures.span),
-                    cell(figures.span_share, 0, scale=100),
-                    cell(figures.slope, 2),
-                    Cell(steps),
-                    cell(figures.regret, 2),
-                    Cell(number(figures.spearman, 2)),
-                ),
+            line(
+                name_of(summary, one.name),
+                cell(figures.objective),
+                cell(figures.hypervolume, 0),
+                cell(figures.true_front_share, scale=100),
+                cell(figures.kendall_tau, 2),
+                cell(figures.span),
+                cell(figures.span_share, 0, scale=100),
+                cell(figures.slope, 2),
+                Cell(steps),
+                cell(figures.regret, 2),
+                Cell(number(figures.spearman, 2)),
                 strong=one is summary.last,
             )
         )
@@ -217,7 +229,8 @@ def dominance_table(summary: Summary, rows: Sequence[DominanceRow]) -> Table | N
         "outside",
     )
     caption = (
-        "A dominates B where, at every evaluation direction, the best of A's points beats the best of B's. The smallest "
+        "A dominates B where, at every evaluation direction, the best of A's points beats the best of "
+        "B's. The smallest "
         "lead has a simultaneous interval; p is Holm's over all pairs of the run. The last columns count B's points "
         "under A's interpolated front, out of those inside A's range, and those outside it."
     )
@@ -226,28 +239,28 @@ def dominance_table(summary: Summary, rows: Sequence[DominanceRow]) -> Table | N
         seen = row.coverage
         beaten = f"{seen.outside_dominated} of them beaten all the same" if seen and seen.outside else ""
         body.append(
-            Row(
-                (
-                    name_of(summary, row.a), name_of(summary, row.b), verdict(row.dominates), cell(row.margin),
-                    Cell(probability(row.p_holm)), cell(row.objective_lead),
-                    Cell(f"{seen.under} of {seen.inside}" if seen and seen.inside else MISSING),
-                    Cell(str(seen.outside) if seen and seen.outside else MISSING, beaten),
-                )
+            line(
+                name_of(summary, row.a),
+                name_of(summary, row.b),
+                verdict(row.dominates),
+                cell(row.margin),
+                Cell(probability(row.p_holm)),
+                cell(row.objective_lead),
+                Cell(f"{seen.under} of {seen.inside}" if seen and seen.inside else MISSING),
+                Cell(str(seen.outside) if seen and seen.outside else MISSING, beaten),
             )
-        )  # fmt: skip
+        )
     return without_empty_columns(Table(caption, columns, tuple(body)))
 
 
 def gap_table(summary: Summary) -> Table | None:
     """By how much the reward model's opinion exceeds the truth, over all conditions of a system."""
     rows = [
-        Row(
-            (
-                name_of(summary, one.name),
-                *(cell(one.opinion_gap[name], 2, sign=True) for name in summary.objectives),
-                cell(one.figures.objective),
-                cell(one.judged.objective),
-            ),
+        line(
+            name_of(summary, one.name),
+            *(cell(one.opinion_gap[name], 2, sign=True) for name in summary.objectives),
+            cell(one.figures.objective),
+            cell(one.judged.objective),
             strong=one is summary.last,
         )
         for one in in_order(summary)
@@ -255,7 +268,8 @@ def gap_table(summary: Summary) -> Table | None:
     ]
     columns = ("system", *(f"gap in {name}" for name in summary.objectives), "E_v J(v), true", "by the reward model")
     caption = (
-        "Opinion minus truth in reward points, over all conditions; intervals over prompts. The data rescales ratings to "
+        "Opinion minus truth in reward points, over all conditions; intervals over prompts. The data "
+        "rescales ratings to "
         "10..90, so even a perfect reward model is 8 points low at a truth of 90, and 8 high at 10."
     )
     return Table(caption, columns, tuple(rows)) if rows else None
@@ -281,7 +295,7 @@ def sensitivity_table(summary: Summary) -> Table | None:
             number(max(own), digits),
         ]
         rank = str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
-        rows.append(Row((name_of(summary, one.name), *map(Cell, cells), Cell(rank))))
+        rows.append(line(name_of(summary, one.name), *map(Cell, cells), Cell(rank)))
     places = ", ".join(f"{name} {number(value)}" for name, value in (summary.reference or {}).items())
     caption = (
         f"The reference ({places}) was fixed beforehand; here each coordinate is also moved, {len(references)} "
@@ -298,7 +312,7 @@ def trust_table(summary: Summary) -> Table | None:
         return None
     steps = [*trust.steps, *([trust.change] if trust.change and len(trust.steps) > 1 else [])]
     rows = tuple(
-        Row((word(f"{step.b} to {step.a}"), cell(step.proxy), cell(step.check)), strong=step is trust.change)
+        line(word(f"{step.b} to {step.a}"), cell(step.proxy), cell(step.check), strong=step is trust.change)
         for step in steps
     )
     check = "the truth" if trust.check == "truth" else "the judge"
@@ -312,8 +326,11 @@ def pairwise_table(summary: Summary) -> Table | None:
     if found is None:
         return None
     rows = tuple(
-        Row(
-            (word(name), cell(one.accuracy, scale=100), Cell(whole(one.pairs)), Cell(whole(one.ties))),
+        line(
+            word(name),
+            cell(one.accuracy, scale=100),
+            Cell(whole(one.pairs)),
+            Cell(whole(one.ties)),
             strong=name == "all",
         )
         for name, one in found.subsets.items()
@@ -363,13 +380,11 @@ def quality_tables(summary: Summary) -> dict[str, Table]:
 
 def _quality(heads: Mapping[str, HeadQuality], baseline: Mapping[str, HeadQuality]) -> Table:
     rows = tuple(
-        Row(
-            (
-                word(name),
-                Cell(whole(head.n)),
-                *(cell(getattr(head, key), 2) for key in _QUALITY.values()),
-                cell(baseline[name].pearson, 2) if name in baseline else DASH,
-            )
+        line(
+            word(name),
+            Cell(whole(head.n)),
+            *(cell(getattr(head, key), 2) for key in _QUALITY.values()),
+            cell(baseline[name].pearson, 2) if name in baseline else DASH,
         )
         for name, head in heads.items()
     )
@@ -379,17 +394,15 @@ def _quality(heads: Mapping[str, HeadQuality], baseline: Mapping[str, HeadQualit
 def costs_table(summary: Summary) -> Table | None:
     """What each system took to make, and what it reached for it."""
     rows = tuple(
-        Row(
-            (
-                name_of(summary, one.name, one.system.setting),
-                *(Cell(whole(n)) for n in (cost.sampled_tokens, cost.scored_responses, cost.trained_tokens)),
-                Cell(whole(cost.total_tokens)),
-                Cell(spell_seconds(cost.seconds)),
-                Cell(whole(one.sweep.total_tokens if one.sweep else None)),
-                Cell(spell_seconds(one.sweep.seconds) if one.sweep else MISSING),
-                cell(one.figures.objective),
-                cell(one.figures.hypervolume, 0),
-            ),
+        line(
+            name_of(summary, one.name, one.system.setting),
+            *(Cell(whole(n)) for n in (cost.sampled_tokens, cost.scored_responses, cost.trained_tokens)),
+            Cell(whole(cost.total_tokens)),
+            Cell(spell_seconds(cost.seconds)),
+            Cell(whole(one.sweep.total_tokens if one.sweep else None)),
+            Cell(spell_seconds(one.sweep.seconds) if one.sweep else MISSING),
+            cell(one.figures.objective),
+            cell(one.figures.hypervolume, 0),
             strong=one is summary.last,
         )
         for one in in_order(summary)
@@ -414,26 +427,33 @@ def stages_table(summary: Summary) -> Table | None:
         return None
     total = sum(stage.seconds for stage in stages)
     rows = [
-        Row(
-            (
-                word(stage.name),
-                Cell(spell_seconds(stage.seconds), bar=stage.seconds / total if total else 0.0),
-                *(Cell(whole(n)) for n in (stage.sampled, stage.scored, stage.trained)),
-                Cell(whole(stage.rows_in)),
-                Cell(whole(stage.rows_out)),
-                word(_reasons(stage.filtered) or MISSING),
-            )
+        line(
+            word(stage.name),
+            Cell(spell_seconds(stage.seconds), bar=stage.seconds / total if total else 0.0),
+            *(Cell(whole(n)) for n in (stage.sampled, stage.scored, stage.trained)),
+            Cell(whole(stage.rows_in)),
+            Cell(whole(stage.rows_out)),
+            word(_reasons(stage.filtered) or MISSING),
         )
         for stage in stages
     ]
     sums = [sum(getattr(stage, unit) for stage in stages) for unit in ("sampled", "scored", "trained")]
     empty = Cell("")
     rows.append(
-        Row((word("together"), Cell(spell_seconds(total)), *(Cell(whole(n)) for n in sums), empty, empty, empty), True)
+        line(
+            word("together"),
+            Cell(spell_seconds(total)),
+            *(Cell(whole(n)) for n in sums),
+            empty,
+            empty,
+            empty,
+            strong=True,
+        )
     )
     columns = ("stage", "time", "tokens sampled", "answers scored", "tokens trained", "rows in", "rows out", "left out")
     caption = (
-        "Time at work, over all resumes of a stage; bars show its share. An answer counts as scored once for each model "
+        "Time at work, over all resumes of a stage; bars show its share. An answer counts as scored "
+        "once for each model "
         f"that scores it. {COUNTED}"
     )
     return Table(caption, columns, tuple(rows))
@@ -442,14 +462,12 @@ def stages_table(summary: Summary) -> Table | None:
 def data_table(reports: Sequence[DataReport]) -> Table | None:
     """What was read and kept, and why the rest was not."""
     rows = tuple(
-        Row(
-            (
-                word(one.source),
-                word(one.file),
-                Cell(f"{one.read:,}"),
-                Cell(f"{one.kept:,}", bar=one.kept / one.read if one.read else 0.0),
-                word(_reasons(one.filtered) or MISSING, f"kept, but: {_reasons(one.notes)}" if one.notes else ""),
-            )
+        line(
+            word(one.source),
+            word(one.file),
+            Cell(f"{one.read:,}"),
+            Cell(f"{one.kept:,}", bar=one.kept / one.read if one.read else 0.0),
+            word(_reasons(one.filtered) or MISSING, f"kept, but: {_reasons(one.notes)}" if one.notes else ""),
         )
         for one in reports
     )
@@ -474,7 +492,7 @@ def seeds_tables(summary: Summary) -> list[Table]:
                "hypervolume": ("hypervolume", 1, 0), "kendall_tau": ("Kendall tau", 1, 2), "span": ("span", 1, 1),
                "span_share": ("share of the true span, %", 100, 0), "regret": ("regret", 1, 2)}  # fmt: skip
     rows = tuple(
-        Row((name_of(summary, name), *(_mean(found.get(k), s, d) for k, (_, s, d) in figures.items())))
+        line(name_of(summary, name), *(_mean(found.get(k), s, d) for k, (_, s, d) in figures.items()))
         for name, found in seeds.systems.items()
     )
     caption = (
@@ -497,7 +515,7 @@ def _seed_steps(summary: Summary, seeds: Seeds) -> Table | None:
     points = summary.systems[next(iter(seeds.drops))].points
     steps = [f"{degrees(a.angle or 0.0)} to {degrees(b.angle or 0.0)}" for a, b in pairwise(points)]
     rows = tuple(
-        Row((name_of(summary, name), *(_mean(drop, 1, 1, each=True) for drop in drops)))
+        line(name_of(summary, name), *(_mean(drop, 1, 1, each=True) for drop in drops))
         for name, drops in seeds.drops.items()
     )
     caption = (
@@ -514,14 +532,14 @@ def _seed_pairs(summary: Summary, seeds: Seeds) -> Table:
     for a, b in dict.fromkeys([*margins, *leads]):
         row = margins.get((a, b))
         rows.append(
-            Row(
-                (
-                    name_of(summary, a), name_of(summary, b),
-                    Cell(f"{row.dominates_in} of {len(seeds.seeds)}" if row else MISSING),
-                    _mean(row.margin if row else None, 1, 1, each=True), _mean(leads.get((a, b)), 1, 1, each=True),
-                )
+            line(
+                name_of(summary, a),
+                name_of(summary, b),
+                Cell(f"{row.dominates_in} of {len(seeds.seeds)}" if row else MISSING),
+                _mean(row.margin if row else None, 1, 1, each=True),
+                _mean(leads.get((a, b)), 1, 1, each=True),
             )
-        )  # fmt: skip
+        )
     columns = ("A", "over B", "dominates in", "smallest lead", "lead in E_v J(v)")
     return without_empty_columns(
         Table("Pairs, compared within each seed; each seed's own in brackets.", columns, tuple(rows))
@@ -551,7 +569,7 @@ def _seed_comparison(summary: Summary, seeds: Seeds) -> Table:
         rows.append(("change of E_v J(v), first to last iteration", "by the reward model", seeds.trust.proxy, 1, 1))
         rows.append(("change of E_v J(v), first to last iteration", "by its check", seeds.trust.check, 1, 1))
     body = tuple(
-        Row((word(what), name_of(summary, of), _mean(found, scale, digits, each=True)))
+        line(word(what), name_of(summary, of), _mean(found, scale, digits, each=True))
         for what, of, found, scale, digits in rows
     )
     return Table("Over seeds, with t-intervals; each seed's own figure in brackets.", ("figure", "of", "mean"), body)
@@ -559,7 +577,7 @@ def _seed_comparison(summary: Summary, seeds: Seeds) -> Table:
 
 def _seed_settings(summary: Summary, seeds: Seeds) -> Table:
     columns = ("system", *(f"seed {seed}" for seed in seeds.seeds))
-    rows = tuple(Row((name_of(summary, name), *map(word, chosen))) for name, chosen in seeds.settings.items())
+    rows = tuple(line(name_of(summary, name), *map(word, chosen)) for name, chosen in seeds.settings.items())
     return Table("The setting that each seed's tuning chose.", columns, rows)
 
 

@@ -89,7 +89,6 @@ def _comparison(summary: Summary) -> dict[str, Any] | None:
     if found is None:
         return None
     return {
-        "differences": compared.differences_table(summary, found),
         "wishes": compared.wishes_table(summary, found),
         "table_1": compared.table_1(summary, found),
         "specialists": compared.specialists_table(summary, found),

@@ -12,7 +12,7 @@ import numpy as np
 from dpalign.measure import comparison as compare
 from dpalign.measure import lineage
 from dpalign.measure.answers import reward_quality, shown_answers
-from dpalign.measure.beyond import read_feasibility
+from dpalign.measure.beyond import Feasibility, read_feasibility
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.points import Rewards, senses_of
 from dpalign.measure.reading import Reading, answer_rows, mean_answer_tokens, read_rewards
@@ -74,18 +74,12 @@ def report(job: Job) -> None:
     if compared:
         folders = tuple(one.source for _, one in evaluated)
         sources = compare.Sources(reading, folders, recipe.evaluation.best_of, partial(population, len(reading.names)))
-        arc = users if isinstance(users, Arc) else None
         beside = compare.comparison(systems, copies, setting, sources).model_copy(
             update={
                 "knobs_set": lineage.knobs_set(stages, text),
                 "paper_curves": recipe.compare.paper_curves,
                 "tuning": {name: compare.tuned_settings(own, grid_UK, bootstrap, final) for name, own in tried.items()},
-                "feasibility": {
-                    read_system_description(folder, step).name: read_feasibility(
-                        folder, reading, arc, recipe.preference.margin, bootstrap
-                    )
-                    for step, folder in feasible.items()
-                },
+                "feasibility": feasibility(recipe, feasible, reading, bootstrap),
             }
         )
     facts = {
@@ -169,6 +163,18 @@ def true_front(recipe: Recipe, folder: Path, grid_UK: Array) -> Rewards | None:
     tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
     best_PVSK = optimal_rewards(tasks, grid_UK, objectives, heads)[:, :, None, :]
     return Rewards(System("true front"), tuple(prompts), grid_UK, best_PVSK, best_PVSK)
+
+
+def feasibility(
+    recipe: Recipe, steps: Mapping[str, Path], reading: Reading, bootstrap: Bootstrap
+) -> dict[str, Feasibility]:
+    """What each feasibility step measured, by the name of its system."""
+    users = recipe.preference.population(len(reading.names))
+    arc, margin = users if isinstance(users, Arc) else None, recipe.preference.margin
+    return {
+        read_system_description(folder, step).name: read_feasibility(folder, reading, arc, margin, bootstrap)
+        for step, folder in steps.items()
+    }
 
 
 def population(objectives: int, knobs: Mapping[str, Any]) -> DirectionDistribution:
