@@ -1,6 +1,8 @@
 """The Summary: its figures, and that it reads back equal."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -160,3 +162,11 @@ def test_json_holds_six_decimals_and_no_nan() -> None:
     for bad in (float("nan"), {1}):
         with pytest.raises(ValueError, match="cannot hold"):
             jsonable(bad)
+
+
+def test_measuring_and_the_page_load_neither_torch_nor_the_recipe() -> None:
+    program = (
+        "import sys, dpalign.measure.summarize, dpalign.measure.comparison, dpalign.measure.answers, dpalign.page.write;"
+        "print([name for name in sys.modules if name.startswith(('torch', 'dpalign.recipe', 'dpalign.stages'))])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
