@@ -3,23 +3,29 @@
 What a system earns is set here, so that a test knows what the page must say. Nothing is trained or sampled.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from dpalign.recipe.config import changed
 
 from dpalign.measure.beyond import TRAINED, Wish, figures
 from dpalign.measure.bootstrap import Bootstrap
-from dpalign.measure.points import SystemRewards
+from dpalign.measure.points import Rewards
+from dpalign.measure.summary import Summary
+from dpalign.measure.system import FILE, System
 from dpalign.paper.direction import evaluation_grid, rng_for
-from dpalign.pipeline import align
+from dpalign.pipeline import align, compare
 from dpalign.recipe import Recipe, load
-from dpalign.recipe.config import changed
 from dpalign.rows import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, write_rows
 from dpalign.run import folder as runs
 from dpalign.run.folder import Run, Work, write_json
 from dpalign.run.ledger import TIMES
+from dpalign.stages import report as report_stage
 from dpalign.stages.stage import Step
 from dpalign.world.language import say_prompt
 from dpalign.world.people import draw_tasks
@@ -113,6 +119,34 @@ def report(folder: Path, given: Recipe, compared: bool = True) -> Path:
     return folder / "report"
 
 
+def summary_of(folder: Path, given: Recipe, compared: bool = True) -> Summary:
+    """The Summary that the report step of a fake run makes, without the page and its figures."""
+    made: list[Summary] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_stage, "write_report", lambda out, summary: made.append(summary))
+        shutil.rmtree(report(folder, given, compared))
+    return made[0]
+
+
+def system_of(given: Recipe, name: str) -> System:
+    """The system that an evaluation NAME of the plan is of."""
+    if name == "steerlm-d2" or name.startswith("policy-"):
+        t = 0 if name == "steerlm-d2" else int(name.removeprefix("policy-"))
+        return System(f"DPA t={t}", "iteration", iteration=t)
+    for ablation in compare.ABLATIONS:
+        if name == compare.ablation_step(ablation, "policy"):
+            return System(f"DPA t={given.iterations}, {ablation}", "ablation", compared=True)
+    for one in compare.contenders(given):
+        if one.name == name:
+            listed = [step.knobs["preference.listed"][0] for step in one.made_by if "preference.listed" in step.knobs]
+            direction = tuple(listed[0]) if listed and one.asked.kind != "soup" else None
+            role = "soup" if one.asked.kind == "soup" else "specialist" if direction else "baseline"
+            family = one.system.partition(" at ")[0] if direction else ""
+            return System(one.system, role, one.setting, one.edge, None, direction, family, compared=True)
+    titles = {"sft": "SFT", "steerlm": "SteerLM", "sft-asked": "SFT, asked", "base-asked": "base, asked"}
+    return System(titles[name], "control" if name.endswith("-asked") else "baseline")
+
+
 class World:
     """Made-up answers to real prompts of the embedded world."""
 
@@ -147,11 +181,16 @@ class World:
             work.tally.sampled, work.tally.scored = 900_000, 18_000
         if write is not None:
             write(work, step)
+            if step.name.partition("-")[0] in ("evaluate", "tune", "feasible"):
+                write_json(work.folder / FILE, asdict(system_of(self.recipe, step.name.partition("-")[2])))
         else:
             write_json(work.folder / "made.json", {"step": step.name})
 
     def _data(self, work: Work, step: Step) -> None:
-        write_json(work.folder / "reports.json", [{"source": "test", "file": "t.jsonl", "read": 9, "kept": 9}])
+        write_json(
+            work.folder / "reports.json",
+            [{"source": "test", "file": "t.jsonl", "in": 9, "out": 9, "filtered": {}, "notes": {}}],
+        )
 
     def _pairwise(self, work: Work, step: Step) -> None:
         share = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}, "pairs": 100, "ties": 1}
@@ -205,9 +244,12 @@ class World:
         fine = rng.random((len(ids), len(wishes))) < sound
         faults = [[[() if ok else ("repeated sentence",)] for ok in row] for row in fine]
         optimum = mean_VK + np.array([4.0, -3.0]) if directions is not None else None
-        system = SystemRewards("asked", None, ids, directions, reward_PVSK, reward_PVSK)
+        system = Rewards(System("asked"), ids, directions, reward_PVSK, reward_PVSK)
         chance = Bootstrap(replicates=200)
-        write_json(work.folder / "feasibility.json", figures(system, faults, wishes, 0.3, chance, optimum))
+        write_json(
+            work.folder / "feasibility.json",
+            figures(system, faults, wishes, 0.3, chance, optimum).model_dump(mode="json"),
+        )
         rows = [
             {
                 "prompt_id": ids[p], "t": step.t, "condition_index": v, "sample": 0, "condition_kind": wish.kind,

@@ -1,49 +1,63 @@
 """`dpa combine`: a t-interval over seeds is of one recipe."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-import fake_run
-from dpalign.page.combine import combine, require_one_recipe
-from dpalign.recipe import load
 from dpalign.recipe.config import changed, to_toml
 
+import fake_run
+from dpalign.measure.summary import Summary
+from dpalign.page.combine import combine, read_summary, require_one_recipe
+from dpalign.recipe import load
+from test_report_page import one_run
 
-def finished(folder: Path, **changes: Any) -> Path:
-    """A run folder with the recipe that its report keeps, and no more."""
+
+def finished(folder: Path, seed: int = 1, **changes: Any) -> Path:
+    """A run folder with a small report of a recipe, and no more."""
     (folder / "report").mkdir(parents=True)
-    text = to_toml(changed(load(fake_run.RECIPE), changes))
-    (folder / "report" / "page.json").write_text(json.dumps({"recipe_text": text}))
+    text = to_toml(changed(load(fake_run.RECIPE), {"seed": seed, **changes}))
+    summary = one_run(12, 300, seed).model_copy(update={"recipe_text": text, "title": folder.name})
+    (folder / "report" / "summary.json").write_text(summary.model_dump_json())
     return folder
 
 
+def test_seeds_of_one_recipe_come_on_one_page(tmp_path: Path) -> None:
+    page = combine([finished(tmp_path / "a"), finished(tmp_path / "b", seed=2)], tmp_path / "out")
+    assert page.read_text().lower().startswith("<!doctype html>")
+    summary = Summary.model_validate_json((tmp_path / "out" / "summary.json").read_text())
+    seeds = summary.seeds
+    assert seeds is not None
+    assert (summary.title, seeds.seeds) == ("a", (1, 2))
+    each = [read_summary(tmp_path / name).systems["t=2"].figures.objective.value for name in "ab"]
+    assert seeds.systems["t=2"]["objective"].values == pytest.approx(each)
+    assert [(row.a, row.b) for row in seeds.differences][:2] == [("t=2", "SFT"), ("t=2", "SteerLM")]
+
+
 def test_runs_of_two_recipes_are_not_combined(tmp_path: Path) -> None:
-    runs = [finished(tmp_path / "a"), finished(tmp_path / "b", seed=2), finished(tmp_path / "c", **{"sampling.n": 8})]
-    with pytest.raises(
-        ValueError, match=r"two recipes: sampling\.n is 4 in .*a/report/page\.json and 8 in .*c/rep.*json;"
-    ):
+    runs = [
+        finished(tmp_path / "a"),
+        finished(tmp_path / "b", seed=2),
+        finished(tmp_path / "c", 3, **{"sampling.n": 8}),
+    ]
+    with pytest.raises(ValueError, match=r"sampling\.n is 4 in .*a/report/summary\.json and 8 in .*c/rep.*json;"):
         combine(runs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
+def test_a_seed_counts_once_and_a_run_without_a_report_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seed 1 a second time"):
+        combine([finished(tmp_path / "a"), finished(tmp_path / "b")], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"c/report/summary\.json: missing"):
+        combine([tmp_path / "a", tmp_path / "c"], tmp_path / "out")
+    with pytest.raises(ValueError, match="at least two seeds"):
+        combine([tmp_path / "a"], tmp_path / "out")
+
+
 def test_seeds_of_one_recipe_may_differ_in_where_they_ran_and_in_what_stands_beside_them(tmp_path: Path) -> None:
     alike = {
-        "seed": 2, "name": "elsewhere", "threads": 2, "jobs": 2, "launcher": "process", "engines.sampling": "vllm",
+        "name": "elsewhere", "threads": 2, "jobs": 2, "launcher": "process", "engines.sampling": "vllm",
         "sampling.rows": 8, "finetune.micro_batch": 4, "compare.systems": ["dpo"], "kernels.liger": True,
     }  # fmt: skip
-    require_one_recipe([finished(tmp_path / "a"), finished(tmp_path / "b", **alike)])
-
-
-def test_a_knob_that_an_older_run_did_not_know_counts_with_its_default(tmp_path: Path) -> None:
-    older, newer = finished(tmp_path / "a"), finished(tmp_path / "b", seed=2)
-    page = older / "report" / "page.json"
-    text = json.loads(page.read_text())["recipe_text"]
-    assert "\nmargin = 0.0\n" in text
-    page.write_text(json.dumps({"recipe_text": text.replace("\nmargin = 0.0\n", "\n")}))
-    require_one_recipe([older, newer])
-    stated = finished(tmp_path / "c", **{"preference.margin": 10.0})
-    with pytest.raises(ValueError, match=r"preference\.margin is 0\.0 in .* and 10\.0 in"):
-        require_one_recipe([older, stated])
+    runs = [finished(tmp_path / "a"), finished(tmp_path / "b", 2, **alike)]
+    require_one_recipe({run: read_summary(run) for run in runs})

@@ -18,6 +18,7 @@ from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Population, Preferen
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.rows import HEADS, Message
 from dpalign.train.contract import Contract, FrontPoint, read_contract, write_contract
+from dpalign.world.language import read_prompt
 
 TWO = ("helpfulness", "verbosity")
 DIAL = Dial(TWO, "world-v1", "world-v1", (-45.0, 0.0))

@@ -17,7 +17,8 @@ from dpalign.measure.control import (
     slope,
     span_share,
 )
-from dpalign.measure.points import SystemRewards
+from dpalign.measure.points import Rewards
+from dpalign.measure.system import System
 
 FEW = Bootstrap(replicates=200)
 
@@ -27,10 +28,10 @@ def arc(*degrees: float) -> Array:
     return np.stack([np.cos(radians), np.sin(radians)], axis=1)
 
 
-def dial(verbosity_PV: Array, directions_VK: Array, helpfulness: float = 70.0) -> SystemRewards:
+def dial(verbosity_PV: Array, directions_VK: Array, helpfulness: float = 70.0) -> Rewards:
     reward_PVK = np.stack([np.full_like(verbosity_PV, helpfulness), verbosity_PV], axis=-1)
     prompt_ids = tuple(f"prompt {p}" for p in range(len(verbosity_PV)))
-    return SystemRewards("t1", 1, prompt_ids, directions_VK, reward_PVK[:, :, None, :])
+    return Rewards(System("t1", iteration=1), prompt_ids, directions_VK, reward_PVK[:, :, None, :])
 
 
 def test_angles_are_degrees() -> None:
@@ -123,11 +124,11 @@ def test_the_span_share_is_paired_with_the_reference_by_prompt() -> None:
 def test_regret_is_what_a_swapped_dial_loses() -> None:
     directions = np.array([[1.0, 0.0], [0.8, -0.6]])
     reward_PVK = np.tile([[[70.0, 30.0], [80.0, 60.0]]], (8, 1, 1))
-    swapped = SystemRewards("t1", 1, tuple("abcdefgh"), directions, reward_PVK[:, :, None, :])
+    swapped = Rewards(System("t1", iteration=1), tuple("abcdefgh"), directions, reward_PVK[:, :, None, :])
     # asked (1, 0): 70 where 80 could be had; asked (0.8, -0.6): 28 where 38 could: mean (10 + 10) / 2
     found = regret(swapped, FEW)
     assert (found.value, found.low, found.high) == pytest.approx((10, 10, 10))
-    obedient = SystemRewards("t1", 1, tuple("abcdefgh"), directions, reward_PVK[:, ::-1, None, :])
+    obedient = Rewards(System("t1", iteration=1), tuple("abcdefgh"), directions, reward_PVK[:, ::-1, None, :])
     assert regret(obedient, FEW).value == 0
 
 
@@ -135,7 +136,7 @@ def test_regret_is_judged_both_ways_between_the_halves() -> None:
     # two prompts, so two halves. The first answers alike wherever it is asked; the second as a swapped dial.
     directions = np.array([[1.0, 0.0], [0.8, -0.6]])
     reward_PVK = np.array([[[71.0, 40.0], [70.0, 40.0]], [[70.0, 30.0], [80.0, 60.0]]])
-    found = regret(SystemRewards("t1", 1, ("a", "b"), directions, reward_PVK[:, :, None, :]), FEW)
+    found = regret(Rewards(System("t1", iteration=1), ("a", "b"), directions, reward_PVK[:, :, None, :]), FEW)
     # chosen on a: the first answer for both. On b: 70 - 70 = 0 at (1, 0), 38 - 28 = 10 at the other: mean 5
     # chosen on b: each the other's. On a: 70 - 71 = -1, and 0.8 * 71 - 0.8 * 70 = 0.8: mean -0.1
     assert found.value == pytest.approx((5 - 0.1) / 2)
@@ -146,7 +147,7 @@ def test_regret_finds_nothing_in_noise_that_would_fool_a_choice_on_the_same_prom
     split, same = [], []
     for _ in range(100):
         reward_PVK = rng.normal(50, 10, (40, 10, 2))
-        deaf = SystemRewards("t1", 1, tuple(map(str, range(40))), directions, reward_PVK[:, :, None, :])
+        deaf = Rewards(System("t1", iteration=1), tuple(map(str, range(40))), directions, reward_PVK[:, :, None, :])
         split.append(regret(deaf, Bootstrap(replicates=2)).value)
         score_UV = deaf.point_VK @ directions.T
         same.append((score_UV.max(axis=0) - np.diagonal(score_UV)).mean())
@@ -155,7 +156,7 @@ def test_regret_finds_nothing_in_noise_that_would_fool_a_choice_on_the_same_prom
 
 
 def test_figures_of_control_need_a_dial() -> None:
-    plain = SystemRewards("sft", None, ("a",), None, np.full((1, 1, 1, 2), 50.0))
+    plain = Rewards(System("sft"), ("a",), None, np.full((1, 1, 1, 2), 50.0))
     with pytest.raises(ValueError, match="'sft' is not steered by direction"):
         control(plain, FEW)
     with pytest.raises(ValueError, match="at least two directions of two objectives"):

@@ -5,14 +5,15 @@ import pytest
 
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.dominance import dominance, lead
-from dpalign.measure.points import SystemRewards
+from dpalign.measure.points import Rewards
+from dpalign.measure.system import System
 
 DIRECTIONS = np.array([[1.0, 0.0], [0.8, -0.6]])
 
 
-def system(name: str, reward_PVK: Array) -> SystemRewards:
+def system(name: str, reward_PVK: Array) -> Rewards:
     prompt_ids = tuple(f"prompt {p}" for p in range(len(reward_PVK)))
-    return SystemRewards(name, None, prompt_ids, None, reward_PVK[:, :, None, :])
+    return Rewards(System(name), prompt_ids, None, reward_PVK[:, :, None, :])
 
 
 def test_a_lead_is_between_the_best_points_at_each_direction() -> None:
@@ -72,6 +73,6 @@ def test_the_band_holds_the_leads_at_all_directions_together() -> None:
 
 def test_systems_on_other_prompts_are_refused() -> None:
     reward = np.full((2, 1, 2), 50.0)
-    other = SystemRewards("b", None, ("x", "y"), None, reward[:, :, None, :])
+    other = Rewards(System("b"), ("x", "y"), None, reward[:, :, None, :])
     with pytest.raises(ValueError, match="'a' and 'b' differ at prompt 0"):
         dominance(system("a", reward), other, DIRECTIONS, Bootstrap(replicates=10))

@@ -15,15 +15,16 @@ from dpalign.measure.hypervolume import (
     sensitivity,
 )
 from dpalign.measure.paper_curves import FIG_4, fig_4_points
-from dpalign.measure.points import SystemRewards
+from dpalign.measure.points import Rewards
+from dpalign.measure.system import System
 
 SENSES = np.array([1.0, -1.0])  # helpful, and concise
 TWO_POINTS = np.array([[80.0, 60.0], [70.0, 40.0]])  # (helpfulness, verbosity)
 
 
-def system(name: str, reward_PVK: Array) -> SystemRewards:
+def system(name: str, reward_PVK: Array) -> Rewards:
     prompt_ids = tuple(f"prompt {p}" for p in range(len(reward_PVK)))
-    return SystemRewards(name, None, prompt_ids, None, reward_PVK[:, :, None, :])
+    return Rewards(System(name), prompt_ids, None, reward_PVK[:, :, None, :])
 
 
 def test_the_front_leaves_out_what_the_system_itself_beats() -> None:
@@ -96,7 +97,7 @@ def test_the_share_of_a_front_is_paired_by_prompt() -> None:
 
 def test_the_sensitivity_table_moves_the_reference_both_ways() -> None:
     references = nearby_references(np.array([60.0, 66.0]), (-10.0, 0.0))
-    assert references.tolist() == [[50, 56], [50, 66], [60, 56], [60, 66]]
+    assert [reference.tolist() for reference in references] == [[50, 56], [50, 66], [60, 56], [60, 66]]
     one = system("one", TWO_POINTS[None])
     rows = sensitivity([one], SENSES, references, one)
     # from 66: 420 with the floor at 60, and 10 * 26 more with the floor at 50

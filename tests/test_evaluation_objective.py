@@ -5,15 +5,16 @@ import pytest
 
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.objective import expected_objective, objective_by_direction, objective_difference
-from dpalign.measure.points import SystemRewards
+from dpalign.measure.points import Rewards
+from dpalign.measure.system import System
 
 DIRECTIONS = np.array([[1.0, 0.0], [0.8, -0.6]])
 FEW = Bootstrap(replicates=200)
 
 
-def system(name: str, reward_PVK: Array, directions_VK: Array | None = None) -> SystemRewards:
+def system(name: str, reward_PVK: Array, directions_VK: Array | None = None) -> Rewards:
     prompt_ids = tuple(f"prompt {p}" for p in range(len(reward_PVK)))
-    return SystemRewards(name, None, prompt_ids, directions_VK, reward_PVK[:, :, None, :])
+    return Rewards(System(name), prompt_ids, directions_VK, reward_PVK[:, :, None, :])
 
 
 def test_a_steered_system_is_judged_where_it_was_asked() -> None:

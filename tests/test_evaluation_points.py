@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from dpalign.measure.bootstrap import Bootstrap
-from dpalign.measure.points import SystemRewards, judged_by_truth, opinion_gap, points, require_same_prompts, senses_of
+from dpalign.measure.points import Rewards, by_truth, opinion_gap, points, require_same_prompts, senses_of
+from dpalign.measure.system import System
 
 TWO_PROMPTS = np.array([[[[80.0, 60.0], [60.0, 40.0]]], [[[90.0, 70.0], [90.0, 50.0]]]])
 """Two prompts, one condition, two samples, (helpfulness, verbosity): means (70, 50) and (90, 60)."""
 
 
 def test_a_point_is_the_mean_over_samples_and_prompts_with_an_interval_by_prompt() -> None:
-    sft = SystemRewards("sft", None, ("a", "b"), None, TWO_PROMPTS)
+    sft = Rewards(System("sft"), ("a", "b"), None, TWO_PROMPTS)
     ((helpfulness, verbosity),) = points(sft, Bootstrap(replicates=200))
     assert (helpfulness.value, verbosity.value) == (80, 55)
     # two prompts: a replicate has both, or one of them twice
@@ -21,16 +22,16 @@ def test_a_point_is_the_mean_over_samples_and_prompts_with_an_interval_by_prompt
 
 def test_the_opinion_gap_is_what_the_reward_model_adds_to_the_truth() -> None:
     truth = TWO_PROMPTS - np.array([5.0, -1.0])
-    sft = SystemRewards("sft", None, ("a", "b"), None, TWO_PROMPTS, truth)
+    sft = Rewards(System("sft"), ("a", "b"), None, TWO_PROMPTS, truth)
     assert [gap.value for gap in opinion_gap(sft, Bootstrap(replicates=10))] == [5, -1]
-    assert judged_by_truth(sft).point_VK.tolist() == [[75, 56]]
+    assert by_truth(sft).point_VK.tolist() == [[75, 56]]
 
 
 def test_a_nan_score_is_refused_with_its_place() -> None:
     reward = TWO_PROMPTS.copy()
     reward[1, 0, 1, 0] = np.nan
     with pytest.raises(ValueError, match="'t2': reward is nan at prompt b, condition 0, sample 1, objective 0"):
-        SystemRewards("t2", 2, ("a", "b"), None, reward)
+        Rewards(System("t2", iteration=2), ("a", "b"), None, reward)
 
 
 @pytest.mark.parametrize(
@@ -47,18 +48,18 @@ def test_a_nan_score_is_refused_with_its_place() -> None:
 def test_rewards_that_do_not_fit_together_are_refused(changes: dict[str, object], message: str) -> None:
     whole = {"prompt_ids": ("a", "b"), "directions_VK": None, "reward_PVSK": TWO_PROMPTS}
     with pytest.raises(ValueError, match=message):
-        SystemRewards("t1", 1, **{**whole, **changes})  # type: ignore[arg-type]
+        Rewards(System("t1", iteration=1), **{**whole, **changes})  # type: ignore[arg-type]
 
 
 def test_systems_on_different_prompts_are_not_compared() -> None:
-    one = SystemRewards("sft", None, ("a", "b"), None, TWO_PROMPTS)
-    swapped = SystemRewards("t1", 1, ("b", "a"), None, TWO_PROMPTS)
+    one = Rewards(System("sft"), ("a", "b"), None, TWO_PROMPTS)
+    swapped = Rewards(System("t1", iteration=1), ("b", "a"), None, TWO_PROMPTS)
     with pytest.raises(ValueError, match="'sft' and 't1' differ at prompt 0: a against b"):
         require_same_prompts([one, swapped])
     with pytest.raises(ValueError, match="sampled on 2 and 1 prompts"):
-        require_same_prompts([one, SystemRewards("t1", 1, ("a",), None, TWO_PROMPTS[:1])])
+        require_same_prompts([one, Rewards(System("t1", iteration=1), ("a",), None, TWO_PROMPTS[:1])])
     with pytest.raises(ValueError, match="'sft' has no true rewards"):
-        judged_by_truth(one)
+        by_truth(one)
 
 
 def test_the_arc_maximises_helpfulness_and_minimises_verbosity() -> None:

@@ -1,20 +1,36 @@
 """Figures over several seeds of the whole pipeline."""
 
-from typing import Any
-
 import pytest
 
+from dpalign.measure.bootstrap import Bootstrap, Estimate
 from dpalign.measure.seeds import combine_seeds, over_seeds, paired_over_seeds
+from dpalign.measure.summary import DominanceRow, Figures, Intervals, Measured, Point, Summary
+from dpalign.measure.system import System
 
 
-def summary(sft: float, t2: float, dominates: bool) -> dict[str, Any]:
-    return {
-        "systems": {
-            "sft": {"objective": sft, "hypervolume": {"value": 100.0}, "span": None},
-            "t2": {"objective": t2, "hypervolume": {"value": 400.0 + t2}, "span": 20.0},
-        },
-        "dominance": [{"a": "t2", "b": "sft", "margin": {"value": t2 - sft}, "dominates": dominates}],
+def summary(sft: float, t2: float, dominates: bool, drops: tuple[float, ...] = ()) -> Summary:
+    point = Point(rewards={"helpfulness": Estimate(50.0)})
+    figures = {
+        "sft": Figures(objective=Estimate(sft), hypervolume=Estimate(100.0)),
+        "t2": Figures(
+            objective=Estimate(t2),
+            hypervolume=Estimate(400.0 + t2),
+            span=Estimate(20.0),
+            drops=tuple(map(Estimate, drops)),
+        ),
     }
+    lead = Estimate(t2 - sft)
+    row = DominanceRow(a="t2", b="sft", margin=lead, objective_lead=lead, p_value=0.1, p_holm=0.1, dominates=dominates)
+    return Summary(
+        objectives=("helpfulness",),
+        senses=(1.0,),
+        directions=({"helpfulness": 1.0},),
+        reference=None,
+        measure="judged",
+        intervals=Intervals(bootstrap=Bootstrap(), prompts=3),
+        systems={name: Measured(system=System(name), points=(point,), figures=one) for name, one in figures.items()},
+        dominance=(row,),
+    )
 
 
 def test_three_seeds_give_a_t_interval() -> None:
@@ -40,30 +56,26 @@ def test_pairing_by_seed_cancels_what_a_seed_shares() -> None:
 
 
 def test_runs_are_combined_figure_by_figure() -> None:
-    runs = {5: summary(40, 52, True), 3: summary(41, 50, False)}
-    found = combine_seeds(runs, differences=[("t2", "sft")])
-    assert found["seeds"] == [3, 5]
-    assert found["systems"]["t2"]["objective"]["values"] == [50, 52]
-    assert found["systems"]["t2"]["hypervolume"]["value"] == 451
-    assert "span" not in found["systems"]["sft"]  # SFT has no dial
-    assert found["differences"][0]["objective"]["values"] == [9, 12]
-    assert found["dominance"][0]["dominates_in"] == 1
-    assert found["dominance"][0]["margin"]["value"] == 10.5
+    found = combine_seeds({5: summary(40, 52, True), 3: summary(41, 50, False)}, [("t2", "sft")])
+    assert found.seeds == (3, 5)
+    assert found.systems["t2"]["objective"].values == (50, 52)
+    assert found.systems["t2"]["hypervolume"].value == 451
+    assert "span" not in found.systems["sft"]  # SFT has no dial
+    assert found.differences[0].objective.values == (9, 12)
+    assert (found.dominance[0].dominates_in, found.dominance[0].margin.value) == (1, 10.5)
 
 
 def test_each_step_of_the_dial_is_combined_over_seeds() -> None:
-    runs = {seed: summary(40, 50, True) for seed in (1, 2)}
-    for seed, drops in ((1, (4.0, -1.0)), (2, (6.0, 2.0))):
-        runs[seed]["systems"]["t2"]["drops"] = [{"value": drop} for drop in drops]
-    found = combine_seeds(runs)["systems"]
-    assert [(drop["value"], drop["values"]) for drop in found["t2"]["drops"]] == [(5, [4, 6]), (0.5, [-1, 2])]
-    assert "drops" not in found["sft"]
-    runs[2]["systems"]["t2"]["drops"].pop()  # dials of unlike steps
-    assert "drops" not in combine_seeds(runs)["systems"]["t2"]
+    first, second = summary(40, 50, True, (4.0, -1.0)), summary(40, 50, True, (6.0, 2.0))
+    found = combine_seeds({1: first, 2: second}).drops
+    assert [(drop.value, drop.values) for drop in found["t2"]] == [(5, (4, 6)), (0.5, (-1, 2))]
+    assert "sft" not in found
+    unlike = summary(40, 50, True, (6.0,))
+    assert "t2" not in combine_seeds({1: first, 2: unlike}).drops
 
 
 def test_a_difference_between_systems_that_some_run_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="no system 't4' in every seed's run; they share sft, t2"):
-        combine_seeds({1: summary(40, 50, True)}, differences=[("t4", "sft")])
+        combine_seeds({1: summary(40, 50, True)}, [("t4", "sft")])
     with pytest.raises(ValueError, match="no summaries to combine"):
         combine_seeds({})

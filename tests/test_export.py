@@ -164,7 +164,7 @@ def test_the_contract_of_an_export_tells_the_measured_front(from_run: Path, micr
     points = summary["systems"]["DPA t=2"]["points"]
     assert [point["angle"] for point in said["front"]] == pytest.approx([p["angle"] for p in points], abs=1e-4)
     assert [point["rewards"]["verbosity"] for point in said["front"]] == [
-        p["rewards"]["verbosity"]["mean"] for p in points
+        p["rewards"]["verbosity"]["value"] for p in points
     ]
     assert (said["eos"], said["stop"], said["iteration"], said["reward"]) == ("</s>", ["</s>"], 2, "reward")
     assert said["reward_template"] == "world-v1"

@@ -15,6 +15,7 @@ from dpalign.measure.beyond import (
     distance,
     figures,
     follows_on,
+    margin_group,
     more_than_annotated,
     reachable,
     trained_on,
@@ -22,13 +23,12 @@ from dpalign.measure.beyond import (
 from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.control import following, regret
 from dpalign.measure.degeneracy import degenerate_share, faults, repetition
-from dpalign.measure.points import SystemRewards
 from dpalign.pipeline.runner import take
 from dpalign.recipe import changed, load
 from dpalign.rows import CANDIDATES, read_rows
 from dpalign.run.folder import Run
 from dpalign.run.ledger import read_ledger
-from dpalign.stages.feasibility import _group, directions_beyond, feasibility, targets_beyond
+from dpalign.stages.feasibility import directions_beyond, feasibility, targets_beyond
 from dpalign.stages.stage import Step
 
 FEW = Bootstrap(replicates=100)
@@ -113,10 +113,10 @@ def asked(*targets: tuple[float, float]) -> list[Wish]:
     return [Wish("target", target, "", AS_ANNOTATED, NAMES, {"highest": 0.0, "share": 0.0}) for target in targets]
 
 
-def given(mean_VK: list[list[float]], directions_VK: np.ndarray | None = None) -> SystemRewards:
+def given(mean_VK: list[list[float]], directions_VK: np.ndarray | None = None) -> Rewards:
     """Two prompts, 2 points above and below the means."""
     reward_PVSK = np.array(mean_VK)[None, :, None, :] + np.array([-2.0, 2.0])[:, None, None, None]
-    return SystemRewards("asked", None, ("p", "q"), directions_VK, reward_PVSK)
+    return Rewards(System("asked"), ("p", "q"), directions_VK, reward_PVSK)
 
 
 def test_the_distance_is_between_what_was_asked_and_each_answer() -> None:
@@ -162,7 +162,7 @@ def test_beyond_its_range_a_dial_follows_from_the_trained_end_to_the_farthest_an
 
 def test_what_lies_in_the_margin_is_told_from_the_arc_and_from_what_no_training_had() -> None:
     """Trained from -55 to 10 degrees, for users from -45 to 0."""
-    groups = {_group(angle, -45.0, 0.0, 10.0): angle for angle in (15.0, 10.0, 0.0, -22.5, -45.0, -52.5, -75.0)}
+    groups = {margin_group(angle, -45.0, 0.0, 10.0): angle for angle in (15.0, 10.0, 0.0, -22.5, -45.0, -52.5, -75.0)}
     assert list(groups) == [
         "above 10 degrees", "margin, 0 to 10 degrees", "asked arc", "margin, -45 to -55 degrees", "below -55 degrees",
     ]  # fmt: skip

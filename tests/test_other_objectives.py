@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign.page.reading import true_front
 from dpalign.recipe import load
 from dpalign.rows import CANDIDATES, prompt_id, user_prompt, write_rows
 from dpalign.stages.preference import evaluation_directions
+from dpalign.stages.report import true_front
 
 DETAIL = ("--objectives", '{complexity = ["helpsteer-complexity"], verbosity = ["helpsteer-verbosity"]}')
 THREE = (

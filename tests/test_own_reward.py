@@ -161,7 +161,7 @@ def test_a_python_function_with_heads_of_its_own_goes_the_whole_way(tmp_path: Pa
     run = runner.execute(load(MICRO, [*OWN, "--evaluation.controls", "false"]), tmp_path / "own")
     told = json.loads((run / "report" / "summary.json").read_text())
     assert (run / "report" / "index.html").is_file()
-    assert told["reward_model"] == {}  # nothing is known of what nobody rates
+    assert told["reward_model"]["heads"] == {}  # nothing is known of what nobody rates
     assert told["true_front"] is None
     for system in told["systems"].values():
         assert [point["rewards"].keys() for point in system["points"]] == [{"kindness", "brevity"}] * len(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dial_server import PAGE, Model, serving
-from dpalign.page.systems import INKS
+from dpalign.page.looks import INKS
 
 Opener = Callable[..., AbstractContextManager[Any]]
 

@@ -89,7 +89,7 @@ def test_rows_without_a_label_do_not_count_and_a_head_without_labels_has_no_figu
     measured = quality(predicted, label, ["a", "b"], ["p", "p", "q"], [1, 2, 3], resamples=10)
     assert (measured.heads[0].n, measured.heads[0].prompts) == (2, 1)
     assert measured.heads[0].within_prompt_accuracy.value == 1.0
-    assert (measured.heads[1].n, measured.heads[1].pearson.value, measured.heads[1].r2.low) == (0, None, None)
+    assert (measured.heads[1].n, measured.heads[1].pearson, measured.heads[1].r2) == (0, None, None)
     assert "NaN" not in json.dumps(measured.to_json(), allow_nan=False)
     assert measured.to_json()["heads"]["a"]["calibration_gap"]["value"] == 10.0
 
@@ -97,10 +97,10 @@ def test_rows_without_a_label_do_not_count_and_a_head_without_labels_has_no_figu
 def test_constant_columns_leave_correlations_undefined_and_say_nothing_of_order() -> None:
     label = np.array([[10.0], [30], [50]])
     flat = quality(np.full((3, 1), 41.3), label, ["x"], ["p"] * 3, [5, 5, 5], resamples=10).heads[0]
-    assert (flat.pearson.value, flat.spearman.value, flat.length_correlation.value) == (None, None, None)
+    assert (flat.pearson, flat.spearman, flat.length_correlation) == (None, None, None)
     assert (flat.within_prompt_accuracy.value, flat.within_prompt_spearman.value) == (0.5, 0.0)
     same = quality(label, np.full((3, 1), 0.1), ["x"], ["p"] * 3, [1, 2, 3], resamples=10).heads[0]
-    assert (same.r2.value, same.within_prompt_accuracy.value, same.comparable_prompts) == (None, None, 0)
+    assert (same.r2, same.within_prompt_accuracy, same.comparable_prompts) == (None, None, 0)
 
 
 def test_a_nan_prediction_is_refused_with_its_row_and_head() -> None:

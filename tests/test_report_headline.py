@@ -1,101 +1,107 @@
-"""The words of the page: only what the intervals support is said to hold."""
-
-from typing import Any
+"""The words of the page: only what the intervals support is claimed."""
 
 import pytest
 
-from dpalign.page.headline import headline
-from dpalign.page.systems import systems_of
-from dpalign.page.words import Figure, arithmetic, degrees, listed, number, probability, whole
+from dpalign.measure.bootstrap import Bootstrap, Estimate
+from dpalign.measure.seeds import DominanceOverSeeds, Seeds, over_seeds
+from dpalign.measure.summary import DominanceRow, Figures, Intervals, Measured, Point, Summary, verdicts
+from dpalign.measure.system import System
+from dpalign.page.headline import headline, tiles
+from dpalign.page.words import arithmetic, degrees, listed, number, probability, said, whole
 
-DIRECTIONS = [{"helpfulness": x, "verbosity": y} for x, y in ((1.0, 0.0), (0.92, -0.38), (0.71, -0.71))]
-
-
-def estimate(value: float, low: float, high: float) -> dict[str, float]:
-    return {"value": value, "low": low, "high": high}
-
-
-def points(*verbosity: float) -> list[dict[str, Any]]:
-    rows = []
-    for i, x in enumerate(verbosity):
-        rewards = {"helpfulness": estimate(80.0, 79.0, 81.0), "verbosity": estimate(x, x - 1, x + 1)}
-        direction = {"helpfulness": 0.9, "verbosity": -0.4}
-        rows.append({"direction": direction, "angle": -22.5 * i, "rewards": rewards, "true_rewards": None})
-    return rows
+LEADS = {"SFT": Estimate(3.0, 2.2, 3.9), "DPO": Estimate(0.5, -0.2, 1.2)}
 
 
-def summary(dominates: tuple[bool, bool], sure_steps: int = 2) -> dict[str, Any]:
-    """SFT and DPO against one policy at three directions; leads of 3.0 over SFT and 0.5 over DPO."""
-    plain = {"iteration": None, "points": [{**points(50.0)[0], "direction": None, "angle": None}], "objective": 40.0}
-    policy = {
-        "iteration": 1, "points": points(60.0, 50.0, 41.0), "objective": 55.0, "span": 19.0, "drops": [{}, {}],
-        "steps_beyond_doubt": sure_steps, "intervals": {"span": {"low": 17.0, "high": 21.0}},
-    }  # fmt: skip
-    margins = (estimate(3.0, 2.2, 3.9), estimate(0.5, -0.2, 1.2))
-    rows = [
-        {"a": "t=1", "b": b, "dominates": holds, "margin": margin, "p_holm": 0.0004 if holds else 0.31}
-        for b, holds, margin in zip(("SFT", "DPO"), dominates, margins, strict=True)
-    ]
-    return {
-        "objectives": ["helpfulness", "verbosity"], "senses": [1.0, -1.0], "directions": DIRECTIONS,
-        "measure": "judged", "intervals": {"prompts": 200, "bootstrap": {"level": 0.95}},
-        "systems": {"SFT": plain, "DPO": plain, "t=1": policy}, "dominance": rows, "seeds": {},
-    }  # fmt: skip
+def point(verbosity: float, angle: float | None) -> Point:
+    direction = None if angle is None else {"helpfulness": 0.9, "verbosity": -0.4}
+    rewards = {"helpfulness": Estimate(80.0, 79.0, 81.0), "verbosity": Estimate(verbosity)}
+    return Point(direction=direction, angle=angle, rewards=rewards)
+
+
+def summary(*ahead: str, sure_steps: int = 2) -> Summary:
+    """SFT and DPO against one policy at three directions, which dominates those named."""
+    systems = {
+        name: Measured(system=System(name), points=(point(50.0, None),), figures=Figures(objective=Estimate(40.0)))
+        for name in LEADS
+    }
+    figures = Figures(
+        objective=Estimate(55.0), span=Estimate(19.0, 17.0, 21.0), drops=(Estimate(10.0), Estimate(9.0)),
+        steps_beyond_doubt=sure_steps,
+    )  # fmt: skip
+    points = tuple(point(x, -22.5 * i) for i, x in enumerate((60.0, 50.0, 41.0)))
+    systems["t=1"] = Measured(system=System("t=1", "iteration", iteration=1), points=points, figures=figures)
+    return Summary(
+        objectives=("helpfulness", "verbosity"),
+        senses=(1.0, -1.0),
+        directions=tuple({"helpfulness": x, "verbosity": y} for x, y in ((1.0, 0.0), (0.92, -0.38), (0.71, -0.71))),
+        reference=None,
+        measure="judged",
+        intervals=Intervals(bootstrap=Bootstrap(), prompts=200),
+        systems=systems,
+        dominance=tuple(
+            DominanceRow(
+                a="t=1", b=name, margin=lead, objective_lead=lead, p_value=0.01, p_holm=0.01, dominates=name in ahead
+            )
+            for name, lead in LEADS.items()
+        ),
+    )
+
+
+def outcomes(run: Summary) -> dict[str, str]:
+    return {one.system: one.outcome for one in verdicts(run)}
 
 
 def test_a_policy_that_dominates_one_baseline_is_not_said_to_beat_the_other() -> None:
-    run = summary((True, False))
-    said = headline(run, systems_of(run))
-    assert said.sentence == (
-        "t=1 beats SFT at every one of 3 directions, by at least 3.0 reward points (2.2 to 3.9); "
-        "it is not shown to beat DPO at all of them; "
-        "its verbosity falls at each of 2 steps, from 60.0 to 41.0 as the dial turns from 0° to \N{MINUS SIGN}45°."
-    )
-    assert [(claim.holds, claim.text) for claim in said.claims[:2]] == [
-        (True, "t=1 beats SFT at every direction: smallest lead 3.0 (2.2 to 3.9); Holm p < 0.001."),
-        (False, "t=1 beats DPO at every direction: smallest lead 0.5 (\N{MINUS SIGN}0.2 to 1.2); Holm p = 0.310."),
-    ]
+    run = summary("SFT")
+    assert outcomes(run) == {"SFT": "ahead", "DPO": "open"}
+    sentences = headline(run)
+    assert len(sentences) == 3
+    won, left_open = sentences[0].split(";")
+    assert ("SFT" in won, "DPO" in won) == (True, False)
+    assert "DPO is not established" not in won
+    assert ("DPO" in left_open, "not established" in left_open) == (True, True)
 
 
-def test_a_policy_that_dominates_nothing_is_said_to() -> None:
-    run = summary((False, False))
-    sentence = headline(run, systems_of(run)).sentence
-    assert sentence.startswith("t=1 is not shown to beat SFT and DPO at every one of 3 directions, and ")
-    assert " beats " not in sentence
+def test_a_policy_that_dominates_nothing_is_ahead_of_nobody() -> None:
+    assert set(outcomes(summary()).values()) == {"open"}
+    assert "not established" in headline(summary())[0]
+
+
+def test_a_rival_that_dominates_the_policy_is_named() -> None:
+    run = summary("SFT")
+    lost = run.dominance[1].model_copy(update={"a": "DPO", "b": "t=1", "dominates": True})
+    run = run.model_copy(update={"dominance": (*run.dominance, lost)})
+    assert outcomes(run)["DPO"] == "behind"
+    assert "DPO is ahead of t=1" in headline(run)[0]
 
 
 def test_a_step_in_doubt_is_counted() -> None:
-    run = summary((True, True), sure_steps=1)
-    said = headline(run, systems_of(run))
-    assert "beyond doubt at 1 of 2 steps" in said.sentence
-    assert not said.claims[-1].holds
+    assert "1 of 2 steps" in headline(summary("SFT", sure_steps=1))[1]
+    assert "1 of 2" not in headline(summary("SFT"))[1]
 
 
-def test_over_seeds_a_claim_must_hold_in_every_run() -> None:
-    run = summary((True, True))
-    rows = [
-        {"a": "t=1", "b": "SFT", "dominates_in": 3, "margin": estimate(3.1, 2.0, 4.2)},
-        {"a": "t=1", "b": "DPO", "dominates_in": 2, "margin": estimate(0.6, 0.1, 1.1)},
-    ]
-    run["seeds"] = {"seeds": [0, 1, 2], "dominance": rows, "differences": []}
-    said = headline(run, systems_of(run))
-    assert said.sentence.startswith("Over 3 seeds of the whole pipeline, t=1 beats SFT at every one of 3 directions")
-    assert "by at least 3.1 reward points (2.0 to 4.2); it is not shown to beat DPO at all of them" in said.sentence
-    assert [claim.holds for claim in said.claims[:2]] == [True, False]
+def test_over_seeds_a_claim_must_hold_in_every_run_and_in_the_mean() -> None:
+    def row(b: str, margins: list[float], decided: int) -> DominanceOverSeeds:
+        return DominanceOverSeeds(a="t=1", b=b, margin=over_seeds(margins), dominates_in=decided)
+
+    def over(*rows: DominanceOverSeeds) -> dict[str, str]:
+        return outcomes(summary("SFT", "DPO").model_copy(update={"seeds": Seeds(seeds=(0, 1, 2), dominance=rows)}))
+
+    assert over(row("SFT", [3.0, 3.1, 3.2], 3), row("DPO", [0.5, 0.6, 0.7], 2)) == {"SFT": "ahead", "DPO": "open"}
+    assert over(row("SFT", [9.0, 0.1, 0.1], 3), row("DPO", [0.5, 0.6, 0.7], 3)) == {"SFT": "open", "DPO": "ahead"}
 
 
 def test_without_a_policy_nothing_is_claimed() -> None:
-    run = summary((True, True))
-    run["systems"] = {"SFT": run["systems"]["SFT"]}
-    said = headline(run, systems_of(run))
-    assert said.sentence == "No policy was aligned in this run; it evaluates SFT."
-    assert said.claims == ()
+    run = summary("SFT")
+    run = run.model_copy(update={"systems": {"SFT": run.systems["SFT"]}})
+    assert len(headline(run)) == 1
+    assert (verdicts(run), tiles(run)) == ([], ())
 
 
 def test_numbers_have_a_true_minus_and_never_a_minus_before_zero() -> None:
     assert [number(x) for x in (-0.04, -1.25, 1234.5, None)] == ["0.0", "\N{MINUS SIGN}1.2", "1,234.5", "\N{EN DASH}"]
     assert number(0.31, 2, sign=True) == "+0.31"
-    assert str(Figure(3.14, 2.2, 4.0)) == "3.1 (2.2 to 4.0)"
+    assert said(Estimate(3.14, 2.2, 4.0)) == "3.1 (2.2 to 4.0)"
     assert [degrees(x) for x in (-15.0, -22.5, 0.0)] == ["\N{MINUS SIGN}15°", "\N{MINUS SIGN}22.5°", "0°"]
     assert [probability(p) for p in (0.0004, 0.0312)] == ["< 0.001", "0.031"]
     assert [whole(n) for n in (0, 640_000, 2_240_000)] == ["\N{EN DASH}", "640,000", "2.24\N{NO-BREAK SPACE}M"]

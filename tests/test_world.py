@@ -11,7 +11,8 @@ from dpalign.data.union import read_rated
 from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.control import control, regret
 from dpalign.measure.hypervolume import hypervolume
-from dpalign.measure.points import SystemRewards
+from dpalign.measure.points import Rewards
+from dpalign.measure.system import System
 from dpalign.paper.direction import Arc, evaluation_grid, rng_for
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.rows import HEADS
@@ -207,7 +208,7 @@ def test_an_optimal_policy_passes_every_figure_asked_of_dpa() -> None:
         tasks = draw_tasks("test", 300, rng_for(draw, "optimal policy"))
         reward_PVK = optimal_rewards(tasks, GRID)
         ids = tuple(str(i) for i in range(len(tasks)))
-        system = SystemRewards("optimal", 1, ids, GRID, reward_PVK[:, :, None, :])
+        system = Rewards(System("optimal"), ids, GRID, reward_PVK[:, :, None, :])
         bootstrap = Bootstrap(seed=draw, replicates=200)
         figures = control(system, bootstrap)
         reference = np.array([55.0, front[0, 1]])

@@ -9,15 +9,28 @@ Shapes: P prompts, V conditions, S samples, K objectives.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate
 from dpalign.measure.control import regret
-from dpalign.measure.degeneracy import RUN, SENTENCE_WORDS, Faults, degenerate_share, share_by_prompt
-from dpalign.measure.points import SystemRewards, judged_by_truth, points
-from dpalign.measure.summary import jsonable
+from dpalign.measure.degeneracy import (
+    RUN,
+    SENTENCE_WORDS,
+    Degenerate,
+    Faults,
+    degenerate_share,
+    faults,
+    share_by_prompt,
+)
+from dpalign.measure.points import Rewards, points
+from dpalign.measure.reading import Reading, read_rewards
+from dpalign.measure.record import Record, rounded
+from dpalign.measure.system import System
+from dpalign.paper.direction import Arc, Preference
+from dpalign.rows import CANDIDATES, read_table
 
 TRAINED: Final = "trained range"
 """The arc that users ask for, where training went no further."""
@@ -53,86 +66,218 @@ class Wish:
     """What the page says of it: the angle, or the highest annotated reward and the share of the way beyond."""
 
 
+class Condition(Record):
+    """What one condition asked for, and what it got."""
+
+    group: str
+    asked: dict[str, float]
+    """The direction's weights, or the rewards asked for, by objective."""
+    angle: float | None = None
+    """Of a direction."""
+    highest: float | None = None
+    """Of a target: the highest annotated first objective near it."""
+    share: float | None = None
+    """Of a target: the share of the way from there to the top of the scale."""
+    rewards: dict[str, Estimate]
+    degenerate: Degenerate
+    distance: dict[str, Estimate] = {}
+    """|asked - got|, of a target."""
+    optimum: dict[str, float] = {}
+    """What the world's best answers earn there, where that is known."""
+
+
+class MoreThanAnnotated(Record):
+    """What asking for more changed, against the annotated target that asks for the same of the rest."""
+
+    degenerate: Estimate
+    distance: dict[str, Estimate]
+
+
+class Group(Record):
+    """What can be had, or one kind of beyond: several conditions together."""
+
+    name: str
+    conditions: int
+    degenerate: Degenerate
+    regret: Estimate | None = None
+    """What asking for v loses against asking for the best other angle."""
+    follows: Estimate | None = None
+    """How far the second objective moves with the angle."""
+    distance: dict[str, Estimate] = {}
+    more_than_annotated: MoreThanAnnotated | None = None
+
+
+class Rule(Record):
+    """When an answer counts as degenerate (`degeneracy.py`)."""
+
+    sentence_words: int
+    run: int
+    repetition: float
+
+
+class Feasibility(Record):
+    """What feasibility.json holds; measured on true rewards where they are known."""
+
+    asked_for: Literal["directions", "targets"]
+    measure: Literal["true", "judged"]
+    prompts: int
+    samples: int
+    rule: Rule
+    conditions: tuple[Condition, ...]
+    groups: tuple[Group, ...]
+    asked_range: tuple[float, float] | None = None
+    """Of directions: the ends in degrees of the arc that users ask for."""
+    trained_range: tuple[float, float] | None = None
+    """Of directions: the ends of what was trained on, the margin included."""
+
+
 def figures(
-    system: SystemRewards,
+    system: Rewards,
     fault_PVS: Faults,
     wishes: Sequence[Wish],
     most_repetition: float,
     bootstrap: Bootstrap,
     optimum_VK: Array | None = None,
-) -> dict[str, Any]:
-    """What feasibility.json holds; measured on true rewards where they are known.
-
-    Returns:
-        conditions: one a wish; groups: what can be had, and each kind of beyond, together.
-    """
-    truth_known = system.true_reward_PVSK is not None
-    measured = judged_by_truth(system) if truth_known else system
-    names = list(wishes[0].objectives)
-    conditions = []
-    for v, (wish, point) in enumerate(zip(wishes, points(measured, bootstrap), strict=True)):
-        entry = {
-            "group": wish.group,
-            "asked": dict(zip(names, wish.value, strict=True)),
+) -> Feasibility:
+    """What a system answered to some wishes, by condition and by group."""
+    measured, names = system.measured, list(wishes[0].objectives)
+    of_targets = wishes[0].kind == "target"
+    conditions = [
+        Condition(
+            group=wish.group,
+            asked=dict(zip(names, wish.value, strict=True)),
             **wish.about,
-            "rewards": dict(zip(names, point, strict=True)),
-            "degenerate": degenerate_share([[row[v]] for row in fault_PVS], bootstrap),
-        }
-        if wish.kind == "target":
-            entry["distance"] = distance(measured, wishes, [v], names, bootstrap)
-        if optimum_VK is not None:
-            entry["optimum"] = dict(zip(names, optimum_VK[v].tolist(), strict=True))
-        conditions.append(entry)
-    groups = {wish.group: [v for v, other in enumerate(wishes) if other.group == wish.group] for wish in wishes}
-    result: dict[str, Any] = jsonable(
-        {
-            "asked_for": "directions" if wishes[0].kind == "direction" else "targets",
-            "measure": "true" if truth_known else "judged",
-            "prompts": len(system.prompt_ids),
-            "samples": system.reward_PVSK.shape[2],
-            "rule": {"sentence_words": SENTENCE_WORDS, "run": RUN, "repetition": most_repetition},
-            "conditions": conditions,
-            "groups": [
-                {
-                    "name": name,
-                    "conditions": len(at),
-                    "degenerate": degenerate_share([[row[v] for v in at] for row in fault_PVS], bootstrap),
-                    **_of_group(measured, fault_PVS, wishes, at, bootstrap),
-                }
-                for name, at in groups.items()
-            ],
-        }
+            rewards=dict(zip(names, point, strict=True)),
+            degenerate=degenerate_share([[row[v]] for row in fault_PVS], bootstrap),
+            distance=distance(measured, wishes, [v], names, bootstrap) if of_targets else {},
+            optimum={} if optimum_VK is None else dict(zip(names, optimum_VK[v].tolist(), strict=True)),
+        )
+        for v, (wish, point) in enumerate(zip(wishes, points(measured, bootstrap), strict=True))
+    ]
+    places = {wish.group: [v for v, other in enumerate(wishes) if other.group == wish.group] for wish in wishes}
+    groups = [
+        Group(
+            name=name,
+            conditions=len(at),
+            degenerate=degenerate_share([[row[v] for v in at] for row in fault_PVS], bootstrap),
+            **_of_group(measured, fault_PVS, wishes, at, bootstrap),
+        )
+        for name, at in places.items()
+    ]
+    found = Feasibility(
+        asked_for="targets" if of_targets else "directions",
+        measure="judged" if system.true_reward_PVSK is None else "true",
+        prompts=len(system.prompt_ids),
+        samples=system.reward_PVSK.shape[2],
+        rule=Rule(sentence_words=SENTENCE_WORDS, run=RUN, repetition=most_repetition),
+        conditions=tuple(conditions),
+        groups=tuple(groups),
     )
-    return result
+    return rounded(found)
 
 
 def _of_group(
-    system: SystemRewards, fault_PVS: Faults, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap
+    system: Rewards, fault_PVS: Faults, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap
 ) -> dict[str, Any]:
     if wishes[0].kind == "direction":
-        found: dict[str, Any] = {"regret": regret(system, bootstrap, at) if len(system.prompt_ids) > 1 else None}
-        return found | {"follows": follows_on(system, wishes, at, bootstrap)}
+        lost = regret(system, bootstrap, at) if len(system.prompt_ids) > 1 else None
+        return {"regret": lost, "follows": follows_on(system, wishes, at, bootstrap)}
     own = {"distance": distance(system, wishes, at, wishes[0].objectives, bootstrap)}
     return own | {"more_than_annotated": more_than_annotated(system, fault_PVS, wishes, at, bootstrap)}
 
 
+def read_answers(
+    folder: Path, reading: Reading, wishes: Sequence[Wish], most_repetition: float
+) -> tuple[Rewards, Faults]:
+    """The rewards of a feasibility folder's answers, and the faults of each."""
+    rewards = read_rewards(folder, System("asked"), reading)
+    rows = read_table(folder / "answers", CANDIDATES, ["response", "finished"])
+    found = [
+        faults(text, finished, most_repetition)
+        for text, finished in zip(rows["response"].to_pylist(), rows["finished"].to_pylist(), strict=True)
+    ]
+    prompts, conditions, samples, _ = rewards.reward_PVSK.shape
+    assert conditions == len(wishes), f"{folder}: {conditions} conditions for {len(wishes)} wishes"
+    fault_PVS = [
+        [
+            found[start : start + samples]
+            for start in range(p * conditions * samples, (p + 1) * conditions * samples, samples)
+        ]
+        for p in range(prompts)
+    ]
+    return rewards, fault_PVS
+
+
+def read_feasibility(
+    folder: Path, reading: Reading, arc: Arc | None, margin: float, bootstrap: Bootstrap
+) -> Feasibility:
+    """What a feasibility step measured; of directions, with the margin of the training as groups of its own.
+
+    Args:
+        arc: that users ask for; None where the population is none.
+    """
+    found = Feasibility.model_validate_json((folder / "feasibility.json").read_text(encoding="utf-8"))
+    return with_margin(found, folder, reading, arc, margin, bootstrap) if arc is not None else found
+
+
+def with_margin(
+    found: Feasibility, folder: Path, reading: Reading, arc: Arc, margin: float, bootstrap: Bootstrap
+) -> Feasibility:
+    """A step's figures with the ends of the arc; the margin that training had around it is a group of its own.
+
+    The step tells the arc from all else. What lies in the margin was trained on and nobody asks for it, so its answers
+    are measured apart.
+    """
+    if found.asked_for != "directions":
+        return found
+    ranges = {"asked_range": (arc.low, arc.high), "trained_range": (arc.low - margin, arc.high + margin)}
+    if margin:
+        names, most = reading.names, found.rule.repetition
+        wishes = [
+            Wish(
+                "direction",
+                Preference.from_angle(row.angle or 0.0, names).v,
+                "",
+                margin_group(row.angle or 0.0, arc.low, arc.high, margin),
+                names,
+                {"angle": row.angle},
+            )
+            for row in found.conditions
+        ]
+        rewards, fault_PVS = read_answers(folder, reading, wishes, most)
+        known = all(row.optimum for row in found.conditions)
+        optimum_VK = np.array([[row.optimum[name] for name in names] for row in found.conditions]) if known else None
+        found = figures(rewards, fault_PVS, wishes, most, bootstrap, optimum_VK)
+    return found.model_copy(update=ranges)
+
+
+def margin_group(angle: float, low: float, high: float, margin: float) -> str:
+    """The group of an angle, by the ends of the arc and the margin around it."""
+    if low <= angle <= high:
+        return ASKED
+    if high < angle <= high + margin:
+        return f"{MARGIN}, {high:g} to {high + margin:g} degrees"
+    if low - margin <= angle < low:
+        return f"{MARGIN}, {low:g} to {low - margin:g} degrees"
+    return f"above {high + margin:g} degrees" if angle > high else f"below {low - margin:g} degrees"
+
+
 def distance(
-    system: SystemRewards, wishes: Sequence[Wish], at: Sequence[int], names: Sequence[str], bootstrap: Bootstrap
-) -> dict[str, Any]:
+    system: Rewards, wishes: Sequence[Wish], at: Sequence[int], names: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, Estimate]:
     """|asked - got| in reward points, an answer at a time, averaged over some conditions: by objective."""
     return _estimates(_off(system, wishes, at), names, bootstrap)
 
 
 def more_than_annotated(
-    system: SystemRewards, fault_PVS: Faults, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap
-) -> dict[str, Any] | None:
+    system: Rewards, fault_PVS: Faults, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap
+) -> MoreThanAnnotated | None:
     """What asking for more does, against the annotated target that differs in the first objective alone, by prompt.
 
     Groups may hold other targets (at the top of the scale there is no more to ask for), so their own means do not
     compare.
 
-    Returns:
-        degenerate: the change of the share; distance: that of |asked - got|, by objective. None of what can be had.
+    None of what can be had.
     """
     if wishes[at[0]].group == AS_ANNOTATED:
         return None
@@ -140,10 +285,10 @@ def more_than_annotated(
     before, after = ([[row[v] for v in which] for row in fault_PVS] for which in (base, at))
     more_P = share_by_prompt(after) - share_by_prompt(before)
     off_PK = _off(system, wishes, at) - _off(system, wishes, base)
-    return {
-        "degenerate": bootstrap.interval(more_P.mean(), bootstrap.weights(len(more_P)) @ more_P),
-        "distance": _estimates(off_PK, wishes[0].objectives, bootstrap),
-    }
+    return MoreThanAnnotated(
+        degenerate=bootstrap.interval(more_P.mean(), bootstrap.weights(len(more_P)) @ more_P),
+        distance=_estimates(off_PK, wishes[0].objectives, bootstrap),
+    )
 
 
 def _annotated_beside(wishes: Sequence[Wish], v: int) -> int:
@@ -152,7 +297,7 @@ def _annotated_beside(wishes: Sequence[Wish], v: int) -> int:
     return same[0]
 
 
-def _off(system: SystemRewards, wishes: Sequence[Wish], at: Sequence[int]) -> Array:
+def _off(system: Rewards, wishes: Sequence[Wish], at: Sequence[int]) -> Array:
     asked_VK = np.array([wishes[v].value for v in at])
     return np.asarray(np.abs(system.reward_PVSK[:, list(at)] - asked_VK[None, :, None]).mean(axis=(1, 2)))
 
@@ -162,9 +307,7 @@ def _estimates(value_PK: Array, names: Sequence[str], bootstrap: Bootstrap) -> d
     return {name: bootstrap.interval(value_PK[:, k].mean(), replicate_RK[:, k]) for k, name in enumerate(names)}
 
 
-def follows_on(
-    system: SystemRewards, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap
-) -> Estimate | None:
+def follows_on(system: Rewards, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap) -> Estimate | None:
     """How far the second objective goes on to follow the angle: from the trained end to the farthest angle beyond.
 
     Of the arc itself, from one of its ends to the other, None where it has one angle; of a margin, from the arc's end

@@ -26,8 +26,18 @@ class Estimate:
     """A figure and its interval; None where the data cannot give one."""
 
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def above_zero(self) -> bool:
+        """The whole interval lies above 0."""
+        return self.low is not None and self.low > 0
+
+    @property
+    def below_zero(self) -> bool:
+        """The whole interval lies below 0."""
+        return self.high is not None and self.high < 0
 
 
 @dataclass(frozen=True)

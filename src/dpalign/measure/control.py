@@ -15,7 +15,7 @@ from typing import Final, TypeGuard
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, Mask, replicate_means
-from dpalign.measure.points import SystemRewards, require_same_prompts
+from dpalign.measure.points import Rewards, require_same_prompts
 from dpalign.paper.direction import rng_for
 
 COMMON: Final = 5
@@ -65,7 +65,7 @@ def is_dial(directions_VK: Array | None) -> TypeGuard[Array]:
     return bool((step_V > 0).all() or (step_V < 0).all())
 
 
-def control(system: SystemRewards, bootstrap: Bootstrap) -> Control:
+def control(system: Rewards, bootstrap: Bootstrap) -> Control:
     """Measure a policy sampled at two or more directions of two objectives.
 
     Raises:
@@ -95,7 +95,7 @@ def control(system: SystemRewards, bootstrap: Bootstrap) -> Control:
     )
 
 
-def _directions(system: SystemRewards) -> Array:
+def _directions(system: Rewards) -> Array:
     if system.directions_VK is None:
         raise ValueError(f"system {system.name!r} is not steered by direction, so it has no control to measure")
     return system.directions_VK
@@ -155,7 +155,7 @@ class Following:
     """Reward points from the least that was asked to the most."""
 
 
-def following(system: SystemRewards, asked_V: Array, bootstrap: Bootstrap) -> Following:
+def following(system: Rewards, asked_V: Array, bootstrap: Bootstrap) -> Following:
     """Measure a system by what its conditions ask for, as `control` measures a dial.
 
     Args:
@@ -188,9 +188,7 @@ class FollowingLead:
     span: Estimate
 
 
-def following_lead(
-    a: SystemRewards, asked_a_V: Array, b: SystemRewards, asked_b_V: Array, bootstrap: Bootstrap
-) -> FollowingLead:
+def following_lead(a: Rewards, asked_a_V: Array, b: Rewards, asked_b_V: Array, bootstrap: Bootstrap) -> FollowingLead:
     """System a's figures of `following` minus system b's."""
     require_same_prompts([a, b])
     weight_RP = bootstrap.weights(len(a.prompt_ids))
@@ -202,7 +200,7 @@ def following_lead(
     )
 
 
-def _tau(system: SystemRewards, asked_V: Array, of: int | None = None) -> Array | None:
+def _tau(system: Rewards, asked_V: Array, of: int | None = None) -> Array | None:
     """Each prompt's tau: (P,). `of`: at so many evenly spread conditions, both ends among them.
 
     None of fewer conditions than that, or of two.
@@ -216,7 +214,7 @@ def _tau(system: SystemRewards, asked_V: Array, of: int | None = None) -> Array 
     return tau_P
 
 
-def _span(system: SystemRewards, asked_V: Array) -> Array:
+def _span(system: Rewards, asked_V: Array) -> Array:
     """Each prompt's reward points from the least that was asked to the most: (P,)."""
     order_V = np.argsort(asked_V, kind="stable")
     return np.asarray(system.mean_PVK[:, order_V[-1], 1] - system.mean_PVK[:, order_V[0], 1])
@@ -226,7 +224,7 @@ def _mean(figure_P: Array | None, weight_RP: Array, bootstrap: Bootstrap) -> Est
     return None if figure_P is None else bootstrap.interval(figure_P.mean(), weight_RP @ figure_P)
 
 
-def span_share(system: SystemRewards, reference: SystemRewards, bootstrap: Bootstrap) -> Estimate | None:
+def span_share(system: Rewards, reference: Rewards, bootstrap: Bootstrap) -> Estimate | None:
     """The system's span over a reference's (the true front's), paired by prompt; None where that one has no span."""
     require_same_prompts([system, reference])
     way = _way(_directions(system))
@@ -238,7 +236,7 @@ def span_share(system: SystemRewards, reference: SystemRewards, bootstrap: Boots
     return bootstrap.interval(own_P.mean() / whole_P.mean(), (weight_RP @ own_P) / whole_R)
 
 
-def regret(system: SystemRewards, bootstrap: Bootstrap, at: Sequence[int] | None = None) -> Estimate:
+def regret(system: Rewards, bootstrap: Bootstrap, at: Sequence[int] | None = None) -> Estimate:
     """What asking for v loses against the best direction u for v: mean over v of max_u v . r(u) - v . r(v).
 
     u is chosen on one half of the prompts and judged on the other, both ways, and the two are averaged:

@@ -6,12 +6,13 @@ themselves for good reasons: compare rates between conditions, and do not read o
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate
+from dpalign.measure.record import Record
 
 SENTENCE_WORDS: Final = 3
 """A repeated sentence of fewer words ("Yes. Yes.") does not count."""
@@ -31,15 +32,15 @@ def words(text: str) -> list[str]:
 
 def repeats_a_sentence(text: str) -> bool:
     """Whether a sentence, or a line, of at least three words occurs twice."""
-    said = [tuple(words(sentence)) for sentence in re.split(r"[.!?\n]+", text)]
-    long = [sentence for sentence in said if len(sentence) >= SENTENCE_WORDS]
+    sentences = [tuple(words(sentence)) for sentence in re.split(r"[.!?\n]+", text)]
+    long = [sentence for sentence in sentences if len(sentence) >= SENTENCE_WORDS]
     return len(set(long)) < len(long)
 
 
 def repetition(text: str) -> float:
     """The share of a text's runs of four words that occurred in it before."""
-    said = words(text)
-    runs = [tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)]
+    spoken = words(text)
+    runs = [tuple(spoken[i : i + RUN]) for i in range(len(spoken) - RUN + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
@@ -55,22 +56,26 @@ def faults(text: str, finished: bool, most: float) -> tuple[str, ...]:
     return tuple(reason for reason, at_fault in zip(REASONS, found, strict=True) if at_fault)
 
 
-def degenerate_share(fault_PVS: Faults, bootstrap: Bootstrap) -> dict[str, Any]:
-    """How often answers are degenerate, with an interval by prompt, and for which reasons.
+class Degenerate(Record):
+    """How often answers are degenerate, and for which reasons (an answer may have several)."""
+
+    share: Estimate
+    reasons: dict[str, float]
+    """Reason -> share of the answers."""
+
+
+def degenerate_share(fault_PVS: Faults, bootstrap: Bootstrap) -> Degenerate:
+    """How often answers are degenerate, with an interval by prompt.
 
     Args:
         fault_PVS: the faults of each sample of each condition of each prompt.
-
-    Returns:
-        share: an Estimate; reasons: reason -> share of the answers (an answer may have several).
     """
     answers = [answer for conditions in fault_PVS for samples in conditions for answer in samples]
     bad_P = share_by_prompt(fault_PVS)
-    share: Estimate = bootstrap.interval(bad_P.mean(), bootstrap.weights(len(bad_P)) @ bad_P)
-    reasons: Mapping[str, float] = {
-        reason: sum(reason in answer for answer in answers) / len(answers) for reason in REASONS
-    }
-    return {"share": share, "reasons": reasons}
+    return Degenerate(
+        share=bootstrap.interval(bad_P.mean(), bootstrap.weights(len(bad_P)) @ bad_P),
+        reasons={reason: sum(reason in answer for answer in answers) / len(answers) for reason in REASONS},
+    )
 
 
 def share_by_prompt(fault_PVS: Faults) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, replicate_means
 from dpalign.measure.objective import reach
-from dpalign.measure.points import SystemRewards, require_same_prompts
+from dpalign.measure.points import Rewards, require_same_prompts
 
 _SMALLEST_ERROR = 1e-9
 """Standard errors (reward points) below this are rounding: leads that never vary keep a finite ratio."""
@@ -38,7 +38,7 @@ def lead(a_XVK: Array, b_XWK: Array, directions_UK: Array) -> Array:
     return reach(a_XVK, directions_UK) - reach(b_XWK, directions_UK)
 
 
-def dominance(a: SystemRewards, b: SystemRewards, directions_UK: Array, bootstrap: Bootstrap) -> Dominance:
+def dominance(a: Rewards, b: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> Dominance:
     """How surely A dominates B; it does, at the bootstrap's level, where `margin.low` is above 0.
 
     The best of several noisy points looks better than it is. The band allows for it: the replicates

@@ -10,6 +10,7 @@ Shapes: R replicates, P prompts, V points, K objectives, M references. The unit 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import moocore  # type: ignore[import-untyped]
@@ -17,7 +18,7 @@ import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, replicate_means
 from dpalign.measure.front import front_height, front_knots
-from dpalign.measure.points import SystemRewards, require_same_prompts
+from dpalign.measure.points import Rewards, require_same_prompts
 
 
 def hypervolume(point_VK: Array, senses_K: Array, reference_K: Array) -> float:
@@ -42,14 +43,14 @@ def _area(knot_N2: Array, reference_2: Array) -> float:
     return float((np.diff(x_N) * np.maximum(mean_height_N, 0)).sum())
 
 
-def hypervolume_estimate(system: SystemRewards, senses_K: Array, reference_K: Array, bootstrap: Bootstrap) -> Estimate:
+def hypervolume_estimate(system: Rewards, senses_K: Array, reference_K: Array, bootstrap: Bootstrap) -> Estimate:
     """The hypervolume of a system's points, with its interval by prompt."""
     value = hypervolume(system.point_VK, senses_K, reference_K)
     return bootstrap.interval(value, _replicates(system, senses_K, reference_K, bootstrap))
 
 
 def hypervolume_share(
-    system: SystemRewards, front: SystemRewards, senses_K: Array, reference_K: Array, bootstrap: Bootstrap
+    system: Rewards, front: Rewards, senses_K: Array, reference_K: Array, bootstrap: Bootstrap
 ) -> Estimate | None:
     """The share of another front's hypervolume (the true front's) that a system reaches, paired by prompt.
 
@@ -64,8 +65,16 @@ def hypervolume_share(
     return bootstrap.interval(part / whole, _replicates(system, senses_K, reference_K, bootstrap) / whole_R)
 
 
-def _replicates(system: SystemRewards, senses_K: Array, reference_K: Array, bootstrap: Bootstrap) -> Array:
+def _replicates(system: Rewards, senses_K: Array, reference_K: Array, bootstrap: Bootstrap) -> Array:
+    return _replicates_of(system, tuple(senses_K.tolist()), tuple(reference_K.tolist()), bootstrap)
+
+
+@lru_cache(maxsize=64)  # a comparison asks for the last iteration's and the true front's again and again
+def _replicates_of(
+    system: Rewards, senses: tuple[float, ...], reference: tuple[float, ...], bootstrap: Bootstrap
+) -> Array:
     replicate_RVK = replicate_means(bootstrap.weights(len(system.prompt_ids)), system.mean_PVK)
+    senses_K, reference_K = np.array(senses), np.array(reference)
     return np.array([hypervolume(point_VK, senses_K, reference_K) for point_VK in replicate_RVK])
 
 
@@ -78,13 +87,13 @@ class AtReference:
     shares: dict[str, float | None]
 
 
-def nearby_references(reference_K: Array, shifts: Sequence[float]) -> Array:
-    """The reference moved by every combination of shifts (reward points) of its coordinates: (M, K)."""
-    return np.array([reference_K + np.array(shift) for shift in product(shifts, repeat=len(reference_K))])
+def nearby_references(reference_K: Array, shifts: Sequence[float]) -> list[Array]:
+    """The reference moved by every combination of shifts (reward points) of its coordinates."""
+    return [reference_K + np.array(shift) for shift in product(shifts, repeat=len(reference_K))]
 
 
 def sensitivity(
-    systems: Sequence[SystemRewards], senses_K: Array, references_MK: Array, front: SystemRewards | None
+    systems: Sequence[Rewards], senses_K: Array, references_MK: Sequence[Array], front: Rewards | None
 ) -> list[AtReference]:
     """The hypervolumes, and shares of a true front's if one is given, from each of several references."""
     rows = []

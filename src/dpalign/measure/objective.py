@@ -11,22 +11,22 @@ Shapes: U evaluation directions, R replicates, P prompts, V conditions, K object
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, replicate_means
-from dpalign.measure.points import SystemRewards, require_same_prompts
+from dpalign.measure.points import Rewards, require_same_prompts
 
 
-def objective_by_direction(system: SystemRewards, directions_UK: Array, bootstrap: Bootstrap) -> list[Estimate]:
+def objective_by_direction(system: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> list[Estimate]:
     """J(v) = E[v . r(x, y)], y sampled at v (Eq. 3), at each evaluation direction."""
     value_U, replicate_RU = _attained(system, directions_UK, bootstrap)
     return [bootstrap.interval(value, replicate_RU[:, u]) for u, value in enumerate(value_U)]
 
 
-def expected_objective(system: SystemRewards, directions_UK: Array, bootstrap: Bootstrap) -> Estimate:
+def expected_objective(system: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> Estimate:
     """E_v J(v) (Eq. 4), the evaluation directions standing evenly for P_v."""
     value_U, replicate_RU = _attained(system, directions_UK, bootstrap)
     return bootstrap.interval(value_U.mean(), replicate_RU.mean(axis=1))
 
 
-def objective_difference(a: SystemRewards, b: SystemRewards, directions_UK: Array, bootstrap: Bootstrap) -> Estimate:
+def objective_difference(a: Rewards, b: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> Estimate:
     """E_v J(v) of `a` minus that of `b`, on the same prompts (a paired interval)."""
     require_same_prompts([a, b])
     a_U, a_RU = _attained(a, directions_UK, bootstrap)
@@ -34,7 +34,7 @@ def objective_difference(a: SystemRewards, b: SystemRewards, directions_UK: Arra
     return bootstrap.interval((a_U - b_U).mean(), (a_RU - b_RU).mean(axis=1))
 
 
-def _attained(system: SystemRewards, directions_UK: Array, bootstrap: Bootstrap) -> tuple[Array, Array]:
+def _attained(system: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> tuple[Array, Array]:
     """J at each direction: (U,), and in each replicate: (R, U)."""
     own_VK = system.directions_VK
     if own_VK is not None and (own_VK.shape != directions_UK.shape or not np.allclose(own_VK, directions_UK)):

@@ -35,15 +35,7 @@ FIG_4: Final[dict[str, tuple[tuple[float, float], ...]]] = {
 """(verbosity, helpfulness) of each curve's points, as the figure's axes have them."""
 
 FIG_5: Final[dict[str, tuple[tuple[float, float], ...]]] = {
-    "DPA": (
-        (763, 6.8),
-        (975, 7.2),
-        (1048, 7.5),
-        (1282, 8.0),
-        (1480, 10.4),
-        (1566, 11.4),
-        (1776, 12.0),
-    ),
+    "DPA": ((763, 6.8), (975, 7.2), (1048, 7.5), (1282, 8.0), (1480, 10.4), (1566, 11.4), (1776, 12.0)),
     "SteerLM": ((429, 5.7), (863, 6.6), (1050, 7.6), (1546, 8.2)),
     "SFT": ((1031, 4.7),),
     "DPO": ((1445, 11.0),),

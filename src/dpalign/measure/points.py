@@ -9,26 +9,31 @@ Shapes: P prompts, V conditions, S samples, K objectives. Rewards are 0-100.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, replicate_means
+from dpalign.measure.system import System
 
 
 @dataclass(frozen=True, eq=False)
-class SystemRewards:
-    """Every reward of one system on the evaluation prompts.
+class Rewards:
+    """Every reward of one system on the evaluation prompts."""
 
-    `directions_VK` holds the unit vector of each condition, or None for a system that no direction
-    steers. `true_reward_PVSK` is the world's truth, where it is known.
-    """
-
-    name: str
-    iteration: int | None
+    system: System
     prompt_ids: tuple[str, ...]
     directions_VK: Array | None
+    """The unit vector of each condition; None for a system that no direction steers."""
     reward_PVSK: Array
+    """By the reward model."""
     true_reward_PVSK: Array | None = None
+    """The world's truth, where it is known."""
+    judge_PVSK: Array | None = None
+    """By the judge, where there is one: a second reward model, which never selects."""
+    folder: Path | None = None
+    """The evaluate folder that they were read from."""
 
     def __post_init__(self) -> None:
         _check_rewards(self, "reward", self.reward_PVSK)
@@ -45,6 +50,22 @@ class SystemRewards:
             _check_directions(self.name, self.directions_VK, self.reward_PVSK.shape)
 
     @property
+    def name(self) -> str:
+        """The system's name."""
+        return self.system.name
+
+    @property
+    def source(self) -> Path:
+        """The evaluate folder, of rewards that were read from one."""
+        assert self.folder is not None, f"the rewards of {self.name} were not read from a folder"
+        return self.folder
+
+    @cached_property
+    def measured(self) -> "Rewards":
+        """By the truth where it is known, else by the reward model."""
+        return self if self.true_reward_PVSK is None else by_truth(self)
+
+    @property
     def mean_PVK(self) -> Array:
         """Mean over a prompt's samples."""
         mean_PVK: Array = self.reward_PVSK.mean(axis=2)
@@ -57,7 +78,7 @@ class SystemRewards:
         return point_VK
 
 
-def _check_rewards(system: SystemRewards, what: str, reward_PVSK: Array) -> None:
+def _check_rewards(system: Rewards, what: str, reward_PVSK: Array) -> None:
     shape = reward_PVSK.shape
     if len(shape) != 4 or 0 in shape:
         raise ValueError(
@@ -90,14 +111,14 @@ def _check_directions(name: str, directions_VK: Array, shape: tuple[int, ...]) -
         )
 
 
-def judged_by_truth(system: SystemRewards) -> SystemRewards:
+def by_truth(system: Rewards) -> Rewards:
     """The same system with the true rewards in place of the reward model's."""
     if system.true_reward_PVSK is None:
         raise ValueError(f"system {system.name!r} has no true rewards; only a world with a rule for them gives any")
     return replace(system, reward_PVSK=system.true_reward_PVSK)
 
 
-def require_same_prompts(systems: Sequence[SystemRewards]) -> None:
+def require_same_prompts(systems: Sequence[Rewards]) -> None:
     """Paired comparisons need the same prompts in the same order.
 
     Raises:
@@ -119,7 +140,7 @@ def require_same_prompts(systems: Sequence[SystemRewards]) -> None:
         )
 
 
-def points(system: SystemRewards, bootstrap: Bootstrap) -> list[list[Estimate]]:
+def points(system: Rewards, bootstrap: Bootstrap) -> list[list[Estimate]]:
     """The system's points (Fig. 4) with intervals by prompt: one list a condition, one figure an objective."""
     replicate_RVK = replicate_means(bootstrap.weights(len(system.prompt_ids)), system.mean_PVK)
     point_VK = system.point_VK
@@ -129,9 +150,9 @@ def points(system: SystemRewards, bootstrap: Bootstrap) -> list[list[Estimate]]:
     ]
 
 
-def opinion_gap(system: SystemRewards, bootstrap: Bootstrap) -> list[Estimate]:
+def opinion_gap(system: Rewards, bootstrap: Bootstrap) -> list[Estimate]:
     """How far the reward model's opinion lies above the truth, a figure an objective, over all conditions."""
-    gap_PVK = system.mean_PVK - judged_by_truth(system).mean_PVK
+    gap_PVK = system.mean_PVK - by_truth(system).mean_PVK
     gap_PK = gap_PVK.mean(axis=1)
     replicate_RK = bootstrap.weights(len(system.prompt_ids)) @ gap_PK
     return [bootstrap.interval(value, replicate_RK[:, k]) for k, value in enumerate(gap_PK.mean(axis=0))]

@@ -15,24 +15,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from dpalign.measure.bootstrap import Array, Estimate
 
 _CHUNK: Final = 500_000  # weights at a time, to bound memory
 _FLAT: Final = 1e-12  # relative covariance that counts as none: of a constant column, rounding leaves a little
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure with its bootstrap interval; None where it is not defined (a constant column, no pairs)."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
 class HeadQuality:
-    """How well one column predicts its labels.
+    """How well one column predicts its labels; a figure that is not defined (a constant column, no pairs) is None.
 
     Attributes:
         n: answers with a label.
@@ -54,14 +45,14 @@ class HeadQuality:
     prompts: int
     comparable_prompts: int
     pairs: int
-    r2: Estimate
-    pearson: Estimate
-    spearman: Estimate
-    length_correlation: Estimate
-    label_length_correlation: Estimate
-    within_prompt_spearman: Estimate
-    within_prompt_accuracy: Estimate
-    calibration_gap: Estimate
+    r2: Estimate | None
+    pearson: Estimate | None
+    spearman: Estimate | None
+    length_correlation: Estimate | None
+    label_length_correlation: Estimate | None
+    within_prompt_spearman: Estimate | None
+    within_prompt_accuracy: Estimate | None
+    calibration_gap: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -156,17 +147,17 @@ class _Bootstrap:
         draws_BP = np.random.default_rng(seed).multinomial(p, np.full(p, 1 / p), size=resamples)
         self.weight_BP = draws_BP[:, : self.prompts].astype(np.float32)
 
-    def estimate(self, figure: Callable[[Array], Array], by_prompt: bool = False) -> Estimate:
+    def estimate(self, figure: Callable[[Array], Array], by_prompt: bool = False) -> Estimate | None:
         """The figure at weight one, and the quantiles of its resamples.
 
         Args:
             figure: weights (B, N), or (B, P) where `by_prompt`, -> (B,), NaN where it is undefined.
         """
         if not self.prompts:
-            return Estimate(None, None, None)
+            return None
         value = float(figure(np.ones((1, self.prompts if by_prompt else len(self.prompt_N))))[0])
         if not np.isfinite(value):
-            return Estimate(None, None, None)
+            return None
         chunks = []
         step = max(1, _CHUNK // len(self.prompt_N))
         for start in range(0, len(self.weight_BP), step):
@@ -175,7 +166,7 @@ class _Bootstrap:
         drawn_B = np.concatenate(chunks) if chunks else np.empty(0)
         drawn_B = drawn_B[np.isfinite(drawn_B)]  # a resample may hold one prompt alone, and no variance
         if not len(drawn_B):
-            return Estimate(value, None, None)
+            return Estimate(value)
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(drawn_B, [tail, 1 - tail])
         return Estimate(value, float(low), float(high))

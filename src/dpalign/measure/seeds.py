@@ -6,25 +6,26 @@ for Student's t.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 
-SYSTEM_FIGURES = (
-    "objective",
-    "true_front_share",
-    "hypervolume",
-    "kendall_tau",
-    "regret",
-    "span",
-    "span_share",
-    "slope",
+from dpalign.measure.bootstrap import Estimate
+from dpalign.measure.record import Record
+
+if TYPE_CHECKING:
+    from dpalign.measure.summary import Figures, Summary
+
+K = TypeVar("K")
+
+FIGURES: Final = (
+    *("objective", "true_front_share", "hypervolume", "kendall_tau", "regret", "span", "span_share", "slope"),
     "spearman",
 )
-"""The figures of a system's summary that are combined over seeds."""
+"""The figures of a system that are combined over seeds."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,70 @@ class OverSeeds:
     low: float | None
     high: float | None
     values: tuple[float, ...]
+
+    @property
+    def estimate(self) -> Estimate:
+        """The mean and its interval."""
+        return Estimate(self.value, self.low, self.high)
+
+    @property
+    def above_zero(self) -> bool:
+        """The whole interval lies above 0."""
+        return self.low is not None and self.low > 0
+
+
+class PairOverSeeds(Record):
+    """E_v J(v) of a minus that of b, paired by seed."""
+
+    a: str
+    b: str
+    objective: OverSeeds
+
+
+class DominanceOverSeeds(Record):
+    """The smallest lead of a over b, and the number of runs that decided that a dominates b."""
+
+    a: str
+    b: str
+    margin: OverSeeds
+    dominates_in: int
+
+
+class TrustOverSeeds(Record):
+    """How E_v J(v) changed from the first selected iteration to the last, and in how many runs a warning stood."""
+
+    proxy: OverSeeds
+    check: OverSeeds
+    warned_in: int
+
+
+class Seeds(Record):
+    """The figures that all runs have, over their seeds; what comparisons add is there where every run is one."""
+
+    seeds: tuple[int, ...]
+    level: float = 0.95
+    systems: dict[str, dict[str, OverSeeds]] = {}
+    """System -> figure."""
+    drops: dict[str, tuple[OverSeeds, ...]] = {}
+    """System -> what each step of the dial does."""
+    differences: tuple[PairOverSeeds, ...] = ()
+    dominance: tuple[DominanceOverSeeds, ...] = ()
+    trust: TrustOverSeeds | None = None
+    hypervolume_ratios: dict[str, OverSeeds] = {}
+    """The last iteration's hypervolume over each system's."""
+    control_leads: dict[str, dict[str, OverSeeds]] = {}
+    """Row of Table 1 -> kendall_tau, span."""
+    family_shortfalls: dict[str, OverSeeds] = {}
+    understood_in: dict[str, int] = {}
+    """In how many runs a wish in words made a system briefer."""
+    settings: dict[str, tuple[str, ...]] = {}
+    """The setting of a tuned system that each run chose."""
+    degenerate: dict[str, dict[str, OverSeeds]] = {}
+    """System -> group of requests -> share of degenerate answers."""
+
+    def dominance_of(self, a: str, b: str) -> DominanceOverSeeds | None:
+        """The row of a pair."""
+        return next((row for row in self.dominance if (row.a, row.b) == (a, b)), None)
 
 
 def over_seeds(values: Sequence[float], level: float = 0.95) -> OverSeeds:
@@ -57,143 +122,133 @@ def paired_over_seeds(a: Sequence[float], b: Sequence[float], level: float = 0.9
 
 
 def combine_seeds(
-    summaries: Mapping[int, Mapping[str, Any]], differences: Sequence[tuple[str, str]] = (), level: float = 0.95
-) -> dict[str, Any]:
-    """The `seeds` part of a summary, from the summaries of several seeds' runs.
+    summaries: "Mapping[int, Summary]", pairs: Sequence[tuple[str, str]] = (), level: float = 0.95
+) -> Seeds:
+    """The summaries of several seeds' runs as one; a system or a figure that one of the runs lacks is left out.
 
-    `differences` names pairs of systems whose E_v J(v) is compared, paired by seed. A system or a
-    figure that one of the runs lacks is left out.
+    Args:
+        pairs: systems whose E_v J(v) is compared, paired by seed.
 
     Raises:
-        ValueError: no summaries, or a difference names a system that not all runs have.
+        ValueError: no summaries, or a pair names a system that not all runs have.
     """
     if not summaries:
         raise ValueError("no summaries to combine; finish at least one run's evaluation first")
     runs = [summaries[seed] for seed in sorted(summaries)]
-    names = [name for name in runs[0]["systems"] if all(name in run["systems"] for run in runs)]
-    unknown = [name for pair in differences for name in pair if name not in names]
+    names = [name for name in runs[0].systems if all(name in run.systems for run in runs)]
+    unknown = [name for pair in pairs for name in pair if name not in names]
     if unknown:
         raise ValueError(f"no system {unknown[0]!r} in every seed's run; they share {', '.join(names)}")
-    return {
-        "seeds": sorted(summaries),
-        "level": level,
-        "systems": {name: _figures([run["systems"][name] for run in runs], level) for name in names},
-        "differences": [
-            {"a": a, "b": b, "objective": _json(paired_over_seeds(_objective(runs, a), _objective(runs, b), level))}
-            for a, b in differences
-        ],
-        "dominance": _dominance([run["dominance"] for run in runs], level),
-        **_compared(runs, level),
-    }
+    figures = {name: [run.systems[name].figures for run in runs] for name in names}
+    reached = {name: [one.objective.value for one in found] for name, found in figures.items()}
+    seeds = Seeds(
+        seeds=tuple(sorted(summaries)),
+        level=level,
+        systems={name: _figures(found, level) for name, found in figures.items()},
+        drops={name: drops for name, found in figures.items() if (drops := _drops(found, level))},
+        differences=tuple(
+            PairOverSeeds(a=a, b=b, objective=paired_over_seeds(reached[a], reached[b], level)) for a, b in pairs
+        ),
+        dominance=tuple(_dominance(runs, level)),
+        trust=_trust(runs, level),
+    )
+    return seeds.model_copy(update=_compared(runs, level))
 
 
-def _compared(runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
-    """What comparisons add, where every run is one: ratios of hypervolume, specialists, settings, feasibility.
+def _figures(runs: "Sequence[Figures]", level: float) -> dict[str, OverSeeds]:
+    def value(run: "Figures", name: str) -> float | None:
+        figure: Estimate | float | None = getattr(run, name)
+        return figure.value if isinstance(figure, Estimate) else figure
 
-    Returns:
-        hypervolume_ratios: [{a, b, ratio}]; control_leads: system -> {kendall_tau, span}; specialists: family -> mean
-        shortfall; understood_in: system -> in how many runs a wish in words made it briefer; settings: system -> the
-        setting that each seed's tuning chose; degenerate: system -> group -> share; trust: how proxy and check changed.
-    """
-    found: dict[str, Any] = {}
-    trusts = [run.get("trust") for run in runs]
-    if all(trust and trust["change"] for trust in trusts):
-        found["trust"] = {
-            name: _json(over_seeds([trust["change"][name]["value"] for trust in trusts if trust], level))
-            for name in ("proxy", "check")
-        } | {"warned_in": sum(bool(trust and trust["warning"]) for trust in trusts)}
-    compared = [run.get("comparison") for run in runs]
-    if not all(compared):
-        return found
-    each = [one for one in compared if one]
-    ratios = [{row["system"]: row["hypervolume_ratio"] for row in one["differences"]} for one in each]
-    families = [one["specialists"]["families"] for one in each]
-    followed = [
-        {(row["system"], name): row[name] for row in one.get("control_leads", ()) for name in ("kendall_tau", "span")}
-        for one in each
+    return _shared([{name: value(run, name) for name in FIGURES} for run in runs], level)
+
+
+def _drops(runs: "Sequence[Figures]", level: float) -> tuple[OverSeeds, ...]:
+    """What each step of the dial does; nothing where the runs' dials have unlike steps."""
+    if len({len(run.drops) for run in runs}) != 1:
+        return ()
+    steps = zip(*([drop.value for drop in run.drops] for run in runs), strict=True)
+    return tuple(over_seeds(step, level) for step in steps)
+
+
+def _dominance(runs: "Sequence[Summary]", level: float) -> list[DominanceOverSeeds]:
+    tables = [{(row.a, row.b): row for row in run.dominance} for run in runs]
+    return [
+        DominanceOverSeeds(
+            a=pair[0],
+            b=pair[1],
+            margin=over_seeds([table[pair].margin.value for table in tables], level),
+            dominates_in=sum(table[pair].dominates for table in tables),
+        )
+        for pair in tables[0]
+        if all(pair in table for table in tables)
     ]
-    tried = [run.get("tuning") or {} for run in runs]
-    asked = [
-        {
-            (system, group["name"]): group["degenerate"]["share"]
-            for system, one in feasible.items()
-            for group in one["groups"]
+
+
+def _trust(runs: "Sequence[Summary]", level: float) -> TrustOverSeeds | None:
+    changes = [run.trust.change for run in runs if run.trust and run.trust.change]
+    if len(changes) < len(runs):
+        return None
+    return TrustOverSeeds(
+        proxy=over_seeds([change.proxy.value for change in changes], level),
+        check=over_seeds([change.check.value for change in changes], level),
+        warned_in=sum(run.trust.warning for run in runs if run.trust),
+    )
+
+
+def _compared(runs: "Sequence[Summary]", level: float) -> dict[str, object]:
+    """What comparisons add, where every run is one."""
+    each = [run.comparison for run in runs if run.comparison]
+    if len(each) < len(runs):
+        return {}
+
+    def shared(table: Callable[..., Mapping[K, Estimate | None]]) -> dict[K, OverSeeds]:
+        values = [{key: one.value if one else None for key, one in table(run).items()} for run in each]
+        return _shared(values, level)
+
+    degenerate = shared(
+        lambda run: {
+            (name, group.name): group.degenerate.share
+            for name, found in run.feasibility.items()
+            for group in found.groups
         }
-        for feasible in (run.get("feasibility") or {} for run in runs)
-    ]
-    return found | {
-        "hypervolume_ratios": [
-            {"a": each[0]["last"], "b": system, "ratio": ratio} for system, ratio in _of_all(ratios, level).items()
-        ],
-        "control_leads": _nested(_of_all(followed, level)),
-        "specialists": _of_all(families, level),
-        "understood_in": _understood(each),
-        "settings": {
-            system: [next(row["setting"] for row in one[system] if row["chosen"]) for one in tried]
-            for system in tried[0]
-            if all(system in one for one in tried)
+    )
+    leads = shared(
+        lambda run: {
+            (name, key): getattr(lead, key)
+            for name, lead in run.control_leads.items()
+            for key in ("kendall_tau", "span")
+        }
+    )
+    return {
+        "hypervolume_ratios": shared(lambda run: {n: row.hypervolume_ratio for n, row in run.differences.items()}),
+        "control_leads": _nested(leads),
+        "family_shortfalls": shared(lambda run: run.family_shortfalls),
+        "understood_in": {
+            name: sum(name in run.wishes and run.wishes[name].change.below_zero for run in each)
+            for name in each[0].wishes
         },
-        "degenerate": _nested(_of_all(asked, level)),
+        "settings": {
+            name: tuple(next(row.setting for row in run.tuning[name] if row.chosen) for run in each)
+            for name in each[0].tuning
+            if all(name in run.tuning for run in each)
+        },
+        "degenerate": _nested(degenerate),
     }
 
 
-def _understood(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """In how many runs a wish in words made each system briefer, by its interval."""
-    names = [row["system"] for row in runs[0].get("wishes") or []]
-    brief = [row["system"] for run in runs for row in run.get("wishes") or [] if row["change"]["high"] < 0]
-    return {name: brief.count(name) for name in names}
-
-
-def _nested(table: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for (outer, inner), value in table.items():
-        found.setdefault(outer, {})[inner] = value
+def _shared(tables: Sequence[Mapping[K, float | None]], level: float) -> dict[K, OverSeeds]:
+    """The figures that every run has under a name, over seeds."""
+    found: dict[K, OverSeeds] = {}
+    for key in tables[0]:
+        values = [value for table in tables if (value := table.get(key)) is not None]
+        if len(values) == len(tables):
+            found[key] = over_seeds(values, level)
     return found
 
 
-def _of_all(tables: Sequence[Mapping[Any, Any]], level: float) -> dict[Any, dict[str, Any]]:
-    """The estimates that every run has under a name, over seeds."""
-    return {
-        key: _json(over_seeds([table[key]["value"] for table in tables], level))
-        for key in tables[0]
-        if all(table.get(key) is not None for table in tables)
-    }
-
-
-def _objective(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    return [run["systems"][name]["objective"] for run in runs]
-
-
-def _figures(systems: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
-    combined: dict[str, Any] = {}
-    for figure in SYSTEM_FIGURES:
-        values = [_value(system.get(figure)) for system in systems]
-        known = [value for value in values if value is not None]
-        if len(known) == len(values):
-            combined[figure] = _json(over_seeds(known, level))
-    drops = [system.get("drops") or () for system in systems]
-    if drops[0] and len({len(of_seed) for of_seed in drops}) == 1:
-        steps = zip(*([drop["value"] for drop in of_seed] for of_seed in drops), strict=True)
-        combined["drops"] = [_json(over_seeds(step, level)) for step in steps]
-    return combined
-
-
-def _value(figure: Any) -> float | None:
-    bare = figure["value"] if isinstance(figure, Mapping) else figure
-    return None if bare is None else float(bare)
-
-
-def _dominance(tables: Sequence[Sequence[Mapping[str, Any]]], level: float) -> list[dict[str, Any]]:
-    by_pair = [{(row["a"], row["b"]): row for row in table} for table in tables]
-    combined = []
-    for pair in by_pair[0]:
-        rows = [table[pair] for table in by_pair if pair in table]
-        if len(rows) == len(tables):
-            margin = over_seeds([row["margin"]["value"] for row in rows], level)
-            dominates = sum(bool(row["dominates"]) for row in rows)
-            combined.append({"a": pair[0], "b": pair[1], "dominates_in": dominates, "margin": _json(margin)})
-    return combined
-
-
-def _json(figure: OverSeeds) -> dict[str, Any]:
-    return {"value": figure.value, "low": figure.low, "high": figure.high, "values": list(figure.values)}
+def _nested(table: Mapping[tuple[str, str], OverSeeds]) -> dict[str, dict[str, OverSeeds]]:
+    found: dict[str, dict[str, OverSeeds]] = {}
+    for (outer, inner), value in table.items():
+        found.setdefault(outer, {})[inner] = value
+    return found

@@ -1,312 +1,470 @@
-"""The figures as data: what RUN/report/summary.json holds, and so all that the page shows.
+"""The Summary: all figures of a run as one typed value, and so all that the page shows.
 
-Where the truth is known (the world), the figures are measured on true rewards and the same ones by
-the reward model's opinion stand beside them under "judged"; elsewhere the opinion is all there is.
-All intervals here are by prompt; "seeds" alone speaks of other training runs.
+RUN/report/summary.json is the Summary as JSON; `Summary.model_validate_json` gives an equal one back.
 
-Shapes: U evaluation directions, V conditions, K objectives. Angles in degrees, rewards 0-100.
+Where the truth is known (the world), figures are by the true rewards and the same ones by the reward model's opinion
+stand beside them as `judged`; elsewhere the opinion is all there is. Intervals are by prompt; `seeds` alone speaks of
+other training runs. Angles are in degrees, rewards 0-100.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from pathlib import PurePath
+from typing import Any, Literal, Self
 
-import numpy as np
+from pydantic import Field
 
-from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, holm
-from dpalign.measure.control import angles, control, is_dial, regret, span_share
-from dpalign.measure.dominance import dominance
-from dpalign.measure.front import coverage
-from dpalign.measure.hypervolume import hypervolume_estimate, hypervolume_share, nearby_references, sensitivity
-from dpalign.measure.objective import expected_objective, objective_by_direction, objective_difference
-from dpalign.measure.points import SystemRewards, judged_by_truth, opinion_gap, points, require_same_prompts, senses_of
+from dpalign.measure.beyond import Feasibility
+from dpalign.measure.bootstrap import Bootstrap, Estimate
+from dpalign.measure.control import FollowingLead
+from dpalign.measure.front import Coverage
+from dpalign.measure.hypervolume import AtReference
+from dpalign.measure.quality import HeadQuality
+from dpalign.measure.record import Record
+from dpalign.measure.seeds import Seeds
+from dpalign.measure.system import System
 
-COSTS = ("sampled_tokens", "scored_responses", "scored_tokens", "trained_tokens", "total_tokens", "seconds")
-"""What a system cost, as the stages' ledgers count it."""
-
-COVERED = ("share", "under", "inside", "outside", "outside_dominated")
-"""Of B's points as seen from A's front (`front.Coverage`); None where a front has no side."""
+Weights = dict[str, float]
+"""A number an objective: a direction's weights, or rewards."""
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """What is fixed before any system is evaluated."""
+class Point(Record):
+    """The mean rewards of one condition."""
 
-    objectives: tuple[str, ...]
-    directions_UK: Array
-    """The evaluation directions, in the order of the dial."""
-    reference_K: Array | None
-    """Hypervolume's reference, in reward points: fixed before any DPA run. None leaves hypervolume out."""
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    reference_shifts: tuple[float, ...] = (-5.0, 0.0, 5.0)
-    """Reward points by which the sensitivity table moves each coordinate of the reference."""
-    senses: tuple[int, ...] | None = None
-    """+1 for an objective to maximise, -1 for one to minimise; None: as the directions have it."""
+    direction: Weights | None = None
+    """None where the system was not asked for a direction."""
+    angle: float | None = None
+    """Of a direction of two objectives."""
+    rewards: dict[str, Estimate]
+    true_rewards: dict[str, Estimate] | None = None
 
-    def __post_init__(self) -> None:
-        k = len(self.objectives)
-        reference = (k,) if self.reference_K is None else self.reference_K.shape
-        if self.directions_UK.ndim != 2 or self.directions_UK.shape[1] != k or reference != (k,):
-            raise ValueError(
-                f"{k} objectives ({', '.join(self.objectives)}) with directions of shape {self.directions_UK.shape} "
-                f"and a reference of shape {reference}; (directions, {k}) and ({k},) are needed"
-            )
-        if self.senses is not None and (len(self.senses) != k or not set(self.senses) <= {1, -1}):
-            raise ValueError(f"senses are {self.senses}: {k} of them are needed, each 1 or -1")
-        if self.disputed and self.reference_K is not None:
-            raise ValueError(
-                f"some directions want more {self.disputed[0]} and others less, so no front has a side and hypervolume "
-                "no reference: give none, or give the senses"
-            )
+    def by(self, objective: str, judged: bool = False) -> Estimate:
+        """The reward of an objective: the true one where it is known, unless the reward model's is wanted."""
+        return (self.rewards if judged or self.true_rewards is None else self.true_rewards)[objective]
+
+
+class Figures(Record):
+    """What a system reaches. None: the system or the directions do not allow the figure."""
+
+    objective: Estimate
+    """E_v J(v), Eq. 4: the mean over directions of the reward for each direction's user."""
+    objective_by_direction: tuple[Estimate, ...] = ()
+    hypervolume: Estimate | None = None
+    true_front_share: Estimate | None = None
+    """Its hypervolume over the true front's."""
+    kendall_tau: Estimate | None = None
+    """How the second objective follows the angle within a prompt."""
+    constant_prompts: int | None = None
+    slope: Estimate | None = None
+    span: Estimate | None = None
+    span_share: Estimate | None = None
+    spearman: float | None = None
+    drops: tuple[Estimate, ...] = ()
+    """Reward points from each direction to the next, positive when the second objective obeys."""
+    steps_beyond_doubt: int | None = None
+    regret: Estimate | None = None
+
+
+class Cost(Record):
+    """What making a system took, as the stages' ledgers count it."""
+
+    sampled_tokens: int = 0
+    scored_responses: int = 0
+    scored_tokens: int = 0
+    trained_tokens: int = 0
+    total_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Measured(Record):
+    """A system and what was measured of it."""
+
+    system: System
+    points: tuple[Point, ...]
+    figures: Figures
+    judged: Figures | None = None
+    """The same figures by the reward model, where `figures` are by the truth."""
+    opinion_gap: dict[str, Estimate] | None = None
+    """By how much the reward model's opinion exceeds the truth, by objective."""
+    cost: Cost | None = None
+    sweep: Cost | None = None
+    """What making and choosing among all its settings took."""
+    same_as: str | None = None
+    """The system that it is a copy of: its tuning chose a setting that another name has already."""
 
     @property
-    def senses_K(self) -> Array:
-        """+1 for an objective to maximise, -1 for one to minimise, 0 for a disputed one: (K,)."""
-        return senses_of(self.directions_UK) if self.senses is None else np.array(self.senses, dtype=float)
+    def name(self) -> str:
+        """The system's name."""
+        return self.system.name
+
+    @property
+    def steered(self) -> bool:
+        """It was asked for directions."""
+        return self.points[0].direction is not None
+
+    def rewards(self, objective: str, judged: bool = False) -> list[Estimate]:
+        """Its points in one objective."""
+        return [point.by(objective, judged) for point in self.points]
+
+
+class DominanceRow(Record):
+    """Whether `a` dominates `b`: at every direction, the best of its points beats the best of the other's."""
+
+    a: str
+    b: str
+    margin: Estimate
+    """The smallest lead over the directions."""
+    leads: tuple[Estimate, ...] = ()
+    objective_lead: Estimate
+    """E_v J(v) of a minus that of b, paired."""
+    p_value: float
+    p_holm: float
+    dominates: bool
+    """Decided over all pairs of the table (Holm)."""
+    coverage: Coverage | None = None
+    """None where no front has a side."""
+
+
+class Intervals(Record):
+    """How intervals were made: resampled prompts."""
+
+    bootstrap: Bootstrap
+    prompts: int
+
+
+class RewardQuality(Record):
+    """How well the reward model predicts held-out ratings, and the truth of the systems' own answers."""
+
+    heads: dict[str, HeadQuality] = {}
+    objectives: dict[str, HeadQuality] = {}
+    baseline: dict[str, HeadQuality] = {}
+    """Ridge regression on what an answer looks like: length, punctuation, counts."""
+    truth: dict[str, HeadQuality] = {}
+    on_policy: dict[str, dict[str, HeadQuality]] = {}
+    """System -> objective."""
+
+
+class PairShare(Record):
+    """Pairs of a subset whose chosen answer earns more; ties count half."""
+
+    accuracy: Estimate
+    pairs: int
+    ties: int
+
+
+class Pairwise(Record):
+    """The reward model on a file of preference pairs."""
+
+    objective: str
+    subsets: dict[str, PairShare]
+
+
+class TrustPoint(Record):
+    """E_v J(v) of an iteration by the reward model that selects, and by what checks it."""
+
+    system: str
+    iteration: int
+    proxy: Estimate
+    check: Estimate
+    judge: Estimate | None = None
+    """Where the truth checks and there is a judge: what a run without a truth would have seen."""
+
+
+class TrustChange(Record):
+    """How E_v J(v) changed from `b` to `a`."""
+
+    a: str
+    b: str
+    proxy: Estimate
+    check: Estimate
+
+
+class Trust(Record):
+    """Whether the reward model's opinion of the iterations agrees with a check that never selected."""
+
+    check: Literal["truth", "judge"]
+    curve: tuple[TrustPoint, ...]
+    steps: tuple[TrustChange, ...]
+    """From each selected iteration to the next."""
+    change: TrustChange | None
+    """From the first selected iteration to the last."""
+    warning: bool
+    """The proxy rose and the check fell, beyond their intervals."""
+
+
+class Difference(Record):
+    """The last iteration against another system, on the same prompts."""
+
+    objective: Estimate
+    """E_v J(v) of the last iteration minus the system's."""
+    hypervolume_ratio: Estimate | None
+    """The last iteration's hypervolume over the system's; None where the system has none."""
+
+
+class Shortfall(Record):
+    """The last iteration at a specialist's own direction, in reward points."""
+
+    system: str
+    specialist: Estimate
+    steered: Estimate
+    shortfall: Estimate
+    """Negative where the steered policy is better."""
+
+
+class TableRow(Record):
+    """A row of the paper's Table 1, measured: a system, or the specialists of one method together."""
+
+    name: str
+    members: tuple[str, ...]
+    objectives_read: tuple[str, ...]
+    told_by: str
+    conditions: int
+    kendall_tau: Estimate | None = None
+    kendall_tau_common: Estimate | None = None
+    spearman: float | None = None
+    span: Estimate | None = None
+    models: int
+    """Those without which some direction could not be served."""
+    bytes: int | None
+    switch_seconds: float | None
+    answers_a_reply: int
+
+
+class BriefWish(Record):
+    """What a wish in words to be brief changed in a system."""
+
+    objective: str
+    unasked: Estimate
+    asked: Estimate
+    change: Estimate
+
+
+class TunedSetting(Record):
+    """A setting of a tuned system."""
+
+    setting: str
+    at_edge: bool
+    tuning_objective: Estimate
+    """E_v J(v) by the reward model on the tuning prompts; it decides."""
+    objective: Estimate
+    """E_v J(v) on the validation prompts; it shows what another choice would have given."""
+    chosen: bool
+
+
+class Comparison(Record):
+    """The last iteration beside every other system."""
+
+    differences: dict[str, Difference] = {}
+    shortfalls: tuple[Shortfall, ...] = ()
+    family_shortfalls: dict[str, Estimate] = {}
+    table_1: tuple[TableRow, ...] = ()
+    control_leads: dict[str, FollowingLead] = {}
+    """By row of Table 1: the last iteration's control minus its own."""
+    wishes: dict[str, BriefWish] = {}
+    knobs_set: tuple[str, ...] = ()
+    """Knobs that some steps of its systems set for themselves, whatever the recipe says."""
+    paper_curves: bool = False
+    """The paper's Fig. 4 is drawn beside the run's."""
+    tuning: dict[str, tuple[TunedSetting, ...]] = {}
+    feasibility: dict[str, Feasibility] = {}
+
+
+class StageFacts(Record):
+    """What the ledger of a stage counts."""
+
+    name: str
+    seconds: float
+    sampled: int
+    """Tokens."""
+    scored: int
+    """Answers."""
+    trained: int
+    """Tokens."""
+    rows_in: int
+    rows_out: int
+    filtered: dict[str, int]
+    """Rows left out, by reason."""
+
+
+class DataReport(Record):
+    """What was read of a data file, and what was kept."""
+
+    source: str
+    file: str
+    read: int
+    kept: int
+    filtered: dict[str, int]
+    notes: dict[str, int]
+
+    @classmethod
+    def of(cls, counts: Mapping[str, Any]) -> Self:
+        """From an entry of the data stage's reports.json."""
+        return cls(
+            source=counts["source"],
+            file=PurePath(counts["file"]).name,
+            read=counts["in"],
+            kept=counts["out"],
+            filtered=counts["filtered"],
+            notes=counts["notes"],
+        )
+
+
+class Curve(Record):
+    """The loss of a training."""
+
+    stage: str
+    step: tuple[int, ...]
+    loss: tuple[float, ...]
+    learning_rate: tuple[float, ...] = ()
+
+
+class Answer(Record):
+    """A real answer to a validation prompt."""
+
+    prompt: str
+    system: str
+    direction: Weights | None
+    """None of a system that no direction steers."""
+    response: str
+    rewards: Weights
+    true_rewards: Weights | None = None
+
+
+class Machine(Record):
+    """Where the run was made, and by which code."""
+
+    platform: str = ""
+    cpus: int | None = None
+    gpu: str = ""
+    python: str = ""
+    packages: dict[str, str] = {}
+    git_commit: str | None = None
+
+
+class Summary(Record):
+    """All that a report shows."""
+
+    title: str = ""
+    world: bool = False
+    """The run is of the embedded world: its model is a toy that knows one small language."""
+    objectives: tuple[str, ...]
+    senses: tuple[float, ...]
+    """+1 for an objective to maximise, -1 for one to minimise, 0 where the directions disagree."""
+    directions: tuple[Weights, ...]
+    """The evaluation directions, in the order of the dial."""
+    is_dial: bool = True
+    """Two objectives, and directions that turn the second one way: control by an angle can be measured."""
+    reference: Weights | None
+    """Hypervolume's reference."""
+    measure: Literal["true", "judged"]
+    intervals: Intervals
+    systems: dict[str, Measured]
+    true_front: tuple[Weights, ...] | None = None
+    dominance: tuple[DominanceRow, ...] = ()
+    dominance_judged: tuple[DominanceRow, ...] | None = None
+    sensitivity: tuple[AtReference, ...] = ()
+    reward_model: RewardQuality = Field(default_factory=RewardQuality)
+    pairwise: Pairwise | None = None
+    trust: Trust | None = None
+    comparison: Comparison | None = None
+    seed: int = 0
+    seeds: Seeds | None = None
+    """Several seeds of the whole pipeline together (`dpa combine`)."""
+    stages: tuple[StageFacts, ...] = ()
+    data_reports: tuple[DataReport, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    recipe_text: str = ""
+    machine: Machine = Field(default_factory=Machine)
+
+    @property
+    def angled(self) -> bool:
+        """Directions of two objectives have an angle."""
+        return len(self.objectives) == 2
 
     @property
     def disputed(self) -> tuple[str, ...]:
-        """The objectives that some directions want more of and others less, where no senses are given."""
-        return tuple(name for name, sense in zip(self.objectives, self.senses_K, strict=True) if not sense)
+        """The objectives that some directions want more of and others less."""
+        return tuple(name for name, sense in zip(self.objectives, self.senses, strict=True) if not sense)
+
+    def of_role(self, *roles: str) -> list[Measured]:
+        """The systems of some roles; iterations in their order."""
+        found = [one for one in self.systems.values() if one.system.role in roles]
+        return sorted(found, key=lambda one: one.system.iteration or 0)
+
+    @property
+    def last(self) -> Measured | None:
+        """The policy that the run ends with; None where only baselines were evaluated."""
+        return next(reversed(self.of_role("iteration")), None)
+
+    def dominance_of(self, a: str, b: str) -> DominanceRow | None:
+        """The row of a pair."""
+        return next((row for row in self.dominance if (row.a, row.b) == (a, b)), None)
+
+    @property
+    def best_objective(self) -> float | None:
+        """E_v J(v) of the true front: at each direction the best of its mean points; None where it is not known."""
+        if not self.true_front:
+            return None
+        best = [max(sum(v[name] * point[name] for name in v) for point in self.true_front) for v in self.directions]
+        return sum(best) / len(best)
 
 
-def summarize(
-    systems: Sequence[SystemRewards],
-    setting: Setting,
-    true_front: SystemRewards | None = None,
-    pairs: Sequence[tuple[str, str]] | None = None,
-    costs: Mapping[str, Mapping[str, float]] | None = None,
-    reward_model: Mapping[str, Any] | None = None,
-    counts: Mapping[str, Any] | None = None,
-    seeds: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The whole of summary.json, ready for json.dump (no NaN: what is undefined is None).
+class Verdict(Record):
+    """Whether the last iteration beats another system, over all seeds where there are several."""
 
-    Args:
-        systems: evaluated on the same prompts; all with true rewards, or none.
-        true_front: the rewards of each prompt's best answers at the evaluation directions, if known.
-        pairs: the (a, b) of the dominance table; None: each iteration against all that came before it.
-        costs: for each system, any of `COSTS`.
-        reward_model, counts, seeds: passed through.
-
-    Raises:
-        ValueError: systems that cannot be compared; the message names them.
-    """
-    _check_systems(systems, setting, true_front)
-    truth_known = systems[0].true_reward_PVSK is not None
-    measured = [judged_by_truth(system) for system in systems] if truth_known else list(systems)
-    front = true_front if truth_known else None
-    reference_K = setting.reference_K
-    summary = {
-        "objectives": list(setting.objectives),
-        "senses": setting.senses_K,
-        "disputed": setting.disputed,
-        "directions": [_weights(v_K, setting) for v_K in setting.directions_UK],
-        "reference": _weights(reference_K, setting) if reference_K is not None else None,
-        "measure": "true" if truth_known else "judged",
-        "intervals": {"by": "prompt", "bootstrap": setting.bootstrap, "prompts": len(systems[0].prompt_ids)},
-        "systems": {
-            system.name: system_summary(system, setting, true_front, (costs or {}).get(system.name))
-            for system in systems
-        },
-        "true_front": [_weights(point_K, setting) for point_K in true_front.point_VK] if true_front else None,
-        "dominance": dominance_table(measured, setting, pairs),
-        "dominance_judged": dominance_table(systems, setting, pairs) if truth_known else None,
-        "hypervolume_sensitivity": []
-        if reference_K is None
-        else sensitivity(measured, setting.senses_K, nearby_references(reference_K, setting.reference_shifts), front),
-        "reward_model": reward_model or {},
-        "counts": counts or {},
-        "seeds": seeds or {},
-    }
-    plain: dict[str, Any] = jsonable(summary)
-    return plain
+    system: str
+    margin: Estimate | None
+    """The smallest lead over the directions."""
+    lead: Estimate | None
+    """In E_v J(v)."""
+    outcome: Literal["ahead", "behind", "open"]
+    """ahead: it dominates the other; behind: the other dominates it; open: neither is established."""
+    decided_in: int | None = None
+    """The seeds in whose run it dominates."""
 
 
-def _check_systems(systems: Sequence[SystemRewards], setting: Setting, true_front: SystemRewards | None) -> None:
-    if not systems:
-        raise ValueError("no systems to summarise; evaluate at least one")
-    names = [system.name for system in systems]
-    if len(set(names)) != len(names):
-        raise ValueError(f"two systems share a name among {', '.join(names)}; name them apart")
-    require_same_prompts([*systems, *([true_front] if true_front else [])])
-    k = len(setting.objectives)
-    for system in systems:
-        if system.reward_PVSK.shape[-1] != k:
-            raise ValueError(f"system {system.name!r} has {system.reward_PVSK.shape[-1]} objectives, not {k}")
-    with_truth = [system.name for system in systems if system.true_reward_PVSK is not None]
-    if with_truth and len(with_truth) < len(systems):
-        without = next(name for name in names if name not in with_truth)
-        raise ValueError(f"system {with_truth[0]!r} has true rewards and {without!r} has none; give all or none")
+def verdicts(summary: Summary) -> list[Verdict]:
+    """The last iteration against each system that is no copy and no ablation, and against the earlier iterations."""
+    last = summary.last
+    if last is None:
+        return []
+    shown = [one for one in summary.systems.values() if one is not last and one.same_as is None]
+    return [_verdict(summary, last.name, one.name) for one in shown if one.system.role != "ablation"]
 
 
-def system_summary(
-    system: SystemRewards,
-    setting: Setting,
-    true_front: SystemRewards | None = None,
-    cost: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """One entry of `systems`: points, figures, intervals and cost."""
-    truth = judged_by_truth(system) if system.true_reward_PVSK is not None else None
-    unknown = [key for key in cost or {} if key not in COSTS]
-    if unknown:
-        raise ValueError(f"system {system.name!r}: unknown cost {unknown[0]!r}; known are {', '.join(COSTS)}")
-    figures = _figures(truth, setting, true_front) if truth is not None else _figures(system, setting, None)
-    gaps = opinion_gap(system, setting.bootstrap) if truth is not None else None
-    entry = {
-        "iteration": system.iteration,
-        "points": _points(system, truth, setting),
-        **figures,
-        **{key: (cost or {}).get(key) for key in COSTS},
-        "judged": _figures(system, setting, None) if truth is not None else None,
-        "opinion_gap": dict(zip(setting.objectives, gaps, strict=True)) if gaps is not None else None,
-    }
-    plain: dict[str, Any] = jsonable(entry)
-    return plain
-
-
-def _points(system: SystemRewards, truth: SystemRewards | None, setting: Setting) -> list[dict[str, Any]]:
-    judged = points(system, setting.bootstrap)
-    true = points(truth, setting.bootstrap) if truth is not None else [None] * len(judged)
-    directions_VK = system.directions_VK
-    rows = []
-    for v, (opinion, fact) in enumerate(zip(judged, true, strict=True)):
-        direction_K = directions_VK[v] if directions_VK is not None else None
-        rows.append(
-            {
-                "direction": _weights(direction_K, setting) if direction_K is not None else None,
-                "angle": angles(direction_K[None])[0] if direction_K is not None and len(direction_K) == 2 else None,
-                "rewards": _mean_rewards(opinion, setting),
-                "true_rewards": _mean_rewards(fact, setting) if fact is not None else None,
-            }
+def _verdict(summary: Summary, last: str, other: str) -> Verdict:
+    seeds = summary.seeds
+    if seeds is not None and len(seeds.seeds) > 1:
+        own, back = seeds.dominance_of(last, other), seeds.dominance_of(other, last)
+        runs = len(seeds.seeds)
+        ahead = own is not None and own.dominates_in == runs and own.margin.above_zero
+        behind = back is not None and back.dominates_in == runs and back.margin.above_zero
+        return Verdict(
+            system=other,
+            margin=own.margin.estimate if own else None,
+            lead=next((row.objective.estimate for row in seeds.differences if (row.a, row.b) == (last, other)), None),
+            outcome="ahead" if ahead else "behind" if behind else "open",
+            decided_in=own.dominates_in if own else None,
         )
-    return rows
+    row, reverse = summary.dominance_of(last, other), summary.dominance_of(other, last)
+    behind = reverse is not None and reverse.dominates
+    return Verdict(
+        system=other,
+        margin=row.margin if row else None,
+        lead=row.objective_lead if row else None,
+        outcome="ahead" if row is not None and row.dominates else "behind" if behind else "open",
+    )
 
 
-def _mean_rewards(estimates: Sequence[Estimate], setting: Setting) -> dict[str, dict[str, float | None]]:
-    pairs = zip(setting.objectives, estimates, strict=True)
-    return {name: {"mean": one.value, "low": one.low, "high": one.high} for name, one in pairs}
+def misunderstood(summary: Summary) -> dict[str, BriefWish]:
+    """The systems that a wish in words is not shown to have made briefer: in this run, or in some seed's."""
+    wishes = summary.comparison.wishes if summary.comparison else {}
+    seeds = summary.seeds
+    if seeds is not None and len(seeds.seeds) > 1:
+        return {name: wish for name, wish in wishes.items() if seeds.understood_in.get(name, 0) < len(seeds.seeds)}
+    return {name: wish for name, wish in wishes.items() if not wish.change.below_zero}
 
 
-def _weights(value_K: Array, setting: Setting) -> dict[str, float]:
-    return dict(zip(setting.objectives, value_K.tolist(), strict=True))
-
-
-def _figures(system: SystemRewards, setting: Setting, true_front: SystemRewards | None) -> dict[str, Any]:
-    """A system's figures on the rewards it holds: bare numbers, with their intervals under "intervals"."""
-    bootstrap, senses_K, directions_UK = setting.bootstrap, setting.senses_K, setting.directions_UK
-    steered = system.directions_VK is not None
-    dial = control(system, bootstrap) if is_dial(system.directions_VK) else None
-    volume, share, reference_K = None, None, setting.reference_K
-    if reference_K is not None:
-        volume = hypervolume_estimate(system, senses_K, reference_K, bootstrap)
-        if true_front is not None:
-            share = hypervolume_share(system, true_front, senses_K, reference_K, bootstrap)
-    spans = span_share(system, true_front, bootstrap) if dial is not None and true_front is not None else None
-    estimates: dict[str, Estimate | None] = {
-        "true_front_share": share,
-        "objective": expected_objective(system, directions_UK, bootstrap),
-        "kendall_tau": dial.kendall_tau if dial is not None else None,
-        "regret": regret(system, bootstrap) if steered and len(system.prompt_ids) > 1 else None,
-        "slope": dial.slope if dial is not None else None,
-        "span": dial.span if dial is not None else None,
-        "span_share": spans,
-    }
-    return {
-        "hypervolume": volume,
-        **{name: one.value if one is not None else None for name, one in estimates.items()},
-        "spearman": dial.spearman if dial is not None else None,
-        "intervals": {name: {"low": one.low, "high": one.high} for name, one in estimates.items() if one is not None},
-        "objective_by_direction": objective_by_direction(system, directions_UK, bootstrap),
-        "constant_prompts": dial.constant_prompts if dial is not None else None,
-        "drops": dial.drops if dial is not None else None,
-        "falls_at_every_step": dial.falls_at_every_step if dial is not None else None,
-        "steps_beyond_doubt": dial.steps_beyond_doubt if dial is not None else None,
-    }
-
-
-def dominance_table(
-    systems: Sequence[SystemRewards], setting: Setting, pairs: Sequence[tuple[str, str]] | None = None
-) -> list[dict[str, Any]]:
-    """Who dominates whom, on the rewards that the systems hold, Holm over the pairs.
-
-    `dominates` is the decision over the whole table; a margin's interval speaks of its own pair.
-    Beside it the paired lead in E_v J(v) (Eq. 4).
-
-    Raises:
-        ValueError: a pair names an unknown system, or the replicates are too few for any decision.
-    """
-    by_name = {system.name: system for system in systems}
-    pairs = claims(systems) if pairs is None else pairs
-    unknown = [name for pair in pairs for name in pair if name not in by_name]
-    if unknown:
-        raise ValueError(f"the dominance table asks for system {unknown[0]!r}; known are {', '.join(by_name)}")
-    error_rate = 1 - setting.bootstrap.level
-    fewest = fewest_replicates(len(pairs), setting.bootstrap.level)
-    if setting.bootstrap.replicates < fewest:
-        raise ValueError(
-            f"{setting.bootstrap.replicates} bootstrap replicates cannot decide {len(pairs)} pairs at once: "
-            f"set at least {fewest}, or name fewer pairs"
-        )
-    tests = [dominance(by_name[a], by_name[b], setting.directions_UK, setting.bootstrap) for a, b in pairs]
-    rows = []
-    for (a, b), test, p_holm in zip(pairs, tests, holm([test.p_value for test in tests]), strict=True):
-        seen = None if setting.disputed else coverage(by_name[a].point_VK, by_name[b].point_VK, setting.senses_K)
-        rows.append(
-            {
-                "a": a,
-                "b": b,
-                **{name: getattr(seen, name, None) for name in COVERED},
-                "margin": test.margin,
-                "leads": test.leads,
-                "objective_lead": objective_difference(
-                    by_name[a], by_name[b], setting.directions_UK, setting.bootstrap
-                ),
-                "p_value": test.p_value,
-                "p_holm": p_holm,
-                "dominates": p_holm <= error_rate,
-            }
-        )
-    plain: list[dict[str, Any]] = jsonable(rows)
-    return plain
-
-
-def fewest_replicates(pairs: int, level: float) -> int:
-    """The bootstrap replicates without which no decision over so many pairs could be reached (Holm)."""
-    return math.ceil(round(pairs / (1 - level), 9))
-
-
-def claims(systems: Sequence[SystemRewards]) -> list[tuple[str, str]]:
-    """The pairs of the paper's claim (section 3.2): each iteration t >= 1 over the baselines and all earlier t."""
-    later = [system for system in systems if system.iteration is not None and system.iteration >= 1]
-    return [
-        (a.name, b.name)
-        for a in later
-        for b in systems
-        if b.iteration is None or (a.iteration is not None and b.iteration < a.iteration)
-    ]
-
-
-def jsonable(value: Any) -> Any:
-    """Plain JSON values: arrays and dataclasses taken apart, NaN and infinity as None, six decimals kept.
-
-    Six decimals lie far below any interval, and far above what the order of a sum can change: so the
-    same figures give the same bytes.
-    """
-    match value:
-        case bool() | int() | str() | None:
-            return value
-        case np.bool_() | np.integer():
-            return value.item()
-        case float() | np.floating():
-            return round(float(value), 6) + 0.0 if math.isfinite(value) else None  # + 0.0: no -0.0
-        case np.ndarray():
-            return jsonable(value.tolist())
-        case Mapping():
-            return {str(key): jsonable(one) for key, one in value.items()}
-        case list() | tuple():
-            return [jsonable(one) for one in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return {one.name: jsonable(getattr(value, one.name)) for one in fields(value)}
-    raise ValueError(f"a summary cannot hold {value!r} of type {type(value).__name__}")
+def shown_on_page(systems: Sequence[Measured]) -> list[Measured]:
+    """Systems without those that are copies of another."""
+    return [one for one in systems if one.same_as is None]

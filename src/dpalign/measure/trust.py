@@ -6,61 +6,58 @@ prompts between the first and the last iteration that was selected by the proxy.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
-from dpalign.measure.bootstrap import Array, Bootstrap, Estimate
+from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.objective import expected_objective, objective_difference
-from dpalign.measure.points import SystemRewards, judged_by_truth
+from dpalign.measure.points import Rewards
+from dpalign.measure.summary import Trust, TrustChange, TrustPoint
 
 
-def overoptimisation(
-    iterations: Sequence[SystemRewards], check: str, directions_UK: Array, bootstrap: Bootstrap
-) -> dict[str, Any]:
-    """E_v J(v) of every iteration by the proxy and by the check, and how both changed.
+def trust(systems: Sequence[Rewards], directions_UK: Array, bootstrap: Bootstrap) -> Trust | None:
+    """The over-optimisation curve over the iterations; None without iterations, or without a check of all of them."""
+    iterations = [rewards for rewards in systems if rewards.system.role == "iteration"]
+    iterations.sort(key=lambda rewards: rewards.system.iteration or 0)
+    true = all(rewards.true_reward_PVSK is not None for rewards in iterations)
+    judged = all(rewards.judge_PVSK is not None for rewards in iterations)
+    if not iterations or not (true or judged):
+        return None
+    judges = [by_judge(rewards) for rewards in iterations] if judged else None
+    checks = [rewards.measured for rewards in iterations] if true else judges
+    assert checks is not None
 
-    Args:
-        iterations: in their order, the check's rewards in place of the true ones.
-        check: what checks: truth or judge.
-
-    Returns:
-        check; curve: [{system, iteration, proxy, check}]; steps: [{a, b, proxy, check}] from each selected iteration to
-        the next; change: the same from the first to the last of them, None where there is one alone; warning: the
-        proxy rose in that change and the check fell, beyond their intervals.
-    """
-    checks = [judged_by_truth(system) for system in iterations]
     curve = [
-        {
-            "system": proxy.name,
-            "iteration": proxy.iteration,
-            "proxy": expected_objective(proxy, directions_UK, bootstrap),
-            "check": expected_objective(checked, directions_UK, bootstrap),
-        }
-        for proxy, checked in zip(iterations, checks, strict=True)
+        TrustPoint(
+            system=proxy.name,
+            iteration=proxy.system.iteration or 0,
+            proxy=expected_objective(proxy, directions_UK, bootstrap),
+            check=expected_objective(check, directions_UK, bootstrap),
+            judge=expected_objective(judges[i], directions_UK, bootstrap) if true and judges else None,
+        )
+        for i, (proxy, check) in enumerate(zip(iterations, checks, strict=True))
     ]
-    selected = [i for i, system in enumerate(iterations) if (system.iteration or 0) >= 1]
+    selected = [i for i, rewards in enumerate(iterations) if (rewards.system.iteration or 0) >= 1]
 
-    def changed(i: int, j: int) -> dict[str, Any]:
-        return {
-            "a": iterations[j].name,
-            "b": iterations[i].name,
-            "proxy": objective_difference(iterations[j], iterations[i], directions_UK, bootstrap),
-            "check": objective_difference(checks[j], checks[i], directions_UK, bootstrap),
-        }
+    def change(i: int, j: int) -> TrustChange:
+        return TrustChange(
+            a=iterations[j].name,
+            b=iterations[i].name,
+            proxy=objective_difference(iterations[j], iterations[i], directions_UK, bootstrap),
+            check=objective_difference(checks[j], checks[i], directions_UK, bootstrap),
+        )
 
-    change = changed(selected[0], selected[-1]) if len(selected) > 1 else None
-    return {
-        "check": check,
-        "curve": curve,
-        "steps": [changed(i, j) for i, j in pairwise(selected)],
-        "change": change,
-        "warning": change is not None and _rises(change["proxy"]) and _falls(change["check"]),
-    }
-
-
-def _rises(change: Estimate) -> bool:
-    return change.low is not None and change.low > 0
+    whole = change(selected[0], selected[-1]) if len(selected) > 1 else None
+    return Trust(
+        check="truth" if true else "judge",
+        curve=tuple(curve),
+        steps=tuple(change(i, j) for i, j in pairwise(selected)),
+        change=whole,
+        warning=whole is not None and whole.proxy.above_zero and whole.check.below_zero,
+    )
 
 
-def _falls(change: Estimate) -> bool:
-    return change.high is not None and change.high < 0
+def by_judge(rewards: Rewards) -> Rewards:
+    """The same system with the judge's rewards in place of the reward model's."""
+    assert rewards.judge_PVSK is not None
+    return replace(rewards, reward_PVSK=rewards.judge_PVSK, true_reward_PVSK=None)

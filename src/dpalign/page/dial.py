@@ -1,113 +1,84 @@
 """What the dial of the page shows: real answers, by prompt, system and direction."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from dpalign.page.systems import System
+from dpalign.measure.summary import Answer, Summary, Weights
+from dpalign.page.looks import in_order, looks_of
 from dpalign.page.words import arithmetic, degrees
 
-Answer = Mapping[str, Any]
 
-
-def dial_data(
-    answers: Sequence[Answer], summary: Mapping[str, Any], systems: Sequence[System]
-) -> dict[str, Any] | None:
+def dial_data(summary: Summary) -> dict[str, Any] | None:
     """Everything that page.js reads, plain JSON; None where no answer was given for a direction.
 
     Of several answers to one prompt under one condition the first is shown: none is picked for its beauty.
-
-    Raises:
-        ValueError: an answer lacks its prompt, system or response, or rewards for an objective.
     """
-    for i, answer in enumerate(answers):
-        _check(i, answer, summary["objectives"])
-    steered = _in_order([a["system"] for a in answers if a.get("condition")], systems, newest_first=True)
-    plain = _in_order([a["system"] for a in answers if not a.get("condition")], systems)
+    order = [one.name for one in in_order(summary)]
+    steered = [name for name in order[::-1] if any(a.system == name and a.direction for a in summary.answers)]
+    plain = [name for name in order if any(a.system == name and not a.direction for a in summary.answers)]
+    by_prompt: dict[str, list[Answer]] = {}
+    for answer in summary.answers:
+        by_prompt.setdefault(answer.prompt, []).append(answer)
     prompts = []
-    for prompt in dict.fromkeys(answer["prompt"] for answer in answers):
-        own = [answer for answer in answers if answer["prompt"] == prompt]
-        dials = {
-            name: _stops([a for a in own if a["system"] == name and a.get("condition")], summary) for name in steered
-        }
-        besides = {name: [_shown(a) for a in own if a["system"] == name and not a.get("condition")] for name in plain}
+    for prompt, own in by_prompt.items():
+        dials = {name: _stops([a for a in own if a.system == name and a.direction], summary) for name in steered}
+        beside = {a.system: _shown(a) for a in own[::-1] if not a.direction}
         if any(dials.values()):
-            prompts.append(
-                {"prompt": prompt, "dials": dials, "plain": {n: found[0] for n, found in besides.items() if found}}
-            )
+            prompts.append({"prompt": prompt, "dials": dials, "plain": beside})
     if not prompts:
         return None
     return {
-        "objectives": summary["objectives"],
-        "senses": summary["senses"],
-        "angled": len(summary["objectives"]) == 2,
-        "true": summary["measure"] == "true",
+        "objectives": summary.objectives,
+        "senses": summary.senses,
+        "angled": summary.angled,
+        "true": summary.measure == "true",
         "steered": steered,
         "plain": plain,
         "prompts": prompts,
-        "colours": {system.name: system.look.name for system in systems},
-        "means": {system.name: _means(system, summary) for system in systems},
-        "true_front": [list(point.values())[:2] for point in summary.get("true_front") or []],
+        "colours": {name: look.name for name, look in looks_of(summary).items()},
+        "means": {name: _means(summary, name) for name in summary.systems} if summary.angled else {},
+        "true_front": [list(point.values()) for point in summary.true_front or ()] if summary.angled else [],
     }
 
 
-def _check(i: int, answer: Answer, objectives: Sequence[str]) -> None:
-    for key in ("prompt", "system", "response", "rewards"):
-        if key not in answer:
-            raise ValueError(f"answer {i} has no {key!r}; it has {', '.join(answer)}")
-    for key in ("rewards", "true_rewards", "condition"):
-        lacking = [name for name in objectives if answer.get(key) and name not in answer[key]]
-        if lacking or (key == "rewards" and not answer[key]):
-            raise ValueError(
-                f"answer {i} (system {answer['system']!r}): {key} lack {(lacking or list(objectives))[0]!r}"
-            )
-
-
-def _in_order(names: Sequence[str], systems: Sequence[System], newest_first: bool = False) -> list[str]:
-    """The names in the order of the page; for dials the last iteration first, and controls after all iterations."""
-    order = {system.name: i for i, system in enumerate(systems)}
-    found = sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order)))
-    return found[::-1] if newest_first else found
-
-
-def _stops(answers: Sequence[Answer], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _stops(answers: Sequence[Answer], summary: Summary) -> list[dict[str, Any]]:
     """The answers along the dial: one an evaluation direction, in their order."""
     stops: dict[int, dict[str, Any]] = {}
     for answer in answers:
-        weights = {name: float(answer["condition"][name]) for name in summary["objectives"]}
-        nearest = _nearest(weights, summary["directions"])
+        weights = answer.direction
+        assert weights is not None
+        nearest = _nearest(weights, summary.directions)
         if nearest not in stops:
-            angle = answer.get("angle")
-            if angle is None and len(weights) == 2:
-                x, y = weights.values()
-                angle = math.degrees(math.atan2(y, x))
+            angle = math.degrees(math.atan2(*list(weights.values())[::-1])) if summary.angled else None
             stops[nearest] = {
                 **_shown(answer),
                 "index": nearest,
                 "weights": list(weights.values()),
                 "angle": angle,
-                "name": degrees(angle)
-                if angle is not None
-                else f"direction {nearest + 1} of {len(summary['directions'])}",
-                "arithmetic": arithmetic(weights, summary["senses"]),
+                "name": f"direction {nearest + 1}" if angle is None else degrees(angle),
+                "arithmetic": arithmetic(weights, summary.senses),
             }
     return [stops[i] for i in sorted(stops)]
 
 
-def _nearest(weights: Mapping[str, float], directions: Sequence[Mapping[str, float]]) -> int:
+def _nearest(weights: Weights, directions: Sequence[Weights]) -> int:
     return max(range(len(directions)), key=lambda i: sum(directions[i][name] * weights[name] for name in weights))
 
 
 def _shown(answer: Answer) -> dict[str, Any]:
     return {
-        "response": answer["response"],
-        "words": len(answer["response"].split()),
-        "rewards": answer["rewards"],
-        "true_rewards": answer.get("true_rewards"),
+        "response": answer.response,
+        "words": len(answer.response.split()),
+        "rewards": _short(answer.rewards),
+        "true_rewards": _short(answer.true_rewards) if answer.true_rewards else None,
     }
 
 
-def _means(system: System, summary: Mapping[str, Any]) -> list[list[float | None]]:
-    """(first, second) objective of each of its points."""
-    columns = [[found.value for found in system.rewards(name)] for name in summary["objectives"][:2]]
-    return [list(point) for point in zip(*columns, strict=True)]
+def _short(rewards: Weights) -> Weights:
+    return {name: round(value, 2) for name, value in rewards.items()}
+
+
+def _means(summary: Summary, name: str) -> list[list[float]]:
+    """(first, second) objective of each of a system's points."""
+    return [[point.by(objective).value for objective in summary.objectives] for point in summary.systems[name].points]

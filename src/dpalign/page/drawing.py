@@ -6,10 +6,10 @@ Nothing in the output depends on the moment or the machine's settings: equal dat
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import matplotlib
 import numpy as np
@@ -17,8 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from dpalign.page.systems import INKS
-from dpalign.page.words import Figure
+from dpalign.page.looks import INKS
 
 _LIGHT: Final = {name: light for name, (light, _) in INKS.items()}
 _SETTINGS: Final[dict[str, Any]] = {
@@ -58,20 +57,23 @@ _SETTINGS: Final[dict[str, Any]] = {
 }
 
 
+WIDTH: Final = 8.6
+"""Of every figure, in inches. The page scales the drawing; on a phone it scrolls sideways."""
+
+
 @dataclass(frozen=True)
 class Plot:
-    """One figure of the page, drawn for a wide screen and for a phone."""
+    """One figure of the page."""
 
     name: str
     title: str
     caption: str
-    wide: Canvas
-    narrow: Canvas
+    canvas: Canvas
 
 
 @contextmanager
 def house_style(salt: str = "dpalign") -> Iterator[None]:
-    """Draw, and save, within this."""
+    """Draw, and save, within this; a function that draws has it as its decorator."""
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": salt}):
         yield
 
@@ -110,26 +112,45 @@ def inline(document: str, prefix: str, label: str, colours: Mapping[str, tuple[s
     return element.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
-def drawn_twice(draw: Callable[[float, bool], Canvas]) -> tuple[Canvas, Canvas]:
-    """For a wide screen and for a phone: `draw` takes the width in inches, and whether it is the narrow one."""
-    with house_style():
-        return draw(8.6, False), draw(3.9, True)
+def new_canvas(height: float) -> Canvas:
+    """An empty figure, `height` inches high."""
+    return Canvas(figsize=(WIDTH, height), layout="constrained")
 
 
-def legend(canvas: Canvas, axes: Axes, narrow: bool, columns: int) -> None:
+def legend(canvas: Canvas, axes: Axes, columns: int) -> None:
     """One legend above all axes of a figure."""
     handles, labels = axes.get_legend_handles_labels()
-    if narrow:
-        columns = 2 if max(map(len, labels), default=0) > 18 else 3
-    columns = min(len(labels), columns)
-    canvas.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.2)
+    canvas.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), columns), borderaxespad=0.2)
 
 
-def values(found: Sequence[Figure]) -> NDArray[np.float64]:
+def names_beside(axes: Axes, names: Sequence[str]) -> NDArray[np.int64]:
+    """Rows for names, from the top; returns where each one lies."""
+    places = np.arange(len(names))[::-1]
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", labelcolor=_LIGHT["ink"])
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    return places
+
+
+class Interval(Protocol):
+    """A figure with its interval, any of them unknown: `Estimate`, or `Figure` of an untyped file."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def values(found: Sequence[Interval]) -> NDArray[np.float64]:
+    """The values, NaN where one is unknown: (n,)."""
     return np.array([math.nan if one.value is None else one.value for one in found])
 
 
-def arms(found: Sequence[Figure]) -> NDArray[np.float64]:
+def arms(found: Sequence[Interval]) -> NDArray[np.float64]:
     """Distances from the values to both ends of their intervals, 0 where there is none: (2, n)."""
     lengths = [
         (0.0, 0.0)
@@ -138,10 +159,3 @@ def arms(found: Sequence[Figure]) -> NDArray[np.float64]:
         for one in found
     ]
     return np.array(lengths).T
-
-
-def by_prompt(summary: Mapping[str, Any]) -> str:
-    """What an interval of a caption is."""
-    intervals = summary["intervals"]
-    level = 100 * intervals["bootstrap"]["level"]
-    return f"{level:.0f}% intervals, by a bootstrap over the {intervals['prompts']:,} evaluation prompts"

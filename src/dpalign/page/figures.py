@@ -1,108 +1,341 @@
-"""The figures of the page, drawn from summary.json alone; each for a wide screen and for a phone."""
+"""The figures of the loop itself, drawn from the Summary alone, each once."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, Final
 
-from matplotlib.figure import Figure as Canvas
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from dpalign.page.compared_figures import compared_plots
-from dpalign.page.curves import control, leads, objective, trust
-from dpalign.page.drawing import Plot, by_prompt, drawn_twice, legend, values
-from dpalign.page.fronts import end_angles, points_of, reference_and_front
-from dpalign.page.systems import INKS, System, headliners, last_iteration
+from dpalign.measure.bootstrap import Estimate
+from dpalign.measure.summary import Measured, Summary, TrustPoint
+from dpalign.measure.system import Role
+from dpalign.page.drawing import Plot, arms, house_style, legend, names_beside, new_canvas, values
+from dpalign.page.looks import FRONT_LINE, INKS, Look, headliners, in_order, label, looks_of
+from dpalign.page.words import DEGREE, MINUS, by_prompt, degrees, turns
 
-Summary = Mapping[str, Any]
-
-
-def plots(summary: Summary, systems: Sequence[System]) -> dict[str, Plot]:
-    """All figures that this summary has the data for, by name, in the order of the page."""
-    last = last_iteration(systems)
-    found = {"objective": objective(summary, systems)}
-    if len(summary["objectives"]) > 1:
-        found["front"] = front(summary, systems)
-        if last is not None and last.steered and summary["measure"] == "true":
-            found["gap"] = _gap(summary, systems)
-    if any(system.steered for system in systems):
-        found["control"] = control(summary, systems)
-    rows = [row for row in summary["dominance"] if last is not None and row["a"] == last.name]
-    if last is not None and rows:
-        found["leads"] = leads(summary, systems, last, rows)
-    if summary.get("trust") and len(summary["trust"]["curve"]) > 1:
-        found["trust"] = trust(summary)
-    found |= compared_plots(summary, systems)
-    order = ("front", "control", "objective", "leads", "comparison", "range", "tokens", "feasibility", "ablations")
-    return {name: found[name] for name in (*order, "gap", "trust") if name in found}
+_INK, _MUTED, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "surface"))
+_LINES: Final[dict[Role, str]] = {"iteration": "-", "soup": "-.", "ablation": "--"}
 
 
-def front(summary: Summary, systems: Sequence[System]) -> Plot:
-    """Every system's points in the first two objectives."""
-    helpful, verbose = summary["objectives"][:2]
-    true_front = summary.get("true_front")
-    angled = len(summary["objectives"]) == 2
-    shown = headliners(summary, systems)
+def plots(summary: Summary) -> dict[str, Plot]:
+    """All figures that this summary has the data for, by name."""
+    from dpalign.page.comparison_figures import comparison_plots
 
-    def draw(width: float, narrow: bool) -> Canvas:
-        canvas = Canvas(figsize=(width, 4.9 if narrow else 5.2), layout="constrained")
-        axes = canvas.subplots()
-        for system in shown:
-            points_of(axes, system, verbose, helpful, joined=angled)
-        if angled:
-            end_angles(axes, systems, verbose, helpful)
-        reference_and_front(axes, summary, verbose, helpful)
-        axes.set(xlabel=f"{verbose}, reward points", ylabel=f"{helpful}, reward points")
-        axes.margins(0.06)
-        legend(canvas, axes, narrow, 5)
-        return canvas
+    last = summary.last
+    found = [objective(summary)]
+    if summary.angled:
+        found.append(front(summary))
+        if last is not None and last.steered and summary.measure == "true":
+            found.append(gap(summary))
+    if any(one.steered for one in summary.systems.values()):
+        found.append(control(summary))
+    if last is not None and any(row.a == last.name for row in summary.dominance):
+        found.append(leads(summary))
+    if summary.trust and len(summary.trust.curve) > 1:
+        found.append(trust(summary))
+    if summary.curves:
+        found.append(training(summary))
+    return {plot.name: plot for plot in (*found, *comparison_plots(summary))}
 
-    wide, narrow = drawn_twice(draw)
-    joined = "; points of one policy are joined in the order of the dial" if angled else ""
-    caption = f"Each point is the mean reward of one condition{joined}. "
-    if all(summary["senses"][:2]):
-        up, right = (sense > 0 for sense in summary["senses"][:2])
-        caption += (
-            f"Look for {'curves' if angled else 'points'} that lie further {'up' if up else 'down'} and to the "
-            f"{'right' if right else 'left'} with each iteration, and for how far they reach: a front can rise and "
-            "still narrow. "
+
+# --- fronts in reward space ---
+
+
+def points_of(axes: Axes, one: Measured, look: Look, verbose: str, helpful: str, *, named: bool = True) -> None:
+    """A system's points with their intervals; joined in the order of the dial, or of what was given."""
+    x, y, role = one.rewards(verbose), one.rewards(helpful), one.system.role
+    if not one.steered:  # reward targets have no order of their own
+        order = np.argsort(values(x))
+        x, y = [x[i] for i in order], [y[i] for i in order]
+    axes.errorbar(
+        values(x), values(y), xerr=arms(x), yerr=arms(y), fmt="none", ecolor=look.light, elinewidth=0.8, alpha=0.55,
+        zorder=2,
+    )  # fmt: skip
+    single = role in ("baseline", "specialist")
+    axes.plot(
+        values(x),
+        values(y),
+        color=look.light,
+        marker=look.marker,
+        markersize=8.0 if look.hollow else 6.0 if single else 4.6,
+        markerfacecolor=_SURFACE if look.hollow else look.light,
+        markeredgecolor=look.light if look.hollow else _SURFACE,
+        markeredgewidth=1.1 if look.hollow else 0.6,
+        linewidth=1.7 if role == "iteration" else 1.1,
+        linestyle="" if len(x) == 1 else _LINES.get(role, ":"),
+        label=one.system.group if named else None,
+        zorder=4 if single else 3,
+    )
+
+
+def reward_space(axes: Axes, summary: Summary, *, measured_from: bool = True) -> None:
+    """The axes of a front; what the run is measured against, and the angles at the ends of the last policy's curve."""
+    helpful, verbose = summary.objectives
+    last = summary.last
+    if measured_from:
+        if summary.true_front:
+            x, y = ([point[name] for point in summary.true_front] for name in (verbose, helpful))
+            axes.plot(x, y, **FRONT_LINE, label="true front", zorder=1)
+        if summary.reference:
+            axes.plot(
+                summary.reference[verbose], summary.reference[helpful], linestyle="", marker="+", markersize=9,
+                color=_MUTED, label="hypervolume's reference",
+            )  # fmt: skip
+        if last is not None and last.steered:
+            for i in (0, -1):
+                axes.annotate(
+                    degrees(last.points[i].angle or 0.0),
+                    (last.rewards(verbose)[i].value, last.rewards(helpful)[i].value),
+                    xytext=(0, 8),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8.5,
+                    color=looks_of(summary)[last.name].light,
+                )
+    axes.set(xlabel=f"{verbose}, reward points", ylabel=f"{helpful}, reward points")
+    axes.margins(0.06)
+
+
+@house_style()
+def front(summary: Summary) -> Plot:
+    """Every system's points in the two objectives."""
+    helpful, verbose = summary.objectives
+    looks, canvas = looks_of(summary), new_canvas(5.2)
+    axes = canvas.subplots()
+    for one in headliners(summary):
+        points_of(axes, one, looks[one.name], verbose, helpful)
+    reward_space(axes, summary)
+    legend(canvas, axes, 5)
+    caption = "Each point is the mean reward of one condition; the points of a policy are joined along the dial. "
+    if all(summary.senses):
+        up, right = (sense > 0 for sense in summary.senses)
+        caption += f"Better is {'up' if up else 'down'} and to the {'right' if right else 'left'}. "
+    else:
+        caption += "The directions differ in which side they want. "
+    caption += f"Crosses are {by_prompt(summary)}; the checkpoints are held fixed."
+    if summary.true_front:
+        caption += " Dashed: the best that any answers to these prompts can earn."
+    return Plot("front", "The trade-off each system offers", caption, canvas)
+
+
+@house_style()
+def gap(summary: Summary) -> Plot:
+    """What the reward model believes of the first and the last policy, beside the truth."""
+    helpful, verbose = summary.objectives
+    policies = [one for one in summary.of_role("iteration") if one.steered]
+    looks, canvas = looks_of(summary), new_canvas(4.4)
+    axes = canvas.subplots()
+    for one in dict.fromkeys([policies[0].name, policies[-1].name]):
+        system = summary.systems[one]
+        (tx, ty), (ox, oy) = (
+            [values(system.rewards(name, judged)) for name in (verbose, helpful)] for judged in (False, True)
+        )
+        dots: dict[str, Any] = {"color": looks[one].light, "marker": "o", "markersize": 4.6}
+        axes.plot([tx, ox], [ty, oy], color=looks[one].light, linewidth=0.9, alpha=0.6)
+        axes.plot(tx, ty, **dots, linestyle="-", linewidth=1.6, label=f"{one}, true")
+        axes.plot(
+            ox, oy, **dots, markerfacecolor=_SURFACE, linestyle=":", linewidth=1.0, label=f"{one}, by the reward model"
+        )
+    reward_space(axes, summary, measured_from=False)
+    legend(canvas, axes, 4)
+    caption = (
+        "Filled points are true rewards; hollow ones are what the reward model believed of the same answers. Hollow "
+        "points that rise above the filled ones with the iterations are over-optimisation."
+    )
+    return Plot("gap", "Opinion and truth", caption, canvas)
+
+
+# --- along the dial ---
+
+
+def dial(summary: Summary) -> list[float]:
+    """Where the directions stand on the dial: degrees for two objectives, else their place in the list."""
+    if not summary.angled:
+        return [float(i + 1) for i in range(len(summary.directions))]
+    first, second = summary.objectives
+    angles = [math.atan2(v[second], v[first]) for v in summary.directions]
+    return [float(angle) for angle in np.degrees(np.unwrap(angles))]  # round a circle they go on past 180
+
+
+def _set_dial(axes: Axes, at: Sequence[float], angled: bool) -> None:
+    pad = 0.03 * (abs(at[-1] - at[0]) or 1.0)
+    down = -1 if at[-1] < at[0] else 1  # the dial starts at the left, whichever way it turns
+    axes.set_xlim(at[0] - down * pad, at[-1] + down * pad)
+    axes.set_xticks(at if len(at) <= 4 or not angled else [at[round(i * (len(at) - 1) / 3)] for i in range(4)])
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}".replace("-", MINUS))
+
+
+def _dial_name(angled: bool) -> str:
+    return f"angle, {DEGREE}" if angled else "direction"
+
+
+def _band(axes: Axes, at: Sequence[float], found: Sequence[Estimate], colour: str, alpha: float) -> None:
+    below, above = arms(found)
+    axes.fill_between(at, values(found) - below, values(found) + above, color=colour, alpha=alpha, linewidth=0)
+
+
+@house_style()
+def control(summary: Summary) -> Plot:
+    """Every objective against the dial, the one that the dial turns first."""
+    shown = summary.objectives[::-1] if summary.angled else summary.objectives
+    at, looks, canvas = dial(summary), looks_of(summary), new_canvas(4.1)
+    turned = [one.name for one in in_order(summary) if one.system.role in ("soup", "baseline") and one.steered]
+    names = {one.name for one in headliners(summary)} | set(turned)
+    grid = canvas.subplots(1, len(shown), squeeze=False)[0]
+    for axes, objective_name in zip(grid, shown, strict=True):
+        if summary.true_front:
+            axes.plot(at, [point[objective_name] for point in summary.true_front], **FRONT_LINE, label="true front")
+        for one in in_order(summary):
+            if one.name in names:
+                _against_dial(axes, one, looks[one.name], objective_name, at)
+        axes.set_title(f"{objective_name}, reward points")
+        _set_dial(axes, at, summary.angled)
+        axes.set_xlabel(_dial_name(summary.angled))
+    legend(canvas, grid[0], 6)
+    if summary.angled:
+        caption = (
+            f"The dial turns from left to right. Look for {shown[0]} that {turns(summary)} all the way. A level line "
+            "does not follow the dial. "
         )
     else:
-        caption += "The directions differ in which side of this plot they want; look for how far the points reach. "
-    caption += f"Crosses are {by_prompt(summary)} (the checkpoints held fixed)."
-    if true_front:
-        caption += (
-            f" {'The dashed line' if angled else 'Green'} is the best that any answers to these prompts can earn."
-        )
-    return Plot("front", "The front, by iteration", caption, wide, narrow)
+        caption = "Directions stand in their order. Look for an objective that is high where its weight is. "
+    return Plot("control", "Control: rewards along the dial", f"{caption}Bands are {by_prompt(summary)}.", canvas)
 
 
-def _gap(summary: Summary, systems: Sequence[System]) -> Plot:
-    helpful, verbose = summary["objectives"][:2]
-    policies = [system for system in systems if system.role == "iteration" and system.steered]
-    shown = policies[-1:] if len(policies) == 1 else [policies[0], policies[-1]]
-    angled = len(summary["objectives"]) == 2
+def _against_dial(axes: Axes, one: Measured, look: Look, objective_name: str, at: Sequence[float]) -> None:
+    found = one.rewards(objective_name)
+    if one.steered:
+        _band(axes, at, found, look.light, 0.16)
+        axes.plot(
+            at, values(found), color=look.light, marker=look.marker, markersize=3.6,
+            linewidth=1.7 if one.system.role == "iteration" else 1.1, label=one.name,
+        )  # fmt: skip
+    elif len(found) == 1:
+        axes.axhline(found[0].value, color=look.light, linestyle=":", linewidth=1.2, label=one.name)
 
-    def draw(width: float, narrow: bool) -> Canvas:
-        canvas = Canvas(figsize=(width, 4.6 if narrow else 4.4), layout="constrained")
-        axes = canvas.subplots()
-        for system in shown:
-            (tx, ty), (ox, oy) = (
-                [values(system.rewards(name, judged)) for name in (verbose, helpful)] for judged in (False, True)
-            )
-            colour = system.look.light
-            axes.plot([tx, ox], [ty, oy], color=colour, linewidth=0.9, alpha=0.6)
-            dots: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 4.6}
-            axes.plot(tx, ty, **dots, linestyle="-" if angled else "", linewidth=1.6, label=f"{system.name}, true")
-            dots["markerfacecolor"] = INKS["surface"][0]
-            axes.plot(ox, oy, **dots, linestyle=":" if angled else "", linewidth=1.0, label=f"{system.name}, judged")
-        axes.set(xlabel=f"{verbose}, reward points", ylabel=f"{helpful}, reward points")
-        axes.margins(0.06)
-        legend(canvas, axes, narrow, 4)
-        return canvas
 
-    wide, narrow = drawn_twice(draw)
+@house_style()
+def objective(summary: Summary) -> Plot:
+    """E_v J(v) of every system, one below the other."""
+    systems, looks = in_order(summary), looks_of(summary)
+    canvas = new_canvas(0.33 * len(systems) + 0.9)
+    axes = canvas.subplots()
+    places = names_beside(axes, [label(one) for one in systems])
+    iterations = [i for i, one in enumerate(systems) if one.system.role == "iteration"]
+    reached = values([one.figures.objective for one in systems])
+    axes.plot(reached[iterations], places[iterations], color=_MUTED, linewidth=0.8, zorder=1)
+    for place, one in zip(places, systems, strict=True):
+        look, estimate = looks[one.name], one.figures.objective
+        axes.errorbar(
+            [estimate.value], [place], xerr=arms([estimate]), fmt=look.marker, color=look.light, markersize=6,
+            elinewidth=1.6, markeredgecolor=look.light if look.hollow else _SURFACE,
+            markerfacecolor=_SURFACE if look.hollow else look.light, markeredgewidth=0.8,
+        )  # fmt: skip
+    if summary.best_objective is not None:
+        axes.axvline(summary.best_objective, **FRONT_LINE)
+        axes.annotate(
+            "true front", (summary.best_objective, 1), xycoords=("data", "axes fraction"), xytext=(-5, -2),
+            textcoords="offset points", ha="right", va="top", fontsize=8.5, color=FRONT_LINE["color"],
+        )  # fmt: skip
+    axes.set_xlabel("E$_v$ J(v), reward points")
+    axes.margins(x=0.08)
     caption = (
-        "Filled points are true rewards, hollow ones what the reward model believed of the same answers; a thin line "
-        "joins the two. Hollow points that float above the filled ones, and more so at the last iteration, are "
-        f"over-optimisation: the policy pleases the model more than the truth. {summary['intervals']['prompts']:,} "
-        "prompts; the intervals of the gap stand in the table below."
+        "What DPA maximises (Eq. 4): the reward v \N{DOT OPERATOR} r of an answer sampled at v, averaged over the "
+        f"{len(summary.directions)} evaluation directions. Systems without a dial give every v the same answers; of "
+        f"several reward targets the best counts, which flatters them a little. Bars are {by_prompt(summary)}; compare "
+        "two systems by the paired leads of the tables."
     )
-    return Plot("gap", "Opinion and truth", caption, wide, narrow)
+    return Plot("objective", "Average reward for what each user wants", caption, canvas)
+
+
+@house_style()
+def leads(summary: Summary) -> Plot:
+    """The last iteration against every other system, a small panel each."""
+    last, at, looks = summary.last, dial(summary), looks_of(summary)
+    assert last is not None
+    rows = [row for row in summary.dominance if row.a == last.name]
+    columns = min(len(rows), 4)
+    lines = math.ceil(len(rows) / columns)
+    canvas = new_canvas(2.15 * lines + 0.35)
+    grid = canvas.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for axes, row in zip(grid, rows, strict=False):
+        colour = looks[row.b].light
+        axes.axhline(0, color=_INK, linewidth=0.9)
+        _band(axes, at, row.leads, colour, 0.22)
+        axes.plot(at, values(row.leads), color=colour, marker="o", markersize=3, linewidth=1.6)
+        axes.set_title(f"over {label(summary.systems[row.b])}")
+        _set_dial(axes, at, summary.angled)
+    for axes in grid[len(rows) :]:
+        axes.set_visible(False)
+    canvas.supxlabel(_dial_name(summary.angled), color=_MUTED, fontsize=9)
+    canvas.supylabel("lead, reward points", color=_MUTED, fontsize=9)
+    caption = (
+        f"How far {last.name} leads each other system at each direction, with the best of either's "
+        "points. It dominates "
+        f"where the whole band lies above the line. Bands hold for all directions at once ({by_prompt(summary)}, "
+        "in pairs)."
+    )
+    return Plot("leads", f"The lead of {last.name}, direction by direction", caption, canvas)
+
+
+# --- training and trust ---
+
+
+@house_style()
+def trust(summary: Summary) -> Plot:
+    """E_v J(v) of the iterations by the reward model and by its check."""
+    found = summary.trust
+    assert found is not None
+    judge = "the judge, which never selects"
+    lines = [
+        ("proxy", "the reward model, which selects", _INK, "o", "-"),
+        ("check", "the truth" if found.check == "truth" else judge, INKS["front"][0], "s", "-"),
+    ]
+    if all(point.judge for point in found.curve):
+        lines.append(("judge", judge, _MUTED, "D", ":"))
+    at, canvas = [point.iteration for point in found.curve], new_canvas(3.7)
+    axes = canvas.subplots()
+    for name, text, colour, marker, style in lines:
+        estimates = [_by(point, name) for point in found.curve]
+        axes.errorbar(
+            at, values(estimates), yerr=arms(estimates), color=colour, marker=marker, linestyle=style, linewidth=1.5,
+            markersize=5, elinewidth=0.9, label=text,
+        )  # fmt: skip
+    axes.set_xticks(at, [f"t={t}" for t in at])
+    axes.set(ylabel="E$_v$ J(v), reward points")
+    axes.margins(x=0.06, y=0.1)
+    legend(canvas, axes, 3)
+    caption = (
+        "The reward model's opinion of each iteration, and that of a check which never selected. Opinion that rises "
+        "while the check falls is over-optimised (Goodhart's law). The distance of the lines is a "
+        "matter of scale. Bars "
+        f"are {by_prompt(summary)}."
+    )
+    return Plot("trust", "Over-optimisation: proxy and check", caption, canvas)
+
+
+def _by(point: TrustPoint, name: str) -> Estimate:
+    estimate: Estimate | None = getattr(point, name)
+    assert estimate is not None
+    return estimate
+
+
+@house_style()
+def training(summary: Summary) -> Plot:
+    """The loss of every training, a small panel each."""
+    columns = min(len(summary.curves), 4)
+    lines = math.ceil(len(summary.curves) / columns)
+    canvas = new_canvas(1.75 * lines + 0.4)
+    grid = canvas.subplots(lines, columns, squeeze=False).ravel()
+    for axes, curve in zip(grid, summary.curves, strict=False):
+        axes.add_line(Line2D(curve.step, curve.loss, color=_INK, linewidth=1.1))
+        axes.autoscale_view()
+        axes.set_title(curve.stage)
+    for axes in grid[len(summary.curves) :]:
+        axes.set_visible(False)
+    canvas.supxlabel("step", color=_MUTED, fontsize=9)
+    canvas.supylabel("loss", color=_MUTED, fontsize=9)
+    caption = "The loss that each training logged, as its trainer reports it. Losses of unlike methods do not compare."
+    return Plot("training", "Training loss", caption, canvas)

@@ -1,33 +1,16 @@
-"""What the run shows, in words: only what its intervals support, and beside it what they do not.
+"""The top of the page: three plain sentences and a few large figures. They claim only what the intervals support.
 
 A claim of dominance is decided over the whole table (Holm); with several full-pipeline seeds it must
 hold in every one of them, and its mean margin's t-interval must lie above zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
-import numpy as np
-
-from dpalign.measure.control import is_dial
-from dpalign.page.compared_words import Claim, misunderstood, rivals_claims
-from dpalign.page.systems import System, last_iteration
-from dpalign.page.words import (
-    MISSING,
-    Figure,
-    agreeing,
-    between,
-    degrees,
-    figure,
-    listed,
-    number,
-    percent,
-    probability,
-    seed_count,
-    turns,
-)
+from dpalign.measure.bootstrap import Estimate
+from dpalign.measure.summary import Measured, Summary, misunderstood, verdicts
+from dpalign.page.looks import label
+from dpalign.page.words import MISSING, between, degrees, listed, number, said, turns
 
 
 @dataclass(frozen=True)
@@ -36,201 +19,161 @@ class Tile:
 
     label: str
     value: str
-    note: str
+    note: str = ""
 
 
-@dataclass(frozen=True)
-class Headline:
-    sentence: str
-    scope: str
-    """Whose rewards, which prompts, what the intervals are over."""
-    claims: tuple[Claim, ...]
-    tiles: tuple[Tile, ...]
-
-
-def headline(summary: Mapping[str, Any], systems: Sequence[System]) -> Headline:
-    last = last_iteration(systems)
+def headline(summary: Summary) -> tuple[str, ...]:
+    """What the run shows, in at most three sentences."""
+    last = summary.last
     if last is None:
-        names = listed([system.name for system in systems])
-        return Headline(f"No policy was aligned in this run; it evaluates {names}.", scope(summary), (), ())
-    return Headline(
-        _sentence(summary, systems, last), scope(summary), _claims(summary, systems, last), _tiles(summary, last)
-    )
+        return (f"No policy was aligned in this run; it evaluates {listed(list(summary.systems))}.",)
+    sentences = (*_against_others(summary, last), _dial(summary, last), _how_good(summary, last))
+    return tuple(sentence for sentence in sentences if sentence)
 
 
-def scope(summary: Mapping[str, Any]) -> str:
-    runs = seed_count(summary)
+def _against_others(summary: Summary, last: Measured) -> list[str]:
+    """Whom the last iteration beats at every direction, and whom not; one sentence."""
+    unheard = misunderstood(summary)
+    rivals = [
+        one
+        for one in verdicts(summary)
+        if summary.systems[one.system].system.role in ("baseline", "soup") and one.system not in unheard and one.margin
+    ]
+
+    def those(outcome: str) -> str:
+        # within a sentence a comma would divide a name in two
+        return listed([label(summary.systems[one.system]).replace(",", "") for one in rivals if one.outcome == outcome])
+
+    clauses = []
+    if those("ahead"):
+        clauses.append(f"{last.name} gives users of every direction a higher reward than {those('ahead')}")
+    if those("open"):
+        clauses.append(f"that it beats {those('open')} for every direction is not established")
+    if those("behind"):
+        clauses.append(f"{those('behind')} is ahead of {last.name} for every direction")
+    if not clauses:
+        return []
+    text = "; ".join(clauses)
+    over = f" (over {len(summary.seeds.seeds)} seeds of the whole pipeline)" if summary.seeds else ""
+    return [f"{text[0].upper()}{text[1:]}{over}."]
+
+
+def _dial(summary: Summary, last: Measured) -> str:
+    """How the second objective follows the angle; nothing without a dial."""
+    figures = last.figures
+    if not figures.drops or figures.span is None:
+        return ""
+    name, verb, means = summary.objectives[1], turns(summary), last.rewards(summary.objectives[1])
+    ends = [degrees(last.points[i].angle or 0.0) for i in (0, -1)]
+    course = f"from {number(means[0].value)} to {number(means[-1].value)} points"
+    sure, steps = figures.steps_beyond_doubt, len(figures.drops)
+    if sure == steps:
+        return f"Turning its dial from {ends[0]} to {ends[1]}, {name} {verb} at every step, {course}."
+    if figures.span.above_zero:
+        return (
+            f"Turning its dial from {ends[0]} to {ends[1]}, {name} {verb} {course}, clearly at {sure} of {steps} steps."
+        )
+    return f"That {name} follows its dial is not established ({course} from {ends[0]} to {ends[1]})."
+
+
+def _how_good(summary: Summary, last: Measured) -> str:
+    """How near to the best possible, where that is known; else the average reward."""
+    share = last.figures.true_front_share
+    if share is not None:
+        return f"It reaches {number(100 * share.value)}% of the best trade-offs that are possible on these prompts."
+    reached = number(last.figures.objective.value)
+    return f"For what each user wants it earns {reached} points on average over {len(summary.directions)} directions."
+
+
+def tiles(summary: Summary) -> tuple[Tile, ...]:
+    """The figures of the last iteration that a newcomer asks for, in his words and in the field's."""
+    last = summary.last
+    if last is None:
+        return ()
+    figures, second = last.figures, summary.objectives[-1]
+    shown = (
+        _tile("average reward for what each user wants (E_v J; also MIP, mean inner product)", figures.objective),
+        _tile("of the best possible trade-offs (share of hypervolume)", figures.true_front_share, "%", 100),
+        _tile(f"points that the dial moves {second}, end to end (span)", figures.span),
+        _tile("how well one prompt's answers follow the dial; 1 is always (Kendall's tau, as in MOC)",
+              figures.kendall_tau, digits=2),
+        _tile("points lost by asking for v and not for the best other direction (regret)", figures.regret, digits=2),
+    )  # fmt: skip
+    return tuple(tile for tile in shown if tile is not None)
+
+
+def _tile(text: str, figure: Estimate | None, unit: str = "", scale: float = 1, digits: int = 1) -> Tile | None:
+    if figure is None:
+        return None
+    value, low, high = (None if x is None else scale * x for x in (figure.value, figure.low, figure.high))
+    return Tile(text, number(value, digits) + unit, between(low, high, digits))
+
+
+def scope(summary: Summary) -> str:
+    """Whose rewards, which prompts, what the intervals are over."""
     whose = (
         "Rewards are the true ones, computed by rule."
-        if summary["measure"] == "true"
+        if summary.measure == "true"
         else "Rewards are a reward model's opinion: the truth is not known here."
     )
-    over = f"{_level(summary)} intervals resample the {summary['intervals']['prompts']:,} evaluation prompts"
-    if runs > 1:
-        return f"{whose} {over}; where it says so they run over {runs} seeds of the whole pipeline."
-    return f"{whose} {over} of one training run: another seed's run may differ by more."
+    level = f"{100 * summary.intervals.bootstrap.level:.0f}%"
+    over = f"{level} intervals resample the {summary.intervals.prompts:,} evaluation prompts"
+    if summary.seeds and len(summary.seeds.seeds) > 1:
+        return f"{whose} {over}; where it says so they run over {len(summary.seeds.seeds)} seeds of the whole pipeline."
+    return f"{whose} {over} of one training run (seed {summary.seed}). Another seed may differ by more."
 
 
-def left_out(summary: Mapping[str, Any]) -> str:
+def left_out(summary: Summary) -> str:
     """Which figures these directions do not allow, and why; nothing where they allow all."""
-    said = ""
-    if disputed := summary.get("disputed"):
-        said = (
-            f"Some directions want more {listed(disputed)} and others less, so that no side of a front is the better "
-            "one: hypervolume, the share of the true front and the points under a front are left out "
+    parts = []
+    if summary.disputed:
+        parts.append(
+            f"Some directions want more {listed(summary.disputed)} and others less, so no side of a front is "
+            "the better "
+            "one. Hypervolume, the share of the true front and the points under a front are left out "
             "(evaluation.senses can state a sense)."
         )
-    asked = [list(direction.values()) for direction in summary["directions"]]
-    if len(summary["objectives"]) == 2 and len(asked) > 1 and not is_dial(np.array(asked)):
-        said += (
-            f" The weight of {summary['objectives'][1]} rises and falls from direction to direction, so that control "
-            "by an angle is left out too."
+    if summary.angled and len(summary.directions) > 1 and not summary.is_dial:
+        parts.append(
+            f"The weight of {summary.objectives[1]} rises and falls from direction to direction, so control "
+            "by an angle "
+            "is left out."
         )
-    return said.strip()
+    return " ".join(parts)
 
 
-def _level(summary: Mapping[str, Any]) -> str:
-    return f"{100 * summary['intervals']['bootstrap']['level']:.0f}%"
+def warning(summary: Summary) -> str:
+    """Where the proxy rose and the check fell; over several seeds, in how many of them. Else nothing."""
+    trust, seeds = summary.trust, summary.seeds
+    if trust is None or trust.change is None:
+        return ""
+    check = "the truth" if trust.check == "truth" else "the judge"
+    over = seeds.trust if seeds and len(seeds.seeds) > 1 else None
+    if not (over.warned_in if over else trust.warning):
+        return ""
+    proxy, checked = (over.proxy.estimate, over.check.estimate) if over else (trust.change.proxy, trust.change.check)
+    where = f"In {over.warned_in} of {len(seeds.seeds)} seeds, from" if over and seeds else "From"
+    mean = ", in the mean of all seeds" if over else ""
+    return (
+        f"{where} {trust.change.b} to {trust.change.a} the reward model's E_v J(v) rose while by {check} it fell (by "
+        f"{said(proxy, sign=True)} and {said(checked, sign=True)}{mean}). The policy pleases the reward model at the "
+        "expense of what it stands for. Trust an earlier iteration, or a better reward model, more than the last one."
+    )
 
 
-def _sentence(summary: Mapping[str, Any], systems: Sequence[System], last: System) -> str:
-    deaf = misunderstood(summary)
-    baselines = [s.name for s in systems if s.role in ("baseline", "soup") and not s.copied and s.name not in deaf]
-    said = {system.name: system.said for system in systems}
-
-    def spoken(names: Sequence[str]) -> str:
-        return listed([said[name] for name in names])
-
-    leads = {name: lead for name in baselines if (lead := _lead(summary, last.name, name)) is not None}
-    beaten = [name for name, (holds, _) in leads.items() if holds]
-    lost = [name for name in baselines if (back := _lead(summary, name, last.name)) is not None and back[0]]
-    rest = [name for name in leads if name not in beaten and name not in lost]
-    every = f"every one of {len(summary['directions'])} directions"
-    seeds = seed_count(summary)
-    start = f"Over {seeds} seeds of the whole pipeline, " if seeds > 1 and leads else ""
-    clauses = []
-    if beaten:
-        margin = min((leads[name][1] for name in beaten), key=lambda found: found.value or 0.0)
-        interval = between(margin.low, margin.high)
-        least = f"{number(margin.value)} reward points" + (f" ({interval})" if interval else "")
-        clauses.append(f"{last.name} beats {spoken(beaten)} at {every}, by at least {least}")
-    if rest:
-        subject = "it" if beaten else last.name
-        where = "all of them" if beaten else every
-        clauses.append(f"{subject} is not shown to beat {spoken(rest)} at {where}")
-    if lost:
-        clauses.append(f"{spoken(lost)} {agreeing(lost, 'beats', 'beat')} {last.name} at {every}")
-    follows = _dial_words(summary, last, "its" if clauses else f"{last.name}'s")
-    if follows is not None:
-        clauses.append(f"in the run shown, {follows.text}" if seeds > 1 else follows.text)
-    if not clauses:
-        clauses.append(f"{last.name} reaches {figure(last.entry, 'objective')} reward points over the directions")
-    text = "; ".join(clauses) if len(clauses) > 2 else (", and " if len(clauses) == 2 else "").join(clauses)
-    return start + text + "."
+def recipe_note(summary: Summary) -> str:
+    """Beside the recipe's text: what of it does not hold for some steps of the comparison."""
+    names: Sequence[str] = summary.comparison.knobs_set if summary.comparison else ()
+    return f"Some steps of the compared systems set knobs of their own: {listed(names)}." if names else ""
 
 
-def _lead(summary: Mapping[str, Any], a: str, b: str) -> tuple[bool, Figure] | None:
-    """Whether a is shown to dominate b, and by which margin: over seeds where there are several."""
-    if seed_count(summary) > 1:
-        rows = (summary["seeds"].get("dominance")) or []
-        row = next((row for row in rows if (row["a"], row["b"]) == (a, b)), None)
-        if row is None:
-            return None
-        margin = Figure.read(row["margin"])
-        return row["dominates_in"] == seed_count(summary) and margin.above_zero, margin
-    row = _row(summary, a, b)
-    return (bool(row["dominates"]), Figure.read(row["margin"])) if row is not None else None
-
-
-def _row(summary: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:
-    return next((row for row in summary["dominance"] if (row["a"], row["b"]) == (a, b)), None)
-
-
-def _dial_words(summary: Mapping[str, Any], system: System, whose: str) -> Claim | None:
-    """How the second objective follows the angle; None without a dial (k != 2, or a single direction)."""
-    drops = system.entry.get("drops")
-    if not drops:
-        return None
-    objective = summary["objectives"][1]
-    verb = turns(summary)
-    means = system.rewards(objective)
-    ends = [system.entry["points"][i]["angle"] for i in (0, -1)]
-    turn = f"as the dial turns from {degrees(ends[0])} to {degrees(ends[1])}"
-    course = f"from {number(means[0].value)} to {number(means[-1].value)} {turn}"
-    sure = system.entry["steps_beyond_doubt"]
-    if sure == len(drops):
-        return Claim(True, f"{whose} {objective} {verb} at each of {sure} steps, {course}")
-    if figure(system.entry, "span").above_zero:
-        return Claim(False, f"{whose} {objective} {verb} {course}, beyond doubt at {sure} of {len(drops)} steps")
-    return Claim(False, f"{whose} {objective} is not shown to follow the dial ({course})")
-
-
-def _claims(summary: Mapping[str, Any], systems: Sequence[System], last: System) -> tuple[Claim, ...]:
-    iterations = [system for system in systems if system.role == "iteration"]
-    claimed, deaf = ("baseline", "control", "soup"), misunderstood(summary)
-    rivals = [s.name for s in systems if s.role in claimed and not s.copied and s.name not in deaf]
-    pairs = [(last.name, name) for name in rivals]
-    pairs += [(b.name, a.name) for a, b in pairwise(iterations)]
-    said = {system.name: system.said for system in systems}
-    claims = [_dominance_claim(summary, a, b, said) for a, b in pairs]
-    first = next((system for system in iterations if system.entry["iteration"] >= 1), None)
-    if first is not None and first is not last:
-        claims.append(_growth_claim(summary, first.name, last.name))
-    claims += rivals_claims(summary, systems)
-    follows = _dial_words(summary, last, f"{last.name}'s")
-    if follows is not None:
-        where = "In the run shown, " if seed_count(summary) > 1 else ""
-        claims.append(Claim(follows.holds, f"{where}{follows.text}."))
-    return tuple(claim for claim in claims if claim is not None)
-
-
-def _dominance_claim(summary: Mapping[str, Any], a: str, b: str, said: Mapping[str, str]) -> Claim | None:
-    lead = _lead(summary, a, b)
-    if lead is None:
-        return None
-    holds, margin = lead
-    seeds = seed_count(summary)
-    if seeds > 1:
-        row = next(row for row in summary["seeds"]["dominance"] if (row["a"], row["b"]) == (a, b))
-        why = f"{margin} in the mean of {seeds} seeds; decided so in {row['dominates_in']} of them"
-    else:
-        row = _row(summary, a, b)
-        assert row is not None
-        p = probability(row["p_holm"])
-        why = f"{margin}; Holm p {p if p.startswith('<') else f'= {p}'}"
-    return Claim(holds, f"{said[a]} beats {said[b]} at every direction: smallest lead {why}.")
-
-
-def _growth_claim(summary: Mapping[str, Any], first: str, last: str) -> Claim | None:
-    if seed_count(summary) > 1:
-        rows = summary["seeds"].get("differences") or []
-        found = next((row["objective"] for row in rows if (row["a"], row["b"]) == (last, first)), None)
-        over = f", paired over {seed_count(summary)} seeds"
-    else:
-        row = _row(summary, last, first)
-        found, over = (row or {}).get("objective_lead"), ""
-    if found is None:
-        return None
-    growth = Figure.read(found)
-    return Claim(growth.above_zero, f"E_v J(v) grows from {first} to {last}: by {growth}{over}.")
-
-
-def _tiles(summary: Mapping[str, Any], last: System) -> tuple[Tile, ...]:
-    entry = last.entry
-    second = summary["objectives"][1] if len(summary["objectives"]) > 1 else ""
-    tau = figure(entry, "kendall_tau")
-    tiles = [
-        _tile("E_v J(v), reward points over the directions", figure(entry, "objective")),
-        _tile("of the true front's hypervolume", percent(figure(entry, "true_front_share")), "%"),
-        _tile(f"{second} turned by the dial, reward points", figure(entry, "span")),
-        _tile("of the true front's span", percent(figure(entry, "span_share")), "%"),
-        _tile(f"Kendall tau of {second} against the angle, within a prompt", tau, digits=2),
-        _tile("mean regret, reward points", figure(entry, "regret"), digits=2),
+def machine_words(summary: Summary) -> str:
+    """Where the run was made, and by which commit."""
+    machine = summary.machine
+    hardware = [
+        *([machine.gpu] if machine.gpu else []),
+        *([f"{machine.cpus} CPU cores"] if machine.cpus else []),
+        *([machine.platform] if machine.platform else []),
     ]
-    return tuple(tile for tile in tiles if tile.value != MISSING)
-
-
-def _tile(label: str, found: Figure, unit: str = "", digits: int = 1) -> Tile:
-    if found.value is None:
-        return Tile(label, MISSING, "")
-    return Tile(label, number(found.value, digits) + unit, between(found.low, found.high, digits))
+    commit = f"commit {machine.git_commit[:12]}" if machine.git_commit else "commit not on record"
+    return f"{', '.join(hardware) or MISSING}; {commit}"

@@ -47,16 +47,13 @@
   // --- the arc: the directions where they lie, the first objective to the right, the second upwards ---
 
   const RADIUS = 100;
-  function bearings() {
-    const all = stops();
-    // more than two objectives have no angle: their directions are spread over a quarter of a circle
-    return all.map((one, i) => ((data.angled ? one.angle : (-90 * i) / Math.max(1, all.length - 1)) * Math.PI) / 180);
-  }
+  const bearings = () => stops().map((one) => (one.angle * Math.PI) / 180);
   const onArc = (angle, radius = RADIUS) => [radius * Math.cos(angle), -radius * Math.sin(angle)];
 
   function drawArc() {
     const svg = at("arc");
     svg.replaceChildren();
+    if (!data.angled) return drawStops(svg);
     const angles = bearings();
     if (!angles.length) return;
     const [first, last] = [angles[0], angles[angles.length - 1]];
@@ -72,11 +69,9 @@
       const [x, y] = onArc(angle);
       shape(svg, "circle", { class: "stop", cx: x, cy: y, r: 1.4 });
     }
-    if (data.angled) {
-      shape(svg, "text", { x: 0, y: -5 }, `${data.objectives[0]} \u2192`);
-      const down = last < first;
-      shape(svg, "text", { x: 0, y: down ? box[3] - 3 : box[1] + 6 }, `${down ? "\u2193 less" : "\u2191 more"} ${data.objectives[1]}`);
-    }
+    shape(svg, "text", { x: 0, y: -5 }, `${data.objectives[0]} \u2192`);
+    const down = last < first;
+    shape(svg, "text", { x: 0, y: down ? box[3] - 3 : box[1] + 6 }, `${down ? "\u2193 less" : "\u2191 more"} ${data.objectives[1]}`);
     const here = angles[place()];
     const [x, y] = onArc(here);
     const [hx, hy] = onArc(here, RADIUS - 6);
@@ -84,12 +79,27 @@
     shape(svg, "circle", { class: "head", cx: 0, cy: 0, r: 2 });
     shape(svg, "circle", { class: "handle", cx: x, cy: y, r: 5.4 });
     const [tx, ty] = onArc(here, RADIUS + 10);
-    shape(svg, "text", { class: "angle", x: tx, y: ty + 2.8 }, data.angled ? stop().name : `no. ${stop().index + 1}`);
+    shape(svg, "text", { class: "angle", x: tx, y: ty + 2.8 }, stop().name);
     shape(svg, "path", { class: "grip", d: `M${path}` });
     svg.style.setProperty("--chosen", colour(state.steered));
     svg.setAttribute("aria-valuemax", angles.length - 1);
     svg.setAttribute("aria-valuenow", place());
     svg.setAttribute("aria-valuetext", `${stop().name}: ${stop().arithmetic}`);
+  }
+
+  // three objectives and more have no angle: their directions are a list
+  function drawStops(svg) {
+    svg.parentNode.hidden = true;
+    at("strip").parentNode.hidden = true;
+    at("stops").hidden = false;
+    const buttons = stops().map((one, i) => {
+      const button = element("button", { type: "button" }, one.arithmetic);
+      button.setAttribute("aria-pressed", String(i === place()));
+      button.addEventListener("click", () => turnTo(i));
+      return button;
+    });
+    at("stops").replaceChildren(...buttons);
+    at("stops").style.setProperty("--chosen", colour(state.steered));
   }
 
   function turnToPointer(event) {
@@ -151,7 +161,7 @@
     const svg = at("means");
     svg.replaceChildren();
     const own = data.means[state.steered];
-    if (!own || data.objectives.length < 2) return (svg.parentNode.hidden = true);
+    if (!own) return (svg.parentNode.hidden = true);
     const beside = data.means[state.plain] || [];
     const all = [...own, ...beside, ...data.true_front];
     const [width, height, pad] = [260, 178, 14];
@@ -168,8 +178,7 @@
     if (data.true_front.length) {
       shape(svg, "path", { d: path(data.true_front), fill: "none", stroke: "var(--front)", "stroke-width": 1.3, "stroke-dasharray": "5 3" });
     }
-    // only along an arc are neighbouring directions neighbouring points
-    if (data.angled) shape(svg, "path", { d: path(own), fill: "none", stroke: colour(state.steered), "stroke-width": 1.6, "stroke-opacity": 0.6 });
+    shape(svg, "path", { d: path(own), fill: "none", stroke: colour(state.steered), "stroke-width": 1.6, "stroke-opacity": 0.6 });
     for (const point of own) shape(svg, "circle", { cx: x(point), cy: y(point), r: 2.4, fill: colour(state.steered) });
     for (const point of beside) {
       shape(svg, "rect", { x: x(point) - 3.5, y: y(point) - 3.5, width: 7, height: 7, fill: colour(state.plain) });
@@ -236,7 +245,7 @@
     const chosen = stop();
     at("formula").textContent = chosen ? chosen.arithmetic : "";
     fill(at("steered"), chosen && `${state.steered} at ${chosen.name}`, chosen, state.steered);
-    if (state.plain) fill(at("plain"), `${state.plain}, whatever v is`, chosen && prompt().plain[state.plain], state.plain);
+    if (state.plain) fill(at("plain"), `${state.plain}, at every direction`, chosen && prompt().plain[state.plain], state.plain);
     at("plain").hidden = !state.plain;
     drawArc();
     drawStrip();

@@ -1,17 +1,18 @@
-"""Figures as words: one way to write each kind of number, and one to read it from a summary."""
+"""Figures as words: one way to write each kind of number."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
-MINUS = "\N{MINUS SIGN}"
-MISSING = "\N{EN DASH}"
-DEGREE = "\N{DEGREE SIGN}"
-COUNTED = "trained tokens include prompts, which DPO reads with each of its two answers; sampled and scored ones do not"
-"""What the ledgers' tokens are of."""
+from dpalign.measure.bootstrap import Estimate
+from dpalign.measure.summary import Summary
+
+MINUS: Final = "\N{MINUS SIGN}"
+MISSING: Final = "\N{EN DASH}"
+DEGREE: Final = "\N{DEGREE SIGN}"
 
 
 class Figure(NamedTuple):
-    """A figure and its interval, any of them unknown."""
+    """A figure of an untyped JSON file and its interval, any of them unknown."""
 
     value: float | None
     low: float | None = None
@@ -19,44 +20,22 @@ class Figure(NamedTuple):
 
     @classmethod
     def read(cls, found: Any) -> Self:
-        """From a bare number, {value, low, high}, {mean, low, high} or None."""
+        """From a bare number, {value, low, high} or None."""
         if isinstance(found, Mapping):
-            value = found.get("value", found.get("mean"))
-            return cls(value, found.get("low"), found.get("high"))
+            return cls(found.get("value"), found.get("low"), found.get("high"))
         return cls(found)
-
-    @property
-    def above_zero(self) -> bool:
-        """The whole interval lies above 0."""
-        return self.low is not None and self.low > 0
-
-    def __str__(self) -> str:
-        return self.said()
 
     def said(self, digits: int = 1, sign: bool = False) -> str:
         """`3.1 (2.2 to 4.0)`, or the value alone where there is no interval."""
-        interval = between(self.low, self.high, digits)
-        return number(self.value, digits, sign) + (f" ({interval})" if interval else "")
+        return MISSING if self.value is None else said(Estimate(self.value, self.low, self.high), digits, sign)
 
 
-def below_zero(found: Any) -> bool:
-    """The whole interval of a figure lies below 0."""
-    high = Figure.read(found).high
-    return high is not None and high < 0
-
-
-def seed_count(summary: Mapping[str, Any]) -> int:
-    """Runs of the whole pipeline that a summary speaks of."""
-    return len((summary.get("seeds") or {}).get("seeds") or [])
-
-
-def figure(entry: Mapping[str, Any] | None, name: str) -> Figure:
-    """A figure of a system's summary: bare, its interval under "intervals", or whole, as hypervolume is."""
-    found = (entry or {}).get(name)
-    if isinstance(found, Mapping):
-        return Figure.read(found)
-    interval = ((entry or {}).get("intervals") or {}).get(name) or {}
-    return Figure(found, interval.get("low"), interval.get("high"))
+def said(estimate: Estimate | None, digits: int = 1, sign: bool = False) -> str:
+    """`3.1 (2.2 to 4.0)`, or the value alone where there is no interval."""
+    if estimate is None:
+        return MISSING
+    interval = between(estimate.low, estimate.high, digits)
+    return number(estimate.value, digits, sign) + (f" ({interval})" if interval else "")
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
@@ -70,17 +49,12 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 
 
 def between(low: float | None, high: float | None, digits: int = 1) -> str:
+    """`2.2 to 4.0`; nothing where an end is not known."""
     return f"{number(low, digits)} to {number(high, digits)}" if low is not None and high is not None else ""
 
 
-def percent(found: Figure) -> Figure:
-    """The same figure in hundredths."""
-    return Figure(*(None if one is None else 100 * one for one in found))
-
-
-def probability(p: float | None) -> str:
-    if p is None:
-        return MISSING
+def probability(p: float) -> str:
+    """Three decimals, or `< 0.001`."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -104,13 +78,6 @@ def size(bytes_on_disk: float | None) -> str:
     return f"{bytes_on_disk:.0f}\N{NO-BREAK SPACE}B"
 
 
-def turns(summary: Mapping[str, Any]) -> str:
-    """What the second objective is to do as the dial turns from its first direction to its last: it falls or rises."""
-    name = summary["objectives"][:2][-1]
-    first, last = (summary["directions"][i][name] for i in (0, -1))
-    return "falls" if last < first else "rises"
-
-
 def degrees(angle: float) -> str:
     """-15 as the dial shows it; a tenth only where there is one."""
     rounded = round(angle, 1)
@@ -120,11 +87,6 @@ def degrees(angle: float) -> str:
 def listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def agreeing(names: Sequence[str], singular: str, plural: str) -> str:
-    """The verb that goes with a list of names: `SteerLM beats`, `SteerLM and DPO beat`, `rewarded soups beat`."""
-    return plural if len(names) > 1 or names[0].endswith("s") else singular
 
 
 def arithmetic(weights: Mapping[str, float], senses: Sequence[float]) -> str:
@@ -139,3 +101,15 @@ def arithmetic(weights: Mapping[str, float], senses: Sequence[float]) -> str:
         joint = (" - " if negative else " + ") if text else ("-" if negative else "")
         text += f"{joint}{name}*{shown:.2f}"
     return text
+
+
+def turns(summary: Summary) -> str:
+    """What the second objective is to do as the dial turns from its first direction to its last: it falls or rises."""
+    name = summary.objectives[:2][-1]
+    return "falls" if summary.directions[-1][name] < summary.directions[0][name] else "rises"
+
+
+def by_prompt(summary: Summary) -> str:
+    """What the intervals of a caption are."""
+    level = 100 * summary.intervals.bootstrap.level
+    return f"{level:.0f}% intervals, by a bootstrap over the {summary.intervals.prompts:,} evaluation prompts"

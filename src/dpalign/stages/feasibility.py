@@ -10,26 +10,25 @@ follow the dial, and what is lost by asking there (regret)?
 Shapes: P prompts, V conditions, S samples, K objectives, N annotated answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
-from dpalign.measure.beyond import AS_ANNOTATED, ASKED, MARGIN, TRAINED, Wish, figures
+from dpalign.measure.beyond import AS_ANNOTATED, TRAINED, Wish, figures, read_answers
 from dpalign.measure.bootstrap import Array, Bootstrap
-from dpalign.measure.degeneracy import Faults, faults
-from dpalign.measure.points import SystemRewards
+from dpalign.measure.reading import Reading
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.prompts import parse_condition, render_condition
-from dpalign.rows import CANDIDATES, SCORES, read_table
+from dpalign.rows import CANDIDATES, read_table
 from dpalign.run.folder import write_json
 from dpalign.run.shards import make_shards
 from dpalign.run.tables import Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.evaluate import Asking, evaluation_cost, evaluation_prompts
-from dpalign.stages.pools import annotated, objective_rewards, true_objectives
+from dpalign.stages.pools import annotated
 from dpalign.stages.preference import line
 from dpalign.stages.sample import Condition, open_reader
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
@@ -78,11 +77,12 @@ def feasibility(job: Job) -> None:
     """Ask a system for what it can give and for more, and count degenerate answers."""
     make_shards(job, asking_beyond)
     recipe, wishes = job.recipe, wishes_of(job)
-    system, fault_PVS = _read(job.out, recipe, wishes)
+    reading = Reading(tuple(recipe.heads), tuple(recipe.objective_list))
+    system, fault_PVS = read_answers(job.out, reading, wishes, recipe.feasibility.repetition)
     bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     optimum_VK = _optimum(recipe, job.out, wishes) if system.true_reward_PVSK is not None else None
     found = figures(system, fault_PVS, wishes, recipe.feasibility.repetition, bootstrap, optimum_VK)
-    write_json(job.out / "feasibility.json", found)
+    write_json(job.out / "feasibility.json", found.model_dump(mode="json"))
 
 
 def asking_beyond(job: Job) -> Asking:
@@ -130,51 +130,6 @@ def directions_beyond(recipe: "Recipe") -> list[Wish]:
     return sorted(wishes, key=lambda wish: -wish.about["angle"])
 
 
-def with_margin(found: Mapping[str, Any], folder: Path, recipe: "Recipe") -> dict[str, Any]:
-    """What a step found that asked for directions, with the ends of the arc, and the margin as groups of its own.
-
-    The stage tells the arc from all else. What lies in the margin around it (`preference.margin`) was trained on but
-    is not asked for, so the report measures it apart, on the stage's answers.
-
-    Returns:
-        feasibility.json's figures, and ranges: {asked: (low, high), trained: (low, high)} in degrees.
-    """
-    population, margin = recipe.preference.population(2), recipe.preference.margin
-    if found["asked_for"] != "directions" or not isinstance(population, Arc):
-        return dict(found)
-    low, high = population.low, population.high
-    ranges = {"asked": [low, high], "trained": [low - margin, high + margin]}
-    if not margin:
-        return {**found, "ranges": ranges}
-    asked = recipe.feasibility.model_copy(
-        update={"samples": found["samples"], "repetition": found["rule"]["repetition"]}
-    )
-    rows, names = found["conditions"], tuple(recipe.objectives)
-    wishes = [
-        Wish(
-            "direction", Preference.from_angle(row["angle"], names).v, "", _group(row["angle"], low, high, margin),
-            names, {"angle": row["angle"]},
-        )
-        for row in rows
-    ]  # fmt: skip
-    system, fault_PVS = _read(folder, recipe.model_copy(update={"feasibility": asked}), wishes)
-    bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
-    known = all("optimum" in row for row in rows)
-    optimum_VK = np.array([[row["optimum"][name] for name in names] for row in rows]) if known else None
-    return figures(system, fault_PVS, wishes, asked.repetition, bootstrap, optimum_VK) | {"ranges": ranges}
-
-
-def _group(angle: float, low: float, high: float, margin: float) -> str:
-    """Of which group an angle is, by the ends of the arc and the margin around it."""
-    if low <= angle <= high:
-        return ASKED
-    if high < angle <= high + margin:
-        return f"{MARGIN}, {high:g} to {high + margin:g} degrees"
-    if low - margin <= angle < low:
-        return f"{MARGIN}, {low:g} to {low - margin:g} degrees"
-    return f"above {high + margin:g} degrees" if angle > high else f"below {low - margin:g} degrees"
-
-
 def targets_beyond(recipe: "Recipe", reward_NK: Array) -> list[Wish]:
     """Section 3.2's targets, and beyond each the recipe's shares of the way to the top of the scale.
 
@@ -196,29 +151,6 @@ def targets_beyond(recipe: "Recipe", reward_NK: Array) -> list[Wish]:
                 text, Wish("target", value, text, group, tuple(names), about)
             )  # rounding may make two the same
     return list(wishes.values())
-
-
-def _read(folder: Path, recipe: "Recipe", wishes: Sequence[Wish]) -> tuple[SystemRewards, Faults]:
-    """The rewards of the answers, and the faults of each."""
-    rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "response", "finished"])
-    ids = list(dict.fromkeys(rows["prompt_id"].to_pylist()))
-    shape = (len(ids), len(wishes), recipe.feasibility.samples)
-    found = [
-        faults(text, finished, recipe.feasibility.repetition)
-        for text, finished in zip(rows["response"].to_pylist(), rows["finished"].to_pylist(), strict=True)
-    ]
-    step = shape[1] * shape[2]
-    fault_PVS = [
-        [found[p * step + v * shape[2] : p * step + (v + 1) * shape[2]] for v in range(shape[1])]
-        for p in range(shape[0])
-    ]
-
-    scores = read_table(folder / "scores", SCORES, ["rewards"])["rewards"].to_pylist()
-    reward_NK = objective_rewards(scores, recipe.heads, recipe.objective_list, folder / "scores")
-    true_NK = true_objectives(folder / "truth", recipe)
-    truth_PVSK = None if true_NK is None else true_NK.reshape(*shape, -1)
-    directions = np.array([wish.value for wish in wishes]) if wishes[0].kind == "direction" else None
-    return SystemRewards("asked", None, tuple(ids), directions, reward_NK.reshape(*shape, -1), truth_PVSK), fault_PVS
 
 
 def _optimum(recipe: "Recipe", folder: Path, wishes: Sequence[Wish]) -> Array | None:

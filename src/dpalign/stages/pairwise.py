@@ -13,7 +13,7 @@ import numpy as np
 
 from dpalign.data.sources import read_source
 from dpalign.measure.bootstrap import Array, Bootstrap
-from dpalign.measure.summary import jsonable
+from dpalign.measure.record import jsonable
 from dpalign.rows import Message, user_prompt
 from dpalign.run.folder import write_json
 from dpalign.stages.pools import objective_rewards

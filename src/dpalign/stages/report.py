@@ -1,241 +1,192 @@
-"""The report stage: every evaluated system of a run into figures, tables and one page."""
+"""The report stage: every evaluated system of a run into one Summary and one page."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpalign.measure.bootstrap import Bootstrap
-from dpalign.measure.comparison import comparison_pairs
-from dpalign.measure.control import angles
-from dpalign.measure.points import SystemRewards, senses_of
-from dpalign.measure.quality import quality
-from dpalign.measure.summary import Setting, claims, fewest_replicates, summarize
-from dpalign.page.compared import comparison, feasibility, trust, tuning
-from dpalign.page.entrants import Entrant, Evaluated, Trial, entrants, read
-from dpalign.page.ledgers import cost, lineage, sweep_cost
-from dpalign.page.reading import mean_answer_tokens, rewards, true_front
+from dpalign.measure import comparison as compare
+from dpalign.measure import lineage
+from dpalign.measure.answers import reward_quality, shown_answers
+from dpalign.measure.beyond import Feasibility, read_feasibility
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.points import Rewards, senses_of
+from dpalign.measure.reading import Reading, answer_rows, mean_answer_tokens, read_rewards
+from dpalign.measure.record import rounded
+from dpalign.measure.setting import Setting, reference_point, sft_of
+from dpalign.measure.summarize import claims, summarize
+from dpalign.measure.summary import DataReport, Pairwise
+from dpalign.measure.system import System, read_system_description
+from dpalign.measure.trust import trust
+from dpalign.page.words import arithmetic, listed
 from dpalign.page.write import write_report
-from dpalign.paper.direction import Preference, evaluation_grid
-from dpalign.rows import CANDIDATES, read_table
-from dpalign.run.folder import write_json
-from dpalign.stages.pools import annotated, true_objectives
+from dpalign.paper.direction import Arc, Population, evaluation_grid
+from dpalign.paper.objectives import all_known
+from dpalign.rows import HEADS
+from dpalign.stages.pools import annotated
+from dpalign.stages.preference import Steering
 from dpalign.stages.stage import Job, objectives_read, stage
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
-
-Array = NDArray[np.float64]
-
-SHOWN_PROMPTS: Final = 12
-"""Validation prompts whose real answers the page shows."""
 
 
 @stage(
     reads=lambda r: (r.seed, r.evaluation, r.preference, r.data.world, r.compare, *objectives_read(r)),
     inputs=("data", "reward", "annotate"),
     optional=("judge", "pairwise"),
-    version=4,
+    version=5,
     heavy=False,
     repeated=("evaluate", "tune", "feasible"),
 )
 def report(job: Job) -> None:
     """Measure the systems and write the page."""
-    recipe = job.recipe
-    if not any(name.startswith("evaluate-") for name in job.inputs):
-        raise ValueError("nothing to report: give at least one evaluate- folder")
-    grid_UK = evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)
-    chance = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
-    shown, trials = entrants(recipe, job.inputs, job.systems, grid_UK, chance)
-    systems = [read(recipe, entrant) for entrant in shown]
-    compared = any(system.compared for system in job.systems.values())
-    pairs = compared_pairs(systems) if compared else claims([system.rewards for system in systems])
-    chance = enough(job, chance, len(pairs)) if compared else chance
-    front = true_front(recipe, shown[0].folder, grid_UK) if recipe.data.world else None
+    recipe, inputs, log = job.recipe, job.inputs, job.work.run.log
+    users, text = recipe.preference.population(len(recipe.objectives)), recipe.to_toml()
+    reading = Reading(tuple(recipe.heads), tuple(recipe.objective_list))
+    grid_UK = evaluation_grid(users, recipe.evaluation.directions)
+    senses_K = np.array(recipe.evaluation.senses) if recipe.evaluation.senses else senses_of(grid_UK)
+    bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
+
+    # the systems: each once, in the setting that tuning chose
+    evaluated, tuning = evaluations(job, reading, senses_K)
+    systems, tried = compare.choose_settings(evaluated, tuning, grid_UK, bootstrap)
+    feasible = {name: path for name, path in inputs.items() if name.startswith("feasible-")}
+    compared = bool(feasible) or any(one.system.compared for one in systems)
+    pairs = compare.comparison_pairs(systems) if compared else claims(systems)
+    final = compare.enough_replicates(bootstrap, len(pairs)) if compared else bootstrap
+    if final != bootstrap:
+        log(f"report: {final.replicates} bootstrap replicates to decide {len(pairs)} pairs, not {bootstrap.replicates}")
+
+    # what they are measured against
+    front = true_front(recipe, systems[0].source, grid_UK) if recipe.data.world else None
     if recipe.data.world and front is None:
-        job.work.run.log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
-    senses = recipe.evaluation.senses or None
-    reference_K = reference_point(job, systems, front, senses_of(grid_UK) if senses is None else np.array(senses))
-    setting = Setting(tuple(recipe.objectives), grid_UK, reference_K, chance, senses=senses)
-    ledgers = [made.ledger for made in lineage([entrant.folder for entrant in shown])]
-    tokens = mean_answer_tokens(sft_of(systems, systems[0]).entrant.folder)
-    summary = summarize(
-        [system.rewards for system in systems],
-        setting,
-        front,
-        pairs,
-        costs={system.entrant.title: cost([system.entrant.folder], tokens) for system in systems},
-        reward_model=_reward_model(job),
-        counts={ledger["name"]: ledger["counts"] for ledger in ledgers},
-        seeds={"seeds": [recipe.seed]},
+        log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
+    originals = partial(original_rewards, job)
+    stated = recipe.evaluation.reference
+    reference_K = (
+        np.array(stated) if stated and senses_K.all() else reference_point(systems, front, senses_K, originals)
     )
-    add_what_entrants_are(summary, systems, trials, tokens)
-    summary["trust"] = trust(systems, setting)
-    summary["pairwise"] = _pairwise(job)
+    setting = Setting(reading.names, grid_UK, reference_K, final, senses=recipe.evaluation.senses or None)
+
+    # figures, and what the ledgers tell
+    stages = list(lineage.lineage(one.source for one in systems))
+    tokens = mean_answer_tokens((sft_of(systems) or systems[0]).source)
+    sweeps = {name: lineage.sweep_cost([tuned.source for _, tuned in own], tokens) for name, own in tried.items()}
+    copies = compare.copies_of(systems)
+    summary = summarize(
+        systems, setting, front, pairs, {one.name: lineage.cost([one.source], tokens) for one in systems}
+    )
+    beside = None
     if compared:
-        summary |= {
-            "comparison": comparison(recipe, job.inputs, systems, setting, summary["systems"]),
-            "tuning": tuning(recipe, trials, setting),
-            "feasibility": feasibility(recipe, job.inputs, systems),
-        }
-    page = {
-        "quality": _quality(job, systems),
-        "data_reports": json.loads((job.inputs["data"] / "reports.json").read_text()),
-        "stages": ledgers,
-        "recipe_text": recipe.to_toml(),
+        folders = tuple(one.source for _, one in evaluated)
+        sources = compare.Sources(reading, folders, recipe.evaluation.best_of, partial(population, len(reading.names)))
+        beside = compare.comparison(systems, copies, setting, sources).model_copy(
+            update={
+                "knobs_set": lineage.knobs_set(stages, text),
+                "paper_curves": recipe.compare.paper_curves,
+                "tuning": {name: compare.tuned_settings(own, grid_UK, bootstrap, final) for name, own in tried.items()},
+                "feasibility": feasibility(job, feasible, reading, bootstrap),
+            }
+        )
+    facts = {
         "title": recipe.name,
+        "world": recipe.data.world,
+        "systems": {
+            name: one.model_copy(update={"same_as": copies.get(name), "sweep": sweeps.get(name)})
+            for name, one in summary.systems.items()
+        },
+        "reward_model": reward_quality(
+            inputs["reward"], systems, reading.names, min(200, recipe.evaluation.bootstrap), recipe.seed
+        ),
+        "pairwise": Pairwise(**_read(inputs["pairwise"] / "accuracy.json")) if "pairwise" in inputs else None,
+        "trust": trust(systems, grid_UK, final),
+        "comparison": beside,
+        "seed": recipe.seed,
+        "stages": tuple(map(lineage.stage_facts, stages)),
+        "curves": tuple(lineage.curves(stages)),
+        "data_reports": tuple(map(DataReport.of, _read(inputs["data"] / "reports.json"))),
+        "answers": tuple(shown_answers(systems, reading.names)),
+        "recipe_text": text,
+        "machine": lineage.machine(job.work.run.folder),
     }
-    write_report(job.out, summary, answers=list(shown_answers(recipe, shown)), **page)
-    write_json(job.out / "page.json", page)
+    write_report(job.out, rounded(summary.model_copy(update=facts)))
     job.work.tally.add(rows_in=len(systems), rows_out=len(systems))
 
 
-def compared_pairs(systems: Sequence[Evaluated]) -> list[tuple[str, str]]:
-    """Who is compared with whom in a comparison: what it needs and no more, for Holm pays for each pair."""
-    iterated = sorted((s for s in systems if s.entrant.role == "iteration"), key=lambda s: s.entrant.iteration or 0)
-    others = [s for s in systems if s.entrant.role not in ("iteration", "ablation")]
-    rivals = [s for s in others if s.entrant.role in ("baseline", "soup") and s.rewards.reward_PVSK.shape[1] > 1]
-    names = [[system.entrant.title for system in group] for group in (iterated, others, rivals)]
-    return comparison_pairs(*names)
+def evaluations(job: Job, reading: Reading, senses_K: Array) -> tuple[list[tuple[str, Rewards]], dict[str, Rewards]]:
+    """The evaluated systems by name, and those on the tuning prompts.
 
-
-def enough(job: Job, bootstrap: Bootstrap, pairs: int) -> Bootstrap:
-    """The bootstrap, with more replicates where a decision over the pairs needs more; the log says so."""
-    needed = 2 * fewest_replicates(pairs, bootstrap.level)  # with the fewest a p-value just reaches the level
-    if needed <= bootstrap.replicates or not pairs:
-        return bootstrap
-    job.work.run.log(f"report: {needed} bootstrap replicates to decide {pairs} pairs, not {bootstrap.replicates}")
-    return Bootstrap(bootstrap.seed, needed, bootstrap.level)
-
-
-def sft_of(systems: Sequence[Evaluated], otherwise: Evaluated) -> Evaluated:
-    return next((system for system in systems if system.entrant.step == "evaluate-sft"), otherwise)
-
-
-def add_what_entrants_are(
-    summary: dict[str, Any],
-    systems: Sequence[Evaluated],
-    trials: Mapping[str, Sequence[Trial]],
-    answer_tokens: float,
-) -> None:
-    """To each system of the summary: its role, its setting, what tuning it cost, and whose copy it is."""
-    first: dict[Path, str] = {}
-    for system in systems:
-        entrant = system.entrant
-        entry = summary["systems"][entrant.title]
-        entry |= {"role": entrant.role, "setting": entrant.setting or None, "family": entrant.family or None}
-        entry["trained_for"] = (
-            float(angles(np.array([entrant.direction]))[0]) if len(entrant.direction or ()) == 2 else None
-        )
-        entry["same_as"] = first.get(entrant.folder)
-        first.setdefault(entrant.folder, entrant.title)
-        tried = trials.get(entrant.title, ())
-        entry["sweep"] = sweep_cost([trial.tuned_in for trial in tried], answer_tokens) if tried else None
-
-
-def reference_point(
-    job: Job, systems: Sequence[Evaluated], front: SystemRewards | None, senses_K: Array
-) -> Array | None:
-    """Hypervolume's reference: the recipe's; or SFT's mean where more is better, and where less is better
-    the true optimum's at the first direction, or without a truth the original answers' 95% quantile.
-
-    None where the directions disagree about what is better.
+    Raises:
+        ValueError: there are none.
     """
-    recipe = job.recipe
-    if not senses_K.all():
-        return None
-    if recipe.evaluation.reference:
-        return np.array(recipe.evaluation.reference)
-    sft = next((system.rewards for system in systems if system.entrant.step == "evaluate-sft"), None)
-    if sft is None:
-        raise ValueError("no SFT among the systems to take hypervolume's reference from; set evaluation.reference")
-    if front is not None and sft.true_reward_PVSK is not None:
-        low_K, high_K = sft.true_reward_PVSK.mean(axis=(0, 1, 2)), front.point_VK[0]
-    else:
-        originals = annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")
-        low_K, high_K = sft.point_VK[0], np.quantile(np.array([r_K for _, r_K in originals]), 0.95, axis=0)
-    return np.where(senses_K > 0, low_K, high_K)
-
-
-def _reward_model(job: Job) -> dict[str, Any]:
-    """The contract's short form: head -> r2, pearson, spearman, length_correlation."""
-    path = job.inputs["reward"] / "quality.json"
-    heads = json.loads(path.read_text())["heads"] if path.is_file() else {}
-    short = ("r2", "pearson", "spearman", "length_correlation")
-    return {head: {name: figures[name]["value"] for name in short} for head, figures in heads.items()}
-
-
-def _pairwise(job: Job) -> dict[str, Any] | None:
-    """The reward model on a file of preference pairs, where the recipe names one."""
-    if "pairwise" not in job.inputs:
-        return None
-    found: dict[str, Any] = json.loads((job.inputs["pairwise"] / "accuracy.json").read_text())
-    return found
-
-
-def _quality(job: Job, systems: Sequence[Evaluated]) -> dict[str, Any]:
-    """Held-out quality, and how well the reward model ranks systems' own answers; not specialists' and ablations'."""
-    systems = [s for s in systems if s.entrant.role not in ("specialist", "ablation")]
-    path = job.inputs["reward"] / "quality.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    labels = {s.entrant.title: s.rewards.true_reward_PVSK for s in systems}
-    labels |= {s.entrant.title: s.judged_PVSK for s in systems if labels[s.entrant.title] is None}
-    on_policy = {
-        system.entrant.title: _on_policy(job, system, label)
-        for system in systems
-        if (label := labels[system.entrant.title]) is not None
-    }
-    return found | {"on_policy": on_policy}
-
-
-def _on_policy(job: Job, system: Evaluated, label_PVSK: Array) -> dict[str, Any]:
-    rows = read_table(system.entrant.folder / "answers", CANDIDATES, ["prompt_id", "response"])
-    k = len(job.recipe.objectives)
-    figures: dict[str, Any] = quality(
-        system.rewards.reward_PVSK.reshape(-1, k),
-        label_PVSK.reshape(-1, k),
-        list(job.recipe.objectives),
-        rows["prompt_id"].to_pylist(),
-        [len(text) for text in rows["response"].to_pylist()],
-        resamples=min(200, job.recipe.evaluation.bootstrap),
-        seed=job.recipe.seed,
-    ).to_json()["heads"]
-    return figures
-
-
-def shown_answers(recipe: "Recipe", shown: Sequence[Entrant]) -> Iterator[dict[str, Any]]:
-    """One answer a condition to the first prompts, of the last two policies and of what stands beside them.
-
-    Of systems that answer to reward targets none is shown: the dial has no place for targets.
-    """
-    policies = [entrant for entrant in shown if (entrant.iteration or 0) > 0][-2:]
-    beside = [
-        entrant for entrant in shown if entrant.role in ("baseline", "soup") or entrant.step.endswith("-sft-asked")
-    ]
-    names = list(recipe.objectives)
-    for entrant in (*beside, *policies):
-        rows = read_table(entrant.folder / "answers", CANDIDATES).to_pylist()
-        if rows[0]["condition_kind"] == "target":
+    found: list[tuple[str, Rewards]] = []
+    tuning: dict[str, Rewards] = {}
+    for step, folder in job.inputs.items():
+        kind, _, name = step.partition("-")
+        if kind != "evaluate":
             continue
-        judged_NK = rewards(entrant.folder / "scores", recipe)
-        truth_NK = true_objectives(entrant.folder / "truth", recipe)
-        prompts = list(dict.fromkeys(row["prompt_id"] for row in rows))[:SHOWN_PROMPTS]
-        for n, row in enumerate(rows):
-            if row["sample"] or row["prompt_id"] not in prompts:
-                continue
-            direction = (
-                Preference.from_vector(row["condition"], tuple(names)) if row["condition_kind"] == "direction" else None
-            )
-            yield {
-                "prompt": row["messages"][-1]["content"],
-                "system": entrant.title,
-                "iteration": entrant.iteration,
-                "condition": direction.weights if direction else None,
-                "angle": direction.angle if direction and len(names) == 2 else None,
-                "response": row["response"],
-                "rewards": dict(zip(names, judged_NK[n].tolist(), strict=True)),
-                "true_rewards": dict(zip(names, truth_NK[n].tolist(), strict=True)) if truth_NK is not None else None,
-            }
+        tuned = job.inputs.get(f"tune-{name}")
+        system = job.systems.get(step) or read_system_description(folder, step)
+        if (folder / "soup.json").is_file():
+            experts = _read(folder / "soup.json")["experts"]
+            system = replace(system, setting=listed([_spelled(v_K, reading, senses_K) for v_K in experts]))
+        found.append((name, read_rewards(folder, system, reading)))
+        if tuned is not None:
+            tuning[name] = read_rewards(tuned, system, reading, truth=False)
+    if not found:
+        raise ValueError("nothing to report: give at least one evaluate- folder")
+    return found, tuning
+
+
+def _spelled(v_K: Sequence[float], reading: Reading, senses_K: Array) -> str:
+    return arithmetic(dict(zip(reading.names, v_K, strict=True)), senses_K.tolist())
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def original_rewards(job: Job) -> Array:
+    """The rewards of the original answers: (N, K)."""
+    return np.array([r_K for _, r_K in annotated(job.inputs["data"], job.inputs["annotate"], job.recipe, "both")])
+
+
+def true_front(recipe: "Recipe", folder: Path, grid_UK: Array) -> Rewards | None:
+    """The best answers of the world to the same prompts.
+
+    None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.
+    """
+    from dpalign.world.language import read_prompt
+    from dpalign.world.optimum import faultless_is_best, optimal_rewards
+
+    objectives, heads = recipe.objective_list, recipe.heads
+    if not all_known(objectives, heads, HEADS) or not faultless_is_best(grid_UK, objectives, heads):
+        return None
+    prompts = {row["prompt_id"]: row["messages"] for row in answer_rows(folder, ["prompt_id", "messages"])}
+    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
+    best_PVSK = optimal_rewards(tasks, grid_UK, objectives, heads)[:, :, None, :]
+    return Rewards(System("true front"), tuple(prompts), grid_UK, best_PVSK, best_PVSK)
+
+
+def feasibility(job: Job, steps: Mapping[str, Path], reading: Reading, bootstrap: Bootstrap) -> dict[str, Feasibility]:
+    """What each feasibility step measured, by the name of its system."""
+    steering = job.recipe.preference
+    users = steering.population(len(reading.names))
+    arc, margin = users if isinstance(users, Arc) else None, steering.margin
+    measured = {}
+    for step, folder in steps.items():
+        system = job.systems.get(step) or read_system_description(folder, step)
+        measured[system.name] = read_feasibility(folder, reading, arc, margin, bootstrap)
+    return measured
+
+
+def population(objectives: int, knobs: Mapping[str, Any]) -> Population:
+    """The users that a stage's knobs state."""
+    section = "preference."
+    mapping = {key.removeprefix(section): value for key, value in knobs.items() if key.startswith(section)}
+    return Steering.model_validate_json(json.dumps(mapping)).population(objectives)

@@ -1,76 +1,85 @@
 """The figures of a run's report that an export shows: the only reader of summary.json here."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from dpalign.dial.export.source import Source
-from dpalign.page.words import Figure, degrees, number
+from dpalign.measure.summary import Cost, Measured, Point, Summary
+from dpalign.page.words import degrees, number, said
 from dpalign.paper.direction import Preference
 from dpalign.train.contract import FrontPoint
 
 PICTURE: Final = "front.png"
 
 
-def measured(source: Source) -> Mapping[str, Any] | None:
-    """The policy's entry in the report; None where it has none."""
+def summary_of(source: Source) -> Summary | None:
+    """The run's report; None where it has none."""
     if source.report is None:
         return None
-    summary = json.loads((source.report / "summary.json").read_text(encoding="utf-8"))
-    for name, entry in summary["systems"].items():
-        if (entry["role"], entry["iteration"]) == ("iteration", source.contract.iteration):
-            steered = all(point.get("direction") is not None for point in entry["points"])
-            return {**entry, "name": name, "prompts": summary["intervals"]["prompts"]} if steered else None
-    return None
+    return Summary.model_validate_json((source.report / "summary.json").read_text(encoding="utf-8"))
+
+
+def measured(source: Source) -> Measured | None:
+    """The policy in the report; None where it has none."""
+    summary = summary_of(source)
+    policies = summary.of_role("iteration") if summary is not None else []
+    return next((one for one in policies if one.steered and one.system.iteration == source.contract.iteration), None)
 
 
 def front_of(source: Source) -> tuple[FrontPoint, ...]:
     """The reward model's mean rewards, a point an evaluation direction."""
-    names, entry = source.contract.names, measured(source)
+    names, policy = source.contract.names, measured(source)
     return tuple(
-        FrontPoint(
-            Preference.from_weights(point["direction"], names),
-            {name: float(point["rewards"][name]["mean"]) for name in names},
-        )
-        for point in (entry["points"] if entry is not None else ())
+        FrontPoint(Preference.from_weights(point.direction, names), {name: point.rewards[name].value for name in names})
+        for point in (policy.points if policy is not None else ())
+        if point.direction is not None
     )
 
 
 def picture_of(source: Source) -> bytes | None:
-    """The report's figure of the front."""
-    path = None if source.report is None else source.report / "figures" / PICTURE
-    return path.read_bytes() if path is not None and path.is_file() else None
+    """The report's front up to the exported policy; None unless two objectives were measured."""
+    summary = summary_of(source)
+    if summary is None or measured(source) is None or len(source.contract.names) != 2:
+        return None
+    from dpalign.page.drawing import png
+    from dpalign.page.figures import front
+
+    last = source.contract.iteration or 0
+    systems = {name: one for name, one in summary.systems.items() if (one.system.iteration or 0) <= last}
+    return png(front(summary.model_copy(update={"systems": systems})).canvas)
 
 
 def figures(source: Source) -> dict[str, Any]:
     """What the card shows of them: a table of rewards by direction, and the cost."""
-    entry, names = measured(source), source.contract.names
-    if entry is None:
+    summary, policy, names = summary_of(source), measured(source), source.contract.names
+    if summary is None or policy is None:
         return {"system": None, "columns": (), "points": (), "prompts": 0, "tau": None, "truth": False, "cost": {}}
-    truth = "true_rewards" in entry["points"][0]
-    tables = [("rewards", "by the reward model"), ("true_rewards", "true")] if truth else [("rewards", "")]
+    truth = summary.measure == "true"
+    tables = [(True, "by the reward model"), (False, "true")] if truth else [(True, "")]
     columns = [f"{name}, {whose}" if whose else name for _, whose in tables for name in names]
     points = [
-        (_direction(point, names), [str(Figure.read(point[key][name])) for key, _ in tables for name in names])
-        for point in entry["points"]
+        (_direction(point, names), [said(point.by(name, judged=judged)) for judged, _ in tables for name in names])
+        for point in policy.points
     ]
+    spent = policy.cost or Cost()
     cost = {
-        "tokens sampled": entry["sampled_tokens"],
-        "answers scored": entry["scored_responses"],
-        "tokens trained on": entry["trained_tokens"],
+        "tokens sampled": spent.sampled_tokens,
+        "answers scored": spent.scored_responses,
+        "tokens trained on": spent.trained_tokens,
     }
+    tau = policy.figures.kendall_tau
     return {
-        "system": entry["name"],
+        "system": policy.name,
         "columns": columns,
         "points": points,
-        "prompts": entry["prompts"],
-        "tau": None if entry["kendall_tau"] is None else number(entry["kendall_tau"], 2),
+        "prompts": summary.intervals.prompts,
+        "tau": None if tau is None else number(tau.value, 2),
         "truth": truth,
         "cost": {what: n for what, n in cost.items() if n},
     }
 
 
-def _direction(point: Mapping[str, Any], names: Sequence[str]) -> str:
-    if len(names) == 2:
-        return degrees(point["angle"])
-    return ", ".join(f"{name} {number(point['direction'][name], 2)}" for name in names)
+def _direction(point: Point, names: Sequence[str]) -> str:
+    if point.angle is not None:
+        return degrees(point.angle)
+    return ", ".join(f"{name} {number((point.direction or {}).get(name), 2)}" for name in names)

@@ -1,17 +1,21 @@
 """What the ledgers of a run tell of a system: what it took to make, what it read, what must be kept to serve it."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from dpalign.paper.direction import draw_directions, rng_for
+from dpalign.measure.summary import Cost, Curve, Machine, StageFacts
+from dpalign.paper.direction import Population, draw_directions, rng_for
 from dpalign.run.ledger import LEDGER, TIMES, Ledger, read_ledger
 
-OVERALL = "overall score"
+OVERALL: Final = "overall score"
 """What a data set's own preference pairs are ranked by."""
+CURVE: Final = "curve.json"
+"""Where a training keeps its loss."""
 
 
 class Made(NamedTuple):
@@ -38,6 +42,74 @@ def lineage(folders: Iterable[Path]) -> Iterator[Made]:
         yield from visit(folder.resolve())
 
 
+def stage_facts(made: Made) -> StageFacts:
+    """What a stage counted."""
+    counts, tokens = made.ledger["counts"], made.ledger["tokens"]
+    return StageFacts(
+        name=made.ledger["name"],
+        seconds=made.ledger["seconds"],
+        sampled=tokens["sampled"],
+        scored=tokens["scored"],
+        trained=tokens["trained"],
+        rows_in=counts["in"],
+        rows_out=counts["out"],
+        filtered=counts["filtered"],
+    )
+
+
+def curves(stages: Iterable[Made]) -> list[Curve]:
+    """The loss of each training that kept it."""
+    found = []
+    for made in stages:
+        path = made.folder / CURVE
+        if path.is_file():
+            values = json.loads(path.read_text(encoding="utf-8"))
+            found.append(Curve(stage=made.ledger["name"], **values))
+    return found
+
+
+def machine(run: Path) -> Machine:
+    """Where a run was made, as its environment.json says."""
+    path = run / "environment.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return Machine(**{key: values[key] for key in Machine.model_fields if values.get(key) is not None})
+
+
+def condition_of(folder: Path) -> str:
+    """What an evaluate folder's system was asked under (directions, plain, brief, best-of-n, ...)."""
+    return str(read_ledger(folder)["knobs"].get("step.condition", "")) if (folder / LEDGER).is_file() else ""
+
+
+def unasked_twin(folder: Path, others: Iterable[Path]) -> Path | None:
+    """Of a system that was asked in words to be brief: the evaluation of the same model, asked for nothing."""
+    if condition_of(folder) != "brief":
+        return None
+    policy = read_ledger(folder)["inputs"].get("policy")
+    for other in others:
+        if condition_of(other) == "plain" and read_ledger(other)["inputs"].get("policy") == policy:
+            return other
+    return None
+
+
+def knobs_set(stages: Iterable[Made], recipe_text: str) -> tuple[str, ...]:
+    """The knobs that some stages set for themselves, whatever the recipe says."""
+    recipe = dict(leaves(tomllib.loads(recipe_text)))
+    return tuple(
+        sorted(
+            {key for made in stages for key, value in made.ledger["knobs"].items() if recipe.get(key, value) != value}
+        )
+    )
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables by dotted name."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def made_from(folder: Path) -> dict[str, Path]:
     """The stages that made what an evaluate folder evaluated, and that a user of it must keep.
 
@@ -46,8 +118,7 @@ def made_from(folder: Path) -> dict[str, Path]:
     """
     if not (folder / LEDGER).is_file():
         return {}
-    ledger = read_ledger(folder)
-    chooses = ledger["knobs"].get("step.condition") == "best-of-n"
+    ledger, chooses = read_ledger(folder), condition_of(folder) == "best-of-n"
     return {
         name: _stage_at(folder, entry["path"])
         for name, entry in ledger["inputs"].items()
@@ -60,7 +131,7 @@ def _stage_at(folder: Path, path: str) -> Path:
     return (folder.parent / path).resolve()
 
 
-def cost(folders: Sequence[Path], answer_tokens: float) -> dict[str, float]:
+def cost(folders: Sequence[Path], answer_tokens: float) -> Cost:
     """What the systems of some evaluate folders took to make, stages that they share counted once.
 
     Trained tokens include prompts; sampled and scored ones are those of answers alone. Of original answers, which
@@ -72,7 +143,7 @@ def cost(folders: Sequence[Path], answer_tokens: float) -> dict[str, float]:
     return _sum(list(lineage(stage for folder in folders for stage in made_from(folder).values())), answer_tokens)
 
 
-def sweep_cost(folders: Sequence[Path], answer_tokens: float) -> dict[str, float]:
+def sweep_cost(folders: Sequence[Path], answer_tokens: float) -> Cost:
     """What it took to make all settings of a system and to choose among them: their tuning evaluations included,
     and the reward model by which it was chosen."""
     evaluated = [Made(folder, read_ledger(folder)) for folder in folders if (folder / LEDGER).is_file()]
@@ -81,19 +152,19 @@ def sweep_cost(folders: Sequence[Path], answer_tokens: float) -> dict[str, float
     return _sum([*lineage(roots), *evaluated], answer_tokens)
 
 
-def _sum(made: Sequence[Made], answer_tokens: float) -> dict[str, float]:
+def _sum(made: Sequence[Made], answer_tokens: float) -> Cost:
     sampled, scored, trained = (
         sum(one.ledger["tokens"][unit] for one in made) for unit in ("sampled", "scored", "trained")
     )
     read = sum(_scored_tokens(one, answer_tokens) for one in made)
-    return {
-        "sampled_tokens": sampled,
-        "scored_responses": scored,
-        "scored_tokens": round(read),
-        "trained_tokens": trained,
-        "total_tokens": round(sampled + read + trained),
-        "seconds": sum(one.ledger["seconds"] for one in made),
-    }
+    return Cost(
+        sampled_tokens=sampled,
+        scored_responses=scored,
+        scored_tokens=round(read),
+        trained_tokens=trained,
+        total_tokens=round(sampled + read + trained),
+        seconds=sum(one.ledger["seconds"] for one in made),
+    )
 
 
 def _scored_tokens(made: Made, answer_tokens: float) -> float:
@@ -105,29 +176,25 @@ def _scored_tokens(made: Made, answer_tokens: float) -> float:
     return tokens["sampled"] or tokens["scored"] * answer_tokens
 
 
-def objectives_read(folder: Path, objectives: Sequence[str]) -> list[str]:
-    """The objectives that a system's training looked at: those that some direction or target of it weighed."""
+def objectives_read(
+    folder: Path, objectives: Sequence[str], population: Callable[[Mapping[str, Any]], Population]
+) -> list[str]:
+    """The objectives that a system's training looked at: those that some direction or target of it weighed.
+
+    Args:
+        population: the users that a stage's knobs state.
+    """
     found: set[str] = set()
     for _, ledger in lineage(made_from(folder).values()):
         knobs, inputs = ledger["knobs"], ledger["inputs"]
         if {"sft", "annotate"} <= inputs.keys():  # SteerLM: answers that state all their rewards
             found.update(objectives)
         elif "rl.algorithm" in knobs or ({"candidates", "scores"} <= inputs.keys() and "replay" in knobs):
-            found.update(weighed(knobs, objectives))
+            weight_NK = np.abs(draw_directions(population(knobs), 64, rng_for("objectives read")))
+            found.update(objectives[k] for k in np.flatnonzero(weight_NK.max(axis=0) > 1e-9).tolist())
         elif "dpo.pairs" in knobs:
             found.add(OVERALL if knobs["dpo.pairs"] == "ratings" else objectives[0])
     return [name for name in (*objectives, OVERALL) if name in found]
-
-
-def weighed(knobs: Mapping[str, Any], objectives: Sequence[str]) -> list[str]:
-    """The objectives that the population of users in a stage's knobs weighs at all."""
-    section = "preference."
-    mapping = {key.removeprefix(section): value for key, value in knobs.items() if key.startswith(section)}
-    from dpalign.stages.preference import Steering
-
-    population = Steering.model_validate_json(json.dumps(mapping)).population(len(objectives))
-    drawn_NK = draw_directions(population, 64, rng_for("objectives read"))
-    return [name for name, weight in zip(objectives, np.abs(drawn_NK).max(axis=0), strict=True) if weight > 1e-9]
 
 
 class Footprint(NamedTuple):

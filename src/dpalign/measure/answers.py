@@ -1,0 +1,74 @@
+"""What reads the texts of evaluate folders: the answers that the page shows, and the reward model's quality on them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from dpalign.measure.points import Rewards
+from dpalign.measure.quality import quality
+from dpalign.measure.reading import answer_rows
+from dpalign.measure.summary import Answer, RewardQuality
+
+SHOWN_PROMPTS: Final = 24
+"""Validation prompts whose real answers the page shows."""
+
+
+def shown_answers(systems: Sequence[Rewards], objectives: Sequence[str]) -> Iterator[Answer]:
+    """One answer a condition to the first prompts: of the last two policies, and of what stands beside them.
+
+    Those are baselines, soups and the first control. Systems that answer to reward targets are left out: the dial has
+    no place for targets.
+    """
+    policies = [one for one in systems if one.system.role == "iteration" and one.system.iteration]
+    policies.sort(key=lambda one: one.system.iteration or 0)
+    beside = [one for one in systems if one.system.role in ("baseline", "soup")]
+    beside += [one for one in systems if one.system.role == "control"][:1]
+    for one in (*beside, *policies[-2:]):
+        prompts, conditions, samples, k = one.reward_PVSK.shape
+        rows = answer_rows(one.source)
+        if rows[0]["condition_kind"] == "target":
+            continue
+        judged_NK = one.reward_PVSK.reshape(-1, k).tolist()
+        true_NK = None if one.true_reward_PVSK is None else one.true_reward_PVSK.reshape(-1, k).tolist()
+        for n in range(0, min(SHOWN_PROMPTS, prompts) * conditions * samples, samples):
+            direction_VK = one.directions_VK
+            yield Answer(
+                prompt=rows[n]["messages"][-1]["content"],
+                system=one.name,
+                direction=None
+                if direction_VK is None
+                else dict(zip(objectives, direction_VK[n // samples % conditions].tolist(), strict=True)),
+                response=rows[n]["response"],
+                rewards=dict(zip(objectives, judged_NK[n], strict=True)),
+                true_rewards=None if true_NK is None else dict(zip(objectives, true_NK[n], strict=True)),
+            )
+
+
+def reward_quality(
+    reward: Path, systems: Sequence[Rewards], objectives: Sequence[str], resamples: int, seed: int
+) -> RewardQuality:
+    """How well the reward model predicts held-out ratings, as its stage measured, and ranks the systems' own answers.
+
+    The latter by the truth, or else by the judge; specialists and ablations are left out.
+    """
+    path = reward / "quality.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = {}
+    for one in systems:
+        label_PVSK = one.judge_PVSK if one.true_reward_PVSK is None else one.true_reward_PVSK
+        if label_PVSK is None or one.system.role in ("specialist", "ablation"):
+            continue
+        rows = answer_rows(one.source, ["prompt_id", "response"])
+        figures = quality(
+            one.reward_PVSK.reshape(-1, len(objectives)),
+            label_PVSK.reshape(-1, len(objectives)),
+            list(objectives),
+            [row["prompt_id"] for row in rows],
+            [len(row["response"]) for row in rows],
+            resamples=resamples,
+            seed=seed,
+        )
+        found[one.name] = {head.name: head for head in figures.heads}
+    parts = {name: values.get(name, {}) for name in ("heads", "objectives", "baseline", "truth")}
+    return RewardQuality.model_validate(parts | {"on_policy": found})

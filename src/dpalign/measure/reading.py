@@ -1,0 +1,112 @@
+"""Evaluate folders as arrays: rewards by prompt, condition, sample and objective.
+
+Shapes: P prompts, V conditions, S samples, K objectives, N answers, H heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpalign.measure.bootstrap import Array
+from dpalign.measure.points import Rewards
+from dpalign.measure.system import System
+from dpalign.paper.direction import Preference
+from dpalign.paper.objectives import Objective, all_known, by_name, read_objectives
+from dpalign.rows import CANDIDATES, HEADS, SCORES, matrix_of, read_table
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How objectives are read from the heads of stored rewards."""
+
+    heads: tuple[str, ...]
+    objectives: tuple[Objective, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objectives by name."""
+        return tuple(objective.name for objective in self.objectives)
+
+
+def read_rewards(folder: Path, system: System, reading: Reading, *, truth: bool = True) -> Rewards:
+    """The rewards of an evaluate folder.
+
+    Args:
+        truth: with the true rewards, where the folder holds them.
+    """
+    ids, kind, conditions = asked_of(folder)
+    shape = (len(ids), len(conditions), -1, len(reading.objectives))
+    directions = None
+    if kind == "direction":
+        directions = np.array([Preference.from_vector(v_K, reading.names).v for v_K in conditions])
+    true_NK = true_rewards(folder / "truth", reading) if truth else None
+    judged = folder / "judged"
+    return Rewards(
+        system,
+        tuple(ids),
+        directions,
+        rewards(folder / "scores", reading).reshape(shape),
+        None if true_NK is None else true_NK.reshape(shape),
+        rewards(judged, reading).reshape(shape) if judged.exists() else None,
+        folder,
+    )
+
+
+def asked_of(folder: Path) -> tuple[list[str], str, list[list[float]]]:
+    """The prompts of a folder's answers, the kind of its conditions, and what each asks for."""
+    keys = read_table(folder / "answers", CANDIDATES, ["prompt_id", "condition_index", "condition_kind", "condition"])
+    ids = list(dict.fromkeys(keys["prompt_id"].to_pylist()))
+    asked: dict[int, list[float]] = {}
+    per_prompt = len(keys) // len(ids)
+    for index, condition in zip(
+        keys["condition_index"][:per_prompt].to_pylist(), keys["condition"][:per_prompt].to_pylist(), strict=True
+    ):
+        asked.setdefault(index, condition)
+    return ids, str(keys["condition_kind"][0].as_py()), [asked[index] for index in sorted(asked)]
+
+
+def asked_targets(folder: Path) -> Array | None:
+    """The reward targets that a system was asked for: (V, K); None of one asked otherwise."""
+    _, kind, conditions = asked_of(folder)
+    return np.array(conditions, dtype=float) if kind == "target" else None
+
+
+def rewards(folder: Path, reading: Reading) -> Array:
+    """Objectives of every scored answer of a folder: (N, K).
+
+    Raises:
+        ValueError: scores of other heads, or that are no numbers; the message names the folder.
+    """
+    return _read(matrix_of(read_table(folder, SCORES, ["rewards"])["rewards"]), reading, folder)
+
+
+def true_rewards(folder: Path, reading: Reading) -> Array | None:
+    """Objectives of a folder's true rewards: (N, K); None where it has none, or an objective reads a head without any.
+
+    The truth has the ten heads of `HEADS`; a reward of other heads shares those of the same name.
+    """
+    if not folder.exists() or not all_known(reading.objectives, reading.heads, HEADS):
+        return None
+    true_NH = by_name(matrix_of(read_table(folder, SCORES, ["rewards"])["rewards"]), HEADS, reading.heads)
+    return _read(true_NH, reading, folder)
+
+
+def _read(reward_NH: Array, reading: Reading, folder: Path) -> Array:
+    try:
+        return read_objectives(reward_NH, reading.heads, reading.objectives)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def mean_answer_tokens(folder: Path) -> float:
+    """The tokens of an evaluate folder's mean answer."""
+    return float(np.mean(read_table(folder / "answers", CANDIDATES, ["tokens"])["tokens"].to_pylist()))
+
+
+def answer_rows(folder: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The answers of an evaluate folder, prompt by prompt, condition by condition."""
+    rows: list[dict[str, Any]] = read_table(folder / "answers", CANDIDATES, columns).to_pylist()
+    return rows

@@ -1,0 +1,51 @@
+"""What is written as JSON and read back as the same typed value: the base of every part of the Summary."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """A frozen part of the Summary. An unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+R = TypeVar("R", bound=Record)
+
+
+def rounded(record: R) -> R:
+    """The same record with six decimals, so that it equals what is read back from its JSON.
+
+    Six decimals lie far below any interval, and far above what the order of a sum can change: the same figures give
+    the same bytes.
+    """
+    return type(record).model_validate(jsonable(record.model_dump()))
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON values of six decimals; arrays and dataclasses are taken apart.
+
+    Raises:
+        ValueError: a value that JSON cannot hold.
+    """
+    match value:
+        case bool() | int() | str() | None:
+            return value
+        case float() | np.number():
+            if not math.isfinite(value):
+                raise ValueError(f"a summary cannot hold {value}; leave out a figure that is not defined")
+            return round(float(value), 6) + 0.0  # + 0.0: no -0.0
+        case np.ndarray():
+            return jsonable(value.tolist())
+        case Mapping():
+            return {str(key): jsonable(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [jsonable(inner) for inner in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return jsonable(asdict(value))
+    raise ValueError(f"a summary cannot hold {value!r} of type {type(value).__name__}")

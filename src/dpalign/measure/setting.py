@@ -1,0 +1,85 @@
+"""What is fixed before any system is evaluated: objectives, directions, reference, bootstrap.
+
+Shapes: U evaluation directions, K objectives.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.points import Rewards, senses_of
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What is fixed before any system is evaluated."""
+
+    objectives: tuple[str, ...]
+    directions_UK: Array
+    """The evaluation directions, in the order of the dial."""
+    reference_K: Array | None
+    """Hypervolume's reference, in reward points: fixed before any DPA run. None leaves hypervolume out."""
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    reference_shifts: tuple[float, ...] = (-5.0, 0.0, 5.0)
+    """Reward points by which the sensitivity table moves each coordinate of the reference."""
+    senses: tuple[int, ...] | None = None
+    """+1 for an objective to maximise, -1 for one to minimise; None: as the directions have it."""
+
+    def __post_init__(self) -> None:
+        k = len(self.objectives)
+        reference = (k,) if self.reference_K is None else self.reference_K.shape
+        if self.directions_UK.ndim != 2 or self.directions_UK.shape[1] != k or reference != (k,):
+            raise ValueError(
+                f"{k} objectives ({', '.join(self.objectives)}) with directions of shape {self.directions_UK.shape} "
+                f"and a reference of shape {reference}; (directions, {k}) and ({k},) are needed"
+            )
+        if self.senses is not None and (len(self.senses) != k or not set(self.senses) <= {1, -1}):
+            raise ValueError(f"senses are {self.senses}: {k} of them are needed, each 1 or -1")
+        if self.disputed and self.reference_K is not None:
+            raise ValueError(
+                f"some directions want more {self.disputed[0]} and others less, so no front has a side and hypervolume "
+                "no reference: give none, or give the senses"
+            )
+
+    @property
+    def senses_K(self) -> Array:
+        """+1 for an objective to maximise, -1 for one to minimise, 0 for a disputed one: (K,)."""
+        return senses_of(self.directions_UK) if self.senses is None else np.array(self.senses, dtype=float)
+
+    @property
+    def disputed(self) -> tuple[str, ...]:
+        """The objectives that some directions want more of and others less, where no senses are given."""
+        return tuple(name for name, sense in zip(self.objectives, self.senses_K, strict=True) if not sense)
+
+
+def sft_of(systems: Sequence[Rewards]) -> Rewards | None:
+    """The SFT model, which hypervolume is measured from."""
+    return next((one for one in systems if one.name.casefold() == "sft"), None)
+
+
+def reference_point(
+    systems: Sequence[Rewards], front: Rewards | None, senses_K: Array, originals: Callable[[], Array]
+) -> Array | None:
+    """Hypervolume's reference: SFT's mean where more is better; where less is better the true optimum's at the first
+    direction, or without a truth the 95% quantile of the original answers.
+
+    None where the directions disagree about what is better.
+
+    Args:
+        originals: gives the rewards of the original answers, (N, K); they are read only where there is no truth.
+
+    Raises:
+        ValueError: there is no SFT among the systems.
+    """
+    if not senses_K.all():
+        return None
+    sft = sft_of(systems)
+    if sft is None:
+        raise ValueError("no SFT among the systems to take hypervolume's reference from; set evaluation.reference")
+    if front is not None and sft.true_reward_PVSK is not None:
+        low_K, high_K = sft.true_reward_PVSK.mean(axis=(0, 1, 2)), front.point_VK[0]
+    else:
+        low_K, high_K = sft.point_VK[0], np.quantile(originals(), 0.95, axis=0)
+    return np.asarray(np.where(senses_K > 0, low_K, high_K))

@@ -1,0 +1,198 @@
+"""From the rewards of the compared systems to the Summary's figures.
+
+Shapes: U evaluation directions, V conditions, K objectives.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from dpalign.measure.bootstrap import Array, Estimate, holm
+from dpalign.measure.control import angles, control, is_dial, regret, span_share
+from dpalign.measure.dominance import dominance
+from dpalign.measure.front import coverage
+from dpalign.measure.hypervolume import hypervolume_estimate, hypervolume_share, nearby_references, sensitivity
+from dpalign.measure.objective import expected_objective, objective_by_direction, objective_difference
+from dpalign.measure.points import Rewards, by_truth, opinion_gap, points, require_same_prompts
+from dpalign.measure.setting import Setting
+from dpalign.measure.summary import Cost, DominanceRow, Figures, Intervals, Measured, Point, Summary, Weights
+
+
+def summarize(
+    systems: Sequence[Rewards],
+    setting: Setting,
+    true_front: Rewards | None = None,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    costs: Mapping[str, Cost] | None = None,
+) -> Summary:
+    """The figures of all systems and pairs; `model_copy(update=...)` adds what else a report knows.
+
+    Args:
+        systems: evaluated on the same prompts; all with true rewards, or none.
+        true_front: the rewards of each prompt's best answers at the evaluation directions, if known.
+        pairs: the (a, b) of the dominance table; None: each iteration against all that came before it.
+        costs: what making each system took, where that is known.
+
+    Raises:
+        ValueError: systems that cannot be compared; the message names them.
+    """
+    _check_systems(systems, setting, true_front)
+    truth_known = systems[0].true_reward_PVSK is not None
+    measured = [rewards.measured for rewards in systems]
+    front = true_front if truth_known else None
+    reference_K = setting.reference_K
+    references_MK = [] if reference_K is None else nearby_references(reference_K, setting.reference_shifts)
+    return Summary(
+        objectives=setting.objectives,
+        senses=tuple(setting.senses_K.tolist()),
+        directions=tuple(_weights(v_K, setting) for v_K in setting.directions_UK),
+        is_dial=is_dial(setting.directions_UK),
+        reference=None if reference_K is None else _weights(reference_K, setting),
+        measure="true" if truth_known else "judged",
+        intervals=Intervals(bootstrap=setting.bootstrap, prompts=len(systems[0].prompt_ids)),
+        systems={one.name: measured_system(one, setting, front, (costs or {}).get(one.name)) for one in systems},
+        true_front=tuple(_weights(point_K, setting) for point_K in true_front.point_VK) if true_front else None,
+        dominance=tuple(dominance_table(measured, setting, pairs)),
+        dominance_judged=tuple(dominance_table(systems, setting, pairs)) if truth_known else None,
+        sensitivity=tuple(sensitivity(measured, setting.senses_K, references_MK, front)),
+    )
+
+
+def _check_systems(systems: Sequence[Rewards], setting: Setting, true_front: Rewards | None) -> None:
+    if not systems:
+        raise ValueError("no systems to summarise; evaluate at least one")
+    names = [system.name for system in systems]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two systems share a name among {', '.join(names)}; name them apart")
+    require_same_prompts([*systems, *([true_front] if true_front else [])])
+    k = len(setting.objectives)
+    for system in systems:
+        if system.reward_PVSK.shape[-1] != k:
+            raise ValueError(f"system {system.name!r} has {system.reward_PVSK.shape[-1]} objectives, not {k}")
+    with_truth = [system.name for system in systems if system.true_reward_PVSK is not None]
+    if with_truth and len(with_truth) < len(systems):
+        without = next(name for name in names if name not in with_truth)
+        raise ValueError(f"system {with_truth[0]!r} has true rewards and {without!r} has none; give all or none")
+
+
+def measured_system(
+    rewards: Rewards, setting: Setting, true_front: Rewards | None = None, cost: Cost | None = None
+) -> Measured:
+    """A system's points and figures: by the truth where it is known, and then by the reward model beside it."""
+    known = rewards.true_reward_PVSK is not None
+    gaps = opinion_gap(rewards, setting.bootstrap) if known else None
+    return Measured(
+        system=rewards.system,
+        points=tuple(_points(rewards, setting)),
+        figures=_figures(rewards.measured, setting, true_front if known else None),
+        judged=_figures(rewards, setting, None) if known else None,
+        opinion_gap=dict(zip(setting.objectives, gaps, strict=True)) if gaps else None,
+        cost=cost,
+    )
+
+
+def _points(rewards: Rewards, setting: Setting) -> list[Point]:
+    judged = points(rewards, setting.bootstrap)
+    true = points(by_truth(rewards), setting.bootstrap) if rewards.true_reward_PVSK is not None else None
+    directions_VK = rewards.directions_VK
+
+    def named(estimates: Sequence[Estimate]) -> dict[str, Estimate]:
+        return dict(zip(setting.objectives, estimates, strict=True))
+
+    return [
+        Point(
+            direction=None if directions_VK is None else _weights(directions_VK[v], setting),
+            angle=float(angles(directions_VK[v : v + 1])[0])
+            if directions_VK is not None and directions_VK.shape[1] == 2
+            else None,
+            rewards=named(opinion),
+            true_rewards=named(true[v]) if true else None,
+        )
+        for v, opinion in enumerate(judged)
+    ]
+
+
+def _weights(value_K: Array, setting: Setting) -> Weights:
+    return dict(zip(setting.objectives, value_K.tolist(), strict=True))
+
+
+def _figures(rewards: Rewards, setting: Setting, true_front: Rewards | None) -> Figures:
+    """A system's figures on the rewards it holds."""
+    bootstrap, senses_K, directions_UK = setting.bootstrap, setting.senses_K, setting.directions_UK
+    steered = rewards.directions_VK is not None
+    dial = control(rewards, bootstrap) if is_dial(rewards.directions_VK) else None
+    volume, share, reference_K = None, None, setting.reference_K
+    if reference_K is not None:
+        volume = hypervolume_estimate(rewards, senses_K, reference_K, bootstrap)
+        if true_front is not None:
+            share = hypervolume_share(rewards, true_front, senses_K, reference_K, bootstrap)
+    return Figures(
+        objective=expected_objective(rewards, directions_UK, bootstrap),
+        objective_by_direction=tuple(objective_by_direction(rewards, directions_UK, bootstrap)),
+        hypervolume=volume,
+        true_front_share=share,
+        kendall_tau=dial.kendall_tau if dial else None,
+        constant_prompts=dial.constant_prompts if dial else None,
+        slope=dial.slope if dial else None,
+        span=dial.span if dial else None,
+        span_share=span_share(rewards, true_front, bootstrap) if dial and true_front is not None else None,
+        spearman=dial.spearman if dial else None,
+        drops=dial.drops if dial else (),
+        steps_beyond_doubt=dial.steps_beyond_doubt if dial else None,
+        regret=regret(rewards, bootstrap) if steered and len(rewards.prompt_ids) > 1 else None,
+    )
+
+
+def dominance_table(
+    systems: Sequence[Rewards], setting: Setting, pairs: Sequence[tuple[str, str]] | None = None
+) -> list[DominanceRow]:
+    """Who dominates whom, on the rewards that the systems hold, Holm over the pairs.
+
+    `dominates` is the decision over the whole table; a margin's interval speaks of its own pair.
+    Beside it the paired lead in E_v J(v) (Eq. 4).
+
+    Raises:
+        ValueError: a pair names an unknown system, or the replicates are too few for any decision.
+    """
+    by_name = {system.name: system for system in systems}
+    pairs = claims(systems) if pairs is None else pairs
+    unknown = [name for pair in pairs for name in pair if name not in by_name]
+    if unknown:
+        raise ValueError(f"the dominance table asks for system {unknown[0]!r}; known are {', '.join(by_name)}")
+    error_rate = 1 - setting.bootstrap.level
+    fewest = fewest_replicates(len(pairs), setting.bootstrap.level)
+    if setting.bootstrap.replicates < fewest:
+        raise ValueError(
+            f"{setting.bootstrap.replicates} bootstrap replicates cannot decide {len(pairs)} pairs at once: "
+            f"set at least {fewest}, or name fewer pairs"
+        )
+    tests = [dominance(by_name[a], by_name[b], setting.directions_UK, setting.bootstrap) for a, b in pairs]
+    return [
+        DominanceRow(
+            a=a,
+            b=b,
+            margin=test.margin,
+            leads=test.leads,
+            objective_lead=objective_difference(by_name[a], by_name[b], setting.directions_UK, setting.bootstrap),
+            p_value=test.p_value,
+            p_holm=p_holm,
+            dominates=p_holm <= error_rate,
+            coverage=None if setting.disputed else coverage(by_name[a].point_VK, by_name[b].point_VK, setting.senses_K),
+        )
+        for (a, b), test, p_holm in zip(pairs, tests, holm([test.p_value for test in tests]), strict=True)
+    ]
+
+
+def fewest_replicates(pairs: int, level: float) -> int:
+    """The bootstrap replicates without which no decision over so many pairs could be reached (Holm)."""
+    return math.ceil(round(pairs / (1 - level), 9))
+
+
+def claims(systems: Sequence[Rewards]) -> list[tuple[str, str]]:
+    """The pairs of the paper's claim (section 3.2): each iteration t >= 1 over the baselines and all earlier t."""
+    iterations = {one.name: one.system.iteration for one in systems}
+    return [
+        (a, b)
+        for a, t in iterations.items()
+        for b, earlier in iterations.items()
+        if t is not None and t >= 1 and (earlier is None or earlier < t)
+    ]
