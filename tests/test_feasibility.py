@@ -22,9 +22,9 @@ from dpalign.measure.beyond import (
 )
 from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.control import following, regret
+from dpalign.measure.degeneracy import degenerate_share, faults, repetition
 from dpalign.measure.points import Rewards
 from dpalign.measure.system import System
-from dpalign.measure.degeneracy import degenerate_share, faults, repetition
 from dpalign.pipeline.runner import take
 from dpalign.recipe import changed, load
 from dpalign.rows import CANDIDATES, read_rows

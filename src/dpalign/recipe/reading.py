@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -116,7 +116,7 @@ def _message(cls: type[Table], error: ValidationError, where: str) -> str:
             context = detail.get("ctx") or {}
             return f"{where}:{f' [{key}]' if key else ''} {context['error']}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return f"{where}: {key} is {literal(detail['input'])}; give {_range(field)}"
+            return f"{where}: {key} is {literal(detail['input'])}; give a number {' and '.join(_bounds(field))}"
         case _:
             expected = dict.fromkeys(_expected(arm, field) for arm in arms)
             return f"{where}: {key} must be {' or '.join(expected)}, got {literal(detail['input'])}"
@@ -145,8 +145,7 @@ def _expected(detail: ErrorDetails, field: FieldInfo | None) -> str:
     """What a value must be, by pydantic's name for what it is not."""
     match detail["type"]:
         case "literal_error":
-            choices = [choice for arm in _arms(field.annotation if field else None) for choice in get_args(arm)]
-            return "one of " + ", ".join(literal(choice) for choice in choices)
+            return "one of " + ", ".join(_choices(field.annotation if field else None))
         case "int_type" | "int_from_float" | "int_parsing":
             return "an int"
         case "float_type" | "finite_number" | "float_parsing":
@@ -166,30 +165,40 @@ def _expected(detail: ErrorDetails, field: FieldInfo | None) -> str:
     return simple.get(annotation, "a value") if isinstance(annotation, type) else detail["msg"]
 
 
-def _arms(annotation: Any) -> list[Any]:
-    """The Literals inside an annotation: itself, or those that a tuple or a union holds."""
-    if str(get_origin(annotation)) == "typing.Literal":
-        return [annotation]
-    return [arm for inner in get_args(annotation) for arm in _arms(inner)]
+def ranges(cls: type[Table], prefix: str = "") -> dict[str, str]:
+    """What may stand for each knob, by its dotted name: a range or the allowed values, where there are any."""
+    allowed: dict[str, str] = {}
+    for name, field in cls.model_fields.items():
+        if (table := table_of(field.annotation)) is not None:
+            allowed |= ranges(table, f"{prefix}{name}.")
+        elif words := " and ".join(_bounds(field)) or ", ".join(_choices(field.annotation)):
+            allowed[prefix + name] = words
+    return allowed
 
 
-def _range(field: FieldInfo | None) -> str:
-    """The whole range of a number in words."""
-    bounds = []
+def _bounds(field: FieldInfo | None) -> Iterator[str]:
+    """The range of a number, or of each number in a list: "at least 0", "below 1"."""
     for constraint in (*field.metadata, *_constraints(field.annotation)) if field else ():
         for name, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
             if (bound := getattr(constraint, name, None)) is not None:
-                bounds.append(f"{words} {bound:g}")
-    return f"a number {' and '.join(bounds)}"
+                yield f"{words} {bound:g}"
 
 
 def _constraints(annotation: Any) -> Iterator[Any]:
-    """The ranges of the numbers in a list."""
     for inner in get_args(annotation):
         if isinstance(inner, FieldInfo):
             yield from inner.metadata
         else:
             yield from _constraints(inner)
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    """The values of the Literals inside an annotation: itself, or those that a tuple or a union holds."""
+    if get_origin(annotation) is Literal:
+        yield from map(literal, get_args(annotation))
+    else:
+        for inner in get_args(annotation):
+            yield from _choices(inner)
 
 
 def unknown(cls: type[Table], dotted: str) -> str:
@@ -275,6 +284,3 @@ def _fits(kind: Any, value: Any) -> bool:
     except (ValidationError, TypeError):
         return False
     return True
-
-
-__all__ = ["changed", "from_mapping", "leaves", "load_table", "unknown"]
