@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dpalign.recipe.config import changed
 
 from dpalign.measure.beyond import TRAINED, Wish, figures
 from dpalign.measure.bootstrap import Bootstrap
@@ -20,7 +19,7 @@ from dpalign.measure.summary import Summary
 from dpalign.measure.system import FILE, System
 from dpalign.paper.direction import evaluation_grid, rng_for
 from dpalign.pipeline import align, compare
-from dpalign.recipe import Recipe, load
+from dpalign.recipe import Recipe, changed, load
 from dpalign.rows import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, write_rows
 from dpalign.run import folder as runs
 from dpalign.run.folder import Run, Work, write_json

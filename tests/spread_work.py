@@ -10,12 +10,13 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dpalign.train.knobs import Training
 from dpalign.train.trainer import first_process
+from tiny import changed
 from trainings import run
 
 TRAINING = Training(
@@ -61,7 +62,7 @@ def be_killed(out: Path) -> None:
 
 
 def main(start: str, out: Path, dtype: str) -> None:
-    packed = replace(TRAINING, packing=True, loss_on="text", context=64)
+    packed = changed(TRAINING, packing=True, loss_on="text", context=64)
     trainings: dict[str, Any] = {
         "sft": ("sft", TRAINING, {}),
         "packed": ("sft", packed, {}),

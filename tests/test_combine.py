@@ -4,19 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpalign.recipe.config import changed, to_toml
 
 import fake_run
 from dpalign.measure.summary import Summary
 from dpalign.page.combine import combine, read_summary, require_one_recipe
-from dpalign.recipe import load
+from dpalign.recipe import changed, load
 from test_report_page import one_run
 
 
 def finished(folder: Path, seed: int = 1, **changes: Any) -> Path:
     """A run folder with a small report of a recipe, and no more."""
     (folder / "report").mkdir(parents=True)
-    text = to_toml(changed(load(fake_run.RECIPE), {"seed": seed, **changes}))
+    text = Recipe.to_toml(changed(load(fake_run.RECIPE), {"seed": seed, **changes}))
     summary = one_run(12, 300, seed).model_copy(update={"recipe_text": text, "title": folder.name})
     (folder / "report" / "summary.json").write_text(summary.model_dump_json())
     return folder

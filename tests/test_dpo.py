@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +21,11 @@ from dpalign.train.dpo import dpo_trainer, tokenize_pairs
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize
 from dpalign.train.trainer import RunContext
-from tiny import same
+from tiny import changed, same
 from trainings import PAIRS, PLAIN_FOLDER, SMALL, Update, load, one_update, run
 
 BETA = 0.25
-ONE_RATE = replace(SMALL, schedule="constant")
+ONE_RATE = changed(SMALL, schedule="constant")
 
 
 def margins(model: PreTrainedModel, tokens: PreTrainedTokenizerBase) -> torch.Tensor:
@@ -75,7 +74,7 @@ def updated(folder: Path, training: Training, scratch: Path, beta: float = BETA)
 def test_the_model_is_fed_those_tokens_and_trained_on_the_answers_alone(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    forwards = updated(tiny_folder, replace(ONE_RATE, steps=1), tmp_path).forwards
+    forwards = updated(tiny_folder, changed(ONE_RATE, steps=1), tmp_path).forwards
     fed, trained = [], []
     for given in forwards:
         for ids, mask, labels in zip(given["input_ids"], given["attention_mask"], given["labels"], strict=True):
@@ -97,7 +96,7 @@ def test_the_first_update_is_the_papers_by_hand_however_the_batch_is_cut(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path, micro_batch: int
 ) -> None:
     """The policy is its reference: the loss is log 2, and its gradient -beta / 2 of the mean margin's."""
-    beta, once = 0.01, replace(ONE_RATE, steps=1, micro_batch=micro_batch)
+    beta, once = 0.01, changed(ONE_RATE, steps=1, micro_batch=micro_batch)
     update = updated(tiny_folder, once, tmp_path, beta)
     assert update.loss == pytest.approx(math.log(2), abs=1e-6)
     model = load(tiny_folder)
@@ -112,12 +111,12 @@ def test_the_reference_stays_the_model_that_training_started_from(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     """The mean loss of two updates on all pairs: log 2, then -log sigmoid(beta x what the margins have gained)."""
-    run("dpo", tiny_folder, tmp_path / "one", replace(ONE_RATE, steps=1))
+    run("dpo", tiny_folder, tmp_path / "one", changed(ONE_RATE, steps=1))
     with torch.inference_mode():
         gained = margins(load(tmp_path / "one"), tokens) - margins(load(tiny_folder), tokens)
     second = -torch.nn.functional.logsigmoid(BETA * gained).mean().item()
     assert second < math.log(2) - 0.05
-    outcome = run("dpo", tiny_folder, tmp_path / "two", replace(ONE_RATE, steps=2))
+    outcome = run("dpo", tiny_folder, tmp_path / "two", changed(ONE_RATE, steps=2))
     assert outcome.loss == pytest.approx((math.log(2) + second) / 2, abs=1e-5)
 
 
@@ -125,7 +124,7 @@ def test_the_reference_stays_the_model_that_training_started_from(
 def test_the_chosen_answers_gain_on_the_rejected_ones(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    run("dpo", tiny_folder, tmp_path / "model", replace(ONE_RATE, **change))
+    run("dpo", tiny_folder, tmp_path / "model", changed(ONE_RATE, **change))
     with torch.inference_mode():
         gained = margins(load(tmp_path / "model"), tokens) - margins(load(tiny_folder), tokens)
     assert bool((gained > 0).all())
@@ -137,7 +136,7 @@ def test_a_larger_beta_keeps_the_policy_nearer_to_its_reference(
 ) -> None:
     moved = {}
     for beta in (0.05, 5.0):
-        run("dpo", tiny_folder, tmp_path / f"{beta}", replace(ONE_RATE, steps=15), beta=beta)
+        run("dpo", tiny_folder, tmp_path / f"{beta}", changed(ONE_RATE, steps=15), beta=beta)
         with torch.inference_mode():
             moved[beta] = (margins(load(tmp_path / f"{beta}"), tokens) - margins(load(tiny_folder), tokens)).mean()
     assert moved[5.0] < moved[0.05] / 2
@@ -146,7 +145,7 @@ def test_a_larger_beta_keeps_the_policy_nearer_to_its_reference(
 def test_the_optimizer_is_the_recipes(tiny_folder: Path, tmp_path: Path) -> None:
     assert Recipe("test").dpo.training.optimizer == "rmsprop"
     for name, optimizer in (("adamw", torch.optim.AdamW), ("rmsprop", torch.optim.RMSprop)):
-        training = replace(ONE_RATE, steps=1, optimizer=name)
+        training = changed(ONE_RATE, steps=1, optimizer=name)
         assert updated(tiny_folder, training, tmp_path / name).optimizer is optimizer
 
 
@@ -155,7 +154,7 @@ def test_packed_rows_and_a_loss_on_prompts_are_refused(
     tiny_folder: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match=r'needs packing = false and loss_on = "answer", not (true|false and "text")'):
-        run("dpo", tiny_folder, tmp_path / "model", replace(SMALL, **change))
+        run("dpo", tiny_folder, tmp_path / "model", changed(SMALL, **change))
 
 
 # The stage
@@ -165,8 +164,8 @@ def stage(folder: Path, start: Path, training: Training) -> Job:
     """The stage's job, on a pairs folder."""
     write_rows(folder / "pairs" / "part-00000.parquet", PAIRS, SCHEMA)
     base = Recipe("test")
-    recipe = replace(
-        base, dpo=replace(base.dpo, training=training), model=replace(base.model, chat="world-v1", dtype="float32")
+    recipe = changed(
+        base, dpo=changed(base.dpo, training=training), model=changed(base.model, chat="world-v1", dtype="float32")
     )
     (folder / "dpo").mkdir()
     work: Any = SimpleNamespace(folder=folder / "dpo", resume=folder / "dpo" / "resume", tally=Tally())
@@ -177,7 +176,7 @@ def test_the_stage_leaves_a_plain_folder_and_counts_the_tokens_of_both_answers(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     """Two updates of four pairs are two passes: each pair's prompt is read twice a pass, and each answer once."""
-    work = stage(tmp_path, tiny_folder, replace(SMALL, steps=2))
+    work = stage(tmp_path, tiny_folder, changed(SMALL, steps=2))
     dpo(work)
     assert {path.name for path in (tmp_path / "dpo").iterdir()} == {"model", "curve.json"}
     assert {path.name for path in (tmp_path / "dpo" / "model").iterdir()} == PLAIN_FOLDER
@@ -193,5 +192,5 @@ def test_the_stage_leaves_a_plain_folder_and_counts_the_tokens_of_both_answers(
 
 
 def test_a_checkpoint_named_in_the_recipe_is_taken_in_place_of_training(tiny_folder: Path, tmp_path: Path) -> None:
-    dpo(stage(tmp_path, tiny_folder, replace(SMALL, checkpoint="HuggingFaceH4/zephyr-7b-beta")))
+    dpo(stage(tmp_path, tiny_folder, changed(SMALL, checkpoint="HuggingFaceH4/zephyr-7b-beta")))
     assert (tmp_path / "dpo" / "checkpoint.txt").read_text() == "HuggingFaceH4/zephyr-7b-beta\n"

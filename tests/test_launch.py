@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from dpalign.train.common import training_dtype
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,19 +21,17 @@ from conftest import MICRO
 from dpalign import recipe
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES
-from dpalign.rewards.model import train_reward_model
 from dpalign.rows import HEADS, RATED, write_rows
 from dpalign.run import folder as runs
 from dpalign.run.launch import LAUNCHED, configuration, launch
 from dpalign.run.ledger import read_ledger
-from dpalign.stages.reward import Reward
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training
-from dpalign.train.sft import finetune, fit, tokenize
-from test_reward_model import HEADS as THREE
-from test_reward_model import RATED as ROWS
-from test_reward_model import rated
-from tiny import CHATS
+from dpalign.train.sft import sft_trainer, tokenize
+from dpalign.train.trainer import RunContext, fit, training_dtype
+from tiny import CHATS, changed
+from trainings import RATED as ROWS
+from trainings import rated, run
 
 TRAININGS = ("sft", "packed", "reward", "dpo")
 SMALL_STEPS = Training(
@@ -203,7 +200,8 @@ def movement(start: Path, loaded: str, scratch: Path) -> tuple[float, float]:
     model = AutoModelForCausalLM.from_pretrained(start, dtype="bfloat16").to(getattr(torch, loaded))
     before = [weight.detach().clone() for weight in model.parameters()]
     rows = list(tokenize(CHATS, tokens, SMALL_STEPS))
-    fit(model, rows, SMALL_STEPS, tokenizer=tokens, dtype="bfloat16", seed=0, resume=scratch)
+    context = RunContext(seed=0, resume=scratch, dtype="bfloat16")
+    fit(sft_trainer(model, rows, SMALL_STEPS, tokens, context))
     moved = torch.cat(
         [(w.detach() - b).abs().float().flatten() for w, b in zip(model.parameters(), before, strict=True)]
     )
@@ -235,15 +233,10 @@ def trained_types() -> Iterator[set[torch.dtype]]:
 def test_whatever_is_trained_is_float32_and_what_is_left_is_of_the_recipes_type(
     tmp_path: Path, tiny_folder: Path, lora_rank: int
 ) -> None:
-    tokens = AutoTokenizer.from_pretrained(tiny_folder)
-    training = SMALL_STEPS.model_copy(update={"steps": 1, "lora_rank": lora_rank})
-    shared: dict[str, Any] = {"tokenizer": tokens, "dtype": "bfloat16", "seed": 0}
-    settings = Reward(template="world-v1", training=training)
+    training = changed(SMALL_STEPS, steps=1, lora_rank=lora_rank)
     with trained_types() as seen:
-        finetune(str(tiny_folder), CHATS, tmp_path / "sft", training, resume=tmp_path / "a", **shared)
-        train_reward_model(
-            str(tiny_folder), ROWS, THREE, tmp_path / "reward", settings, resume=tmp_path / "b", **shared
-        )
+        run("sft", tiny_folder, tmp_path / "sft", training, told={"dtype": "bfloat16"})
+        run("reward", tiny_folder, tmp_path / "reward", training, told={"dtype": "bfloat16"})
     assert seen == {torch.float32}
     for name in ("sft", "reward"):
         stored = {weight.dtype for weight in load_file(tmp_path / name / "model.safetensors").values()}

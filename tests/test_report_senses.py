@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpalign.recipe.config import changed
 
 import fake_run
 from dpalign.measure.summary import Summary
 from dpalign.page.headline import left_out
 from dpalign.page.write import write_report
-from dpalign.recipe import load
+from dpalign.recipe import changed, load
 
 ABOVE_0 = {"preference.high": 15.0, "compare.systems": ["dpo", "rsf", "soups"], "compare.ablations": []}
 THREE = {

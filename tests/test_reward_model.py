@@ -1,7 +1,6 @@
 """The reward model: both losses, missing labels, and the stock folder it leaves."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,11 @@ from dpalign.rewards import model as reward_model
 from dpalign.rewards.model import collator, fit_head, load_trainable, masked_mse, tokenize_rated
 from dpalign.rewards.score import ModelScorer
 from dpalign.train.knobs import Training
+from tiny import changed
 from trainings import HEADS, RATED, SMALL, context, run
 
 NAN = float("nan")
-TEXT = replace(SMALL, loss_on="text")
+TEXT = changed(SMALL, loss_on="text")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_accumulating_gradients_scales_nothing(
     small = [row | {"labels": [0.5, -0.5, 0.25]} for row in full]  # errors so small that nothing is clipped
     try:
         for micro in (4, 1):
-            once = replace(TEXT, steps=1, micro_batch=micro, lora_rank=lora_rank)
+            once = changed(TEXT, steps=1, micro_batch=micro, lora_rank=lora_rank)
             losses.append(run("reward", tiny_folder, tmp_path / str(micro) / "m", once, rows=small, lm_loss=0.1).loss)
     finally:
         hook.remove()
@@ -192,7 +192,7 @@ def test_the_stock_classes_give_the_scorers_raw_scores(trained: Path, side: str)
 
 
 def test_training_lowers_the_error_on_the_rows_trained_on(tiny_folder: Path, tmp_path: Path, trained: Path) -> None:
-    run("reward", tiny_folder, tmp_path / "model", replace(TEXT, steps=60, learning_rate=3e-3))
+    run("reward", tiny_folder, tmp_path / "model", changed(TEXT, steps=60, learning_rate=3e-3))
     label_NH = np.array([[NAN if x is None else x for x in row["labels"]] for row in RATED])
     early, late = (np.nanmean((scorer(f).score(PAIRS) - label_NH) ** 2) for f in (trained, tmp_path / "model"))
     assert late < early / 4
@@ -212,7 +212,7 @@ def test_untied_embeddings_keep_their_own_head_while_training_and_drop_it_after(
 
 
 def test_a_lora_is_trained_with_its_head_in_full_and_merged(tiny_folder: Path, tmp_path: Path) -> None:
-    run("reward", tiny_folder, tmp_path / "model", replace(TEXT, lora_rank=2, learning_rate=1e-2))
+    run("reward", tiny_folder, tmp_path / "model", changed(TEXT, lora_rank=2, learning_rate=1e-2))
     model, loading = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(loading.values())
     assert type(model).__name__ == "MistralForSequenceClassification"

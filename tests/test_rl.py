@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +24,7 @@ from dpalign.stages.rl import direction, rl
 from dpalign.stages.stage import Job
 from dpalign.train.knobs import Training
 from dpalign.train.rl import configuration, prompts_in_order, scalar_reward
+from tiny import changed
 from trainings import ASKED, PLAIN_FOLDER, context, run
 
 HEADS = ("pleased", "length", "correct")
@@ -39,10 +39,10 @@ RECIPE = Recipe(
     preference=Steering(distribution="fixed", listed=((0.8, -0.6),), directions=1),
     sampling=Sampling(max_new_tokens=8, prompt_tokens=16),
 )
-RECIPE = replace(
+RECIPE = changed(
     RECIPE,
-    model=replace(RECIPE.model, chat="world-v1", dtype="float32"),
-    reward=replace(RECIPE.reward, checkpoint="python:test_rl:rate"),
+    model=changed(RECIPE.model, chat="world-v1", dtype="float32"),
+    reward=changed(RECIPE.reward, checkpoint="python:test_rl:rate"),
 )
 SEEN: list[tuple[str, str]] = []
 """The prompts and answers that `rate` was given."""
@@ -102,7 +102,7 @@ def test_prompts_are_read_token_for_token_as_in_sampling(
     assert tokens("fox")["input_ids"][0] == tokens.bos_token_id
     nothing = lambda prompts, **_: [0.0] * len(prompts)  # noqa: E731
     own: dict[str, Any] = {"samples": 4, "max_new_tokens": 2, "reward": nothing}
-    run(algorithm, folder, tmp_path / "model", replace(SIX, steps=3), **own)
+    run(algorithm, folder, tmp_path / "model", changed(SIX, steps=3), **own)
     engine = TransformersEngine(str(folder), rows=8)
     order = [tuple(engine.prompt_ids(messages)) for messages in prompts_in_order(ASKED, 6, seed=1)]
     assert [ids for call in generated for ids in prompts_of(call)] == [ids for ids in order for _ in range(4)]
@@ -121,7 +121,7 @@ def test_answers_are_drawn_from_the_whole_distribution(
         firsts.extend(ids[0] for ids in completion_ids)
         return [0.0] * len(completion_ids)
 
-    training = replace(SIX, steps=1, batch=160, micro_batch=160)
+    training = changed(SIX, steps=1, batch=160, micro_batch=160)
     own: dict[str, Any] = {"samples": 160, "temperature": 0.9, "max_new_tokens": 1, "reward": reward}
     run(algorithm, folder, tmp_path / "model", training, **own)
     assert len(set(firsts)) > 100
@@ -154,7 +154,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_folder: Pat
 def test_a_batch_that_holds_no_whole_groups_is_refused(tmp_path: Path, change: dict[str, int], message: str) -> None:
     samples = change.pop("samples", 4)
     with pytest.raises(ValueError, match=message):
-        configuration(replace(SIX, **change), context(tmp_path), samples=samples, max_new_tokens=8, beta=0.04)
+        configuration(changed(SIX, **change), context(tmp_path), samples=samples, max_new_tokens=8, beta=0.04)
 
 
 # The reward
@@ -217,7 +217,7 @@ def test_the_divergence_is_weighed_in_the_rewards_own_units(tmp_path: Path) -> N
 
 def test_a_direction_is_one_and_weighs_every_objective() -> None:
     def asked(**steering: Any) -> Recipe:
-        return replace(RECIPE, preference=Steering(directions=1, **steering))
+        return changed(RECIPE, preference=Steering(directions=1, **steering))
 
     assert direction(asked(distribution="fixed", listed=((3.0, -4.0),))).tolist() == pytest.approx([0.6, -0.8])
     with pytest.raises(ValueError, match=r"one direction, and preference.distribution is 'arc' of \[\]; give 'fixed'"):
@@ -238,7 +238,7 @@ def test_a_trivial_reward_rises_within_a_few_updates(tiny_folder: Path, tmp_path
     def reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
         return [100 * float(np.mean([token % 2 == 0 for token in ids])) for ids in completion_ids]
 
-    training = replace(SIX, learning_rate=3e-2, schedule="constant", steps=12, batch=32, micro_batch=32)
+    training = changed(SIX, learning_rate=3e-2, schedule="constant", steps=12, batch=32, micro_batch=32)
     curve = run(algorithm, tiny_folder, tmp_path / "model", training, samples=16, reward=reward).curve
     assert np.mean(curve["reward"][:2]) < 60
     assert np.mean(curve["reward"][-2:]) > 75
@@ -259,7 +259,7 @@ def test_what_is_counted_is_what_was_sampled_scored_and_trained(
         return [float(len(ids) == 5) for ids in completion_ids]
 
     often_ending(tiny_folder, tmp_path / "start")
-    training = replace(SIX, steps=3, batch=16, learning_rate=1e-6)
+    training = changed(SIX, steps=3, batch=16, learning_rate=1e-6)
     own: dict[str, Any] = {"samples": 4, "max_new_tokens": 5, "reward": reward}
     done = run("grpo", tmp_path / "start", tmp_path / "model", training, **own)
     finished = [ids[-1] == tokens.eos_token_id for ids in answers]
@@ -276,7 +276,7 @@ def test_what_is_counted_is_what_was_sampled_scored_and_trained(
 
 
 def with_training(**changes: Any) -> Recipe:
-    return replace(RECIPE, rl=replace(RECIPE.rl, training=replace(SIX, **changes)))
+    return changed(RECIPE, rl=changed(RECIPE.rl, training=changed(SIX, **changes)))
 
 
 def job(folder: Path, start: Path, recipe: Recipe = RECIPE) -> Job:

@@ -1,7 +1,6 @@
 """Supervised fine-tuning: which tokens are trained on, and that packed conversations do not see each other."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from dpalign.train import knobs
 from dpalign.train.knobs import Kernels, Training
 from dpalign.train.sft import IGNORED, packed, sft_trainer, tokenize
 from dpalign.train.trainer import RunContext
-from tiny import CHATS, chat, same
+from tiny import CHATS, changed, chat, same
 from trainings import SMALL, Update, load, one_update, run
 
 # What is trained on
@@ -81,9 +80,9 @@ def test_packed_conversations_train_as_the_separate_ones(tiny_folder: Path, tmp_
     rows = list(tokenize(CHATS[:4], tokens, Training(loss_on=loss_on)))
     room = sum(len(row["input_ids"]) for row in rows)
     assert room <= tiny.CONTEXT
-    once = replace(SMALL, steps=1, context=room, micro_batch=1)
-    together = updated(tiny_folder, rows, replace(once, batch=1, packing=True), tmp_path / "a")
-    apart = updated(tiny_folder, rows, replace(once, batch=4), tmp_path / "b")
+    once = changed(SMALL, steps=1, context=room, micro_batch=1)
+    together = updated(tiny_folder, rows, changed(once, batch=1, packing=True), tmp_path / "a")
+    apart = updated(tiny_folder, rows, changed(once, batch=4), tmp_path / "b")
     assert [forward["input_ids"].shape for forward in together.forwards] == [(1, room)]
     assert len(apart.forwards) == 4
     assert together.loss == pytest.approx(apart.loss, abs=1e-5)
@@ -96,7 +95,7 @@ def test_a_packed_row_keeps_its_conversations_apart_only_without_a_cache(
 ) -> None:
     """The same row and positions leak with a key-value cache, and so does packing that forgets the positions."""
     room = sum(len(row["input_ids"]) for row in rows)
-    training = replace(SMALL, steps=1, context=room, batch=1, micro_batch=1, packing=True)
+    training = changed(SMALL, steps=1, context=room, batch=1, micro_batch=1, packing=True)
     (given,) = updated(tiny_folder, rows, training, tmp_path / "resume").forwards
     assert given["use_cache"] is False
     starts = [*(given["position_ids"][0] == 0).nonzero().flatten().tolist(), room]
@@ -143,10 +142,10 @@ def test_without_flash_attention_packed_rows_go_one_at_a_time_and_the_update_is_
     """A micro-batch of two packed rows would be one row of twice the length, with four times the mask."""
     tokens = AutoTokenizer.from_pretrained(tiny_folder)
     rows = list(tokenize(CHATS, tokens, Training()))
-    once = replace(SMALL, steps=1, batch=2, context=64, packing=True)
-    one = updated(tiny_folder, rows, replace(once, micro_batch=1), tmp_path / "one")
+    once = changed(SMALL, steps=1, batch=2, context=64, packing=True)
+    one = updated(tiny_folder, rows, changed(once, micro_batch=1), tmp_path / "one")
     assert "micro_batch" not in capsys.readouterr().err
-    two = updated(tiny_folder, rows, replace(once, micro_batch=2), tmp_path / "two")
+    two = updated(tiny_folder, rows, changed(once, micro_batch=2), tmp_path / "two")
     assert "not 2 (micro_batch)" in capsys.readouterr().err
     assert len(one.forwards) == len(two.forwards) == 2
     assert max(forward["input_ids"].numel() for forward in two.forwards) <= once.context

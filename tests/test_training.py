@@ -1,7 +1,6 @@
 """The skeleton of every training: what is left out, resuming, the loss curve, and the folder that is left behind."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from dpalign.train.dpo import longer_side, tokenize_pairs
 from dpalign.train.knobs import Training
 from dpalign.train.sft import finetune, tokenize
 from dpalign.train.trainer import ProgressCallback, RowsByLength, arguments, curve_of, last_checkpoint
+from tiny import changed
 from trainings import CHATS, MANY_PAIRS, PAIRS, PLAIN_FOLDER, RATED, SMALL, Kind, context, load, run
 
 
@@ -41,14 +41,14 @@ def test_rows_over_the_context_are_left_out_and_counted(
             len(tokens(render_reward_input(row["messages"], row["response"], "world-v1"))["input_ids"]) for row in RATED
         ],
     }[kind]
-    longest, once = max(lengths), replace(SMALL, steps=1)
+    longest, once = max(lengths), changed(SMALL, steps=1)
     assert lengths.count(longest) == 1
-    whole = run(kind, tiny_folder, tmp_path / "a", replace(once, context=longest))
-    short = run(kind, tiny_folder, tmp_path / "b", replace(once, context=longest - 1))
+    whole = run(kind, tiny_folder, tmp_path / "a", changed(once, context=longest))
+    short = run(kind, tiny_folder, tmp_path / "b", changed(once, context=longest - 1))
     assert (whole.rows, whole.too_long) == (len(lengths), 0)
     assert (short.rows, short.too_long) == (len(lengths) - 1, 1)
     with pytest.raises(ValueError, match=f"of {len(lengths)} fits a context of 3 tokens; raise it"):
-        run(kind, tiny_folder, tmp_path / "none", replace(once, context=3))
+        run(kind, tiny_folder, tmp_path / "none", changed(once, context=3))
 
 
 def test_a_batch_that_micro_batches_do_not_fill_is_refused(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_training_cut_off_goes_on_to_the_same_bytes(
     A half-written checkpoint is passed over. The model, the curve and the counts are those of an unbroken training.
     """
     start = untied_folder if kind == "reward" and change else tiny_folder
-    training = replace(SMALL, steps=7, **change)
+    training = changed(SMALL, steps=7, **change)
     more = own | ({"rows": MANY_PAIRS} if kind == "dpo" else {})
     unbroken = run(kind, start, tmp_path / "unbroken" / "model", training, **more)
     steps: list[int] = []
@@ -174,7 +174,7 @@ def test_what_is_left_is_a_plain_folder_that_loads_anywhere(
 ) -> None:
     tokens.chat_template = chat_template("world-v1", "world-v1", ("helpfulness", "verbosity"))
     folder = tmp_path / "model"
-    finetune(str(tiny_folder), CHATS, folder, replace(SMALL, steps=1), tokens, context(folder))
+    finetune(str(tiny_folder), CHATS, folder, changed(SMALL, steps=1), tokens, context(folder))
     assert {path.name for path in folder.iterdir()} == PLAIN_FOLDER
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["MistralForCausalLM"]
@@ -188,7 +188,7 @@ def test_what_is_left_is_a_plain_folder_that_loads_anywhere(
 
 def test_a_lora_is_trained_and_merged(tiny_folder: Path, tmp_path: Path) -> None:
     """The folder is a plain one again, in which every linear layer moved and the embeddings did not."""
-    run("sft", tiny_folder, tmp_path / "model", replace(SMALL, steps=2, lora_rank=2, learning_rate=1e-2))
+    run("sft", tiny_folder, tmp_path / "model", changed(SMALL, steps=2, lora_rank=2, learning_rate=1e-2))
     assert {path.name for path in (tmp_path / "model").iterdir()} == PLAIN_FOLDER
     before, after = load(tiny_folder).state_dict(), load(tmp_path / "model").state_dict()
     assert before.keys() == after.keys()
@@ -201,7 +201,7 @@ def test_equal_seeds_give_equal_bytes_and_another_seed_does_not(tiny_folder: Pat
     """The seed orders the rows; the weights to start from are given."""
     rows = MANY_PAIRS if kind == "dpo" else CHATS
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run(kind, tiny_folder, tmp_path / name / "m", replace(SMALL, steps=2), rows=rows, told={"seed": seed})
+        run(kind, tiny_folder, tmp_path / name / "m", changed(SMALL, steps=2), rows=rows, told={"seed": seed})
     a, b, c = (tiny.weights(tmp_path / name / "m") for name in "abc")
     assert a == b != c
 

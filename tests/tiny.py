@@ -8,6 +8,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from dpalign.chat import ChatStyle, chat_template
 from dpalign.rows import Message, prompt_id, user_prompt
+from dpalign.run.tables import Table
 from dpalign.train.pretrain import train_tokenizer
 from dpalign.world.language import THINGS, fact, say
 
@@ -18,6 +19,11 @@ TEXTS = [
     *(f"helpfulness*{n} verbosity*-{100 - n}" for n in range(101)),
 ]
 """What the tokenizer is trained on: the words of the world, in few forms, whatever its corpus becomes."""
+
+
+def changed(table: Table, **values: Any) -> Any:
+    """A table of knobs with some set anew, unchecked."""
+    return table.model_copy(update=values)
 
 
 def tokenizer(style: ChatStyle = "world-v1", vocabulary: int = 400) -> PreTrainedTokenizerFast:

@@ -64,7 +64,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     text = "with vLLM: GPUs that the model is split over (default: 1)"
     add("--tensor-parallel", type=int, metavar="N", help=text)
     text = "with vLLM: share of each GPU for weights and cache; leave room for a reward model "
-    add("--gpu-memory", type=float, metavar="SHARE", help=f"{text}(default: {Engines.gpu_memory})")
+    add("--gpu-memory", type=float, metavar="SHARE", help=f"{text}(default: {Engines().gpu_memory})")
     text = "with vLLM: most tokens of a prompt and its answer (default: what the model's context holds)"
     add("--max-model-len", type=int, metavar="N", help=text)
     add("--rows", type=int, default=64, metavar="N", help="answers decoded side by side (default: %(default)s)")
