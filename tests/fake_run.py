@@ -5,7 +5,6 @@ What a system earns is set here, so that a test knows what the page must say. No
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from dpalign.measure.beyond import TRAINED, Wish, figures
 from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.points import Rewards
 from dpalign.measure.summary import Summary
-from dpalign.measure.system import FILE, System
+from dpalign.measure.system import System
 from dpalign.paper.direction import evaluation_grid, rng_for
-from dpalign.pipeline import align, compare
+from dpalign.pipeline import runner
+from dpalign.pipeline.steps import knobs_of, steps
 from dpalign.recipe import Recipe, changed, load
 from dpalign.rows import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, write_rows
 from dpalign.run import folder as runs
@@ -35,7 +35,7 @@ SETTINGS = {
     "evaluation.directions": 10,
     "evaluation.controls": True,
     "compare.ablations": ["no replay", "one half"],
-    "compare.dpo_betas": [0.1, 0.5],
+    "dpo.betas": [0.1, 0.5],
     "steerlm.targets": 5,
 }
 """What the fake's recipe changes of micro.toml."""
@@ -104,17 +104,17 @@ def fake_run(
     """
     world = World(given, prompts, means, opinions)
     with Run.open(folder, None, {"git_commit": None}) as run:
-        for step in align.steps(given, compared)[:-1]:
-            with run.stage(step.name, step.stage.version, step.inputs, align.knobs_of(given, step)) as work:
+        for step in steps(given, compared)[:-1]:
+            with run.stage(step.name, step.stage.version, step.inputs, knobs_of(given, step)) as work:
                 world.write(work, step)
     return folder
 
 
 def report(folder: Path, given: Recipe, compared: bool = True) -> Path:
     """Take the report step of a fake run; its folder."""
-    step = align.steps(given, compared)[-1]
+    step = steps(given, compared)[-1]
     with runs.Run.open(folder, None, {"git_commit": None}) as run:
-        align.take(given, run, step)
+        runner.take(given, run, step)
     return folder / "report"
 
 
@@ -125,25 +125,6 @@ def summary_of(folder: Path, given: Recipe, compared: bool = True) -> Summary:
         patch.setattr(report_stage, "write_report", lambda out, summary: made.append(summary))
         shutil.rmtree(report(folder, given, compared))
     return made[0]
-
-
-def system_of(given: Recipe, name: str) -> System:
-    """The system that an evaluation NAME of the plan is of."""
-    if name == "steerlm-d2" or name.startswith("policy-"):
-        t = 0 if name == "steerlm-d2" else int(name.removeprefix("policy-"))
-        return System(f"DPA t={t}", "iteration", iteration=t)
-    for ablation in compare.ABLATIONS:
-        if name == compare.ablation_step(ablation, "policy"):
-            return System(f"DPA t={given.iterations}, {ablation}", "ablation", compared=True)
-    for one in compare.contenders(given):
-        if one.name == name:
-            listed = [step.knobs["preference.listed"][0] for step in one.made_by if "preference.listed" in step.knobs]
-            direction = tuple(listed[0]) if listed and one.asked.kind != "soup" else None
-            role = "soup" if one.asked.kind == "soup" else "specialist" if direction else "baseline"
-            family = one.system.partition(" at ")[0] if direction else ""
-            return System(one.system, role, one.setting, one.edge, None, direction, family, compared=True)
-    titles = {"sft": "SFT", "steerlm": "SteerLM", "sft-asked": "SFT, asked", "base-asked": "base, asked"}
-    return System(titles[name], "control" if name.endswith("-asked") else "baseline")
 
 
 class World:
@@ -164,8 +145,8 @@ class World:
         write: Callable[[Work, Step], None] | None = {
             "evaluate": self._evaluation, "soup": self._evaluation, "feasibility": self._feasibility,
             "data": self._data, "pairwise": self._pairwise,
-        }.get(step.kind)  # fmt: skip
-        match step.kind:
+        }.get(step.stage.name)  # fmt: skip
+        match step.stage.name:
             case "sft" | "steerlm" | "finetune" | "specialist" | "dpo" | "rl" | "base" | "reward" | "judge":
                 (work.folder / "model").mkdir(parents=True)
                 (work.folder / "model" / "model.safetensors").write_bytes(step.name.encode().ljust(4_000_000, b"."))
@@ -176,12 +157,10 @@ class World:
                 work.tally.add(scored=40_000)
             case "annotate":
                 work.tally.add(scored=12_000)
-        if step.kind == "rl":
+        if step.stage.name == "rl":
             work.tally.sampled, work.tally.scored = 900_000, 18_000
         if write is not None:
             write(work, step)
-            if step.name.partition("-")[0] in ("evaluate", "tune", "feasible"):
-                write_json(work.folder / FILE, asdict(system_of(self.recipe, step.name.partition("-")[2])))
         else:
             write_json(work.folder / "made.json", {"step": step.name})
 
@@ -230,7 +209,7 @@ class World:
             write_rows(work.folder / folder / "part-00000.parquet", scored(rows, reward_PVSK), SCORES)
         work.tally.add(len(rows), len(rows), scored=len(rows))
         work.tally.sampled += sum(row["tokens"] for row in rows)
-        if step.kind == "soup":
+        if step.stage.name == "soup":
             write_json(work.folder / TIMES, {"switch_seconds": {"0": 0.1, "1": 0.14}})
             write_json(work.folder / "soup.json", {"experts": step.knobs["soups.experts"]})
 

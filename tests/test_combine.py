@@ -15,7 +15,7 @@ from test_report_page import one_run
 def finished(folder: Path, seed: int = 1, **changes: Any) -> Path:
     """A run folder with a small report of a recipe, and no more."""
     (folder / "report").mkdir(parents=True)
-    text = Recipe.to_toml(changed(load(fake_run.RECIPE), {"seed": seed, **changes}))
+    text = changed(load(fake_run.RECIPE), {"seed": seed, **changes}).to_toml()
     summary = one_run(12, 300, seed).model_copy(update={"recipe_text": text, "title": folder.name})
     (folder / "report" / "summary.json").write_text(summary.model_dump_json())
     return folder

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from dpalign.page.headline import headline, recipe_note, warning
 from dpalign.page.looks import colours, in_order, looks_of
 from dpalign.page.tables import Cell, Row, Table, costs_table, stages_table, verdicts_table
 from dpalign.page.write import render_page
-from dpalign.pipeline import align
+from dpalign.pipeline import runner
+from dpalign.pipeline.steps import steps
 from dpalign.run.folder import Run
 from dpalign.run.ledger import read_ledger
 from test_report_page import Reader
 
 PROMPTS = 16
-ALONE: dict[str, Any] = {"compare.systems": ["dpo"], "compare.dpo_betas": [0.1], "compare.ablations": []}
+ALONE: dict[str, Any] = {"compare.systems": ["dpo"], "dpo.betas": [0.1], "compare.ablations": []}
 """The smallest comparison: DPO in one setting."""
 
 
@@ -106,7 +108,7 @@ def test_a_setting_that_ends_its_grid_is_marked(summary: Summary) -> None:
 
 def test_neither_the_truth_nor_a_validation_prompt_chooses(tmp_path: Path) -> None:
     """The reward model prefers beta 0.1 on the tuning prompts; the truth, and validation, prefer 0.5."""
-    changes = ALONE | {"compare.dpo_betas": [0.1, 0.5]}
+    changes = ALONE | {"dpo.betas": [0.1, 0.5]}
     first, second = reported(tmp_path, changes=changes, opinions=fake_run.OPINIONS | {"dpo-1": 9.0}).comparison.tuning[
         "DPO"
     ]
@@ -117,13 +119,13 @@ def test_neither_the_truth_nor_a_validation_prompt_chooses(tmp_path: Path) -> No
 
 def test_a_tuned_system_without_its_tuning_evaluations_is_refused(run: Path) -> None:
     given = fake_run.recipe()
-    step = align.steps(given, compared=True)[-1]
+    step = steps(given, compared=True)[-1]
     inputs = {name: path for name, path in step.inputs.items() if name != "tune-dpo-2"}
     with (
         Run.open(run, None, {"git_commit": None}) as opened,
         pytest.raises(ValueError, match="tune-dpo-2 is not given"),
     ):
-        align.take(given, opened, align.replace(step, name="other-report", inputs=inputs))
+        runner.take(given, opened, replace(step, name="other-report", inputs=inputs))
 
 
 def test_a_tuning_that_chooses_the_papers_setting_makes_a_copy_without_claims(tmp_path: Path) -> None:
@@ -335,7 +337,7 @@ def test_over_seeds_a_wish_must_be_understood_in_every_run(summary: Summary) -> 
 
 def test_soups_are_called_by_the_experts_that_were_mixed(tmp_path: Path) -> None:
     """Also where one pair was tried, and by what the evaluation wrote, not by [soups] of the printed recipe."""
-    changes = ALONE | {"compare.systems": ["soups"], "compare.soups": ["ends"]}
+    changes = ALONE | {"compare.systems": ["soups"], "soups.choices": ["ends"]}
     found = reported(tmp_path, changes=changes, means=fake_run.MEANS | {"soup-1": fake_run.MEANS["soup-2"]})
     pair = "helpfulness*1.00 - verbosity*0.00 and helpfulness*0.71 - verbosity*0.71"
     assert found.systems["rewarded soups"].system.setting == pair

@@ -20,13 +20,14 @@ from dpalign.measure.record import rounded
 from dpalign.measure.setting import Setting, reference_point, sft_of
 from dpalign.measure.summarize import claims, summarize
 from dpalign.measure.summary import DataReport, Pairwise
-from dpalign.measure.system import System, read_system_description
+from dpalign.measure.system import System
 from dpalign.measure.trust import trust
 from dpalign.page.words import arithmetic, listed
 from dpalign.page.write import write_report
 from dpalign.paper.direction import Arc, Population, evaluation_grid
 from dpalign.paper.objectives import all_known
 from dpalign.rows import HEADS
+from dpalign.run.ledger import read_ledger
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import Steering
 from dpalign.stages.stage import Job, objectives_read, stage
@@ -131,7 +132,7 @@ def evaluations(job: Job, reading: Reading, senses_K: Array) -> tuple[list[tuple
         if kind != "evaluate":
             continue
         tuned = job.inputs.get(f"tune-{name}")
-        system = job.systems.get(step) or read_system_description(folder, step)
+        system = system_of(job, step, folder)
         if (folder / "soup.json").is_file():
             experts = _read(folder / "soup.json")["experts"]
             system = replace(system, setting=listed([_spelled(v_K, reading, senses_K) for v_K in experts]))
@@ -149,6 +150,17 @@ def _spelled(v_K: Sequence[float], reading: Reading, senses_K: Array) -> str:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def system_of(job: Job, step: str, folder: Path) -> System:
+    """What an input is: as the run planned it, or of a report made alone what the evaluation's ledger tells."""
+    if step in job.systems:
+        return job.systems[step]
+    knobs = read_ledger(folder)["knobs"]
+    t = knobs.get("step.t", 0)
+    if t and knobs.get("step.condition") == "directions":
+        return System(f"DPA t={t}", "iteration", iteration=t)
+    return System(step.partition("-")[2])
 
 
 def original_rewards(job: Job) -> Array:
@@ -180,7 +192,7 @@ def feasibility(job: Job, steps: Mapping[str, Path], reading: Reading, bootstrap
     arc, margin = users if isinstance(users, Arc) else None, steering.margin
     measured = {}
     for step, folder in steps.items():
-        system = job.systems.get(step) or read_system_description(folder, step)
+        system = system_of(job, step, folder)
         measured[system.name] = read_feasibility(folder, reading, arc, margin, bootstrap)
     return measured
 
