@@ -1,0 +1,95 @@
+"""A recipe that writes down which of its knobs are read: stands in for a recipe while a stage is at work."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dpalign.pipeline.steps import STAGES
+from dpalign.recipe import Recipe
+from dpalign.run.tables import Table
+from dpalign.stages.stage import Job, Stage, of_the_machine
+from dpalign.stages.world import world
+
+WHOLE = ("as_mapping", "to_toml", "model_dump")
+"""Ask for all knobs, to keep or to show them."""
+
+
+class Recorded:
+    """A table of a recipe; every leaf that is taken from it, or by its own methods, goes into `read`.
+
+    Args:
+        settled: leaves that the stage itself has set, which so are not the user's.
+    """
+
+    def __init__(self, table: Table, read: set[str], path: str = "", settled: frozenset[str] = frozenset()) -> None:
+        self._table, self._read, self._path, self._settled = table, read, path, settled
+
+    def __getattr__(self, name: str) -> Any:
+        if name in WHOLE:
+            return getattr(self._table, name)
+        if name == "model_copy":
+            return self._changed
+        if name in type(self._table).model_fields:
+            value, path = getattr(self._table, name), f"{self._path}{name}"
+            if isinstance(value, Table):
+                return Recorded(value, self._read, f"{path}.", self._settled)
+            if path not in self._settled:
+                self._read.add(path)
+            return value
+        own = getattr(type(self._table), name)
+        return own.fget(self) if isinstance(own, property) else own.__get__(self)
+
+    def _changed(self, update: Mapping[str, Any]) -> "Recorded":
+        settled = set(self._settled)
+        for name, value in update.items():
+            settled |= value._settled if isinstance(value, Recorded) else {f"{self._path}{name}"}
+        table = self._table.model_copy(update={name: plain(value) for name, value in update.items()})
+        return Recorded(table, self._read, self._path, frozenset(settled))
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._table == plain(other))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def plain(value: Any) -> Any:
+    """The table behind a recorded one."""
+    return value._table if isinstance(value, Recorded) else value
+
+
+@contextmanager
+def reads_recorded(reads: dict[str, set[str]]) -> Iterator[None]:
+    """Write down by stage which knobs are read while it is at work in this process."""
+    run = Stage.run
+
+    def recording(stage: Stage, job: Job) -> None:
+        read = reads.setdefault(stage.name, set())
+        recipe: Any = Recorded(job.recipe, read) if isinstance(job.recipe, Recipe) else job.recipe
+        run(stage, replace(job, recipe=recipe))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Stage, "run", recording)
+        yield
+
+
+MACHINE = replace(world, reads=of_the_machine).knob_names()
+"""The knobs that say where and how fast a stage runs: any stage may read them."""
+READ_BY_ALL = "threads"
+"""What every stage settles before it works."""
+CHECKED = {"data": {"reward.checkpoint"}}
+"""Decides whether labels are asked for, and nothing that is written."""
+
+
+def undeclared(reads: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """By stage, the knobs that it read and does not declare."""
+    found = {}
+    for name, read in reads.items():
+        tables = (*STAGES[name].knob_names(), *MACHINE)
+        own = {knob for knob in read if not any(knob == table or knob.startswith(f"{table}.") for table in tables)}
+        if others := own - {READ_BY_ALL} - CHECKED.get(name, set()):
+            found[name] = sorted(others)
+    return found
