@@ -13,7 +13,7 @@ from dpalign.engines.engine import Answer, Request
 from dpalign.paper.prompts import parse_condition, render_condition, stated_reward
 from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.run.folder import Run, Tally
+from dpalign.run.folder import Run
 from dpalign.stages import sample as stages
 from dpalign.stages.stage import Job
 from dpalign.stages.targets import reward_targets, shares
@@ -129,12 +129,3 @@ def test_the_targets_there_are_share_the_first_answers_and_the_log_says_so(
     assert [tuple(row["condition"]) for row in first[::27]] == [(70.0, 30.0), (70.0, 50.0), (70.0, 70.0)]
     assert ids == [(row["prompt_id"], row["condition_index"], row["sample"]) for row in rows]
     assert "sample-1: 3 distinct reward targets, not 16" in (tmp_path / "run" / "log.txt").read_text()
-
-
-def test_a_draw_may_have_its_own_number_of_answers_to_each_condition() -> None:
-    conditions = [stages.PLAIN, stages.Condition("target", (1.0, 2.0), "line")]
-    prompt = {"prompt_id": "p", "messages": user_prompt("why?")}
-    tally = Tally()
-    drawn = stages.draw(Echo(), WORLD, [(prompt, conditions)], [1, 2], 1.0, key=(0,), t=1, tally=tally, first=4)
-    assert [(row["condition_index"], row["sample"]) for row in drawn] == [(4, 0), (5, 0), (5, 1)]
-    assert (tally.rows_in, tally.rows_out) == (3, 3)
