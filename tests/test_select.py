@@ -154,10 +154,6 @@ def other_directions(folder: Path, recipe: Recipe) -> Job:
     return replace(work, recipe=recipe)
 
 
-def test_from_a_prompts_pool_a_direction_may_take_what_another_was_given(tmp_path: Path) -> None:
-    assert of_direction(other_directions(tmp_path, POOLED)) == {(1.0, 0.0): "long", (0.6, -0.8): "short"}
-
-
 def test_no_answer_is_kept_twice_where_the_recipe_says_so(tmp_path: Path) -> None:
     """At (0.8, -0.6) the pool is worth 24, 44, 28, 9 and at (0.6, -0.8) `short` is the best as well: the direction that
     comes second takes the next best, `good`."""

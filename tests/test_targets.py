@@ -52,12 +52,9 @@ def test_labels_are_taken_once_each_with_the_helpfulness_that_goes_with_them() -
             assert helpful == stated_reward(float(np.quantile(alike, quantile)), "steerlm")
 
 
-def test_fewer_targets_than_labels_are_spread_over_them() -> None:
+def test_fewer_targets_than_labels_are_spread_and_a_label_that_no_answer_has_is_not_asked_for() -> None:
     assert reward_targets(LABELS, realistic(), 3, 1.0)[:, 1].tolist() == [10.0, 50.0, 90.0]
     assert reward_targets(LABELS, realistic(), 1, 1.0)[:, 1].tolist() == [50.0]
-
-
-def test_a_label_that_no_answer_has_is_not_asked_for() -> None:
     reward_NK = np.array([[60.0, 52.0], [72.0, 48.0], [80.0, 71.0]])
     assert reward_targets(LABELS, reward_NK, 5, 1.0).tolist() == [[70.0, 50.0], [90.0, 70.0]]
 
