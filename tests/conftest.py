@@ -104,10 +104,18 @@ def tokens(tiny_folder: Path) -> "PreTrainedTokenizerBase":
 
 
 @pytest.fixture(scope="session")
-def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def micro_reads() -> dict[str, set[str]]:
+    """By stage, the knobs that were read in `micro_run`."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_reads: dict[str, set[str]]) -> Path:
     """The whole loop of recipes/micro.toml, run once; read it, do not write into it."""
     pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
     from dpalign.pipeline.runner import execute
     from dpalign.recipe import load
+    from recorded import reads_recorded
 
-    return execute(load(MICRO), tmp_path_factory.mktemp("run") / "micro")
+    with reads_recorded(micro_reads):
+        return execute(load(MICRO), tmp_path_factory.mktemp("run") / "micro")

@@ -1,56 +1,93 @@
-"""A recipe that writes down which of its knobs are read."""
+"""A recipe that writes down which of its knobs are read: stands in for a recipe while a stage is at work."""
 
-from collections.abc import Iterable
-from types import MethodType
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from dpalign.pipeline.steps import STAGES
+from dpalign.recipe import Recipe
 from dpalign.run.tables import Table
+from dpalign.stages.stage import Job, Stage, of_the_machine
+from dpalign.stages.world import world
+
+WHOLE = ("as_mapping", "to_toml", "model_dump")
+"""Ask for all knobs, to keep or to show them."""
 
 
 class Recorded:
-    """Stands for a table: the same values, and each leaf that is read is noted by its dotted name."""
+    """A table of a recipe; every leaf that is taken from it, or by its own methods, goes into `read`.
 
-    def __init__(self, table: Table, read: set[str], prefix: str = "", fixed: Iterable[str] = ()) -> None:
-        self._table, self._read, self._prefix, self._fixed = table, read, prefix, set(fixed)
+    Args:
+        settled: leaves that the stage itself has set, which so are not the user's.
+    """
+
+    def __init__(self, table: Table, read: set[str], path: str = "", settled: frozenset[str] = frozenset()) -> None:
+        self._table, self._read, self._path, self._settled = table, read, path, settled
 
     def __getattr__(self, name: str) -> Any:
-        table = self._table
-        attribute = getattr(type(table), name, None)
-        if isinstance(attribute, property):
-            assert attribute.fget is not None
-            return attribute.fget(self)
+        if name in WHOLE:
+            return getattr(self._table, name)
         if name == "model_copy":
-            return lambda update: Recorded(
-                table.model_copy(update=_plain(update)), self._read, self._prefix, {*self._fixed, *update}
-            )
-        if callable(attribute) and name not in type(table).model_fields:
-            return MethodType(attribute, self)
-        value = getattr(table, name)
-        if name in self._fixed:  # set by the stage itself: no knob is read
+            return self._changed
+        if name in type(self._table).model_fields:
+            value, path = getattr(self._table, name), f"{self._path}{name}"
+            if isinstance(value, Table):
+                return Recorded(value, self._read, f"{path}.", self._settled)
+            if path not in self._settled:
+                self._read.add(path)
             return value
-        if isinstance(value, Table):
-            return Recorded(value, self._read, f"{self._prefix}{name}.")
-        if name in type(table).model_fields:
-            self._read.add(self._prefix + name)
-        return value
+        own = getattr(type(self._table), name)
+        return own.fget(self) if isinstance(own, property) else own.__get__(self)
 
-    def to_toml(self) -> str:
-        """The page shows the whole recipe as it was when the page was made: nothing is computed from it."""
-        return self._table.to_toml()
-
-    def model_dump(self, **how: Any) -> Any:
-        """The whole table: all of its leaves are read."""
-        for name in type(self._table).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Recorded):
-                value.model_dump(**how)
-        return self._table.model_dump(**how)
+    def _changed(self, update: Mapping[str, Any]) -> "Recorded":
+        settled = set(self._settled)
+        for name, value in update.items():
+            settled |= value._settled if isinstance(value, Recorded) else {f"{self._path}{name}"}
+        table = self._table.model_copy(update={name: plain(value) for name, value in update.items()})
+        return Recorded(table, self._read, self._path, frozenset(settled))
 
     def __eq__(self, other: object) -> bool:
-        return self._table == (other._table if isinstance(other, Recorded) else other)
+        return bool(self._table == plain(other))
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return id(self)
 
 
-def _plain(update: dict[str, Any]) -> dict[str, Any]:
-    return {name: value._table if isinstance(value, Recorded) else value for name, value in update.items()}
+def plain(value: Any) -> Any:
+    """The table behind a recorded one."""
+    return value._table if isinstance(value, Recorded) else value
+
+
+@contextmanager
+def reads_recorded(reads: dict[str, set[str]]) -> Iterator[None]:
+    """Write down by stage which knobs are read while it is at work in this process."""
+    run = Stage.run
+
+    def recording(stage: Stage, job: Job) -> None:
+        read = reads.setdefault(stage.name, set())
+        recipe: Any = Recorded(job.recipe, read) if isinstance(job.recipe, Recipe) else job.recipe
+        run(stage, replace(job, recipe=recipe))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Stage, "run", recording)
+        yield
+
+
+MACHINE = replace(world, reads=of_the_machine).knob_names()
+"""The knobs that say where and how fast a stage runs: any stage may read them."""
+READ_BY_ALL = "threads"
+"""What every stage settles before it works."""
+
+
+def undeclared(reads: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """By stage, the knobs that it read and does not declare."""
+    found = {}
+    for name, read in reads.items():
+        tables = (*STAGES[name].knob_names(), *MACHINE)
+        own = {knob for knob in read if not any(knob == table or knob.startswith(f"{table}.") for table in tables)}
+        if others := own - {READ_BY_ALL}:
+            found[name] = sorted(others)
+    return found

@@ -109,19 +109,13 @@ def test_asked_to_be_brief_a_model_is_told_so_after_the_users_own_system_message
     assert ledger["tokens"] == {"sampled": 60 + 50 + 70 + 80, "scored": 4, "trained": 0}
 
 
-def test_the_wish_for_brevity_is_the_recipes_and_may_not_be_empty(evaluated: Any) -> None:
+def test_the_wish_for_brevity_is_the_recipes_and_changes_no_chance(evaluated: Any) -> None:
     script = {"first": ["60 40", "50 50"], "second": ["70 30", "80 20"]}
-    told = changed(RECIPE, {"evaluation.brevity": "be short"})
-    asked = evaluated("brief", script, told)[2]
-    assert {request.messages[0]["content"] for request in asked} == {"be short"}
-    with pytest.raises(ValueError, match=r'evaluation.brevity is "": write what'):
+    brief = evaluated("brief", script, changed(RECIPE, {"evaluation.brevity": "be short"}))[2]
+    assert {request.messages[0]["content"] for request in brief} == {"be short"}
+    assert [request.key for request in brief] == [request.key for request in evaluated("plain", script)[2]]
+    with pytest.raises(ValueError, match=r'evaluation.brevity is ""'):
         evaluated("brief", script, changed(RECIPE, {"evaluation.brevity": ""}))
-
-
-def test_asked_plainly_or_to_be_brief_a_prompt_is_answered_by_the_same_chance(evaluated: Any) -> None:
-    script = {"first": ["60 40", "50 50"], "second": ["70 30", "80 20"]}
-    keys = [[request.key for request in evaluated(condition, script)[2]] for condition in ("plain", "brief")]
-    assert keys[0] == keys[1]
 
 
 # Best of n
@@ -156,6 +150,8 @@ def test_the_best_of_each_group_is_kept_for_each_direction(evaluated: Any) -> No
     assert [row["rewards"] for row in scores] == [[float(w) for w in row["response"].split()] for row in rows]
     keys = ("prompt_id", "t", "condition_index", "sample")
     assert [[row[k] for k in keys] for row in scores] == [[row[k] for k in keys] for row in rows]
+    first, second = 90 + 70 + 60 + 95 + 50 + 40, 80 + 30 + 20 + 50 + 50 + 10
+    assert ledger["tokens"] == {"sampled": first + second, "scored": 12, "trained": 0}  # not the kept ones alone
     # Of 12 answers 7 are kept, one of them twice; of the 5 others 2 were cut.
     assert ledger["counts"] == {
         "in": 12,
@@ -179,12 +175,6 @@ def test_an_answer_that_says_nothing_is_not_a_finished_one() -> None:
     asked = [({"prompt_id": "first", "messages": list(FIRST)}, [PLAIN])]
     rows = list(draw(Silent(), RECIPE, asked, 4, 1.0, key=(0,), t=1, tally=Tally()))
     assert [row["finished"] for row in rows] == [True, False, False, False]
-
-
-def test_all_that_was_drawn_and_scored_is_counted_not_what_is_kept_alone(evaluated: Any) -> None:
-    _, ledger, _ = evaluated("best-of-n", SCRIPT)
-    first, second = 90 + 70 + 60 + 95 + 50 + 40, 80 + 30 + 20 + 50 + 50 + 10
-    assert ledger["tokens"] == {"sampled": first + second, "scored": 12, "trained": 0}
 
 
 def test_the_judge_sees_the_kept_answers_and_chooses_none(

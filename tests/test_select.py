@@ -1,6 +1,7 @@
 """What the next policy learns: the best answer for each direction, never a cut one, and the replay."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,6 @@ from dpalign.rows import (
     write_rows,
 )
 from dpalign.run.folder import Tally
-from dpalign.stages.pools import scored_prompts
 from dpalign.stages.preference import directions_of, line
 from dpalign.stages.select import replay, select
 from dpalign.stages.stage import Job
@@ -152,10 +152,6 @@ def other_directions(folder: Path, recipe: Recipe) -> Job:
     rows = [candidate(ONE, i // 2, i % 2, text) for i, text in enumerate(POOL)]
     work = job(folder, rows, list(POOL.values()), STEEP)
     return replace(work, recipe=recipe)
-
-
-def test_from_a_prompts_pool_a_direction_may_take_what_another_was_given(tmp_path: Path) -> None:
-    assert of_direction(other_directions(tmp_path, POOLED)) == {(1.0, 0.0): "long", (0.6, -0.8): "short"}
 
 
 def test_no_answer_is_kept_twice_where_the_recipe_says_so(tmp_path: Path) -> None:
@@ -323,37 +319,41 @@ def test_a_margin_widens_what_is_trained_on_and_not_what_users_ask_for() -> None
     assert wide.population(2) == RECIPE.preference.population(2)
 
 
-def test_scores_of_other_answers_are_refused(tmp_path: Path) -> None:
-    """The same number of scores, in another order of answers."""
-    work = many(tmp_path)
-    path = tmp_path / "score" / "part-00000.parquet"
-    rows = list(read_rows(path, SCORES))
-    write_rows(path, rows[1:] + rows[:1], SCORES)
-    with pytest.raises(ValueError, match=r"not the scores of .*; run the score stage on these answers again") as error:
-        select.run(work)
-    assert str(path) in str(error.value)
+def rotated(folder: Path) -> None:
+    rows = list(read_rows(folder / "score" / "part-00000.parquet", SCORES))
+    write_rows(folder / "score" / "part-00000.parquet", rows[1:] + rows[:1], SCORES)
 
 
-def test_scores_of_fewer_shards_than_the_answers_are_refused(tmp_path: Path) -> None:
-    work = many(tmp_path)
-    write_rows(tmp_path / "sample" / "part-00001.parquet", [candidate(ONE, 0, 0, "late")], CANDIDATES)
-    with pytest.raises(ValueError, match=r"score: 1 shards of scores for 2 of .*sample; run the score stage"):
-        select.run(work)
+def of_fewer_shards(folder: Path) -> None:
+    write_rows(folder / "sample" / "part-00001.parquet", [candidate(ONE, 0, 0, "late")], CANDIDATES)
 
 
-def test_a_nan_score_is_refused_with_its_file_and_row(tmp_path: Path) -> None:
-    rows = [candidate(ONE, 0, i, text) for i, text in enumerate(POOL)]
-    work = job(tmp_path, rows, [[50.0, 50.0], [50.0, float("nan")], [50.0, 50.0], [50.0, 50.0]])
-    with pytest.raises(ValueError, match=r"row 1\b.*nan") as error:
-        list(scored_prompts(work.inputs["candidates"], work.inputs["scores"], RECIPE))
-    assert str(tmp_path / "score") in str(error.value)
+def without_a_score(folder: Path) -> None:
+    rows = list(read_rows(folder / "score" / "part-00000.parquet", SCORES))
+    rows[1]["rewards"] = [50.0, float("nan")]
+    write_rows(folder / "score" / "part-00000.parquet", rows, SCORES)
 
 
-def test_an_annotation_of_other_data_is_refused(tmp_path: Path) -> None:
-    work = many(tmp_path)
-    path = tmp_path / "annotate" / "part-00000.parquet"
+def annotated_elsewhere(folder: Path) -> None:
+    path = folder / "annotate" / "part-00000.parquet"
     write_rows(path, list(read_rows(path, SCORES))[2:], SCORES)
-    with pytest.raises(ValueError, match=r"not the annotation of .*; run the annotate stage again"):
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (rotated, r"score/part-00000\.parquet.*run the score stage on these answers again"),
+        (of_fewer_shards, r"score: 1 shards of scores for 2 of .*sample; run the score stage"),
+        (without_a_score, r"score.*row 1\b.*nan"),
+        (annotated_elsewhere, r"annotat.*; run the annotate stage again"),
+    ],
+)
+def test_scores_that_are_not_those_of_the_answers_are_refused(
+    tmp_path: Path, harm: Callable[[Path], None], message: str
+) -> None:
+    work = many(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(ValueError, match=message):
         select.run(work)
 
 

@@ -15,9 +15,7 @@ from conftest import MICRO
 from dpalign.engines.engine import Request
 from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.pipeline.runner import take as take_step
-from dpalign.pipeline.steps import knobs_of
 from dpalign.recipe import Recipe, changed, load
-from dpalign.recipe.localfiles import local_files
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.run.folder import Run
@@ -119,42 +117,26 @@ def test_each_answer_is_drawn_plainly_from_its_directions_mixture(
     assert len({row["response"] for row in rows}) > 9
 
 
-def test_all_is_counted(soup: Path) -> None:
-    """Three prompts, three directions, two answers; one prompt is too long."""
-    ledger = read_ledger(soup)
+def test_beside_its_answers_it_keeps_what_it_counted_its_mixtures_and_what_they_take(
+    soup: Path, experts: Sequence[Path]
+) -> None:
+    """Three prompts, three directions, two answers; one prompt is too long. No mixture and no waiting answers stay."""
+    ledger, figures = read_ledger(soup), json.loads((soup / "soup.json").read_text())
     rows = list(read_rows(soup / "answers", CANDIDATES))
     assert ledger["counts"] == {"in": 19, "out": 18, "filtered": {"prompt too long": 1}}
     assert ledger["tokens"] == {"sampled": sum(row["tokens"] for row in rows), "scored": 18, "trained": 0}
-
-
-def test_it_says_its_mixtures_and_what_they_take_on_disk(soup: Path, experts: Sequence[Path]) -> None:
-    told = json.loads((soup / "soup.json").read_text())
-    assert told["objectives"] == ["helpfulness", "verbosity"]
-    assert told["experts"] == [[1.0, 0.0], [0.0, -1.0]]
-    np.testing.assert_allclose(
-        [mixture["weights"] for mixture in told["mixtures"]], [[1, 0], [0.70711, 0.29289], [0.5, 0.5]], atol=1e-5
-    )
-    np.testing.assert_allclose(
-        [mixture["direction"] for mixture in told["mixtures"]],
-        [[1, 0], [0.92388, -0.38268], [0.70711, -0.70711]],
-        atol=1e-5,
-    )
+    assert figures["experts"] == [[1.0, 0.0], [0.0, -1.0]]
+    weights, directions = ([mixture[key] for mixture in figures["mixtures"]] for key in ("weights", "direction"))
+    np.testing.assert_allclose(weights, [[1, 0], [0.70711, 0.29289], [0.5, 0.5]], atol=1e-5)
+    np.testing.assert_allclose(directions, [[1, 0], [0.92388, -0.38268], [0.70711, -0.70711]], atol=1e-5)
     one = len(tiny.weights(experts[0]))
-    assert told["bytes"] == {"experts": 2 * one, "one_model": one}
-
-
-def test_the_seconds_of_each_switch_stand_apart_from_what_is_fingerprinted(soup: Path) -> None:
-    told = json.loads((soup / "times.json").read_text())
-    assert list(told["switch_seconds"]) == ["0", "1", "2"]
-    assert all(0 < seconds < 60 for seconds in told["switch_seconds"].values())
-    assert "times.json" not in outputs(soup)
-    assert "seconds" not in (soup / "soup.json").read_text()
-
-
-def test_no_mixture_and_no_waiting_answers_are_left(soup: Path) -> None:
-    assert {path.name for path in soup.iterdir()} == {
-        *("answers", "scores", "truth", "soup.json", "times.json", "ledger.json"),
-    }
+    assert figures["bytes"] == {"experts": 2 * one, "one_model": one}
+    seconds = json.loads((soup / "times.json").read_text())["switch_seconds"]
+    assert list(seconds) == ["0", "1", "2"]
+    assert all(0 < taken < 60 for taken in seconds.values())
+    assert "times.json" not in outputs(soup)  # which are fingerprinted
+    kept = {"answers", "scores", "truth", "soup.json", "times.json", "ledger.json"}
+    assert {path.name for path in soup.iterdir()} == kept
 
 
 class Stopped(Exception):
@@ -261,23 +243,23 @@ def test_a_judge_scores_the_same_answers(
     assert read_ledger(judged)["tokens"]["scored"] == 36
 
 
-def told(run: Path, inputs: Mapping[str, Path], recipe: Recipe = RECIPE) -> str:
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - each test looks at the words
-        take(run, inputs, recipe)
-    return str(error.value)
-
-
-def test_experts_are_taken_by_number_and_must_be_as_many_as_their_directions(
-    inputs: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("directions", "other", "parts"),
+    [
+        ([[1.0, 0.0], [0.8, -0.6], [0.0, -1.0]], "expert-2", ["soups.experts has 3", "expert-3", "expert-1, expert-2"]),
+        ([[1.0, 0.0], [0.0, -1.0]], "expert-brief", ["soups.experts has 2", "expert-1, expert-brief"]),
+        ([[1.0, 0.0], [0.9397, -0.3420]], "expert-2", ["direction (0.9239, -0.3827)", "(1, 0), (0.9397, -0.342)"]),
+    ],
+)
+def test_experts_that_do_not_fit_their_directions_are_refused_before_anything_is_drawn(
+    inputs: dict[str, Path], tmp_path: Path, directions: list[list[float]], other: str, parts: list[str]
 ) -> None:
-    three = changed(RECIPE, {"soups.experts": [[1.0, 0.0], [0.8, -0.6], [0.0, -1.0]]})
-    assert told(tmp_path, inputs, three) == (
-        "soups.experts has 3 directions, which are those of expert-1, expert-2, expert-3; given are expert-1, expert-2"
-    )
-    other = {name.replace("expert-2", "expert-brief"): path for name, path in inputs.items()}
-    assert told(tmp_path, other).endswith("expert-1, expert-2; given are expert-1, expert-brief")
-    none = {name: path for name, path in inputs.items() if not name.startswith("expert")}
-    assert told(tmp_path, none).endswith("given are none")
+    """One too few, one without a number, and two at 0 and -20 degrees, which cannot answer at -22.5."""
+    inputs = {other if name == "expert-2" else name: path for name, path in inputs.items()}
+    with pytest.raises(ValueError, match=r".") as error:
+        take(tmp_path, inputs, changed(RECIPE, {"soups.experts": directions}))
+    assert [part for part in parts if part not in str(error.value)] == [], str(error.value)
+    assert not list((tmp_path / "soup.partial").rglob("*.parquet"))
 
 
 def test_ten_experts_stand_in_the_order_of_their_numbers(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -288,17 +270,6 @@ def test_ten_experts_stand_in_the_order_of_their_numbers(inputs: dict[str, Path]
     work: Any = None
     job = Job(recipe, work, dict(sorted(given.items())))
     assert [path.name for path in soups.experts_of(job)] == [f"e{e}" for e in range(1, 11)]
-
-
-def test_a_direction_that_the_experts_do_not_span_is_refused_before_anything_is_drawn(
-    inputs: dict[str, Path], tmp_path: Path
-) -> None:
-    """Experts at 0 and -20 degrees cannot answer at -22.5."""
-    near = changed(RECIPE, {"soups.experts": [[1.0, 0.0], [0.9397, -0.3420]]})
-    assert told(tmp_path, inputs, near).startswith(
-        "direction (0.9239, -0.3827) lies outside what the experts (1, 0), (0.9397, -0.342) span"
-    )
-    assert not list((tmp_path / "soup.partial").rglob("*.parquet"))
 
 
 def test_it_runs_alone_on_files(
@@ -314,17 +285,3 @@ def test_it_runs_alone_on_files(
     cli.main(["soup", str(MICRO), "--out", str(tmp_path / "soup"), *words, *knobs])
     assert capsys.readouterr().out == f"{tmp_path / 'soup'}\n"
     assert outputs(tmp_path / "soup") == outputs(soup)
-
-
-def test_a_changed_expert_or_direction_redoes_it(soup: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
-    run = Path(shutil.copytree(soup.parent, tmp_path / "run"))
-    with Run.open(run, None, {}) as opened:
-        turned = changed(RECIPE, {"soups.experts": [[1.0, 0.0], [0.0, -2.0]]})
-        step = Step("soup", soups.soup, inputs)
-        knobs = knobs_of(turned, step)
-        named = local_files(knobs)
-        assert "soups.experts" in str(opened.stage("soup", step.stage.version, named | inputs, knobs).reason)
-        swapped = inputs | {"expert-1": inputs["expert-2"], "expert-2": inputs["expert-1"]}
-        knobs = knobs_of(RECIPE, step)
-        reason = opened.stage("soup", step.stage.version, named | swapped, knobs).reason
-    assert reason == "input expert-1 changed; input expert-2 changed"

@@ -1,33 +1,30 @@
-"""What a stage says it reads is what it reads: each runs once on a recipe that writes access down."""
+"""What a stage declares is what it reads: a comparison runs every stage on a recipe that writes access down."""
 
 import shutil
-from collections import defaultdict
 from collections.abc import Iterator
-from typing import cast
 
 import pytest
 
 from conftest import MICRO
 from dpalign.pipeline import runner
-from dpalign.pipeline.steps import STAGES, steps
-from dpalign.recipe import Recipe, load
-from dpalign.stages.stage import Job, Stage, of_the_machine
-from recorded import Recorded
+from dpalign.pipeline.steps import STAGES
+from dpalign.recipe import load
+from recorded import READ_BY_ALL, reads_recorded, undeclared
 
 EVERY_STAGE = [
     *("--model.base", "", "--pretrain.steps", "2", "--reward.pairwise", "PAIRS"),
     *("--dpo.betas", "[0.1]", "--rsf.directions", "1"),
-    *(
-        "--rl.directions",
-        "1",
-        "--rl.training.steps",
-        "1",
-        "--soups.choices",
-        '["axes"]',
-        "--steerlm.quantiles",
-        "[0.9]",
-    ),
+    *("--rl.directions", "1", "--rl.training.steps", "1"),
+    *("--soups.choices", '["axes"]', "--steerlm.quantiles", "[0.9]"),
 ]
+READ_IN_OTHER_RUNS = {
+    READ_BY_ALL,
+    "engines.tensor_parallel",  # by vLLM
+    "evaluation.dpo",  # where a DPO checkpoint is named
+    "model.trust_remote_code",  # where a reward is named
+    "model.base",  # where no base model is trained
+    "sft.checkpoint",  # where it names a folder, which may change though its name stays
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,64 +34,24 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[st
     folder = tmp_path_factory.mktemp("reads")
     pairs = folder / "pairs.jsonl"
     pairs.write_text('{"prompt": "explain tea", "chosen": "tea is hot.", "rejected": "no"}\n')
-    recipe = load(MICRO, [word.replace("PAIRS", str(pairs)) for word in EVERY_STAGE])
-    read: dict[str, set[str]] = defaultdict(set)
-
-    def recorded(stage: Stage, job: Job) -> None:
-        own = cast(Recipe, Recorded(job.recipe, read[stage.name]))
-        stage.function(Job(own, job.work, job.inputs, job.t, job.half, job.condition, job.systems))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stage, "run", recorded)
-        runner.execute(recipe, folder / "run", compared=True)
-    yield dict(read)
+    read: dict[str, set[str]] = {}
+    with reads_recorded(read):
+        words = [word.replace("PAIRS", str(pairs)) for word in EVERY_STAGE]
+        runner.execute(load(MICRO, words), folder / "run", compared=True)
+    yield read
     shutil.rmtree(folder)
 
 
-READ_IN_OTHER_RUNS = {
-    "threads",  # by every stage, before its function is called
-    "engines.tensor_parallel",  # by vLLM
-    "evaluation.dpo",  # where a DPO checkpoint is named
-    "model.trust_remote_code",  # where a reward is named
-    "model.base",  # where no base model is trained
-    "sft.checkpoint",  # where it names a folder, which may change though its name stays
-}
-
-
-def declared(stage: Stage) -> list[str]:
-    return stage.knob_names()
-
-
-def under(name: str, names: set[str]) -> bool:
-    """Whether a leaf is one of the names, or lies in a table among them."""
-    return any(name == other or name.startswith(f"{other}.") for other in names)
-
-
 @pytest.mark.slow
-def test_every_stage_runs_here(reads: dict[str, set[str]]) -> None:
-    recipe = load(MICRO, [word.replace("PAIRS", "p") for word in EVERY_STAGE])
-    assert {step.stage.name for step in steps(recipe, compared=True)} == set(reads) == set(STAGES)
+def test_every_stage_reads_only_what_it_declares(reads: dict[str, set[str]]) -> None:
+    assert set(reads) == set(STAGES)
+    assert undeclared(reads) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(STAGES))
-def test_a_stage_reads_what_it_declares_and_declares_what_it_reads(name: str, reads: dict[str, set[str]]) -> None:
-    stage = STAGES[name]
-    free = {str(knob) for knob in of_the_machine(cast(Recipe, _Names()))}
-    undeclared = {knob for knob in reads[name] if not under(knob, {*declared(stage), *free})}
-    assert not undeclared, f"{name} reads these, and a change of them would not redo it"
-    unread = [
-        knob for knob in {*declared(stage)} - READ_IN_OTHER_RUNS if not any(under(leaf, {knob}) for leaf in reads[name])
+def test_a_stage_declares_nothing_that_it_never_reads(name: str, reads: dict[str, set[str]]) -> None:
+    declared = {*STAGES[name].knob_names()} - READ_IN_OTHER_RUNS
+    assert not [
+        knob for knob in declared if not any(leaf == knob or leaf.startswith(f"{knob}.") for leaf in reads[name])
     ]
-    assert not unread, f"{name} declares these for nothing"
-
-
-class _Names:
-    def __init__(self, path: str = "") -> None:
-        self._path = path
-
-    def __getattr__(self, name: str) -> "_Names":
-        return _Names(f"{self._path}.{name}".strip("."))
-
-    def __str__(self) -> str:
-        return self._path

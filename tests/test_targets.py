@@ -13,7 +13,7 @@ from dpalign.engines.engine import Answer, Request
 from dpalign.paper.prompts import parse_condition, render_condition, stated_reward
 from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.run.folder import Run, Tally
+from dpalign.run.folder import Run
 from dpalign.stages import sample as stages
 from dpalign.stages.stage import Job
 from dpalign.stages.targets import reward_targets, shares
@@ -52,12 +52,9 @@ def test_labels_are_taken_once_each_with_the_helpfulness_that_goes_with_them() -
             assert helpful == stated_reward(float(np.quantile(alike, quantile)), "steerlm")
 
 
-def test_fewer_targets_than_labels_are_spread_over_them() -> None:
+def test_fewer_targets_than_labels_are_spread_and_a_label_that_no_answer_has_is_not_asked_for() -> None:
     assert reward_targets(LABELS, realistic(), 3, 1.0)[:, 1].tolist() == [10.0, 50.0, 90.0]
     assert reward_targets(LABELS, realistic(), 1, 1.0)[:, 1].tolist() == [50.0]
-
-
-def test_a_label_that_no_answer_has_is_not_asked_for() -> None:
     reward_NK = np.array([[60.0, 52.0], [72.0, 48.0], [80.0, 71.0]])
     assert reward_targets(LABELS, reward_NK, 5, 1.0).tolist() == [[70.0, 50.0], [90.0, 70.0]]
 
@@ -129,12 +126,3 @@ def test_the_targets_there_are_share_the_first_answers_and_the_log_says_so(
     assert [tuple(row["condition"]) for row in first[::27]] == [(70.0, 30.0), (70.0, 50.0), (70.0, 70.0)]
     assert ids == [(row["prompt_id"], row["condition_index"], row["sample"]) for row in rows]
     assert "sample-1: 3 distinct reward targets, not 16" in (tmp_path / "run" / "log.txt").read_text()
-
-
-def test_a_draw_may_have_its_own_number_of_answers_to_each_condition() -> None:
-    conditions = [stages.PLAIN, stages.Condition("target", (1.0, 2.0), "line")]
-    prompt = {"prompt_id": "p", "messages": user_prompt("why?")}
-    tally = Tally()
-    drawn = stages.draw(Echo(), WORLD, [(prompt, conditions)], [1, 2], 1.0, key=(0,), t=1, tally=tally, first=4)
-    assert [(row["condition_index"], row["sample"]) for row in drawn] == [(4, 0), (5, 0), (5, 1)]
-    assert (tally.rows_in, tally.rows_out) == (3, 3)

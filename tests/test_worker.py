@@ -227,15 +227,3 @@ def test_threads_are_settled_before_torch_is_imported(tmp_path: Path) -> None:
     clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and k not in environment.WAITING}
     done = subprocess.run([sys.executable, "-c", code], env=clean, check=True, capture_output=True, text=True)
     assert done.stdout == "1 1 0\n"
-
-
-def test_threads_that_the_recipe_leaves_open_stay_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert environment.thread_variables(0) == {
-        "OMP_WAIT_POLICY": "ACTIVE",
-        "GOMP_SPINCOUNT": "0",
-        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
-        "HF_HUB_DISABLE_PROGRESS_BARS": os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-    }
-    assert environment.thread_variables(3)["OMP_NUM_THREADS"] == "3"
