@@ -199,7 +199,7 @@ def test_a_redone_stage_differs_and_those_before_it_stay(copy: Path, micro_run: 
     execute(load(MICRO, ["--replay", "0.5"]), copy, until="policy-1")
     before, after = outputs(micro_run, load(MICRO)), outputs(copy, load(MICRO))
     changed = {file for file in before if before[file] != after[file]}
-    assert changed == {"select-1/part-00000.parquet", "policy-1/model/model.safetensors"}  # sample-2 was not reached
+    assert changed == {"select-1/part-00000.parquet", "policy-1/model/model.safetensors", "policy-1/curve.json"}
 
 
 # Killed, and with all that a comparison adds

@@ -44,7 +44,7 @@ def test_prompts_over_the_limit_are_left_out_and_counted_and_all_over_is_an_erro
 
     engine = TransformersEngine(str(run / "steerlm-d2" / "model"), rows=8)
     half = [row for row in read_rows(run / "data" / "prompts", PROMPTS) if row["split"] == "D1"]
-    lengths = sorted(engine.prompt_tokens(row["messages"]) for row in half)
+    lengths = sorted(engine.reader.prompt_tokens(row["messages"]) for row in half)
     limit = lengths[len(lengths) // 2]
     over = sum(n > limit for n in lengths)
     assert 0 < over < len(half)
@@ -190,7 +190,7 @@ def test_a_model_folder_and_a_function_are_read_by_every_stage_that_uses_them(
     found = {name: local_files(stage.knobs(recipe)) for name, stage in STAGES.items()}
     assert found["sft"] == found["steerlm"] == {"sft.checkpoint": model}
     assert found["score"] == found["annotate"] == {"reward.checkpoint": tmp_path / "taste.py"}
-    assert found["data"] == found["select"] == {}  # the world's files are another stage's
+    assert found["select"] == {}
 
 
 def test_each_knob_that_may_name_a_file_is_read_by_some_stage() -> None:

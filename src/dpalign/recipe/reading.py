@@ -116,7 +116,10 @@ def _message(cls: type[Table], error: ValidationError, where: str) -> str:
             context = detail.get("ctx") or {}
             return f"{where}:{f' [{key}]' if key else ''} {context['error']}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return f"{where}: {key} is {literal(detail['input'])}; give a number {' and '.join(_bounds(field))}"
+            bounds = " and ".join(_bounds(field))
+            return (
+                f"{where}: {key} is {literal(detail['input'])}; give a number {'of ' * bounds.startswith('at')}{bounds}"
+            )
         case _:
             expected = dict.fromkeys(_expected(arm, field) for arm in arms)
             return f"{where}: {key} must be {' or '.join(expected)}, got {literal(detail['input'])}"
@@ -179,7 +182,7 @@ def ranges(cls: type[Table], prefix: str = "") -> dict[str, str]:
 def _bounds(field: FieldInfo | None) -> Iterator[str]:
     """The range of a number, or of each number in a list: "at least 0", "below 1"."""
     for constraint in (*field.metadata, *_constraints(field.annotation)) if field else ():
-        for name, words in (("ge", "of at least"), ("gt", "above"), ("le", "of at most"), ("lt", "below")):
+        for name, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
             if (bound := getattr(constraint, name, None)) is not None:
                 yield f"{words} {bound:g}"
 

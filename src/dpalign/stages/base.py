@@ -11,7 +11,7 @@ from dpalign.chat import chat_template
 from dpalign.paper.direction import rng_for
 from dpalign.rows import CONVERSATIONS, RATED, read_rows
 from dpalign.run.tables import Table
-from dpalign.stages.stage import Job, stage
+from dpalign.stages.stage import Job, model_read, stage
 from dpalign.stages.training import context_of, count
 from dpalign.train.knobs import Training
 
@@ -60,7 +60,7 @@ class Pretrain(Table):
 
 
 @stage(
-    reads=lambda r: (r.seed, r.pretrain, r.model.chat, r.threads),
+    reads=lambda r: (r.seed, r.pretrain, r.model.chat, *model_read(r)),
     inputs=("data",),
     several=True,
     trains=lambda r: r.pretrain.training,
