@@ -14,7 +14,6 @@ import pytest
 
 from dpalign.run import folder as runs
 from dpalign.run import ledger, progress
-from dpalign.run import lock as runlock
 
 ENVIRONMENT = {"git_commit": "abc"}
 
@@ -333,7 +332,7 @@ def test_a_worker_left_by_a_killed_run_is_waited_for(tmp_path: Path, monkeypatch
     began = time.monotonic()
     runs.Run.open(folder, "", ENVIRONMENT).close()
     assert 0.3 < time.monotonic() - began < 8.0
-    monkeypatch.setattr(runlock, "ORPHAN_SECONDS", 0.2)
+    monkeypatch.setattr(runs, "ORPHAN_SECONDS", 0.2)
     subprocess.run([sys.executable, "-c", code, folder, "2"], check=True)
     with pytest.raises(ValueError, match=r"a process left by the ended run \d+ is at work in it"):
         runs.Run.open(folder, "", ENVIRONMENT)

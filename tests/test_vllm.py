@@ -20,6 +20,7 @@ from dpalign.engines.engine import Answer, Request
 from dpalign.engines.knobs import WORLD_BASE, Engines
 from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.engines.vllm_engine import VllmEngine
+from dpalign.engines.vllm_start import Vllm
 from dpalign.rewards.score import ModelScorer
 from dpalign.rewards.vllm_scorer import VllmScorer
 from dpalign.rows import CANDIDATES, CONVERSATIONS, SCORES, read_rows, user_prompt
@@ -47,8 +48,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def started(folder: Path, settings: Engines = ON_VLLM, **options: Any) -> Vllm:
+    return Vllm(str(folder), settings, rows=64, prompt_tokens=64, max_new_tokens=48, **options)
+
+
 def opened(folder: Path) -> VllmEngine:
-    return VllmEngine(str(folder), rows=64, settings=ON_VLLM, prompt_tokens=64, max_new_tokens=48)
+    return VllmEngine(started(folder))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +156,7 @@ def test_an_engine_that_cannot_start_says_why_and_leaves_others_at_work(folder: 
     before = sampled(engine, requests)
     greedy = Engines(sampling="vllm", cpu_cache=1e6)
     with pytest.raises(ValueError, match=r"vLLM cannot start with it: Available memory .*1000000"):
-        VllmEngine(str(folder), rows=64, settings=greedy, prompt_tokens=64, max_new_tokens=48)
+        started(folder, greedy)
     assert sampled(engine, requests) == before
 
 
@@ -163,7 +168,7 @@ def test_scores_equal_the_transformers_scorer(folder: Path, tmp_path: Path) -> N
     model = write_classifier(folder, tmp_path / "model")
     asked = [*pairs(23), *((user_prompt(QUESTIONS[2]), answer) for _, answer in pairs(7))]
     plain = ModelScorer(str(model), template="world-v1", batch_tokens=4096, dtype="float32")
-    scorer = VllmScorer(str(model), template="world-v1", rows=64, settings=ON_VLLM, prompt_tokens=64, max_new_tokens=48)
+    scorer = VllmScorer(started(model, classifies=True), template="world-v1")
     expected_NH, found_NH = plain.score(asked), scorer.score(asked)
     assert scorer.score([]).shape == (0, 2)
     scorer.close()
@@ -175,9 +180,7 @@ def test_scores_equal_the_transformers_scorer(folder: Path, tmp_path: Path) -> N
 
 def test_a_model_that_only_numbers_its_heads_takes_the_recipes_names(folder: Path, tmp_path: Path) -> None:
     model = write_classifier(folder, tmp_path / "model", id2label={0: "LABEL_0", 1: "LABEL_1"})
-    scorer = VllmScorer(
-        str(model), ("a", "b"), template="world-v1", rows=4, settings=ON_VLLM, prompt_tokens=64, max_new_tokens=48
-    )
+    scorer = VllmScorer(started(model, classifies=True), ("a", "b"), template="world-v1")
     scorer.close()
     assert list(scorer.heads) == ["a", "b"]
 

@@ -9,49 +9,18 @@ of a large batch may change a draw.
 from collections.abc import Iterator, Sequence
 
 from dpalign.engines.engine import Answer, Request, require_room
-from dpalign.engines.knobs import Engines
 from dpalign.engines.transformers_engine import PromptReader
 from dpalign.engines.vllm_start import Vllm, show_progress
 from dpalign.paper.direction import rng_for
 
 
 class VllmEngine:
-    """An `Engine` on vLLM.
+    """An `Engine` on vLLM, started with a policy."""
 
-    Args:
-        folder: a policy folder or hub name.
-        rows: answers decoded side by side.
-        settings, prompt_tokens, max_new_tokens, share: see `Vllm`.
-
-    Raises:
-        ValueError: vLLM is not installed, or cannot start.
-    """
-
-    def __init__(
-        self,
-        folder: str,
-        *,
-        rows: int,
-        settings: Engines,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        share: float = 1.0,
-        dtype: str = "float32",
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.reader = PromptReader(folder, trust_remote_code=trust_remote_code)
+    def __init__(self, vllm: Vllm) -> None:
+        self.vllm, self.close = vllm, vllm.close
+        self.reader = PromptReader(vllm.folder, trust_remote_code=vllm.trust_remote_code)
         self.tokenizer = self.reader.tokenizer
-        self.vllm = Vllm(
-            folder,
-            settings,
-            share=share,
-            sequences=rows,
-            prompt_tokens=prompt_tokens,
-            max_new_tokens=max_new_tokens,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-        )
-        self.close = self.vllm.close
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """See `Engine.sample`.

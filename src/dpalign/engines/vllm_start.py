@@ -47,10 +47,10 @@ class Vllm:
     """A started vLLM `LLM` on a folder or hub name, with its prefix cache on.
 
     Args:
-        share: of `settings.gpu_memory`, which a stage's engines divide among themselves.
-        sequences: answers side by side.
+        rows: answers decoded or scored side by side.
         prompt_tokens, max_new_tokens: the recipe's limits; the context is longer where the model allows.
-        options: further arguments of `LLM`.
+        share: of `settings.gpu_memory`, which a stage's engines divide among themselves.
+        classifies: the model is a sequence classifier, which is read for its raw scores.
 
     Attributes:
         llm: the `LLM`.
@@ -66,34 +66,37 @@ class Vllm:
         folder: str,
         settings: Engines,
         *,
-        share: float,
-        sequences: int,
+        rows: int,
         prompt_tokens: int,
         max_new_tokens: int,
-        dtype: str,
+        share: float = 1.0,
+        dtype: str = "float32",
         trust_remote_code: bool = False,
-        options: Mapping[str, Any] | None = None,
+        classifies: bool = False,
     ) -> None:
         global _running
         LLM = require_vllm()
+        self.folder, self.trust_remote_code = folder, trust_remote_code
         self.config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         own_context = getattr(self.config, "max_position_embeddings", None)
         self.context = context_length(own_context, prompt_tokens, max_new_tokens)
-        arguments = dict(options or {}) | {
+        arguments: dict[str, Any] = {
             "model": folder,
             "dtype": dtype,
             "max_model_len": self.context,
-            "max_num_seqs": sequences,
+            "max_num_seqs": rows,
             "enable_prefix_caching": True,
             "tensor_parallel_size": settings.tensor_parallel,
             "trust_remote_code": trust_remote_code,
             "generation_config": "vllm",  # or a folder's own top_k would cut the distribution
             "use_tqdm_on_load": False,
         }
+        if classifies:
+            arguments |= {"runner": "pooling", "pooler_config": {"task": "classify", "use_activation": False}}
         if torch.cuda.is_available():
             arguments |= {"enforce_eager": settings.eager, "gpu_memory_utilization": settings.gpu_memory * share}
         else:
-            arguments |= _for_cpu(folder, self.config, settings, self.context, sequences, dtype)
+            arguments |= _for_cpu(folder, self.config, settings, self.context, rows, dtype)
         set_threads = torch.set_num_threads
         try:
             self.llm = LLM(**arguments)
@@ -170,7 +173,7 @@ def _reason(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _for_cpu(folder: str, config: Any, settings: Engines, context: int, sequences: int, dtype: str) -> dict[str, Any]:
+def _for_cpu(folder: str, config: Any, settings: Engines, context: int, rows: int, dtype: str) -> dict[str, Any]:
     """Settings of vLLM's CPU build.
 
     Its engine dies where the prefill of a seeded request is split; its cache would take nearly all memory.
@@ -187,7 +190,7 @@ def _for_cpu(folder: str, config: Any, settings: Engines, context: int, sequence
     if not size:
         a_sequence = cache_bytes(config, dtype) * (context + CPU_BLOCK)
         quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-        size = max(a_sequence, min(quarter, a_sequence * sequences))
+        size = max(a_sequence, min(quarter, a_sequence * rows))
     return {
         "enforce_eager": True,
         "enable_chunked_prefill": False,

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from dpalign.engines.knobs import Engines
 from dpalign.engines.vllm_start import Vllm, show_progress
 from dpalign.paper.prompts import RewardTemplate, render_reward_input
 from dpalign.rewards.score import Pair, head_names, require_finite
@@ -18,47 +17,17 @@ Array = NDArray[np.float32]
 
 
 class VllmScorer:
-    """A `Scorer`: a sequence classifier on vLLM.
+    """A `Scorer`: a sequence classifier on vLLM, started with `classifies`.
 
     Args:
-        source: a folder or hub name.
         unnamed: head names for a model that only numbers its heads.
-        rows: answers scored side by side.
-        settings, prompt_tokens, max_new_tokens, share: see `Vllm`.
-
-    Raises:
-        ValueError: vLLM is not installed, or cannot start.
     """
 
-    def __init__(
-        self,
-        source: str,
-        unnamed: Sequence[str] = (),
-        *,
-        template: RewardTemplate,
-        rows: int,
-        settings: Engines,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        share: float = 1.0,
-        dtype: str = "float32",
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.source, self.template = source, template
-        self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        self.vllm = Vllm(
-            source,
-            settings,
-            share=share,
-            sequences=rows,
-            prompt_tokens=prompt_tokens,
-            max_new_tokens=max_new_tokens,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            options={"runner": "pooling", "pooler_config": {"task": "classify", "use_activation": False}},
-        )
-        self.heads = head_names(self.vllm.config, unnamed)
-        self.close = self.vllm.close
+    def __init__(self, vllm: Vllm, unnamed: Sequence[str] = (), *, template: RewardTemplate) -> None:
+        self.vllm, self.close = vllm, vllm.close
+        self.source, self.template = vllm.folder, template
+        self.tokenizer = AutoTokenizer.from_pretrained(vllm.folder, trust_remote_code=vllm.trust_remote_code)
+        self.heads = head_names(vllm.config, unnamed)
 
     def score(self, pairs: Sequence[Pair]) -> Array:
         """See `Scorer.score`.

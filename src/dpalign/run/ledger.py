@@ -153,9 +153,8 @@ def _why_unfinished(output: Path, identity: dict[str, Any]) -> str | None:
     if old == identity:
         return None
     reasons = changes(
-        {key: old[key] for key in ("name", "version")}, {key: identity[key] for key in ("name", "version")}
+        {"version": old["version"], **old["knobs"]}, {"version": identity["version"], **identity["knobs"]}
     )
-    reasons += changes(old["knobs"], identity["knobs"])
     for name in dict.fromkeys([*old["inputs"], *identity["inputs"]]):
         if name not in identity["inputs"]:
             reasons.append(f"input {name} is gone")
