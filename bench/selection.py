@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from dpalign.paper.direction import rng_for
-from dpalign.paper.selection import Selection
 from dpalign.recipe import Recipe, Steering, config
 from dpalign.rows import CANDIDATES, CONVERSATIONS, HEADS, PROMPTS, RATED, SCORES, read_table, write_table
+from dpalign.stages.select import Selection
 from harness import BENCH, Row, equal, main, ratio_of
 
 COMMAND = "python bench/selection.py"

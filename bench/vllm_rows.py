@@ -21,6 +21,7 @@ from dpalign.engines.engine import Request
 from dpalign.engines.knobs import Engines
 from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.engines.vllm_engine import VllmEngine, seed_of
+from dpalign.engines.vllm_start import Vllm
 from dpalign.rewards.score import ModelScorer
 from dpalign.rewards.vllm_scorer import VllmScorer
 from harness import THREADS, Row, Unable, equal, main, ratio_of, timed

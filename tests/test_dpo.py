@@ -143,7 +143,7 @@ def test_a_larger_beta_keeps_the_policy_nearer_to_its_reference(
 
 
 def test_the_optimizer_is_the_recipes(tiny_folder: Path, tmp_path: Path) -> None:
-    assert Recipe("test").dpo.training.optimizer == "rmsprop"
+    assert Recipe(name="test").dpo.training.optimizer == "rmsprop"
     for name, optimizer in (("adamw", torch.optim.AdamW), ("rmsprop", torch.optim.RMSprop)):
         training = changed(ONE_RATE, steps=1, optimizer=name)
         assert updated(tiny_folder, training, tmp_path / name).optimizer is optimizer
@@ -163,7 +163,7 @@ def test_packed_rows_and_a_loss_on_prompts_are_refused(
 def stage(folder: Path, start: Path, training: Training) -> Job:
     """The stage's job, on a pairs folder."""
     write_rows(folder / "pairs" / "part-00000.parquet", PAIRS, SCHEMA)
-    base = Recipe("test")
+    base = Recipe(name="test")
     recipe = changed(
         base, dpo=changed(base.dpo, training=training), model=changed(base.model, chat="world-v1", dtype="float32")
     )
@@ -177,7 +177,7 @@ def test_the_stage_leaves_a_plain_folder_and_counts_the_tokens_of_both_answers(
 ) -> None:
     """Two updates of four pairs are two passes: each pair's prompt is read twice a pass, and each answer once."""
     work = stage(tmp_path, tiny_folder, changed(SMALL, steps=2))
-    dpo(work)
+    dpo.function(work)
     assert {path.name for path in (tmp_path / "dpo").iterdir()} == {"model", "curve.json"}
     assert {path.name for path in (tmp_path / "dpo" / "model").iterdir()} == PLAIN_FOLDER
     assert json.loads((tmp_path / "dpo" / "curve.json").read_text())["step"] == [1, 2]
@@ -192,5 +192,5 @@ def test_the_stage_leaves_a_plain_folder_and_counts_the_tokens_of_both_answers(
 
 
 def test_a_checkpoint_named_in_the_recipe_is_taken_in_place_of_training(tiny_folder: Path, tmp_path: Path) -> None:
-    dpo(stage(tmp_path, tiny_folder, changed(SMALL, checkpoint="HuggingFaceH4/zephyr-7b-beta")))
+    dpo.function(stage(tmp_path, tiny_folder, changed(SMALL, checkpoint="HuggingFaceH4/zephyr-7b-beta")))
     assert (tmp_path / "dpo" / "checkpoint.txt").read_text() == "HuggingFaceH4/zephyr-7b-beta\n"

@@ -104,7 +104,7 @@ def test_prompts_are_read_token_for_token_as_in_sampling(
     own: dict[str, Any] = {"samples": 4, "max_new_tokens": 2, "reward": nothing}
     run(algorithm, folder, tmp_path / "model", changed(SIX, steps=3), **own)
     engine = TransformersEngine(str(folder), rows=8)
-    order = [tuple(engine.prompt_ids(messages)) for messages in prompts_in_order(ASKED, 6, seed=1)]
+    order = [tuple(engine.reader.prompt_ids(messages)) for messages in prompts_in_order(ASKED, 6, seed=1)]
     assert [ids for call in generated for ids in prompts_of(call)] == [ids for ids in order for _ in range(4)]
 
 
@@ -311,7 +311,7 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
     monkeypatch.setattr("dpalign.train.rl.scalar_reward", watched)
     often_ending(tiny_folder, start := tmp_path / "start")
     work = job(tmp_path, start)
-    rl(work)
+    rl.function(work)
     assert {prompt for prompt, _ in SEEN} == {"name fox.", "explain tea.", "name rain."}
     tally = work.work.tally
     assert (tally.rows_in, tally.rows_out, dict(tally.filtered)) == (4, 3, {"prompt too long": 1})
@@ -337,6 +337,6 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
 
 def test_prompts_that_no_update_reaches_are_counted(tiny_folder: Path, tmp_path: Path) -> None:
     work = job(tmp_path, tiny_folder, with_training(steps=1))
-    rl(work)
+    rl.function(work)
     tally = work.work.tally
     assert (tally.rows_in, tally.rows_out, dict(tally.filtered)) == (4, 2, {"prompt too long": 1, "not reached": 1})

@@ -51,12 +51,15 @@ def test_rows_over_the_context_are_left_out_and_counted(
         run(kind, tiny_folder, tmp_path / "none", changed(once, context=3))
 
 
-def test_a_batch_that_micro_batches_do_not_fill_is_refused(tmp_path: Path) -> None:
-    how = context(tmp_path)
-    assert arguments(Training(batch=8, micro_batch=4), how)["gradient_accumulation_steps"] == 2
-    for batch in (10, 2):
-        with pytest.raises(ValueError, match=f"batch {batch} is not a multiple of micro_batch 4 x 1 processes"):
-            arguments(Training(batch=batch, micro_batch=4), how)
+@pytest.mark.parametrize("processes", [3, 4])
+def test_a_batch_that_the_processes_do_not_fill_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    training, how = Training(batch=8, micro_batch=4), context(tmp_path)
+    assert arguments(training, how)["gradient_accumulation_steps"] == 2
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(ValueError, match=f"batch 8 is not a multiple of micro_batch 4 x {processes} processes"):
+        arguments(training, how)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

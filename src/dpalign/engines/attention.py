@@ -7,7 +7,7 @@ Shapes: T tokens of a forward, H heads, G key-value heads, D head width; S segme
 prefix.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
@@ -36,7 +36,6 @@ class Sharing(Protocol):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """Attention of queries (B, H, T, D) to keys and values (B, G, T, D) and to what is kept: (B, T, H, D)."""
-        ...
 
 
 def _function(
@@ -52,9 +51,9 @@ def _function(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each layer; `sharing` is the forward's own keyword."""
-    # A refusal comes at load, where every layer is tried (`difference`), and not in the middle of a stage: a layer's
-    # arguments follow from the model's code and configuration. Only masks depend on lengths, and transformers builds
-    # none for a function without a registered kind of mask.
+    # A refusal comes at load, where every layer is tried (`reason_not_to_share`), and not in the middle of a stage. A
+    # layer's arguments follow from the model's code and configuration. Only masks depend on lengths, and transformers
+    # builds none for a function without a registered kind of mask.
     if sharing is None:
         raise Unsupported("its layers do not pass keywords on to the attention function")
     for name in ("softcap", "s_aux", "position_bias"):
@@ -102,21 +101,33 @@ def obstacle(model: PreTrainedModel) -> str | None:
     return None
 
 
-def difference(
-    model: PreTrainedModel, seen: Mapping[int, int | None], ours: Sequence[Tensor], theirs: Sequence[Tensor]
+def reason_not_to_share(
+    model: PreTrainedModel,
+    ours: Callable[[list[int]], tuple[list[Tensor], Mapping[int, int | None]]],
+    theirs: Callable[[list[int]], list[Tensor]],
 ) -> str | None:
-    """The difference between forwards through this module and the model's own; None if they agree.
+    """The reason why a model's prompts cannot be shared; None if they can.
+
+    After a look at its configuration, the model is tried: it reads a few tokens through this module and by itself.
 
     Args:
-        seen: the layers that attended here, each with its window.
+        ours: reads with the given tokens; returns outputs, and the layers that attended here, each with its window.
+        theirs: the model's own outputs.
     """
+    if reason := obstacle(model):
+        return reason
+    ids = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
+    try:
+        outputs, seen = ours(ids)
+    except Exception as error:  # of any kind: a model's own code may do anything without a mask
+        return str(error)
     if any(seen.get(layer) != window for layer, window in windows(model).items()):
         return "its sliding windows do not reach the attention function"
     if len(seen) != model.config.num_hidden_layers:
         return "not all of its layers attend"
     differences = [
         (a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1.0)
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(outputs, theirs(ids), strict=True)
     ]
     largest = float(torch.stack(differences).max())
     tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from dpalign.engines.attention import Packed, Prefix, attention, difference, merge, obstacle, sharing_attention
+from dpalign.engines.attention import Packed, Prefix, attention, merge, reason_not_to_share, sharing_attention
 
 Ids = list[int]
 
@@ -32,15 +32,12 @@ class Decoder(Protocol):
 
     def first(self) -> Tensor:
         """The logits of each prompt's next token: (B, V)."""
-        ...
 
     def read(self, token_R: Tensor) -> Tensor:
         """Read one token a row; the logits of the next: (R, V)."""
-        ...
 
     def keep(self, order: Sequence[int]) -> None:
         """Keep these rows alone, in this order."""
-        ...
 
 
 class SharedDecoder:
@@ -276,18 +273,21 @@ def read_tokens(
 def cannot_share(model: PreTrainedModel) -> str | None:
     """The reason why this model's answers need copies of their prompt's keys; None if they need none.
 
-    After a look at its configuration, the model is tried: two prompts, and two tokens after each, are read both ways.
+    Two prompts, and two tokens after each, are read both ways.
     """
-    if reason := obstacle(model):
-        return reason
-    ids = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
-    prompts = [[ids[(7 * i + n) % len(ids)] for i in range(4 + n)] for n in range(2)]
     owner = [0, 1, 1]
-    token_R = torch.tensor([ids[3 * n % len(ids)] for n in range(3)], device=model.device)
-    shared, copying = SharedDecoder(model, prompts, owner), CopyingDecoder(model, prompts, owner, pad=ids[0])
-    try:
-        ours = [shared.first(), shared.read(token_R), shared.read(token_R)]
-    except Exception as error:  # of any kind: a model's own code may do anything without a mask
-        return str(error)
-    theirs = [copying.first(), copying.read(token_R), copying.read(token_R)]
-    return difference(model, shared.seen, ours, theirs)
+
+    def logits(decoder: Decoder, ids: Ids) -> list[Tensor]:
+        token_R = torch.tensor([ids[3 * n % len(ids)] for n in range(3)], device=model.device)
+        return [decoder.first(), decoder.read(token_R), decoder.read(token_R)]
+
+    def prompts(ids: Ids) -> list[Ids]:
+        return [[ids[(7 * i + n) % len(ids)] for i in range(4 + n)] for n in range(2)]
+
+    def shared(ids: Ids) -> tuple[list[Tensor], dict[int, int | None]]:
+        decoder = SharedDecoder(model, prompts(ids), owner)
+        return logits(decoder, ids), decoder.seen
+
+    return reason_not_to_share(
+        model, shared, lambda ids: logits(CopyingDecoder(model, prompts(ids), owner, pad=ids[0]), ids)
+    )

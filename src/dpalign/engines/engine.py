@@ -34,20 +34,11 @@ class Answer:
         return self.finished and bool(self.text.strip())
 
 
-class Reader(Protocol):
-    """Knows the length of prompts. The type of `PromptReader`, without torch."""
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """The tokens of a prompt as a policy reads it."""
-        ...
-
-
 class Engine(Protocol):
     """Draws answers from one policy."""
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """The n answers to each request, in the order of the requests."""
-        ...
 
 
 def require_room(

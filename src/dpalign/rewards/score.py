@@ -33,7 +33,6 @@ class Scorer(Protocol):
 
     def score(self, pairs: Sequence[Pair]) -> Array:
         """Rewards of each pair on each head: (N, H)."""
-        ...
 
 
 def load_scorer(

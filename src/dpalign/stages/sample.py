@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dpalign.chat import with_system_line
-from dpalign.engines.engine import Engine, Reader, Request
+from dpalign.engines.engine import Engine, Request
 from dpalign.paper.direction import rng_for
 from dpalign.paper.prompts import render_condition
 from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows, write_rows
@@ -25,6 +25,7 @@ from dpalign.stages.targets import FIRST_QUANTILE, reward_targets, shares
 from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
+    from dpalign.engines.transformers_engine import PromptReader
     from dpalign.engines.vllm_start import Vllm
     from dpalign.recipe import Recipe
 
@@ -148,7 +149,7 @@ def start_vllm(
     )
 
 
-def open_reader(recipe: "Recipe", policy: str) -> Reader:
+def open_reader(recipe: "Recipe", policy: str) -> "PromptReader":
     """What measures prompts as that engine reads them, without its model."""
     from dpalign.engines.transformers_engine import PromptReader
 
