@@ -109,7 +109,7 @@ def noise(share_V: np.ndarray, draws: int) -> float:
     return float(1.3 * 0.5 * np.sqrt(2 / np.pi * share_V * (1 - share_V) / draws).sum())
 
 
-def test_no_token_is_cut_from_a_nearly_flat_distribution(tiny_folder: Path) -> None:
+def test_no_token_is_cut_from_a_nearly_flat_distribution() -> None:
     """Of 400 tokens, each a little likelier than the next, 86.9% of the draws lie beyond the 50 likeliest."""
     logits_V = torch.linspace(0.1, 0.0, 400)  # no ties, which a cut to the 50 likeliest would spare
     expected = torch.softmax(logits_V, dim=-1)[50:].sum().item()
@@ -118,25 +118,12 @@ def test_no_token_is_cut_from_a_nearly_flat_distribution(tiny_folder: Path) -> N
     assert len(np.unique(drawn_R)) > 395
     assert (drawn_R >= 50).mean() == pytest.approx(expected, abs=0.02)
 
-    engine = TransformersEngine(str(tiny_folder), rows=2000)
-    with torch.no_grad():
-        engine.model.get_output_embeddings().weight *= 1e-3
-    (answers,) = engine.sample([request("name owl.", 2000)], temperature=1.0, max_new_tokens=1)
-    assert np.mean([answer.finished for answer in answers]) == pytest.approx(1 / 400, abs=0.004)
-    assert len({answer.text for answer in answers}) > 200  # bytes that are no text read alike
-
 
 def test_equal_shares_of_the_uniform_choose_equal_tokens() -> None:
     """By inversion: of probabilities 0.1, 0, 0.6 and 0.3, a draw below 0.1 is the first; the second never comes."""
     logits_RV = torch.tensor([[0.1, 0.0, 0.6, 0.3]]).log().expand(6, -1)
-    assert draw(logits_RV, np.array([0.0, 0.0999, 0.1001, 0.6999, 0.7001, 0.99999999]), 1.0).tolist() == [
-        0,
-        0,
-        2,
-        2,
-        3,
-        3,
-    ]
+    uniform_R = np.array([0.0, 0.0999, 0.1001, 0.6999, 0.7001, 0.99999999])
+    assert draw(logits_RV, uniform_R, 1.0).tolist() == [0, 0, 2, 2, 3, 3]
 
 
 def forwards(engine: TransformersEngine) -> list[tuple[int, int]]:
