@@ -20,10 +20,8 @@ import numpy as np
 from dpalign.engines.engine import Request
 from dpalign.engines.knobs import Engines
 from dpalign.engines.transformers_engine import TransformersEngine
-from dpalign.engines.vllm_engine import VllmEngine, seed_of
-from dpalign.engines.vllm_start import Vllm
-from dpalign.rewards.score import ModelScorer
-from dpalign.rewards.vllm_scorer import VllmScorer
+from dpalign.engines.vllm_engine import Vllm, VllmEngine, seed_of
+from dpalign.rewards.score import ModelScorer, VllmScorer
 from harness import THREADS, Row, Unable, equal, main, ratio_of, timed
 from models import CONTEXT, asked, write_policy, write_reward_model
 

@@ -58,9 +58,9 @@ def test_a_stage_that_trains_scores_on_transformers() -> None:
 @pytest.fixture
 def start() -> Any:
     pytest.importorskip("transformers")
-    from dpalign.engines import vllm_start
+    from dpalign.engines import vllm_engine
 
-    return vllm_start
+    return vllm_engine
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def trainable(
 
 def batch_of(tokens: PreTrainedTokenizerBase) -> tuple[list[dict[str, Any]], Any]:
     """The rated rows as token ids, and the collator."""
-    return [dict(row) for row in tokenize_rated(RATED, len(HEADS), "world-v1", tokens)], collator(tokens.pad_token_id)
+    return [dict(row) for row in tokenize_rated(RATED, len(HEADS), "world-v1", tokens)], collator(tokens)
 
 
 # The loss

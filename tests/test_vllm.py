@@ -19,10 +19,8 @@ from dpalign.chat import chat_template
 from dpalign.engines.engine import Answer, Request
 from dpalign.engines.knobs import WORLD_BASE, Engines
 from dpalign.engines.transformers_engine import TransformersEngine
-from dpalign.engines.vllm_engine import VllmEngine
-from dpalign.engines.vllm_start import Vllm
-from dpalign.rewards.score import ModelScorer
-from dpalign.rewards.vllm_scorer import VllmScorer
+from dpalign.engines.vllm_engine import Vllm, VllmEngine
+from dpalign.rewards.score import ModelScorer, VllmScorer
 from dpalign.rows import CANDIDATES, CONVERSATIONS, SCORES, read_rows, user_prompt
 from dpalign.run.ledger import read_ledger
 from test_sampling import QUESTIONS, noise, request, total_variation

@@ -138,7 +138,7 @@ def train_reward_model(
     set_seed(context.seed)
     model = load_trainable(start, heads, training, tokenizer, context, lm_loss=lm_loss, normalize=normalize)
     stock = type(model).__mro__[1]
-    collate = collator(tokenizer.pad_token_id)
+    collate = collator(tokenizer)
     if last_checkpoint(context.resume) is None:
         if torch.cuda.is_available():
             model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
@@ -250,16 +250,6 @@ def tokenize_rated(
         yield {"input_ids": ids, "targets": [float("nan") if x is None else x for x in row["labels"]]}
 
 
-def collator(pad: int) -> Callable[[Sequence[Row]], Batch]:
+def collator(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Row]], Batch]:
     """Rows as a batch, padded on the right: under causal attention no real token sees the padding."""
-
-    def collate(rows: Sequence[Row]) -> Batch:
-        width = max(len(row["input_ids"]) for row in rows)
-        lengths_B1 = torch.tensor([[len(row["input_ids"])] for row in rows])
-        return {
-            "input_ids": torch.tensor([row["input_ids"] + [pad] * (width - len(row["input_ids"])) for row in rows]),
-            "attention_mask": (torch.arange(width) < lengths_B1).long(),
-            "targets": torch.tensor([row["targets"] for row in rows], dtype=torch.float32),
-        }
-
-    return collate
+    return lambda rows: tokenizer.pad([dict(row) for row in rows], padding_side="right", return_tensors="pt").data

@@ -26,7 +26,7 @@ from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
     from dpalign.engines.transformers_engine import PromptReader
-    from dpalign.engines.vllm_start import Vllm
+    from dpalign.engines.vllm_engine import Vllm
     from dpalign.recipe import Recipe
 
 Array = NDArray[np.float64]
@@ -134,7 +134,7 @@ def start_vllm(
     recipe: "Recipe", folder: str, share: float, *, trust_remote_code: bool, classifies: bool = False
 ) -> "Vllm":
     """vLLM on a model, with the recipe's limits."""
-    from dpalign.engines.vllm_start import Vllm
+    from dpalign.engines.vllm_engine import Vllm
 
     return Vllm(
         folder,

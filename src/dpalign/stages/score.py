@@ -120,9 +120,9 @@ def require_heads(recipe: "Recipe", scorer: "Scorer", source: str) -> None:
 
 
 def _loaded(recipe: "Recipe", source: str, alone: bool, trust_remote_code: bool) -> "Scorer":
-    if recipe.engines.scoring == "transformers" or source.startswith("python:"):
-        from dpalign.rewards.score import load_scorer
+    from dpalign.rewards.score import VllmScorer, load_scorer
 
+    if recipe.engines.scoring == "transformers" or source.startswith("python:"):
         return load_scorer(
             source,
             recipe.heads,
@@ -132,8 +132,6 @@ def _loaded(recipe: "Recipe", source: str, alone: bool, trust_remote_code: bool)
             share_prefix=recipe.reward.share_prefix,
             trust_remote_code=trust_remote_code,
         )
-    from dpalign.rewards.vllm_scorer import VllmScorer
-
     share = 1.0 if alone else 0.25  # a policy has half, and a judge may stand beside
     vllm = start_vllm(recipe, source, share, trust_remote_code=trust_remote_code, classifies=True)
     return VllmScorer(vllm, recipe.heads, template=recipe.reward.template)
