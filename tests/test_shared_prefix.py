@@ -245,7 +245,7 @@ def test_in_the_final_layer_only_what_is_read_attends(window: int | None) -> Non
         (Prefix([1, 2, 3, 4]), []),
     ]
     generator = torch.Generator().manual_seed(0)
-    before.kept = {0: (torch.randn(2, 5, 8, generator=generator), torch.randn(2, 5, 8, generator=generator))}
+    before.cache = {0: (torch.randn(2, 5, 8, generator=generator), torch.randn(2, 5, 8, generator=generator))}
     everywhere, final = Packed(groups, torch.device("cpu")), Packed(groups, torch.device("cpu"), final=0)
     size = everywhere.ids_1T.shape[1]
     query, key, value = (torch.randn(1, heads, size, 8, generator=generator) for heads in (4, 2, 2))

@@ -52,8 +52,8 @@ def drop_held_out(rows: Sequence[AnyRow], held_out: Iterable[Sequence[Message]])
         held_out: the chats of the validation and test prompts.
     """
     keys = {_key(chat) for chat in held_out}
-    kept = [row for row in rows if keys.isdisjoint(_keys_within(row["messages"]))]
-    return kept, ReadReport.of_filter("held out", "", len(rows), len(kept), "held-out prompt")
+    left = [row for row in rows if keys.isdisjoint(_keys_within(row["messages"]))]
+    return left, ReadReport.of_filter("held out", "", len(rows), len(left), "held-out prompt")
 
 
 def _keys_within(messages: Sequence[Message]) -> set[str]:
@@ -105,10 +105,10 @@ def split_prompts(
     rest = {prompt: _uniform(seed, prompt) for prompt in prompt_ids if prompt not in split_of}
     low = 0.0
     for split, share in held_out.items():
-        chosen = [prompt for prompt, place in rest.items() if low <= place < low + share]
-        if not chosen:
+        prompts = [prompt for prompt, place in rest.items() if low <= place < low + share]
+        if not prompts:
             raise ValueError(f"the {split} split would be empty: {share} of {len(rest)} prompts; raise its share")
-        split_of.update(dict.fromkeys(chosen, split))
+        split_of.update(dict.fromkeys(prompts, split))
         low += share
     halves = sorted((place, prompt) for prompt, place in rest.items() if place >= low)
     if len(halves) < 2:
@@ -126,11 +126,11 @@ def _check_splits(held_out: Mapping[str, float], named: Mapping[str, Collection[
         raise ValueError(
             f"the held-out shares {dict(held_out)} leave nothing for D1 and D2; they must add up to less than 1"
         )
-    seen: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for split, prompts in named.items():
         for prompt in prompts:
-            if seen.setdefault(prompt, split) != split:
-                raise ValueError(f"prompt {prompt} is in both {seen[prompt]} and {split}; a prompt has one split")
+            if split_of.setdefault(prompt, split) != split:
+                raise ValueError(f"prompt {prompt} is in both {split_of[prompt]} and {split}; a prompt has one split")
 
 
 def _uniform(seed: int, prompt: str) -> float:

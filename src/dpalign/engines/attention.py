@@ -118,12 +118,12 @@ def reason_not_to_share(
         return reason
     ids = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
     try:
-        outputs, seen = ours(ids)
+        outputs, window_of = ours(ids)
     except Exception as error:  # of any kind: a model's own code may do anything without a mask
         return str(error)
-    if any(seen.get(layer) != window for layer, window in windows(model).items()):
+    if any(window_of.get(layer) != window for layer, window in windows(model).items()):
         return "its sliding windows do not reach the attention function"
-    if len(seen) != model.config.num_hidden_layers:
+    if len(window_of) != model.config.num_hidden_layers:
         return "not all of its layers attend"
     differences = [
         (a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1.0)
@@ -225,7 +225,7 @@ class Prefix:
     ids: list[int]
     keep: bool = False
     """Keep the keys and values for later forwards."""
-    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """(G, P, D) each."""
 
 
@@ -253,12 +253,12 @@ class Packed:
         """Each prefix with its place, and the places of its answers: all tokens, and the last token of each."""
         self.last: list[int] = []
         """The last token of each answer, and of each prefix without answers."""
-        self.seen: dict[int, int | None] = {}
+        self.window_of: dict[int, int | None] = {}
         """The layers that attended, each with its window."""
         for prefix, answers in groups:
             size = len(prefix.ids)
             read = slice(len(ids), len(ids))
-            if size and not prefix.kept:
+            if size and not prefix.cache:
                 read = slice(len(ids), len(ids) + size)
                 segments.append((len(ids), size))
                 ids += prefix.ids
@@ -282,7 +282,7 @@ class Packed:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Sharing.attend`; B is 1."""
-        self.seen[layer] = window
+        self.window_of[layer] = window
         if window is not None and self.longest <= window:
             window = None
         query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -303,11 +303,11 @@ class Packed:
             sum_HT[:, run.real_T] = sums.transpose(0, 1).flatten(1, 2)[:, run.place_T].float()
         for prefix, read in self.prefixes:
             if prefix.keep:
-                prefix.kept[layer] = _copied(key[0, :, read]), _copied(value[0, :, read])
+                prefix.cache[layer] = _copied(key[0, :, read]), _copied(value[0, :, read])
         for prefix, read, answers, ends in self.shared:
             rows = ends if layer == self.final else answers
-            kept = prefix.kept.get(layer)
-            key_GPD, value_GPD = kept or (_copied(key[0, :, read]), _copied(value[0, :, read]))
+            cache = prefix.cache.get(layer)
+            key_GPD, value_GPD = cache or (_copied(key[0, :, read]), _copied(value[0, :, read]))
             visible = _reach(len(prefix.ids), self.position_1T[0, rows], window)
             other, sums = attention(query[:, :, rows], key_GPD[None], value_GPD[None], scale, mask=visible)
             own = out_THD[rows].transpose(0, 1)
@@ -315,9 +315,9 @@ class Packed:
         return out_THD[None]
 
 
-def _copied(kept: Tensor) -> Tensor:
+def _copied(part: Tensor) -> Tensor:
     """A contiguous copy of a head's keys or values: its queries read that fastest."""
-    return kept.clone(memory_format=torch.contiguous_format)
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)

@@ -154,8 +154,8 @@ def train_reward_model(
     trained = fit(trainer)
     weights = whole_weights(trainer) or trained.state_dict()
     trained.__class__, trained.lm_head = stock, None
-    kept = {name: x for name, x in weights.items() if not name.startswith("lm_head.")}
-    export(trained, tokenizer, output, context.dtype, kept)
+    own_weights = {name: x for name, x in weights.items() if not name.startswith("lm_head.")}
+    export(trained, tokenizer, output, context.dtype, own_weights)
     return finish(trainer, rows)
 
 
@@ -232,9 +232,9 @@ def fit_head(
     target_NH = np.array([row["targets"] for row in rows], dtype=float)
     penalty_DD = ridge * len(hidden_ND) * np.eye(hidden_ND.shape[1]) * np.square(hidden_ND).mean()
     for h in range(target_NH.shape[1]):
-        seen_N = ~np.isnan(target_NH[:, h])
-        if seen_N.any():
-            x, y = hidden_ND[seen_N], target_NH[seen_N, h]
+        observed_N = ~np.isnan(target_NH[:, h])
+        if observed_N.any():
+            x, y = hidden_ND[observed_N], target_NH[observed_N, h]
             weight_D = np.linalg.solve(x.T @ x + penalty_DD, x.T @ y)
             model.score.weight[h] = torch.from_numpy(weight_D).to(model.score.weight)
 

@@ -53,24 +53,24 @@ def forwards(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Itera
 
     A group that is cut keeps the keys of its prefix for the next forwards.
     """
-    held: list[Group] = []
+    batch: list[Group] = []
     room = budget
     for group in groups:
         part: list[int] = []
         unread = size = len(group.prefix.ids)
         for n in group.members:
-            if unread + len(rows[n]) - size > room and (held or part):
+            if unread + len(rows[n]) - size > room and (batch or part):
                 if part:
                     group.prefix.keep = True
-                    held.append(Group(group.prefix, part))
-                yield held
-                held, part, room = [], [], budget
+                    batch.append(Group(group.prefix, part))
+                yield batch
+                batch, part, room = [], [], budget
             part.append(n)
             room -= unread + len(rows[n]) - size
             unread = 0
-        held.append(Group(group.prefix, part))
-    if held:
-        yield held
+        batch.append(Group(group.prefix, part))
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
@@ -80,13 +80,13 @@ def score_shared(model: PreTrainedModel, rows: Sequence[Ids], keys: Sequence[Has
     budget = min(budget, CPU_TOKENS) if model.device.type == "cpu" else budget
     cut: Prefix | None = None
     with sharing_attention(model):
-        for held in forwards(groups_of(rows, keys), rows, budget):
-            texts = [(g.prefix, [rows[n][len(g.prefix.ids) :] for n in g.members]) for g in held]
+        for batch in forwards(groups_of(rows, keys), rows, budget):
+            texts = [(g.prefix, [rows[n][len(g.prefix.ids) :] for n in g.members]) for g in batch]
             packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
-            reward_NH[[n for group in held for n in group.members]] = _rewards(model, packed).float().cpu()
-            if cut is not None and cut is not held[-1].prefix:
-                cut.kept.clear()
-            cut = held[-1].prefix
+            reward_NH[[n for group in batch for n in group.members]] = _rewards(model, packed).float().cpu()
+            if cut is not None and cut is not batch[-1].prefix:
+                cut.cache.clear()
+            cut = batch[-1].prefix
     return reward_NH
 
 
@@ -139,7 +139,7 @@ def cannot_share(model: PreTrainedModel) -> str | None:
         texts = [(Prefix(rows(ids)[0][:5]), [row[5:] for row in rows(ids)])]
         packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
         with sharing_attention(model):
-            return [_rewards(model, packed)], packed.seen
+            return [_rewards(model, packed)], packed.window_of
 
     def plain(ids: Ids) -> list[Tensor]:
         one_by_one = (torch.tensor([row], device=model.device) for row in rows(ids))

@@ -105,10 +105,10 @@ def fitting(
         ValueError: no row fits.
     """
     every = list(rows)
-    kept = [row for row in every if length(row) <= context]
-    if not kept:
+    short = [row for row in every if length(row) <= context]
+    if not short:
         raise ValueError(f"no {what} of {len(every)} fits a context of {context} tokens; raise it, or check the data")
-    return Rows(kept, len(every) - len(kept), sum(tokens(row) for row in kept))
+    return Rows(short, len(every) - len(short), sum(tokens(row) for row in short))
 
 
 def training_dtype(dtype: str, lora_rank: int) -> str:
