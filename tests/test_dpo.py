@@ -20,9 +20,8 @@ from dpalign.stages.stage import Job
 from dpalign.train.dpo import dpo_trainer, tokenize_pairs
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize
-from dpalign.train.trainer import RunContext
 from tiny import changed, same
-from trainings import PAIRS, PLAIN_FOLDER, SMALL, Update, load, one_update, run
+from trainings import PAIRS, PLAIN_FOLDER, SMALL, Update, context, load, one_update, run
 
 BETA = 0.25
 ONE_RATE = changed(SMALL, schedule="constant")
@@ -66,9 +65,9 @@ def test_both_answers_are_the_tokens_that_sft_trains_on(style: Any) -> None:
 
 
 def updated(folder: Path, training: Training, scratch: Path, beta: float = BETA) -> Update:
-    tokens, how = AutoTokenizer.from_pretrained(folder), RunContext(seed=1, resume=scratch)
-    rows = list(tokenize_pairs(PAIRS, tokens))
-    return one_update(folder, lambda model: dpo_trainer(model, rows, training, beta, tokens, how))
+    how = context(scratch / "model", training, folder)
+    rows = list(tokenize_pairs(PAIRS, how.tokenizer))
+    return one_update(folder, lambda model: dpo_trainer(model, rows, beta, how))
 
 
 def test_the_model_is_fed_those_tokens_and_trained_on_the_answers_alone(

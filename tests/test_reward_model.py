@@ -40,7 +40,7 @@ def trainable(
     start: Path, tokens: PreTrainedTokenizerBase, scratch: Path, training: Training = TEXT, **own: Any
 ) -> PreTrainedModel:
     torch.manual_seed(0)
-    return load_trainable(str(start), HEADS, training, tokens, context(scratch), **{"lm_loss": 1.0} | own)
+    return load_trainable(context(scratch, training, start, tokens), HEADS, **{"lm_loss": 1.0} | own)
 
 
 def batch_of(tokens: PreTrainedTokenizerBase) -> tuple[list[dict[str, Any]], Any]:

@@ -154,7 +154,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_folder: Pat
 def test_a_batch_that_holds_no_whole_groups_is_refused(tmp_path: Path, change: dict[str, int], message: str) -> None:
     samples = change.pop("samples", 4)
     with pytest.raises(ValueError, match=message):
-        configuration(changed(SIX, **change), context(tmp_path), samples=samples, max_new_tokens=8, beta=0.04)
+        configuration(context(tmp_path, changed(SIX, **change)), samples=samples, max_new_tokens=8, beta=0.04)
 
 
 # The reward
@@ -211,8 +211,8 @@ def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
 def test_the_divergence_is_weighed_in_the_rewards_own_units(tmp_path: Path) -> None:
     """GRPO divides rewards by their spread; RLOO takes the divergence from points, 25 of which are about a spread."""
     given: dict[str, Any] = {"samples": 4, "max_new_tokens": 8, "beta": 0.04}
-    assert configuration(SIX, context(tmp_path), **given).beta == 0.04
-    assert configuration(SIX, context(tmp_path), algorithm="rloo", **given).beta == 1.0
+    assert configuration(context(tmp_path, SIX), **given).beta == 0.04
+    assert configuration(context(tmp_path, SIX), algorithm="rloo", **given).beta == 1.0
 
 
 def test_a_direction_is_one_and_weighs_every_objective() -> None:

@@ -55,22 +55,22 @@ def test_rows_over_the_context_are_left_out_and_counted(
 def test_a_batch_that_the_processes_do_not_fill_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
-    training, how = Training(batch=8, micro_batch=4), context(tmp_path)
-    assert arguments(training, how)["gradient_accumulation_steps"] == 2
+    how = context(tmp_path, Training(batch=8, micro_batch=4))
+    assert arguments(how)["gradient_accumulation_steps"] == 2
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with pytest.raises(ValueError, match=f"batch 8 is not a multiple of micro_batch 4 x {processes} processes"):
-        arguments(training, how)
+        arguments(how)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dpalign.train.knobs.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r'report_to = "trackio" needs trackio, .*: pip install trackio'):
-        arguments(SMALL, context(tmp_path, report_to="trackio"))
+        arguments(context(tmp_path, report_to="trackio"))
 
 
 def test_warm_up_is_a_number_of_updates_or_a_share_of_them(tmp_path: Path) -> None:
     for warmup, updates in ((20, 20), (0.1, 30), (0, 0)):
-        given = arguments(Training(warmup_steps=warmup), context(tmp_path))
+        given = arguments(context(tmp_path, Training(warmup_steps=warmup)))
         assert trl.DPOConfig(**given).get_warmup_steps(300) == updates
 
 
@@ -177,7 +177,7 @@ def test_what_is_left_is_a_plain_folder_that_loads_anywhere(
 ) -> None:
     tokens.chat_template = chat_template("world-v1", "world-v1", ("helpfulness", "verbosity"))
     folder = tmp_path / "model"
-    finetune(str(tiny_folder), CHATS, folder, changed(SMALL, steps=1), tokens, context(folder))
+    finetune(context(folder, changed(SMALL, steps=1), tiny_folder, tokens), CHATS)
     assert {path.name for path in folder.iterdir()} == PLAIN_FOLDER
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["MistralForCausalLM"]

@@ -9,7 +9,6 @@ Shapes: B rows of a batch, T tokens, H heads, D width, V vocabulary.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +29,6 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dpalign.paper.prompts import RewardTemplate, render_reward_input
 from dpalign.run.progress import Progress
-from dpalign.train.knobs import Training
 from dpalign.train.trainer import (
     ByLength,
     Outcome,
@@ -112,19 +110,15 @@ def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def train_reward_model(
-    start: str,
+    context: RunContext,
     rated: Iterable[Mapping[str, Any]],
     heads: Sequence[str],
-    output: Path,
-    training: Training,
-    tokenizer: PreTrainedTokenizerBase,
-    context: RunContext,
     *,
     template: RewardTemplate,
     lm_loss: float = 1.0,
     normalize: Normalize = "labels",
 ) -> Outcome:
-    """Train a k-head reward model on rows of `rows.RATED` and leave a stock classifier at `output`.
+    """Train a k-head reward model on rows of `rows.RATED`; its folder is a stock classifier.
 
     Args:
         template: the text that the model reads.
@@ -134,9 +128,10 @@ def train_reward_model(
     Raises:
         ValueError: no row fits the context; a row has other than `len(heads)` labels.
     """
+    tokenizer, training = context.tokenizer, context.training
     rows = fitting(tokenize_rated(rated, len(heads), template, tokenizer), "rated row", training.context)
     set_seed(context.seed)
-    model = load_trainable(start, heads, training, tokenizer, context, lm_loss=lm_loss, normalize=normalize)
+    model = load_trainable(context, heads, lm_loss=lm_loss, normalize=normalize)
     stock = type(model).__mro__[1]
     collate = collator(tokenizer)
     if last_checkpoint(context.resume) is None:
@@ -147,7 +142,7 @@ def train_reward_model(
         model = _under_lora(model, training.lora_rank)
     trainer = ByLength(
         model=model,
-        args=TrainingArguments(remove_unused_columns=False, label_names=["targets"], **arguments(training, context)),
+        args=TrainingArguments(remove_unused_columns=False, label_names=["targets"], **arguments(context)),
         train_dataset=Dataset.from_list([dict(row) for row in rows.rows]),
         data_collator=collate,
     )
@@ -155,7 +150,7 @@ def train_reward_model(
     weights = whole_weights(trainer) or trained.state_dict()
     trained.__class__, trained.lm_head = stock, None
     own_weights = {name: x for name, x in weights.items() if not name.startswith("lm_head.")}
-    export(trained, tokenizer, output, context.dtype, own_weights)
+    export(trained, context, own_weights)
     return finish(trainer, rows)
 
 
@@ -168,32 +163,23 @@ def _under_lora(model: PreTrainedModel, rank: int) -> PeftModel:
 
 
 def load_trainable(
-    start: str,
-    heads: Sequence[str],
-    training: Training,
-    tokenizer: PreTrainedTokenizerBase,
-    context: RunContext,
-    *,
-    lm_loss: float,
-    normalize: Normalize = "labels",
+    context: RunContext, heads: Sequence[str], *, lm_loss: float, normalize: Normalize = "labels"
 ) -> PreTrainedModel:
     """A causal language model as a k-head classifier that keeps its language model head."""
     model = load_model(
         AutoModelForSequenceClassification,
-        start,
-        training,
         context,
         num_labels=len(heads),
         problem_type="regression",
         id2label=dict(enumerate(heads)),
         label2id={head: i for i, head in enumerate(heads)},
     )
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = context.tokenizer.pad_token_id
     model.__class__ = add_lm_loss(type(model))
     model.lm_loss, model.normalize, model.lm_head = lm_loss, normalize, None
     if lm_loss and not model.config.tie_word_embeddings:
-        model.lm_head = load_model(AutoModelForCausalLM, start, training, context).get_output_embeddings()
-    elif lm_loss and not training.lora_rank:  # which would take a tied head for one more layer
+        model.lm_head = load_model(AutoModelForCausalLM, context).get_output_embeddings()
+    elif lm_loss and not context.training.lora_rank:  # which would take a tied head for one more layer
         _tie_head(model)
     return model
 
