@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import wait_until
 from dpalign.run import folder as runs
 from dpalign.run import ledger, progress
 
@@ -20,6 +21,7 @@ ENVIRONMENT = {"git_commit": "abc"}
 SHARDED = """
 import sys, time
 from pathlib import Path
+from conftest import wait_until
 from dpalign.run import folder as runs
 folder, prompts, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 with runs.Run.open(folder, "seed = 1") as run:
@@ -40,13 +42,6 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
     path.write_text("tell me\n")
     return path
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def pipeline(folder: Path, prompts: Path, epochs: int = 2, sft_version: int = 1) -> dict[str, str | None]:

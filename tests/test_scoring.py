@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, MistralForSequenceClassification
 
 from dpalign.recipe import Recipe, changed
-from dpalign.rewards.score import FunctionScorer, ModelScorer, load_scorer
+from dpalign.rewards.score import FunctionScorer, ModelScorer
 from dpalign.rows import user_prompt
 from dpalign.stages.score import model_scorer, open_scorer, scored_rows
 
@@ -134,8 +134,7 @@ def no_number(prompts: list[str], responses: list[str]) -> list[list[float]]:
 
 def test_a_python_function_is_a_scorer() -> None:
     asked = [(user_prompt("why?"), "so."), (user_prompt("how come?"), "because.")]
-    given = load_scorer("python:test_scoring:lengths", HEADS, template="world-v1", batch_tokens=1, dtype="float32")
-    assert isinstance(given, FunctionScorer)
+    given = FunctionScorer("python:test_scoring:lengths", HEADS)
     assert given.heads == HEADS
     assert given.score(asked).tolist() == [[3.0, 4.0], [8.0, 9.0]]
 

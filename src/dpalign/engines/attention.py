@@ -288,6 +288,7 @@ class Packed:
         query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query, key, value))
         out_THD = value.new_zeros(*query_THD.shape[:2], value.shape[3])
         sum_HT = torch.empty(query_THD.shape[1], len(query_THD), dtype=torch.float32, device=query.device)
+        # Each token attends within its own segment: a prompt, or an answer.
         for run in self.runs:
             key_SGWD, value_SGWD = (x[run.index_SW].transpose(1, 2) for x in (key_TGD, value_TGD))
             if layer == self.final:
@@ -301,9 +302,11 @@ class Packed:
             own, sums = attention(query_SHWD, key_SGWD, value_SGWD, scale, causal=True, mask=band)
             out_THD[run.real_T] = own.transpose(1, 2).flatten(0, 1)[run.place_T]
             sum_HT[:, run.real_T] = sums.transpose(0, 1).flatten(1, 2)[:, run.place_T].float()
+        # A group that is cut has answers in later forwards, which need the prompt's keys.
         for prefix, read in self.prefixes:
             if prefix.keep:
                 prefix.cache[layer] = _copied(key[0, :, read]), _copied(value[0, :, read])
+        # Answers attend to their prompt too, and the two attentions merge into one.
         for prefix, read, answers, ends in self.shared:
             rows = ends if layer == self.final else answers
             cache = prefix.cache.get(layer)

@@ -117,6 +117,7 @@ class SharedDecoder:
         if window is not None:
             own_key, own_value = own_key[:, :, -window:], own_value[:, :, -window:]
         own, own_sum = attention(query, own_key, own_value, scale)
+        # The queries of one prompt's answers stand side by side: its keys are read once for all of them.
         query_BHND = query[:, :, 0][self.index_BN].transpose(1, 2)
         prompt_key, prompt_value = cache.prompts(self.longest)
         other, sums = attention(query_BHND, prompt_key, prompt_value, scale, mask=self._mask(window))

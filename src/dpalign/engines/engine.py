@@ -42,16 +42,16 @@ class Engine(Protocol):
 
 
 def require_room(
-    requests: Sequence[Request], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
+    names: Sequence[object], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
 ) -> None:
     """Refuse a prompt that leaves no room for an answer of full length; `context` None means no limit.
 
     Raises:
-        ValueError: names the request and both lengths.
+        ValueError: names the prompt and both lengths.
     """
-    for request, ids in zip(requests, prompts, strict=True):
+    for name, ids in zip(names, prompts, strict=True):
         if context and len(ids) + max_new_tokens > context:
             raise ValueError(
-                f"prompt {request.key}: {len(ids)} tokens and {max_new_tokens} new ones exceed the model's context "
+                f"prompt {name}: {len(ids)} tokens and {max_new_tokens} new ones exceed the model's context "
                 f"of {context}; filter by prompt_tokens, or lower max_new_tokens"
             )

@@ -248,7 +248,7 @@ class VllmEngine:
             raise ValueError(f"vLLM draws at temperatures of 0 to 2, not {temperature:g}; use the transformers engine")
 
         prompts = [self.reader.prompt_ids(request.messages) for request in requests]
-        require_room(requests, prompts, max_new_tokens, self.vllm.context)
+        require_room([request.key for request in requests], prompts, max_new_tokens, self.vllm.context)
         eos = self.tokenizer.eos_token_id
         params = [
             SamplingParams(

@@ -217,6 +217,7 @@ def fit_head(
     hidden_ND = torch.cat(hidden).double().cpu().numpy()
     target_NH = np.array([row["targets"] for row in rows], dtype=float)
     penalty_DD = ridge * len(hidden_ND) * np.eye(hidden_ND.shape[1]) * np.square(hidden_ND).mean()
+    # Head by head, because each has other rows with a label.
     for h in range(target_NH.shape[1]):
         observed_N = ~np.isnan(target_NH[:, h])
         if observed_N.any():

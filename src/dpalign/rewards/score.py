@@ -36,30 +36,6 @@ class Scorer(Protocol):
         """Rewards of each pair on each head: (N, H)."""
 
 
-def load_scorer(
-    source: str,
-    heads: Sequence[str],
-    *,
-    template: RewardTemplate,
-    batch_tokens: int,
-    dtype: str,
-    share_prefix: bool = True,
-    trust_remote_code: bool = False,
-) -> Scorer:
-    """A scorer from a folder or hub name, or from `python:module:function`; see `ModelScorer` and `FunctionScorer`."""
-    if source.startswith("python:"):
-        return FunctionScorer(source, heads)
-    return ModelScorer(
-        source,
-        heads,
-        template=template,
-        batch_tokens=batch_tokens,
-        dtype=dtype,
-        share_prefix=share_prefix,
-        trust_remote_code=trust_remote_code,
-    )
-
-
 def require_finite(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Array:
     """The rewards; a ValueError shows the first answer whose reward is no finite number."""
     bad = np.argwhere(~np.isfinite(rewards_NH))

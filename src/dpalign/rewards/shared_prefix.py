@@ -41,6 +41,7 @@ def groups_of(rows: Sequence[Ids], keys: Sequence[Hashable]) -> list[Group]:
         members.sort(key=lambda n: len(rows[n]))
         size = 0
         if len(members) > 1:
+            # What the least and the greatest row share, all rows between them share too.
             least, most = min(rows[n] for n in members), max(rows[n] for n in members)
             limit = len(rows[members[0]]) - 1
             size = next((i for i in range(limit) if least[i] != most[i]), limit)

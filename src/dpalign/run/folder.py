@@ -226,6 +226,7 @@ class Work:
 
     def __enter__(self) -> Self:
         if not self.done:
+            # Shards of other knobs or inputs must not mix with new ones.
             if self.folder.exists() and identity_at_work(self.folder) != self.identity:
                 self.run.log(f"{self.stage.name}: unfinished work of other knobs or inputs is dropped")
                 shutil.rmtree(move_away(self.folder))

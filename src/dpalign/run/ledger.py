@@ -145,6 +145,7 @@ def _why_unfinished(output: Path, identity: dict[str, Any]) -> str | None:
         ledger = read_ledger(output)
     except ValueError as error:
         return str(error)
+    # Sizes alone: hashing a whole model again at every run would take minutes.
     for file, size in ledger["sizes"].items():
         path = output / file
         if not path.is_file() or path.stat().st_size != size:

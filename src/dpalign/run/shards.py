@@ -285,6 +285,7 @@ class ShardActor:
                 "out of memory? Take smaller batches or shards"
             )
         try:
+            # The whole shard failed each time: find the prompt that kills the process.
             if count == retries + 2:
                 for prompt in self.work.one_by_one(index):
                     self.get(self.attempts.try_prompt.remote(index, prompt))

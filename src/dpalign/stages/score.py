@@ -120,10 +120,12 @@ def require_heads(recipe: "Recipe", scorer: "Scorer", source: str) -> None:
 
 
 def _loaded(recipe: "Recipe", source: str, alone: bool, trust_remote_code: bool) -> "Scorer":
-    from dpalign.rewards.score import VllmScorer, load_scorer
+    from dpalign.rewards.score import FunctionScorer, ModelScorer, VllmScorer
 
-    if recipe.engines.scoring == "transformers" or source.startswith("python:"):
-        return load_scorer(
+    if source.startswith("python:"):
+        return FunctionScorer(source, recipe.heads)
+    if recipe.engines.scoring == "transformers":
+        return ModelScorer(
             source,
             recipe.heads,
             template=recipe.reward.template,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from dpalign.engines.engine import require_room
 from dpalign.engines.transformers_engine import prompt_ids
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import Objective, read_objectives
@@ -140,7 +141,9 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
     """
     set_seed(context.seed)
     model = load_model(AutoModelForCausalLM, context)
-    _check_context(model.config, prompts, context.tokenizer, config.max_completion_length)
+    ids = [prompt_ids(context.tokenizer, messages) for messages in prompts]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    require_room([messages[-1]["content"] for messages in prompts], ids, config.max_completion_length, limit)
     trainer = (GRPOTrainer if isinstance(config, GRPOConfig) else RLOOTrainer)(
         model=model,
         reward_funcs=reward,
@@ -151,16 +154,6 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
     )
     train(trainer, Rows([], 0, 0), context)
     return _account(trainer.state, config.generation_batch_size)
-
-
-def _check_context(config: Any, prompts: Sequence[list[Message]], tokenizer: PreTrainedTokenizerBase, new: int) -> None:
-    context = getattr(config, "max_position_embeddings", None)
-    longest = max(len(prompt_ids(tokenizer, messages)) for messages in prompts)
-    if context and longest + new > context:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {new} new ones exceed the model's context of {context}; "
-            "lower sampling.prompt_tokens or sampling.max_new_tokens"
-        )
 
 
 def _account(state: Any, batch: int) -> Reinforcement:
