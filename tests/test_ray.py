@@ -252,7 +252,7 @@ def test_an_engine_over_several_gpus_wants_as_many_for_its_actor() -> None:
 def test_a_cluster_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(ValueError, match=r"cluster.address .*Ray.*dpalign\[ray\]"),
+        pytest.raises(ValueError, match=r"cluster.address .*Ray.*\[ray\]"),
         joined(Cluster(address="local"), 1),
     ):
         pass
