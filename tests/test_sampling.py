@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,27 +78,29 @@ def test_another_key_draws_another_answer_and_the_same_key_the_same(folder: Path
     assert first != other
 
 
-def test_first_tokens_follow_the_softmax(folder: Path) -> None:
+def require_first_tokens_of_the_softmax(engine: Any, model: Any) -> None:
     """The shares of 4,000 first tokens differ from the model's own probabilities no more than by chance."""
-    engine = TransformersEngine(str(folder), rows=4000)
     with torch.inference_mode():
-        logits_V = (
-            engine.model(torch.tensor([engine.reader.prompt_ids(user_prompt("name owl."))])).logits[0, -1].double()
-        )
+        logits_V = model(torch.tensor([engine.reader.prompt_ids(user_prompt("name owl."))])).logits[0, -1].double()
     texts = [engine.tokenizer.decode([token], skip_special_tokens=True) for token in range(len(logits_V))]
     shares = {}
     for temperature in (1.0, 0.7):
         expected: dict[str, float] = defaultdict(float)
         for text, share in zip(texts, torch.softmax(logits_V / temperature, dim=-1).tolist(), strict=True):
             expected[text] += share
-        (answers,) = engine.sample([request("name owl.", 4000)], temperature=temperature, max_new_tokens=1)
-        drawn = Counter(answer.text for answer in answers)
-        expected_T = np.array(list(expected.values()))
-        drawn_T = np.array([drawn[text] for text in expected]) / 4000
-        assert sum(drawn[text] for text in expected) == 4000
+        requests = [request("name owl.", 4000, str(temperature))]
+        (answers,) = engine.sample(requests, temperature=temperature, max_new_tokens=1)
+        count = Counter(answer.text for answer in answers)
+        assert sum(count[text] for text in expected) == 4000
+        expected_T, drawn_T = np.array(list(expected.values())), np.array([count[text] for text in expected]) / 4000
         assert total_variation(drawn_T, expected_T) < noise(expected_T, 4000)
         shares[temperature] = expected_T
     assert total_variation(shares[1.0], shares[0.7]) > 2 * noise(shares[1.0], 4000)  # or the test could not tell
+
+
+def test_first_tokens_follow_the_softmax(folder: Path) -> None:
+    engine = TransformersEngine(str(folder), rows=4000)
+    require_first_tokens_of_the_softmax(engine, engine.model)
 
 
 def total_variation(a: np.ndarray, b: np.ndarray) -> float:

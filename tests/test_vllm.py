@@ -23,7 +23,7 @@ from dpalign.engines.vllm_engine import Vllm, VllmEngine
 from dpalign.rewards.score import ModelScorer, VllmScorer
 from dpalign.rows import CANDIDATES, CONVERSATIONS, SCORES, read_rows, user_prompt
 from dpalign.run.ledger import read_ledger
-from test_sampling import QUESTIONS, noise, request, total_variation
+from test_sampling import QUESTIONS, request, require_first_tokens_of_the_softmax
 from test_scoring import HEADS, pairs, write_classifier
 from vllm_server import vllm_server
 
@@ -101,22 +101,7 @@ def test_a_restarted_engine_repeats_its_answers_and_two_stand_side_by_side(folde
 
 
 def test_first_tokens_follow_the_softmax(folder: Path, engine: VllmEngine) -> None:
-    """The shares of 4,000 first tokens differ from the model's own probabilities no more than by chance."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    with torch.inference_mode():
-        logits_V = model(torch.tensor([engine.reader.prompt_ids(user_prompt("name owl."))])).logits[0, -1].double()
-    texts = [engine.tokenizer.decode([token], skip_special_tokens=True) for token in range(len(logits_V))]
-    for temperature in (1.0, 0.7):
-        share_V = torch.softmax(logits_V / temperature, dim=-1).numpy()
-        expected: dict[str, float] = {}
-        for text, share in zip(texts, share_V.tolist(), strict=True):
-            expected[text] = expected.get(text, 0.0) + share
-        (answers,) = sampled(engine, [request("name owl.", 4000, str(temperature))], temperature, new=1)
-        counted = dict.fromkeys(expected, 0)
-        for answer in answers:
-            counted[answer.text] += 1
-        expected_T, drawn_T = np.array(list(expected.values())), np.array(list(counted.values())) / 4000
-        assert total_variation(drawn_T, expected_T) < noise(expected_T, 4000)
+    require_first_tokens_of_the_softmax(engine, AutoModelForCausalLM.from_pretrained(folder, dtype="float32"))
 
 
 def test_no_token_is_cut_whatever_the_folder_says(tmp_path: Path) -> None:
