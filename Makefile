@@ -33,10 +33,11 @@ test-heavy: export OMP_NUM_THREADS = 1
 test-heavy: $(HEAVY)/.ready  ## the tests that start vLLM and Ray, on any machine, in an environment of their own; ARGS as above
 	$(HEAVY)/bin/python -m pytest -m "vllm or ray" $$(grep -lE "mark\.(vllm|ray)\b" tests/test_*.py) $(ARGS)
 
-check: $(VENV)/.dev-ready  ## format, lint, types, and whether the generated docs are up to date
+check: $(VENV)/.dev-ready  ## format, lint, types, import order, and whether the generated docs are up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_house.py
 	$(BIN)/python docs/generate.py --check
 
 docs: $(VENV)/.dev-ready  ## write docs/cli.md and docs/recipes.md from the code

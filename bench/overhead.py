@@ -16,7 +16,7 @@ from dpalign.engines.engine import Request
 from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.rewards.score import ModelScorer
 from dpalign.rows import CANDIDATES, SCORES, Message, prompt_id, read_rows, write_rows
-from dpalign.stages.reward import scored_rows
+from dpalign.stages.score import scored_rows
 from harness import Row, equal, interleaved, main
 from models import asked, write_policy, write_reward_model
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from dpalign.stages.choose import directions_of
 
 from dpalign.paper.objectives import read_objectives
 from dpalign.recipe import load
+from dpalign.stages.preference import directions_of
 
 KEYS = ["prompt_id", "t", "condition_index", "sample"]
 

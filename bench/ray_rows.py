@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpalign import recipe
-from dpalign.pipeline import align
-from dpalign.recipe import config
+from dpalign.pipeline.runner import take
+from dpalign.recipe import changed
 from dpalign.rows import PROMPTS, prompt_id, user_prompt, write_rows
 from dpalign.run import folder as runs
+from dpalign.stages.sample import sample
 from dpalign.stages.stage import Step
 from harness import THREADS, Row, Unable, main, ratio_of
 from models import asked, write_policy
@@ -41,7 +42,7 @@ def sampled(read: recipe.Recipe, folder: Path, inputs: dict[str, Path]) -> tuple
     shutil.rmtree(folder, ignore_errors=True)
     began = time.time()
     with runs.Run.open(folder, None, {}) as run:
-        align.take(read, run, Step("sample", "sample", inputs, 1, "D1", "plain"))
+        take(read, run, Step("sample", sample, inputs, 1, "D1", "plain"))
     files = sorted((folder / "sample").glob("*.parquet"))
     ended = sorted(file.stat().st_mtime for file in files)
     each = (ended[-1] - ended[0]) / (len(ended) - 1)
@@ -67,8 +68,8 @@ def rows(quick: bool) -> Iterator[Row]:
             "sampling.n": 16,
             "sampling.max_new_tokens": new,
         }
-        alone = config.changed(recipe.Recipe("bench"), knobs)
-        pooled = config.changed(alone, {"cluster.address": "local"})
+        alone = changed(recipe.Recipe(name="bench"), knobs)
+        pooled = changed(alone, {"cluster.address": "local"})
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         try:

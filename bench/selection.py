@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from dpalign.paper.direction import rng_for
-from dpalign.recipe import Recipe, Steering, config
+from dpalign.recipe import Recipe
 from dpalign.rows import CANDIDATES, CONVERSATIONS, HEADS, PROMPTS, RATED, SCORES, read_table, write_table
+from dpalign.stages.preference import Steering
 from dpalign.stages.select import Selection
 from harness import BENCH, Row, equal, main, ratio_of
 
@@ -116,10 +117,10 @@ def process(root: Path, module: str, *words: str) -> Took:
 def asked_anew(root: Path) -> Path:
     """A recipe whose directions are others than those of the answers: all of a prompt's answers serve them."""
     recipe = Recipe(
-        "anew", preference=Steering("arc", low=-60.0, high=10.0, stratified=True), selection=Selection(pool="prompt")
+        name="anew", preference=Steering(low=-60.0, high=10.0, stratified=True), selection=Selection(pool="prompt")
     )
     path = root / "anew.toml"
-    path.write_text(config.to_toml(recipe))
+    path.write_text(recipe.to_toml())
     return path
 
 

@@ -7,7 +7,6 @@ are rows of like length side by side, or packed rows.
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def rows(quick: bool) -> Iterator[Row]:
     given = conversations(count)
     total = sum(len(row["input_ids"]) for row in given)
     grouped = Training(packing=False, micro_batch=8, batch=8, epochs=1.0, context=LONGEST, warmup_steps=0)
-    packing = replace(grouped, packing=True, micro_batch=1, batch=1)
+    packing = grouped.model_copy(update={"packing": True, "micro_batch": 1, "batch": 1})
     for training in (grouped, packing):
         ours, theirs = loss(tokens, given, training), their_loss(tokens, given)
         equal(ours, theirs, 1e-4, "loss of one update on all conversations")
@@ -108,7 +107,7 @@ def theirs_once(tokens: PreTrainedTokenizerBase, given: Rows, changes: dict[str,
 def loss(tokens: PreTrainedTokenizerBase, given: Rows, training: Training) -> float:
     """Of one update on everything, before it changes the model."""
     count = len(given) // training.micro_batch * training.micro_batch
-    return _side(ours_once, tokens, given, replace(training, batch=count, steps=1))()
+    return _side(ours_once, tokens, given, training.model_copy(update={"batch": count, "steps": 1}))()
 
 
 def their_loss(tokens: PreTrainedTokenizerBase, given: Rows) -> float:

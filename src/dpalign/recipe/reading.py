@@ -179,7 +179,7 @@ def ranges(cls: type[Table], prefix: str = "") -> dict[str, str]:
 def _bounds(field: FieldInfo | None) -> Iterator[str]:
     """The range of a number, or of each number in a list: "at least 0", "below 1"."""
     for constraint in (*field.metadata, *_constraints(field.annotation)) if field else ():
-        for name, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
+        for name, words in (("ge", "of at least"), ("gt", "above"), ("le", "of at most"), ("lt", "below")):
             if (bound := getattr(constraint, name, None)) is not None:
                 yield f"{words} {bound:g}"
 
