@@ -21,7 +21,6 @@ ENVIRONMENT = {"git_commit": "abc"}
 SHARDED = """
 import sys, time
 from pathlib import Path
-from conftest import wait_until
 from dpalign.run import folder as runs
 folder, prompts, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 with runs.Run.open(folder, "seed = 1") as run:

@@ -47,7 +47,6 @@ worker.main(*sys.argv[1:])
 RUNS = """
 import sys
 from pathlib import Path
-from conftest import running, wait_until
 from dpalign.cli import recipe_file
 from dpalign.pipeline.runner import take_apart
 from dpalign.recipe import load
