@@ -62,7 +62,7 @@ def requests_of(messages: list[Message], prompt: int) -> list[Request]:
 def selected(rewards_NH: np.ndarray) -> list[int]:
     """The best answer of each direction: objectives read from two heads (Eq. 2)."""
     reward_BNK = rewards_NH[:, :2].astype(np.float64).reshape(len(V_VK), N, 2)
-    return best_of_n(scalarize(reward_BNK, V_VK)).index_B.tolist()
+    return best_of_n(scalarize(reward_BNK, V_VK)).tolist()
 
 
 def ours(engine: TransformersEngine, scorer: ModelScorer, prompts: list[list[Message]], new: int) -> list[list[str]]:

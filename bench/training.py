@@ -81,7 +81,7 @@ def model() -> MistralForCausalLM:
 
 
 def ours_once(tokens: PreTrainedTokenizerBase, given: Rows, training: Training, folder: Path) -> float:
-    trainer = sft_trainer(model(), given, training, tokens, RunContext(seed=0, resume=folder))
+    trainer = sft_trainer(model(), given, RunContext("", training, tokens, folder, seed=0, resume=folder))
     fit(trainer)
     return mean_loss(trainer)
 

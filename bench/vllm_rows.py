@@ -20,9 +20,8 @@ import numpy as np
 from dpalign.engines.engine import Request
 from dpalign.engines.knobs import Engines
 from dpalign.engines.transformers_engine import TransformersEngine
-from dpalign.engines.vllm_engine import VllmEngine, seed_of
-from dpalign.rewards.score import ModelScorer
-from dpalign.rewards.vllm_scorer import VllmScorer
+from dpalign.engines.vllm_engine import Vllm, VllmEngine, seed_of
+from dpalign.rewards.score import ModelScorer, VllmScorer
 from harness import THREADS, Row, Unable, equal, main, ratio_of, timed
 from models import CONTEXT, asked, write_policy, write_reward_model
 
@@ -45,12 +44,11 @@ def rows(quick: bool) -> Iterator[Row]:
 def scoring(folder: Path, quick: bool) -> Iterator[Row]:
     source = str(write_reward_model(folder / "reward", quick=False))
     ours = ModelScorer(source, template="world-v1", batch_tokens=16_384, dtype="float32")
-    theirs = VllmScorer(
-        source, template="world-v1", rows=128, settings=ON_VLLM, prompt_tokens=CONTEXT, max_new_tokens=0
-    )
+    vllm = Vllm(source, ON_VLLM, rows=128, prompt_tokens=CONTEXT, max_new_tokens=0, classifies=True)
+    theirs = VllmScorer(vllm, template="world-v1")
 
     def classify(pairs: Any) -> Any:
-        theirs.llm.reset_prefix_cache()
+        theirs.vllm.llm.reset_prefix_cache()
         return theirs.score(pairs)
 
     for prompt in (64,) if quick else (256, 1024):
@@ -75,11 +73,11 @@ def scoring(folder: Path, quick: bool) -> Iterator[Row]:
 def sampling(folder: Path, quick: bool) -> Iterator[Row]:
     source = str(write_policy(folder / "policy", quick=False))
     new, prompts = (8, 2) if quick else (64, PROMPTS)
-    ours = VllmEngine(source, rows=128, settings=ON_VLLM, prompt_tokens=CONTEXT, max_new_tokens=0)
+    ours = VllmEngine(Vllm(source, ON_VLLM, rows=128, prompt_tokens=CONTEXT, max_new_tokens=0))
     plain = TransformersEngine(source, rows=128)
 
     def draw(engine: Any, requests: list[Request], temperature: float = 1.0) -> list[list[str]]:
-        ours.llm.reset_prefix_cache()
+        ours.vllm.llm.reset_prefix_cache()
         return [
             [a.text for a in drawn] for drawn in engine.sample(requests, temperature=temperature, max_new_tokens=new)
         ]

@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from dpalign.engines.vllm_start import QUIET
+from dpalign.engines.vllm_engine import QUIET
 
 CPU: Final = (
     *("--enforce-eager", "--no-enable-chunked-prefill", "--block-size", "32", "--kv-cache-memory-bytes", "67108864"),

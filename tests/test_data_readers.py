@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpalign.data.chats import read_instructions, read_ultrachat
-from dpalign.data.helpsteer import read_helpsteer
-from dpalign.data.pairs import read_binarized, read_preference_pairs
-from dpalign.data.ratings import Rescaling
+from dpalign.data.chats import read_chats
+from dpalign.data.ratings import Rescaling, read_rated, repair_ten
 from dpalign.data.report import ReadReport, render_reports, require_rows
 from dpalign.data.sources import read_source, split_named
-from dpalign.data.ultrafeedback import read_ultrafeedback, repair_ten
-from dpalign.data.union import merge_repeats, prompts_of, read_rated
+from dpalign.data.union import merge_repeats, prompts_of
 from dpalign.rows import CONVERSATIONS, PROMPTS, RATED, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.stages.data import read_chats, read_ratings
+from dpalign.stages.data import read_ratings
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HELPSTEER = str(FIXTURES / "helpsteer.jsonl")
@@ -50,24 +48,24 @@ def first_ultrafeedback_row() -> dict[str, Any]:
 
 
 def test_helpsteer_labels_go_to_heads_0_to_4_as_20l_plus_10() -> None:
-    rows, report = read_helpsteer(HELPSTEER)
+    rows, report = read_rated("helpsteer", HELPSTEER)
     assert rows[0]["labels"] == [90.0, 90.0, 90.0, 30.0, 10.0, None, None, None, None, None]
     assert rows[0]["prompt_id"] == prompt_id(user_prompt("Why is the sky blue?"))
     assert (report.read, report.kept, report.filtered) == (5, 4, {"empty response": 1})
 
 
 def test_the_full_range_is_a_knob() -> None:
-    rows, _ = read_helpsteer(HELPSTEER, rescaling=Rescaling(helpsteer="25l"))
+    rows, _ = read_rated("helpsteer", HELPSTEER, rescaling=Rescaling(helpsteer="25l"))
     assert rows[0]["labels"][:5] == [100.0, 100.0, 100.0, 25.0, 0.0]
-    rows, _ = read_ultrafeedback(ULTRAFEEDBACK, rescaling=Rescaling(aspects="25r-25", overall="100/9(s-1)"))
+    rows, _ = read_rated("ultrafeedback", ULTRAFEEDBACK, rescaling=Rescaling(aspects="25r-25", overall="100/9(s-1)"))
     assert rows[0]["labels"][6:] == [100.0, 100.0, 100.0, 75.0]
     assert rows[0]["labels"][5] == pytest.approx(750 / 9)
     with pytest.raises(ValueError, match="'30l'"):
-        read_helpsteer(HELPSTEER, rescaling=Rescaling(helpsteer="30l"))  # type: ignore[arg-type]
+        read_rated("helpsteer", HELPSTEER, rescaling=Rescaling(helpsteer="30l"))  # type: ignore[arg-type]
 
 
 def test_ultrafeedback_quirks_are_counted_and_repaired() -> None:
-    rows, report = read_ultrafeedback(ULTRAFEEDBACK)
+    rows, report = read_rated("ultrafeedback", ULTRAFEEDBACK)
     # overall, instruction following, truthfulness, honesty, helpfulness
     assert [row["labels"][5:] for row in rows] == [
         [80.0, 90.0, 90.0, 90.0, 70.0],
@@ -97,26 +95,29 @@ def test_a_ten_is_repaired_by_the_mean_of_the_aspects(aspects: list[float], repa
 
 
 def test_pairs_label_the_overall_head_alone() -> None:
-    for rows in (read_binarized(BINARIZED)[0], read_preference_pairs(PAIRS)[0]):
+    for rows in (read_rated("ultrafeedback_binarized", BINARIZED)[0], read_rated("pairs", PAIRS)[0]):
         assert all(sum(label is not None for label in row["labels"]) == 1 for row in rows)
-    assert [row["labels"][5] for row in read_binarized(BINARIZED)[0]] == [80.0, 5.0, 65.0]
-    assert [row["labels"][5] for row in read_preference_pairs(PAIRS)[0]] == [85.0, 40.0, 75.0, 75.0]
-    assert read_binarized(BINARIZED)[1].filtered == {"empty response": 1}
+    assert [row["labels"][5] for row in read_rated("ultrafeedback_binarized", BINARIZED)[0]] == [80.0, 5.0, 65.0]
+    assert [row["labels"][5] for row in read_rated("pairs", PAIRS)[0]] == [85.0, 40.0, 75.0, 75.0]
+    assert read_rated("ultrafeedback_binarized", BINARIZED)[1].filtered == {"empty response": 1}
 
 
 def test_a_binarized_row_joins_the_raw_row_by_prompt_id() -> None:
-    assert read_binarized(BINARIZED)[0][0]["prompt_id"] == read_ultrafeedback(ULTRAFEEDBACK)[0][0]["prompt_id"]
+    assert (
+        read_rated("ultrafeedback_binarized", BINARIZED)[0][0]["prompt_id"]
+        == read_rated("ultrafeedback", ULTRAFEEDBACK)[0][0]["prompt_id"]
+    )
 
 
 def test_a_chat_becomes_its_turns_and_its_last_answer() -> None:
-    rows, report = read_ultrachat(ULTRACHAT)
+    rows, report = read_chats(ULTRACHAT)
     assert [message["content"] for message in rows[0]["messages"]] == ["Name a prime number.", "Seven.", "Another?"]
     assert rows[0]["response"] == "Eleven."
     assert (report.read, report.kept, report.filtered) == (3, 2, {"does not end with an answer": 1})
 
 
 def test_the_same_answer_again_is_one_row_with_the_labels_of_both() -> None:
-    rows = read_helpsteer(HELPSTEER)[0] + read_ultrafeedback(ULTRAFEEDBACK)[0]
+    rows = read_rated("helpsteer", HELPSTEER)[0] + read_rated("ultrafeedback", ULTRAFEEDBACK)[0]
     merged, report = merge_repeats(rows)
     # "Air scatters .." was rated 4 and 3 for helpfulness: 90 and 70; "Seven." stands in both data sets.
     assert merged[0]["labels"][0] == 80.0
@@ -135,7 +136,7 @@ def test_every_form_is_read_by_its_name_and_fits_its_parquet_schema(tmp_path: Pa
     ]
     assert write_rows(tmp_path / "rated.parquet", rows, RATED) == 16
     assert next(read_rows(tmp_path / "rated.parquet", RATED)) == rows[0]
-    write_rows(tmp_path / "sft.parquet", read_ultrachat(ULTRACHAT)[0], CONVERSATIONS)
+    write_rows(tmp_path / "sft.parquet", read_chats(ULTRACHAT)[0], CONVERSATIONS)
     prompts = prompts_of(rows, {row["prompt_id"]: "D1" for row in rows if row["source"] == "pairs"})
     assert [prompt["messages"][0]["content"] for prompt in prompts] == ["Boil an egg.", "Boil an egg quickly."]
     write_rows(tmp_path / "prompts.parquet", prompts, PROMPTS)
@@ -147,13 +148,13 @@ def test_json_parquet_and_compressed_files_hold_the_same_rows(tmp_path: Path) ->
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(Path(HELPSTEER).read_bytes()))
     for name in ("rows.json", "rows.parquet", "rows.jsonl.gz"):
-        assert read_helpsteer(str(tmp_path / name))[0] == read_helpsteer(HELPSTEER)[0]
+        assert read_rated("helpsteer", str(tmp_path / name))[0] == read_rated("helpsteer", HELPSTEER)[0]
 
 
 def test_a_null_or_nan_response_in_parquet_is_an_empty_one(tmp_path: Path) -> None:
     rows = [{**HELPSTEER_ROW, "response": None}, HELPSTEER_ROW]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    assert read_helpsteer(str(tmp_path / "rows.parquet"))[1].filtered == {"empty response": 1}
+    assert read_rated("helpsteer", str(tmp_path / "rows.parquet"))[1].filtered == {"empty response": 1}
 
 
 def test_a_row_cut_in_half_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_a_row_cut_in_half_is_refused_with_its_line(tmp_path: Path) -> None:
     whole = json.dumps(HELPSTEER_ROW)
     path.write_text(f"{whole}\n{whole[:40]}")
     with pytest.raises(ValueError, match=r"cut\.jsonl, line 2: "):
-        read_helpsteer(str(path))
+        read_rated("helpsteer", str(path))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_a_row_cut_in_half_is_refused_with_its_line(tmp_path: Path) -> None:
 def test_a_malformed_helpsteer_value_is_refused(tmp_path: Path, change: dict[str, Any], place: str) -> None:
     source = write_jsonl(tmp_path / "bad.jsonl", HELPSTEER_ROW, {**HELPSTEER_ROW, **change})
     with pytest.raises(ValueError, match=place):
-        read_helpsteer(source)
+        read_rated("helpsteer", source)
 
 
 @pytest.mark.parametrize(
@@ -199,27 +200,30 @@ def test_a_malformed_ultrafeedback_rating_is_refused(tmp_path: Path, key: str, v
     completion = row["completions"][0]
     (completion["annotations"]["honesty"] if key == "Rating" else completion)[key] = value
     with pytest.raises(ValueError, match=place):
-        read_ultrafeedback(write_jsonl(tmp_path / "bad.jsonl", row))
+        read_rated("ultrafeedback", write_jsonl(tmp_path / "bad.jsonl", row))
 
 
 def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
     row = first_ultrafeedback_row()
     del row["completions"][2]["annotations"]["truthfulness"]
     with pytest.raises(ValueError, match=r"completions\[2\], annotations: no column 'truthfulness'"):
-        read_ultrafeedback(write_jsonl(tmp_path / "bad.jsonl", row))
+        read_rated("ultrafeedback", write_jsonl(tmp_path / "bad.jsonl", row))
     with pytest.raises(ValueError, match="no column 'instruction'"):
-        read_ultrafeedback(HELPSTEER)
+        read_rated("ultrafeedback", HELPSTEER)
 
 
 def test_pairs_and_chats_with_bad_values_are_refused(tmp_path: Path) -> None:
     pair = json.loads(Path(PAIRS).read_text().splitlines()[0])
     pair["metadata"]["score_rejected"] = 0
     with pytest.raises(ValueError, match="line 1, metadata: score_rejected is 0"):
-        read_preference_pairs(write_jsonl(tmp_path / "pairs.jsonl", pair))
+        read_rated("pairs", write_jsonl(tmp_path / "pairs.jsonl", pair))
     with pytest.raises(ValueError, match=r"messages\[0\]: role is 'robot'"):
-        read_ultrachat(write_jsonl(tmp_path / "chat.jsonl", {"messages": [{"role": "robot", "content": "Hi"}]}))
+        read_chats(write_jsonl(tmp_path / "chat.jsonl", {"messages": [{"role": "robot", "content": "Hi"}]}))
     with pytest.raises(ValueError, match="line 1: chosen is "):
-        read_binarized(write_jsonl(tmp_path / "bin.jsonl", {"chosen": [{"role": "user", "content": "Hi"}]}))
+        read_rated(
+            "ultrafeedback_binarized",
+            write_jsonl(tmp_path / "bin.jsonl", {"chosen": [{"role": "user", "content": "Hi"}]}),
+        )
 
 
 def test_a_missing_file_and_a_broken_file_are_refused(tmp_path: Path) -> None:
@@ -244,17 +248,17 @@ def test_a_copy_of_a_hub_folder_is_read_by_split(tmp_path: Path, monkeypatch: py
     (tmp_path / "copy").mkdir()
     write_jsonl(tmp_path / "copy" / "train.jsonl", HELPSTEER_ROW, HELPSTEER_ROW)
     write_jsonl(tmp_path / "copy" / "test.jsonl", {**HELPSTEER_ROW, "prompt": "held out"})
-    rows, report = read_helpsteer(str(tmp_path / "copy"), "train")
+    rows, report = read_rated("helpsteer", str(tmp_path / "copy"), "train")
     assert [row["messages"][0]["content"] for row in rows] == ["Why?", "Why?"]
     assert report.file.endswith("copy[train]")
     with pytest.raises(ValueError, match="split 'validation' could not be read"):
-        read_helpsteer(str(tmp_path / "copy"), "validation")
+        read_rated("helpsteer", str(tmp_path / "copy"), "validation")
 
 
 @pytest.mark.parametrize("form", ["pairs", "ultrafeedback"])
 def test_ultrafeedback_binarized_is_known_by_its_columns(form: Any) -> None:
     rows, report = read_ratings(form, BINARIZED, Rescaling())
-    assert (rows, report.source) == (read_binarized(BINARIZED)[0], "ultrafeedback_binarized")
+    assert (rows, report.source) == (read_rated("ultrafeedback_binarized", BINARIZED)[0], "ultrafeedback_binarized")
     assert read_ratings("pairs", PAIRS, Rescaling())[1].source == "pairs"
     assert read_ratings("ultrafeedback", ULTRAFEEDBACK, Rescaling())[1].source == "ultrafeedback"
 
@@ -271,15 +275,15 @@ def test_of_ultrafeedback_binarized_on_the_hub_train_prefs_is_read(
     for split, part in (("train_prefs", rows), ("test_prefs", rows[:1]), ("train_sft", rows[:1])):
         pq.write_table(pa.Table.from_pylist(part), tmp_path / "copy" / "data" / f"{split}-00000-of-00001.parquet")
     found, report = read_ratings("pairs", str(tmp_path / "copy"), Rescaling())
-    assert found == read_binarized(BINARIZED)[0]
+    assert found == read_rated("ultrafeedback_binarized", BINARIZED)[0]
     assert report.file.endswith("copy[train_prefs]")
     assert split_named(str(tmp_path / "nothing"), ("train_prefs", "train")) == "train"
 
 
 def test_the_table_says_what_was_read_kept_and_filtered() -> None:
     reports = [
-        ReadReport("helpsteer", "data/h.jsonl", 1500, 1488, {"empty prompt": 2, "empty response": 10}),
-        ReadReport("pairs", "p.jsonl", 4, 4, {}, {"aspect rated N/A": 3}),
+        ReadReport("helpsteer", "data/h.jsonl", 1500, 1488, Counter({"empty prompt": 2, "empty response": 10})),
+        ReadReport("pairs", "p.jsonl", 4, 4, Counter(), Counter({"aspect rated N/A": 3})),
     ]
     assert render_reports(reports) == (
         "source     file      read   kept  filtered\n"
@@ -290,14 +294,14 @@ def test_the_table_says_what_was_read_kept_and_filtered() -> None:
 
 
 def test_an_empty_data_set_is_refused_with_its_counts() -> None:
-    report = ReadReport("helpsteer", "h.jsonl", 3, 0, {"empty response": 3})
+    report = ReadReport("helpsteer", "h.jsonl", 3, 0, Counter({"empty response": 3}))
     with pytest.raises(ValueError, match=r"rated answers(.|\n)*3 empty response"):
         require_rows([], "rated answers", [report])
 
 
 def test_a_report_that_loses_a_row_is_impossible() -> None:
     with pytest.raises(AssertionError, match="unaccounted"):
-        ReadReport("helpsteer", "h.jsonl", 3, 1, {"empty response": 1})
+        ReadReport("helpsteer", "h.jsonl", 3, 1, Counter({"empty response": 1})).to_json()
 
 
 # --- instruction rows
@@ -316,7 +320,7 @@ def test_an_instruction_and_its_input_are_one_user_turn(tmp_path: Path) -> None:
         {"instruction": " ", "input": "freind", "output": "friend"},
         {"instruction": "Name a prime number.", "input": "", "output": ""},
     )
-    rows, report = read_instructions(source)
+    rows, report = read_chats(source)
     assert [row["messages"] for row in rows] == [
         user_prompt("Correct the spelling.\n\nfreind"),
         user_prompt("Name a prime number."),
@@ -328,23 +332,24 @@ def test_an_instruction_and_its_input_are_one_user_turn(tmp_path: Path) -> None:
 
 def test_the_columns_decide_which_reader_takes_a_file(tmp_path: Path) -> None:
     whole = write_json(tmp_path / "rows.json", {"instruction": "Name a prime number.", "input": "", "output": "7"})
-    assert read_chats(whole, None)[1].source == "instructions"
-    assert read_chats(ULTRACHAT, None)[1].source == "ultrachat"
-    assert read_chats(write_json(tmp_path / "none.json"), None)[0] == []
-    cut = write_json(tmp_path / "cut.json", {"instruction": "Name a prime number.", "input": ""})
-    with pytest.raises(ValueError, match=r"cut\.json, row 1: no column 'output'"):
-        read_instructions(cut)
+    assert read_chats(whole)[1].source == "instructions"
+    assert read_chats(ULTRACHAT)[1].source == "ultrachat"
+    assert read_chats(write_json(tmp_path / "none.json"))[0] == []
+    row = {"instruction": "Name a prime number.", "input": ""}
+    cut = write_json(tmp_path / "cut.json", {**row, "output": "7"}, row)
+    with pytest.raises(ValueError, match=r"cut\.json, row 2: no column 'output'"):
+        read_chats(cut)
 
 
 @pytest.mark.skipif("DPA_REAL_DATA" not in os.environ, reason="DPA_REAL_DATA is not set")
 def test_the_real_rows_are_read_without_a_loss() -> None:
     folder = Path(os.environ["DPA_REAL_DATA"])
-    rows, report = read_helpsteer(str(folder / "helpsteer_500.jsonl"))
+    rows, report = read_rated("helpsteer", str(folder / "helpsteer_500.jsonl"))
     assert (report.read, report.kept, len({row["prompt_id"] for row in rows})) == (500, 500, 139)
     assert merge_repeats(rows)[1].kept == 472
-    pairs, report = read_preference_pairs(str(folder / "ultrafeedback_pairs_1000.jsonl"))
+    pairs, report = read_rated("pairs", str(folder / "ultrafeedback_pairs_1000.jsonl"))
     assert (report.read, report.kept, len({row["prompt_id"] for row in pairs})) == (2000, 1998, 1000)
     assert report.filtered == {"empty response": 2}
-    instructions, report = read_instructions(str(folder / "rasbt_instruction_1100.json"))
+    instructions, report = read_chats(str(folder / "rasbt_instruction_1100.json"))
     assert (report.read, report.kept) == (1100, 1100)
     assert sum("\n\n" in row["messages"][0]["content"] for row in instructions) >= 325  # these have an input

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpalign.data.chats import read_ultrachat
+from dpalign.data.chats import read_chats
 from dpalign.data.ratings import rated
 from dpalign.data.union import drop_held_out, split_prompts
 from dpalign.rows import Conversation, Message, Rated, prompt_id, user_prompt
@@ -84,7 +84,7 @@ def test_a_held_out_prompt_is_kept_out_of_every_data_set() -> None:
     assert [r["messages"][0]["content"] for r in rows] == ["Name a prime."]
     assert report.filtered == {"held-out prompt": 2}
     # The first chat opens with the held-out prompt, two turns before its end.
-    chats, report = drop_held_out(read_ultrachat(ULTRACHAT)[0], held_out)
+    chats, report = drop_held_out(read_chats(ULTRACHAT)[0], held_out)
     assert [chat["messages"][0]["content"] for chat in chats] == ["Boil an egg."]
 
 

@@ -58,9 +58,9 @@ def test_a_stage_that_trains_scores_on_transformers() -> None:
 @pytest.fixture
 def start() -> Any:
     pytest.importorskip("transformers")
-    from dpalign.engines import vllm_start
+    from dpalign.engines import vllm_engine
 
-    return vllm_start
+    return vllm_engine
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,7 @@ def test_the_context_is_the_models_unless_that_is_beyond_need(
 
 
 def opened(start: Any, folder: Path) -> Any:
-    limits = {"prompt_tokens": 64, "max_new_tokens": 32}
-    return start.Vllm(str(folder), Engines(), share=1.0, sequences=1, dtype="float32", **limits)
+    return start.Vllm(str(folder), Engines(), rows=1, prompt_tokens=64, max_new_tokens=32)
 
 
 def test_without_vllm_the_error_names_the_packages(start: Any, tmp_path: Path, monkeypatch: Any) -> None:

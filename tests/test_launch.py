@@ -200,8 +200,8 @@ def movement(start: Path, loaded: str, scratch: Path) -> tuple[float, float]:
     model = AutoModelForCausalLM.from_pretrained(start, dtype="bfloat16").to(getattr(torch, loaded))
     before = [weight.detach().clone() for weight in model.parameters()]
     rows = list(tokenize(CHATS, tokens, SMALL_STEPS))
-    context = RunContext(seed=0, resume=scratch, dtype="bfloat16")
-    fit(sft_trainer(model, rows, SMALL_STEPS, tokens, context))
+    context = RunContext(str(start), SMALL_STEPS, tokens, scratch, seed=0, resume=scratch, dtype="bfloat16")
+    fit(sft_trainer(model, rows, context))
     moved = torch.cat(
         [(w.detach() - b).abs().float().flatten() for w, b in zip(model.parameters(), before, strict=True)]
     )

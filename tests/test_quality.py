@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpalign.data.helpsteer import read_helpsteer
+from dpalign.data.ratings import read_rated
 from dpalign.measure.baseline import FEATURES, ridge_cross_validated, surface_features
 from dpalign.measure.quality import quality
 
@@ -151,7 +151,7 @@ def test_ridge_passes_over_missing_labels() -> None:
 
 @pytest.mark.skipif("DPA_REAL_DATA" not in os.environ, reason="DPA_REAL_DATA is not set")
 def test_the_surface_of_real_answers_predicts_verbosity_better_than_helpfulness() -> None:
-    rows, _ = read_helpsteer(str(Path(os.environ["DPA_REAL_DATA"]) / "helpsteer_500.jsonl"))
+    rows, _ = read_rated("helpsteer", str(Path(os.environ["DPA_REAL_DATA"]) / "helpsteer_500.jsonl"))
     features = np.array([surface_features(row["messages"][-1]["content"], row["response"]) for row in rows])
     label = np.array([row["labels"][:5] for row in rows], dtype=float)
     prompts = [row["prompt_id"] for row in rows]

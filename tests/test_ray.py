@@ -7,8 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 
 import ray_work
 import tiny
-from conftest import MICRO
+from conftest import MICRO, running, wait_until
 from dpalign import recipe
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES
@@ -72,20 +71,6 @@ def local_ray() -> Iterator[Any]:
     os.environ["PYTHONPATH"] = before
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 280.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def told(stage: Path) -> dict[str, Any]:
     """What a ledger says of a stage's work, its times apart."""
     ledger = read_ledger(stage)
@@ -111,13 +96,13 @@ def test_an_actor_and_then_the_driver_are_killed_and_every_row_is_there_once_wit
     with (tmp_path / "driver.txt").open("w") as screen:
         driver = subprocess.Popen(command, env=surroundings, stdout=screen, stderr=screen)
         try:
-            wait_until(lambda: len(made()) >= 2)
+            wait_until(lambda: len(made()) >= 2, seconds=280)
             actors = {int(path.read_text()) for path in watch.iterdir()}
             assert len(actors) == 2
             victim = int(max(watch.iterdir(), key=lambda path: path.stat().st_mtime).read_text())
             os.kill(victim, signal.SIGKILL)
             before = len(made())
-            wait_until(lambda: len(made()) >= before + 3)
+            wait_until(lambda: len(made()) >= before + 3, seconds=280)
             actors |= {int(path.read_text()) for path in watch.iterdir()}
         finally:
             driver.send_signal(signal.SIGKILL)
@@ -267,7 +252,7 @@ def test_an_engine_over_several_gpus_wants_as_many_for_its_actor() -> None:
 def test_a_cluster_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(ValueError, match=r"cluster.address .*Ray.*dpalign\[ray\]"),
+        pytest.raises(ValueError, match=r"cluster.address .*Ray.*\[ray\]"),
         joined(Cluster(address="local"), 1),
     ):
         pass

@@ -40,12 +40,12 @@ def trainable(
     start: Path, tokens: PreTrainedTokenizerBase, scratch: Path, training: Training = TEXT, **own: Any
 ) -> PreTrainedModel:
     torch.manual_seed(0)
-    return load_trainable(str(start), HEADS, training, tokens, context(scratch), **{"lm_loss": 1.0} | own)
+    return load_trainable(context(scratch, training, start, tokens), HEADS, **{"lm_loss": 1.0} | own)
 
 
 def batch_of(tokens: PreTrainedTokenizerBase) -> tuple[list[dict[str, Any]], Any]:
     """The rated rows as token ids, and the collator."""
-    return [dict(row) for row in tokenize_rated(RATED, len(HEADS), "world-v1", tokens)], collator(tokens.pad_token_id)
+    return [dict(row) for row in tokenize_rated(RATED, len(HEADS), "world-v1", tokens)], collator(tokens)
 
 
 # The loss

@@ -104,7 +104,7 @@ def test_prompts_are_read_token_for_token_as_in_sampling(
     own: dict[str, Any] = {"samples": 4, "max_new_tokens": 2, "reward": nothing}
     run(algorithm, folder, tmp_path / "model", changed(SIX, steps=3), **own)
     engine = TransformersEngine(str(folder), rows=8)
-    order = [tuple(engine.prompt_ids(messages)) for messages in prompts_in_order(ASKED, 6, seed=1)]
+    order = [tuple(engine.reader.prompt_ids(messages)) for messages in prompts_in_order(ASKED, 6, seed=1)]
     assert [ids for call in generated for ids in prompts_of(call)] == [ids for ids in order for _ in range(4)]
 
 
@@ -138,7 +138,7 @@ def test_every_prompt_has_its_turn_before_any_has_a_second() -> None:
 
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a prompt of \d+ tokens and 250 new ones exceed the model's context of 256"):
+    with pytest.raises(ValueError, match=r"prompt .*: \d+ tokens and 250 new ones exceed the model's context of 256"):
         run("grpo", tiny_folder, tmp_path / "model", SIX, max_new_tokens=250)
 
 
@@ -154,7 +154,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(tiny_folder: Pat
 def test_a_batch_that_holds_no_whole_groups_is_refused(tmp_path: Path, change: dict[str, int], message: str) -> None:
     samples = change.pop("samples", 4)
     with pytest.raises(ValueError, match=message):
-        configuration(changed(SIX, **change), context(tmp_path), samples=samples, max_new_tokens=8, beta=0.04)
+        configuration(context(tmp_path, changed(SIX, **change)), samples=samples, max_new_tokens=8, beta=0.04)
 
 
 # The reward
@@ -211,8 +211,8 @@ def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
 def test_the_divergence_is_weighed_in_the_rewards_own_units(tmp_path: Path) -> None:
     """GRPO divides rewards by their spread; RLOO takes the divergence from points, 25 of which are about a spread."""
     given: dict[str, Any] = {"samples": 4, "max_new_tokens": 8, "beta": 0.04}
-    assert configuration(SIX, context(tmp_path), **given).beta == 0.04
-    assert configuration(SIX, context(tmp_path), algorithm="rloo", **given).beta == 1.0
+    assert configuration(context(tmp_path, SIX), **given).beta == 0.04
+    assert configuration(context(tmp_path, SIX), algorithm="rloo", **given).beta == 1.0
 
 
 def test_a_direction_is_one_and_weighs_every_objective() -> None:
@@ -311,7 +311,7 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
     monkeypatch.setattr("dpalign.train.rl.scalar_reward", watched)
     often_ending(tiny_folder, start := tmp_path / "start")
     work = job(tmp_path, start)
-    rl(work)
+    rl.function(work)
     assert {prompt for prompt, _ in SEEN} == {"name fox.", "explain tea.", "name rain."}
     tally = work.work.tally
     assert (tally.rows_in, tally.rows_out, dict(tally.filtered)) == (4, 3, {"prompt too long": 1})
@@ -337,6 +337,6 @@ def test_the_stage_answers_the_prompts_of_both_halves_and_counts_them(
 
 def test_prompts_that_no_update_reaches_are_counted(tiny_folder: Path, tmp_path: Path) -> None:
     work = job(tmp_path, tiny_folder, with_training(steps=1))
-    rl(work)
+    rl.function(work)
     tally = work.work.tally
     assert (tally.rows_in, tally.rows_out, dict(tally.filtered)) == (4, 2, {"prompt too long": 1, "not reached": 1})

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from conftest import wait_until
 from dpalign.run import folder as runs
 from dpalign.run import ledger, progress
-from dpalign.run import lock as runlock
 
 ENVIRONMENT = {"git_commit": "abc"}
 
@@ -41,13 +41,6 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
     path.write_text("tell me\n")
     return path
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def pipeline(folder: Path, prompts: Path, epochs: int = 2, sft_version: int = 1) -> dict[str, str | None]:
@@ -319,7 +312,7 @@ def test_a_worker_left_by_a_killed_run_is_waited_for(tmp_path: Path, monkeypatch
     began = time.monotonic()
     runs.Run.open(folder, "", ENVIRONMENT).close()
     assert 0.3 < time.monotonic() - began < 8.0
-    monkeypatch.setattr(runlock, "ORPHAN_SECONDS", 0.2)
+    monkeypatch.setattr(runs, "ORPHAN_SECONDS", 0.2)
     subprocess.run([sys.executable, "-c", code, folder, "2"], check=True)
     with pytest.raises(ValueError, match=r"a process left by the ended run \d+ is at work in it"):
         runs.Run.open(folder, "", ENVIRONMENT)

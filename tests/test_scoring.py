@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, MistralForSequenceClassification
 
-from dpalign.paper.prompts import render_reward_input
 from dpalign.recipe import Recipe, changed
-from dpalign.rewards.score import FunctionScorer, ModelScorer, load_scorer
+from dpalign.rewards.score import FunctionScorer, ModelScorer
 from dpalign.rows import user_prompt
 from dpalign.stages.score import model_scorer, open_scorer, scored_rows
 
@@ -69,28 +68,6 @@ def test_no_forward_holds_more_tokens_than_allowed(folder: Path, share: bool) ->
         assert sum(rows for rows, _ in shapes) == 23
 
 
-def test_answers_scored_together_equal_answers_scored_with_their_own_prompts(folder: Path) -> None:
-    """Three prompts, one of them under two system lines, their answers in no order."""
-    asked = [
-        ([*system, *user_prompt(question)], answer)
-        for (_, answer), question, system in zip(
-            pairs(24),
-            ["name fox.", "explain tea and owl.", "name fox.", "name rain."] * 6,
-            [[], [], [{"role": "system", "content": "helpfulness*71"}], []] * 6,
-            strict=True,
-        )
-    ]
-    shared, apart = scorer(folder), scorer(folder, share_prefix=False)
-    np.testing.assert_allclose(shared.score(asked), apart.score(asked), atol=1e-5)
-    read = []
-    shared.model.model.register_forward_pre_hook(
-        lambda _, __, named: read.append(named["input_ids"].numel()), with_kwargs=True
-    )
-    np.testing.assert_array_equal(shared.score(asked), shared.score(asked))
-    rows = [len(shared.tokenizer(render_reward_input(*pair, "world-v1"))["input_ids"]) for pair in asked]
-    assert read[0] < 0.85 * sum(rows)
-
-
 @pytest.mark.parametrize("share", [True, False])
 def test_a_bfloat16_model_scores_finer_than_bfloat16(tiny_folder: Path, tmp_path: Path, share: bool) -> None:
     """Between 64 and 128 bfloat16 knows halves alone; the head and its product are float32, whatever the rest is."""
@@ -120,13 +97,6 @@ def test_scores_carry_the_names_of_their_answers(folder: Path) -> None:
     assert [(row["prompt_id"], row["condition_index"]) for row in rows] == [("p0", 0), ("p0", 1), ("p1", 2), ("p1", 3)]
     expected_NH = scorer(folder).score(pairs(4))
     np.testing.assert_allclose([row["rewards"] for row in rows], expected_NH, atol=1e-6)
-
-
-def test_a_system_line_does_not_reach_the_reward_model(folder: Path) -> None:
-    (asked, answer), *_ = pairs(1)
-    steered = [{"role": "system", "content": "helpfulness*71 verbosity*-71"}, *asked]
-    plain_NH, steered_NH = scorer(folder).score([(asked, answer)]), scorer(folder).score([(steered, answer)])
-    np.testing.assert_array_equal(plain_NH, steered_NH)
 
 
 def test_a_score_that_is_no_number_shows_its_answer(folder: Path) -> None:
@@ -164,8 +134,7 @@ def no_number(prompts: list[str], responses: list[str]) -> list[list[float]]:
 
 def test_a_python_function_is_a_scorer() -> None:
     asked = [(user_prompt("why?"), "so."), (user_prompt("how come?"), "because.")]
-    given = load_scorer("python:test_scoring:lengths", HEADS, template="world-v1", batch_tokens=1, dtype="float32")
-    assert isinstance(given, FunctionScorer)
+    given = FunctionScorer("python:test_scoring:lengths", HEADS)
     assert given.heads == HEADS
     assert given.score(asked).tolist() == [[3.0, 4.0], [8.0, 9.0]]
 

@@ -16,9 +16,8 @@ import tiny
 from dpalign.train import knobs
 from dpalign.train.knobs import Kernels, Training
 from dpalign.train.sft import IGNORED, packed, sft_trainer, tokenize
-from dpalign.train.trainer import RunContext
 from tiny import CHATS, changed, chat, same
-from trainings import SMALL, Update, load, one_update, run
+from trainings import SMALL, Update, context, load, one_update, run
 
 # What is trained on
 
@@ -69,8 +68,8 @@ def rows(tiny_folder: Path) -> list[dict[str, list[int]]]:
 
 
 def updated(folder: Path, rows: Sequence[Any], training: Training, scratch: Path) -> Update:
-    tokens, how = AutoTokenizer.from_pretrained(folder), RunContext(seed=1, resume=scratch)
-    return one_update(folder, lambda model: sft_trainer(model, rows, training, tokens, how))
+    how = context(scratch / "model", training, folder)
+    return one_update(folder, lambda model: sft_trainer(model, rows, how))
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "text"])

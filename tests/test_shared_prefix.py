@@ -26,7 +26,15 @@ from transformers import (
 
 from dpalign.engines import attention as sharing
 from dpalign.engines import decoding
-from dpalign.engines.attention import Packed, Prefix, Unsupported, attention, difference, merge, sharing_attention
+from dpalign.engines.attention import (
+    Packed,
+    Prefix,
+    Unsupported,
+    attention,
+    merge,
+    reason_not_to_share,
+    sharing_attention,
+)
 from dpalign.engines.decoding import CopyingDecoder, SharedDecoder, closing
 from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.rewards.score import ModelScorer
@@ -190,11 +198,14 @@ class Ahead(MistralForSequenceClassification):
 def test_a_model_whose_numbers_would_differ_does_not_share() -> None:
     model = Ahead(MODELS["mistral"]).eval()
     assert "differ by" in str(cannot_share(model))
-    numbers = torch.ones(2, 3)
-    layers = dict.fromkeys(range(3))
-    assert difference(model, layers, [numbers], [numbers]) is None
-    assert difference(model, layers, [numbers], [numbers * torch.nan]) is not None
-    assert difference(model, dict.fromkeys(range(2)), [numbers], [numbers]) is not None  # a layer did not attend
+    plain, numbers = classifier("mistral"), torch.ones(2, 3)
+
+    def reason(theirs: torch.Tensor, layers: int = 3) -> str | None:
+        return reason_not_to_share(plain, lambda _: ([numbers], dict.fromkeys(range(layers))), lambda _: [theirs])
+
+    assert reason(numbers) is None
+    assert reason(numbers * torch.nan) is not None
+    assert reason(numbers, layers=2) is not None  # a layer did not attend
 
 
 @pytest.mark.parametrize("width", [8, 6])
@@ -234,7 +245,7 @@ def test_in_the_final_layer_only_what_is_read_attends(window: int | None) -> Non
         (Prefix([1, 2, 3, 4]), []),
     ]
     generator = torch.Generator().manual_seed(0)
-    before.kept = {0: (torch.randn(2, 5, 8, generator=generator), torch.randn(2, 5, 8, generator=generator))}
+    before.cache = {0: (torch.randn(2, 5, 8, generator=generator), torch.randn(2, 5, 8, generator=generator))}
     everywhere, final = Packed(groups, torch.device("cpu")), Packed(groups, torch.device("cpu"), final=0)
     size = everywhere.ids_1T.shape[1]
     query, key, value = (torch.randn(1, heads, size, 8, generator=generator) for heads in (4, 2, 2))
@@ -269,13 +280,6 @@ def test_decoding_against_shared_prompts_gives_the_logits_of_copied_ones(name: s
             token_R = torch.tensor([3 + (31 * row + 7 * step) % 94 for row in rows])
             torch.testing.assert_close(shared.read(token_R), copying.read(token_R), atol=2e-4, rtol=2e-4)
     assert sorted(rows) == [5, 6]
-
-
-def test_rows_from_the_end_close_the_gaps() -> None:
-    assert closing([True, False, True, False, True]) == [0, 4, 2]
-    assert closing([False, False, True, True, True]) == [4, 3, 2]
-    assert closing([True, True]) == [0, 1]
-    assert closing([False]) == []
 
 
 def test_a_scorer_warns_once_where_prompts_are_not_shared(

@@ -16,7 +16,6 @@ from dpalign.paper.prompts import (
     render_condition,
     render_preference,
     render_reward_input,
-    reward_input_frame,
 )
 
 NAMES = ("helpfulness", "verbosity")
@@ -193,13 +192,6 @@ def test_the_reward_model_never_sees_the_direction(template: str) -> None:
     assert render_reward_input(conditioned, "Hello.", template) == render_reward_input(HI, "Hello.", template)
 
 
-@pytest.mark.parametrize("template", ["dpa-v1", "world-v1"])
-def test_the_answers_of_a_prompt_share_one_frame(template: str) -> None:
-    before, after = reward_input_frame(CHAT[:4], template)
-    for response in ("", "Yes.", "No [/INST]"):
-        assert render_reward_input(CHAT[:4], response, template) == before + response + after
-
-
 def test_a_chat_that_awaits_no_answer_is_refused() -> None:
     with pytest.raises(ValueError, match="4 turns does not end with the user's"):
         render_reward_input(CHAT, "So.", "dpa-v1")
@@ -264,16 +256,6 @@ def test_zephyr_s_baselines_can_have_an_empty_system_message() -> None:
     assert render_chat(HI, "zephyr", empty_system=True) == "<|system|>\n</s>\n<|user|>\nhi</s>\n"
     assert render_chat(HI, "zephyr") == "<|user|>\nhi</s>\n"
     assert render_chat(HI, "zephyr", eos="<|end|>") == "<|user|>\nhi<|end|>\n"
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_the_answers_and_their_eos_are_what_training_sees(style: str) -> None:
-    utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    template = chat_template(style, "dpa-v1", NAMES)
-    texts, spans = utils.render_jinja_template(
-        [CHAT], chat_template=template, return_assistant_tokens_mask=True, preference={"helpfulness": 1}
-    )
-    assert [texts[0][start:end] for start, end in spans[0]] == ["Moi.</s>", "</s>"]
 
 
 def test_a_tokenizer_folder_is_steered_with_none_of_our_code(tmp_path) -> None:

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import tiny
 from dpalign.chat import chat_template
 from dpalign.paper.prompts import render_reward_input
-from dpalign.run.modelfolder import require_weights
 from dpalign.train.dpo import longer_side, tokenize_pairs
 from dpalign.train.knobs import Training
 from dpalign.train.sft import finetune, tokenize
@@ -51,23 +50,26 @@ def test_rows_over_the_context_are_left_out_and_counted(
         run(kind, tiny_folder, tmp_path / "none", changed(once, context=3))
 
 
-def test_a_batch_that_micro_batches_do_not_fill_is_refused(tmp_path: Path) -> None:
-    how = context(tmp_path)
-    assert arguments(Training(batch=8, micro_batch=4), how)["gradient_accumulation_steps"] == 2
-    for batch in (10, 2):
-        with pytest.raises(ValueError, match=f"batch {batch} is not a multiple of micro_batch 4 x 1 processes"):
-            arguments(Training(batch=batch, micro_batch=4), how)
+@pytest.mark.parametrize("processes", [3, 4])
+def test_a_batch_that_the_processes_do_not_fill_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    how = context(tmp_path, Training(batch=8, micro_batch=4))
+    assert arguments(how)["gradient_accumulation_steps"] == 2
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(ValueError, match=f"batch 8 is not a multiple of micro_batch 4 x {processes} processes"):
+        arguments(how)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dpalign.train.knobs.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r'report_to = "trackio" needs trackio, .*: pip install trackio'):
-        arguments(SMALL, context(tmp_path, report_to="trackio"))
+        arguments(context(tmp_path, report_to="trackio"))
 
 
 def test_warm_up_is_a_number_of_updates_or_a_share_of_them(tmp_path: Path) -> None:
     for warmup, updates in ((20, 20), (0.1, 30), (0, 0)):
-        given = arguments(Training(warmup_steps=warmup), context(tmp_path))
+        given = arguments(context(tmp_path, Training(warmup_steps=warmup)))
         assert trl.DPOConfig(**given).get_warmup_steps(300) == updates
 
 
@@ -174,7 +176,7 @@ def test_what_is_left_is_a_plain_folder_that_loads_anywhere(
 ) -> None:
     tokens.chat_template = chat_template("world-v1", "world-v1", ("helpfulness", "verbosity"))
     folder = tmp_path / "model"
-    finetune(str(tiny_folder), CHATS, folder, changed(SMALL, steps=1), tokens, context(folder))
+    finetune(context(folder, changed(SMALL, steps=1), tiny_folder, tokens), CHATS)
     assert {path.name for path in folder.iterdir()} == PLAIN_FOLDER
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["MistralForCausalLM"]
@@ -204,10 +206,3 @@ def test_equal_seeds_give_equal_bytes_and_another_seed_does_not(tiny_folder: Pat
         run(kind, tiny_folder, tmp_path / name / "m", changed(SMALL, steps=2), rows=rows, told={"seed": seed})
     a, b, c = (tiny.weights(tmp_path / name / "m") for name in "abc")
     assert a == b != c
-
-
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"needs config.json and .*safetensors; it holds no weights") as error:
-        require_weights(tmp_path)
-    assert str(tmp_path) in str(error.value)

@@ -19,12 +19,11 @@ from dpalign.chat import chat_template
 from dpalign.engines.engine import Answer, Request
 from dpalign.engines.knobs import WORLD_BASE, Engines
 from dpalign.engines.transformers_engine import TransformersEngine
-from dpalign.engines.vllm_engine import VllmEngine
-from dpalign.rewards.score import ModelScorer
-from dpalign.rewards.vllm_scorer import VllmScorer
+from dpalign.engines.vllm_engine import Vllm, VllmEngine
+from dpalign.rewards.score import ModelScorer, VllmScorer
 from dpalign.rows import CANDIDATES, CONVERSATIONS, SCORES, read_rows, user_prompt
 from dpalign.run.ledger import read_ledger
-from test_sampling import QUESTIONS, noise, request, total_variation
+from test_sampling import QUESTIONS, request, require_first_tokens_of_the_softmax
 from test_scoring import HEADS, pairs, write_classifier
 from vllm_server import vllm_server
 
@@ -47,8 +46,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def started(folder: Path, settings: Engines = ON_VLLM, **options: Any) -> Vllm:
+    return Vllm(str(folder), settings, rows=64, prompt_tokens=64, max_new_tokens=48, **options)
+
+
 def opened(folder: Path) -> VllmEngine:
-    return VllmEngine(str(folder), rows=64, settings=ON_VLLM, prompt_tokens=64, max_new_tokens=48)
+    return VllmEngine(started(folder))
 
 
 @pytest.fixture(scope="module")
@@ -98,22 +101,7 @@ def test_a_restarted_engine_repeats_its_answers_and_two_stand_side_by_side(folde
 
 
 def test_first_tokens_follow_the_softmax(folder: Path, engine: VllmEngine) -> None:
-    """The shares of 4,000 first tokens differ from the model's own probabilities no more than by chance."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    with torch.inference_mode():
-        logits_V = model(torch.tensor([engine.reader.prompt_ids(user_prompt("name owl."))])).logits[0, -1].double()
-    texts = [engine.tokenizer.decode([token], skip_special_tokens=True) for token in range(len(logits_V))]
-    for temperature in (1.0, 0.7):
-        share_V = torch.softmax(logits_V / temperature, dim=-1).numpy()
-        expected: dict[str, float] = {}
-        for text, share in zip(texts, share_V.tolist(), strict=True):
-            expected[text] = expected.get(text, 0.0) + share
-        (answers,) = sampled(engine, [request("name owl.", 4000, str(temperature))], temperature, new=1)
-        counted = dict.fromkeys(expected, 0)
-        for answer in answers:
-            counted[answer.text] += 1
-        expected_T, drawn_T = np.array(list(expected.values())), np.array(list(counted.values())) / 4000
-        assert total_variation(drawn_T, expected_T) < noise(expected_T, 4000)
+    require_first_tokens_of_the_softmax(engine, AutoModelForCausalLM.from_pretrained(folder, dtype="float32"))
 
 
 def test_no_token_is_cut_whatever_the_folder_says(tmp_path: Path) -> None:
@@ -151,7 +139,7 @@ def test_an_engine_that_cannot_start_says_why_and_leaves_others_at_work(folder: 
     before = sampled(engine, requests)
     greedy = Engines(sampling="vllm", cpu_cache=1e6)
     with pytest.raises(ValueError, match=r"vLLM cannot start with it: Available memory .*1000000"):
-        VllmEngine(str(folder), rows=64, settings=greedy, prompt_tokens=64, max_new_tokens=48)
+        started(folder, greedy)
     assert sampled(engine, requests) == before
 
 
@@ -163,7 +151,7 @@ def test_scores_equal_the_transformers_scorer(folder: Path, tmp_path: Path) -> N
     model = write_classifier(folder, tmp_path / "model")
     asked = [*pairs(23), *((user_prompt(QUESTIONS[2]), answer) for _, answer in pairs(7))]
     plain = ModelScorer(str(model), template="world-v1", batch_tokens=4096, dtype="float32")
-    scorer = VllmScorer(str(model), template="world-v1", rows=64, settings=ON_VLLM, prompt_tokens=64, max_new_tokens=48)
+    scorer = VllmScorer(started(model, classifies=True), template="world-v1")
     expected_NH, found_NH = plain.score(asked), scorer.score(asked)
     assert scorer.score([]).shape == (0, 2)
     scorer.close()
@@ -175,9 +163,7 @@ def test_scores_equal_the_transformers_scorer(folder: Path, tmp_path: Path) -> N
 
 def test_a_model_that_only_numbers_its_heads_takes_the_recipes_names(folder: Path, tmp_path: Path) -> None:
     model = write_classifier(folder, tmp_path / "model", id2label={0: "LABEL_0", 1: "LABEL_1"})
-    scorer = VllmScorer(
-        str(model), ("a", "b"), template="world-v1", rows=4, settings=ON_VLLM, prompt_tokens=64, max_new_tokens=48
-    )
+    scorer = VllmScorer(started(model, classifies=True), ("a", "b"), template="world-v1")
     scorer.close()
     assert list(scorer.heads) == ["a", "b"]
 

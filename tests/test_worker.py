@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from conftest import running, wait_until
 from dpalign.cli import recipe_file
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import knobs_of, steps
@@ -72,21 +72,6 @@ def launch(folder: Path, read: Recipe, step: Step = WORLD) -> None:
         run.stage(step.name, step.stage.version, step.inputs, knobs_of(read, step)) as work,
     ):
         runner.take_apart(read, work, step)
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs: one that has ended and that nobody has asked after does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_worker_leaves_the_same_bytes_and_counts_as_the_run_itself(tmp_path: Path, world: Recipe) -> None:
@@ -182,7 +167,7 @@ def test_a_worker_does_not_outlive_a_killed_run_and_the_next_one_goes_on(tmp_pat
         wait_until((folder / "world.partial" / "part-5.txt").is_file)
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         worker = int(children[0])
-        assert alive(worker)
+        assert running(worker)
         held = {os.path.realpath(descriptor) for descriptor in Path(f"/proc/{worker}/fd").iterdir()}
         assert str(folder / ".lock") in held  # so that no other run begins before it has ended
         with pytest.raises(ValueError, match="two runs into one folder"):
@@ -190,7 +175,7 @@ def test_a_worker_does_not_outlive_a_killed_run_and_the_next_one_goes_on(tmp_pat
     finally:
         run.send_signal(signal.SIGKILL)
         run.wait()
-    wait_until(lambda: not alive(worker), seconds=5.0)
+    wait_until(lambda: not running(worker), seconds=5.0)
     began = time.monotonic()
     with runs.Run.open(folder, None, {}) as again, again.stage("world", 1) as work:
         assert work.reason == "new; goes on from where it was stopped"

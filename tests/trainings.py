@@ -72,9 +72,12 @@ MANY_PAIRS = [
 """Twelve pairs: three updates an epoch."""
 
 
-def context(folder: Path, **changes: Any) -> RunContext:
+def context(
+    folder: Path, training: Training = SMALL, start: Path | str = "", tokens: Any = None, **changes: Any
+) -> RunContext:
     """Seed 1, and scratch beside the folder that a training leaves."""
-    return replace(RunContext(seed=1, resume=folder.parent / "resume"), **changes)
+    tokens = AutoTokenizer.from_pretrained(start) if start and tokens is None else tokens
+    return replace(RunContext(str(start), training, tokens, folder, seed=1, resume=folder.parent / "resume"), **changes)
 
 
 def run(
@@ -93,21 +96,21 @@ def run(
         told: changes of the context.
         own: the kind's own knobs: beta, lm_loss.
     """
-    tokens, how = AutoTokenizer.from_pretrained(start), context(output, **told or {})
+    how = context(output, training, start, **told or {})
     match kind:
         case "sft":
-            return finetune(str(start), rows or CHATS, output, training, tokens, how)
+            return finetune(how, rows or CHATS)
         case "dpo":
-            return optimise(str(start), rows or PAIRS, output, training, own.get("beta", 0.25), tokens, how)
+            return optimise(how, rows or PAIRS, own.get("beta", 0.25))
         case "reward":
             own = {"template": "world-v1"} | own
-            return train_reward_model(str(start), rows or RATED, HEADS, output, training, tokens, how, **own)
+            return train_reward_model(how, rows or RATED, HEADS, **own)
         case "grpo" | "rloo":
             own = {"samples": 2, "max_new_tokens": 8, "beta": 0.04} | own
             reward = own.pop("reward", lambda completion_ids, **_: [float(sum(ids)) for ids in completion_ids])
             prompts = prompts_in_order(ASKED, training.steps * training.batch // own["samples"], seed=1)
-            config = configuration(training, how, algorithm=kind, **own)
-            return reinforce(str(start), prompts, output, training, config, reward, tokens, how)
+            config = configuration(how, algorithm=kind, **own)
+            return reinforce(how, prompts, config, reward)
 
 
 PLAIN_FOLDER = {

@@ -227,18 +227,18 @@ def take_rows(path: Path, schema: pa.Schema, columns: Sequence[str], row_N: NDAr
     Args:
         row_N: numbers among the rows of all shards.
     """
-    wanted = np.unique(row_N)
+    number_N = np.unique(row_N)
     fields = pa.schema([schema.field(name) for name in columns])
     tables = [fields.empty_table()]
     first = 0
     for shard in shards(path):
         with _opened(shard, columns) as file:
-            inside = wanted[(wanted >= first) & (wanted < first + file.metadata.num_rows)] - first
+            inside = number_N[(number_N >= first) & (number_N < first + file.metadata.num_rows)] - first
             first += file.metadata.num_rows
             if len(inside):
                 tables += [part.cast(fields) for part in _rows_within(file, columns, inside)]
-    assert not len(wanted) or wanted[-1] < first, f"{path} has {first} rows, none numbered {wanted[-1]}"
-    return pa.concat_tables(tables).take(pa.array(np.searchsorted(wanted, row_N)))
+    assert not len(number_N) or number_N[-1] < first, f"{path} has {first} rows, none numbered {number_N[-1]}"
+    return pa.concat_tables(tables).take(pa.array(np.searchsorted(number_N, row_N)))
 
 
 def _rows_within(file: pq.ParquetFile, columns: Sequence[str], row_N: NDArray[np.int64]) -> Iterator[pa.Table]:

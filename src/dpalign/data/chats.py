@@ -7,46 +7,37 @@ task ...") is left out: the chat template marks the turns.
 
 from typing import Final
 
-from dpalign.data.report import ReadReport, Tally
-from dpalign.data.sources import describe, read_source
+from dpalign.data.report import ReadReport
+from dpalign.data.sources import Row, describe, read_source
 from dpalign.rows import Conversation, Message, prompt_id, user_prompt
 
 INSTRUCTION_COLUMNS: Final = ("instruction", "input", "output")
 
 
-def read_ultrachat(source: str, split: str | None = None) -> tuple[list[Conversation], ReadReport]:
-    """Each chat as one conversation: all turns but the last, and the last answer.
+def read_chats(source: str, split: str | None = None) -> tuple[list[Conversation], ReadReport]:
+    """Each row as one conversation; the first row's columns say whether the rows are ultrachat's or instructions.
 
     Raises:
-        ValueError: a row that is cut, lacks the column `messages`, or holds an unknown role.
+        ValueError: a row that is cut, lacks a column, or holds an unknown role.
     """
     rows: list[Conversation] = []
-    tally = Tally()
+    report = ReadReport("ultrachat", describe(source, split))
     for row in read_source(source, split):
-        chat = row.chat("messages")
-        if len(chat) < 2 or chat[-1]["role"] != "assistant" or chat[-2]["role"] != "user":
-            tally.read += 1
-            tally.filtered["does not end with an answer"] += 1
-        elif tally.keeps(chat[-2]["content"], chat[-1]["content"]):
-            rows.append(_conversation(chat[:-1], chat[-1]["content"]))
-    return rows, tally.report("ultrachat", describe(source, split), rows)
+        if not report.read and set(INSTRUCTION_COLUMNS) <= set(row.values):
+            report.source = "instructions"
+        turns = _instruction(row) if report.source == "instructions" else row.chat("messages")
+        if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
+            report.drop("does not end with an answer")
+            continue
+        *messages, answer = turns
+        if report.keeps(messages[-1]["content"], answer["content"]):
+            key, response = prompt_id(messages), answer["content"]
+            rows.append({"prompt_id": key, "messages": messages, "response": response, "origin": "sft"})
+    return rows, report
 
 
-def read_instructions(source: str, split: str | None = None) -> tuple[list[Conversation], ReadReport]:
-    """Each row as a chat of one turn: the instruction, with its input after an empty line; then the output.
-
-    Raises:
-        ValueError: a row that is cut, or lacks a column.
-    """
-    rows: list[Conversation] = []
-    tally = Tally()
-    for row in read_source(source, split):
-        instruction, context, output = (row.text_or_empty(column) for column in INSTRUCTION_COLUMNS)
-        if tally.keeps(instruction, output):
-            prompt = f"{instruction}\n\n{context}" if context else instruction
-            rows.append(_conversation(user_prompt(prompt), output))
-    return rows, tally.report("instructions", describe(source, split), rows)
-
-
-def _conversation(messages: list[Message], response: str) -> Conversation:
-    return {"prompt_id": prompt_id(messages), "messages": messages, "response": response, "origin": "sft"}
+def _instruction(row: Row) -> list[Message]:
+    """One turn of the user, the instruction with its input after an empty line, and the output."""
+    instruction, context, output = (row.text_or_empty(column) for column in INSTRUCTION_COLUMNS)
+    prompt = f"{instruction}\n\n{context}" if instruction and context else instruction
+    return [*user_prompt(prompt), {"role": "assistant", "content": output}]

@@ -1,15 +1,15 @@
 """The count of rows read, kept and filtered, with the reasons: no row leaves a data set uncounted."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass
 class ReadReport:
-    """The count of one file, or of one filter.
+    """The count of one file while it is read, or of one filter.
 
     Attributes:
         source: the data set's format, or the filter's name.
@@ -22,43 +22,40 @@ class ReadReport:
 
     source: str
     file: str
-    read: int
-    kept: int
-    filtered: Mapping[str, int]
-    notes: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        assert self.kept + sum(self.filtered.values()) == self.read, f"rows unaccounted for: {self}"
-
-    def to_json(self) -> dict[str, Any]:
-        """The counts under the names of a stage's ledger, with the notes."""
-        counts = {"source": self.source, "file": self.file, "in": self.read, "out": self.kept}
-        return counts | {"filtered": dict(self.filtered), "notes": dict(self.notes)}
-
-
-@dataclass
-class Tally:
-    """Counts while a file is being read; `report` closes it."""
-
     read: int = 0
+    kept: int = 0
     filtered: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
 
-    def keeps(self, prompt: str, response: str, rated: bool = True) -> bool:
-        """Count one answer; false if its prompt, its text or its rating is missing."""
-        self.read += 1
-        if not prompt.strip():
-            self.filtered["empty prompt"] += 1
-        elif not response.strip():
-            self.filtered["empty response"] += 1
-        elif not rated:
-            self.filtered["no rating at all"] += 1
-        else:
-            return True
-        return False
+    @classmethod
+    def of_filter(cls, source: str, file: str, read: int, kept: int, reason: str) -> "ReadReport":
+        """The count of a filter that leaves rows out for one reason."""
+        return cls(source, file, read, kept, +Counter({reason: read - kept}))
 
-    def report(self, source: str, file: str, kept: Sized) -> ReadReport:
-        return ReadReport(source, file, self.read, len(kept), dict(self.filtered), dict(self.notes))
+    def keeps(self, prompt: str, response: str, has_rating: bool = True) -> bool:
+        """Count one answer; false if its prompt, its text or its rating is missing."""
+        for present, reason in (
+            (bool(prompt.strip()), "empty prompt"),
+            (bool(response.strip()), "empty response"),
+            (has_rating, "no rating at all"),
+        ):
+            if not present:
+                self.drop(reason)
+                return False
+        self.read += 1
+        self.kept += 1
+        return True
+
+    def drop(self, reason: str) -> None:
+        """Count a row that is left out."""
+        self.read += 1
+        self.filtered[reason] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts under the names of a stage's ledger, with the notes."""
+        assert self.kept + sum(self.filtered.values()) == self.read, f"rows unaccounted for: {self}"
+        counts = {"source": self.source, "file": self.file, "in": self.read, "out": self.kept}
+        return counts | {"filtered": dict(self.filtered), "notes": dict(self.notes)}
 
 
 def render_reports(reports: Iterable[ReadReport]) -> str:

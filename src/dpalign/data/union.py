@@ -10,31 +10,12 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
-from typing import Final, Literal, TypeVar
+from typing import TypeVar
 
-from dpalign.data.helpsteer import read_helpsteer
-from dpalign.data.pairs import read_binarized, read_preference_pairs
-from dpalign.data.ratings import DEFAULT, Rescaling
 from dpalign.data.report import ReadReport
-from dpalign.data.ultrafeedback import read_ultrafeedback
 from dpalign.rows import HALVES, HEADS, Conversation, Message, Prompt, Rated
 
-RatedFormat = Literal["helpsteer", "ultrafeedback", "ultrafeedback_binarized", "pairs"]
 AnyRow = TypeVar("AnyRow", Rated, Conversation, Prompt)
-
-READERS: Final = {
-    "helpsteer": read_helpsteer,
-    "ultrafeedback": read_ultrafeedback,
-    "ultrafeedback_binarized": read_binarized,
-    "pairs": read_preference_pairs,
-}
-
-
-def read_rated(
-    form: RatedFormat, source: str, split: str | None = None, rescaling: Rescaling = DEFAULT
-) -> tuple[list[Rated], ReadReport]:
-    """Rated answers of a data set in one of the known forms; see each form's reader."""
-    return READERS[form](source, split, rescaling)
 
 
 def merge_repeats(rows: Iterable[Rated]) -> tuple[list[Rated], ReadReport]:
@@ -48,8 +29,7 @@ def merge_repeats(rows: Iterable[Rated]) -> tuple[list[Rated], ReadReport]:
         groups.setdefault((row["prompt_id"], row["response"]), []).append(row)
     merged = [_merge(group) for group in groups.values()]
     read = sum(len(group) for group in groups.values())
-    filtered = {"same answer again, labels averaged": read - len(merged)} if read > len(merged) else {}
-    return merged, ReadReport("repeats", "", read, len(merged), filtered)
+    return merged, ReadReport.of_filter("repeats", "", read, len(merged), "same answer again, labels averaged")
 
 
 def _merge(group: list[Rated]) -> Rated:
@@ -72,10 +52,8 @@ def drop_held_out(rows: Sequence[AnyRow], held_out: Iterable[Sequence[Message]])
         held_out: the chats of the validation and test prompts.
     """
     keys = {_key(chat) for chat in held_out}
-    kept = [row for row in rows if keys.isdisjoint(_keys_within(row["messages"]))]
-    dropped = len(rows) - len(kept)
-    filtered = {"held-out prompt": dropped} if dropped else {}
-    return kept, ReadReport("held out", "", len(rows), len(kept), filtered)
+    left = [row for row in rows if keys.isdisjoint(_keys_within(row["messages"]))]
+    return left, ReadReport.of_filter("held out", "", len(rows), len(left), "held-out prompt")
 
 
 def _keys_within(messages: Sequence[Message]) -> set[str]:
@@ -127,10 +105,10 @@ def split_prompts(
     rest = {prompt: _uniform(seed, prompt) for prompt in prompt_ids if prompt not in split_of}
     low = 0.0
     for split, share in held_out.items():
-        chosen = [prompt for prompt, place in rest.items() if low <= place < low + share]
-        if not chosen:
+        prompts = [prompt for prompt, place in rest.items() if low <= place < low + share]
+        if not prompts:
             raise ValueError(f"the {split} split would be empty: {share} of {len(rest)} prompts; raise its share")
-        split_of.update(dict.fromkeys(chosen, split))
+        split_of.update(dict.fromkeys(prompts, split))
         low += share
     halves = sorted((place, prompt) for prompt, place in rest.items() if place >= low)
     if len(halves) < 2:
@@ -148,11 +126,11 @@ def _check_splits(held_out: Mapping[str, float], named: Mapping[str, Collection[
         raise ValueError(
             f"the held-out shares {dict(held_out)} leave nothing for D1 and D2; they must add up to less than 1"
         )
-    seen: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for split, prompts in named.items():
         for prompt in prompts:
-            if seen.setdefault(prompt, split) != split:
-                raise ValueError(f"prompt {prompt} is in both {seen[prompt]} and {split}; a prompt has one split")
+            if split_of.setdefault(prompt, split) != split:
+                raise ValueError(f"prompt {prompt} is in both {split_of[prompt]} and {split}; a prompt has one split")
 
 
 def _uniform(seed: int, prompt: str) -> float:

@@ -122,4 +122,4 @@ def neighbours(
 def best_answer(reward_NK: Array, whole_N: Sequence[bool], direction: Preference) -> int:
     """The index of the best answer by v . r (Eq. 2); one that was cut or says nothing only where all are so."""
     among = [i for i, whole in enumerate(whole_N) if whole] or list(range(len(whole_N)))
-    return among[int(best_of_n(scalarize(reward_NK[among][None], direction.v_K[None])).index_B[0])]
+    return among[int(best_of_n(scalarize(reward_NK[among][None], direction.v_K[None]))[0])]

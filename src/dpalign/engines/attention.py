@@ -7,7 +7,7 @@ Shapes: T tokens of a forward, H heads, G key-value heads, D head width; S segme
 prefix.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
@@ -36,7 +36,6 @@ class Sharing(Protocol):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """Attention of queries (B, H, T, D) to keys and values (B, G, T, D) and to what is kept: (B, T, H, D)."""
-        ...
 
 
 def _function(
@@ -52,9 +51,9 @@ def _function(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each layer; `sharing` is the forward's own keyword."""
-    # A refusal comes at load, where every layer is tried (`difference`), and not in the middle of a stage: a layer's
-    # arguments follow from the model's code and configuration. Only masks depend on lengths, and transformers builds
-    # none for a function without a registered kind of mask.
+    # A refusal comes at load, where every layer is tried (`reason_not_to_share`), and not in the middle of a stage. A
+    # layer's arguments follow from the model's code and configuration. Only masks depend on lengths, and transformers
+    # builds none for a function without a registered kind of mask.
     if sharing is None:
         raise Unsupported("its layers do not pass keywords on to the attention function")
     for name in ("softcap", "s_aux", "position_bias"):
@@ -102,21 +101,33 @@ def obstacle(model: PreTrainedModel) -> str | None:
     return None
 
 
-def difference(
-    model: PreTrainedModel, seen: Mapping[int, int | None], ours: Sequence[Tensor], theirs: Sequence[Tensor]
+def reason_not_to_share(
+    model: PreTrainedModel,
+    ours: Callable[[list[int]], tuple[list[Tensor], Mapping[int, int | None]]],
+    theirs: Callable[[list[int]], list[Tensor]],
 ) -> str | None:
-    """The difference between forwards through this module and the model's own; None if they agree.
+    """The reason why a model's prompts cannot be shared; None if they can.
+
+    After a look at its configuration, the model is tried: it reads a few tokens through this module and by itself.
 
     Args:
-        seen: the layers that attended here, each with its window.
+        ours: reads with the given tokens; returns outputs, and the layers that attended here, each with its window.
+        theirs: the model's own outputs.
     """
-    if any(seen.get(layer) != window for layer, window in windows(model).items()):
+    if reason := obstacle(model):
+        return reason
+    ids = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
+    try:
+        outputs, window_of = ours(ids)
+    except Exception as error:  # of any kind: a model's own code may do anything without a mask
+        return str(error)
+    if any(window_of.get(layer) != window for layer, window in windows(model).items()):
         return "its sliding windows do not reach the attention function"
-    if len(seen) != model.config.num_hidden_layers:
+    if len(window_of) != model.config.num_hidden_layers:
         return "not all of its layers attend"
     differences = [
         (a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1.0)
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(outputs, theirs(ids), strict=True)
     ]
     largest = float(torch.stack(differences).max())
     tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
@@ -214,7 +225,7 @@ class Prefix:
     ids: list[int]
     keep: bool = False
     """Keep the keys and values for later forwards."""
-    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """(G, P, D) each."""
 
 
@@ -242,12 +253,12 @@ class Packed:
         """Each prefix with its place, and the places of its answers: all tokens, and the last token of each."""
         self.last: list[int] = []
         """The last token of each answer, and of each prefix without answers."""
-        self.seen: dict[int, int | None] = {}
+        self.window_of: dict[int, int | None] = {}
         """The layers that attended, each with its window."""
         for prefix, answers in groups:
             size = len(prefix.ids)
             read = slice(len(ids), len(ids))
-            if size and not prefix.kept:
+            if size and not prefix.cache:
                 read = slice(len(ids), len(ids) + size)
                 segments.append((len(ids), size))
                 ids += prefix.ids
@@ -271,12 +282,13 @@ class Packed:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Sharing.attend`; B is 1."""
-        self.seen[layer] = window
+        self.window_of[layer] = window
         if window is not None and self.longest <= window:
             window = None
         query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query, key, value))
         out_THD = value.new_zeros(*query_THD.shape[:2], value.shape[3])
         sum_HT = torch.empty(query_THD.shape[1], len(query_THD), dtype=torch.float32, device=query.device)
+        # Each token attends within its own segment: a prompt, or an answer.
         for run in self.runs:
             key_SGWD, value_SGWD = (x[run.index_SW].transpose(1, 2) for x in (key_TGD, value_TGD))
             if layer == self.final:
@@ -290,13 +302,15 @@ class Packed:
             own, sums = attention(query_SHWD, key_SGWD, value_SGWD, scale, causal=True, mask=band)
             out_THD[run.real_T] = own.transpose(1, 2).flatten(0, 1)[run.place_T]
             sum_HT[:, run.real_T] = sums.transpose(0, 1).flatten(1, 2)[:, run.place_T].float()
+        # A group that is cut has answers in later forwards, which need the prompt's keys.
         for prefix, read in self.prefixes:
             if prefix.keep:
-                prefix.kept[layer] = _copied(key[0, :, read]), _copied(value[0, :, read])
+                prefix.cache[layer] = _copied(key[0, :, read]), _copied(value[0, :, read])
+        # Answers attend to their prompt too, and the two attentions merge into one.
         for prefix, read, answers, ends in self.shared:
             rows = ends if layer == self.final else answers
-            kept = prefix.kept.get(layer)
-            key_GPD, value_GPD = kept or (_copied(key[0, :, read]), _copied(value[0, :, read]))
+            cache = prefix.cache.get(layer)
+            key_GPD, value_GPD = cache or (_copied(key[0, :, read]), _copied(value[0, :, read]))
             visible = _reach(len(prefix.ids), self.position_1T[0, rows], window)
             other, sums = attention(query[:, :, rows], key_GPD[None], value_GPD[None], scale, mask=visible)
             own = out_THD[rows].transpose(0, 1)
@@ -304,9 +318,9 @@ class Packed:
         return out_THD[None]
 
 
-def _copied(kept: Tensor) -> Tensor:
+def _copied(part: Tensor) -> Tensor:
     """A contiguous copy of a head's keys or values: its queries read that fastest."""
-    return kept.clone(memory_format=torch.contiguous_format)
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)

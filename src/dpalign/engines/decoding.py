@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from dpalign.engines.attention import Packed, Prefix, attention, difference, merge, obstacle, sharing_attention
+from dpalign.engines.attention import Packed, Prefix, attention, merge, reason_not_to_share, sharing_attention
 
 Ids = list[int]
 
@@ -32,15 +32,12 @@ class Decoder(Protocol):
 
     def first(self) -> Tensor:
         """The logits of each prompt's next token: (B, V)."""
-        ...
 
     def read(self, token_R: Tensor) -> Tensor:
         """Read one token a row; the logits of the next: (R, V)."""
-        ...
 
     def keep(self, order: Sequence[int]) -> None:
         """Keep these rows alone, in this order."""
-        ...
 
 
 class SharedDecoder:
@@ -57,7 +54,7 @@ class SharedDecoder:
         self.step = 0
         self.layers: dict[int, _Layer] = {}
         self.size_B = torch.tensor([len(ids) for ids in prompts], device=self.device)
-        self.seen: dict[int, int | None] = {}
+        self.window_of: dict[int, int | None] = {}
 
     def first(self) -> Tensor:
         logits = []
@@ -72,10 +69,10 @@ class SharedDecoder:
                     sharing=packed,
                     logits_to_keep=packed.last_N,
                 )
-            self.seen |= packed.seen
+            self.window_of |= packed.window_of
             logits.append(read.logits[0])
-        for layer in list(self.prefixes[0].kept):
-            self.layers[layer] = _Layer([prefix.kept.pop(layer) for prefix in self.prefixes], len(self.owner))
+        for layer in list(self.prefixes[0].cache):
+            self.layers[layer] = _Layer([prefix.cache.pop(layer) for prefix in self.prefixes], len(self.owner))
         self._place()
         return torch.cat(logits)
 
@@ -90,8 +87,8 @@ class SharedDecoder:
 
     def keep(self, order: Sequence[int]) -> None:
         self.owner = [self.owner[i] for i in order]
-        wanted = set(self.owner)
-        prompt_order = closing([b in wanted for b in range(len(self.size_B))])
+        owners = set(self.owner)
+        prompt_order = closing([b in owners for b in range(len(self.size_B))])
         for layer in self.layers.values():
             layer.keep(order, prompt_order, self.step)
         self.size_B = self.size_B[prompt_order]
@@ -115,13 +112,14 @@ class SharedDecoder:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `attention.Sharing.attend`; B is R, one token each."""
-        held = self.layers[layer]
-        own_key, own_value = held.append(key, value, self.step)
+        cache = self.layers[layer]
+        own_key, own_value = cache.append(key, value, self.step)
         if window is not None:
             own_key, own_value = own_key[:, :, -window:], own_value[:, :, -window:]
         own, own_sum = attention(query, own_key, own_value, scale)
+        # The queries of one prompt's answers stand side by side: its keys are read once for all of them.
         query_BHND = query[:, :, 0][self.index_BN].transpose(1, 2)
-        prompt_key, prompt_value = held.prompts(self.longest)
+        prompt_key, prompt_value = cache.prompts(self.longest)
         other, sums = attention(query_BHND, prompt_key, prompt_value, scale, mask=self._mask(window))
         other = other.transpose(1, 2).flatten(0, 1)[self.place_R][:, :, None]
         sums = sums.transpose(1, 2).flatten(0, 1)[self.place_R][:, :, None]
@@ -144,16 +142,16 @@ class SharedDecoder:
 class _Layer:
     """The keys and values of one layer: of the prompts (B, G, P, D), and of the answers (R, G, tokens, D)."""
 
-    def __init__(self, kept: Sequence[tuple[Tensor, Tensor]], rows: int) -> None:
-        groups, dtype, device = len(kept[0][0]), kept[0][0].dtype, kept[0][0].device
-        longest = max(key.shape[1] for key, _ in kept)
+    def __init__(self, caches: Sequence[tuple[Tensor, Tensor]], rows: int) -> None:
+        groups, dtype, device = len(caches[0][0]), caches[0][0].dtype, caches[0][0].device
+        longest = max(key.shape[1] for key, _ in caches)
         self.prompt = [
-            torch.zeros(len(kept), groups, longest, part.shape[2], dtype=dtype, device=device) for part in kept[0]
+            torch.zeros(len(caches), groups, longest, part.shape[2], dtype=dtype, device=device) for part in caches[0]
         ]
-        for b, parts in enumerate(kept):
+        for b, parts in enumerate(caches):
             for whole, part in zip(self.prompt, parts, strict=True):
                 whole[b, :, : part.shape[1]] = part
-        self.own = [torch.empty(rows, groups, ROOM, part.shape[2], dtype=dtype, device=device) for part in kept[0]]
+        self.own = [torch.empty(rows, groups, ROOM, part.shape[2], dtype=dtype, device=device) for part in caches[0]]
         self.rows = rows
 
     def prompts(self, longest: int) -> tuple[Tensor, Tensor]:
@@ -235,9 +233,9 @@ class CopyingDecoder:
         return logits_RV
 
     def keep(self, order: Sequence[int]) -> None:
-        kept = torch.tensor(order, device=self.mask.device)
-        self.cache.batch_select_indices(kept)
-        self.mask, self.position_R = self.mask[kept], self.position_R[kept]
+        row_R = torch.tensor(order, device=self.mask.device)
+        self.cache.batch_select_indices(row_R)
+        self.mask, self.position_R = self.mask[row_R], self.position_R[row_R]
 
 
 def read_prompts(
@@ -276,18 +274,21 @@ def read_tokens(
 def cannot_share(model: PreTrainedModel) -> str | None:
     """The reason why this model's answers need copies of their prompt's keys; None if they need none.
 
-    After a look at its configuration, the model is tried: two prompts, and two tokens after each, are read both ways.
+    Two prompts, and two tokens after each, are read both ways.
     """
-    if reason := obstacle(model):
-        return reason
-    ids = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
-    prompts = [[ids[(7 * i + n) % len(ids)] for i in range(4 + n)] for n in range(2)]
     owner = [0, 1, 1]
-    token_R = torch.tensor([ids[3 * n % len(ids)] for n in range(3)], device=model.device)
-    shared, copying = SharedDecoder(model, prompts, owner), CopyingDecoder(model, prompts, owner, pad=ids[0])
-    try:
-        ours = [shared.first(), shared.read(token_R), shared.read(token_R)]
-    except Exception as error:  # of any kind: a model's own code may do anything without a mask
-        return str(error)
-    theirs = [copying.first(), copying.read(token_R), copying.read(token_R)]
-    return difference(model, shared.seen, ours, theirs)
+
+    def logits(decoder: Decoder, ids: Ids) -> list[Tensor]:
+        token_R = torch.tensor([ids[3 * n % len(ids)] for n in range(3)], device=model.device)
+        return [decoder.first(), decoder.read(token_R), decoder.read(token_R)]
+
+    def prompts(ids: Ids) -> list[Ids]:
+        return [[ids[(7 * i + n) % len(ids)] for i in range(4 + n)] for n in range(2)]
+
+    def shared(ids: Ids) -> tuple[list[Tensor], dict[int, int | None]]:
+        decoder = SharedDecoder(model, prompts(ids), owner)
+        return logits(decoder, ids), decoder.window_of
+
+    return reason_not_to_share(
+        model, shared, lambda ids: logits(CopyingDecoder(model, prompts(ids), owner, pad=ids[0]), ids)
+    )

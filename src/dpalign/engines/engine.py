@@ -34,33 +34,24 @@ class Answer:
         return self.finished and bool(self.text.strip())
 
 
-class Reader(Protocol):
-    """Knows the length of prompts. The type of `PromptReader`, without torch."""
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """The tokens of a prompt as a policy reads it."""
-        ...
-
-
 class Engine(Protocol):
     """Draws answers from one policy."""
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """The n answers to each request, in the order of the requests."""
-        ...
 
 
 def require_room(
-    requests: Sequence[Request], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
+    names: Sequence[object], prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
 ) -> None:
     """Refuse a prompt that leaves no room for an answer of full length; `context` None means no limit.
 
     Raises:
-        ValueError: names the request and both lengths.
+        ValueError: names the prompt and both lengths.
     """
-    for request, ids in zip(requests, prompts, strict=True):
+    for name, ids in zip(names, prompts, strict=True):
         if context and len(ids) + max_new_tokens > context:
             raise ValueError(
-                f"prompt {request.key}: {len(ids)} tokens and {max_new_tokens} new ones exceed the model's context "
+                f"prompt {name}: {len(ids)} tokens and {max_new_tokens} new ones exceed the model's context "
                 f"of {context}; filter by prompt_tokens, or lower max_new_tokens"
             )

@@ -84,7 +84,7 @@ class TransformersEngine:
         """
         prompts = [self.reader.prompt_ids(request.messages) for request in requests]
         context = getattr(self.model.config, "max_position_embeddings", None)
-        require_room(requests, prompts, max_new_tokens, context)
+        require_room([request.key for request in requests], prompts, max_new_tokens, context)
         order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))
         answers: list[list[Answer]] = [[] for _ in requests]
         for places in batches([requests[i].n for i in order], self.rows):
@@ -112,6 +112,7 @@ class TransformersEngine:
             for row, token in zip(alive, token_R.tolist(), strict=True):
                 row.ids.append(token)
                 row.finished = token == eos
+            # Finished rows leave the batch. The others keep their uniforms, so that no draw changes.
             order = closing([not row.finished for row in alive])
             if not order or step + 1 == max_new_tokens:
                 break

@@ -314,12 +314,12 @@ def _in_cone(center_K: Array, degrees: float, n: int, rng: np.random.Generator) 
 def _farthest(population: Cone | Sphere | Simplex, first_FK: Array, n: int) -> Array:
     """Farthest-point choice from a fixed pool, for any number of directions and objectives."""
     pool_PK = np.concatenate([first_FK, draw_directions(population, _POOL, rng_for("evaluation grid"))])
-    chosen = [0]
+    picks = [0]
     nearest_P = pool_PK @ pool_PK[0]
-    while len(chosen) < n:
-        chosen.append(int(np.argmin(nearest_P)))
-        nearest_P = np.maximum(nearest_P, pool_PK @ pool_PK[chosen[-1]])
-    return pool_PK[chosen]
+    while len(picks) < n:
+        picks.append(int(np.argmin(nearest_P)))
+        nearest_P = np.maximum(nearest_P, pool_PK @ pool_PK[picks[-1]])
+    return pool_PK[picks]
 
 
 def _normalised(v_NK: Array) -> Array:

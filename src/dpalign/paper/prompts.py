@@ -55,16 +55,13 @@ def render_preference(preference: Preference, template: PreferenceTemplate) -> s
     `fig1` writes tenths as the figure does (0.8), and hundredths where they are needed (0.97).
     """
     require_known("preference template", template, PreferenceTemplate)
-    parts = [(name, _hundredths(w)) for name, w in preference.weights.items()]
-    match template:
-        case "dpa-v1":
-            return f"{_RELEASED} {_RATING}{' + '.join(f'{name}*{n}' for name, n in parts)}"
-        case "world-v1":
-            return " ".join(f"{name}*{n}" for name, n in parts)
-        case "fig1":
-            (first, n), *rest = parts
-            line = f"{_FIG1} {_RATING}{first}*{'-' if n < 0 else ''}{_decimal(n)}"
-            return line + "".join(f" {'-' if n < 0 else '+'} {name}*{_decimal(n)}" for name, n in rest)
+    line, plus, minus = line_pieces(template)
+    for i, (name, weight) in enumerate(preference.weights.items()):
+        n = _hundredths(weight)
+        # In `fig1` the joint carries the sign, but the first term has none before it.
+        number = str(n) if template != "fig1" else ("-" if n < 0 and i == 0 else "") + _decimal(n)
+        line += ("" if i == 0 else minus if n < 0 else plus) + f"{name}*{number}"
+    return line
 
 
 def line_pieces(template: PreferenceTemplate) -> tuple[str, str, str]:

@@ -4,8 +4,7 @@ Shapes: B prompts with a direction each, N candidates of one, M candidates in a 
 a prompt, K objectives. A tie goes to the lowest index: a choice never depends on the machine.
 """
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +17,6 @@ NO_ONE: Final = -1
 """The index that stands for no candidate."""
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The pool of answers in which a direction's best is sought."""
-
-    pool: Literal["direction", "prompt"] = "direction"
-    """The answers drawn under the direction itself (section 2.2, step 1), or all answers to the prompt: then an answer
-    serves other directions than its own, and needs no second score."""
-    distinct: bool = False
-    """Keep no answer of a prompt's pool for two directions (paper silent: at t = 1 it may be)."""
-
-
-@dataclass(frozen=True)
-class Best:
-    """The kept candidate of each prompt, and its preference-conditioned reward."""
-
-    index_B: Index
-    score_B: Array
-
-
 def scalarize(reward_BNK: Array, preference_BK: Array) -> Array:
     """Preference-conditioned reward R(x, v, y) = v . r(x, y) (Eq. 2); returns (B, N)."""
     expected = (reward_BNK.shape[0], reward_BNK.shape[-1])
@@ -45,14 +25,19 @@ def scalarize(reward_BNK: Array, preference_BK: Array) -> Array:
     return np.asarray(np.einsum("bnk,bk->bn", reward_BNK, preference_BK), dtype=np.float64)
 
 
-def best_of_n(score_BN: Array) -> Best:
-    """The highest-ranked of each prompt's n candidates (section 2.2, step 1).
+def best_of_n(score_BN: Array) -> Index:
+    """index_B: the highest-ranked of each prompt's n candidates (section 2.2, step 1).
 
     Raises:
         ValueError: there are no candidates, or a score is NaN; the message names its row.
     """
-    index_B = _argmax(score_BN)
-    return Best(index_B, np.take_along_axis(score_BN, index_B[:, None], axis=1)[:, 0])
+    if score_BN.ndim != 2 or score_BN.shape[1] == 0:
+        raise ValueError(f"scores of shape {score_BN.shape}; give (prompts, candidates) with at least one candidate")
+    bad = np.argwhere(np.isnan(score_BN))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(f"row {row}: the score of candidate {column} is NaN; score it again or leave it out")
+    return np.asarray(np.argmax(score_BN, axis=1), dtype=np.int64)
 
 
 def pooled_best(
@@ -86,7 +71,7 @@ def pooled_best(
     left_BM = np.ones(reward_BMK.shape[:2], dtype=bool) if allowed_BM is None else allowed_BM.copy()
     for v in range(directions):
         score_BM = scalarize(reward_BMK, preference_BVK[:, v])
-        index_B = _argmax(np.where(left_BM, score_BM, -np.inf))
+        index_B = best_of_n(np.where(left_BM, score_BM, -np.inf))
         index_BV[:, v] = np.where(left_BM.any(axis=1), index_B, NO_ONE)
         if distinct:
             np.put_along_axis(left_BM, index_B[:, None], False, axis=1)
@@ -105,13 +90,3 @@ def members(group_N: Index, groups: int) -> Index:
     row_GM = np.full((groups, int(count_G.max(initial=0))), NO_ONE, dtype=np.int64)
     row_GM[group_N[order_N], np.arange(len(group_N)) - np.repeat(first_G, count_G)] = order_N
     return row_GM
-
-
-def _argmax(score_BN: Array) -> Index:
-    if score_BN.ndim != 2 or score_BN.shape[1] == 0:
-        raise ValueError(f"scores of shape {score_BN.shape}; give (prompts, candidates) with at least one candidate")
-    bad = np.argwhere(np.isnan(score_BN))
-    if len(bad):
-        row, column = bad[0]
-        raise ValueError(f"row {row}: the score of candidate {column} is NaN; score it again or leave it out")
-    return np.asarray(np.argmax(score_BN, axis=1), dtype=np.int64)

@@ -16,9 +16,8 @@ from pathlib import Path
 from dpalign.pipeline.runner import order_of, perform, processes_of, step_of
 from dpalign.recipe import Recipe, from_mapping
 from dpalign.run.errors import plain_errors
-from dpalign.run.folder import Run
+from dpalign.run.folder import Run, holder
 from dpalign.run.launch import LAUNCHED, launch
-from dpalign.run.lock import holder
 
 WATCH_SECONDS = 0.5
 """How long a worker may outlive its run; the lock, which it inherits, keeps the next run out meanwhile."""

@@ -9,7 +9,6 @@ Shapes: B rows of a batch, T tokens, H heads, D width, V vocabulary.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +29,6 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dpalign.paper.prompts import RewardTemplate, render_reward_input
 from dpalign.run.progress import Progress
-from dpalign.train.knobs import Training
 from dpalign.train.trainer import (
     ByLength,
     Outcome,
@@ -112,19 +110,15 @@ def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def train_reward_model(
-    start: str,
+    context: RunContext,
     rated: Iterable[Mapping[str, Any]],
     heads: Sequence[str],
-    output: Path,
-    training: Training,
-    tokenizer: PreTrainedTokenizerBase,
-    context: RunContext,
     *,
     template: RewardTemplate,
     lm_loss: float = 1.0,
     normalize: Normalize = "labels",
 ) -> Outcome:
-    """Train a k-head reward model on rows of `rows.RATED` and leave a stock classifier at `output`.
+    """Train a k-head reward model on rows of `rows.RATED`; its folder is a stock classifier.
 
     Args:
         template: the text that the model reads.
@@ -134,11 +128,12 @@ def train_reward_model(
     Raises:
         ValueError: no row fits the context; a row has other than `len(heads)` labels.
     """
+    tokenizer, training = context.tokenizer, context.training
     rows = fitting(tokenize_rated(rated, len(heads), template, tokenizer), "rated row", training.context)
     set_seed(context.seed)
-    model = load_trainable(start, heads, training, tokenizer, context, lm_loss=lm_loss, normalize=normalize)
+    model = load_trainable(context, heads, lm_loss=lm_loss, normalize=normalize)
     stock = type(model).__mro__[1]
-    collate = collator(tokenizer.pad_token_id)
+    collate = collator(tokenizer)
     if last_checkpoint(context.resume) is None:
         if torch.cuda.is_available():
             model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
@@ -147,15 +142,15 @@ def train_reward_model(
         model = _under_lora(model, training.lora_rank)
     trainer = ByLength(
         model=model,
-        args=TrainingArguments(remove_unused_columns=False, label_names=["targets"], **arguments(training, context)),
+        args=TrainingArguments(remove_unused_columns=False, label_names=["targets"], **arguments(context)),
         train_dataset=Dataset.from_list([dict(row) for row in rows.rows]),
         data_collator=collate,
     )
     trained = fit(trainer)
     weights = whole_weights(trainer) or trained.state_dict()
     trained.__class__, trained.lm_head = stock, None
-    kept = {name: x for name, x in weights.items() if not name.startswith("lm_head.")}
-    export(trained, tokenizer, output, context.dtype, kept)
+    own_weights = {name: x for name, x in weights.items() if not name.startswith("lm_head.")}
+    export(trained, context, own_weights)
     return finish(trainer, rows)
 
 
@@ -168,32 +163,23 @@ def _under_lora(model: PreTrainedModel, rank: int) -> PeftModel:
 
 
 def load_trainable(
-    start: str,
-    heads: Sequence[str],
-    training: Training,
-    tokenizer: PreTrainedTokenizerBase,
-    context: RunContext,
-    *,
-    lm_loss: float,
-    normalize: Normalize = "labels",
+    context: RunContext, heads: Sequence[str], *, lm_loss: float, normalize: Normalize = "labels"
 ) -> PreTrainedModel:
     """A causal language model as a k-head classifier that keeps its language model head."""
     model = load_model(
         AutoModelForSequenceClassification,
-        start,
-        training,
         context,
         num_labels=len(heads),
         problem_type="regression",
         id2label=dict(enumerate(heads)),
         label2id={head: i for i, head in enumerate(heads)},
     )
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = context.tokenizer.pad_token_id
     model.__class__ = add_lm_loss(type(model))
     model.lm_loss, model.normalize, model.lm_head = lm_loss, normalize, None
     if lm_loss and not model.config.tie_word_embeddings:
-        model.lm_head = load_model(AutoModelForCausalLM, start, training, context).get_output_embeddings()
-    elif lm_loss and not training.lora_rank:  # which would take a tied head for one more layer
+        model.lm_head = load_model(AutoModelForCausalLM, context).get_output_embeddings()
+    elif lm_loss and not context.training.lora_rank:  # which would take a tied head for one more layer
         _tie_head(model)
     return model
 
@@ -231,10 +217,11 @@ def fit_head(
     hidden_ND = torch.cat(hidden).double().cpu().numpy()
     target_NH = np.array([row["targets"] for row in rows], dtype=float)
     penalty_DD = ridge * len(hidden_ND) * np.eye(hidden_ND.shape[1]) * np.square(hidden_ND).mean()
+    # Head by head, because each has other rows with a label.
     for h in range(target_NH.shape[1]):
-        seen_N = ~np.isnan(target_NH[:, h])
-        if seen_N.any():
-            x, y = hidden_ND[seen_N], target_NH[seen_N, h]
+        observed_N = ~np.isnan(target_NH[:, h])
+        if observed_N.any():
+            x, y = hidden_ND[observed_N], target_NH[observed_N, h]
             weight_D = np.linalg.solve(x.T @ x + penalty_DD, x.T @ y)
             model.score.weight[h] = torch.from_numpy(weight_D).to(model.score.weight)
 
@@ -250,16 +237,6 @@ def tokenize_rated(
         yield {"input_ids": ids, "targets": [float("nan") if x is None else x for x in row["labels"]]}
 
 
-def collator(pad: int) -> Callable[[Sequence[Row]], Batch]:
+def collator(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Row]], Batch]:
     """Rows as a batch, padded on the right: under causal attention no real token sees the padding."""
-
-    def collate(rows: Sequence[Row]) -> Batch:
-        width = max(len(row["input_ids"]) for row in rows)
-        lengths_B1 = torch.tensor([[len(row["input_ids"])] for row in rows])
-        return {
-            "input_ids": torch.tensor([row["input_ids"] + [pad] * (width - len(row["input_ids"])) for row in rows]),
-            "attention_mask": (torch.arange(width) < lengths_B1).long(),
-            "targets": torch.tensor([row["targets"] for row in rows], dtype=torch.float32),
-        }
-
-    return collate
+    return lambda rows: tokenizer.pad([dict(row) for row in rows], padding_side="right", return_tensors="pt").data

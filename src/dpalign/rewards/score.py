@@ -1,4 +1,4 @@
-"""Scoring answers: our reward folder, any Hugging Face sequence classifier, or a Python function.
+"""Scoring answers: our reward folder, any Hugging Face sequence classifier (on transformers or vLLM), or a function.
 
 Shapes: N answers, H heads. Rewards are in the units the model was trained on, 0-100 for ours.
 """
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from dpalign.engines.vllm_engine import Vllm, show_progress
 from dpalign.paper.prompts import RewardTemplate, render_reward_input
 from dpalign.rewards.shared_prefix import cannot_share, score_shared
 from dpalign.rows import Message
@@ -33,31 +34,6 @@ class Scorer(Protocol):
 
     def score(self, pairs: Sequence[Pair]) -> Array:
         """Rewards of each pair on each head: (N, H)."""
-        ...
-
-
-def load_scorer(
-    source: str,
-    heads: Sequence[str],
-    *,
-    template: RewardTemplate,
-    batch_tokens: int,
-    dtype: str,
-    share_prefix: bool = True,
-    trust_remote_code: bool = False,
-) -> Scorer:
-    """A scorer from a folder or hub name, or from `python:module:function`; see `ModelScorer` and `FunctionScorer`."""
-    if source.startswith("python:"):
-        return FunctionScorer(source, heads)
-    return ModelScorer(
-        source,
-        heads,
-        template=template,
-        batch_tokens=batch_tokens,
-        dtype=dtype,
-        share_prefix=share_prefix,
-        trust_remote_code=trust_remote_code,
-    )
 
 
 def require_finite(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Array:
@@ -191,4 +167,41 @@ class FunctionScorer:
             raise ValueError(
                 f"{self.source}: returned shape {rewards_NH.shape} for {len(pairs)} answers and {len(self.heads)} heads"
             )
+        return require_finite(rewards_NH, pairs, self.source)
+
+
+class VllmScorer:
+    """A sequence classifier on vLLM's pooling runner: the same folder and texts, and raw values.
+
+    vLLM must be started with `classifies`. Its prefix cache reads a prompt once for neighbouring answers to it.
+
+    Args:
+        unnamed: head names for a model that only numbers its heads.
+    """
+
+    def __init__(self, vllm: Vllm, unnamed: Sequence[str] = (), *, template: RewardTemplate) -> None:
+        self.vllm, self.close = vllm, vllm.close
+        self.source, self.template = vllm.folder, template
+        self.tokenizer = AutoTokenizer.from_pretrained(vllm.folder, trust_remote_code=vllm.trust_remote_code)
+        self.heads = head_names(vllm.config, unnamed)
+
+    def score(self, pairs: Sequence[Pair]) -> Array:
+        """See `Scorer.score`.
+
+        Raises:
+            ValueError: an answer is too long, or its reward is no number; it is shown.
+        """
+        rows = [self.tokenizer(render_reward_input(*pair, self.template))["input_ids"] for pair in pairs]
+        for n, ids in enumerate(rows):
+            if len(ids) > self.vllm.context:
+                raise ValueError(
+                    f"{self.source}: answer {n} of {len(rows)} and its prompt are {len(ids)} tokens, and vLLM has room "
+                    f"for {self.vllm.context}: {pairs[n][1][:80]!r}; filter by length, or score with transformers "
+                    "(engines.scoring)"
+                )
+        rewards_NH = np.empty((len(rows), self.vllm.config.num_labels), dtype=np.float32)
+        if rows:
+            inputs = [{"prompt_token_ids": ids} for ids in rows]
+            for n, output in enumerate(self.vllm.llm.classify(inputs, use_tqdm=show_progress())):
+                rewards_NH[n] = output.outputs.probs
         return require_finite(rewards_NH, pairs, self.source)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from dpalign.engines.attention import Packed, Prefix, difference, obstacle, sharing_attention
+from dpalign.engines.attention import Packed, Prefix, reason_not_to_share, sharing_attention
 
 CPU_TOKENS: Final = 768
 """Tokens of a forward on a CPU at most: larger forwards leave its caches, and are 1.3x slower."""
@@ -41,6 +41,7 @@ def groups_of(rows: Sequence[Ids], keys: Sequence[Hashable]) -> list[Group]:
         members.sort(key=lambda n: len(rows[n]))
         size = 0
         if len(members) > 1:
+            # What the least and the greatest row share, all rows between them share too.
             least, most = min(rows[n] for n in members), max(rows[n] for n in members)
             limit = len(rows[members[0]]) - 1
             size = next((i for i in range(limit) if least[i] != most[i]), limit)
@@ -53,24 +54,24 @@ def forwards(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Itera
 
     A group that is cut keeps the keys of its prefix for the next forwards.
     """
-    held: list[Group] = []
+    batch: list[Group] = []
     room = budget
     for group in groups:
         part: list[int] = []
         unread = size = len(group.prefix.ids)
         for n in group.members:
-            if unread + len(rows[n]) - size > room and (held or part):
+            if unread + len(rows[n]) - size > room and (batch or part):
                 if part:
                     group.prefix.keep = True
-                    held.append(Group(group.prefix, part))
-                yield held
-                held, part, room = [], [], budget
+                    batch.append(Group(group.prefix, part))
+                yield batch
+                batch, part, room = [], [], budget
             part.append(n)
             room -= unread + len(rows[n]) - size
             unread = 0
-        held.append(Group(group.prefix, part))
-    if held:
-        yield held
+        batch.append(Group(group.prefix, part))
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
@@ -80,13 +81,13 @@ def score_shared(model: PreTrainedModel, rows: Sequence[Ids], keys: Sequence[Has
     budget = min(budget, CPU_TOKENS) if model.device.type == "cpu" else budget
     cut: Prefix | None = None
     with sharing_attention(model):
-        for held in forwards(groups_of(rows, keys), rows, budget):
-            texts = [(g.prefix, [rows[n][len(g.prefix.ids) :] for n in g.members]) for g in held]
+        for batch in forwards(groups_of(rows, keys), rows, budget):
+            texts = [(g.prefix, [rows[n][len(g.prefix.ids) :] for n in g.members]) for g in batch]
             packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
-            reward_NH[[n for group in held for n in group.members]] = _rewards(model, packed).float().cpu()
-            if cut is not None and cut is not held[-1].prefix:
-                cut.kept.clear()
-            cut = held[-1].prefix
+            reward_NH[[n for group in batch for n in group.members]] = _rewards(model, packed).float().cpu()
+            if cut is not None and cut is not batch[-1].prefix:
+                cut.cache.clear()
+            cut = batch[-1].prefix
     return reward_NH
 
 
@@ -128,24 +129,21 @@ def _last_layer_only_at(backbone: PreTrainedModel, last_N: Tensor) -> Iterator[N
 
 @torch.inference_mode()
 def cannot_share(model: PreTrainedModel) -> str | None:
-    """The reason why this classifier must read the prompt anew for each answer; None if it need not.
-
-    After a look at its configuration, the model is tried: a few tokens are scored both ways.
-    """
+    """The reason why this classifier must read the prompt anew for each answer; None if it need not."""
     if not isinstance(model, GenericForSequenceClassification):
         return "it does not read its scores from the last token"
-    if reason := obstacle(model):
-        return reason
-    ids = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
-    rows = [[ids[(7 * i + 3 * n * (i > 4)) % len(ids)] for i in range(6 + 2 * n)] for n in range(3)]
-    try:
-        texts = [(Prefix(rows[0][:5]), [row[5:] for row in rows])]
+
+    def rows(ids: Ids) -> list[Ids]:
+        return [[ids[(7 * i + 3 * n * (i > 4)) % len(ids)] for i in range(6 + 2 * n)] for n in range(3)]
+
+    def shared(ids: Ids) -> tuple[list[Tensor], dict[int, int | None]]:
+        texts = [(Prefix(rows(ids)[0][:5]), [row[5:] for row in rows(ids)])]
         packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
         with sharing_attention(model):
-            shared_NH = _rewards(model, packed)
-    except Exception as error:  # of any kind: a model's own code may do anything without a mask
-        return str(error)
-    plain_NH = torch.cat(
-        [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
-    )
-    return difference(model, packed.seen, [shared_NH], [plain_NH])
+            return [_rewards(model, packed)], packed.window_of
+
+    def plain(ids: Ids) -> list[Tensor]:
+        one_by_one = (torch.tensor([row], device=model.device) for row in rows(ids))
+        return [torch.cat([model(input_ids=ids_1T, use_cache=False).logits for ids_1T in one_by_one])]
+
+    return reason_not_to_share(model, shared, plain)

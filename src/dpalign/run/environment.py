@@ -26,8 +26,8 @@ the stages say themselves how far they are."""
 
 def thread_variables(threads: int) -> dict[str, str]:
     """The environment of a process that is to work with so many threads (0: as many as its libraries like)."""
-    chosen = {name: os.environ.get(name, value) for name, value in WAITING.items()}
-    return chosen | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    variables = {name: os.environ.get(name, value) for name, value in WAITING.items()}
+    return variables | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
 def settle_threads(threads: int, for_torch: bool) -> None:
@@ -45,10 +45,10 @@ def expanded(knob: str, path: str) -> str:
     Raises:
         ValueError: the environment has no such variable; the message names the recipe's knob.
     """
-    found = os.path.expandvars(path)
-    if "$" in found:
+    filled = os.path.expandvars(path)
+    if "$" in filled:
         raise ValueError(f"{knob} is {path!r}, and the environment has no such variable; set it, or the path")
-    return found
+    return filled
 
 
 def describe_environment() -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _git_commit() -> str | None:
     git = ["git", "--no-optional-locks", "-C", str(here.parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
-        said = subprocess.run(
+        description = subprocess.run(
             [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             capture_output=True,
             text=True,
@@ -80,4 +80,4 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said.stdout.strip()
+    return description.stdout.strip()

@@ -1,4 +1,4 @@
-"""The run folder: one process at a time (`runlock.py`), stage by stage; what is done is skipped (`ledger.py` decides).
+"""The run folder: one process at a time, stage by stage; what is done is skipped (`ledger.py` decides).
 
 RUN/recipe.toml, environment.json, log.txt     what was asked, where it ran, what happened
 RUN/<stage>/...                                a finished stage's outputs, beside its ledger.json
@@ -7,8 +7,10 @@ RUN/<stage>.partial/...                        a stage at work, or killed at wor
 RUN/<stage>[.partial]/resume/                  trainer checkpoints: no output, gone when the stage is finished
 """
 
+import fcntl
 import json
 import os
+import platform
 import shutil
 import sys
 import threading
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from dpalign.run.environment import describe_environment
 from dpalign.run.ledger import (
@@ -41,8 +43,10 @@ from dpalign.run.ledger import (
 )
 from dpalign.run.ledger import write_json as write_json
 from dpalign.run.ledger import write_text as write_text
-from dpalign.run.lock import hold
 from dpalign.run.progress import Progress, spell_seconds
+
+OWN: Final = ".own"
+"""The name under which a stage's own process keeps what it counted beside its shards."""
 
 
 @dataclass
@@ -116,11 +120,6 @@ def keep_tally(folder: Path, shard: str, tally: Tally) -> None:
 
 def _tally_path(folder: Path, shard: str) -> Path:
     return folder / ".stage" / "tallies" / f"{shard}.json"
-
-
-def _own_tally(folder: Path) -> Path:
-    """What a stage's own process counted beside its shards."""
-    return folder / ".stage" / "tally.json"
 
 
 class Run:
@@ -227,10 +226,11 @@ class Work:
 
     def __enter__(self) -> Self:
         if not self.done:
+            # Shards of other knobs or inputs must not mix with new ones.
             if self.folder.exists() and identity_at_work(self.folder) != self.identity:
                 self.run.log(f"{self.stage.name}: unfinished work of other knobs or inputs is dropped")
                 shutil.rmtree(move_away(self.folder))
-            _own_tally(self.folder).unlink(missing_ok=True)
+            _tally_path(self.folder, OWN).unlink(missing_ok=True)
             self.clock = _Clock(self.folder / ".stage" / "state.json", self.identity)
         return self
 
@@ -253,7 +253,7 @@ class Work:
 
     def leave_tally(self) -> None:
         """In a stage's own process, at its end: leave `tally` where the holder of the folder adds it up."""
-        write_json(_own_tally(self.folder), vars(self.tally))
+        write_json(_tally_path(self.folder, OWN), vars(self.tally))
 
     def _finish(self) -> None:
         outputs = {file: sha256_of(self.folder / file, sync=True) for file in output_files(self.folder)}
@@ -317,8 +317,7 @@ class _Clock:
 def _total(folder: Path, tally: Tally) -> Tally:
     """The stage's own tally, that of its own process, and its shards' together."""
     total = replace(tally, filtered=Counter(tally.filtered))
-    own = _own_tally(folder)
-    for path in [*([own] if own.is_file() else []), *sorted((folder / ".stage" / "tallies").rglob("*.json"))]:
+    for path in sorted((folder / ".stage" / "tallies").rglob("*.json")):
         shard = json.loads(path.read_text(encoding="utf-8"))
         total.filtered.update(shard.pop("filtered"))
         total = replace(total, **{name: getattr(total, name) + number for name, number in shard.items()})
@@ -327,3 +326,67 @@ def _total(folder: Path, tally: Tally) -> Tally:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# One process at a time
+
+ORPHAN_SECONDS: Final = 10.0
+"""How long a new run waits for the worker processes of a killed one to end."""
+
+
+def hold(folder: Path) -> int:
+    """Hold a run folder for this process; the kernel lets go of it whenever the process ends, however it ends.
+
+    Returns:
+        The lock's file descriptor: the folder is held until all that have it have closed it.
+
+    Raises:
+        ValueError: another process holds the folder.
+    """
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    patience = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            pid, host = _holder(lock)
+            gone = pid is not None and host == platform.node() and not _alive(pid)
+            if gone and time.monotonic() < patience:  # killed: its worker processes end a little later
+                time.sleep(0.2)
+                continue
+            os.close(lock)
+            who = f"a process left by the ended run {pid}" if gone else f"process {pid or '(unknown)'} on {host}"
+            what_to_do = "wait for it, end it, or name another folder"
+            raise ValueError(f"{folder}: two runs into one folder: {who} is at work in it; {what_to_do}") from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()} {platform.node()}".encode(), 0)
+    return lock
+
+
+def holder(folder: Path) -> int | None:
+    """The process that took the folder last; None if none ever did."""
+    path = folder / ".lock"
+    if not path.is_file():
+        return None
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        return _holder(lock)[0]
+    finally:
+        os.close(lock)
+
+
+def _holder(lock: int) -> tuple[int | None, str]:
+    """The process that took the lock last, and its machine; None, "" before the first."""
+    pid, _, host = os.pread(lock, 1000, 0).decode().partition(" ")
+    return (int(pid) if pid.isdecimal() else None), host
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -65,12 +65,12 @@ def plan(folder: Path, stages: Sequence[Stage]) -> dict[str, str]:
     """
     folder = folder.resolve()
     hashes = FileHashes(folder)
-    said: dict[str, str] = {}
+    status: dict[str, str] = {}
     for stage in stages:
         digests: dict[str, str | None] = {}
         missing = []
         for key, value in stage.inputs.items():
-            if said.get(_stage_of(folder, value) or "", "done") != "done":
+            if status.get(_stage_of(folder, value) or "", "done") != "done":
                 digests[key] = None
                 continue
             try:
@@ -79,8 +79,8 @@ def plan(folder: Path, stages: Sequence[Stage]) -> dict[str, str]:
                 digests[key] = "missing"
                 missing.append(f"; input {key}: {error}")
         reason = why(folder / stage.name, identity_of(stage, digests))
-        said[stage.name] = "done" if reason is None else f"to do: {reason}{''.join(missing)}"
-    return said
+        status[stage.name] = "done" if reason is None else f"to do: {reason}{''.join(missing)}"
+    return status
 
 
 def read_ledger(folder: Path) -> Ledger:
@@ -145,6 +145,7 @@ def _why_unfinished(output: Path, identity: dict[str, Any]) -> str | None:
         ledger = read_ledger(output)
     except ValueError as error:
         return str(error)
+    # Sizes alone: hashing a whole model again at every run would take minutes.
     for file, size in ledger["sizes"].items():
         path = output / file
         if not path.is_file() or path.stat().st_size != size:
@@ -153,9 +154,8 @@ def _why_unfinished(output: Path, identity: dict[str, Any]) -> str | None:
     if old == identity:
         return None
     reasons = changes(
-        {key: old[key] for key in ("name", "version")}, {key: identity[key] for key in ("name", "version")}
+        {"version": old["version"], **old["knobs"]}, {"version": identity["version"], **identity["knobs"]}
     )
-    reasons += changes(old["knobs"], identity["knobs"])
     for name in dict.fromkeys([*old["inputs"], *identity["inputs"]]):
         if name not in identity["inputs"]:
             reasons.append(f"input {name} is gone")
@@ -248,11 +248,11 @@ class FileHashes:
             self.known = dict(json.loads(self.path.read_text(encoding="utf-8")))
 
     def of(self, file: Path) -> str:
-        seen = file.stat()
-        known = self.known.get(str(file))
-        if not isinstance(known, list) or known[:2] != [seen.st_size, seen.st_mtime_ns]:
-            known = self.known[str(file)] = [seen.st_size, seen.st_mtime_ns, sha256_of(file)]
-        return str(known[2])
+        stat = file.stat()
+        entry = self.known.get(str(file))
+        if not isinstance(entry, list) or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+            entry = self.known[str(file)] = [stat.st_size, stat.st_mtime_ns, sha256_of(file)]
+        return str(entry[2])
 
     def save(self) -> None:
         write_json(self.path, self.known)

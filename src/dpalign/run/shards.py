@@ -18,42 +18,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpalign.run.environment import settle_threads
-from dpalign.run.folder import Run, Shard, Tally, Work, keep_tally, unfinished
+from dpalign.run.folder import Run, Shard, Tally, keep_tally, unfinished
 from dpalign.run.knobs import Cluster
 from dpalign.run.ledger import SCRATCH, write_bytes
 from dpalign.run.progress import Progress
 
+if TYPE_CHECKING:
+    from dpalign.stages.stage import Job
+
 Id: TypeAlias = tuple[str, int, int]
 """The key of an answer within a stage: prompt_id, condition_index, sample."""
-
-
-class Placement(Protocol):
-    """The knobs of a recipe that say where shards are made."""
-
-    @property
-    def cluster(self) -> Cluster: ...
-
-    @property
-    def threads(self) -> int: ...
-
-
-class ShardJob(Protocol):
-    """A stage's job, as far as its shards need it: a dataclass, which travels to the actors without its `work`."""
-
-    @property
-    def recipe(self) -> Placement: ...
-
-    @property
-    def work(self) -> Work: ...
-
-    @property
-    def out(self) -> Path: ...
 
 
 class ShardWork(Protocol):
@@ -62,32 +42,24 @@ class ShardWork(Protocol):
     @property
     def name(self) -> str:
         """A shard's file in the stage's folder, with a place for its number."""
-        ...
 
     @property
     def count(self) -> int: ...
 
     def open(self) -> None:
         """Load the models; only `make` and `one_by_one` need them."""
-        ...
 
     def make(self, shard: Shard) -> None:
         """Write the whole shard, and count its rows and tokens."""
-        ...
 
     def one_by_one(self, index: int) -> Iterator[str]:
         """The work of a shard a prompt at a time, without a result: yields each prompt's name before its work."""
-        ...
 
     def ids(self, index: int) -> list[Id]:
         """The answers that a shard must hold, in order."""
-        ...
 
 
-AnyJob = TypeVar("AnyJob", bound=ShardJob)
-
-
-def make_shards(job: AnyJob, plan: Callable[[AnyJob], ShardWork]) -> None:
+def make_shards(job: "Job", plan: Callable[["Job"], ShardWork]) -> None:
     """Make the unfinished shards of a stage where the recipe wants them made.
 
     Args:
@@ -139,7 +111,7 @@ SPARE_CPUS: Final = 2
 
 
 def _make_on_cluster(
-    job: AnyJob, plan: Callable[[AnyJob], ShardWork], work: ShardWork, todo: Sequence[int]
+    job: "Job", plan: Callable[["Job"], ShardWork], work: ShardWork, todo: Sequence[int]
 ) -> dict[int, str]:
     """Have shards made, and write each as it comes; returns the error of each shard that failed for good."""
     cluster, log = job.recipe.cluster, job.work.run.log
@@ -267,7 +239,7 @@ class ShardActor:
         attempts: a handle on the actor of `Attempts`.
     """
 
-    def __init__(self, job: Any, stage: str, plan: Callable[[Any], ShardWork], attempts: Any) -> None:
+    def __init__(self, job: "Job", stage: str, plan: Callable[["Job"], ShardWork], attempts: Any) -> None:
         import ray
 
         self.attempts, self.get, self.broken = attempts, ray.get, ""
@@ -313,6 +285,7 @@ class ShardActor:
                 "out of memory? Take smaller batches or shards"
             )
         try:
+            # The whole shard failed each time: find the prompt that kills the process.
             if count == retries + 2:
                 for prompt in self.work.one_by_one(index):
                     self.get(self.attempts.try_prompt.remote(index, prompt))

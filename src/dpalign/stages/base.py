@@ -81,17 +81,9 @@ def base(job: Job) -> None:
     # The tokenizer alone reads the words of later prompts, often, which keeps them short.
     words = list(WORDS_TO_COME) * 1000 if "world" in settings.text else []
     template = chat_template(job.recipe.model.chat)
-    outcome = pretrain(
-        texts,
-        job.out / "model",
-        settings.training,
-        train_tokenizer([*texts, *words], settings.vocabulary, template, settings.split_digits),
-        context_of(job),
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-    )
-    count(job, outcome)
+    tokenizer = train_tokenizer([*texts, *words], settings.vocabulary, template, settings.split_digits)
+    context = context_of(job, "", settings.training, tokenizer)
+    count(job, pretrain(context, texts, hidden=settings.hidden, layers=settings.layers, heads=settings.heads))
 
 
 def _data_texts(data: Path) -> Iterator[str]:

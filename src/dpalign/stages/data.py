@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
 
-from dpalign.data.chats import INSTRUCTION_COLUMNS, read_instructions, read_ultrachat
-from dpalign.data.pairs import BINARIZED
-from dpalign.data.ratings import Rescaling, require_labels
+from dpalign.data.chats import read_chats
+from dpalign.data.ratings import BINARIZED, RatedFormat, Rescaling, read_rated, require_labels
 from dpalign.data.report import ReadReport, render_reports, require_rows
 from dpalign.data.sources import read_source, split_named
-from dpalign.data.union import RatedFormat, drop_held_out, merge_repeats, prompts_of, read_rated, split_prompts
+from dpalign.data.union import drop_held_out, merge_repeats, prompts_of, split_prompts
 from dpalign.rows import (
     CONVERSATIONS,
     HALVES,
@@ -98,14 +97,14 @@ def data(job: Job) -> None:
     prompts = [*asked, *(prompt for prompt in evaluated if prompt["prompt_id"] not in known)]
     held_out = [prompt["messages"] for prompt in prompts if prompt["split"] in EVALUATED]
     rated, dropped = drop_held_out(rated, held_out)
-    reports.append(_named(dropped, "rated answers"))
+    reports.append(replace(dropped, source=f"{dropped.source}: rated answers"))
     left, dropped = drop_held_out([prompt for prompt in prompts if prompt["split"] not in EVALUATED], held_out)
     if dropped.filtered:  # the same text but for case or spacing, which is another prompt to `split_prompts`
-        reports.append(_named(dropped, "prompts"))
+        reports.append(replace(dropped, source=f"{dropped.source}: prompts"))
         kept = {prompt["prompt_id"] for prompt in left}
         prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
     chats, dropped = drop_held_out(chats, held_out)
-    reports.append(_named(dropped, "chats"))
+    reports.append(replace(dropped, source=f"{dropped.source}: chats"))
     parts = {
         "train": [row for row in rated if split_of[row["prompt_id"]] in HALVES],
         "heldout": [row for row in rated if split_of[row["prompt_id"]] == "heldout"],
@@ -189,13 +188,6 @@ def read_ratings(form: RatedFormat, source: str, scale: Rescaling) -> tuple[list
     return read_rated("ultrafeedback_binarized" if binarized else form, source, split, scale)
 
 
-def read_chats(source: str, split: str | None) -> tuple[list[Conversation], ReadReport]:
-    """Chats for SFT: the first row's columns say whether they are ultrachat's or instructions."""
-    first = next(read_source(source, split), None)
-    alpaca = first is not None and set(INSTRUCTION_COLUMNS) <= set(first.values)
-    return (read_instructions if alpaca else read_ultrachat)(source, split)
-
-
 def _validation(sources: Data) -> tuple[list[Prompt], ReadReport]:
     """Prompts that a file or the authors' split name as validation; none: they are drawn by hash later."""
     if sources.prompts:
@@ -214,9 +206,7 @@ def _unique(chats: Sequence[list[Message]], split: str, source: str) -> tuple[li
     """The chats as a split's prompts, each text once; the report counts those that came again."""
     unique = {prompt_id(chat): chat for chat in chats}
     prompts: list[Prompt] = [{"prompt_id": key, "messages": chat, "split": split} for key, chat in unique.items()]
-    repeated = len(chats) - len(prompts)
-    filtered = {"repeated prompt": repeated} if repeated else {}
-    return prompts, ReadReport(f"{split} prompts", source, len(chats), len(prompts), filtered)
+    return prompts, ReadReport.of_filter(f"{split} prompts", source, len(chats), len(prompts), "repeated prompt")
 
 
 def _split(recipe: "Recipe", sources: Data, rated: Sequence[Rated], evaluated: Sequence[Prompt]) -> dict[str, str]:
@@ -243,7 +233,3 @@ def _split_others(seed: int, ids: Iterable[str], shares: dict[str, float]) -> di
     kept = {name: share for name, share in shares.items() if name not in ("validation", "tuning")}
     ids = list(ids)
     return split_prompts(ids, seed, kept) if ids else {}
-
-
-def _named(report: ReadReport, what: str) -> ReadReport:
-    return ReadReport(f"{report.source}: {what}", report.file, report.read, report.kept, report.filtered)

@@ -57,20 +57,12 @@ def dpo(job: Job) -> None:
     """Train a policy on preference pairs, from SFT; it has no dial."""
     from dpalign.train.dpo import optimise
 
-    recipe = job.recipe
-    if named_checkpoint(job, recipe.dpo.training):
+    settings = job.recipe.dpo
+    if named_checkpoint(job, settings.training):
         return
     start = model_folder(job.inputs["start"])
-    outcome = optimise(
-        start,
-        read_rows(job.inputs["pairs"], PAIRS),
-        job.out / "model",
-        recipe.dpo.training,
-        recipe.dpo.beta,
-        policy_tokenizer(start, recipe),
-        context_of(job),
-    )
-    count(job, outcome)
+    context = context_of(job, start, settings.training, policy_tokenizer(start, job.recipe))
+    count(job, optimise(context, read_rows(job.inputs["pairs"], PAIRS), settings.beta))
 
 
 def rivals(recipe: "Recipe", condition: str = "plain") -> Iterator[Rival]:

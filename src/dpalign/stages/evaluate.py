@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
 
-from dpalign.engines.engine import Reader
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows, write_rows
 from dpalign.run.folder import Shard, Tally
 from dpalign.run.shards import Id, make_shards, named
@@ -18,6 +17,7 @@ from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler
 from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
+    from dpalign.engines.transformers_engine import PromptReader
     from dpalign.recipe import Recipe
     from dpalign.rewards.score import Scorer
 
@@ -174,7 +174,7 @@ class Asking:
         return list(drawn), {}
 
 
-def evaluation_prompts(job: Job, reader: Reader) -> list[Row]:
+def evaluation_prompts(job: Job, reader: "PromptReader") -> list[Row]:
     """The prompts of the recipe's split that are not too long; those that are, are counted.
 
     Raises:

@@ -147,8 +147,8 @@ def best_answers(pools: Pools, wanted_BVK: Array, selection: "Selection") -> Ind
     if not row_DN.size:
         return np.full((prompts, directions), NO_ONE)
     score_DN = scalarize(pools.reward_NK[row_DN], wanted_BVK.reshape(len(row_DN), -1))
-    best = best_of_n(np.where(row_DN == NO_ONE, -np.inf, score_DN))
-    return np.take_along_axis(row_DN, best.index_B[:, None], axis=1).reshape(prompts, directions)
+    pick_B = best_of_n(np.where(row_DN == NO_ONE, -np.inf, score_DN))
+    return np.take_along_axis(row_DN, pick_B[:, None], axis=1).reshape(prompts, directions)
 
 
 def _rows(kept: Index, group_N: Index, groups: int) -> Index:

@@ -144,13 +144,9 @@ def _train(job: Job, part: str, seed: int) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
     outcome = train_reward_model(
-        start,
+        context_of(job, start, recipe.reward.training, tokenizer, seed),
         [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],
         recipe.heads,
-        job.out / "model",
-        recipe.reward.training,
-        tokenizer,
-        context_of(job, seed),
         template=recipe.reward.template,
         lm_loss=recipe.reward.lm_loss,
         normalize=recipe.reward.normalize,

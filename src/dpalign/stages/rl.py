@@ -79,11 +79,11 @@ def rl(job: Job) -> None:
         return
     v_K = direction(recipe)
     start = model_folder(job.inputs["start"])
-    tokenizer, context = policy_tokenizer(start, recipe), context_of(job)
+    tokenizer = policy_tokenizer(start, recipe)
+    context = context_of(job, start, training, tokenizer)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
     fitting = within_limit(job, prompts, lambda messages: len(prompt_ids(tokenizer, messages)))
     config = configuration(
-        training,
         context,
         samples=settings.samples,
         max_new_tokens=recipe.sampling.max_new_tokens,
@@ -96,7 +96,7 @@ def rl(job: Job) -> None:
     reward = scalar_reward(scorer.score, recipe.heads, recipe.objective_list, v_K, tokenizer)
     groups = training.steps * training.batch // settings.samples
     order = prompts_in_order([prompt["messages"] for prompt in fitting], groups, recipe.seed)
-    outcome = reinforce(start, order, job.out / "model", training, config, reward, tokenizer, context)
+    outcome = reinforce(context, order, config, reward)
     if first_process():
         write_json(job.out / "curve.json", outcome.curve)
         _count(job, len(fitting), outcome)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dpalign.chat import with_system_line
-from dpalign.engines.engine import Engine, Reader, Request
+from dpalign.engines.engine import Engine, Request
 from dpalign.paper.direction import rng_for
 from dpalign.paper.prompts import render_condition
 from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows, write_rows
@@ -25,6 +25,8 @@ from dpalign.stages.targets import FIRST_QUANTILE, reward_targets, shares
 from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
+    from dpalign.engines.transformers_engine import PromptReader
+    from dpalign.engines.vllm_engine import Vllm
     from dpalign.recipe import Recipe
 
 Array = NDArray[np.float64]
@@ -113,31 +115,41 @@ def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine
     Raises:
         ValueError: vLLM is asked for and cannot start.
     """
-    settings = recipe.sampling
-    loading: dict[str, Any] = {
-        "rows": settings.rows,
-        "dtype": recipe.model.dtype,
-        "trust_remote_code": recipe.model.trust_remote_code,
-    }
+    model = recipe.model
     match recipe.engines.sampling:
         case "transformers":
             from dpalign.engines.transformers_engine import TransformersEngine
 
-            return TransformersEngine(policy, **loading)
+            return TransformersEngine(
+                policy, rows=recipe.sampling.rows, dtype=model.dtype, trust_remote_code=model.trust_remote_code
+            )
         case "vllm":
             from dpalign.engines.vllm_engine import VllmEngine
 
-            return VllmEngine(
-                policy,
-                settings=recipe.engines,
-                prompt_tokens=settings.prompt_tokens,
-                max_new_tokens=settings.max_new_tokens,
-                share=1.0 if alone else 0.5,
-                **loading,
-            )
+            share = 1.0 if alone else 0.5
+            return VllmEngine(start_vllm(recipe, policy, share, trust_remote_code=model.trust_remote_code))
 
 
-def open_reader(recipe: "Recipe", policy: str) -> Reader:
+def start_vllm(
+    recipe: "Recipe", folder: str, share: float, *, trust_remote_code: bool, classifies: bool = False
+) -> "Vllm":
+    """vLLM on a model, with the recipe's limits."""
+    from dpalign.engines.vllm_engine import Vllm
+
+    return Vllm(
+        folder,
+        recipe.engines,
+        rows=recipe.sampling.rows,
+        prompt_tokens=recipe.sampling.prompt_tokens,
+        max_new_tokens=recipe.sampling.max_new_tokens,
+        share=share,
+        dtype=recipe.model.dtype,
+        trust_remote_code=trust_remote_code,
+        classifies=classifies,
+    )
+
+
+def open_reader(recipe: "Recipe", policy: str) -> "PromptReader":
     """What measures prompts as that engine reads them, without its model."""
     from dpalign.engines.transformers_engine import PromptReader
 

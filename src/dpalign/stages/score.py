@@ -9,7 +9,7 @@ from dpalign.rows import CANDIDATES, SCORES, read_rows, shards, write_rows
 from dpalign.run.folder import Shard
 from dpalign.run.shards import Id, make_shards, named
 from dpalign.stages.cost import Costs, Load
-from dpalign.stages.sample import counted
+from dpalign.stages.sample import counted, start_vllm
 from dpalign.stages.stage import Job, Step, model_read, scorer_read, stage
 
 if TYPE_CHECKING:
@@ -120,25 +120,20 @@ def require_heads(recipe: "Recipe", scorer: "Scorer", source: str) -> None:
 
 
 def _loaded(recipe: "Recipe", source: str, alone: bool, trust_remote_code: bool) -> "Scorer":
-    loading: dict[str, Any] = {
-        "template": recipe.reward.template,
-        "dtype": recipe.model.dtype,
-        "trust_remote_code": trust_remote_code,
-    }
-    if recipe.engines.scoring == "transformers" or source.startswith("python:"):
-        loading |= {"batch_tokens": recipe.reward.score_tokens, "share_prefix": recipe.reward.share_prefix}
-        from dpalign.rewards.score import load_scorer
+    from dpalign.rewards.score import FunctionScorer, ModelScorer, VllmScorer
 
-        return load_scorer(source, recipe.heads, **loading)
-    from dpalign.rewards.vllm_scorer import VllmScorer
-
-    return VllmScorer(
-        source,
-        recipe.heads,
-        rows=recipe.sampling.rows,
-        settings=recipe.engines,
-        prompt_tokens=recipe.sampling.prompt_tokens,
-        max_new_tokens=recipe.sampling.max_new_tokens,
-        share=1.0 if alone else 0.25,  # a policy has half, and a judge may stand beside
-        **loading,
-    )
+    if source.startswith("python:"):
+        return FunctionScorer(source, recipe.heads)
+    if recipe.engines.scoring == "transformers":
+        return ModelScorer(
+            source,
+            recipe.heads,
+            template=recipe.reward.template,
+            batch_tokens=recipe.reward.score_tokens,
+            dtype=recipe.model.dtype,
+            share_prefix=recipe.reward.share_prefix,
+            trust_remote_code=trust_remote_code,
+        )
+    share = 1.0 if alone else 0.25  # a policy has half, and a judge may stand beside
+    vllm = start_vllm(recipe, source, share, trust_remote_code=trust_remote_code, classifies=True)
+    return VllmScorer(vllm, recipe.heads, template=recipe.reward.template)

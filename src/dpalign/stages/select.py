@@ -140,8 +140,8 @@ def replay(job: Job, selected: int) -> list[dict[str, Any]]:
     prompts, place_N, reward_NK = annotation(job.inputs["data"], job.inputs["annotate"], recipe, job.half)
     names, prompt_N = numbered(prompts)
     row_BM = members(prompt_N, len(names))
-    best = best_of_n(np.where(row_BM == NO_ONE, -np.inf, reward_NK[row_BM, 0]))
-    best_B = place_N[np.take_along_axis(row_BM, best.index_B[:, None], axis=1)[:, 0]]
+    pick_B = best_of_n(np.where(row_BM == NO_ONE, -np.inf, reward_NK[row_BM, 0]))
+    best_B = place_N[np.take_along_axis(row_BM, pick_B[:, None], axis=1)[:, 0]]
     order = np.array(sorted(range(len(names)), key=names.__getitem__))
     rounds = [
         rng_for(recipe.seed, "replay", job.t, i).permutation(len(names)) for i in range(math.ceil(count / len(names)))

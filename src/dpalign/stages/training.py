@@ -1,7 +1,6 @@
 """What the training stages share: the model to start from, its tokenizer, the context, and what the ledger counts."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,17 +65,19 @@ def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "Pr
     return tokenizer
 
 
-def context_of(job: Job, seed: int | None = None) -> "RunContext":
-    """What the stage tells its training.
-
-    Args:
-        seed: another than the recipe's.
-    """
+def context_of(
+    job: Job, start: str, training: Training, tokenizer: "PreTrainedTokenizerBase", seed: int | None = None
+) -> "RunContext":
+    """What the stage tells its training, with the recipe's seed or another."""
     from dpalign.train.trainer import RunContext
 
     recipe, name = job.recipe, job.out.stem
-    context = RunContext(
-        seed=recipe.seed,
+    return RunContext(
+        start=start,
+        training=training,
+        tokenizer=tokenizer,
+        output=job.out / "model",
+        seed=recipe.seed if seed is None else seed,
         resume=job.work.resume,
         dtype=recipe.model.dtype,
         trust_remote_code=recipe.model.trust_remote_code,
@@ -85,7 +86,6 @@ def context_of(job: Job, seed: int | None = None) -> "RunContext":
         logs=job.out.parent / "tensorboard" / name,
         name=name,
     )
-    return context if seed is None else replace(context, seed=seed)
 
 
 def count(job: Job, outcome: "Outcome") -> None:
@@ -111,4 +111,4 @@ def train_policy(
     if named_checkpoint(job, training):
         return
     tokenizer = policy_tokenizer(start, job.recipe, steered)
-    count(job, finetune(start, rows, job.out / "model", training, tokenizer, context_of(job)))
+    count(job, finetune(context_of(job, start, training, tokenizer), rows))

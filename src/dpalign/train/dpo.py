@@ -51,51 +51,36 @@ def both_sides(row: Row) -> int:
     return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
 
 
-def optimise(
-    start: str,
-    pairs: Iterable[Mapping[str, Any]],
-    output: Path,
-    training: Training,
-    beta: float,
-    tokenizer: PreTrainedTokenizerBase,
-    context: RunContext,
-) -> Outcome:
-    """Train the model `start` on preference pairs and leave a plain checkpoint folder at `output`.
+def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: float) -> Outcome:
+    """Train a model on preference pairs.
 
     Args:
         pairs: rows of `rows.PAIRS`.
-        beta: strength of the pull towards `start`.
+        beta: strength of the pull towards the start.
 
     Raises:
-        ValueError: no pair fits `training.context`; or the training packs rows, or has a loss on prompts.
+        ValueError: no pair fits the training's context; or the training packs rows, or has a loss on prompts.
     """
+    training = context.training
     if training.packing or training.loss_on != "answer":
         raise ValueError(
             "DPO compares whole answers, a pair a row: dpo.training needs packing = false and loss_on = "
             f'"answer", not {str(training.packing).lower()} and "{training.loss_on}"'
         )
-    rows = fitting(tokenize_pairs(pairs, tokenizer), "pair", training.context, longer_side, both_sides)
+    rows = fitting(tokenize_pairs(pairs, context.tokenizer), "pair", training.context, longer_side, both_sides)
     set_seed(context.seed)
-    model = load_model(AutoModelForCausalLM, start, training, context)
-    trainer = dpo_trainer(model, rows.rows, training, beta, tokenizer, context)
-    return train(trainer, rows, tokenizer, output, context.dtype)
+    model = load_model(AutoModelForCausalLM, context)
+    return train(dpo_trainer(model, rows.rows, beta, context), rows, context)
 
 
-def dpo_trainer(
-    model: PreTrainedModel,
-    rows: Sequence[Row],
-    training: Training,
-    beta: float,
-    tokenizer: PreTrainedTokenizerBase,
-    context: RunContext,
-) -> DPOTrainer:
+def dpo_trainer(model: PreTrainedModel, rows: Sequence[Row], beta: float, context: RunContext) -> DPOTrainer:
     """TRL's DPOTrainer on pairs of token ids, with the log-probabilities of its reference: the model as it comes."""
     config = DPOConfig(
         beta=beta,
         max_length=None,
         precompute_ref_log_probs=True,
         pad_to_multiple_of=None,
-        **arguments(training, context),
+        **arguments(context),
     )
     if config.process_index == 0:
         sys.stderr.write(f"{context.name}: computing reference log-probs of {len(rows):,} pairs\n")
@@ -103,8 +88,8 @@ def dpo_trainer(
         model=model,
         args=config,
         train_dataset=_on_disk(rows, context.resume / "pairs", config),
-        processing_class=tokenizer,
-        peft_config=lora(training.lora_rank),
+        processing_class=context.tokenizer,
+        peft_config=lora(context.training.lora_rank),
     )
 
 

@@ -23,11 +23,11 @@ class Kernels(Table):
 
     def require(self, on_gpu: bool) -> None:
         """ValueError where these kernels cannot run here: says what is missing, and what to do."""
-        chosen = {
+        needs = {
             ("flash-attn", 'kernels.attention = "flash_attention_2"'): self.attention == "flash_attention_2",
             ("liger-kernel", "kernels.liger = true"): self.liger,
         }
-        for package, knob in (key for key, wanted in chosen.items() if wanted):
+        for package, knob in (key for key, is_set in needs.items() if is_set):
             if not on_gpu:
                 raise ValueError(f"{knob} needs a GPU, and this machine has none; leave it at its default")
             require_package(package, knob)

@@ -54,11 +54,11 @@ def _unit_rows(rows: Sequence[Any] | Array, what: str) -> Array:
     listed = [[float(w) for w in row] for row in rows]
     if len({len(row) for row in listed}) != 1:
         raise ValueError(f"{what}: {listed}; give at least one, and each a weight by objective")
-    given_NK = np.array(listed)
-    norm_N = np.linalg.norm(given_NK, axis=1)
+    weight_NK = np.array(listed)
+    norm_N = np.linalg.norm(weight_NK, axis=1)
     if not np.isfinite(norm_N).all() or not norm_N.all():
         raise ValueError(f"{what}: {listed}; each needs finite weights, not all of them 0")
-    unit_NK: Array = given_NK / norm_N[:, None]
+    unit_NK: Array = weight_NK / norm_N[:, None]
     return unit_NK
 
 

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from dpalign.train.knobs import Training
 from dpalign.train.sft import sft_trainer
 from dpalign.train.trainer import Outcome, RunContext, fitting, train
 
@@ -50,25 +48,16 @@ def train_tokenizer(
     return fast
 
 
-def pretrain(
-    documents: Sequence[str],
-    output: Path,
-    training: Training,
-    tokenizer: PreTrainedTokenizerFast,
-    context: RunContext,
-    *,
-    hidden: int,
-    layers: int,
-    heads: int,
-) -> Outcome:
+def pretrain(context: RunContext, documents: Sequence[str], *, hidden: int, layers: int, heads: int) -> Outcome:
     """Train a Mistral-architecture model on documents, in float32, and store it in bfloat16.
 
     Args:
         heads: attention heads; half as many key-value heads.
 
     Raises:
-        ValueError: no document fits `training.context`; a longer one is left out, and counted.
+        ValueError: no document fits the training's context; a longer one is left out, and counted.
     """
+    tokenizer, room = context.tokenizer, context.training.context
     set_seed(context.seed)
     model = MistralForCausalLM(
         MistralConfig(
@@ -78,7 +67,7 @@ def pretrain(
             num_attention_heads=heads,
             num_key_value_heads=max(1, heads // 2),
             intermediate_size=hidden * 5 // 2,
-            max_position_embeddings=training.context,
+            max_position_embeddings=room,
             sliding_window=None,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
@@ -87,6 +76,7 @@ def pretrain(
         )
     )
     encoded = ([*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in documents)
-    rows = fitting(({"input_ids": ids, "labels": ids} for ids in encoded), "document", training.context)
-    trainer = sft_trainer(model, rows.rows, training, tokenizer, replace(context, dtype="float32"))
-    return train(trainer, rows, tokenizer, output, "bfloat16")  # half the size; later trainings load it as float32
+    rows = fitting(({"input_ids": ids, "labels": ids} for ids in encoded), "document", room)
+    trainer = sft_trainer(model, rows.rows, replace(context, dtype="float32"))
+    # Stored at half the size; later trainings load it as float32.
+    return train(trainer, rows, replace(context, dtype="bfloat16"))

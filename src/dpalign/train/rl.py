@@ -11,7 +11,6 @@ Shapes: N answers, H heads, K objectives.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from dpalign.engines.engine import require_room
 from dpalign.engines.transformers_engine import prompt_ids
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import scalarize
 from dpalign.rows import Message
-from dpalign.train.knobs import Training
 from dpalign.train.trainer import Curve, Rows, RunContext, arguments, curve_of, load_model, lora, train
 
 Array = NDArray[np.float64]
@@ -94,7 +93,6 @@ def scalar_reward(
 
 
 def configuration(
-    training: Training,
     context: RunContext,
     *,
     samples: int,
@@ -108,13 +106,14 @@ def configuration(
     Raises:
         ValueError: no number of updates, or a batch that holds no whole groups of answers.
     """
+    training = context.training
     if training.steps < 1:
         raise ValueError(f"rl.training.steps is {training.steps}; reinforcement counts updates: give at least 1")
     if samples < 2:
         raise ValueError(f"rl.samples is {samples}; an answer is weighed against others to its prompt: give at least 2")
     if training.batch % samples:
         raise ValueError(f"rl.training.batch {training.batch} is not a multiple of rl.samples {samples}; make it one")
-    shared = arguments(training, context) | {
+    shared = arguments(context) | {
         "num_generations": samples,
         "max_completion_length": max_new_tokens,
         "temperature": temperature,
@@ -129,17 +128,8 @@ def configuration(
     return RLOOConfig(beta=beta * SPREAD, normalize_advantages=True, **shared)
 
 
-def reinforce(
-    start: str,
-    prompts: Sequence[list[Message]],
-    output: Path,
-    training: Training,
-    config: Config,
-    reward: Reward,
-    tokenizer: PreTrainedTokenizerBase,
-    context: RunContext,
-) -> Reinforcement:
-    """Train the model `start` on its own answers to the prompts, and leave a plain checkpoint folder at `output`.
+def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Config, reward: Reward) -> Reinforcement:
+    """Train a model on its own answers to the prompts.
 
     Args:
         prompts: one a group of answers, in order, for all updates.
@@ -150,28 +140,20 @@ def reinforce(
         ValueError: a prompt and its answer may exceed the model's context; a score that is not a finite number.
     """
     set_seed(context.seed)
-    model = load_model(AutoModelForCausalLM, start, training, context)
-    _check_context(model.config, prompts, tokenizer, config.max_completion_length)
+    model = load_model(AutoModelForCausalLM, context)
+    ids = [prompt_ids(context.tokenizer, messages) for messages in prompts]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    require_room([messages[-1]["content"] for messages in prompts], ids, config.max_completion_length, limit)
     trainer = (GRPOTrainer if isinstance(config, GRPOConfig) else RLOOTrainer)(
         model=model,
         reward_funcs=reward,
         args=config,
         train_dataset=Dataset.from_list([{"prompt": messages} for messages in prompts]),
-        processing_class=tokenizer,
-        peft_config=lora(training.lora_rank),
+        processing_class=context.tokenizer,
+        peft_config=lora(context.training.lora_rank),
     )
-    train(trainer, Rows([], 0, 0), tokenizer, output, context.dtype)
+    train(trainer, Rows([], 0, 0), context)
     return _account(trainer.state, config.generation_batch_size)
-
-
-def _check_context(config: Any, prompts: Sequence[list[Message]], tokenizer: PreTrainedTokenizerBase, new: int) -> None:
-    context = getattr(config, "max_position_embeddings", None)
-    longest = max(len(prompt_ids(tokenizer, messages)) for messages in prompts)
-    if context and longest + new > context:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {new} new ones exceed the model's context of {context}; "
-            "lower sampling.prompt_tokens or sampling.max_new_tokens"
-        )
 
 
 def _account(state: Any, batch: int) -> Reinforcement:

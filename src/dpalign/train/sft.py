@@ -6,7 +6,7 @@ restarts the position ids at each, and the model runs without a key-value cache,
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,53 +44,40 @@ def tokenize(
         yield {"input_ids": prompt_ids + answer_ids, "labels": labels}
 
 
-def finetune(
-    start: str,
-    conversations: Iterable[Mapping[str, Any]],
-    output: Path,
-    training: Training,
-    tokenizer: PreTrainedTokenizerBase,
-    context: RunContext,
-) -> Outcome:
-    """Train the model `start` on conversations and leave a plain checkpoint folder at `output`.
+def finetune(context: RunContext, conversations: Iterable[Mapping[str, Any]]) -> Outcome:
+    """Train a model on conversations.
 
     Args:
         conversations: rows of `rows.CONVERSATIONS`.
 
     Raises:
-        ValueError: no conversation fits `training.context`, or this machine lacks the kernels.
+        ValueError: no conversation fits the training's context, or this machine lacks the kernels.
     """
     context.kernels.require(torch.cuda.is_available())
+    tokenizer, training = context.tokenizer, context.training
     rows = fitting(tokenize(conversations, tokenizer, training), "conversation", training.context)
     set_seed(context.seed)
     attention = context.kernels.attention
-    model = load_model(AutoModelForCausalLM, start, training, context, attn_implementation=attention)
+    model = load_model(AutoModelForCausalLM, context, attn_implementation=attention)
     model.config.pad_token_id = tokenizer.pad_token_id
-    trainer = sft_trainer(model, rows.rows, training, tokenizer, context)
-    return train(trainer, rows, tokenizer, output, context.dtype)
+    return train(sft_trainer(model, rows.rows, context), rows, context)
 
 
-def sft_trainer(
-    model: PreTrainedModel,
-    rows: Sequence[Row],
-    training: Training,
-    tokenizer: PreTrainedTokenizerBase,
-    context: RunContext,
-) -> SFTTrainer:
+def sft_trainer(model: PreTrainedModel, rows: Sequence[Row], context: RunContext) -> SFTTrainer:
     """TRL's SFTTrainer on rows of token ids and labels."""
-    training = one_packed_row(training, model)
+    training = one_packed_row(context.training, model)
     config = SFTConfig(
         max_length=training.context,
         packing=training.packing,
         pad_to_multiple_of=1,
         use_liger_kernel=context.kernels.liger,
-        **arguments(training, context),
+        **arguments(replace(context, training=training)),
     )
     return _Trainer(
         model=model,
         args=config,
         train_dataset=Dataset.from_list([dict(row) for row in rows]),
-        processing_class=tokenizer,
+        processing_class=context.tokenizer,
         peft_config=lora(training.lora_rank),
     )
 

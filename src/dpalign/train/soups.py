@@ -209,8 +209,8 @@ def _settings(folder: Path) -> Iterator[tuple[tuple[str, str], object]]:
     """A checkpoint's architecture and the way it reads text: values by file and dotted key."""
     for file in (CONFIG, "tokenizer.json", "vocab.json"):
         if (folder / file).is_file():
-            kept = {k: v for k, v in read_object(folder / file).items() if k not in INDIFFERENT.get(file, ())}
-            yield from (((file, key), value) for key, value in _leaves(kept))
+            entries = {k: v for k, v in read_object(folder / file).items() if k not in INDIFFERENT.get(file, ())}
+            yield from (((file, key), value) for key, value in _leaves(entries))
     for file in ("tokenizer.model", "merges.txt"):
         if (folder / file).is_file():
             yield (file, "its sha256"), hashlib.sha256((folder / file).read_bytes()).hexdigest()

@@ -47,6 +47,12 @@ Row = Mapping[str, Any]
 class RunContext:
     """What a stage tells any training, whatever it trains."""
 
+    start: str
+    """The model to train, a folder or hub name; "" for one from scratch."""
+    training: Training
+    tokenizer: PreTrainedTokenizerBase
+    output: Path
+    """The plain checkpoint folder that the training leaves."""
     seed: int
     resume: Path
     """Scratch folder: an interrupted training continues from it to the same bytes."""
@@ -105,10 +111,10 @@ def fitting(
         ValueError: no row fits.
     """
     every = list(rows)
-    kept = [row for row in every if length(row) <= context]
-    if not kept:
+    short = [row for row in every if length(row) <= context]
+    if not short:
         raise ValueError(f"no {what} of {len(every)} fits a context of {context} tokens; raise it, or check the data")
-    return Rows(kept, len(every) - len(kept), sum(tokens(row) for row in kept))
+    return Rows(short, len(every) - len(short), sum(tokens(row) for row in short))
 
 
 def training_dtype(dtype: str, lora_rank: int) -> str:
@@ -120,13 +126,13 @@ def training_dtype(dtype: str, lora_rank: int) -> str:
     return dtype if lora_rank else "float32"
 
 
-def load_model(auto: Any, start: str, training: Training, context: RunContext, **more: Any) -> PreTrainedModel:
-    """A model to train, by one of transformers' Auto classes."""
+def load_model(auto: Any, context: RunContext, **more: Any) -> PreTrainedModel:
+    """The model to train, by one of transformers' Auto classes."""
     quiet()
-    with Progress(f"{context.name}: loading {start}"):
+    with Progress(f"{context.name}: loading {context.start}"):
         model: PreTrainedModel = auto.from_pretrained(
-            start,
-            dtype=training_dtype(context.dtype, training.lora_rank),
+            context.start,
+            dtype=training_dtype(context.dtype, context.training.lora_rank),
             use_safetensors=True,
             trust_remote_code=context.trust_remote_code,
             **more,
@@ -134,7 +140,7 @@ def load_model(auto: Any, start: str, training: Training, context: RunContext, *
     return model
 
 
-def arguments(training: Training, context: RunContext) -> dict[str, Any]:
+def arguments(context: RunContext) -> dict[str, Any]:
     """The arguments that every trainer shares, in transformers' names.
 
     With dtype bfloat16 the trainer computes by autocast, over weights of `training_dtype`.
@@ -143,6 +149,7 @@ def arguments(training: Training, context: RunContext) -> dict[str, Any]:
         ValueError: the batch does not divide into micro-batches over the processes; the tracker is not installed.
     """
     quiet()
+    training = context.training
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accumulate, remainder = divmod(training.batch, training.micro_batch * processes)
     if remainder or not accumulate:
@@ -210,10 +217,10 @@ def lora(rank: int, task: str = "CAUSAL_LM") -> LoraConfig | None:
 # Training
 
 
-def train(trainer: Trainer, rows: Rows, tokenizer: PreTrainedTokenizerBase, output: Path, dtype: str) -> Outcome:
-    """Carry a training through, leave a plain checkpoint at `output`, and drop the training's own checkpoints."""
+def train(trainer: Trainer, rows: Rows, context: RunContext) -> Outcome:
+    """Carry a training through, leave a plain checkpoint at its output, and drop the training's own checkpoints."""
     model = fit(trainer)
-    export(model, tokenizer, output, dtype, whole_weights(trainer))
+    export(model, context, whole_weights(trainer))
     return finish(trainer, rows)
 
 
@@ -384,21 +391,15 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     return gathered
 
 
-def export(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    output: Path,
-    dtype: str,
-    state: Mapping[str, torch.Tensor] | None = None,
-) -> None:
+def export(model: PreTrainedModel, context: RunContext, state: Mapping[str, torch.Tensor] | None = None) -> None:
     """Leave a plain checkpoint: safetensors, config, tokenizer and chat template, and nothing else.
 
     Of several processes the first alone writes, and the others wait for it.
 
     Args:
-        dtype: of the stored weights.
         state: the weights, where the model holds only a part of them.
     """
+    output, dtype = context.output, context.dtype
     if first_process():
         beside = output.with_name(f".{output.name}.partial")
         shutil.rmtree(beside, ignore_errors=True)
@@ -413,7 +414,7 @@ def export(
         model.save_pretrained(beside, state_dict=cast)
         model.config.dtype = dtype
         model.config.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+        context.tokenizer.save_pretrained(beside)
         shutil.rmtree(output, ignore_errors=True)
         beside.rename(output)
     wait_for_all()

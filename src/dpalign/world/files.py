@@ -55,12 +55,12 @@ def _answers(
 ) -> Iterator[tuple[str, str]]:
     """Distinct answers, each in a random style: (style, text)."""
     named = list(styles.items())
-    seen: set[str] = set()
-    while len(seen) < count:
+    texts: set[str] = set()
+    while len(texts) < count:
         name, style = named[rng.integers(len(named))]
         text = say(write_answer(task, style, rng))
-        if text not in seen:
-            seen.add(text)
+        if text not in texts:
+            texts.add(text)
             yield name, text
 
 

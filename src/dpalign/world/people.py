@@ -121,6 +121,6 @@ def rate(true_reward: float, low: int, high: int, rng: np.random.Generator) -> i
 
     The ends of the scale stand for the worst and the best: good answers then do not all look alike.
     """
-    seen = true_reward + rng.normal(0, RATER_NOISE)
-    level = np.rint(seen * (high - low) / 100)
+    opinion = true_reward + rng.normal(0, RATER_NOISE)
+    level = np.rint(opinion * (high - low) / 100)
     return int(np.clip(level, 0, high - low) + low)

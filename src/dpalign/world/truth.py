@@ -44,7 +44,7 @@ def read(task: Task, answer: str) -> Reading:
     """Count the merits and faults of an answer."""
     covered: set[str] = set()
     detailed: set[str] = set()
-    said: set[str] = set()
+    earlier: set[str] = set()
     words = padding = repeated = claims = wrong = 0
     for sentence in read_answer(answer):
         text = say_claim(sentence) if isinstance(sentence, Claim) else sentence
@@ -52,7 +52,7 @@ def read(task: Task, answer: str) -> Reading:
         words += length
         if not isinstance(sentence, Claim) or sentence.thing not in task.things:
             padding += length
-        elif text in said:
+        elif text in earlier:
             repeated += length
         else:
             claims += 1
@@ -61,7 +61,7 @@ def read(task: Task, answer: str) -> Reading:
                 covered.add(sentence.thing)
                 if sentence.detail:
                     detailed.add(sentence.thing)
-        said.add(text)
+        earlier.add(text)
     detail = task.detail_weight
     quality = sum(
         w * ((1 - detail) * (thing in covered) + detail * (thing in detailed))

@@ -229,15 +229,17 @@ class Rewards:
     """
 
     def __init__(self, source: str, contract: "Contract", template: RewardTemplate, dtype: str = "float32") -> None:
-        from dpalign.rewards.score import load_scorer
+        from dpalign.rewards.score import FunctionScorer, ModelScorer
 
         self.template = template
         unnamed = [name for name, heads in contract.objectives.items() if not heads]
         if unnamed:
             raise ValueError(f"dpa.json does not say which reward heads {unnamed[0]!r} reads; no --reward can score it")
         self.objectives = [Objective(name, heads) for name, heads in contract.objectives.items()]
-        self.scorer = load_scorer(
-            source, contract.heads, template=template, batch_tokens=REWARD_BATCH_TOKENS, dtype=dtype
+        self.scorer = (
+            FunctionScorer(source, contract.heads)
+            if source.startswith("python:")
+            else ModelScorer(source, contract.heads, template=template, batch_tokens=REWARD_BATCH_TOKENS, dtype=dtype)
         )
         for objective in self.objectives:
             head_indices(objective, self.scorer.heads)

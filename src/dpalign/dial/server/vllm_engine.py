@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from dpalign.dial.server.engine import Delta, Finish, GenerationError, Sampling
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
 from dpalign.engines.knobs import Engines
-from dpalign.engines.vllm_start import CPU_BLOCK, require_vllm
+from dpalign.engines.vllm_engine import CPU_BLOCK, require_vllm
 from dpalign.rows import Message
 
 ENVIRONMENT: Final = {
