@@ -11,7 +11,7 @@ from conftest import MICRO
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES, steps
 from dpalign.recipe import Recipe, load
-from dpalign.stages.stage import Job, Stage, of_the_machine
+from dpalign.stages.stage import Job, Stage
 from recorded import Recorded
 
 EVERY_STAGE = [
@@ -51,6 +51,12 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[st
     shutil.rmtree(folder)
 
 
+OF_THE_MACHINE = {
+    *("name", "launcher", "jobs", "processes", "launch", "cluster", "kernels", "report_to"),
+    *("engines.gpu_memory", "engines.cpu_cache", "engines.eager", "reward.share_prefix"),
+}
+"""They say where and how fast a stage runs, and not what comes of it: no stage is redone for these."""
+
 READ_IN_OTHER_RUNS = {
     "threads",  # by every stage, before its function is called
     "engines.tensor_parallel",  # by vLLM
@@ -59,10 +65,6 @@ READ_IN_OTHER_RUNS = {
     "model.base",  # where no base model is trained
     "sft.checkpoint",  # where it names a folder, which may change though its name stays
 }
-
-
-def declared(stage: Stage) -> list[str]:
-    return stage.knob_names()
 
 
 def under(name: str, names: set[str]) -> bool:
@@ -80,21 +82,11 @@ def test_every_stage_runs_here(reads: dict[str, set[str]]) -> None:
 @pytest.mark.parametrize("name", list(STAGES))
 def test_a_stage_reads_what_it_declares_and_declares_what_it_reads(name: str, reads: dict[str, set[str]]) -> None:
     stage = STAGES[name]
-    free = {str(knob) for knob in of_the_machine(cast(Recipe, _Names()))}
-    undeclared = {knob for knob in reads[name] if not under(knob, {*declared(stage), *free})}
+    undeclared = {knob for knob in reads[name] if not under(knob, {*stage.knob_names(), *OF_THE_MACHINE})}
     assert not undeclared, f"{name} reads these, and a change of them would not redo it"
     unread = [
-        knob for knob in {*declared(stage)} - READ_IN_OTHER_RUNS if not any(under(leaf, {knob}) for leaf in reads[name])
+        knob
+        for knob in {*stage.knob_names()} - READ_IN_OTHER_RUNS
+        if not any(under(leaf, {knob}) for leaf in reads[name])
     ]
     assert not unread, f"{name} declares these for nothing"
-
-
-class _Names:
-    def __init__(self, path: str = "") -> None:
-        self._path = path
-
-    def __getattr__(self, name: str) -> "_Names":
-        return _Names(f"{self._path}.{name}".strip("."))
-
-    def __str__(self) -> str:
-        return self._path
