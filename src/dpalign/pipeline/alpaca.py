@@ -29,7 +29,8 @@ from dpalign.measure.paper_curves import FIG_5
 from dpalign.paper.direction import Arc, Preference, evaluation_grid
 from dpalign.paper.prompts import render_preference
 from dpalign.pipeline.alpaca_judge import OFFICIAL, Judge, Pair, win_rates
-from dpalign.recipe import Recipe
+from dpalign.pipeline.shipped import recipe_file
+from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, prompt_id, read_table, user_prompt, write_rows
 from dpalign.run.environment import settle_threads
 from dpalign.run.folder import Run, Work
@@ -110,13 +111,14 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="print what is left to sample and to judge; touch nothing")
 
 
-def execute(arguments: argparse.Namespace, recipe: Recipe) -> str:
+def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     """Do what is not done yet; the text to print at the end.
 
     Raises:
         ValueError: bad input, or a judge that cannot be asked; answers and judgements so far are kept.
     """
     _check(arguments)
+    recipe = load(recipe_file(arguments.recipe), overrides)
     source, limit = arguments.instructions or arguments.reference, arguments.limit
     instructions = read_instructions(source, limit)
     points = points_of(arguments)

@@ -75,11 +75,6 @@ class Stage:
         """Decorate the function that does the work."""
         return replace(self, name=function.__name__, function=function)
 
-    @property
-    def help(self) -> str:
-        """The first sentence of its docstring."""
-        return " ".join((self.function.__doc__ or "").partition("\n\n")[0].split()).rstrip(".")
-
     def knobs(self, recipe: "Recipe") -> dict[str, Any]:
         """The knobs it reads with their values, by dotted name."""
         values = recipe.as_mapping()

@@ -15,8 +15,9 @@ from dpalign.pipeline.plan.hardware import GIB, GPUS, Gpu, architecture_of
 from dpalign.pipeline.plan.measured import Rates, described, measure
 from dpalign.pipeline.plan.memory import WIDTHS, Need, disk, needs
 from dpalign.pipeline.plan.work import loads, sizes_of
+from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.pipeline.steps import steps as steps_of
-from dpalign.recipe import Recipe
+from dpalign.recipe import Recipe, load
 from dpalign.stages.cost import Load, Sizes
 from dpalign.stages.stage import Step
 
@@ -90,7 +91,8 @@ class Plan:
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of an installed recipe")
+    """The verb's arguments."""
+    add_recipe(parser)
     parser.add_argument(
         "--gpu", nargs="+", choices=list(GPUS), metavar="KIND", help=f"{', '.join(GPUS)} (default: A6000, the paper's)"
     )
@@ -109,10 +111,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
-def execute(arguments: argparse.Namespace, recipe: Recipe) -> str:
+def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     """The plan of a recipe, as text or as JSON."""
-    made = make(
-        recipe,
+    plan = make(
+        load(recipe_file(arguments.recipe), overrides),
         gpus=[GPUS[name] for name in arguments.gpu or ([] if arguments.run else ["A6000"])],
         count=arguments.gpus,
         run=arguments.run,
@@ -121,7 +123,7 @@ def execute(arguments: argparse.Namespace, recipe: Recipe) -> str:
         efficiency=replace(Efficiency(), **_numbers("--mfu", arguments.mfu, Efficiency)),
         assumed=_numbers("--assume", arguments.assume, Sizes),
     )
-    return json.dumps(as_json(made), indent=1) if arguments.json else text(made)
+    return json.dumps(as_json(plan), indent=1) if arguments.json else text(plan)
 
 
 def make(
