@@ -4,7 +4,8 @@ A stage's file declares its knobs, what it reads, its function and its cost. `st
 `pipeline/` knows their order. Heavy imports wait until a stage runs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -96,13 +97,20 @@ class Stage:
         Raises:
             ValueError: bad input, or a package that is not installed.
         """
-        try:
+        with installed():
             settle_threads(job.recipe.threads, for_torch=self.heavy)
             self.function(job)
-        except ModuleNotFoundError as error:
-            if str(error.name).startswith("dpalign"):
-                raise
-            raise ValueError(f"this stage needs {error.name}; install it: pip install -e '.[train]'") from error
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Turn the lack of a package into a ValueError that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("dpalign"):
+            raise
+        raise ValueError(f"this needs {error.name}; install it: pip install -e '.[train]'") from error
 
 
 class _Name:
