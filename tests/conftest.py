@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,3 +120,18 @@ def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_reads: dict[str, s
 
     with reads_recorded(micro_reads):
         return execute(load(MICRO), tmp_path_factory.mktemp("run") / "micro")
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs: one that has ended and that nobody has asked after does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -5,27 +5,28 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from dpalign import recipe
+from dpalign.engines.engine import Engine
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES
 from dpalign.run import folder as runs
 from dpalign.run.folder import Shard, Tally
 from dpalign.run.ledger import write_text
 from dpalign.run.shards import make_shards
-from dpalign.stages.sample import Drawing
+from dpalign.stages.sample import drawing
+from dpalign.stages.shards import Output, Row, Shards
 from dpalign.stages.stage import Job, Step
 
 POISON = "poison"
 STEP = Step("sample-2", STAGES["sample"], {}, t=2, half="D1", condition="directions")
 
 
-class Watched(Drawing):
+class Watched(Shards[Engine]):
     """Drawing at leisure; the folder WATCH says which process made each shard."""
 
     def make(self, shard: Shard) -> None:
@@ -34,55 +35,71 @@ class Watched(Drawing):
         super().make(shard)
 
 
-class Deadly(Drawing):
-    """A prompt that kills the process that reads it."""
+def watching(job: Job) -> Shards[Engine]:
+    return Watched(**vars(drawing(job)))
 
-    def _rows(self, prompts: Sequence[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
+
+def stumbling(job: Job, end: Callable[[], None]) -> Shards[Engine]:
+    """Shards in which one prompt ends the work."""
+    shards = drawing(job)
+
+    def work(engine: Engine, index: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
         if any(POISON in prompt["messages"][-1]["content"] for prompt in prompts):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super()._rows(prompts, tally)
+            end()
+        return shards.work(engine, index, prompts, tally)
+
+    return replace(shards, work=work)
 
 
-class Raising(Drawing):
+def dying(job: Job) -> Shards[Engine]:
+    """A prompt that kills the process that reads it."""
+    return stumbling(job, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def failing(job: Job) -> Shards[Engine]:
     """A prompt that an engine stumbles over, which warns when it opens."""
 
-    def open(self) -> None:
+    def end() -> None:
+        raise RuntimeError("index out of range")
+
+    shards = stumbling(job, end)
+
+    def models() -> Engine:
         logging.getLogger("dpalign.ray_work").warning("each prompt is read anew")
-        super().open()
+        return shards.models()
 
-    def _rows(self, prompts: Sequence[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
-        if any(POISON in prompt["messages"][-1]["content"] for prompt in prompts):
-            raise RuntimeError("index out of range")
-        return super()._rows(prompts, tally)
+    return replace(shards, models=models)
 
 
-class Unopened(Drawing):
+def closed(job: Job) -> Shards[Engine]:
     """An engine that does not come up."""
 
-    def open(self) -> None:
+    def models() -> Engine:
         raise OSError("no weights here")
+
+    return replace(drawing(job), models=models)
 
 
 def watched(job: Job) -> None:
-    make_shards(job, Watched)
+    make_shards(job, watching)
 
 
 def deadly(job: Job) -> None:
-    make_shards(job, Deadly)
+    make_shards(job, dying)
 
 
 def raising(job: Job) -> None:
-    make_shards(job, Raising)
+    make_shards(job, failing)
 
 
 def unopened(job: Job) -> None:
-    make_shards(job, Unopened)
+    make_shards(job, closed)
 
 
-def drawing(read: recipe.Recipe, folder: Path, inputs: dict[str, Path]) -> Drawing:
+def planned(read: recipe.Recipe, folder: Path, inputs: dict[str, Path]) -> Shards[Engine]:
     """The step's shards as the stage lays them out, for a folder that it does not write to."""
     work = runs.Run(folder, -1, None).stage_at_work(STEP.name)
-    return Drawing(Job(read, work, inputs, STEP.t, STEP.half, STEP.condition))
+    return drawing(Job(read, work, inputs, STEP.t, STEP.half, STEP.condition))
 
 
 def take(run_folder: Path, read: recipe.Recipe, function: str, inputs: dict[str, Path]) -> Path:

@@ -13,6 +13,7 @@ from dpalign.measure.alpaca import Judged, differences_of, figures_of
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.paper_curves import FIG_5
 from dpalign.paper.direction import rng_for
+from dpalign.pipeline import alpaca
 from dpalign.pipeline.alpaca import read_instructions, read_outputs
 from dpalign.run.ledger import read_ledger
 from dpalign.train.contract import contract_of, write_contract
@@ -199,8 +200,6 @@ def test_an_interrupted_sampling_keeps_its_finished_shards(
     policy: Path, reference: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted in the fourth of eight shards: three stay, and the answers are those of one whole run."""
-    from dpalign.stages import sample
-
     calls: list[int] = []
 
     def interrupted(*positional: Any, **named: Any) -> Any:
@@ -209,9 +208,9 @@ def test_an_interrupted_sampling_keeps_its_finished_shards(
             raise KeyboardInterrupt
         return draw(*positional, **named)
 
-    draw, out = sample.draw, tmp_path / "out"
+    draw, out = alpaca.draw, tmp_path / "out"
     words = [policy, *reference, "--angles", "0", "--sampling.shard"]
-    monkeypatch.setattr(sample, "draw", interrupted)
+    monkeypatch.setattr(alpaca, "draw", interrupted)
     with pytest.raises(SystemExit):
         run(*words, "1", "--out", out)
     assert len(list(out.glob("outputs-*.partial/answers/part-*.parquet"))) == 3

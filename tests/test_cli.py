@@ -212,7 +212,7 @@ def test_an_interruption_ends_with_130_and_our_own_mistakes_keep_their_traceback
     def failing(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli.runner, "execute", failing)
+    monkeypatch.setattr("dpalign.pipeline.runner.execute", failing)
     with pytest.raises(SystemExit if error is KeyboardInterrupt else error) as ended:
         cli.main(["run", str(paper)])
     if error is KeyboardInterrupt:

@@ -284,7 +284,7 @@ def test_a_checkpoint_without_a_contract_needs_to_be_told_its_form(
         (tiny_folder, ("--template", "dpa-v1", "--objectives", *TWO, "--reward"), "no finished reward model"),
         (from_run, ("--template", "dpa-v1", "--objectives", *TWO), "says what its directions mean already"),
         (tmp_path / "nowhere", (), "no such folder"),
-        (tiny_folder, ("--sampling.n", "3"), "and no knobs"),
+        (tiny_folder, ("--sampling.n", "3"), "takes no knobs"),
     ):
         assert said in refused(capsys, source, out, *words)
         assert not out.exists()

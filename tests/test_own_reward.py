@@ -17,7 +17,6 @@ from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import HEADS, RATED, SCORES, prompt_id, read_rows, read_table, user_prompt, write_rows
 from dpalign.run.folder import Run
 from dpalign.stages.data import trained_on
-from dpalign.stages.pools import true_objectives
 from dpalign.stages.reward import measure
 from dpalign.stages.score import open_scorer
 from dpalign.stages.stage import Job
@@ -104,17 +103,6 @@ def test_quality_is_of_the_heads_that_have_labels(tmp_path: Path) -> None:
     assert list(found["objectives"]) == list(found["baseline"]) == ["overall"]
     assert found["heads"][heads[1]]["r2"]["value"] == pytest.approx(1.0)
     assert found["objectives"]["overall"]["n"] == 24
-
-
-def test_true_rewards_are_read_by_name_and_none_where_a_head_has_none(tmp_path: Path) -> None:
-    rewards = [{"prompt_id": "p", "t": 0, "condition_index": 0, "sample": 0, "rewards": list(range(10))}]
-    write_rows(tmp_path / "part-00000.parquet", rewards, SCORES)
-    heads = ("kind", "helpsteer-verbosity", "helpsteer-complexity")
-    known = Recipe(name="test", heads=heads, objectives={"verbosity": ("1",), "complexity": ("helpsteer-complexity",)})
-    assert np.array(true_objectives(tmp_path, known)).tolist() == [[4.0, 3.0]]
-    unknown = {"kindness": ("kind",), "verbosity": ("1",)}
-    assert true_objectives(tmp_path, Recipe(name="test", heads=heads, objectives=unknown)) is None
-    assert true_objectives(tmp_path / "none", known) is None
 
 
 def test_a_reward_model_whose_heads_stand_in_another_order_is_refused(tmp_path: Path, monkeypatch: Any) -> None:

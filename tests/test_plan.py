@@ -13,9 +13,9 @@ import pytest
 
 from dpalign import cli
 from dpalign.engines.knobs import WORLD_BASE
-from dpalign.pipeline.plan.command import Efficiency, make, text
-from dpalign.pipeline.plan.hardware import GIB, GPUS, KNOWN, architecture_of, read_architecture
-from dpalign.pipeline.plan.memory import needs
+from dpalign.pipeline.plan.command import text
+from dpalign.pipeline.plan.count import Efficiency, make
+from dpalign.pipeline.plan.hardware import GIB, GPUS, KNOWN, architecture_of, needs, read_architecture
 from dpalign.recipe import Recipe, changed, load
 from dpalign.run.ledger import read_ledger
 from dpalign.stages.cost import Sizes

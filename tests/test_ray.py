@@ -184,7 +184,7 @@ def test_a_prompt_that_cannot_be_answered_is_named_and_the_other_shards_are_kept
 
 def test_a_shard_that_is_lost_or_altered_is_found(tmp_path: Path, alone: Path, data: Path, tiny_folder: Path) -> None:
     folder = Path(shutil.copytree(alone, tmp_path / "copy"))
-    work = ray_work.drawing(recipe.load(MICRO, SMALL), folder, {"policy": tiny_folder, "data": data})
+    work = ray_work.planned(recipe.load(MICRO, SMALL), folder, {"policy": tiny_folder, "data": data})
     reconcile(folder, work)
     second = folder / "part-00001.parquet"
     whole = list(read_rows(second, CANDIDATES))

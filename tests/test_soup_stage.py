@@ -20,6 +20,7 @@ from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.run.folder import Run
 from dpalign.run.ledger import read_ledger
+from dpalign.stages import shards
 from dpalign.stages import soup as soups
 from dpalign.stages.sample import open_engine
 from dpalign.stages.score import scored_rows
@@ -163,14 +164,14 @@ def stop_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
         ("mix", 1),  # before the first mixture stands
         ("write_rows", 4),  # within the second direction, the first of whose two shards is drawn
         ("open_engine", 3),  # a mixture stands, and nothing is drawn from it yet
-        ("write_scored", 2),  # all is drawn, and the first shard of two is scored
+        ("with_scores", 2),  # all is drawn, and the first shard of two is scored
     ],
 )
 def test_stopped_and_gone_on_with_it_ends_in_the_same_bytes(
     soup: Path, inputs: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int
 ) -> None:
     with monkeypatch.context() as patched:
-        module = mixing if name == "mix" else soups
+        module = {"mix": mixing, "write_rows": shards}.get(name, soups)
         patched.setattr(module, name, stop_at(call, getattr(module, name)))
         with pytest.raises(Stopped):
             take(tmp_path, inputs)
@@ -186,7 +187,7 @@ def test_a_lost_last_shard_is_made_again_to_the_same_bytes(
 ) -> None:
     """Once of answers that still wait to be scored: nothing is drawn again; once of answers that are lost too."""
     with monkeypatch.context() as patched:
-        patched.setattr(soups, "write_scored", stop_at(2, soups.write_scored))
+        patched.setattr(soups, "with_scores", stop_at(2, soups.with_scores))
         with pytest.raises(Stopped):
             take(tmp_path, inputs)
     partial = tmp_path / "soup.partial"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from conftest import MICRO, RECIPES
-from dpalign.cli import shipped, steps_table
+from dpalign.pipeline.command import steps_table
 from dpalign.pipeline.runner import execute
+from dpalign.pipeline.shipped import shipped
 from dpalign.pipeline.steps import knobs_of, recipe_of, rivals_of, steps
 from dpalign.recipe import Recipe, changed, load
 from dpalign.stages.dpo import dpo

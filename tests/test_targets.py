@@ -15,8 +15,9 @@ from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.run.folder import Run
 from dpalign.stages import sample as stages
+from dpalign.stages.sample import shares
 from dpalign.stages.stage import Job
-from dpalign.stages.targets import reward_targets, shares
+from dpalign.stages.steerlm import reward_targets
 
 LABELS = load(MICRO, ["--steerlm.template", "steerlm"])
 WORLD = load(MICRO)
@@ -119,7 +120,7 @@ def test_the_targets_there_are_share_the_first_answers_and_the_log_says_so(
         with run.stage("sample-1", 1, inputs, {}) as work:
             job = Job(recipe, work, inputs, 1, "D1", "targets")
             stages.sample.run(job)
-            ids = stages.Drawing(job).ids(0)
+            ids = stages.drawing(job).ids(0)
         rows = list(read_rows(tmp_path / "run" / "sample-1", CANDIDATES))
     first = [row for row in rows if row["prompt_id"] == rows[0]["prompt_id"]]
     assert Counter(row["condition_index"] for row in first) == {0: 27, 1: 27, 2: 26}

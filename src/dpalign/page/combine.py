@@ -1,5 +1,6 @@
 """Several full-pipeline seeds of one recipe on one page: the claims that a paper makes rest on these."""
 
+import argparse
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,3 +89,14 @@ def pairs_to_compare(summaries: Sequence[Summary]) -> list[tuple[str, str]]:
     ]
     last = max((one for one in shared if one.system.iteration), key=lambda one: one.system.iteration or 0, default=None)
     return [(last.name, one.name) for one in shared if one is not last] if last is not None else []
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `dpa combine`."""
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the finished run folder of a seed")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write the page into")
+
+
+def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
+    """Write the page; where it lies."""
+    return str(combine(arguments.runs, arguments.out))

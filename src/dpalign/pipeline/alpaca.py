@@ -29,11 +29,15 @@ from dpalign.measure.paper_curves import FIG_5
 from dpalign.paper.direction import Arc, Preference, evaluation_grid
 from dpalign.paper.prompts import render_preference
 from dpalign.pipeline.alpaca_judge import OFFICIAL, Judge, Pair, win_rates
-from dpalign.recipe import Recipe
+from dpalign.pipeline.shipped import recipe_file
+from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, prompt_id, read_table, user_prompt, write_rows
 from dpalign.run.environment import settle_threads
 from dpalign.run.folder import Run, Work
 from dpalign.run.ledger import sha256_of, write_json
+from dpalign.stages.sample import Condition, draw, open_engine
+from dpalign.stages.stage import installed
+from dpalign.stages.training import model_folder
 from dpalign.train.contract import Contract, read_contract
 
 VERSION: Final = 1
@@ -110,13 +114,14 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="print what is left to sample and to judge; touch nothing")
 
 
-def execute(arguments: argparse.Namespace, recipe: Recipe) -> str:
+def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     """Do what is not done yet; the text to print at the end.
 
     Raises:
         ValueError: bad input, or a judge that cannot be asked; answers and judgements so far are kept.
     """
     _check(arguments)
+    recipe = load(recipe_file(arguments.recipe), overrides)
     source, limit = arguments.instructions or arguments.reference, arguments.limit
     instructions = read_instructions(source, limit)
     points = points_of(arguments)
@@ -200,7 +205,9 @@ def points_of(arguments: argparse.Namespace) -> list[Point]:
         name, equals, folder = word.partition("=")
         if not equals or "/" in name or Path(word).exists():
             name, folder = "", word
-        model = _model_folder(Path(folder))
+        model = Path(model_folder(Path(folder)))
+        if not model.is_dir():
+            raise ValueError(f"{model}: no such folder; a policy is a local checkpoint (fetch one of the hub's first)")
         name = name or (model.parent if model.name == "model" else model.resolve()).name
         points += _policy_points(name, model, arguments, lines.get(name, ()))
     if unused := set(lines) - {point.system for point in points}:
@@ -235,16 +242,6 @@ def _policy_points(name: str, model: Path, arguments: argparse.Namespace, lines:
     except ValueError as error:
         raise ValueError(f"{model}: {error}") from error
     return points
-
-
-def _model_folder(stage: Path) -> Path:
-    """The model in a finished stage's folder, or a plain checkpoint."""
-    named = stage / "checkpoint.txt"
-    folder = Path(named.read_text().strip()) if named.is_file() else stage
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; a policy is a local checkpoint (fetch one of the hub's first)")
-    return folder
 
 
 def _directions(
@@ -354,27 +351,16 @@ def _answer(
             if not work.done:
                 if opened != point.policy:
                     engine = None  # its memory is free before the next model loads
-                    engine, opened = _open_engine(recipe, point.policy), point.policy
+                    settle_threads(recipe.threads, for_torch=True)
+                    with installed():
+                        engine, opened = open_engine(recipe, str(point.policy), alone=True), point.policy
                 _sample(work, recipe, engine, point, instructions)
         answered.append(replace(point, outputs=work.folder / OUTPUTS))
     return answered
 
 
-def _open_engine(recipe: Recipe, policy: Path) -> Any:
-    settle_threads(recipe.threads, for_torch=True)
-    try:
-        from dpalign.run.modelfolder import require_weights
-        from dpalign.stages.sample import open_engine
-    except ModuleNotFoundError as error:
-        raise ValueError(f"sampling answers needs {error.name}; install it: pip install -e '.[train]'") from error
-    require_weights(policy)
-    return open_engine(recipe, str(policy), alone=True)
-
-
 def _sample(work: Work, recipe: Recipe, engine: Any, point: Point, instructions: Sequence[str]) -> None:
     """One answer to each instruction, by shard; then the file in AlpacaEval's form."""
-    from dpalign.stages.sample import Condition, draw
-
     size, weights = recipe.sampling.shard, tuple((point.weights or {}).values())
     condition = Condition("plain" if point.weights is None else "direction", weights, point.line)
     for shard in work.shards(-(-len(instructions) // size), "answers/part-{:05d}.parquet"):

@@ -107,20 +107,12 @@ def order_of(work: runs.Work) -> Path:
 
 def take_apart(recipe: Recipe, work: runs.Work, step: Step) -> None:
     """Run a stage in its own process, so that its memory is given back and a crash is contained."""
-    order = {
-        "recipe": recipe.as_mapping(),
-        "step": {
-            "name": step.name,
-            "stage": step.stage.name,
-            "inputs": {name: str(value) for name, value in step.inputs.items()},
-            "t": step.t,
-            "half": step.half,
-            "condition": step.condition,
-            "knobs": dict(step.knobs),
-            "systems": {name: asdict(system) for name, system in step.systems.items()},
-        },
+    plain = {
+        "stage": step.stage.name,
+        "inputs": {name: str(value) for name, value in step.inputs.items()},
+        "systems": {name: asdict(system) for name, system in step.systems.items()},
     }
-    runs.write_json(order_of(work), order)
+    runs.write_json(order_of(work), {"recipe": recipe.as_mapping(), "step": vars(step) | plain})
     command = [sys.executable, "-m", "dpalign.pipeline.worker", str(work.run.folder), step.name]
     env = os.environ | thread_variables(recipe.threads) | (AS_LINES if recipe.jobs > 1 else {})
     code = subprocess.run(command, pass_fds=(work.run.lock,), env=env, check=False).returncode
@@ -149,5 +141,5 @@ def dry_run(
         ledger.Stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs)
         for step, knobs in zip(planned, read, strict=True)
     ]
-    said = ledger.plan(folder, stages)
-    return [(step, said[step.name]) for step in planned]
+    verdicts = ledger.plan(folder, stages)
+    return [(step, verdicts[step.name]) for step in planned]

@@ -181,15 +181,17 @@ def comparison(recipe: Recipe, rivals: Sequence[Rival]) -> Iterator[tuple[Step, 
     """Each rival's evaluation, and before it, where there are settings to choose among, that on the tuning prompts."""
     several = tuned(rivals)
     for rival in rivals:
-        asked, system = rival.asked, rival.system
-        takes = {*asked.stage.inputs, *asked.stage.optional}
-        inputs = {name: path for name, path in scored(recipe).items() if name in takes} | dict(asked.inputs)
+        stage, system = rival.evaluation or evaluate, rival.system
+        inputs = {name: path for name, path in scored(recipe).items() if name in (*stage.inputs, *stage.optional)}
+        step = Step(
+            f"evaluate-{rival.name}", stage, inputs | dict(rival.inputs), condition=rival.condition, knobs=rival.knobs
+        )
         if system.name in several:
-            knobs = {**asked.knobs, "evaluation.split": "tuning"}
-            yield replace(asked, name=f"tune-{rival.name}", inputs=inputs, knobs=knobs), system
+            knobs = {**rival.knobs, "evaluation.split": "tuning"}
+            yield replace(step, name=f"tune-{rival.name}", knobs=knobs), system
         elif system.role != "soup":  # nothing was chosen; of a soup the setting says who its experts are
             system = replace(system, setting="")
-        yield replace(asked, name=f"evaluate-{rival.name}", inputs=inputs), system
+        yield step, system
 
 
 def asked_beyond(recipe: Recipe) -> Iterator[Step]:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -45,12 +45,14 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "recipe"
         ValueError: an unknown or missing key, a wrong type, a number out of range, or a contradiction.
     """
     for key, value in leaves(mapping):
-        if (moment := _moment_in(value)) is not None:
-            raise ValueError(f"{where}: {key} has the {type(moment).__name__} {moment}; write it in quotes")
-    laid = _over_defaults(cls, mapping)
+        for moment in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(moment, date | time):  # TOML has them, and no knob takes one
+                raise ValueError(f"{where}: {key} has the {type(moment).__name__} {moment}; write it in quotes")
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
+    laid = _over_defaults(defaults, mapping)
     try:
         # JSON is the strict mode in which a TOML list may become a tuple, and a string a path.
-        return cls.model_validate_json(json.dumps(laid), strict=True)
+        return cls.model_validate_json(json.dumps(laid, default=str), strict=True)
     except ValidationError as error:
         raise ValueError(_message(cls, error, where)) from None
 
@@ -71,34 +73,14 @@ def changed(instance: T, values: Mapping[str, Any]) -> T:
     return from_mapping(type(instance), mapping)
 
 
-def _moment_in(value: Any) -> date | time | None:
-    """The first date or time in a value: TOML has them, and no knob takes one."""
-    if isinstance(value, list | tuple):
-        return next((moment for inner in value if (moment := _moment_in(inner)) is not None), None)
-    return value if isinstance(value, date | time) else None
-
-
-def _over_defaults(cls: type[Table], mapping: Any) -> Any:
-    """A table laid over the field's own default, which may differ from the defaults of the table's class."""
-    if not isinstance(mapping, Mapping):
-        return mapping
+def _over_defaults(defaults: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables laid over their fields' own defaults, which may differ from the defaults of the tables' classes."""
     laid = dict(mapping)
     for name, value in mapping.items():
-        field = cls.model_fields.get(str(name))
-        default = field.get_default(call_default_factory=True) if field is not None else None
+        default = defaults.get(name)
         if isinstance(default, Table) and isinstance(value, Mapping):
-            laid[name] = _laid_over(default, value)
+            laid[name] = default.as_mapping() | _over_defaults(dict(default), value)
     return laid
-
-
-def _laid_over(default: Table, mapping: Mapping[str, Any]) -> dict[str, Any]:
-    inner = {
-        name: _laid_over(own, value)
-        if isinstance(own := getattr(default, str(name), None), Table) and isinstance(value, Mapping)
-        else value
-        for name, value in mapping.items()
-    }
-    return default.as_mapping() | inner
 
 
 def _message(cls: type[Table], error: ValidationError, where: str) -> str:
@@ -144,25 +126,25 @@ def _place(cls: type[Table], loc: Sequence[str | int]) -> tuple[str, FieldInfo |
     return key, field
 
 
+_EXPECTED: Final = {
+    "an int": ("int_type", "int_from_float", "int_parsing"),
+    "a finite number": ("float_type", "finite_number", "float_parsing"),
+    "true or false": ("bool_type", "bool_parsing"),
+    "a string": ("string_type",),
+    "a path": ("path_type",),
+    "a list": ("tuple_type", "list_type", "too_long", "too_short"),
+    "a table": ("dict_type", "model_type", "model_attributes_type"),
+}
+"""What a value must be, by pydantic's names for what it is not."""
+
+
 def _expected(detail: ErrorDetails, field: FieldInfo | None) -> str:
-    """What a value must be, by pydantic's name for what it is not."""
-    match detail["type"]:
-        case "literal_error":
-            return "one of " + ", ".join(_choices(field.annotation if field else None))
-        case "int_type" | "int_from_float" | "int_parsing":
-            return "an int"
-        case "float_type" | "finite_number" | "float_parsing":
-            return "a finite number"
-        case "bool_type" | "bool_parsing":
-            return "true or false"
-        case "string_type":
-            return "a string"
-        case "path_type":
-            return "a path"
-        case "tuple_type" | "list_type" | "too_long" | "too_short":
-            return "a list"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return "a table"
+    """What a value must be."""
+    if detail["type"] == "literal_error":
+        return "one of " + ", ".join(_choices(field.annotation if field else None))
+    for words, kinds in _EXPECTED.items():
+        if detail["type"] in kinds:
+            return words
     annotation = field.annotation if field else None
     simple = {str: "a string", int: "an int", float: "a finite number", bool: "true or false"}
     return simple.get(annotation, "a value") if isinstance(annotation, type) else detail["msg"]

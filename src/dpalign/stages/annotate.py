@@ -1,12 +1,19 @@
 """Annotation: the reward model scores every original training answer (section 3.1)."""
 
 from collections import Counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dpalign.rows import RATED, read_rows
 from dpalign.run.shards import make_shards
-from dpalign.stages.score import Scoring
+from dpalign.stages.score import scores_of
+from dpalign.stages.shards import Shards, parts_of
 from dpalign.stages.stage import Job, model_read, scorer_read, stage
+
+if TYPE_CHECKING:
+    from dpalign.rewards.score import Scorer
+
+ANNOTATED_SHARD: Final = 4096
+"""Original answers a shard."""
 
 
 @stage(
@@ -19,11 +26,7 @@ def annotate(job: Job) -> None:
     make_shards(job, annotating)
 
 
-ANNOTATED_SHARD: Final = 4096
-"""Original answers a shard."""
-
-
-def annotating(job: Job) -> Scoring:
+def annotating(job: Job) -> "Shards[Scorer]":
     """The original answers in shards; an answer's `sample` counts those to its prompt."""
     earlier: Counter[str] = Counter()
     rows = []
@@ -31,5 +34,5 @@ def annotating(job: Job) -> Scoring:
         if row["source"] != "helpsteer":
             rows.append(row | {"t": 0, "condition_index": 0, "sample": earlier[row["prompt_id"]]})
             earlier[row["prompt_id"]] += 1
-    starts = range(0, len(rows), ANNOTATED_SHARD)
-    return Scoring(job, len(starts), lambda index: rows[starts[index] : starts[index] + ANNOTATED_SHARD])
+    parts = parts_of(rows, ANNOTATED_SHARD)
+    return scores_of(job, len(parts), lambda index: list(parts[index]))

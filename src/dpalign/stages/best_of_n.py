@@ -4,7 +4,7 @@ Shapes: N answers in all, V directions, K objectives.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,13 @@ from dpalign.measure.system import System
 from dpalign.paper.selection import pooled_best
 from dpalign.rows import UNFINISHED
 from dpalign.run.folder import Tally
-from dpalign.stages.evaluate import evaluate
 from dpalign.stages.pools import objective_rewards
+from dpalign.stages.preference import evaluation_directions
 from dpalign.stages.rival import Rival
 from dpalign.stages.sample import PLAIN, draw
 from dpalign.stages.score import scored_rows
-from dpalign.stages.stage import Job, Step
+from dpalign.stages.shards import Row
+from dpalign.stages.stage import Job
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -27,17 +28,16 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Row = dict[str, Any]
 
 
 def rivals(recipe: "Recipe") -> Iterator[Rival]:
     """The SFT model, whose answers the reward model chooses among."""
     system = System(f"SFT, best of {recipe.evaluation.best_of}")
-    yield Rival("sft-best-of-n", system, Step("", evaluate, {"policy": "sft"}, condition="best-of-n"))
+    yield Rival("sft-best-of-n", system, {"policy": "sft"}, "best-of-n")
 
 
 def best_answers(
-    job: Job, engine: Engine, prompts: Sequence[Row], v_VK: Array, scorer: "Scorer", tally: Tally
+    job: Job, engine: Engine, prompts: Sequence[Row], scorer: "Scorer", tally: Tally
 ) -> tuple[list[Row], list[Row]]:
     """CANDIDATES rows and their SCORES rows: for each prompt and direction `evaluation.samples` answers.
 
@@ -45,7 +45,7 @@ def best_answers(
     whole group is unfinished. All directions choose from the same groups. All answers drawn are counted as sampled
     and scored, the kept and the others.
     """
-    recipe, settings = job.recipe, job.recipe.evaluation
+    recipe, settings, v_VK = job.recipe, job.recipe.evaluation, evaluation_directions(job.recipe)
     asked = [(prompt, [PLAIN] * settings.samples) for prompt in prompts]  # a condition stands for a group
     key = (recipe.seed, "best-of-n")
     drawn = list(draw(engine, recipe, asked, settings.best_of, settings.temperature, key=key, t=job.t, tally=tally))

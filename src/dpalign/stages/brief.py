@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING
 
 from dpalign.measure.system import System
 from dpalign.stages import dpo
-from dpalign.stages.evaluate import evaluate
 from dpalign.stages.rival import Rival
-from dpalign.stages.stage import Step
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
 
 def rivals(recipe: "Recipe") -> Iterator[Rival]:
     """SFT, and DPO where it is compared too, with the wish in their system message."""
-    asked = Step("", evaluate, {"policy": "sft"}, condition="brief")
-    yield Rival("sft-brief", System("SFT, asked to be brief"), asked)
+    yield Rival("sft-brief", System("SFT, asked to be brief"), {"policy": "sft"}, "brief")
     if "dpo" in recipe.compare.systems:
         yield from dpo.rivals(recipe, "brief")

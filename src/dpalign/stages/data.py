@@ -1,6 +1,6 @@
 """Prompts and ratings: every data set read into the package's own rows, and split by prompt (section 3.1)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 
 EVALUATED: Final = ("validation", "tuning")
 """The splits whose prompts nothing is trained on or sampled for."""
+
+WORLD_FILES: Final = {
+    "helpsteer": "helpsteer.jsonl",
+    "ultrafeedback": "ultrafeedback.jsonl",
+    "prompts": "test.jsonl",
+    "tuning_prompts": "tuning.jsonl",
+    "sft": "sft.jsonl",
+}
 
 Read = tuple[list[Rated], list[Conversation], list[Prompt], list[ReadReport]]
 
@@ -105,11 +113,8 @@ def data(job: Job) -> None:
         prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
     chats, dropped = drop_held_out(chats, held_out)
     reports.append(replace(dropped, source=f"{dropped.source}: chats"))
-    parts = {
-        "train": [row for row in rated if split_of[row["prompt_id"]] in HALVES],
-        "heldout": [row for row in rated if split_of[row["prompt_id"]] == "heldout"],
-        "judge": [row for row in rated if split_of[row["prompt_id"]] == "judge"],
-    }
+    splits = {"train": HALVES, "heldout": ("heldout",), "judge": ("judge",)}
+    parts = {name: [row for row in rated if split_of[row["prompt_id"]] in own] for name, own in splits.items()}
     require_rows(parts["train"], "rated training answers", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
     for part in trained_on(recipe):  # the stages that train refuse it too, but hours later
@@ -134,20 +139,14 @@ def trained_on(recipe: "Recipe") -> list[str]:
 
 def _sources(recipe: "Recipe", world: Path | None) -> Data:
     """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
-    if world is None:
-        names = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
-        paths: dict[str, Any] = {name: expanded(f"data.{name}", getattr(recipe.data, name)) for name in names}
-        return recipe.data.model_copy(update=paths)
-    fixed: dict[str, Any] = {
-        "helpsteer": str(world / "helpsteer.jsonl"),
-        "ultrafeedback": str(world / "ultrafeedback.jsonl"),
-        "pairs": "",
-        "splits": "",
-        "prompts": str(world / "test.jsonl"),
-        "tuning_prompts": str(world / "tuning.jsonl"),
-        "sft": str(world / "sft.jsonl"),
-    }
-    return recipe.data.model_copy(update=fixed)
+    names = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
+    paths: dict[str, Any] = {}
+    for name in names:
+        if world is None:
+            paths[name] = expanded(f"data.{name}", getattr(recipe.data, name))
+        else:
+            paths[name] = str(world / WORLD_FILES[name]) if name in WORLD_FILES else ""
+    return recipe.data.model_copy(update=paths)
 
 
 def _read(sources: Data) -> Read:
@@ -155,28 +154,25 @@ def _read(sources: Data) -> Read:
         helpsteer=sources.helpsteer_scale, aspects=sources.ultrafeedback_scale, overall=sources.overall_scale
     )
     rated: list[Rated] = []
+    chats: list[Conversation] = []
     reports: list[ReadReport] = []
-    for form, source in (
-        ("helpsteer", sources.helpsteer),
-        ("ultrafeedback", sources.ultrafeedback),
-        ("pairs", sources.pairs),
-    ):
-        if source:
-            rows, report = read_ratings(form, source, scale)  # type: ignore[arg-type]
+    forms: tuple[RatedFormat, ...] = ("helpsteer", "ultrafeedback", "pairs")
+    for form in forms:
+        if source := getattr(sources, form):
+            rows, report = read_ratings(form, source, scale)
             rated += rows
             reports.append(report)
     rated, report = merge_repeats(rated)
     reports.append(report)
-    chats: list[Conversation] = []
     if sources.sft:
         chats, report = read_chats(sources.sft, split_named(sources.sft, ("train_sft",)))
         reports.append(report)
-    evaluated, report = _validation(sources)
-    reports.append(report)
-    if sources.tuning_prompts:
-        tuning, report = _unique(_asked_in(sources.tuning_prompts), "tuning", sources.tuning_prompts)
-        evaluated += tuning
-        reports.append(report)
+    evaluated: list[Prompt] = []
+    for split in EVALUATED:
+        if split == "validation" or sources.tuning_prompts:
+            prompts, report = _prompts_named(sources, split)
+            evaluated += prompts
+            reports.append(report)
     return rated, chats, evaluated, reports
 
 
@@ -188,22 +184,14 @@ def read_ratings(form: RatedFormat, source: str, scale: Rescaling) -> tuple[list
     return read_rated("ultrafeedback_binarized" if binarized else form, source, split, scale)
 
 
-def _validation(sources: Data) -> tuple[list[Prompt], ReadReport]:
-    """Prompts that a file or the authors' split name as validation; none: they are drawn by hash later."""
-    if sources.prompts:
-        return _unique(_asked_in(sources.prompts), "validation", sources.prompts)
-    if not sources.splits:
-        return _unique([], "validation", "")
-    rows = read_source(sources.splits, split_named(sources.splits, ("test_prefs",)))
-    return _unique([row.chat("chosen")[:-1] for row in rows], "validation", sources.splits)
-
-
-def _asked_in(source: str) -> list[list[Message]]:
-    return [user_prompt(row.text("prompt")) for row in read_source(source)]
-
-
-def _unique(chats: Sequence[list[Message]], split: str, source: str) -> tuple[list[Prompt], ReadReport]:
-    """The chats as a split's prompts, each text once; the report counts those that came again."""
+def _prompts_named(sources: Data, split: str) -> tuple[list[Prompt], ReadReport]:
+    """A split's prompts that a file or the authors' own split names, each text once; none: they are drawn later."""
+    source = sources.prompts if split == "validation" else sources.tuning_prompts
+    chats: list[list[Message]] = []
+    if source:
+        chats = [user_prompt(row.text("prompt")) for row in read_source(source)]
+    elif source := sources.splits:
+        chats = [row.chat("chosen")[:-1] for row in read_source(source, split_named(source, ("test_prefs",)))]
     unique = {prompt_id(chat): chat for chat in chats}
     prompts: list[Prompt] = [{"prompt_id": key, "messages": chat, "split": split} for key, chat in unique.items()]
     return prompts, ReadReport.of_filter(f"{split} prompts", source, len(chats), len(prompts), "repeated prompt")
@@ -212,24 +200,17 @@ def _unique(chats: Sequence[list[Message]], split: str, source: str) -> tuple[li
 def _split(recipe: "Recipe", sources: Data, rated: Sequence[Rated], evaluated: Sequence[Prompt]) -> dict[str, str]:
     """A split for every prompt: validation, tuning, held out for the reward model, the judge's, or a half."""
     shares = {"heldout": sources.heldout} | ({"judge": sources.judge} if sources.judge else {})
-    ids = [row["prompt_id"] for row in rated]
     policy_ids = {row["prompt_id"] for row in rated if row["source"] != "helpsteer"}
     named: dict[str, list[str]] = {}
     for prompt in evaluated:
         named.setdefault(prompt["split"], []).append(prompt["prompt_id"])
+    by_hash = {}
     if "validation" not in named:
-        shares["validation"] = min(0.5, sources.validation_prompts / max(1, len(policy_ids)))
+        by_hash["validation"] = min(0.5, sources.validation_prompts / max(1, len(policy_ids)))
     if "tuning" not in named and sources.tuning:
-        shares["tuning"] = sources.tuning
-    return split_prompts(policy_ids, recipe.seed, shares, named) | {
-        key: part if (part := others[key]) not in HALVES else "D1"
-        for others in [_split_others(recipe.seed, set(ids) - policy_ids, shares)]
-        for key in others
-    }
-
-
-def _split_others(seed: int, ids: Iterable[str], shares: dict[str, float]) -> dict[str, str]:
-    """Prompts that only the reward model trains on: held out and judge's shares as for the others."""
-    kept = {name: share for name, share in shares.items() if name not in ("validation", "tuning")}
-    ids = list(ids)
-    return split_prompts(ids, seed, kept) if ids else {}
+        by_hash["tuning"] = sources.tuning
+    split_of = split_prompts(policy_ids, recipe.seed, shares | by_hash, named)
+    # No policy is asked what only the reward model trains on, so it has no halves.
+    others = {row["prompt_id"] for row in rated} - policy_ids
+    alone = split_prompts(others, recipe.seed, shares) if others else {}
+    return split_of | {key: "D1" if part in HALVES else part for key, part in alone.items()}

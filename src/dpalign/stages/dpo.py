@@ -8,7 +8,6 @@ from pydantic import Field
 from dpalign.measure.system import System
 from dpalign.rows import PAIRS, read_rows
 from dpalign.run.tables import Table
-from dpalign.stages.evaluate import evaluate
 from dpalign.stages.pairs import pairs
 from dpalign.stages.rival import Rival, at_the_edge
 from dpalign.stages.stage import Job, Step, model_read, stage
@@ -78,4 +77,4 @@ def rivals(recipe: "Recipe", condition: str = "plain") -> Iterator[Rival]:
             Step("pairs", pairs, inputs),
             Step(policy, dpo, {"start": "sft", "pairs": "pairs"}, knobs={"dpo.beta": beta}),
         )
-        yield Rival(f"{policy}{suffix}", system, Step("", evaluate, {"policy": policy}, condition=condition), steps)
+        yield Rival(f"{policy}{suffix}", system, {"policy": policy}, condition, steps=steps)

@@ -1,18 +1,21 @@
 """Evaluation: section 3.2's protocol for one system."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows, write_rows
-from dpalign.run.folder import Shard, Tally
-from dpalign.run.shards import Id, make_shards, named
+from dpalign.engines.engine import Engine
+from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows
+from dpalign.run.folder import Tally
+from dpalign.run.shards import make_shards
 from dpalign.run.tables import ModelName, Table
+from dpalign.stages.best_of_n import best_answers
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.preference import evaluation_directions, line
 from dpalign.stages.sample import PLAIN, Condition, draw, open_engine, open_reader, target_conditions, within_limit
 from dpalign.stages.score import model_scorer, open_scorer, scored_rows
+from dpalign.stages.shards import ANSWERS, Output, Row, Shards, parts_of
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
 from dpalign.stages.training import model_folder
 
@@ -21,10 +24,7 @@ if TYPE_CHECKING:
     from dpalign.recipe import Recipe
     from dpalign.rewards.score import Scorer
 
-Row = dict[str, Any]
-
-ANSWERS: Final = "answers/part-{:05d}.parquet"
-"""The shards of an evaluation's answers, in the stage's folder."""
+    Evaluators = tuple[Engine, Mapping[str, Scorer]]
 
 
 class Evaluation(Table):
@@ -102,15 +102,17 @@ def evaluate(job: Job) -> None:
     make_shards(job, evaluating)
 
 
-def evaluating(job: Job) -> "Asking":
+def evaluating(job: Job) -> "Shards[Evaluators]":
     """The evaluation of a system."""
     policy = model_folder(job.inputs["policy"]) if "policy" in job.inputs else job.recipe.evaluation.dpo
     prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
     conditions = None if job.condition == "best-of-n" else conditions_of(job)
-    return Asking(job, policy, prompts, conditions, job.recipe.evaluation.samples, "evaluate")
+    return asking(job, policy, prompts, conditions, job.recipe.evaluation.samples, "evaluate")
 
 
-class Asking:
+def asking(
+    job: Job, policy: str, prompts: Sequence[Row], conditions: Sequence[Condition] | None, samples: int, purpose: str
+) -> "Shards[Evaluators]":
     """A system asked for something, and its answers scored, as shards of prompts.
 
     Args:
@@ -118,60 +120,25 @@ class Asking:
         samples: answers to each prompt under each of them.
         purpose: the draws' own, by which their randomness is keyed.
     """
+    recipe = job.recipe
+    key, temperature = (recipe.seed, purpose), recipe.evaluation.temperature
+    parts = parts_of(prompts, recipe.sampling.shard)
+    asked = dict.fromkeys(range(len(evaluation_directions(recipe) if conditions is None else conditions)), samples)
 
-    name = ANSWERS
+    def models() -> "Evaluators":
+        return open_engine(recipe, policy), open_scorers(job)
 
-    def __init__(
-        self,
-        job: Job,
-        policy: str,
-        prompts: Sequence[Row],
-        conditions: Sequence[Condition] | None,
-        samples: int,
-        purpose: str,
-    ) -> None:
-        self.job, self.policy, self.prompts = job, policy, prompts
-        self.conditions, self.samples, self.purpose = conditions, samples, purpose
-        self.count = shards_of(job.recipe, prompts)
+    def work(evaluators: "Evaluators", _: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
+        engine, scorers = evaluators
+        scores: dict[str, Sequence[Row]] = {}
+        if conditions is None:
+            rows, scores["scores"] = best_answers(job, engine, prompts, scorers["scores"], tally)
+        else:
+            every = [(prompt, conditions) for prompt in prompts]
+            rows = list(draw(engine, recipe, every, samples, temperature, key=key, t=job.t, tally=tally))
+        yield from with_scores(job, rows, scorers, tally, scores)
 
-    def open(self) -> None:
-        self.engine = open_engine(self.job.recipe, self.policy)
-        self.scorers = open_scorers(self.job)
-
-    def make(self, shard: Shard) -> None:
-        rows, scored = self._rows(part_of(self.job.recipe, self.prompts, shard.index), shard.tally)
-        write_scored(self.job, shard, rows, self.scorers, scored)
-
-    def one_by_one(self, index: int) -> Iterator[str]:
-        for prompt in part_of(self.job.recipe, self.prompts, index):
-            yield named(prompt)
-            rows, _ = self._rows([prompt], Tally())
-            for scorer in self.scorers.values():
-                scored_rows(scorer, rows)
-
-    def ids(self, index: int) -> list[Id]:
-        recipe = self.job.recipe
-        asked = len(evaluation_directions(recipe)) if self.conditions is None else len(self.conditions)
-        return [
-            (prompt["prompt_id"], condition, sample)
-            for prompt in part_of(recipe, self.prompts, index)
-            for condition in range(asked)
-            for sample in range(self.samples)
-        ]
-
-    def _rows(self, prompts: Sequence[Row], tally: Tally) -> tuple[list[Row], dict[str, list[Row]]]:
-        """CANDIDATES rows, and those SCORES rows that come with them."""
-        job, recipe = self.job, self.job.recipe
-        if self.conditions is None:
-            v_VK = evaluation_directions(recipe)
-            from dpalign.stages.best_of_n import best_answers
-
-            rows, scores = best_answers(job, self.engine, prompts, v_VK, self.scorers["scores"], tally)
-            return rows, {"scores": scores}
-        asked = [(prompt, self.conditions) for prompt in prompts]
-        key, temperature = (recipe.seed, self.purpose), recipe.evaluation.temperature
-        drawn = draw(self.engine, recipe, asked, self.samples, temperature, key=key, t=job.t, tally=tally)
-        return list(drawn), {}
+    return Shards(job, ANSWERS, len(parts), parts.__getitem__, models, work, lambda _: asked)
 
 
 def evaluation_prompts(job: Job, reader: "PromptReader") -> list[Row]:
@@ -185,17 +152,6 @@ def evaluation_prompts(job: Job, reader: "PromptReader") -> list[Row]:
     if not prompts:
         raise ValueError(f"no {split} prompts to evaluate on; hold some out with data.tuning")
     return within_limit(job, prompts, reader.prompt_tokens)
-
-
-def shards_of(recipe: "Recipe", prompts: Sequence[Row]) -> int:
-    """In how many shards the answers to the prompts are written."""
-    return -(-len(prompts) // recipe.sampling.shard)
-
-
-def part_of(recipe: "Recipe", prompts: Sequence[Row], index: int) -> Sequence[Row]:
-    """The prompts of a shard."""
-    size = recipe.sampling.shard
-    return prompts[index * size : (index + 1) * size]
 
 
 def conditions_of(job: Job) -> list[Condition]:
@@ -223,27 +179,26 @@ def open_scorers(job: Job) -> "dict[str, Scorer]":
     return scorers
 
 
-def write_scored(
+def with_scores(
     job: Job,
-    shard: Shard,
     rows: Sequence[Row],
     scorers: "Mapping[str, Scorer]",
-    scored: Mapping[str, Sequence[Row]] | None = None,
-) -> None:
-    """Score a shard's answers by all scorers, in the world by the truth too, and write them; the answers come last.
+    tally: Tally,
+    known: Mapping[str, Sequence[Row]] | None = None,
+) -> Iterator[Output]:
+    """A shard's answers, after their scores by all scorers and in the world by the truth.
 
     Args:
-        scored: scores that are known already, by folder.
+        known: scores that are known already, by folder.
     """
-    known = dict(scored or {})
+    scores = dict(known or {})
     for name, scorer in scorers.items():
-        if name not in known:
-            known[name] = scored_rows(scorer, rows)
-            shard.tally.scored += len(rows)
+        if name not in scores:
+            scores[name] = scored_rows(scorer, rows)
+            tally.scored += len(rows)
     if job.recipe.data.world:
         from dpalign.rewards.score import FunctionScorer
 
-        known["truth"] = scored_rows(FunctionScorer("python:dpalign.world.truth:score", HEADS), rows)
-    for name, scores in known.items():
-        write_rows(job.out / name / shard.path.name, scores, SCORES)
-    write_rows(shard.path, rows, CANDIDATES)
+        scores["truth"] = scored_rows(FunctionScorer("python:dpalign.world.truth:score", HEADS), rows)
+    yield from ((name, SCORES, of_name) for name, of_name in scores.items())
+    yield "answers", CANDIDATES, rows

@@ -27,16 +27,18 @@ from dpalign.run.folder import write_json
 from dpalign.run.shards import make_shards
 from dpalign.run.tables import Table
 from dpalign.stages.cost import Costs, Load
-from dpalign.stages.evaluate import Asking, evaluation_cost, evaluation_prompts
+from dpalign.stages.evaluate import asking, evaluation_cost, evaluation_prompts
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import line
 from dpalign.stages.sample import Condition, open_reader
+from dpalign.stages.shards import Shards
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
-from dpalign.stages.targets import reward_targets
+from dpalign.stages.steerlm import reward_targets
 from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
+    from dpalign.stages.evaluate import Evaluators
 
 
 class Feasibility(Table):
@@ -85,14 +87,14 @@ def feasibility(job: Job) -> None:
     write_json(job.out / "feasibility.json", found.model_dump(mode="json"))
 
 
-def asking_beyond(job: Job) -> Asking:
+def asking_beyond(job: Job) -> "Shards[Evaluators]":
     """Every wish, asked of the recipe's number of prompts."""
     recipe, settings = job.recipe, job.recipe.feasibility
     conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes_of(job)]
     policy = model_folder(job.inputs["policy"])
     prompts = evaluation_prompts(job, open_reader(recipe, policy))
     prompts = sorted(prompts, key=lambda prompt: str(prompt["prompt_id"]))[: settings.prompts or None]
-    return Asking(job, policy, prompts, conditions, settings.samples, "feasibility")
+    return asking(job, policy, prompts, conditions, settings.samples, "feasibility")
 
 
 def wishes_of(job: Job) -> list[Wish]:

@@ -3,9 +3,8 @@
 Of each prompt there is one pair at most. A pair whose two answers score alike says nothing, and is left out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,9 +14,6 @@ from dpalign.paper.objectives import head_indices, read_objectives
 from dpalign.rows import HEADS, PAIRS, PROMPTS, RATED, Message, read_rows, write_rows
 from dpalign.stages.pools import scored_prompts
 from dpalign.stages.stage import Job, objectives_read, stage
-
-if TYPE_CHECKING:
-    from dpalign.recipe import Recipe
 
 OVERALL: Final = HEADS.index("ultrafeedback-overall_score")
 
@@ -38,14 +34,17 @@ def pairs(job: Job) -> None:
         ValueError: no prompt has; or the pairs are to be made of candidates, and the stage was given none.
     """
     recipe = job.recipe
-    prompts, choose = _of_ratings(job) if recipe.dpo.pairs == "ratings" else _of_candidates(job)
+    of_ratings = recipe.dpo.pairs == "ratings"
     made: list[dict[str, Any]] = []
     few = ties = 0
-    for prompt_id, messages, answers, scores in prompts:
+    for prompt_id, messages, answers, scores in rated_prompts(job) if of_ratings else candidate_prompts(job):
         if len(answers) < 2:
             few += 1
             continue
-        best, other = choose(prompt_id, scores)
+        best, other = int(np.argmax(scores)), int(np.argmin(scores))
+        if of_ratings:  # one of the others at random, as Zephyr's were made
+            others = [i for i in range(len(scores)) if i != best]
+            other = others[rng_for(recipe.seed, "rejected", prompt_id).integers(len(others))]
         if scores[best] == scores[other]:
             ties += 1
             continue
@@ -70,26 +69,13 @@ def pairs(job: Job) -> None:
     job.work.tally.add(rows_in=len(made) + few + ties, rows_out=len(made), filtered=filtered)
 
 
-Choice = Callable[[str, Sequence[float]], tuple[int, int]]
-
-
-def _of_ratings(job: Job) -> tuple[Iterator[Answers], Choice]:
-    """The best rated answer against one of the others at random."""
-
-    def choose(prompt_id: str, scores: Sequence[float]) -> tuple[int, int]:
-        best = int(np.argmax(scores))
-        others = [i for i in range(len(scores)) if i != best]
-        return best, others[rng_for(job.recipe.seed, "rejected", prompt_id).integers(len(others))]
-
-    return rated_prompts(job.inputs["data"], job.recipe), choose
-
-
-def rated_prompts(data: Path, recipe: "Recipe") -> Iterator[Answers]:
+def rated_prompts(job: Job) -> Iterator[Answers]:
     """The prompts of D1 and D2 with their rated answers, in the order of the data.
 
     Answers are compared by the overall score if two of the prompt's answers have one, else by the mean label of the
     heads that the first objective reads: the two are different scales. An answer without that label is left out.
     """
+    recipe, data = job.recipe, job.inputs["data"]
     first = recipe.objective_list[0]
     read = head_indices(first, recipe.heads)
     prompts: dict[str, list[dict[str, Any]]] = {}
@@ -109,23 +95,14 @@ def rated_prompts(data: Path, recipe: "Recipe") -> Iterator[Answers]:
         yield prompt_id, rows[0]["messages"], [row["response"] for row in rated], scores
 
 
-def _of_candidates(job: Job) -> tuple[Iterator[Answers], Choice]:
-    """The best finished candidate against the worst, by the first objective."""
+def candidate_prompts(job: Job) -> Iterator[Answers]:
+    """The sampled prompts with their finished candidates, and without the system line that those were drawn under."""
     missing = {"candidates", "scores"} - job.inputs.keys()
     if missing:
         raise ValueError(
             f'dpo.pairs is "candidates", and the stage was given no {" and no ".join(sorted(missing))}; give both, '
             'or take "ratings"'
         )
-
-    def choose(_: str, scores: Sequence[float]) -> tuple[int, int]:
-        return int(np.argmax(scores)), int(np.argmin(scores))
-
-    return candidate_prompts(job), choose
-
-
-def candidate_prompts(job: Job) -> Iterator[Answers]:
-    """The sampled prompts with their finished candidates, and without the system line that those were drawn under."""
     asked = {p["prompt_id"]: p["messages"] for p in read_rows(job.inputs["data"] / "prompts", PROMPTS)}
     for prompt_id, rows, reward_MK in scored_prompts(job.inputs["candidates"], job.inputs["scores"], job.recipe):
         finished = [i for i, row in enumerate(rows) if row["finished"]]

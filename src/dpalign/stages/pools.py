@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dpalign.paper.objectives import Objective, all_known, by_name, read_objectives
+from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import NO_ONE, best_of_n, members, pooled_best, scalarize
-from dpalign.rows import CANDIDATES, HEADS, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards
+from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -113,17 +113,6 @@ def objective_rewards(
         return read_objectives(reward_NH, heads, objectives)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-
-
-def true_objectives(folder: Path, recipe: "Recipe") -> Array | None:
-    """Objectives of a folder's true rewards (N, K); None where it has none, or an objective reads a head without any.
-
-    The truth has the ten heads of `HEADS`; a reward of other heads shares those of the same name.
-    """
-    if not folder.exists() or not all_known(recipe.objective_list, recipe.heads, HEADS):
-        return None
-    true_NH = by_name(matrix_of(read_table(folder, SCORES, ["rewards"])["rewards"]), HEADS, recipe.heads)
-    return objective_rewards(true_NH, recipe.heads, recipe.objective_list, folder)
 
 
 def best_answers(pools: Pools, wanted_BVK: Array, selection: "Selection") -> Index:

@@ -23,7 +23,6 @@ from dpalign.measure.summary import DataReport, Pairwise
 from dpalign.measure.system import System
 from dpalign.measure.trust import trust
 from dpalign.page.words import arithmetic, listed
-from dpalign.page.write import write_report
 from dpalign.paper.direction import Arc, Population, evaluation_grid
 from dpalign.paper.objectives import all_known
 from dpalign.rows import HEADS
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
 )
 def report(job: Job) -> None:
     """Measure the systems and write the page."""
+    from dpalign.page.write import write_report  # matplotlib takes a while to import
+
     recipe, inputs, log = job.recipe, job.inputs, job.work.run.log
     users, text = recipe.preference.population(len(recipe.objectives)), recipe.to_toml()
     reading = Reading(tuple(recipe.heads), tuple(recipe.objective_list))

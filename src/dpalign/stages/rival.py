@@ -1,7 +1,7 @@
 """A system that is compared with DPA, in one of its settings: what it is, how it is evaluated, which steps make it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from dpalign.measure.points import senses_of
 from dpalign.measure.system import System
 from dpalign.paper.direction import Fixed, Grid, arithmetic, evaluation_grid
-from dpalign.stages.stage import Step
+from dpalign.stages.stage import Stage, Step
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -24,10 +24,15 @@ class Rival:
     name: str
     """Its steps are evaluate-NAME and, where the system has settings to choose among, tune-NAME."""
     system: System
-    asked: Step
-    """Its evaluation, without a name, the data and the reward model."""
+    inputs: Mapping[str, str]
+    """What its evaluation reads beside the data and the reward model."""
+    condition: str = ""
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    """Of its evaluation."""
     steps: tuple[Step, ...] = ()
     """What makes it, in order."""
+    evaluation: Stage | None = None
+    """None for the stage `evaluate`."""
 
 
 def fixed(v_K: Vector) -> dict[str, Any]:

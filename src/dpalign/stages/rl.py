@@ -13,7 +13,6 @@ from dpalign.rows import HALVES, PROMPTS, read_rows
 from dpalign.run.folder import write_json
 from dpalign.run.tables import Table
 from dpalign.stages.cost import Costs, Load
-from dpalign.stages.evaluate import evaluate
 from dpalign.stages.rival import Rival, at_the_edge, fixed, grid, spelled
 from dpalign.stages.sample import within_limit
 from dpalign.stages.score import open_scorer
@@ -144,4 +143,4 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
                 at_edge=at_the_edge(beta, recipe.rl.betas), direction=v_K, family=family,
             )  # fmt: skip
             step = Step(name, rl, {"start": "sft", "data": "data", "reward": "reward"}, knobs=knobs)
-            yield Rival(name, system, Step("", evaluate, {"policy": name}, condition="plain"), (step,))
+            yield Rival(name, system, {"policy": name}, "plain", steps=(step,))

@@ -8,7 +8,6 @@ from pydantic import Field
 from dpalign.measure.system import System
 from dpalign.rows import CONVERSATIONS, read_rows
 from dpalign.run.tables import Table
-from dpalign.stages.evaluate import evaluate
 from dpalign.stages.finetune import selected_cost
 from dpalign.stages.rival import Rival, Vector, fixed, grid, spelled
 from dpalign.stages.sample import sample
@@ -53,7 +52,7 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
     for i, v_K in enumerate(grid(recipe, recipe.rsf.directions), start=1):
         steps = tuple(scalar_rejection_sampling(recipe, f"rsf-{i}", v_K))
         system = System(f"RSF at {spelled(recipe, v_K)}", "specialist", direction=v_K, family="RSF")
-        yield Rival(f"rsf-{i}", system, Step("", evaluate, {"policy": steps[-1].name}, condition="plain"), steps)
+        yield Rival(f"rsf-{i}", system, {"policy": steps[-1].name}, "plain", steps=steps)
 
 
 def scalar_rejection_sampling(recipe: "Recipe", name: str, v_K: Vector) -> Iterator[Step]:

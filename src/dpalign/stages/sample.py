@@ -1,9 +1,9 @@
 """Sampling: step 1 of section 2.2, before the scoring; under directions, reward targets, or plainly."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,16 @@ from dpalign.chat import with_system_line
 from dpalign.engines.engine import Engine, Request
 from dpalign.paper.direction import rng_for
 from dpalign.paper.prompts import render_condition
-from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows, write_rows
-from dpalign.run.folder import Shard, Tally
-from dpalign.run.shards import Id, make_shards, named
+from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows
+from dpalign.run.folder import Tally
+from dpalign.run.shards import make_shards
 from dpalign.run.tables import Table
 from dpalign.stages.cost import Costs
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import directions_of, line
+from dpalign.stages.shards import PART, Output, Row, Shards, parts_of
 from dpalign.stages.stage import D1_D2, Job, Step, model_read, objectives_read, stage
-from dpalign.stages.targets import FIRST_QUANTILE, reward_targets, shares
+from dpalign.stages.steerlm import reward_targets
 from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from dpalign.recipe import Recipe
 
 Array = NDArray[np.float64]
+
+FIRST_QUANTILE: Final = 0.9
+"""The helpfulness asked for at t = 1 with each verbosity, as a quantile of the annotated answers' like it."""
 
 
 class Sampling(Table):
@@ -91,7 +95,7 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
 )
 def sample(job: Job) -> None:
     """Draw answers from a policy: at t = 1 under reward targets, later under directions, or plainly."""
-    make_shards(job, Drawing)
+    make_shards(job, drawing)
 
 
 @dataclass(frozen=True)
@@ -156,52 +160,26 @@ def open_reader(recipe: "Recipe", policy: str) -> "PromptReader":
     return PromptReader(policy, trust_remote_code=recipe.model.trust_remote_code)
 
 
-class Drawing:
+def drawing(job: Job) -> Shards[Engine]:
     """A sampling stage as shards of prompts."""
+    recipe, settings, t = job.recipe, job.recipe.sampling, job.t
+    policy = model_folder(job.inputs["policy"])
+    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
+    prompts = within_limit(job, prompts, open_reader(recipe, policy).prompt_tokens)
+    parts = parts_of(_own_prompts(prompts, settings.prompts, recipe.seed, t), settings.shard)
+    fixed = [PLAIN] if job.condition == "plain" else []
+    n = [settings.n] * (len(fixed) or recipe.preference.directions)
+    if job.condition == "targets":
+        fixed = target_conditions(job, settings.first_targets, FIRST_QUANTILE)
+        n = shares(settings.first, len(fixed))
 
-    name = "part-{:05d}.parquet"
-
-    def __init__(self, job: Job) -> None:
-        recipe, settings = job.recipe, job.recipe.sampling
-        self.job = job
-        self.policy = model_folder(job.inputs["policy"])
-        prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
-        prompts = within_limit(job, prompts, open_reader(recipe, self.policy).prompt_tokens)
-        self.prompts = _drawn(prompts, settings.prompts, recipe.seed, job.t)
-        self.fixed = [PLAIN] if job.condition == "plain" else []
-        self.n = [settings.n] * (len(self.fixed) or recipe.preference.directions)
-        if job.condition == "targets":
-            self.fixed = target_conditions(job, settings.first_targets, FIRST_QUANTILE)
-            self.n = shares(settings.first, len(self.fixed))
-
-    def open(self) -> None:
-        self.engine = open_engine(self.job.recipe, self.policy, alone=True)
-
-    @property
-    def count(self) -> int:
-        return -(-len(self.prompts) // self.job.recipe.sampling.shard)
-
-    def part(self, index: int) -> list[dict[str, Any]]:
-        """The prompts of a shard."""
-        size = self.job.recipe.sampling.shard
-        return self.prompts[index * size : (index + 1) * size]
-
-    def make(self, shard: Shard) -> None:
-        write_rows(shard.path, self._rows(self.part(shard.index), shard.tally), CANDIDATES)
-
-    def one_by_one(self, index: int) -> Iterator[str]:
-        for prompt in self.part(index):
-            yield named(prompt)
-            deque(self._rows([prompt], Tally()), maxlen=0)
-
-    def ids(self, index: int) -> list[Id]:
-        return [(p["prompt_id"], c, s) for p in self.part(index) for c, n in enumerate(self.n) for s in range(n)]
-
-    def _rows(self, prompts: Sequence[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
-        recipe, t = self.job.recipe, self.job.t
-        asked = [(p, self.fixed or direction_conditions(recipe, p["prompt_id"], t)) for p in prompts]
+    def work(engine: Engine, _: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
+        asked = [(p, fixed or direction_conditions(recipe, p["prompt_id"], t)) for p in prompts]
         key = (recipe.seed, "sample", t)
-        return draw(self.engine, recipe, asked, self.n, recipe.sampling.temperature, key=key, t=t, tally=tally)
+        yield "", CANDIDATES, draw(engine, recipe, asked, n, settings.temperature, key=key, t=t, tally=tally)
+
+    models = partial(open_engine, recipe, policy, alone=True)
+    return Shards(job, PART, len(parts), parts.__getitem__, models, work, lambda _: dict(enumerate(n)))
 
 
 def within_limit(
@@ -224,7 +202,7 @@ def within_limit(
     return kept
 
 
-def _drawn(prompts: Sequence[dict[str, Any]], count: int, seed: int, t: int) -> list[dict[str, Any]]:
+def _own_prompts(prompts: Sequence[dict[str, Any]], count: int, seed: int, t: int) -> list[dict[str, Any]]:
     """The iteration's own prompts: the first `count` in an order keyed by iteration; 0 takes all."""
     order = sorted(prompts, key=lambda prompt: rng_for(seed, "prompts", t, prompt["prompt_id"]).random())
     return order[:count] if count else order
@@ -251,6 +229,11 @@ def target_conditions(job: Job, count: int, quantile: float) -> list[Condition]:
         Condition("target", tuple(r_K), render_condition(dict(zip(names, r_K, strict=True)), template))
         for r_K in targets
     ]
+
+
+def shares(answers: int, targets: int) -> list[int]:
+    """So many answers among so many targets, as evenly as can be, the first ones having one more."""
+    return [answers // targets + (target < answers % targets) for target in range(targets)]
 
 
 def draw(

@@ -1,15 +1,18 @@
 """Scoring: every answer on every head, a shard of answers at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dpalign.rows import CANDIDATES, SCORES, read_rows, shards, write_rows
-from dpalign.run.folder import Shard
-from dpalign.run.shards import Id, make_shards, named
+from dpalign.rows import CANDIDATES, SCORES, read_rows, shards
+from dpalign.run.folder import Tally
+from dpalign.run.modelfolder import require_weights
+from dpalign.run.shards import make_shards
 from dpalign.stages.cost import Costs, Load
+from dpalign.stages.pools import KEYS
 from dpalign.stages.sample import counted, start_vllm
+from dpalign.stages.shards import PART, Output, Row, Shards
 from dpalign.stages.stage import Job, Step, model_read, scorer_read, stage
 
 if TYPE_CHECKING:
@@ -29,49 +32,27 @@ def score(job: Job) -> None:
     make_shards(job, scoring)
 
 
-def scoring(job: Job) -> "Scoring":
+def scoring(job: Job) -> "Shards[Scorer]":
     """The candidates in the shards that they were drawn in."""
     files = shards(job.inputs["candidates"])
-    return Scoring(job, len(files), lambda index: list(read_rows(files[index], CANDIDATES)))
+    return scores_of(job, len(files), lambda index: list(read_rows(files[index], CANDIDATES)))
 
 
-class Scoring:
-    """A scoring stage as shards of answers.
+def scores_of(job: Job, count: int, part: Callable[[int], list[Row]]) -> "Shards[Scorer]":
+    """A scoring stage as shards of answers."""
 
-    Args:
-        part: the answers of a shard, with their prompts and the keys of their SCORES rows.
-    """
+    def work(scorer: "Scorer", _: int, answers: Sequence[Row], tally: Tally) -> Iterator[Output]:
+        yield "", SCORES, scored_rows(scorer, answers)
+        tally.add(len(answers), len(answers), scored=len(answers))
 
-    name = "part-{:05d}.parquet"
-
-    def __init__(self, job: Job, count: int, part: Callable[[int], list[dict[str, Any]]]) -> None:
-        self.job, self.count, self.part = job, count, part
-
-    def open(self) -> None:
-        self.scorer = open_scorer(self.job.recipe, self.job.inputs["reward"], alone=True)
-
-    def make(self, shard: Shard) -> None:
-        rows = self.part(shard.index)
-        write_rows(shard.path, scored_rows(self.scorer, rows), SCORES)
-        shard.tally.add(len(rows), len(rows), scored=len(rows))
-
-    def one_by_one(self, index: int) -> Iterator[str]:
-        for _, answers in groupby(self.part(index), key=lambda row: row["prompt_id"]):
-            rows = list(answers)
-            yield named(rows[0])
-            scored_rows(self.scorer, rows)
-
-    def ids(self, index: int) -> list[Id]:
-        return [(row["prompt_id"], row["condition_index"], row["sample"]) for row in self.part(index)]
+    return Shards(job, PART, count, part, partial(open_scorer, job.recipe, job.inputs["reward"], alone=True), work)
 
 
-def scored_rows(scorer: "Scorer", candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def scored_rows(scorer: "Scorer", candidates: Sequence[Row]) -> list[Row]:
     """The SCORES rows of CANDIDATES rows."""
-    pairs = [(row["messages"], row["response"]) for row in candidates]
-    reward_NH = scorer.score(pairs)
-    keys = ("prompt_id", "t", "condition_index", "sample")
+    reward_NH = scorer.score([(row["messages"], row["response"]) for row in candidates])
     return [
-        {key: row[key] for key in keys} | {"rewards": reward_H}
+        {key: row[key] for key in KEYS} | {"rewards": reward_H}
         for row, reward_H in zip(candidates, reward_NH.tolist(), strict=True)
     ]
 
@@ -93,8 +74,6 @@ def open_scorer(recipe: "Recipe", reward_stage: Path, *, alone: bool = False) ->
 def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scorer":
     """The scorer on a stage's own model, whatever the recipe names."""
     folder = stage / "model" if (stage / "model").is_dir() else stage
-    from dpalign.run.modelfolder import require_weights
-
     require_weights(folder)
     return _opened(recipe, str(folder), alone)
 

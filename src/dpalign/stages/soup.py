@@ -10,12 +10,11 @@ Shapes: V directions, E experts, K objectives.
 import json
 import shutil
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,34 +22,25 @@ from numpy.typing import NDArray
 from dpalign.engines.engine import Engine
 from dpalign.measure.points import senses_of
 from dpalign.measure.system import System
-from dpalign.rows import CANDIDATES, read_rows, write_rows
-from dpalign.run.folder import Shard, Tally, write_json
+from dpalign.rows import CANDIDATES, read_rows
+from dpalign.run.folder import Tally, write_json
 from dpalign.run.ledger import TIMES
-from dpalign.run.shards import Id, make_shards, named
+from dpalign.run.shards import make_shards
 from dpalign.run.tables import Table
-from dpalign.stages.evaluate import (
-    ANSWERS,
-    evaluation_cost,
-    evaluation_prompts,
-    open_scorers,
-    part_of,
-    protocol,
-    shards_of,
-    write_scored,
-)
+from dpalign.stages.evaluate import evaluation_cost, evaluation_prompts, open_scorers, protocol, with_scores
 from dpalign.stages.preference import evaluation_directions
 from dpalign.stages.rival import Rival, Vector, grid, spelled
 from dpalign.stages.rsf import scalar_rejection_sampling
 from dpalign.stages.sample import Condition, draw, open_engine, open_reader
-from dpalign.stages.score import scored_rows
+from dpalign.stages.shards import ANSWERS, Output, Row, Shards, parts_of
 from dpalign.stages.stage import Job, Step, stage
 from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
+    from dpalign.rewards.score import Scorer
 
 Array = NDArray[np.float64]
-Row = dict[str, Any]
 
 DRAWN: Final = "drawn-{:05d}.parquet"
 """The answers of a part of the prompts for a direction, in the stage's scratch."""
@@ -84,71 +74,28 @@ def soup(job: Job) -> None:
     seconds of a switch to each direction.
     """
     _describe(job)
-    make_shards(job, DrawingMixtures)
-    make_shards(replace(job, inputs={**job.inputs, "drawn": job.work.resume}), ScoringMixtures)
+    make_shards(job, drawing_mixtures)
+    make_shards(replace(job, inputs={**job.inputs, "drawn": job.work.resume}), scoring_mixtures)
     switches = [json.loads(path.read_text()) for path in sorted(job.work.resume.glob("switched-*.json"))]
     write_json(
         job.out / TIMES, {"switch_seconds": {str(switch["direction"]): switch["seconds"] for switch in switches}}
     )
 
 
-class DrawingMixtures:
-    """The answers for all directions as shards: all parts of the prompts for the first of them, then for the next."""
+class Mixtures:
+    """The engine of one direction's mixture at a time."""
 
-    name = f"resume/{DRAWN}"
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.experts = job, experts_of(job)
-        self.v_VK, self.w_VE = mixtures_of(job.recipe)
-        self.prompts = evaluation_prompts(job, open_reader(job.recipe, str(self.experts[0])))
-        self.parts = shards_of(job.recipe, self.prompts)
-        self.count = len(self.v_VK) * self.parts
+    def __init__(self, job: Job, experts: Sequence[Path], w_VE: Array) -> None:
+        self.job, self.experts, self.w_VE = job, experts, w_VE
         self.mixed: int | None = None
         self.engine: Engine | None = None
 
-    def open(self) -> None:
-        """Nothing yet: a shard says of which mixture."""
-
-    def make(self, shard: Shard) -> None:
-        v, prompts = self._asked(shard.index)
-        write_rows(shard.path, self._rows(v, prompts, shard.tally), CANDIDATES)
-
-    def one_by_one(self, index: int) -> Iterator[str]:
-        v, prompts = self._asked(index)
-        for prompt in prompts:
-            yield named(prompt)
-            deque(self._rows(v, [prompt], Tally()), maxlen=0)
-
-    def ids(self, index: int) -> list[Id]:
-        v, prompts = self._asked(index)
-        return [(p["prompt_id"], v, sample) for p in prompts for sample in range(self.job.recipe.evaluation.samples)]
-
-    def _asked(self, index: int) -> tuple[int, Sequence[Row]]:
-        """The direction of a shard, and its prompts."""
-        v, part = divmod(index, self.parts)
-        return v, part_of(self.job.recipe, self.prompts, part)
-
-    def _rows(self, v: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Row]:
-        job, recipe = self.job, self.job.recipe
-        v_K = tuple(self.v_VK[v].tolist())
-        condition = Condition("direction", v_K, None)  # asked of the weights, not of the prompt
-        return draw(
-            self._engine(v),
-            recipe,
-            [(prompt, [condition]) for prompt in prompts],
-            recipe.evaluation.samples,
-            recipe.evaluation.temperature,
-            key=(recipe.seed, "evaluate"),
-            t=job.t,
-            tally=tally,
-            first=v,
-        )
-
-    def _engine(self, v: int) -> Engine:
+    def engine_of(self, v: int) -> Engine:
         """The engine of a direction's mixture, which is made where the last one was of another."""
         if self.engine is None or self.mixed != v:
             self.engine = None  # its memory is given back before the next is read
-            mixture, began = self.job.work.resume / "mixture", time.monotonic()
+            resume = self.job.work.resume
+            mixture, began = resume / "mixture", time.monotonic()
             shutil.rmtree(mixture, ignore_errors=True)
             from dpalign.train.soups import mix
 
@@ -156,43 +103,51 @@ class DrawingMixtures:
             self.engine, self.mixed = open_engine(self.job.recipe, str(mixture), alone=True), v
             shutil.rmtree(mixture)
             seconds = round(time.monotonic() - began, 3)
-            write_json(self.job.work.resume / SWITCHED.format(v), {"direction": v, "seconds": seconds})
+            write_json(resume / SWITCHED.format(v), {"direction": v, "seconds": seconds})
         return self.engine
 
 
-class ScoringMixtures:
+def drawing_mixtures(job: Job) -> Shards[Mixtures]:
+    """The answers for all directions as shards: all parts of the prompts for the first of them, then for the next."""
+    recipe, experts = job.recipe, experts_of(job)
+    key, samples, temperature = (recipe.seed, "evaluate"), recipe.evaluation.samples, recipe.evaluation.temperature
+    v_VK, w_VE = mixtures_of(recipe)
+    parts = parts_of(evaluation_prompts(job, open_reader(recipe, str(experts[0]))), recipe.sampling.shard)
+
+    def work(mixtures: Mixtures, index: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
+        v = index // len(parts)
+        condition = Condition("direction", tuple(v_VK[v].tolist()), None)  # asked of the weights, not of the prompt
+        asked, engine = [(prompt, [condition]) for prompt in prompts], mixtures.engine_of(v)
+        rows = draw(engine, recipe, asked, samples, temperature, key=key, t=job.t, tally=tally, first=v)
+        yield "resume", CANDIDATES, rows
+
+    return Shards(
+        job,
+        f"resume/{DRAWN}",
+        len(v_VK) * len(parts),
+        lambda index: parts[index % len(parts)],
+        lambda: Mixtures(job, experts, w_VE),
+        work,
+        lambda index: {index // len(parts): samples},
+    )
+
+
+def scoring_mixtures(job: Job) -> "Shards[Mapping[str, Scorer]]":
     """The answers for all directions put together and scored, as shards of prompts."""
+    directions, samples = len(evaluation_directions(job.recipe)), job.recipe.evaluation.samples
+    count = len(list(job.inputs["drawn"].glob("drawn-*.parquet"))) // directions
 
-    name = ANSWERS
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.directions = len(evaluation_directions(job.recipe))
-        self.count = len(list(job.inputs["drawn"].glob("drawn-*.parquet"))) // self.directions
-
-    def open(self) -> None:
-        self.scorers = open_scorers(self.job)
-
-    def make(self, shard: Shard) -> None:
-        write_scored(self.job, shard, self._rows(shard.index), self.scorers)
-
-    def one_by_one(self, index: int) -> Iterator[str]:
-        for _, answers in groupby(self._rows(index), key=lambda row: row["prompt_id"]):
-            rows = list(answers)
-            yield named(rows[0])
-            for scorer in self.scorers.values():
-                scored_rows(scorer, rows)
-
-    def ids(self, index: int) -> list[Id]:
-        return [(row["prompt_id"], row["condition_index"], row["sample"]) for row in self._rows(index)]
-
-    def _rows(self, index: int) -> list[Row]:
+    def part(index: int) -> list[Row]:
         """A prompt's answers together, in the order of direction and sample."""
-        files = [self.job.inputs["drawn"] / DRAWN.format(v * self.count + index) for v in range(self.directions)]
+        files = [job.inputs["drawn"] / DRAWN.format(v * count + index) for v in range(directions)]
         drawn = [list(read_rows(file, CANDIDATES)) for file in files]
-        samples = self.job.recipe.evaluation.samples
         starts = range(0, len(drawn[0]), samples)
         return [row for start in starts for rows in drawn for row in rows[start : start + samples]]
+
+    def work(scorers: "Mapping[str, Scorer]", _: int, rows: Sequence[Row], tally: Tally) -> Iterator[Output]:
+        return with_scores(job, rows, scorers, tally)
+
+    return Shards(job, ANSWERS, count, part, partial(open_scorers, job), work)
 
 
 def experts_of(job: Job) -> list[Path]:
@@ -249,7 +204,7 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
             inputs[f"expert-{j}"] = own[-1].name
         system = System("rewarded soups", "soup", " and ".join(spelled(recipe, v_K) for v_K in experts))
         knobs = {"soups.experts": [list(v_K) for v_K in experts]}
-        yield Rival(f"soup-{i}", system, Step("", soup, inputs, knobs=knobs), tuple(steps))
+        yield Rival(f"soup-{i}", system, inputs, knobs=knobs, steps=tuple(steps), evaluation=soup)
 
 
 CHOICES: Final = ("axes", "ends")

@@ -4,8 +4,9 @@ A stage's file declares its knobs, what it reads, its function and its cost. `st
 `pipeline/` knows their order. Heavy imports wait until a stage runs.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -47,10 +48,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage says about itself. Make one with the decorator `stage`."""
+    """What a stage says about itself; `@stage(reads=...)` above a function of a `Job` makes it one."""
 
-    name: str
-    function: Callable[[Job], None]
     reads: "Reads"
     """The knobs it reads: leaves, or whole tables. A change of any of them redoes it."""
     inputs: tuple[str, ...] = ()
@@ -69,11 +68,13 @@ class Stage:
     """How it trains a model, where it does."""
     cost: "Cost | None" = None
     """What it computes, for `dpa plan`; None computes nothing worth counting."""
+    name: str = ""
+    """That of its function."""
+    function: Callable[[Job], None] = lambda job: None
 
-    @property
-    def help(self) -> str:
-        """The first sentence of its docstring."""
-        return " ".join((self.function.__doc__ or "").partition("\n\n")[0].split()).rstrip(".")
+    def __call__(self, function: Callable[[Job], None]) -> "Stage":
+        """Decorate the function that does the work."""
+        return replace(self, name=function.__name__, function=function)
 
     def knobs(self, recipe: "Recipe") -> dict[str, Any]:
         """The knobs it reads with their values, by dotted name."""
@@ -96,13 +97,20 @@ class Stage:
         Raises:
             ValueError: bad input, or a package that is not installed.
         """
-        try:
+        with installed():
             settle_threads(job.recipe.threads, for_torch=self.heavy)
             self.function(job)
-        except ModuleNotFoundError as error:
-            if str(error.name).startswith("dpalign"):
-                raise
-            raise ValueError(f"this stage needs {error.name}; install it: pip install -e '.[train]'") from error
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Turn the lack of a package into a ValueError that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("dpalign"):
+            raise
+        raise ValueError(f"this needs {error.name}; install it: pip install -e '.[train]'") from error
 
 
 class _Name:
@@ -118,28 +126,8 @@ class _Name:
         return self._path
 
 
-def stage(
-    *,
-    reads: "Reads",
-    inputs: tuple[str, ...] = (),
-    optional: tuple[str, ...] = (),
-    repeated: tuple[str, ...] = (),
-    asks: Mapping[str, tuple[str, ...]] | None = None,
-    version: int = 1,
-    heavy: bool = True,
-    several: bool = False,
-    trains: "Callable[[Recipe], Training] | None" = None,
-    cost: "Cost | None" = None,
-) -> Callable[[Callable[[Job], None]], Stage]:
-    """Make a function of a `Job` a stage of the same name; the arguments are `Stage`'s."""
-
-    def declared(function: Callable[[Job], None]) -> Stage:
-        name = function.__name__
-        return Stage(
-            name, function, reads, inputs, optional, repeated, asks or {}, version, heavy, several, trains, cost
-        )
-
-    return declared
+stage = Stage
+"""The decorator."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +185,6 @@ def sampler_read(r: "Recipe") -> tuple[object, ...]:
     return (
         r.sampling.rows, r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.sampling.shard,
         r.engines.sampling, r.engines.tensor_parallel,
-    )  # fmt: skip
-
-
-def of_the_machine(r: "Recipe") -> tuple[object, ...]:
-    """What says where and how fast a stage runs, and not what comes of it: no stage is redone for these."""
-    return (
-        r.name, r.launcher, r.jobs, r.processes, r.launch, r.cluster, r.kernels, r.report_to,
-        r.engines.gpu_memory, r.engines.cpu_cache, r.engines.eager, r.reward.share_prefix,
     )  # fmt: skip
 
 

@@ -1,23 +1,30 @@
-"""SteerLM: pi_0 on D2, and the baseline on D1 and D2 (sections 2.3, 3.1, 3.2)."""
+"""SteerLM: pi_0 on D2, and the baseline on D1 and D2 (sections 2.3, 3.1, 3.2); and the targets it is asked for.
+
+Shapes: N annotated answers, V targets, K objectives.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from dpalign.chat import with_system_line
 from dpalign.measure.system import System
-from dpalign.paper.prompts import render_condition
+from dpalign.paper.direction import rng_for
+from dpalign.paper.prompts import render_condition, stated_reward
 from dpalign.run.tables import Table
-from dpalign.stages.evaluate import evaluate
 from dpalign.stages.pools import annotated
 from dpalign.stages.rival import Rival, at_the_edge
-from dpalign.stages.stage import Job, Step, model_read, objectives_read, stage
+from dpalign.stages.stage import Job, model_read, objectives_read, stage
 from dpalign.stages.training import model_folder, train_policy
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
+
+Array = NDArray[np.float64]
 
 
 class SteerLM(Table):
@@ -70,6 +77,66 @@ def _condition(recipe: "Recipe", reward_K: Iterable[float]) -> str:
     return render_condition(rewards, recipe.steerlm.template)
 
 
+def reward_targets(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) -> Array:
+    """Reward targets to condition SteerLM on, from annotated answers: (V, K), no two of which have the same line.
+
+    The objectives after the first are spread over what the annotated answers have, and the first is the given quantile
+    of theirs among the answers like that in the others: 1.0 is section 3.2's "highest corresponding helpfulness".
+    V is `count`, or less where the condition's template can state fewer.
+    """
+    match recipe.steerlm.template:
+        case "steerlm":
+            target_VK = _of_labels(recipe, reward_NK, count, quantile)
+        case "world-v1":
+            target_VK = _of_quantiles(recipe, reward_NK, count, quantile)
+    _, first = np.unique(stated(recipe, target_VK), axis=0, return_index=True)
+    return target_VK[np.sort(first)]
+
+
+def stated(recipe: "Recipe", reward_NK: Array) -> Array:
+    """The rewards that the condition lines of some rewards state."""
+    template = recipe.steerlm.template
+    return np.array([stated_reward(value, template) for value in reward_NK.flat]).reshape(reward_NK.shape)
+
+
+def _of_labels(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) -> Array:
+    """Targets of a template that states few labels.
+
+    Over two objectives the second takes the labels that occur, evenly spread where there are more than are asked for,
+    and the first its quantile among the answers that have the label. Over more, it is so with rows of labels, drawn at
+    random where there are more.
+    """
+    stated_NK = stated(recipe, reward_NK)
+    label_LK, of_N = np.unique(stated_NK[:, 1:], axis=0, return_inverse=True)
+    occur = len(label_LK)
+    if count >= occur or reward_NK.shape[1] == 2:
+        chosen = ((np.arange(min(count, occur)) + 0.5) / min(count, occur) * occur).astype(int)
+    else:
+        chosen = np.sort(rng_for(recipe.seed, "targets").choice(occur, size=count, replace=False))
+    best = [np.quantile(reward_NK[of_N.ravel() == label, 0], quantile) for label in chosen]
+    return stated(recipe, np.column_stack([best, label_LK[chosen]]))
+
+
+def _of_quantiles(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) -> Array:
+    """Targets of a template that states any reward.
+
+    Over two objectives the second takes evenly spaced quantiles of the answers' own, and the first its quantile among
+    the answers nearest in the second. Over more, the later objectives are those of answers drawn at random.
+    """
+    n = len(reward_NK)
+    near = max(1, n // (2 * count))
+    if reward_NK.shape[1] == 2:
+        anchors = np.quantile(reward_NK[:, 1:], (np.arange(count) + 0.5) / count, axis=0)
+    else:
+        anchors = reward_NK[rng_for(recipe.seed, "targets").choice(n, size=count, replace=n < count), 1:]
+    rows = []
+    for anchor in anchors:
+        distance_N = np.linalg.norm(reward_NK[:, 1:] - anchor, axis=1)
+        nearest = np.argsort(distance_N, kind="stable")[:near]
+        rows.append([np.quantile(reward_NK[nearest, 0], quantile), *anchor])
+    return np.array(rows)
+
+
 def rivals(recipe: "Recipe") -> Iterator[Rival]:
     """The baseline at each of its target grids."""
     for i, quantile in enumerate(recipe.steerlm.quantiles, start=1):
@@ -77,5 +144,4 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
         edge = quantile < 1 and at_the_edge(quantile, recipe.steerlm.quantiles)
         system = System("SteerLM, tuned", setting=f"helpfulness at its {quantile:g} quantile", at_edge=edge)
         knobs = {"steerlm.quantile": float(quantile)}
-        asked = Step("", evaluate, {"policy": "steerlm"}, condition="targets", knobs=knobs)
-        yield Rival(f"steerlm-{i}", system, asked)
+        yield Rival(f"steerlm-{i}", system, {"policy": "steerlm"}, "targets", knobs)

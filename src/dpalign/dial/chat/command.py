@@ -57,7 +57,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--api-key-env", default=KEY, metavar="VARIABLE", help=text)
 
 
-def chat(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Chat until the user leaves.
 
     Raises:

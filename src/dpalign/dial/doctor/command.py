@@ -27,8 +27,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="the findings as JSON, for programs")
 
 
-def execute(arguments: argparse.Namespace) -> tuple[str, bool]:
-    """(the findings as text, whether all is well)."""
+def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
+    """The findings as text; ends with code 1 where something needs a repair."""
     from rich.console import Console
 
     from dpalign.dial.doctor.machine import machine, software
@@ -41,10 +41,15 @@ def execute(arguments: argparse.Namespace) -> tuple[str, bool]:
     parts["software"] = tuple(software(arguments.quick, gpu))
     parts |= {str(model): tuple(examine(model)) for model in arguments.models}
     if arguments.json:
-        return json.dumps(as_json(parts), ensure_ascii=False, indent=2), sound(parts)
-    console = Console(highlight=False)
-    console.width = min(100, console.width)
-    return as_text(parts, console), sound(parts)
+        text = json.dumps(as_json(parts), ensure_ascii=False, indent=2)
+    else:
+        console = Console(highlight=False)
+        console.width = min(100, console.width)
+        text = as_text(parts, console)
+    if not sound(parts):
+        sys.stdout.write(f"{text}\n")
+        sys.exit(1)
+    return text
 
 
 def as_text(parts: Parts, console: "Console") -> str:

@@ -9,6 +9,7 @@ OUT/reward/                                       the reward model, where it is 
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -47,7 +48,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--chat", choices=get_args(ChatStyle), help=text)
 
 
-def execute(given: argparse.Namespace) -> str:
+def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
     """Export what the command line names; what to tell the user.
 
     Raises:

@@ -77,7 +77,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--access-log", action="store_true", help="log a line per request; never a key, a prompt or an answer")
 
 
-def serve(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Answer until told to stop.
 
     Raises:

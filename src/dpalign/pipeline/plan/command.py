@@ -4,93 +4,24 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from dpalign.engines.architecture import Architecture
 from dpalign.paper.direction import name_hint
-from dpalign.pipeline.plan.hardware import GIB, GPUS, Gpu, architecture_of
-from dpalign.pipeline.plan.measured import Rates, described, measure
-from dpalign.pipeline.plan.memory import WIDTHS, Need, disk, needs
-from dpalign.pipeline.plan.work import loads, sizes_of
-from dpalign.pipeline.steps import steps as steps_of
-from dpalign.recipe import Recipe
+from dpalign.pipeline.plan.count import Efficiency, Plan, make
+from dpalign.pipeline.plan.hardware import GIB, GPUS, Need
+from dpalign.pipeline.shipped import add_recipe, recipe_file
+from dpalign.recipe import load
 from dpalign.stages.cost import Load, Sizes
-from dpalign.stages.stage import Step
 
-HOUR: Final = 3600.0
 NUMBER: Final = re.compile(r"[\d.,e+-]*( [kMGT])?|\?")
 
 
-@dataclass(frozen=True)
-class Efficiency:
-    """The share of a GPU's peak that a stage reaches (model FLOPs utilisation): assumed."""
-
-    sampling: float = 0.4
-    scoring: float = 0.5
-    training: float = 0.25
-    """What the paper's 60 A6000-hours come to, if they are its training (docs/plan.md)."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is printed."""
-
-    recipe: Recipe
-    model: Architecture
-    sizes: Sizes
-    efficiency: Efficiency
-    gpus: Sequence[Gpu]
-    count: int
-    shared: bool
-    steps: Sequence[Step]
-    loads: Mapping[str, Load]
-    rates: Rates | None = None
-    run: str = ""
-
-    def hours(self, load: Load, gpu: Gpu) -> float:
-        """GPU-hours: FLOPs at the assumed efficiency, and of sampling no less than its memory's bandwidth allows."""
-        peak = gpu.tflops * 1e12
-        sampling = load.sampling / (peak * self.efficiency.sampling)
-        seconds = max(sampling, self.streaming(load, gpu))
-        seconds += load.scoring / (peak * self.efficiency.scoring)
-        return (seconds + load.training / (peak * self.efficiency.training)) / HOUR
-
-    def streaming(self, load: Load, gpu: Gpu) -> float:
-        """Seconds to read the weights and each answer's keys and values once a token, at so many answers at once."""
-        width = WIDTHS[self.recipe.model.dtype]
-        each = self.model.cache(self.sizes.prompt + self.sizes.answer / 2, width)
-        weights = self.model.parameters * width / self.recipe.sampling.rows
-        return load.sampled * (weights + each) / (gpu.gb_s * 1e9)
-
-    def peak_hours(self, load: Load, gpu: Gpu) -> float:
-        """GPU-hours at 100% of the peak: a count, and nobody's rate."""
-        return load.flops / (gpu.tflops * 1e12) / HOUR
-
-    def measured_hours(self, load: Load) -> float:
-        """Hours at the run's own rates; NaN where it has none of them."""
-        assert self.rates is not None
-        parts = ((load.sampled, "sampling"), (load.scored, "scoring"), (load.trained, "training"))
-        seconds = [units / (getattr(self.rates, what) or math.nan) for units, what in parts if units]
-        return sum(seconds) / HOUR
-
-    @property
-    def total(self) -> Load:
-        return sum(self.loads.values(), Load())
-
-    @property
-    def needs(self) -> list[Need]:
-        return needs(self.recipe, self.model, self.sizes, self.steps)
-
-    @property
-    def disk(self) -> dict[str, float]:
-        return disk(self.recipe, self.model, self.sizes, self.steps, self.loads)
-
-
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of an installed recipe")
+    """The verb's arguments."""
+    add_recipe(parser)
     parser.add_argument(
         "--gpu", nargs="+", choices=list(GPUS), metavar="KIND", help=f"{', '.join(GPUS)} (default: A6000, the paper's)"
     )
@@ -109,10 +40,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
-def execute(arguments: argparse.Namespace, recipe: Recipe) -> str:
+def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     """The plan of a recipe, as text or as JSON."""
-    made = make(
-        recipe,
+    plan = make(
+        load(recipe_file(arguments.recipe), overrides),
         gpus=[GPUS[name] for name in arguments.gpu or ([] if arguments.run else ["A6000"])],
         count=arguments.gpus,
         run=arguments.run,
@@ -121,38 +52,7 @@ def execute(arguments: argparse.Namespace, recipe: Recipe) -> str:
         efficiency=replace(Efficiency(), **_numbers("--mfu", arguments.mfu, Efficiency)),
         assumed=_numbers("--assume", arguments.assume, Sizes),
     )
-    return json.dumps(as_json(made), indent=1) if arguments.json else text(made)
-
-
-def make(
-    recipe: Recipe,
-    *,
-    gpus: Sequence[Gpu] = (),
-    count: int = 1,
-    run: Path | None = None,
-    compared: bool = False,
-    shared: bool = True,
-    efficiency: Efficiency | None = None,
-    assumed: Mapping[str, float] | None = None,
-) -> Plan:
-    """Count what a recipe costs.
-
-    Raises:
-        ValueError: an unknown model, a run without finished stages, or a count or share out of range.
-    """
-    efficiency = efficiency or Efficiency()
-    for name, share in asdict(efficiency).items():
-        if not 0 < share <= 1:
-            raise ValueError(f"--mfu {name}={share:g}: a share of the peak lies above 0 and is at most 1")
-    if count < 1:
-        raise ValueError(f"--gpus {count}: give at least 1")
-    model, sizes, rates = architecture_of(recipe), sizes_of(recipe), None
-    if run is not None:
-        sizes, rates = measure(run, sizes)
-    sizes = replace(sizes, **(assumed or {}))
-    steps = steps_of(recipe, compared)
-    costs = loads(recipe, model, sizes, steps, shared)
-    return Plan(recipe, model, sizes, efficiency, gpus, count, shared, steps, costs, rates, str(run or ""))
+    return json.dumps(as_json(plan), indent=1) if arguments.json else text(plan)
 
 
 def _numbers(option: str, words: Sequence[str], known: type) -> dict[str, float]:
@@ -207,8 +107,7 @@ def _verdicts(plan: Plan, need: Need) -> dict[str, str]:
 
 def text(plan: Plan) -> str:
     """The plan in a terminal."""
-    parts = [head(plan), table(plan), memory_table(plan), disk_table(plan)]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join((head(plan), table(plan), memory_table(plan), disk_table(plan)))
 
 
 def _reading(plan: Plan) -> str:
@@ -234,7 +133,12 @@ def head(plan: Plan) -> str:
             f"training (--mfu); peak TFLOPS: {peaks}"
         )
     if plan.rates:
-        lines.append(f"{plan.run} went at {', '.join(described(plan.rates))}")
+        units = {"sampling": "tokens sampled", "scoring": "answers scored", "training": "tokens trained"}
+        speeds = [
+            f"{rate:,.0f} {units[what]} a second" if rate else f"no {units[what]} yet"
+            for what, rate in asdict(plan.rates).items()
+        ]
+        lines.append(f"{plan.run} went at {', '.join(speeds)}")
     return "\n".join(lines)
 
 

@@ -1,0 +1,69 @@
+"""`dpa run` and `dpa compare`: every step of a recipe that is not done yet, or what they are."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpalign.pipeline import runner
+from dpalign.pipeline.shipped import add_recipe, recipe_file
+from dpalign.pipeline.steps import notes
+from dpalign.recipe import Recipe, load
+from dpalign.run.tables import leaves, literal
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add_recipe(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: runs/ and the recipe's name)")
+    parser.add_argument("--until", metavar="STEP", help="the last step to take")
+    what = "touch nothing; print the steps and the knobs that differ from the defaults, or the whole resolved recipe"
+    parser.add_argument("--dry-run", nargs="?", const="steps", choices=("steps", "recipe"), help=what)
+
+
+def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
+    """Take every step that is not done yet; or say what they are. Returns the text to print."""
+    recipe, compared = load(recipe_file(arguments.recipe), overrides), arguments.verb == "compare"
+    folder = arguments.out or Path("runs") / recipe.name
+    match arguments.dry_run:
+        case "recipe":
+            return recipe.to_toml().rstrip("\n")
+        case "steps":
+            return f"{steps_table(recipe, folder, arguments.until, compared)}\n\n{differences(recipe)}"
+    runner.execute(recipe, folder, arguments.until, compared)
+    if arguments.until is not None:
+        return str(folder)
+    page = folder / "report" / "index.html"
+    sys.stderr.write(next_commands(folder, page))
+    return str(page)
+
+
+def next_commands(folder: Path, page: Path) -> str:
+    """Where the page opens, and the commands that come next, as they must be typed here."""
+    typed = Path(sys.argv[0])
+    dpa = "python -m dpalign" if typed.name == "__main__.py" else str(typed) if len(typed.parts) > 1 else "dpa"
+    commands = (f"export {shlex.quote(str(folder))} --out mine --reward", "chat mine", "serve mine")
+    return f"\nOpen {page.resolve().as_uri()}\nNext:\n" + "".join(f"  {dpa} {command}\n" for command in commands)
+
+
+def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> str:
+    """The steps of a run, one a line, and what of each is to do."""
+    rows = [
+        (step.name, " ".join(filter(None, (step.half, step.condition))), verdict)
+        for step, verdict in runner.dry_run(recipe, folder, until, compared)
+    ]
+    name_width, how_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"  {name:{name_width}}  {how:{how_width}}  {verdict}" for name, how, verdict in rows]
+    return "\n".join([*(notes(recipe) if compared else []), f"{len(rows)} steps into {folder}:", *lines])
+
+
+def differences(recipe: Recipe) -> str:
+    """The knobs that differ from the defaults, which are the paper's."""
+    defaults = dict(leaves(Recipe(name=recipe.name).as_mapping()))
+    rows = [
+        f"  {key} = {literal(value)}" + (f"  (default {literal(defaults[key])})" if key in defaults else "")
+        for key, value in leaves(recipe.as_mapping())
+        if key not in defaults or defaults[key] != value
+    ]
+    return "\n".join([f"{len(rows)} knobs differ from the defaults (--dry-run recipe prints them all):", *rows])

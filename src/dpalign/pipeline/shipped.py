@@ -1,0 +1,31 @@
+"""The recipes that are installed with the package, and what a command line means by RECIPE."""
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+RECIPES: Final = Path(__file__).parents[1] / "recipe" / "shipped"
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that are installed."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def recipe_file(name: str) -> Path:
+    """The recipe file that a command line means: a path, or the name of an installed one.
+
+    Raises:
+        ValueError: neither.
+    """
+    if Path(name).is_file() or name.endswith(".toml") or "/" in name:
+        return Path(name)  # reading it says what is wrong with it
+    if name not in shipped():
+        raise ValueError(f"{name}: no such recipe file, and no installed recipe either ({', '.join(shipped())})")
+    return RECIPES / f"{name}.toml"
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """The argument RECIPE of a verb."""
+    names = ", ".join(shipped())
+    parser.add_argument("recipe", metavar="RECIPE", help=f"a TOML file, or the name of an installed recipe: {names}")
