@@ -28,20 +28,7 @@ class Setting:
     """+1 for an objective to maximise, -1 for one to minimise; None: as the directions have it."""
 
     def __post_init__(self) -> None:
-        k = len(self.objectives)
-        reference = (k,) if self.reference_K is None else self.reference_K.shape
-        if self.directions_UK.ndim != 2 or self.directions_UK.shape[1] != k or reference != (k,):
-            raise ValueError(
-                f"{k} objectives ({', '.join(self.objectives)}) with directions of shape {self.directions_UK.shape} "
-                f"and a reference of shape {reference}; (directions, {k}) and ({k},) are needed"
-            )
-        if self.senses is not None and (len(self.senses) != k or not set(self.senses) <= {1, -1}):
-            raise ValueError(f"senses are {self.senses}: {k} of them are needed, each 1 or -1")
-        if self.disputed and self.reference_K is not None:
-            raise ValueError(
-                f"some directions want more {self.disputed[0]} and others less, so no front has a side and hypervolume "
-                "no reference: give none, or give the senses"
-            )
+        assert not (self.disputed and self.reference_K is not None), f"no front has a side: {self.disputed}"
 
     @property
     def senses_K(self) -> Array:

@@ -4,12 +4,11 @@ Nothing in the output depends on the moment or the machine's settings: equal dat
 """
 
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import matplotlib
 import numpy as np
@@ -17,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
+from dpalign.measure.bootstrap import Estimate
 from dpalign.page.looks import INKS
 
 _LIGHT: Final = {name: light for name, (light, _) in INKS.items()}
@@ -134,28 +134,13 @@ def names_beside(axes: Axes, names: Sequence[str]) -> NDArray[np.int64]:
     return places
 
 
-class Interval(Protocol):
-    """A figure with its interval, any of them unknown: `Estimate`, or `Figure` of an untyped file."""
-
-    @property
-    def value(self) -> float | None: ...
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
+def values(estimates: Sequence[Estimate]) -> NDArray[np.float64]:
+    """The values: (n,)."""
+    return np.array([one.value for one in estimates])
 
 
-def values(found: Sequence[Interval]) -> NDArray[np.float64]:
-    """The values, NaN where one is unknown: (n,)."""
-    return np.array([math.nan if one.value is None else one.value for one in found])
-
-
-def arms(found: Sequence[Interval]) -> NDArray[np.float64]:
+def arms(estimates: Sequence[Estimate]) -> NDArray[np.float64]:
     """Distances from the values to both ends of their intervals, 0 where there is none: (2, n)."""
-    lengths = [
-        (0.0, 0.0)
-        if one.value is None or one.low is None or one.high is None
-        else (max(0.0, one.value - one.low), max(0.0, one.high - one.value))
-        for one in found
-    ]
-    return np.array(lengths).T
+    lows = [one.value if one.low is None else one.low for one in estimates]
+    highs = [one.value if one.high is None else one.high for one in estimates]
+    return np.maximum(0.0, [values(estimates) - lows, highs - values(estimates)])
