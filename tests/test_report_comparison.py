@@ -65,11 +65,8 @@ def changed(summary: Summary, **parts: Any) -> Summary:
     return summary.model_copy(update={"comparison": summary.comparison.model_copy(update=parts)})
 
 
-def test_the_summary_of_a_comparison_reads_back_equal(summary: Summary) -> None:
-    assert Summary.model_validate_json(summary.model_dump_json()) == summary
-
-
 def test_every_system_has_its_role_and_tuned_ones_stand_once(summary: Summary) -> None:
+    assert Summary.model_validate_json(summary.model_dump_json()) == summary
     assert [one.name for one in in_order(summary)] == [
         "SteerLM", "SFT", "DPO", "SFT, asked to be brief", "DPO, asked to be brief", "SteerLM, tuned",
         "SFT, best of 16", "SFT, asked", "base, asked", "RSF at helpfulness*1.00 - verbosity*0.00",

@@ -5,11 +5,16 @@ Shapes: U evaluation directions, K objectives.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.points import Rewards, senses_of
+from dpalign.measure.reading import Reading, answer_rows
+from dpalign.measure.system import System
+from dpalign.paper.objectives import all_known
+from dpalign.rows import HEADS
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,3 +75,20 @@ def reference_point(
     else:
         low_K, high_K = sft.point_VK[0], np.quantile(originals(), 0.95, axis=0)
     return np.asarray(np.where(senses_K > 0, low_K, high_K))
+
+
+def true_front(folder: Path, reading: Reading, grid_UK: Array) -> Rewards | None:
+    """The best answers of the world to the same prompts.
+
+    None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.
+    """
+    from dpalign.world.language import read_prompt
+    from dpalign.world.optimum import faultless_is_best, optimal_rewards
+
+    objectives, heads = reading.objectives, reading.heads
+    if not all_known(objectives, heads, HEADS) or not faultless_is_best(grid_UK, objectives, heads):
+        return None
+    prompts = {row["prompt_id"]: row["messages"] for row in answer_rows(folder, ["prompt_id", "messages"])}
+    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
+    best_PVSK = optimal_rewards(tasks, grid_UK, objectives, heads)[:, :, None, :]
+    return Rewards(System("true front"), tuple(prompts), grid_UK, best_PVSK, best_PVSK)

@@ -4,6 +4,7 @@ Nothing in the output depends on the moment or the machine's settings: equal dat
 """
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,29 @@ def inline(document: str, prefix: str, label: str, colours: Mapping[str, tuple[s
 def new_canvas(height: float) -> Canvas:
     """An empty figure, `height` inches high."""
     return Canvas(figsize=(WIDTH, height), layout="constrained")
+
+
+def panels(
+    titles: Sequence[str], each: float, margin: float, x: str, y: str, sharey: bool = False
+) -> tuple[Canvas, list[Axes]]:
+    """A figure of small panels, up to four in a line, and their axes.
+
+    Args:
+        each: inches a line, with `margin` inches for all.
+        x, y: what the axes of all panels show.
+        sharey: the panels share one scale.
+    """
+    columns = min(len(titles), 4)
+    lines = math.ceil(len(titles) / columns)
+    canvas = new_canvas(each * lines + margin)
+    grid = canvas.subplots(lines, columns, squeeze=False, sharey=sharey).ravel()
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title)
+    for axes in grid[len(titles) :]:
+        axes.set_visible(False)
+    canvas.supxlabel(x, color=_LIGHT["muted"], fontsize=9)
+    canvas.supylabel(y, color=_LIGHT["muted"], fontsize=9)
+    return canvas, list(grid[: len(titles)])
 
 
 def legend(canvas: Canvas, axes: Axes, columns: int) -> None:

@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,24 +14,16 @@ from dpalign.measure.answers import reward_quality, shown_answers
 from dpalign.measure.beyond import read_feasibility
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.points import Rewards, senses_of
-from dpalign.measure.reading import Reading, answer_rows, mean_answer_tokens, read_rewards
+from dpalign.measure.reading import Reading, evaluations, mean_answer_tokens, system_of
 from dpalign.measure.record import rounded
-from dpalign.measure.setting import Setting, reference_point, sft_of
+from dpalign.measure.setting import Setting, reference_point, sft_of, true_front
 from dpalign.measure.summarize import claims, summarize
 from dpalign.measure.summary import DataReport, Pairwise
-from dpalign.measure.system import System
 from dpalign.measure.trust import trust
-from dpalign.page.words import listed
-from dpalign.paper.direction import Arc, Population, arithmetic, evaluation_grid
-from dpalign.paper.objectives import all_known
-from dpalign.rows import HEADS
-from dpalign.run.ledger import read_ledger
+from dpalign.paper.direction import Arc, Population, evaluation_grid
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import Steering
 from dpalign.stages.stage import Job, objectives_read, stage
-
-if TYPE_CHECKING:
-    from dpalign.recipe import Recipe
 
 
 @stage(
@@ -51,11 +42,10 @@ def report(job: Job) -> None:
     reading = Reading(tuple(recipe.heads), tuple(recipe.objective_list))
     grid_UK = evaluation_grid(recipe.preference.population(len(reading.names)), recipe.evaluation.directions)
     chance = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
-
     senses_K = np.array(recipe.evaluation.senses) if recipe.evaluation.senses else senses_of(grid_UK)
 
     # the systems: each once, in the setting that tuning chose
-    evaluated, tuning = evaluations(job, reading, senses_K)
+    evaluated, tuning = evaluations(inputs, job.systems, reading, senses_K)
     systems, tried = compare.choose_settings(evaluated, tuning, grid_UK, chance)
     compared = any(step.startswith("feasible-") for step in inputs) or any(one.system.compared for one in systems)
     pairs = compare.comparison_pairs(systems) if compared else claims(systems)
@@ -64,7 +54,7 @@ def report(job: Job) -> None:
         log(f"report: {final.replicates} bootstrap replicates to decide {len(pairs)} pairs, not {chance.replicates}")
 
     # what they are measured against
-    front = true_front(recipe, systems[0].source, grid_UK) if recipe.data.world else None
+    front = true_front(systems[0].source, reading, grid_UK) if recipe.data.world else None
     if recipe.data.world and front is None:
         log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
     stated = recipe.evaluation.reference
@@ -127,68 +117,15 @@ def comparison_facts(job: Job, systems: Sequence[Rewards], reading: Reading, cha
         "knobs_set": lineage.knobs_set(stages, job.recipe.to_toml()),
         "paper_curves": job.recipe.compare.paper_curves,
         "feasibility": {
-            system_of(job, step, folder).name: read_feasibility(folder, reading, arc, steering.margin, chance)
+            system_of(job.systems, step, folder).name: read_feasibility(folder, reading, arc, steering.margin, chance)
             for step, folder in job.inputs.items()
             if step.startswith("feasible-")
         },
     }
 
 
-def evaluations(job: Job, reading: Reading, senses_K: Array) -> tuple[list[tuple[str, Rewards]], dict[str, Rewards]]:
-    """The evaluated systems by name, and those on the tuning prompts.
-
-    Raises:
-        ValueError: there are none.
-    """
-    evaluated: list[tuple[str, Rewards]] = []
-    tuning: dict[str, Rewards] = {}
-    for step, folder in job.inputs.items():
-        kind, _, name = step.partition("-")
-        if kind != "evaluate":
-            continue
-        system = system_of(job, step, folder)
-        if (folder / "soup.json").is_file():
-            experts = [dict(zip(reading.names, v_K, strict=True)) for v_K in _read(folder / "soup.json")["experts"]]
-            own = [arithmetic(weights, senses_K.tolist()) for weights in experts]
-            system = replace(system, setting=listed(own))
-        evaluated.append((name, read_rewards(folder, system, reading)))
-        if f"tune-{name}" in job.inputs:
-            tuning[name] = read_rewards(job.inputs[f"tune-{name}"], system, reading, truth=False)
-    if not evaluated:
-        raise ValueError("nothing to report: give at least one evaluate- folder")
-    return evaluated, tuning
-
-
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def system_of(job: Job, step: str, folder: Path) -> System:
-    """What an input is: as the run planned it, or of a report made alone what the evaluation's ledger tells."""
-    if step in job.systems:
-        return job.systems[step]
-    knobs = read_ledger(folder)["knobs"]
-    t = knobs.get("step.t", 0)
-    if t and knobs.get("step.condition") == "directions":
-        return System(f"DPA t={t}", "iteration", iteration=t)
-    return System(step.partition("-")[2])
-
-
-def true_front(recipe: "Recipe", folder: Path, grid_UK: Array) -> Rewards | None:
-    """The best answers of the world to the same prompts.
-
-    None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.
-    """
-    from dpalign.world.language import read_prompt
-    from dpalign.world.optimum import faultless_is_best, optimal_rewards
-
-    objectives, heads = recipe.objective_list, recipe.heads
-    if not all_known(objectives, heads, HEADS) or not faultless_is_best(grid_UK, objectives, heads):
-        return None
-    prompts = {row["prompt_id"]: row["messages"] for row in answer_rows(folder, ["prompt_id", "messages"])}
-    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
-    best_PVSK = optimal_rewards(tasks, grid_UK, objectives, heads)[:, :, None, :]
-    return Rewards(System("true front"), tuple(prompts), grid_UK, best_PVSK, best_PVSK)
 
 
 def population(objectives: int, knobs: Mapping[str, Any]) -> Population:
