@@ -16,6 +16,7 @@ from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.points import Rewards
 from dpalign.measure.summary import Summary
 from dpalign.measure.system import System
+from dpalign.page import write
 from dpalign.paper.direction import evaluation_grid, rng_for
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import knobs_of, steps
@@ -24,7 +25,6 @@ from dpalign.rows import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, writ
 from dpalign.run import folder as runs
 from dpalign.run.folder import Run, Work, write_json
 from dpalign.run.ledger import TIMES
-from dpalign.stages import report as report_stage
 from dpalign.stages.stage import Step
 from dpalign.world.language import say_prompt
 from dpalign.world.people import draw_tasks
@@ -122,7 +122,7 @@ def summary_of(folder: Path, given: Recipe, compared: bool = True) -> Summary:
     """The Summary that the report step of a fake run makes, without the page and its figures."""
     made: list[Summary] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_stage, "write_report", lambda out, summary: made.append(summary))
+        patch.setattr(write, "write_report", lambda out, summary: made.append(summary))
         shutil.rmtree(report(folder, given, compared))
     return made[0]
 

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign.recipe import load
+from dpalign.measure.bootstrap import Array
+from dpalign.measure.points import Rewards
+from dpalign.measure.reading import Reading
+from dpalign.measure.setting import true_front
+from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, prompt_id, user_prompt, write_rows
 from dpalign.stages.preference import evaluation_directions
-from dpalign.stages.report import true_front
 
 DETAIL = ("--objectives", '{complexity = ["helpsteer-complexity"], verbosity = ["helpsteer-verbosity"]}')
 THREE = (
@@ -31,21 +34,26 @@ def asked(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def front_of(recipe: Recipe, folder: Path, grid_UK: Array) -> Rewards | None:
+    """The true front by a recipe's objectives."""
+    return true_front(folder, Reading(tuple(recipe.heads), tuple(recipe.objective_list)), grid_UK)
+
+
 def test_the_front_is_of_the_recipes_objectives(asked: Path) -> None:
     """Detail of both things in 12 words; the last direction gives each point of both the same weight."""
     recipe = load(MICRO, DETAIL)
-    front = true_front(recipe, asked, evaluation_directions(recipe))
+    front = front_of(recipe, asked, evaluation_directions(recipe))
     assert front is not None
     assert front.point_VK[0].tolist() == pytest.approx([100.0, 100 * 12 / 28])
     assert front.point_VK[-1].tolist() == pytest.approx([100.0, 100 * 12 / 28])  # 50 for 21.4, and again: both pay
     three = load(MICRO, THREE)
-    best = true_front(three, asked, evaluation_directions(three))
+    best = front_of(three, asked, evaluation_directions(three))
     assert best is not None
     assert best.point_VK[:, 2].tolist() == pytest.approx([100.0] * 4)
 
 
 def test_there_is_no_front_where_a_fault_may_pay_or_an_objective_has_no_truth(asked: Path) -> None:
     wordy = load(MICRO, ["--preference.low", "0", "--preference.high", "90"])
-    assert true_front(wordy, asked, evaluation_directions(wordy)) is None
+    assert front_of(wordy, asked, evaluation_directions(wordy)) is None
     own = load(MICRO, ["--heads", '["kind", "short"]', "--objectives", '{kind = ["kind"], short = ["short"]}'])
-    assert true_front(own, asked, np.array([[1.0, 0.0]])) is None
+    assert front_of(own, asked, np.array([[1.0, 0.0]])) is None

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpalign.data.ratings import read_rated
+from dpalign.data.union import read_rated
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.measure.control import control, regret
+from dpalign.measure.hypervolume import hypervolume
+from dpalign.measure.points import Rewards
+from dpalign.measure.system import System
 from dpalign.paper.direction import Arc, evaluation_grid, rng_for
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.rows import HEADS
@@ -193,6 +198,26 @@ def test_what_people_write_lies_inside_the_range_of_the_best_and_well_below_it()
     assert front_V2[-1, 1] < verbosity.mean() < front_V2[0, 1]
     assert helpfulness.mean() < front_V2[:, 0].min() - 10
     assert 0.15 < np.corrcoef(helpfulness, verbosity)[0, 1] < 0.5  # HelpSteer's sample: 0.26
+
+
+def test_an_optimal_policy_passes_every_figure_asked_of_dpa() -> None:
+    """At evaluation size, in at least 5 of 6 draws of the test prompts."""
+    passed = 0
+    front = true_front(draw_tasks("test", 300, rng_for(0, "reference")), GRID)
+    for draw in range(6):
+        tasks = draw_tasks("test", 300, rng_for(draw, "optimal policy"))
+        reward_PVK = optimal_rewards(tasks, GRID)
+        ids = tuple(str(i) for i in range(len(tasks)))
+        system = Rewards(System("optimal"), ids, GRID, reward_PVK[:, :, None, :])
+        bootstrap = Bootstrap(seed=draw, replicates=200)
+        figures = control(system, bootstrap)
+        reference = np.array([55.0, front[0, 1]])
+        share = hypervolume(system.point_VK, SENSES, reference) / hypervolume(front, SENSES, reference)
+        span = (system.point_VK[0, 1] - system.point_VK[-1, 1]) / (front[0, 1] - front[-1, 1])
+        regretted = regret(system, bootstrap).value
+        assert regretted is not None
+        passed += all(drop.value > 0 for drop in figures.drops) and share >= 0.85 and span >= 0.6 and regretted <= 2
+    assert passed >= 5
 
 
 def test_no_two_roles_share_a_composition() -> None:

@@ -192,63 +192,44 @@ def read_answers(
     """The rewards of a feasibility folder's answers, and the faults of each."""
     rewards = read_rewards(folder, System("asked"), reading)
     rows = read_table(folder / "answers", CANDIDATES, ["response", "finished"])
-    found = [
-        faults(text, finished, most_repetition)
-        for text, finished in zip(rows["response"].to_pylist(), rows["finished"].to_pylist(), strict=True)
-    ]
+    each = iter(rows.to_pylist())
     prompts, conditions, samples, _ = rewards.reward_PVSK.shape
     assert conditions == len(wishes), f"{folder}: {conditions} conditions for {len(wishes)} wishes"
-    fault_PVS = [
-        [
-            found[start : start + samples]
-            for start in range(p * conditions * samples, (p + 1) * conditions * samples, samples)
-        ]
-        for p in range(prompts)
-    ]
-    return rewards, fault_PVS
+
+    def of_next() -> tuple[str, ...]:
+        row = next(each)
+        return faults(row["response"], row["finished"], most_repetition)
+
+    return rewards, [[[of_next() for _ in range(samples)] for _ in wishes] for _ in range(prompts)]
 
 
 def read_feasibility(
     folder: Path, reading: Reading, arc: Arc | None, margin: float, bootstrap: Bootstrap
 ) -> Feasibility:
-    """What a feasibility step measured; of directions, with the margin of the training as groups of its own.
+    """What a feasibility step measured; of directions, with the ends of the arc.
+
+    The step tells the arc from all else. What lies in the margin around it was trained on and nobody asks for it, so
+    its answers are measured apart here.
 
     Args:
         arc: that users ask for; None where the population is none.
     """
-    found = Feasibility.model_validate_json((folder / "feasibility.json").read_text(encoding="utf-8"))
-    return with_margin(found, folder, reading, arc, margin, bootstrap) if arc is not None else found
-
-
-def with_margin(
-    found: Feasibility, folder: Path, reading: Reading, arc: Arc, margin: float, bootstrap: Bootstrap
-) -> Feasibility:
-    """A step's figures with the ends of the arc; the margin that training had around it is a group of its own.
-
-    The step tells the arc from all else. What lies in the margin was trained on and nobody asks for it, so its answers
-    are measured apart.
-    """
-    if found.asked_for != "directions":
-        return found
-    ranges = {"asked_range": (arc.low, arc.high), "trained_range": (arc.low - margin, arc.high + margin)}
+    measured = Feasibility.model_validate_json((folder / "feasibility.json").read_text(encoding="utf-8"))
+    if arc is None or measured.asked_for != "directions":
+        return measured
     if margin:
-        names, most = reading.names, found.rule.repetition
-        wishes = [
-            Wish(
-                "direction",
-                Preference.from_angle(row.angle or 0.0, names).v,
-                "",
-                margin_group(row.angle or 0.0, arc.low, arc.high, margin),
-                names,
-                {"angle": row.angle},
-            )
-            for row in found.conditions
-        ]
+        names, most, rows = reading.names, measured.rule.repetition, measured.conditions
+        wishes = []
+        for row in rows:
+            angle = row.angle or 0.0
+            group = margin_group(angle, arc.low, arc.high, margin)
+            wishes.append(Wish("direction", Preference.from_angle(angle, names).v, "", group, names, {"angle": angle}))
         rewards, fault_PVS = read_answers(folder, reading, wishes, most)
-        known = all(row.optimum for row in found.conditions)
-        optimum_VK = np.array([[row.optimum[name] for name in names] for row in found.conditions]) if known else None
-        found = figures(rewards, fault_PVS, wishes, most, bootstrap, optimum_VK)
-    return found.model_copy(update=ranges)
+        known = all(row.optimum for row in rows)
+        optimum_VK = np.array([[row.optimum[name] for name in names] for row in rows]) if known else None
+        measured = figures(rewards, fault_PVS, wishes, most, bootstrap, optimum_VK)
+    ranges = {"asked_range": (arc.low, arc.high), "trained_range": (arc.low - margin, arc.high + margin)}
+    return measured.model_copy(update=ranges)
 
 
 def margin_group(angle: float, low: float, high: float, margin: float) -> str:
@@ -286,7 +267,7 @@ def more_than_annotated(
     more_P = share_by_prompt(after) - share_by_prompt(before)
     off_PK = _off(system, wishes, at) - _off(system, wishes, base)
     return MoreThanAnnotated(
-        degenerate=bootstrap.interval(more_P.mean(), bootstrap.weights(len(more_P)) @ more_P),
+        degenerate=bootstrap.mean(more_P),
         distance=_estimates(off_PK, wishes[0].objectives, bootstrap),
     )
 
@@ -303,8 +284,7 @@ def _off(system: Rewards, wishes: Sequence[Wish], at: Sequence[int]) -> Array:
 
 
 def _estimates(value_PK: Array, names: Sequence[str], bootstrap: Bootstrap) -> dict[str, Estimate]:
-    replicate_RK = bootstrap.weights(len(value_PK)) @ value_PK
-    return {name: bootstrap.interval(value_PK[:, k].mean(), replicate_RK[:, k]) for k, name in enumerate(names)}
+    return {name: bootstrap.mean(value_P) for name, value_P in zip(names, value_PK.T, strict=True)}
 
 
 def follows_on(system: Rewards, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap) -> Estimate | None:
@@ -326,4 +306,4 @@ def follows_on(system: Rewards, wishes: Sequence[Wish], at: Sequence[int], boots
     if low == high:
         return None
     rise_P = system.mean_PVK[:, high, 1] - system.mean_PVK[:, low, 1]
-    return bootstrap.interval(rise_P.mean(), bootstrap.weights(len(rise_P)) @ rise_P)
+    return bootstrap.mean(rise_P)

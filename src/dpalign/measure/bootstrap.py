@@ -68,6 +68,10 @@ class Bootstrap:
         low, high = np.quantile(replicate_R, [tail, 1 - tail])
         return Estimate(float(value), float(low), float(high))
 
+    def mean(self, figure_P: Array) -> Estimate:
+        """The mean over prompts, with its interval."""
+        return self.interval(figure_P.mean(), self.weights(len(figure_P)) @ figure_P)
+
 
 @lru_cache(maxsize=4)
 def _weights(seed: int, part: str, prompts: int, replicates: int) -> Array:

@@ -172,21 +172,19 @@ def _row(name: str, members: Sequence[Rewards], told: Told, setting: Setting, so
     kept = [footprint(folder) for folder in folders]
     sizes = [one.bytes for one in kept]
     read = [objectives_read(folder, setting.objectives, sources.population) for folder in folders]
-    control = None if told.asked_V is None else following(told.rewards, told.asked_V, setting.bootstrap)
+    control: dict[str, Any] = {"conditions": told.rewards.reward_PVSK.shape[1]}
+    if told.asked_V is not None:
+        control = vars(following(told.rewards, told.asked_V, setting.bootstrap))
     return TableRow(
         name=name,
         members=tuple(member.name for member in members),
         objectives_read=tuple(dict.fromkeys(objective for each in read for objective in each)),
         told_by=told.by,
-        conditions=told.rewards.reward_PVSK.shape[1],
-        kendall_tau=control.kendall_tau if control else None,
-        kendall_tau_common=control.kendall_tau_common if control else None,
-        spearman=control.spearman if control else None,
-        span=control.span if control else None,
         models=sum(one.models for one in kept),
         bytes=None if None in sizes else sum(size for size in sizes if size is not None),
         switch_seconds=kept[0].switch_seconds,
         answers_a_reply=sources.best_of if condition_of(folders[0]) == "best-of-n" else 1,
+        **control,
     )
 
 
@@ -209,15 +207,11 @@ def wishes(systems: Iterable[Rewards], setting: Setting, sources: Sources) -> di
         asked_P, unasked_P = (one.mean_PVK[:, :, k].mean(axis=1) for one in (rewards.measured, other))
         found[rewards.name] = BriefWish(
             objective=objective,
-            unasked=_mean(unasked_P, setting.bootstrap),
-            asked=_mean(asked_P, setting.bootstrap),
-            change=_mean(asked_P - unasked_P, setting.bootstrap),
+            unasked=setting.bootstrap.mean(unasked_P),
+            asked=setting.bootstrap.mean(asked_P),
+            change=setting.bootstrap.mean(asked_P - unasked_P),
         )
     return found
-
-
-def _mean(figure_P: Array, bootstrap: Bootstrap) -> Estimate:
-    return bootstrap.interval(figure_P.mean(), bootstrap.weights(len(figure_P)) @ figure_P)
 
 
 Tried = dict[str, list[tuple[Rewards, Rewards]]]

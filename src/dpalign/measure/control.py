@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, TypeGuard
 
 import numpy as np
+from scipy import stats  # type: ignore[import-untyped]
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, Mask, replicate_means
 from dpalign.measure.points import Rewards, require_same_prompts
@@ -41,15 +42,8 @@ class Control:
     """Rank correlation of the V averages with the angle. Near 1 for any steady trend, however small: read
     it last. None if all averages are equal."""
 
-    @property
-    def falls_at_every_step(self) -> bool:
-        """Every average drop is above 0."""
-        return all(drop.value > 0 for drop in self.drops)
-
-    @property
-    def steps_beyond_doubt(self) -> int:
-        """Steps whose whole interval lies above 0."""
-        return sum(drop.low is not None and drop.low > 0 for drop in self.drops)
+    steps_beyond_doubt: int
+    """Steps whose whole interval lies above 0."""
 
 
 def angles(directions_V2: Array) -> Array:
@@ -66,17 +60,9 @@ def is_dial(directions_VK: Array | None) -> TypeGuard[Array]:
 
 
 def control(system: Rewards, bootstrap: Bootstrap) -> Control:
-    """Measure a policy sampled at two or more directions of two objectives.
-
-    Raises:
-        ValueError: the system's directions are no dial (`is_dial`), or it has none.
-    """
-    directions_V2 = _directions(system)
-    if not is_dial(directions_V2):
-        raise ValueError(
-            f"system {system.name!r} has {len(directions_V2)} directions of {directions_V2.shape[1]} objectives; "
-            "a dial needs at least two directions of two objectives, in the order of the second's weight"
-        )
+    """Measure a policy sampled at directions that are a dial (`is_dial`)."""
+    directions_V2 = system.directions_VK
+    assert is_dial(directions_V2), f"the directions of {system.name!r} are no dial"
     angle_V = angles(directions_V2)
     reward_PV = system.mean_PVK[:, :, 1]
     mean_V = reward_PV.mean(axis=0)
@@ -85,20 +71,16 @@ def control(system: Rewards, bootstrap: Bootstrap) -> Control:
     tau_P, constant_P = kendall_tau_b(angle_V, reward_PV)
     way = _way(directions_V2)
     drop_V, drop_RV = way * np.diff(mean_V), way * np.diff(mean_RV, axis=1)
+    drops = tuple(bootstrap.interval(drop, drop_RV[:, v]) for v, drop in enumerate(drop_V))
     return Control(
-        kendall_tau=bootstrap.interval(tau_P.mean(), weight_RP @ tau_P),
+        kendall_tau=bootstrap.mean(tau_P),
         constant_prompts=int(constant_P.sum()),
         slope=bootstrap.interval(float(slope(angle_V, mean_V)), slope(angle_V, mean_RV)),
         span=bootstrap.interval(drop_V.sum(), drop_RV.sum(axis=1)),
-        drops=tuple(bootstrap.interval(drop, drop_RV[:, v]) for v, drop in enumerate(drop_V)),
+        drops=drops,
         spearman=rank_correlation(angle_V, mean_V),
+        steps_beyond_doubt=sum(drop.above_zero for drop in drops),
     )
-
-
-def _directions(system: Rewards) -> Array:
-    if system.directions_VK is None:
-        raise ValueError(f"system {system.name!r} is not steered by direction, so it has no control to measure")
-    return system.directions_VK
 
 
 def _way(directions_V2: Array) -> float:
@@ -129,16 +111,10 @@ def slope(dial_V: Array, mean_XV: Array) -> Array:
 
 def rank_correlation(a_V: Array, b_V: Array) -> float | None:
     """Spearman's rank correlation (ties share their mean rank); None if one of the two is constant."""
-    rank_a_V, rank_b_V = _ranks(a_V.round(9)), _ranks(b_V.round(9))
+    rank_a_V, rank_b_V = (stats.rankdata(value_V.round(9)) for value_V in (a_V, b_V))
     if rank_a_V.std() == 0 or rank_b_V.std() == 0:
         return None
     return float(np.corrcoef(rank_a_V, rank_b_V)[0, 1])
-
-
-def _ranks(value_V: Array) -> Array:
-    below_V = (value_V[None, :] < value_V[:, None]).sum(axis=1)
-    equal_V = (value_V[None, :] == value_V[:, None]).sum(axis=1)
-    return np.asarray(below_V + (equal_V + 1) / 2)
 
 
 @dataclass(frozen=True)
@@ -161,21 +137,14 @@ def following(system: Rewards, asked_V: Array, bootstrap: Bootstrap) -> Followin
     Args:
         asked_V: what each condition asks of the second objective: an angle, or reward points.
     """
-    if len(asked_V) != system.reward_PVSK.shape[1] or len(asked_V) < 2:
-        raise ValueError(
-            f"system {system.name!r} has {system.reward_PVSK.shape[1]} conditions and {len(asked_V)} asked values; "
-            "one each is needed, and at least two"
-        )
-    weight_RP = bootstrap.weights(len(system.prompt_ids))
+    assert len(asked_V) == system.reward_PVSK.shape[1] > 1, system.name
     tau_P, common_P = _tau(system, asked_V), _tau(system, asked_V, COMMON)
-    span_P = _span(system, asked_V)
-    many = len(asked_V) > 2
     return Following(
         conditions=len(asked_V),
-        kendall_tau=_mean(tau_P, weight_RP, bootstrap),
-        kendall_tau_common=_mean(common_P, weight_RP, bootstrap),
-        spearman=rank_correlation(asked_V, system.point_VK[:, 1]) if many else None,
-        span=bootstrap.interval(span_P.mean(), weight_RP @ span_P),
+        kendall_tau=None if tau_P is None else bootstrap.mean(tau_P),
+        kendall_tau_common=None if common_P is None else bootstrap.mean(common_P),
+        spearman=rank_correlation(asked_V, system.point_VK[:, 1]) if len(asked_V) > 2 else None,
+        span=bootstrap.mean(_span(system, asked_V)),
     )
 
 
@@ -191,12 +160,10 @@ class FollowingLead:
 def following_lead(a: Rewards, asked_a_V: Array, b: Rewards, asked_b_V: Array, bootstrap: Bootstrap) -> FollowingLead:
     """System a's figures of `following` minus system b's."""
     require_same_prompts([a, b])
-    weight_RP = bootstrap.weights(len(a.prompt_ids))
     tau_a_P, tau_b_P = _tau(a, asked_a_V, COMMON), _tau(b, asked_b_V, COMMON)
-    tau_P = None if tau_a_P is None or tau_b_P is None else tau_a_P - tau_b_P
-    span_P = _span(a, asked_a_V) - _span(b, asked_b_V)
     return FollowingLead(
-        kendall_tau=_mean(tau_P, weight_RP, bootstrap), span=bootstrap.interval(span_P.mean(), weight_RP @ span_P)
+        kendall_tau=None if tau_a_P is None or tau_b_P is None else bootstrap.mean(tau_a_P - tau_b_P),
+        span=bootstrap.mean(_span(a, asked_a_V) - _span(b, asked_b_V)),
     )
 
 
@@ -220,14 +187,11 @@ def _span(system: Rewards, asked_V: Array) -> Array:
     return np.asarray(system.mean_PVK[:, order_V[-1], 1] - system.mean_PVK[:, order_V[0], 1])
 
 
-def _mean(figure_P: Array | None, weight_RP: Array, bootstrap: Bootstrap) -> Estimate | None:
-    return None if figure_P is None else bootstrap.interval(figure_P.mean(), weight_RP @ figure_P)
-
-
 def span_share(system: Rewards, reference: Rewards, bootstrap: Bootstrap) -> Estimate | None:
     """The system's span over a reference's (the true front's), paired by prompt; None where that one has no span."""
     require_same_prompts([system, reference])
-    way = _way(_directions(system))
+    assert system.directions_VK is not None, system.name
+    way = _way(system.directions_VK)
     own_P, whole_P = (way * (one.mean_PVK[:, -1, 1] - one.mean_PVK[:, 0, 1]) for one in (system, reference))
     weight_RP = bootstrap.weights(len(system.prompt_ids))
     whole_R = weight_RP @ whole_P
@@ -246,13 +210,10 @@ def regret(system: Rewards, bootstrap: Bootstrap, at: Sequence[int] | None = Non
     Args:
         at: the v to average over, by their place among the system's directions; None takes all.
 
-    Raises:
-        ValueError: the system has no directions, or a single prompt.
     """
-    directions_VK = _directions(system)
-    prompts = len(system.prompt_ids)
-    if prompts < 2:
-        raise ValueError(f"system {system.name!r} was evaluated on one prompt; regret needs two halves of prompts")
+    directions_VK, prompts = system.directions_VK, len(system.prompt_ids)
+    assert directions_VK is not None, system.name
+    assert prompts > 1, "regret needs two halves of prompts"
     shuffled_P = rng_for("halves", bootstrap.seed, prompts).permutation(prompts)
     halves = (shuffled_P[: prompts // 2], shuffled_P[prompts // 2 :])
     first, second = (system.mean_PVK[half] for half in halves)

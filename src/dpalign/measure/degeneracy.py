@@ -71,9 +71,8 @@ def degenerate_share(fault_PVS: Faults, bootstrap: Bootstrap) -> Degenerate:
         fault_PVS: the faults of each sample of each condition of each prompt.
     """
     answers = [answer for conditions in fault_PVS for samples in conditions for answer in samples]
-    bad_P = share_by_prompt(fault_PVS)
     return Degenerate(
-        share=bootstrap.interval(bad_P.mean(), bootstrap.weights(len(bad_P)) @ bad_P),
+        share=bootstrap.mean(share_by_prompt(fault_PVS)),
         reasons={reason: sum(reason in answer for answer in answers) / len(answers) for reason in REASONS},
     )
 

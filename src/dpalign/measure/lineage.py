@@ -11,6 +11,7 @@ import numpy as np
 from dpalign.measure.summary import Cost, Curve, Machine, StageFacts
 from dpalign.paper.direction import Population, draw_directions, rng_for
 from dpalign.run.ledger import LEDGER, TIMES, Ledger, read_ledger
+from dpalign.run.tables import leaves
 
 OVERALL: Final = "overall score"
 """What a data set's own preference pairs are ranked by."""
@@ -99,15 +100,6 @@ def knobs_set(stages: Iterable[Made], recipe_text: str) -> tuple[str, ...]:
             {key for made in stages for key, value in made.ledger["knobs"].items() if recipe.get(key, value) != value}
         )
     )
-
-
-def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested tables by dotted name."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def made_from(folder: Path) -> dict[str, Path]:

@@ -3,8 +3,9 @@
 Shapes: P prompts, V conditions, S samples, K objectives, N answers, H heads.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 from dpalign.measure.bootstrap import Array
 from dpalign.measure.points import Rewards
 from dpalign.measure.system import System
-from dpalign.paper.direction import Preference
+from dpalign.paper.direction import Preference, arithmetic
 from dpalign.paper.objectives import Objective, all_known, by_name, read_objectives
 from dpalign.rows import CANDIDATES, HEADS, SCORES, matrix_of, read_table
+from dpalign.run.ledger import read_ledger
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,47 @@ def answer_rows(folder: Path, columns: Sequence[str] | None = None) -> list[dict
     """The answers of an evaluate folder, prompt by prompt, condition by condition."""
     rows: list[dict[str, Any]] = read_table(folder / "answers", CANDIDATES, columns).to_pylist()
     return rows
+
+
+def evaluations(
+    inputs: Mapping[str, Path], planned: Mapping[str, System], reading: Reading, senses_K: Array
+) -> tuple[list[tuple[str, Rewards]], dict[str, Rewards]]:
+    """The evaluated systems by name, and those on the tuning prompts.
+
+    Args:
+        inputs: the folders of evaluate and tune steps among others.
+        planned: what the run knows of their systems.
+
+    Raises:
+        ValueError: there are none.
+    """
+    evaluated: list[tuple[str, Rewards]] = []
+    tuning: dict[str, Rewards] = {}
+    for step, folder in inputs.items():
+        kind, _, name = step.partition("-")
+        if kind != "evaluate":
+            continue
+        system = system_of(planned, step, folder)
+        if (folder / "soup.json").is_file():
+            experts_EK = json.loads((folder / "soup.json").read_text(encoding="utf-8"))["experts"]
+            *others, last = (
+                arithmetic(dict(zip(reading.names, v_K, strict=True)), senses_K.tolist()) for v_K in experts_EK
+            )
+            system = replace(system, setting=" and ".join([", ".join(others), last] if others else [last]))
+        evaluated.append((name, read_rewards(folder, system, reading)))
+        if f"tune-{name}" in inputs:
+            tuning[name] = read_rewards(inputs[f"tune-{name}"], system, reading, truth=False)
+    if not evaluated:
+        raise ValueError("nothing to report: give at least one evaluate- folder")
+    return evaluated, tuning
+
+
+def system_of(planned: Mapping[str, System], step: str, folder: Path) -> System:
+    """What an input is: as the run planned it, or of a report made alone what the evaluation's ledger tells."""
+    if step in planned:
+        return planned[step]
+    knobs = read_ledger(folder)["knobs"]
+    t = knobs.get("step.t", 0)
+    if t and knobs.get("step.condition") == "directions":
+        return System(f"DPA t={t}", "iteration", iteration=t)
+    return System(step.partition("-")[2])

@@ -28,23 +28,10 @@ FIGURES: Final = (
 
 
 @dataclass(frozen=True)
-class OverSeeds:
+class OverSeeds(Estimate):
     """A figure's mean over seeds, its t-interval (None with one seed), and the figures themselves."""
 
-    value: float
-    low: float | None
-    high: float | None
-    values: tuple[float, ...]
-
-    @property
-    def estimate(self) -> Estimate:
-        """The mean and its interval."""
-        return Estimate(self.value, self.low, self.high)
-
-    @property
-    def above_zero(self) -> bool:
-        """The whole interval lies above 0."""
-        return self.low is not None and self.low > 0
+    values: tuple[float, ...] = ()
 
 
 class PairOverSeeds(Record):
@@ -141,12 +128,14 @@ def combine_seeds(
     if unknown:
         raise ValueError(f"no system {unknown[0]!r} in every seed's run; they share {', '.join(names)}")
     figures = {name: [run.systems[name].figures for run in runs] for name in names}
-    reached = {name: [one.objective.value for one in found] for name, found in figures.items()}
+    reached = {name: [one.objective.value for one in own] for name, own in figures.items()}
+    # steps of the dial compare only where all runs' dials have the same ones
+    alike = {name: own for name, own in figures.items() if own[0].drops and len({len(one.drops) for one in own}) == 1}
     seeds = Seeds(
         seeds=tuple(sorted(summaries)),
         level=level,
-        systems={name: _figures(found, level) for name, found in figures.items()},
-        drops={name: drops for name, found in figures.items() if (drops := _drops(found, level))},
+        systems={name: _shared([_values(one) for one in own], level) for name, own in figures.items()},
+        drops={name: _drops(own, level) for name, own in alike.items()},
         differences=tuple(
             PairOverSeeds(a=a, b=b, objective=paired_over_seeds(reached[a], reached[b], level)) for a, b in pairs
         ),
@@ -156,20 +145,16 @@ def combine_seeds(
     return seeds.model_copy(update=_compared(runs, level))
 
 
-def _figures(runs: "Sequence[Figures]", level: float) -> dict[str, OverSeeds]:
-    def value(run: "Figures", name: str) -> float | None:
-        figure: Estimate | float | None = getattr(run, name)
-        return figure.value if isinstance(figure, Estimate) else figure
-
-    return _shared([{name: value(run, name) for name in FIGURES} for run in runs], level)
-
-
 def _drops(runs: "Sequence[Figures]", level: float) -> tuple[OverSeeds, ...]:
-    """What each step of the dial does; nothing where the runs' dials have unlike steps."""
-    if len({len(run.drops) for run in runs}) != 1:
-        return ()
-    steps = zip(*([drop.value for drop in run.drops] for run in runs), strict=True)
-    return tuple(over_seeds(step, level) for step in steps)
+    """What each step of the dial does."""
+    steps = zip(*(one.drops for one in runs), strict=True)
+    return tuple(over_seeds([drop.value for drop in step], level) for step in steps)
+
+
+def _values(figures: "Figures") -> dict[str, float | None]:
+    """The figures that are combined, as bare numbers."""
+    values = {name: getattr(figures, name) for name in FIGURES}
+    return {name: one.value if isinstance(one, Estimate) else one for name, one in values.items()}
 
 
 def _dominance(runs: "Sequence[Summary]", level: float) -> list[DominanceOverSeeds]:
@@ -209,17 +194,11 @@ def _compared(runs: "Sequence[Summary]", level: float) -> dict[str, object]:
 
     degenerate = shared(
         lambda run: {
-            (name, group.name): group.degenerate.share
-            for name, found in run.feasibility.items()
-            for group in found.groups
+            (name, group.name): group.degenerate.share for name, one in run.feasibility.items() for group in one.groups
         }
     )
     leads = shared(
-        lambda run: {
-            (name, key): getattr(lead, key)
-            for name, lead in run.control_leads.items()
-            for key in ("kendall_tau", "span")
-        }
+        lambda run: {(name, key): one for name, lead in run.control_leads.items() for key, one in vars(lead).items()}
     )
     return {
         "hypervolume_ratios": shared(lambda run: {n: row.hypervolume_ratio for n, row in run.differences.items()}),

@@ -5,11 +5,16 @@ Shapes: U evaluation directions, K objectives.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.points import Rewards, senses_of
+from dpalign.measure.reading import Reading, answer_rows
+from dpalign.measure.system import System
+from dpalign.paper.objectives import all_known
+from dpalign.rows import HEADS
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,20 +33,7 @@ class Setting:
     """+1 for an objective to maximise, -1 for one to minimise; None: as the directions have it."""
 
     def __post_init__(self) -> None:
-        k = len(self.objectives)
-        reference = (k,) if self.reference_K is None else self.reference_K.shape
-        if self.directions_UK.ndim != 2 or self.directions_UK.shape[1] != k or reference != (k,):
-            raise ValueError(
-                f"{k} objectives ({', '.join(self.objectives)}) with directions of shape {self.directions_UK.shape} "
-                f"and a reference of shape {reference}; (directions, {k}) and ({k},) are needed"
-            )
-        if self.senses is not None and (len(self.senses) != k or not set(self.senses) <= {1, -1}):
-            raise ValueError(f"senses are {self.senses}: {k} of them are needed, each 1 or -1")
-        if self.disputed and self.reference_K is not None:
-            raise ValueError(
-                f"some directions want more {self.disputed[0]} and others less, so no front has a side and hypervolume "
-                "no reference: give none, or give the senses"
-            )
+        assert not (self.disputed and self.reference_K is not None), f"no front has a side: {self.disputed}"
 
     @property
     def senses_K(self) -> Array:
@@ -83,3 +75,20 @@ def reference_point(
     else:
         low_K, high_K = sft.point_VK[0], np.quantile(originals(), 0.95, axis=0)
     return np.asarray(np.where(senses_K > 0, low_K, high_K))
+
+
+def true_front(folder: Path, reading: Reading, grid_UK: Array) -> Rewards | None:
+    """The best answers of the world to the same prompts.
+
+    None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.
+    """
+    from dpalign.world.language import read_prompt
+    from dpalign.world.optimum import faultless_is_best, optimal_rewards
+
+    objectives, heads = reading.objectives, reading.heads
+    if not all_known(objectives, heads, HEADS) or not faultless_is_best(grid_UK, objectives, heads):
+        return None
+    prompts = {row["prompt_id"]: row["messages"] for row in answer_rows(folder, ["prompt_id", "messages"])}
+    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
+    best_PVSK = optimal_rewards(tasks, grid_UK, objectives, heads)[:, :, None, :]
+    return Rewards(System("true front"), tuple(prompts), grid_UK, best_PVSK, best_PVSK)

@@ -6,7 +6,7 @@ Shapes: U evaluation directions, V conditions, K objectives.
 import math
 from collections.abc import Mapping, Sequence
 
-from dpalign.measure.bootstrap import Array, Estimate, holm
+from dpalign.measure.bootstrap import Array, holm
 from dpalign.measure.control import angles, control, is_dial, regret, span_share
 from dpalign.measure.dominance import dominance
 from dpalign.measure.front import coverage
@@ -58,16 +58,10 @@ def summarize(
 
 
 def _check_systems(systems: Sequence[Rewards], setting: Setting, true_front: Rewards | None) -> None:
-    if not systems:
-        raise ValueError("no systems to summarise; evaluate at least one")
     names = [system.name for system in systems]
     if len(set(names)) != len(names):
         raise ValueError(f"two systems share a name among {', '.join(names)}; name them apart")
     require_same_prompts([*systems, *([true_front] if true_front else [])])
-    k = len(setting.objectives)
-    for system in systems:
-        if system.reward_PVSK.shape[-1] != k:
-            raise ValueError(f"system {system.name!r} has {system.reward_PVSK.shape[-1]} objectives, not {k}")
     with_truth = [system.name for system in systems if system.true_reward_PVSK is not None]
     if with_truth and len(with_truth) < len(systems):
         without = next(name for name in names if name not in with_truth)
@@ -94,18 +88,13 @@ def _points(rewards: Rewards, setting: Setting) -> list[Point]:
     judged = points(rewards, setting.bootstrap)
     true = points(by_truth(rewards), setting.bootstrap) if rewards.true_reward_PVSK is not None else None
     directions_VK = rewards.directions_VK
-
-    def named(estimates: Sequence[Estimate]) -> dict[str, Estimate]:
-        return dict(zip(setting.objectives, estimates, strict=True))
-
+    angle_V = angles(directions_VK) if directions_VK is not None and directions_VK.shape[1] == 2 else None
     return [
         Point(
             direction=None if directions_VK is None else _weights(directions_VK[v], setting),
-            angle=float(angles(directions_VK[v : v + 1])[0])
-            if directions_VK is not None and directions_VK.shape[1] == 2
-            else None,
-            rewards=named(opinion),
-            true_rewards=named(true[v]) if true else None,
+            angle=None if angle_V is None else float(angle_V[v]),
+            rewards=dict(zip(setting.objectives, opinion, strict=True)),
+            true_rewards=dict(zip(setting.objectives, true[v], strict=True)) if true else None,
         )
         for v, opinion in enumerate(judged)
     ]
@@ -130,15 +119,9 @@ def _figures(rewards: Rewards, setting: Setting, true_front: Rewards | None) -> 
         objective_by_direction=tuple(objective_by_direction(rewards, directions_UK, bootstrap)),
         hypervolume=volume,
         true_front_share=share,
-        kendall_tau=dial.kendall_tau if dial else None,
-        constant_prompts=dial.constant_prompts if dial else None,
-        slope=dial.slope if dial else None,
-        span=dial.span if dial else None,
         span_share=span_share(rewards, true_front, bootstrap) if dial and true_front is not None else None,
-        spearman=dial.spearman if dial else None,
-        drops=dial.drops if dial else (),
-        steps_beyond_doubt=dial.steps_beyond_doubt if dial else None,
         regret=regret(rewards, bootstrap) if steered and len(rewards.prompt_ids) > 1 else None,
+        **(vars(dial) if dial else {}),
     )
 
 
@@ -151,13 +134,10 @@ def dominance_table(
     Beside it the paired lead in E_v J(v) (Eq. 4).
 
     Raises:
-        ValueError: a pair names an unknown system, or the replicates are too few for any decision.
+        ValueError: the replicates are too few for any decision.
     """
     by_name = {system.name: system for system in systems}
     pairs = claims(systems) if pairs is None else pairs
-    unknown = [name for pair in pairs for name in pair if name not in by_name]
-    if unknown:
-        raise ValueError(f"the dominance table asks for system {unknown[0]!r}; known are {', '.join(by_name)}")
     error_rate = 1 - setting.bootstrap.level
     fewest = fewest_replicates(len(pairs), setting.bootstrap.level)
     if setting.bootstrap.replicates < fewest:

@@ -441,8 +441,8 @@ def _verdict(summary: Summary, last: str, other: str) -> Verdict:
         behind = back is not None and back.dominates_in == runs and back.margin.above_zero
         return Verdict(
             system=other,
-            margin=own.margin.estimate if own else None,
-            lead=next((row.objective.estimate for row in seeds.differences if (row.a, row.b) == (last, other)), None),
+            margin=own.margin if own else None,
+            lead=next((row.objective for row in seeds.differences if (row.a, row.b) == (last, other)), None),
             outcome="ahead" if ahead else "behind" if behind else "open",
             decided_in=own.dominates_in if own else None,
         )

@@ -1,30 +1,19 @@
 """Fig. 5: mean length against win rate, a curve for each steered system; and its table. It computes nothing."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Canvas
 
 from dpalign.measure.alpaca import AlpacaSummary, PointFigures
-from dpalign.measure.bootstrap import Estimate
+from dpalign.page.drawing import arms, house_style, legend, new_canvas, png, svg, values
+from dpalign.page.words import MISSING, degrees, said
 from dpalign.run.ledger import write_json, write_text
 
-_STYLE: Final[dict[str, Any]] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fig5",  # equal data give equal bytes
-    "font.size": 9.0,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#e3e5e8",
-    "legend.frameon": False,
-}
 _LOOKS: Final = (
     ("#08306b", "o"),
     ("#c75000", "D"),
@@ -41,15 +30,15 @@ def write_figure(folder: Path, summary: AlpacaSummary) -> None:
     """alpaca.json, table.md, fig5.svg and fig5.png."""
     write_json(folder / "alpaca.json", asdict(summary))
     write_text(folder / "table.md", table(summary))
-    with matplotlib.rc_context(_STYLE):
-        drawing = fig_5(summary)
-        drawing.savefig(folder / "fig5.svg", metadata={"Date": None, "Creator": None})
-        drawing.savefig(folder / "fig5.png", dpi=200, metadata={"Software": None})
+    drawing = fig_5(summary)
+    write_text(folder / "fig5.svg", svg(drawing, "fig5"))
+    (folder / "fig5.png").write_bytes(png(drawing))
 
 
-def fig_5(summary: AlpacaSummary) -> Figure:
+@house_style("fig5")
+def fig_5(summary: AlpacaSummary) -> Canvas:
     """Our points with their intervals; the paper's behind them, hollow and grey, where the summary has them."""
-    drawing = Figure(figsize=(8.6, 5.0), layout="constrained")
+    drawing = new_canvas(5.0)
     axes = drawing.subplots()
     for i, (system, points) in enumerate(groupby(summary.points, key=lambda point: point.system)):
         _curve(axes, system, list(points), *_LOOKS[i % len(_LOOKS)])
@@ -59,25 +48,21 @@ def fig_5(summary: AlpacaSummary) -> Figure:
     axes.set_xlabel("mean length, characters")
     axes.set_ylabel(f"win rate against {summary.reference['generator']}, %")
     axes.margins(0.07)
-    drawing.legend(loc="outside upper left", ncols=4)
+    legend(drawing, axes, 4)
     return drawing
 
 
 def _curve(axes: Axes, system: str, points: Sequence[PointFigures], colour: str, marker: str) -> None:
-    x, y = [point.length.value for point in points], [point.win_rate.value for point in points]
-    arms = [_arms([getattr(point, name) for point in points]) for name in ("length", "win_rate")]
-    axes.errorbar(x, y, xerr=arms[0], yerr=arms[1], fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.55, zorder=3)
+    lengths, rates = [point.length for point in points], [point.win_rate for point in points]
+    x, y = values(lengths), values(rates)
+    axes.errorbar(
+        x, y, xerr=arms(lengths), yerr=arms(rates), fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.55, zorder=3
+    )
     axes.plot(x, y, color=colour, marker=marker, markersize=5.5, linewidth=1.7, label=system, zorder=4)
     for i in (0, -1) if len(points) > 1 else ():
         axes.annotate(
             _at(points[i]), (x[i], y[i]), xytext=(7, 5), textcoords="offset points", fontsize=8.5, color=colour
         )
-
-
-def _arms(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """Distances from the values to both ends of their intervals: (2, n)."""
-    lows = [e.value - (e.value if e.low is None else e.low) for e in estimates]
-    return [lows, [(e.value if e.high is None else e.high) - e.value for e in estimates]]
 
 
 def table(summary: AlpacaSummary) -> str:
@@ -86,8 +71,8 @@ def table(summary: AlpacaSummary) -> str:
     head = ["system", "at", "length, characters", "win rate, %", "judged", "failed"]
     rows = [head + ["length-controlled win rate, %"] * controlled]
     for point in summary.points:
-        cells = [point.system, _at(point), _text(point.length, 0), _text(point.win_rate), f"{point.judged:,}"]
-        rows.append([*cells, f"{len(point.failed):,}"] + [_text(point.length_controlled)] * controlled)
+        cells = [point.system, _at(point), said(point.length, 0), said(point.win_rate), f"{point.judged:,}"]
+        rows.append([*cells, f"{len(point.failed):,}"] + [said(point.length_controlled)] * controlled)
     reference, level = summary.reference, 100 * summary.intervals["level"]
     notes = [
         f"{reference['instructions']:,} instructions. Judge: {summary.judge['name']}. Reference: "
@@ -101,7 +86,7 @@ def table(summary: AlpacaSummary) -> str:
         rows = [["paired difference", "win rate, points", "length, characters", "instructions"]]
         for one in summary.differences:
             name = f"{one.a} less {one.b}"
-            rows.append([name, _text(one.win_rate, 1, "+"), _text(one.length, 0, "+"), f"{one.instructions:,}"])
+            rows.append([name, said(one.win_rate, sign=True), said(one.length, 0, sign=True), f"{one.instructions:,}"])
         lines += ["", *_markdown(rows), "", "Differences are not corrected for their number."]
     return "\n".join(lines) + "\n"
 
@@ -111,14 +96,4 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _at(point: PointFigures) -> str:
-    return f"{point.angle:g}\N{DEGREE SIGN}" if point.angle is not None else point.label or "-"
-
-
-def _text(estimate: Estimate | None, digits: int = 1, sign: str = "") -> str:
-    """`3.1 (2.2 to 4.0)`, or the value alone where there is no interval."""
-    if estimate is None or math.isnan(estimate.value):
-        return "-"
-    value = f"{estimate.value:{sign},.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} ({estimate.low:,.{digits}f} to {estimate.high:,.{digits}f})"
+    return degrees(point.angle) if point.angle is not None else point.label or MISSING

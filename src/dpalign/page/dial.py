@@ -6,7 +6,8 @@ from typing import Any
 
 from dpalign.measure.summary import Answer, Summary, Weights
 from dpalign.page.looks import in_order, looks_of
-from dpalign.page.words import arithmetic, degrees
+from dpalign.page.words import degrees
+from dpalign.paper.direction import arithmetic
 
 
 def dial_data(summary: Summary) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import matplotlib
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
+from dpalign.measure.bootstrap import Estimate
 from dpalign.page.looks import INKS
 
 _LIGHT: Final = {name: light for name, (light, _) in INKS.items()}
@@ -117,6 +118,29 @@ def new_canvas(height: float) -> Canvas:
     return Canvas(figsize=(WIDTH, height), layout="constrained")
 
 
+def panels(
+    titles: Sequence[str], each: float, margin: float, x: str, y: str, sharey: bool = False
+) -> tuple[Canvas, list[Axes]]:
+    """A figure of small panels, up to four in a line, and their axes.
+
+    Args:
+        each: inches a line, with `margin` inches for all.
+        x, y: what the axes of all panels show.
+        sharey: the panels share one scale.
+    """
+    columns = min(len(titles), 4)
+    lines = math.ceil(len(titles) / columns)
+    canvas = new_canvas(each * lines + margin)
+    grid = canvas.subplots(lines, columns, squeeze=False, sharey=sharey).ravel()
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title)
+    for axes in grid[len(titles) :]:
+        axes.set_visible(False)
+    canvas.supxlabel(x, color=_LIGHT["muted"], fontsize=9)
+    canvas.supylabel(y, color=_LIGHT["muted"], fontsize=9)
+    return canvas, list(grid[: len(titles)])
+
+
 def legend(canvas: Canvas, axes: Axes, columns: int) -> None:
     """One legend above all axes of a figure."""
     handles, labels = axes.get_legend_handles_labels()
@@ -134,28 +158,13 @@ def names_beside(axes: Axes, names: Sequence[str]) -> NDArray[np.int64]:
     return places
 
 
-class Interval(Protocol):
-    """A figure with its interval, any of them unknown: `Estimate`, or `Figure` of an untyped file."""
-
-    @property
-    def value(self) -> float | None: ...
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
+def values(estimates: Sequence[Estimate]) -> NDArray[np.float64]:
+    """The values: (n,)."""
+    return np.array([one.value for one in estimates])
 
 
-def values(found: Sequence[Interval]) -> NDArray[np.float64]:
-    """The values, NaN where one is unknown: (n,)."""
-    return np.array([math.nan if one.value is None else one.value for one in found])
-
-
-def arms(found: Sequence[Interval]) -> NDArray[np.float64]:
+def arms(estimates: Sequence[Estimate]) -> NDArray[np.float64]:
     """Distances from the values to both ends of their intervals, 0 where there is none: (2, n)."""
-    lengths = [
-        (0.0, 0.0)
-        if one.value is None or one.low is None or one.high is None
-        else (max(0.0, one.value - one.low), max(0.0, one.high - one.value))
-        for one in found
-    ]
-    return np.array(lengths).T
+    lows = [one.value if one.low is None else one.low for one in estimates]
+    highs = [one.value if one.high is None else one.high for one in estimates]
+    return np.maximum(0.0, [values(estimates) - lows, highs - values(estimates)])

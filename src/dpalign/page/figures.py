@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.summary import Measured, Summary, TrustPoint
 from dpalign.measure.system import Role
-from dpalign.page.drawing import Plot, arms, house_style, legend, names_beside, new_canvas, values
+from dpalign.page.drawing import Plot, arms, house_style, legend, names_beside, new_canvas, panels, values
 from dpalign.page.looks import FRONT_LINE, INKS, Look, headliners, in_order, label, looks_of
 from dpalign.page.words import DEGREE, MINUS, by_prompt, degrees, turns
 
@@ -256,21 +256,14 @@ def leads(summary: Summary) -> Plot:
     last, at, looks = summary.last, dial(summary), looks_of(summary)
     assert last is not None
     rows = [row for row in summary.dominance if row.a == last.name]
-    columns = min(len(rows), 4)
-    lines = math.ceil(len(rows) / columns)
-    canvas = new_canvas(2.15 * lines + 0.35)
-    grid = canvas.subplots(lines, columns, sharey=True, squeeze=False).ravel()
-    for axes, row in zip(grid, rows, strict=False):
+    titles = [f"over {label(summary.systems[row.b])}" for row in rows]
+    canvas, grid = panels(titles, 2.15, 0.35, _dial_name(summary.angled), "lead, reward points", sharey=True)
+    for axes, row in zip(grid, rows, strict=True):
         colour = looks[row.b].light
         axes.axhline(0, color=_INK, linewidth=0.9)
         _band(axes, at, row.leads, colour, 0.22)
         axes.plot(at, values(row.leads), color=colour, marker="o", markersize=3, linewidth=1.6)
-        axes.set_title(f"over {label(summary.systems[row.b])}")
         _set_dial(axes, at, summary.angled)
-    for axes in grid[len(rows) :]:
-        axes.set_visible(False)
-    canvas.supxlabel(_dial_name(summary.angled), color=_MUTED, fontsize=9)
-    canvas.supylabel("lead, reward points", color=_MUTED, fontsize=9)
     caption = (
         f"How far {last.name} leads each other system at each direction, with the best of either's "
         "points. It dominates "
@@ -325,17 +318,9 @@ def _by(point: TrustPoint, name: str) -> Estimate:
 @house_style()
 def training(summary: Summary) -> Plot:
     """The loss of every training, a small panel each."""
-    columns = min(len(summary.curves), 4)
-    lines = math.ceil(len(summary.curves) / columns)
-    canvas = new_canvas(1.75 * lines + 0.4)
-    grid = canvas.subplots(lines, columns, squeeze=False).ravel()
-    for axes, curve in zip(grid, summary.curves, strict=False):
+    canvas, grid = panels([curve.stage for curve in summary.curves], 1.75, 0.4, "step", "loss")
+    for axes, curve in zip(grid, summary.curves, strict=True):
         axes.add_line(Line2D(curve.step, curve.loss, color=_INK, linewidth=1.1))
         axes.autoscale_view()
-        axes.set_title(curve.stage)
-    for axes in grid[len(summary.curves) :]:
-        axes.set_visible(False)
-    canvas.supxlabel("step", color=_MUTED, fontsize=9)
-    canvas.supylabel("loss", color=_MUTED, fontsize=9)
     caption = "The loss that each training logged, as its trainer reports it. Losses of unlike methods do not compare."
     return Plot("training", "Training loss", caption, canvas)

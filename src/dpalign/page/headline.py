@@ -151,7 +151,7 @@ def warning(summary: Summary) -> str:
     over = seeds.trust if seeds and len(seeds.seeds) > 1 else None
     if not (over.warned_in if over else trust.warning):
         return ""
-    proxy, checked = (over.proxy.estimate, over.check.estimate) if over else (trust.change.proxy, trust.change.check)
+    proxy, checked = (over.proxy, over.check) if over else (trust.change.proxy, trust.change.check)
     where = f"In {over.warned_in} of {len(seeds.seeds)} seeds, from" if over and seeds else "From"
     mean = ", in the mean of all seeds" if over else ""
     return (

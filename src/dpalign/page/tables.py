@@ -1,6 +1,6 @@
-"""The tables of the page, as data that the template lays out."""
+"""The tables of the page, as data that the template lays out: a row is a mapping of column titles to cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal
@@ -8,7 +8,7 @@ from typing import Final, Literal
 from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.quality import HeadQuality
 from dpalign.measure.seeds import OverSeeds, Seeds
-from dpalign.measure.summary import DataReport, DominanceRow, Measured, Summary, misunderstood, verdicts
+from dpalign.measure.summary import DominanceRow, Measured, Summary, misunderstood, verdicts
 from dpalign.measure.system import Role
 from dpalign.page.looks import in_order, label, looks_of
 from dpalign.page.words import MISSING, between, degrees, number, probability, turns, whole
@@ -62,25 +62,33 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    cells: tuple[Cell, ...]
+    """A row's cells by the titles of their columns; the first names the row."""
+
+    cells: Mapping[str, Cell]
     strong: bool = False
-
-
-def line(*cells: Cell, strong: bool = False) -> Row:
-    """A row of cells."""
-    return Row(cells, strong)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The first column names the row."""
+    """Rows that share their columns."""
 
     caption: str
-    columns: tuple[str, ...]
     rows: tuple[Row, ...]
 
-    def __post_init__(self) -> None:
-        assert all(len(row.cells) == len(self.columns) for row in self.rows), self.columns
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The titles."""
+        return tuple(self.rows[0].cells)
+
+
+def table(caption: str, rows: Iterable[Row]) -> Table | None:
+    """The rows without the columns that hold no figure; None without rows."""
+    rows = list(rows)
+    if not rows:
+        return None
+    first, *others = rows[0].cells
+    kept = [first, *(title for title in others if any(row.cells[title].text != MISSING for row in rows))]
+    return Table(caption, tuple(Row({title: row.cells[title] for title in kept}, row.strong) for row in rows))
 
 
 DASH: Final = Cell(MISSING)
@@ -99,6 +107,11 @@ def word(text: str, note: str = "") -> Cell:
     return Cell(text, note, tone="word")
 
 
+def count(n: float | None) -> Cell:
+    """A whole number; a dash for none."""
+    return Cell(whole(n))
+
+
 def verdict(decided: bool | None) -> Cell:
     """Whether a claim is established."""
     if decided is None:
@@ -113,60 +126,6 @@ def name_of(summary: Summary, name: str, note: str = "") -> Cell:
     return Cell(label(summary.systems[name]), note, tone="word", colour=looks_of(summary)[name].name)
 
 
-def without_empty_columns(table: Table) -> Table:
-    """Drop the columns that no row has a figure for, but never the first."""
-    columns = range(len(table.columns))
-    keep = [i for i in columns if i == 0 or any(row.cells[i].text != MISSING for row in table.rows)]
-    rows = tuple(Row(tuple(row.cells[i] for i in keep), row.strong) for row in table.rows)
-    return Table(table.caption, tuple(table.columns[i] for i in keep), rows)
-
-
-def verdicts_table(summary: Summary) -> Table | None:
-    """The last iteration against every other system: who beats whom, and by how much; over seeds where there are."""
-    found, last = {one.system: one for one in verdicts(summary)}, summary.last
-    if not found or last is None:
-        return None
-    runs = len(summary.seeds.seeds) if summary.seeds else 1
-    unheard, compared = misunderstood(summary), summary.comparison.differences if summary.comparison else {}
-    rows = []
-    for system in in_order(summary):
-        one = found.get(system.name)
-        if one is None:
-            continue
-        outcome = verdict(one.outcome == "ahead" if one.margin else None)
-        if one.outcome == "behind":
-            outcome = Cell(f"it beats {last.name}", tone="no")
-        elif one.system in unheard:
-            outcome = Cell("no claim", "the words made it no briefer", tone="no")
-        decided = f"{one.decided_in} of {runs}" if one.decided_in is not None else MISSING
-        beside = compared.get(one.system)
-        lead = one.lead or (beside.objective if beside else None)
-        rows.append(
-            line(
-                name_of(summary, one.system, explained(system)),
-                outcome,
-                cell(one.margin),
-                Cell(decided),
-                cell(system.figures.objective),
-                cell(lead, sign=True),
-                word(ahead(lead, last.name, label(system))),
-                cell(system.figures.hypervolume if beside else None, 0),
-                cell(beside.hypervolume_ratio if beside else None, 2),
-            )
-        )
-    columns = (
-        *("against", f"{last.name} beats it for every user", "smallest lead", "in seeds", "E_v J(v)"),
-        *(f"lead of {last.name}", "ahead on average", "hypervolume", f"{last.name}'s over it"),
-    )
-    every = f"at each of the {len(summary.directions)} directions"
-    over = f" Intervals are over {runs} seeds; a claim must hold in each." if runs > 1 else ""
-    caption = (
-        f"For every user: {every} the best of {last.name}'s points earns more than the best of the other's (dominance, "
-        f"decided over all pairs at once). The lead is in E_v J(v), paired by prompt.{over}"
-    )
-    return without_empty_columns(Table(caption, columns, tuple(rows)))
-
-
 def ahead(lead: Estimate | None, last: str, other: str) -> str:
     """Who is ahead by an interval of the lead; nobody where it holds 0."""
     if lead is None:
@@ -174,172 +133,199 @@ def ahead(lead: Estimate | None, last: str, other: str) -> str:
     return last if lead.above_zero else other if lead.below_zero else "not significant"
 
 
-def systems_table(summary: Summary, judged: bool = False) -> Table:
+def verdicts_table(summary: Summary) -> Table | None:
+    """The last iteration against every other system: who beats whom, and by how much; over seeds where there are."""
+    by_system, last = {one.system: one for one in verdicts(summary)}, summary.last
+    if last is None:
+        return None
+    runs = len(summary.seeds.seeds) if summary.seeds else 1
+    unheard, compared = misunderstood(summary), summary.comparison.differences if summary.comparison else {}
+    rows = []
+    for system in in_order(summary):
+        one = by_system.get(system.name)
+        if one is None:
+            continue
+        outcome = verdict(one.outcome == "ahead" if one.margin else None)
+        if one.outcome == "behind":
+            outcome = Cell(f"it beats {last.name}", tone="no")
+        elif one.system in unheard:
+            outcome = Cell("no claim", "the words made it no briefer", tone="no")
+        beside = compared.get(one.system)
+        lead = one.lead or (beside.objective if beside else None)
+        cells = {
+            "against": name_of(summary, one.system, explained(system)),
+            f"{last.name} beats it for every user": outcome,
+            "smallest lead": cell(one.margin),
+            "in seeds": DASH if one.decided_in is None else Cell(f"{one.decided_in} of {runs}"),
+            "E_v J(v)": cell(system.figures.objective),
+            f"lead of {last.name}": cell(lead, sign=True),
+            "ahead on average": word(ahead(lead, last.name, label(system))),
+            "hypervolume": cell(system.figures.hypervolume if beside else None, 0),
+            f"{last.name}'s over it": cell(beside.hypervolume_ratio if beside else None, 2),
+        }
+        rows.append(Row(cells))
+    over = f" Intervals are over {runs} seeds; a claim must hold in each." if runs > 1 else ""
+    caption = (
+        f"For every user: at each of the {len(summary.directions)} directions the best of {last.name}'s points earns "
+        "more than the best of the other's (dominance, decided over all pairs at once). The lead is in E_v J(v), "
+        f"paired by prompt.{over}"
+    )
+    return table(caption, rows)
+
+
+_FIGURES: Final = {
+    "E_v J(v)": ("objective", 1, 1),
+    "hypervolume": ("hypervolume", 1, 0),
+    "share of the true front, %": ("true_front_share", 100, 1),
+    "Kendall tau": ("kendall_tau", 1, 2),
+    "span": ("span", 1, 1),
+    "share of the true span, %": ("span_share", 100, 0),
+    "slope per degree": ("slope", 1, 2),
+    "regret": ("regret", 1, 2),
+}
+"""Column -> figure of a system, scale and digits."""
+
+
+def systems_table(summary: Summary, judged: bool = False) -> Table | None:
     """One row a system. `judged`: by the reward model's opinion, where the main figures are true."""
+    second = summary.objectives[:2][-1]
+    steps = f"steps that {second} {turns(summary)}"
     rows = []
     for one in in_order(summary):
         figures = one.judged if judged and one.judged else one.figures
-        steps = f"{figures.steps_beyond_doubt} of {len(figures.drops)}" if figures.drops else MISSING
-        rows.append(
-            line(
-                name_of(summary, one.name),
-                cell(figures.objective),
-                cell(figures.hypervolume, 0),
-                cell(figures.true_front_share, scale=100),
-                cell(figures.kendall_tau, 2),
-                cell(figures.span),
-                cell(figures.span_share, 0, scale=100),
-                cell(figures.slope, 2),
-                Cell(steps),
-                cell(figures.regret, 2),
-                Cell(number(figures.spearman, 2)),
-                strong=one is summary.last,
-            )
-        )
-    second = summary.objectives[1] if len(summary.objectives) > 1 else "reward"
+        cells = {
+            title: cell(getattr(figures, key), digits, scale=scale) for title, (key, scale, digits) in _FIGURES.items()
+        }
+        sure = Cell(f"{figures.steps_beyond_doubt} of {len(figures.drops)}") if figures.drops else DASH
+        spearman = Cell(number(figures.spearman, 2))
+        named = {"system": name_of(summary, one.name), **cells, steps: sure, "Spearman": spearman}
+        rows.append(Row(named, strong=one is summary.last))
     notes = {
         "system": f"Small figures are intervals over the {summary.intervals.prompts:,} prompts.",
         "E_v J(v)": "E_v J is the field's MIP, mean inner product.",
-        "hypervolume, square points" if summary.angled else "hypervolume": "",
-        "share of the true front, %": "",
         "Kendall tau": f"Kendall tau (as in MOC): rank agreement of {second} with the angle within a prompt, averaged.",
         "span": f"Span: {second} between the ends of the dial.",
-        "share of the true span, %": "",
-        "slope per degree": "",
-        f"steps that {second} {turns(summary)}": "Steps: those whose own interval is clear of zero.",
         "regret": "Regret: what asking for v loses against the best other direction for v.",
+        steps: "Steps: those whose own interval is clear of zero.",
         "Spearman": "Spearman, over averages, is near 1 for any steady trend, so it comes last.",
     }
-    table = without_empty_columns(Table("", tuple(notes), tuple(rows)))
-    return Table(" ".join(notes[column] for column in table.columns if notes[column]), table.columns, table.rows)
+    systems = table("", rows)
+    return systems and Table(" ".join(notes[title] for title in systems.columns if title in notes), systems.rows)
 
 
-def dominance_table(summary: Summary, rows: Sequence[DominanceRow]) -> Table | None:
-    """Some pairs of the run."""
-    if not rows:
-        return None
-    columns = (
-        "A",
-        "over B",
-        "dominates",
-        "smallest lead",
-        "Holm p",
-        "lead in E_v J(v)",
-        "B under A's front",
-        "outside",
-    )
+def dominance_tables(summary: Summary) -> dict[str, Table | None]:
+    """The pairs of the last iteration, all other pairs, and the first by the reward model's opinion."""
+    last = summary.last.name if summary.last else None
+    parts: dict[str, list[DominanceRow]] = {
+        "last": [row for row in summary.dominance if row.a == last],
+        "others": [row for row in summary.dominance if row.a != last],
+        "judged": [row for row in summary.dominance_judged or () if row.a == last],
+    }
     caption = (
-        "A dominates B where, at every evaluation direction, the best of A's points beats the best of "
-        "B's. The smallest "
-        "lead has a simultaneous interval; p is Holm's over all pairs of the run. The last columns count B's points "
-        "under A's interpolated front, out of those inside A's range, and those outside it."
+        "A dominates B where, at every evaluation direction, the best of A's points beats the best of B's. The "
+        "smallest lead has a simultaneous interval; p is Holm's over all pairs of the run. The last columns count B's "
+        "points under A's interpolated front, out of those inside A's range, and those outside it."
     )
-    body = []
-    for row in rows:
-        seen = row.coverage
-        beaten = f"{seen.outside_dominated} of them beaten all the same" if seen and seen.outside else ""
-        body.append(
-            line(
-                name_of(summary, row.a),
-                name_of(summary, row.b),
-                verdict(row.dominates),
-                cell(row.margin),
-                Cell(probability(row.p_holm)),
-                cell(row.objective_lead),
-                Cell(f"{seen.under} of {seen.inside}" if seen and seen.inside else MISSING),
-                Cell(str(seen.outside) if seen and seen.outside else MISSING, beaten),
-            )
-        )
-    return without_empty_columns(Table(caption, columns, tuple(body)))
+    return {which: table(caption, [_dominance(summary, row) for row in rows]) for which, rows in parts.items()}
+
+
+def _dominance(summary: Summary, row: DominanceRow) -> Row:
+    under, outside = DASH, DASH
+    if row.coverage and row.coverage.inside:
+        under = Cell(f"{row.coverage.under} of {row.coverage.inside}")
+    if row.coverage and row.coverage.outside:
+        beaten = f"{row.coverage.outside_dominated} of them beaten all the same"
+        outside = Cell(str(row.coverage.outside), beaten)
+    return Row(
+        {
+            "A": name_of(summary, row.a),
+            "over B": name_of(summary, row.b),
+            "dominates": verdict(row.dominates),
+            "smallest lead": cell(row.margin),
+            "Holm p": Cell(probability(row.p_holm)),
+            "lead in E_v J(v)": cell(row.objective_lead),
+            "B under A's front": under,
+            "outside": outside,
+        }
+    )
 
 
 def gap_table(summary: Summary) -> Table | None:
     """By how much the reward model's opinion exceeds the truth, over all conditions of a system."""
-    rows = [
-        line(
-            name_of(summary, one.name),
-            *(cell(one.opinion_gap[name], 2, sign=True) for name in summary.objectives),
-            cell(one.figures.objective),
-            cell(one.judged.objective),
-            strong=one is summary.last,
-        )
-        for one in in_order(summary)
-        if one.opinion_gap and one.judged
-    ]
-    columns = ("system", *(f"gap in {name}" for name in summary.objectives), "E_v J(v), true", "by the reward model")
+    rows = []
+    for one in in_order(summary):
+        if not (one.opinion_gap and one.judged):
+            continue
+        gaps = {f"gap in {name}": cell(one.opinion_gap[name], 2, sign=True) for name in summary.objectives}
+        both = {"E_v J(v), true": cell(one.figures.objective), "by the reward model": cell(one.judged.objective)}
+        rows.append(Row({"system": name_of(summary, one.name), **gaps, **both}, strong=one is summary.last))
     caption = (
-        "Opinion minus truth in reward points, over all conditions; intervals over prompts. The data "
-        "rescales ratings to "
-        "10..90, so even a perfect reward model is 8 points low at a truth of 90, and 8 high at 10."
+        "Opinion minus truth in reward points, over all conditions; intervals over prompts. The data rescales ratings "
+        "to 10..90, so even a perfect reward model is 8 points low at a truth of 90, and 8 high at 10."
     )
-    return Table(caption, columns, tuple(rows)) if rows else None
+    return table(caption, rows)
 
 
 def sensitivity_table(summary: Summary) -> Table | None:
     """Hypervolume, and how it and the order of the systems move with the reference."""
     references = summary.sensitivity
-    if not references:
-        return None
     shares = [{name: share for name, share in at.shares.items() if share is not None} for at in references]
-    known = all(len(found) == len(at.shares) for found, at in zip(shares, references, strict=True))
+    known = all(len(own) == len(at.shares) for own, at in zip(shares, references, strict=True))
     at_each = shares if known else [at.hypervolumes for at in references]
     scale, digits = (100.0, 1) if known else (1.0, 0)
+    what = "share of the true front, %" if known else "hypervolume"
     rows = []
-    for one in in_order(summary):
+    for one in in_order(summary) if references else ():
         own = [scale * values[one.name] for values in at_each]
         ranks = [1 + sum(other > values[one.name] for other in values.values()) for values in at_each]
         main = one.figures.true_front_share if known else one.figures.hypervolume
-        cells = [
-            number(scale * main.value if main else None, digits),
-            number(min(own), digits),
-            number(max(own), digits),
-        ]
-        rank = str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
-        rows.append(line(name_of(summary, one.name), *map(Cell, cells), Cell(rank)))
+        cells = {
+            "system": name_of(summary, one.name),
+            what: Cell(number(scale * main.value if main else None, digits)),
+            "least": Cell(number(min(own), digits)),
+            "most": Cell(number(max(own), digits)),
+            "rank": Cell(str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"),
+        }
+        rows.append(Row(cells))
     places = ", ".join(f"{name} {number(value)}" for name, value in (summary.reference or {}).items())
     caption = (
         f"The reference ({places}) was fixed beforehand; here each coordinate is also moved, {len(references)} "
         "references in all. Where the ranks stand still, the choice of reference does not matter."
     )
-    what = "share of the true front, %" if known else "hypervolume"
-    return Table(caption, ("system", what, "least", "most", "rank"), tuple(rows))
+    return table(caption, rows)
 
 
 def trust_table(summary: Summary) -> Table | None:
     """How the proxy and the check changed from iteration to iteration."""
     trust = summary.trust
-    if trust is None or not trust.steps:
+    if trust is None:
         return None
+    check = "by the truth" if trust.check == "truth" else "by the judge"
     steps = [*trust.steps, *([trust.change] if trust.change and len(trust.steps) > 1 else [])]
-    rows = tuple(
-        line(word(f"{step.b} to {step.a}"), cell(step.proxy), cell(step.check), strong=step is trust.change)
+    rows = [
+        Row(
+            {"change": word(f"{step.b} to {step.a}"), "by the reward model": cell(step.proxy), check: cell(step.check)},
+            strong=step is trust.change,
+        )
         for step in steps
-    )
-    check = "the truth" if trust.check == "truth" else "the judge"
-    caption = "Changes of E_v J(v), paired by prompt. The last row decides whether the page warns."
-    return Table(caption, ("change", "by the reward model", f"by {check}"), rows)
+    ]
+    return table("Changes of E_v J(v), paired by prompt. The last row decides whether the page warns.", rows)
 
 
 def pairwise_table(summary: Summary) -> Table | None:
     """The reward model on a file of preference pairs."""
-    found = summary.pairwise
-    if found is None:
+    pairs = summary.pairwise
+    if pairs is None:
         return None
-    rows = tuple(
-        line(
-            word(name),
-            cell(one.accuracy, scale=100),
-            Cell(whole(one.pairs)),
-            Cell(whole(one.ties)),
-            strong=name == "all",
-        )
-        for name, one in found.subsets.items()
-    )
+    rows = []
+    for name, one in pairs.subsets.items():
+        counts = {"pairs": count(one.pairs), "ties": count(one.ties)}
+        rows.append(Row({"subset": word(name), "right, %": cell(one.accuracy, scale=100), **counts}, name == "all"))
     caption = (
-        f"How often the chosen answer of a pair earns more {found.objective} than the rejected one; ties count half. "
+        f"How often the chosen answer of a pair earns more {pairs.objective} than the rejected one; ties count half. "
         "Intervals over pairs."
     )
-    return Table(caption, ("subset", "right, %", "pairs", "ties"), rows)
+    return table(caption, rows)
 
 
 _QUALITY: Final = {
@@ -358,121 +344,97 @@ _QUALITY_NOTE: Final = (
 )
 
 
-def quality_tables(summary: Summary) -> dict[str, Table]:
+def quality_tables(summary: Summary) -> dict[str, Table | None]:
     """By title: heads and objectives on held-out ratings and the truth, then each system's own samples."""
-    found = summary.reward_model
-    own = {
-        f"{objective}, of {system}": head
-        for system, heads in found.on_policy.items()
-        for objective, head in heads.items()
-    }
+    measured = summary.reward_model
+    own = {f"{name}, of {system}": head for system, heads in measured.on_policy.items() for name, head in heads.items()}
     parts = {
-        "Objectives, on held-out ratings": found.objectives,
-        "Objectives, on the truth of held-out answers": found.truth,
-        "Heads, on held-out ratings": found.heads,
+        "Objectives, on held-out ratings": measured.objectives,
+        "Objectives, on the truth of held-out answers": measured.truth,
+        "Heads, on held-out ratings": measured.heads,
         "Objectives, on the policies' own samples": own,
     }
-    tables = {title: _quality(heads, found.baseline) for title, heads in parts.items() if heads}
-    for i, (title, table) in enumerate(tables.items()):
-        tables[title] = Table(_QUALITY_NOTE if i == 0 else "", table.columns, table.rows)
-    return tables
+    shown = {title: heads for title, heads in parts.items() if heads}
 
+    def row(name: str, head: HeadQuality) -> Row:
+        figures = {title: cell(getattr(head, key), 2) for title, key in _QUALITY.items()}
+        ridge = cell(measured.baseline[name].pearson, 2) if name in measured.baseline else DASH
+        return Row({"": word(name), "answers": count(head.n), **figures, "ridge, Pearson": ridge})
 
-def _quality(heads: Mapping[str, HeadQuality], baseline: Mapping[str, HeadQuality]) -> Table:
-    rows = tuple(
-        line(
-            word(name),
-            Cell(whole(head.n)),
-            *(cell(getattr(head, key), 2) for key in _QUALITY.values()),
-            cell(baseline[name].pearson, 2) if name in baseline else DASH,
-        )
-        for name, head in heads.items()
-    )
-    return without_empty_columns(Table("", ("", "answers", *_QUALITY, "ridge, Pearson"), rows))
+    return {
+        title: table("" if i else _QUALITY_NOTE, [row(*item) for item in heads.items()])
+        for i, (title, heads) in enumerate(shown.items())
+    }
 
 
 def costs_table(summary: Summary) -> Table | None:
     """What each system took to make, and what it reached for it."""
-    rows = tuple(
-        line(
-            name_of(summary, one.name, one.system.setting),
-            *(Cell(whole(n)) for n in (cost.sampled_tokens, cost.scored_responses, cost.trained_tokens)),
-            Cell(whole(cost.total_tokens)),
-            Cell(spell_seconds(cost.seconds)),
-            Cell(whole(one.sweep.total_tokens if one.sweep else None)),
-            Cell(spell_seconds(one.sweep.seconds) if one.sweep else MISSING),
-            cell(one.figures.objective),
-            cell(one.figures.hypervolume, 0),
-            strong=one is summary.last,
-        )
-        for one in in_order(summary)
-        if (cost := one.cost) and cost.total_tokens and one.same_as is None
-    )
-    columns = (
-        *("system", "tokens sampled", "answers scored", "tokens trained", "tokens in all", "time"),
-        *("tokens, all settings", "time, all settings", "E_v J(v)", "hypervolume"),
-    )
+    rows = []
+    for one in in_order(summary):
+        cost, sweep = one.cost, one.sweep
+        if not (cost and cost.total_tokens) or one.same_as is not None:
+            continue
+        cells = {
+            "system": name_of(summary, one.name, one.system.setting),
+            "tokens sampled": count(cost.sampled_tokens),
+            "answers scored": count(cost.scored_responses),
+            "tokens trained": count(cost.trained_tokens),
+            "tokens in all": count(cost.total_tokens),
+            "time": Cell(spell_seconds(cost.seconds)),
+            "tokens, all settings": count(sweep.total_tokens if sweep else None),
+            "time, all settings": Cell(spell_seconds(sweep.seconds)) if sweep else DASH,
+            "E_v J(v)": cell(one.figures.objective),
+            "hypervolume": cell(one.figures.hypervolume, 0),
+        }
+        rows.append(Row(cells, strong=one is summary.last))
     caption = (
         "What making each system took, its evaluation left out. Stages that systems share count for each, so the rows "
         f"do not add up. {COUNTED} All settings: with the tuning evaluations that chose among them. Choosing the "
         "recipe's own knobs, DPA's among them, is not counted."
     )
-    return without_empty_columns(Table(caption, columns, rows)) if rows else None
+    return table(caption, rows)
+
+
+_UNITS: Final = {"tokens sampled": "sampled", "answers scored": "scored", "tokens trained": "trained"}
 
 
 def stages_table(summary: Summary) -> Table | None:
     """What each stage took; the bar is its share of the whole time."""
-    stages = summary.stages
-    if not stages:
-        return None
-    total = sum(stage.seconds for stage in stages)
-    rows = [
-        line(
-            word(stage.name),
-            Cell(spell_seconds(stage.seconds), bar=stage.seconds / total if total else 0.0),
-            *(Cell(whole(n)) for n in (stage.sampled, stage.scored, stage.trained)),
-            Cell(whole(stage.rows_in)),
-            Cell(whole(stage.rows_out)),
-            word(_reasons(stage.filtered) or MISSING),
-        )
-        for stage in stages
-    ]
-    sums = [sum(getattr(stage, unit) for stage in stages) for unit in ("sampled", "scored", "trained")]
-    empty = Cell("")
-    rows.append(
-        line(
-            word("together"),
-            Cell(spell_seconds(total)),
-            *(Cell(whole(n)) for n in sums),
-            empty,
-            empty,
-            empty,
-            strong=True,
-        )
-    )
-    columns = ("stage", "time", "tokens sampled", "answers scored", "tokens trained", "rows in", "rows out", "left out")
+    stages, seconds = summary.stages, sum(stage.seconds for stage in summary.stages)
+    rows = []
+    for stage in stages:
+        time = Cell(spell_seconds(stage.seconds), bar=stage.seconds / seconds if seconds else 0.0)
+        units = {title: count(getattr(stage, unit)) for title, unit in _UNITS.items()}
+        kept = {"rows in": count(stage.rows_in), "rows out": count(stage.rows_out)}
+        left_out = word(_reasons(stage.filtered) or MISSING)
+        rows.append(Row({"stage": word(stage.name), "time": time, **units, **kept, "left out": left_out}))
+    if stages:
+        sums = {title: count(sum(getattr(stage, unit) for stage in stages)) for title, unit in _UNITS.items()}
+        empty = dict.fromkeys(("rows in", "rows out", "left out"), Cell(""))
+        total = {"stage": word("together"), "time": Cell(spell_seconds(seconds)), **sums, **empty}
+        rows.append(Row(total, strong=True))
     caption = (
-        "Time at work, over all resumes of a stage; bars show its share. An answer counts as scored "
-        "once for each model "
-        f"that scores it. {COUNTED}"
+        "Time at work, over all resumes of a stage; bars show its share. An answer counts as scored once for each "
+        f"model that scores it. {COUNTED}"
     )
-    return Table(caption, columns, tuple(rows))
+    return table(caption, rows)
 
 
-def data_table(reports: Sequence[DataReport]) -> Table | None:
+def data_table(summary: Summary) -> Table | None:
     """What was read and kept, and why the rest was not."""
-    rows = tuple(
-        line(
-            word(one.source),
-            word(one.file),
-            Cell(f"{one.read:,}"),
-            Cell(f"{one.kept:,}", bar=one.kept / one.read if one.read else 0.0),
-            word(_reasons(one.filtered) or MISSING, f"kept, but: {_reasons(one.notes)}" if one.notes else ""),
-        )
-        for one in reports
-    )
+    rows = []
+    for one in summary.data_reports:
+        kept_but = f"kept, but: {_reasons(one.notes)}" if one.notes else ""
+        cells = {
+            "source": word(one.source),
+            "file": word(one.file),
+            "read": Cell(f"{one.read:,}"),
+            "kept": Cell(f"{one.kept:,}", bar=one.kept / one.read if one.read else 0.0),
+            "filtered, and why": word(_reasons(one.filtered) or "none", kept_but),
+        }
+        rows.append(Row(cells))
     caption = "Every row that was read is counted: kept, or filtered for the reason given. Bars show the share kept."
-    return Table(caption, ("source", "file", "read", "kept", "filtered, and why"), rows) if rows else None
+    return table(caption, rows)
 
 
 def _reasons(filtered: Mapping[str, int]) -> str:
@@ -488,104 +450,86 @@ def seeds_tables(summary: Summary) -> list[Table]:
     seeds = summary.seeds
     if seeds is None:
         return []
-    figures = {"objective": ("E_v J(v)", 1, 1), "true_front_share": ("share of the true front, %", 100, 1),
-               "hypervolume": ("hypervolume", 1, 0), "kendall_tau": ("Kendall tau", 1, 2), "span": ("span", 1, 1),
-               "span_share": ("share of the true span, %", 100, 0), "regret": ("regret", 1, 2)}  # fmt: skip
-    rows = tuple(
-        line(name_of(summary, name), *(_mean(found.get(k), s, d) for k, (_, s, d) in figures.items()))
-        for name, found in seeds.systems.items()
-    )
+    rows = []
+    for name, own in seeds.systems.items():
+        figures = {title: cell(own.get(key), digits, scale=scale) for title, (key, scale, digits) in _FIGURES.items()}
+        rows.append(Row({"system": name_of(summary, name), **figures}))
     caption = (
         f"Means over {len(seeds.seeds)} runs of the whole pipeline (seeds {', '.join(map(str, seeds.seeds))}), with "
         "t-intervals: what another training run would have given."
     )
-    columns = ("system", *(text for text, _, _ in figures.values()))
-    tables = [
-        without_empty_columns(Table(caption, columns, rows)),
+    settings = [
+        Row({"system": name_of(summary, name)} | {f"seed {s}": word(c) for s, c in zip(seeds.seeds, own, strict=True)})
+        for name, own in seeds.settings.items()
+    ]
+    shown = [
+        table(caption, rows),
         _seed_steps(summary, seeds),
         _seed_pairs(summary, seeds),
+        _seed_comparison(summary, seeds),
+        table("The setting that each seed's tuning chose.", settings),
     ]
-    tables += [_seed_comparison(summary, seeds), _seed_settings(summary, seeds)]
-    return [table for table in tables if table is not None and table.rows]
+    return [one for one in shown if one is not None]
 
 
 def _seed_steps(summary: Summary, seeds: Seeds) -> Table | None:
-    if not seeds.drops:
-        return None
-    points = summary.systems[next(iter(seeds.drops))].points
-    steps = [f"{degrees(a.angle or 0.0)} to {degrees(b.angle or 0.0)}" for a, b in pairwise(points)]
-    rows = tuple(
-        line(name_of(summary, name), *(_mean(drop, 1, 1, each=True) for drop in drops))
-        for name, drops in seeds.drops.items()
-    )
+    rows = []
+    for name, drops in seeds.drops.items():
+        steps = pairwise(degrees(point.angle or 0.0) for point in summary.systems[name].points)
+        cells = {f"{a} to {b}": _each(drop) for (a, b), drop in zip(steps, drops, strict=True)}
+        rows.append(Row({"system": name_of(summary, name), **cells}))
     caption = (
-        f"By how much {summary.objectives[1]} {turns(summary)} at each step of the dial: means and t-intervals over "
+        f"By how much {summary.objectives[-1]} {turns(summary)} at each step of the dial: means and t-intervals over "
         "seeds, each seed's own step in brackets."
     )
-    return Table(caption, ("system", *steps), rows)
+    return table(caption, rows)
 
 
-def _seed_pairs(summary: Summary, seeds: Seeds) -> Table:
+def _seed_pairs(summary: Summary, seeds: Seeds) -> Table | None:
     leads = {(row.a, row.b): row.objective for row in seeds.differences}
     margins = {(row.a, row.b): row for row in seeds.dominance}
     rows = []
     for a, b in dict.fromkeys([*margins, *leads]):
         row = margins.get((a, b))
-        rows.append(
-            line(
-                name_of(summary, a),
-                name_of(summary, b),
-                Cell(f"{row.dominates_in} of {len(seeds.seeds)}" if row else MISSING),
-                _mean(row.margin if row else None, 1, 1, each=True),
-                _mean(leads.get((a, b)), 1, 1, each=True),
-            )
-        )
-    columns = ("A", "over B", "dominates in", "smallest lead", "lead in E_v J(v)")
-    return without_empty_columns(
-        Table("Pairs, compared within each seed; each seed's own in brackets.", columns, tuple(rows))
-    )
+        cells = {
+            "A": name_of(summary, a),
+            "over B": name_of(summary, b),
+            "dominates in": Cell(f"{row.dominates_in} of {len(seeds.seeds)}") if row else DASH,
+            "smallest lead": _each(row.margin if row else None),
+            "lead in E_v J(v)": _each(leads.get((a, b))),
+        }
+        rows.append(Row(cells))
+    return table("Pairs, compared within each seed; each seed's own in brackets.", rows)
 
 
-def _seed_comparison(summary: Summary, seeds: Seeds) -> Table:
-    rows = [
-        ("hypervolume, the last iteration's over that of", name, ratio, 1, 2)
-        for name, ratio in seeds.hypervolume_ratios.items()
-    ]
-    rows += [
-        ("reward points lost to the specialists of", name, one, 1, 1) for name, one in seeds.family_shortfalls.items()
-    ]
-    rows += [
-        (f"lead in {what}, over", name, one, 1, 2 if key == "kendall_tau" else 1)
-        for name, found in seeds.control_leads.items()
-        for key, what in (("kendall_tau", "Kendall tau"), ("span", "span"))
-        if (one := found.get(key)) is not None
-    ]
-    rows += [
-        (f"degenerate answers, %, asked for: {group}", name, share, 100, 1)
-        for name, groups in seeds.degenerate.items()
-        for group, share in groups.items()
-    ]
+def _seed_comparison(summary: Summary, seeds: Seeds) -> Table | None:
+    rows: list[Row] = []
+
+    def add(what: str, of: str, mean: OverSeeds | None, scale: float = 1, digits: int = 1) -> None:
+        if mean is not None:
+            cells = {"figure": word(what), "of": name_of(summary, of), "mean": _each(mean, scale, digits)}
+            rows.append(Row(cells))
+
+    for name, ratio in seeds.hypervolume_ratios.items():
+        add("hypervolume, the last iteration's over that of", name, ratio, digits=2)
+    for name, lost in seeds.family_shortfalls.items():
+        add("reward points lost to the specialists of", name, lost)
+    for name, leads in seeds.control_leads.items():
+        add("lead in Kendall tau, over", name, leads.get("kendall_tau"), digits=2)
+        add("lead in span, over", name, leads.get("span"))
+    for name, groups in seeds.degenerate.items():
+        for group, share in groups.items():
+            add(f"degenerate answers, %, asked for: {group}", name, share, 100)
     if seeds.trust is not None:
-        rows.append(("change of E_v J(v), first to last iteration", "by the reward model", seeds.trust.proxy, 1, 1))
-        rows.append(("change of E_v J(v), first to last iteration", "by its check", seeds.trust.check, 1, 1))
-    body = tuple(
-        line(word(what), name_of(summary, of), _mean(found, scale, digits, each=True))
-        for what, of, found, scale, digits in rows
-    )
-    return Table("Over seeds, with t-intervals; each seed's own figure in brackets.", ("figure", "of", "mean"), body)
+        add("change of E_v J(v), first to last iteration", "by the reward model", seeds.trust.proxy)
+        add("change of E_v J(v), first to last iteration", "by its check", seeds.trust.check)
+    return table("Over seeds, with t-intervals; each seed's own figure in brackets.", rows)
 
 
-def _seed_settings(summary: Summary, seeds: Seeds) -> Table:
-    columns = ("system", *(f"seed {seed}" for seed in seeds.seeds))
-    rows = tuple(line(name_of(summary, name), *map(word, chosen)) for name, chosen in seeds.settings.items())
-    return Table("The setting that each seed's tuning chose.", columns, rows)
-
-
-def _mean(found: OverSeeds | None, scale: float, digits: int, each: bool = False) -> Cell:
-    if found is None:
+def _each(mean: OverSeeds | None, scale: float = 1, digits: int = 1) -> Cell:
+    """A mean over seeds, with each seed's own figure in brackets."""
+    if mean is None:
         return DASH
-    shown = cell(found.estimate, digits, scale=scale)
-    if not each:
-        return shown
-    values = ", ".join(number(scale * x, digits) for x in found.values)
+    shown = cell(mean, digits, scale=scale)
+    values = ", ".join(number(scale * x, digits) for x in mean.values)
     return Cell(shown.text, f"{shown.note} [{values}]".strip())

@@ -1,7 +1,7 @@
 """Figures as words: one way to write each kind of number."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, Self
+from collections.abc import Sequence
+from typing import Final
 
 from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.summary import Summary
@@ -9,25 +9,6 @@ from dpalign.measure.summary import Summary
 MINUS: Final = "\N{MINUS SIGN}"
 MISSING: Final = "\N{EN DASH}"
 DEGREE: Final = "\N{DEGREE SIGN}"
-
-
-class Figure(NamedTuple):
-    """A figure of an untyped JSON file and its interval, any of them unknown."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def read(cls, found: Any) -> Self:
-        """From a bare number, {value, low, high} or None."""
-        if isinstance(found, Mapping):
-            return cls(found.get("value"), found.get("low"), found.get("high"))
-        return cls(found)
-
-    def said(self, digits: int = 1, sign: bool = False) -> str:
-        """`3.1 (2.2 to 4.0)`, or the value alone where there is no interval."""
-        return MISSING if self.value is None else said(Estimate(self.value, self.low, self.high), digits, sign)
 
 
 def said(estimate: Estimate | None, digits: int = 1, sign: bool = False) -> str:
@@ -87,20 +68,6 @@ def degrees(angle: float) -> str:
 def listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def arithmetic(weights: Mapping[str, float], senses: Sequence[float]) -> str:
-    """The direction as the paper writes it (Fig. 1), two decimals throughout: `helpfulness*0.97 - verbosity*0.26`.
-
-    A weight of 0 takes the sign of its objective's sense, so that the sign does not flip along the arc.
-    """
-    text = ""
-    for (name, weight), sense in zip(weights.items(), senses, strict=True):
-        shown = abs(round(weight, 2))
-        negative = sense < 0 if shown == 0 else weight < 0
-        joint = (" - " if negative else " + ") if text else ("-" if negative else "")
-        text += f"{joint}{name}*{shown:.2f}"
-    return text
 
 
 def turns(summary: Summary) -> str:

@@ -2,37 +2,28 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dpalign.measure import comparison as compare
 from dpalign.measure import lineage
 from dpalign.measure.answers import reward_quality, shown_answers
-from dpalign.measure.beyond import Feasibility, read_feasibility
+from dpalign.measure.beyond import read_feasibility
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.points import Rewards, senses_of
-from dpalign.measure.reading import Reading, answer_rows, mean_answer_tokens, read_rewards
+from dpalign.measure.reading import Reading, evaluations, mean_answer_tokens, system_of
 from dpalign.measure.record import rounded
-from dpalign.measure.setting import Setting, reference_point, sft_of
+from dpalign.measure.setting import Setting, reference_point, sft_of, true_front
 from dpalign.measure.summarize import claims, summarize
 from dpalign.measure.summary import DataReport, Pairwise
-from dpalign.measure.system import System
 from dpalign.measure.trust import trust
-from dpalign.page.words import arithmetic, listed
 from dpalign.paper.direction import Arc, Population, evaluation_grid
-from dpalign.paper.objectives import all_known
-from dpalign.rows import HEADS
-from dpalign.run.ledger import read_ledger
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import Steering
 from dpalign.stages.stage import Job, objectives_read, stage
-
-if TYPE_CHECKING:
-    from dpalign.recipe import Recipe
 
 
 @stage(
@@ -45,123 +36,52 @@ if TYPE_CHECKING:
 )
 def report(job: Job) -> None:
     """Measure the systems and write the page."""
-    from dpalign.page.write import write_report  # matplotlib takes a while to import
+    from dpalign.page.write import write_report  # it draws: matplotlib loads with it
 
     recipe, inputs, log = job.recipe, job.inputs, job.work.run.log
-    users, text = recipe.preference.population(len(recipe.objectives)), recipe.to_toml()
     reading = Reading(tuple(recipe.heads), tuple(recipe.objective_list))
-    grid_UK = evaluation_grid(users, recipe.evaluation.directions)
+    grid_UK = evaluation_grid(recipe.preference.population(len(reading.names)), recipe.evaluation.directions)
+    chance = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     senses_K = np.array(recipe.evaluation.senses) if recipe.evaluation.senses else senses_of(grid_UK)
-    bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
 
     # the systems: each once, in the setting that tuning chose
-    evaluated, tuning = evaluations(job, reading, senses_K)
-    systems, tried = compare.choose_settings(evaluated, tuning, grid_UK, bootstrap)
-    feasible = {name: path for name, path in inputs.items() if name.startswith("feasible-")}
-    compared = bool(feasible) or any(one.system.compared for one in systems)
+    evaluated, tuning = evaluations(inputs, job.systems, reading, senses_K)
+    systems, tried = compare.choose_settings(evaluated, tuning, grid_UK, chance)
+    compared = any(step.startswith("feasible-") for step in inputs) or any(one.system.compared for one in systems)
     pairs = compare.comparison_pairs(systems) if compared else claims(systems)
-    final = compare.enough_replicates(bootstrap, len(pairs)) if compared else bootstrap
-    if final != bootstrap:
-        log(f"report: {final.replicates} bootstrap replicates to decide {len(pairs)} pairs, not {bootstrap.replicates}")
+    final = compare.enough_replicates(chance, len(pairs)) if compared else chance
+    if final != chance:
+        log(f"report: {final.replicates} bootstrap replicates to decide {len(pairs)} pairs, not {chance.replicates}")
 
     # what they are measured against
-    front = true_front(recipe, systems[0].source, grid_UK) if recipe.data.world else None
+    front = true_front(systems[0].source, reading, grid_UK) if recipe.data.world else None
     if recipe.data.world and front is None:
         log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
-    originals = partial(original_rewards, job)
     stated = recipe.evaluation.reference
-    reference_K = (
-        np.array(stated) if stated and senses_K.all() else reference_point(systems, front, senses_K, originals)
-    )
+    reference_K = np.array(stated) if stated else None
+    if not stated or not senses_K.all():
+        reference_K = reference_point(systems, front, senses_K, partial(original_rewards, job))
     setting = Setting(reading.names, grid_UK, reference_K, final, senses=recipe.evaluation.senses or None)
 
-    # figures, and what the ledgers tell
-    stages = list(lineage.lineage(one.source for one in systems))
+    # the figures, and beside them what the ledgers tell
     tokens = mean_answer_tokens((sft_of(systems) or systems[0]).source)
+    costs = {one.name: lineage.cost([one.source], tokens) for one in systems}
     sweeps = {name: lineage.sweep_cost([tuned.source for _, tuned in own], tokens) for name, own in tried.items()}
-    copies = compare.copies_of(systems)
-    summary = summarize(
-        systems, setting, front, pairs, {one.name: lineage.cost([one.source], tokens) for one in systems}
-    )
-    beside = None
+    summary, copies = summarize(systems, setting, front, pairs, costs), compare.copies_of(systems)
+    measured = {
+        name: one.model_copy(update={"same_as": copies.get(name), "sweep": sweeps.get(name)})
+        for name, one in summary.systems.items()
+    }
+    comparison = None
     if compared:
+        tuned = {name: compare.tuned_settings(own, grid_UK, chance, final) for name, own in tried.items()}
         folders = tuple(one.source for _, one in evaluated)
         sources = compare.Sources(reading, folders, recipe.evaluation.best_of, partial(population, len(reading.names)))
-        beside = compare.comparison(systems, copies, setting, sources).model_copy(
-            update={
-                "knobs_set": lineage.knobs_set(stages, text),
-                "paper_curves": recipe.compare.paper_curves,
-                "tuning": {name: compare.tuned_settings(own, grid_UK, bootstrap, final) for name, own in tried.items()},
-                "feasibility": feasibility(job, feasible, reading, bootstrap),
-            }
-        )
-    facts = {
-        "title": recipe.name,
-        "world": recipe.data.world,
-        "systems": {
-            name: one.model_copy(update={"same_as": copies.get(name), "sweep": sweeps.get(name)})
-            for name, one in summary.systems.items()
-        },
-        "reward_model": reward_quality(
-            inputs["reward"], systems, reading.names, min(200, recipe.evaluation.bootstrap), recipe.seed
-        ),
-        "pairwise": Pairwise(**_read(inputs["pairwise"] / "accuracy.json")) if "pairwise" in inputs else None,
-        "trust": trust(systems, grid_UK, final),
-        "comparison": beside,
-        "seed": recipe.seed,
-        "stages": tuple(map(lineage.stage_facts, stages)),
-        "curves": tuple(lineage.curves(stages)),
-        "data_reports": tuple(map(DataReport.of, _read(inputs["data"] / "reports.json"))),
-        "answers": tuple(shown_answers(systems, reading.names)),
-        "recipe_text": text,
-        "machine": lineage.machine(job.work.run.folder),
-    }
-    write_report(job.out, rounded(summary.model_copy(update=facts)))
+        beside = compare.comparison(systems, copies, setting, sources)
+        comparison = beside.model_copy(update={"tuning": tuned, **comparison_facts(job, systems, reading, chance)})
+    update = {"systems": measured, "trust": trust(systems, grid_UK, final), "comparison": comparison}
+    write_report(job.out, rounded(summary.model_copy(update=update | facts(job, systems, reading))))
     job.work.tally.add(rows_in=len(systems), rows_out=len(systems))
-
-
-def evaluations(job: Job, reading: Reading, senses_K: Array) -> tuple[list[tuple[str, Rewards]], dict[str, Rewards]]:
-    """The evaluated systems by name, and those on the tuning prompts.
-
-    Raises:
-        ValueError: there are none.
-    """
-    found: list[tuple[str, Rewards]] = []
-    tuning: dict[str, Rewards] = {}
-    for step, folder in job.inputs.items():
-        kind, _, name = step.partition("-")
-        if kind != "evaluate":
-            continue
-        tuned = job.inputs.get(f"tune-{name}")
-        system = system_of(job, step, folder)
-        if (folder / "soup.json").is_file():
-            experts = _read(folder / "soup.json")["experts"]
-            system = replace(system, setting=listed([_spelled(v_K, reading, senses_K) for v_K in experts]))
-        found.append((name, read_rewards(folder, system, reading)))
-        if tuned is not None:
-            tuning[name] = read_rewards(tuned, system, reading, truth=False)
-    if not found:
-        raise ValueError("nothing to report: give at least one evaluate- folder")
-    return found, tuning
-
-
-def _spelled(v_K: Sequence[float], reading: Reading, senses_K: Array) -> str:
-    return arithmetic(dict(zip(reading.names, v_K, strict=True)), senses_K.tolist())
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def system_of(job: Job, step: str, folder: Path) -> System:
-    """What an input is: as the run planned it, or of a report made alone what the evaluation's ledger tells."""
-    if step in job.systems:
-        return job.systems[step]
-    knobs = read_ledger(folder)["knobs"]
-    t = knobs.get("step.t", 0)
-    if t and knobs.get("step.condition") == "directions":
-        return System(f"DPA t={t}", "iteration", iteration=t)
-    return System(step.partition("-")[2])
 
 
 def original_rewards(job: Job) -> Array:
@@ -169,33 +89,43 @@ def original_rewards(job: Job) -> Array:
     return np.array([r_K for _, r_K in annotated(job.inputs["data"], job.inputs["annotate"], job.recipe, "both")])
 
 
-def true_front(recipe: "Recipe", folder: Path, grid_UK: Array) -> Rewards | None:
-    """The best answers of the world to the same prompts.
+def facts(job: Job, systems: Sequence[Rewards], reading: Reading) -> dict[str, Any]:
+    """What the ledgers and the other stages tell: the run, its stages, data, trainings, reward model and answers."""
+    recipe, inputs, stages = job.recipe, job.inputs, list(lineage.lineage(one.source for one in systems))
+    resamples = min(200, recipe.evaluation.bootstrap)
+    return {
+        "title": recipe.name,
+        "world": recipe.data.world,
+        "reward_model": reward_quality(inputs["reward"], systems, reading.names, resamples, recipe.seed),
+        "pairwise": Pairwise(**_read(inputs["pairwise"] / "accuracy.json")) if "pairwise" in inputs else None,
+        "seed": recipe.seed,
+        "stages": tuple(map(lineage.stage_facts, stages)),
+        "curves": tuple(lineage.curves(stages)),
+        "data_reports": tuple(map(DataReport.of, _read(inputs["data"] / "reports.json"))),
+        "answers": tuple(shown_answers(systems, reading.names)),
+        "recipe_text": recipe.to_toml(),
+        "machine": lineage.machine(job.work.run.folder),
+    }
 
-    None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.
-    """
-    from dpalign.world.language import read_prompt
-    from dpalign.world.optimum import faultless_is_best, optimal_rewards
 
-    objectives, heads = recipe.objective_list, recipe.heads
-    if not all_known(objectives, heads, HEADS) or not faultless_is_best(grid_UK, objectives, heads):
-        return None
-    prompts = {row["prompt_id"]: row["messages"] for row in answer_rows(folder, ["prompt_id", "messages"])}
-    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
-    best_PVSK = optimal_rewards(tasks, grid_UK, objectives, heads)[:, :, None, :]
-    return Rewards(System("true front"), tuple(prompts), grid_UK, best_PVSK, best_PVSK)
-
-
-def feasibility(job: Job, steps: Mapping[str, Path], reading: Reading, bootstrap: Bootstrap) -> dict[str, Feasibility]:
-    """What each feasibility step measured, by the name of its system."""
-    steering = job.recipe.preference
+def comparison_facts(job: Job, systems: Sequence[Rewards], reading: Reading, chance: Bootstrap) -> dict[str, Any]:
+    """What a comparison holds beside figures of rewards: knobs that its steps set, and what feasibility measured."""
+    steering, stages = job.recipe.preference, lineage.lineage(one.source for one in systems)
     users = steering.population(len(reading.names))
-    arc, margin = users if isinstance(users, Arc) else None, steering.margin
-    measured = {}
-    for step, folder in steps.items():
-        system = system_of(job, step, folder)
-        measured[system.name] = read_feasibility(folder, reading, arc, margin, bootstrap)
-    return measured
+    arc = users if isinstance(users, Arc) else None
+    return {
+        "knobs_set": lineage.knobs_set(stages, job.recipe.to_toml()),
+        "paper_curves": job.recipe.compare.paper_curves,
+        "feasibility": {
+            system_of(job.systems, step, folder).name: read_feasibility(folder, reading, arc, steering.margin, chance)
+            for step, folder in job.inputs.items()
+            if step.startswith("feasible-")
+        },
+    }
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def population(objectives: int, knobs: Mapping[str, Any]) -> Population:

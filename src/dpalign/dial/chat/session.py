@@ -16,8 +16,8 @@ from dpalign.dial.best_of import SPREAD, BestOf
 from dpalign.dial.chat.speakers import Ask, Piece, Speaker
 from dpalign.dial.chat.terminal import GAP, STYLES, Terminal
 from dpalign.dial.dial import Dial
-from dpalign.page.words import arithmetic, degrees, number
-from dpalign.paper.direction import Preference, name_hint
+from dpalign.page.words import degrees, number
+from dpalign.paper.direction import Preference, arithmetic, name_hint
 from dpalign.rows import Message
 from dpalign.run.ledger import write_json
 

@@ -14,8 +14,8 @@ from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import figures
 from dpalign.dial.export.source import Card, Source, hub_name
 from dpalign.dial.golden import Golden, shown_directions
-from dpalign.page.words import arithmetic, degrees, whole
-from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Preference, Simplex, Sphere
+from dpalign.page.words import degrees, whole
+from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Preference, Simplex, Sphere, arithmetic
 from dpalign.recipe import Recipe
 from dpalign.run.modelfolder import check_weights
 from dpalign.run.tables import changes
