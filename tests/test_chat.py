@@ -14,10 +14,10 @@ from dpalign.dial.chat.session import COMMANDS, Session
 from dpalign.dial.chat.speakers import Ask, BestOf, Piece, Pieces
 from dpalign.dial.chat.terminal import Terminal, harmless
 from dpalign.dial.dial import Dial
-from dpalign.paper.direction import Preference
+from dpalign.paper.direction import Arc, Preference
 from dpalign.rows import Message
 
-DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", (-45.0, 0.0))
+DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", Arc(-45.0, 0.0))
 AHEAD = Preference.from_angle(0, DIAL.objectives)
 
 BEST = BestOf(
@@ -37,7 +37,7 @@ class Parrot:
     name, note, questions = "parrot", "It repeats.", ("tea?", "iron?")
 
     def __init__(self, dial: Dial | None = DIAL, scores: bool = True, interrupted_after: int | None = None) -> None:
-        self.dial, self.scores, self.max_best_of = dial, scores, 8 * scores
+        self.dial, self.max_best_of = dial, 8 * scores
         self.interrupted_after = interrupted_after
         self.requests: list[Ask] = []
 
@@ -122,7 +122,7 @@ def test_retry_draws_the_next_seed_where_the_dial_stands_now() -> None:
 
 def test_a_failed_retry_keeps_the_answer_there_was() -> None:
     _, session = chat("tea?")
-    session.turns[0].question = "fail"
+    session.turns[0].ask = Ask([{"role": "user", "content": "fail"}], AHEAD, 0.7, 0, None)
     with pytest.raises(ValueError, match="ill"):
         session.retry()
     assert session.turns[0].answer == "tea? at 0 seed 0"
@@ -243,7 +243,7 @@ def test_the_dial_is_a_scale_an_objective() -> None:
 
 
 def test_a_chat_begins_at_the_first_objective_alone_or_in_the_middle_of_an_arc_without_it() -> None:
-    middle = Dial(DIAL.objectives, "fig1", "zephyr", (-60.0, -20.0))
+    middle = Dial(DIAL.objectives, "fig1", "zephyr", Arc(-60.0, -20.0))
     assert first_direction(DIAL, None) == AHEAD
     assert first_direction(middle, None) == Preference.from_angle(-40, DIAL.objectives)
     assert first_direction(DIAL, "none") is None

@@ -21,7 +21,7 @@ from dpalign.train.contract import Contract, FrontPoint, read_contract, write_co
 from dpalign.world.language import read_prompt
 
 TWO = ("helpfulness", "verbosity")
-DIAL = Dial(TWO, "world-v1", "world-v1", (-45.0, 0.0))
+DIAL = Dial(TWO, "world-v1", "world-v1", Arc(-45.0, 0.0))
 THREE = Dial(("helpfulness", "verbosity", "wit"), "dpa-v1", "zephyr")
 
 
@@ -157,7 +157,7 @@ def test_words_that_are_no_direction_are_refused_with_an_example(words: str, sai
 def test_directions_outside_the_trained_ones_are_allowed_with_a_warning(
     population: Population, inside: list[float], outside: list[float], said: str
 ) -> None:
-    dial = replace(DIAL, arc=None, population=population)
+    dial = replace(DIAL, population=population)
     assert [dial.warning(Preference.from_angle(angle, TWO)) for angle in inside] == [None] * len(inside)
     for angle in outside:
         warning = dial.warning(Preference.from_angle(angle, TWO))
@@ -167,7 +167,7 @@ def test_directions_outside_the_trained_ones_are_allowed_with_a_warning(
 
 def test_a_dial_warns_of_its_arc_unless_the_trained_range_is_unknown() -> None:
     assert "-45 to 0 degrees" in str(DIAL.warning(DIAL.parse("-60")))
-    assert replace(DIAL, arc=None).warning(DIAL.parse("-60")) is None
+    assert replace(DIAL, population=None).warning(DIAL.parse("-60")) is None
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_sound_policy_passes_every_check(policy: Path) -> None:
     found = findings(policy)
     assert list(found) == ["weights", "tokens", "dial", "template", "golden", "tokenizer", "files", "reward"]
     assert {finding.level for finding in found.values()} == {"ok"}
-    for part in ("helpfulness and verbosity", "dpa-v1", "zephyr", "0\u00b0 to \u221245\u00b0"):
+    for part in ("helpfulness and verbosity", "dpa-v1", "zephyr", "-45 to 0 degrees"):
         assert part in found["dial"].text
     assert "20 directions" in found["template"].text
     assert "10 heads" in found["reward"].text

@@ -32,7 +32,7 @@ from dpalign.cli import main, parser_of
 from dpalign.dial.server.command import LOCAL_NAMES, api_key, build, limits_of, vllm_of
 from dpalign.dial.server.engine import Limits, open_generator
 from dpalign.dial.server.guard import Guard
-from dpalign.dial.server.service import Metrics
+from dpalign.dial.server.metrics import Metrics
 from dpalign.recipe import load
 
 
@@ -144,7 +144,7 @@ def test_no_more_bodies_are_held_than_requests_can_be_answered_or_wait(folder: P
 
 def test_a_client_that_stops_reading_loses_its_place() -> None:
     """The app sends for ever, and nothing is read: after 0.05 s it is ended, and the client counts as gone."""
-    service = SimpleNamespace(limits=Limits(read_seconds=0.05), metrics=Metrics(dict), closing=False)
+    service, metrics = SimpleNamespace(limits=Limits(read_seconds=0.05), closing=False), Metrics(dict)
     ended: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -164,9 +164,9 @@ def test_a_client_that_stops_reading_loses_its_place() -> None:
 
     messages = [{"type": "http.request", "body": b"", "more_body": False}]
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
-    asyncio.run(asyncio.wait_for(Guard(app, service)(scope, receive, send), 5))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(Guard(app, service, metrics)(scope, receive, send), 5))  # type: ignore[arg-type]
     assert ended == ["app"]
-    assert b"dpa_disconnects_total 1.0" in service.metrics.text()
+    assert b"dpa_disconnects_total 1.0" in metrics.text()
 
 
 def test_when_the_line_is_full_clients_are_told_when_to_come_back(slow: Running) -> None:
@@ -334,10 +334,10 @@ def test_bad_options_are_said_in_one_line(folder: Path, tmp_path: Path, capsys: 
             ([str(folder), "--port", port], "choose another --port"),
             ([str(folder), "--reward", "r"], "give --reward-template"),
             ([str(folder), "--sampling.n", "8"], "takes no knobs of a recipe"),
-            ([str(folder), "--gpu-memory", "0.5"], "--gpu-memory is a setting of vLLM's"),
-            ([str(folder), "--max-model-len", "64"], "--max-model-len is a setting of vLLM's"),
-            ([*vllm, "--tensor-parallel", "0"], "--tensor-parallel must be at least 1, got 0"),
-            ([*vllm, "--gpu-memory", "1.5"], "--gpu-memory is a share of a GPU, above 0 and at most 1, got 1.5"),
+            ([str(folder), "--gpu-memory", "0.5"], "--gpu-memory 0.5: a setting of vLLM's"),
+            ([str(folder), "--max-model-len", "64"], "--max-model-len 64: a setting of vLLM's"),
+            ([*vllm, "--tensor-parallel", "0"], "--tensor-parallel 0: "),
+            ([*vllm, "--gpu-memory", "1.5"], "--gpu-memory 1.5: "),
             ([*vllm, "--max-model-len", "1"], "--max-model-len 1: at least 2"),
         ):
             with pytest.raises(SystemExit) as ended:

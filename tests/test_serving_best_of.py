@@ -10,7 +10,7 @@ import pytest
 from dpalign.dial.best_of import best_answer, draw_best, neighbours
 from dpalign.dial.dial import Dial
 from dpalign.dial.server.engine import Answer
-from dpalign.paper.direction import Preference
+from dpalign.paper.direction import Arc, Preference
 
 NAMES = ("helpfulness", "verbosity")
 
@@ -73,7 +73,7 @@ def test_an_answer_that_says_nothing_is_never_the_best_of_several() -> None:
     async def score(answers: Sequence[str]) -> np.ndarray:
         return np.array([[50.0, 40.0] if answer else [100.0, -40.0] for answer in answers])
 
-    dial, asked = Dial(NAMES, "fig1", "zephyr", (-45.0, 0.0)), Preference.from_angle(-30, NAMES)
+    dial, asked = Dial(NAMES, "fig1", "zephyr", Arc(-45.0, 0.0)), Preference.from_angle(-30, NAMES)
     best = asyncio.run(draw_best(dial, asked, 4, 0.0, 1, draw=draw, score=score))
     assert best.text == "fox is red."
     assert best.report.rewards == {"helpfulness": 50.0, "verbosity": 40.0}

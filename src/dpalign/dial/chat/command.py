@@ -41,7 +41,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--best", metavar="N", help=text)
     text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
     add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
-    add("--system", default="", metavar="TEXT", help="the system message before the chat")
+    add("--system", metavar="TEXT", help="the system message before the chat")
     text = "0 takes the likeliest word each time (default: %(default)s, as in section 3.2)"
     add("--temperature", type=float, default=0.7, metavar="T", help=text)
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same answer (default: %(default)s)")
@@ -106,16 +106,20 @@ def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[P
 
 
 def _speaker(arguments: argparse.Namespace, model: Path | None) -> "Speaker":
-    from dpalign.dial.chat.speakers import Remote, open_local
+    from dpalign.dial.chat.speakers import Local, Remote
 
     if model is not None:
-        return open_local(
-            model,
-            reward=arguments.reward,
-            reward_template=arguments.reward_template,
-            dtype=arguments.dtype,
-            threads=arguments.threads,
-        )
+        from dpalign.dial.server.engine import Limits
+        from dpalign.dial.server.service import open_service
+        from dpalign.run.environment import settle_threads
+
+        settle_threads(arguments.threads, for_torch=True)
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        limits = Limits(max_tokens=max(Limits.max_tokens, arguments.max_tokens or 0))
+        options = {name: getattr(arguments, name) for name in ("reward", "reward_template", "dtype")}
+        return Local(open_service(model, limits, rows=limits.max_n, **options))
     key = os.environ.get(arguments.api_key_env, "").strip() or None
     names = [name.strip() for name in (arguments.objectives or "").split(",") if name.strip()]
     return Remote(arguments.url, model=arguments.served, objectives=names, key=key, key_name=arguments.api_key_env)
@@ -138,7 +142,7 @@ def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Ter
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
         best_of=None if arguments.best is None else count_of_best(speaker, arguments.best, "--best"),
-        scoring=speaker.scores and (not screen.quiet or bool(arguments.reward)),
+        scoring=speaker.max_best_of > 0 and (not screen.quiet or bool(arguments.reward)),
         memory=not arguments.no_memory and not (speaker.dial is not None and speaker.dial.template == "world-v1"),
     )
 

@@ -15,7 +15,7 @@ from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.doctor.finding import Finding
 from dpalign.dial.export.source import opened
-from dpalign.page.words import degrees, listed, size
+from dpalign.page.words import listed, size
 from dpalign.run.modelfolder import (
     CONFIG,
     GENERATION,
@@ -194,10 +194,8 @@ def _sampling(folder: Folder) -> Finding | None:
 
 def _dial(contract: Contract) -> Finding:
     text = f"{listed(contract.names)}; line {contract.template}, chat {contract.chat}"
-    if contract.arc is not None:
-        text += f"; trained from {degrees(contract.arc[1])} to {degrees(contract.arc[0])}"
-    elif contract.population is None:
-        text += "; the trained range is not on record"
+    trained = Dial.of(contract).trained
+    text += f"; trained on {trained}" if trained else "; the trained range is not on record"
     if contract.front:
         text += f"; measured at {len(contract.front)} directions"
     return Finding("ok", "dial", text)

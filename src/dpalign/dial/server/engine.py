@@ -22,6 +22,7 @@ from dpalign.rows import Message
 
 if TYPE_CHECKING:
     from dpalign.dial.best_of import BestOf
+    from dpalign.dial.server.text import Prompts
     from dpalign.train.contract import Contract
 
 Array = NDArray[np.float64]
@@ -137,10 +138,10 @@ class Closing(GenerationError):
 class Generator(Protocol):
     """Answers many prompts at a time."""
 
-    @property
-    def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
-        ...
+    prompts: "Prompts"
+    """Writes prompts as the model reads them."""
+    context: int
+    """Tokens that a prompt and its answer may have together."""
 
     @property
     def load(self) -> Mapping[str, float]:
@@ -156,14 +157,6 @@ class Generator(Protocol):
 
     async def close(self) -> None:
         """End what is running with a `Closing`."""
-        ...
-
-    async def prompt_ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
-        """A prompt as the model reads it: its own chat template, with the direction if any.
-
-        Raises:
-            ValueError: the template refuses it.
-        """
         ...
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
