@@ -14,9 +14,8 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from dpalign import cli
-from dpalign.dial.doctor import machine
+from dpalign.dial.doctor import Finding, machine
 from dpalign.dial.doctor.command import as_json, as_text, sound
-from dpalign.dial.doctor.finding import Finding
 from dpalign.dial.doctor.model import examine
 from dpalign.rows import HEADS
 
@@ -130,7 +129,7 @@ def other_golden(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "check", "words"),
     [
-        (cut, "weights", "where its header says"),
+        (cut, "weights", "model.safetensors: "),
         (pickled, "pickles", "training_args.bin: files that run code"),
         (lambda f: edit(f / "tokenizer_config.json", eos_token=...), "tokens", "no eos_token"),
         (lambda f: edit(f / "tokenizer_config.json", eos_token="<end>"), "tokens", "'<end>' is not in the vocabulary"),
@@ -147,7 +146,7 @@ def other_golden(folder: Path) -> None:
         (lambda f: edit(f / "dpa.json", reward="none"), "reward", "names none/, which is not there"),
         (lambda f: edit(f / "reward" / "config.json", id2label={"0": "a"}), "reward: labels", "1 names for 10 scores"),
         (lambda f: edit(f / "config.json", architectures=["Bert"]), "config", "names Bert: neither a policy nor"),
-        (lambda f: (f / "config.json").write_text("{"), "config", "not readable JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "folder", "not readable JSON"),
         (lambda f: (f / "config.json").unlink(), "folder", "no config.json"),
     ],
 )
@@ -179,7 +178,7 @@ def test_a_policy_that_works_in_part_gets_notes(policy: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "check", "words"),
     [
-        (cut, "weights", "where its header says"),
+        (cut, "weights", "model.safetensors: "),
         (
             lambda f: edit(f / "tokenizer_config.json", pad_token="</s>"),
             "tokens",

@@ -1,7 +1,6 @@
 """What a server withstands: no key, too much, too many, clients that leave, and its own end."""
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -124,22 +123,6 @@ def test_a_body_that_does_not_come_is_given_up(folder: Path) -> None:
         with socket.create_connection((host, int(port))) as line:
             line.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
             assert b" 408 " in line.recv(4096)
-
-
-def test_no_more_bodies_are_held_than_requests_can_be_answered_or_wait(folder: Path) -> None:
-    limits = Limits(max_n=8, max_concurrent=1, max_queue=0, body_seconds=30)
-    with api_server.serving(folder, limits) as running, contextlib.ExitStack() as open_ones:
-        assert limits.max_held == 2
-        for _ in range(2):
-            host = httpx2.URL(running.url)
-            one = open_ones.enter_context(socket.create_connection((host.host, host.port)))
-            one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-        until(lambda: running.ask(max_tokens=1).status_code == 429)
-        answer = running.ask(max_tokens=1)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy")
-        assert answer.headers["retry-after"] == "1"
-        open_ones.close()
-        until(lambda: running.ask(max_tokens=1).status_code == 200)
 
 
 def test_a_client_that_stops_reading_loses_its_place() -> None:

@@ -278,6 +278,8 @@ class Server(uvicorn.Server):
             server_header=False,
             ws="none",
             timeout_keep_alive=30,
+            # bodies are held in memory: those that run or wait, as many scorings, and room for idle connections
+            limit_concurrency=4 * (service.limits.max_concurrent + service.limits.max_queue),
             timeout_graceful_shutdown=int(service.limits.grace) + 5,
         )
         super().__init__(config)

@@ -65,11 +65,6 @@ class Limits:
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0")
 
-    @property
-    def max_held(self) -> int:
-        """Requests whose bodies are held at a time: chats that run or wait, and the same number of scorings."""
-        return 2 * (self.max_concurrent + self.max_queue)
-
 
 @dataclass(frozen=True)
 class Sampling:

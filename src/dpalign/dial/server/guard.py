@@ -51,8 +51,6 @@ class Guard:
         self.app, self.service, self.metrics, self.hosts = app, service, metrics, hosts
         self.limits = service.limits
         self.key = None if key is None else _digest(key)
-        self.bodies = 0
-        """Requests whose bodies are held."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,14 +77,8 @@ class Guard:
         if scope["method"] != "POST":
             await self.app(scope, receive, reply)
             return
-        if self.bodies >= self.limits.max_held:
-            raise ApiError(429, "the server is busy", code="busy", headers={"Retry-After": "1"})
-        self.bodies += 1
-        try:
-            body = await self._body(headers, receive)
-            await _unless_gone(self.app, scope, body, receive, reply)
-        finally:
-            self.bodies -= 1
+        body = await self._body(headers, receive)
+        await _unless_gone(self.app, scope, body, receive, reply)
 
     def _check(self, path: str, headers: Headers) -> None:
         """Refuse a request by its head."""
