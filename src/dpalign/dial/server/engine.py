@@ -8,9 +8,9 @@ Shapes: N answers, K objectives.
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,25 +97,13 @@ class Delta:
     """How the answer was chosen, if it is the best of several."""
 
 
-class Answer(NamedTuple):
-    """A whole answer."""
-
-    text: str
-    finish: Finish
-    tokens: int
-    report: "BestOf | None" = None
-    """See `Delta`."""
-
-
-async def collect(stream: AsyncGenerator[list[Delta], None], n: int) -> list[Answer]:
-    """The n answers of a stream, when all are whole."""
-    answers = [Answer("", "length", 0)] * n
+async def collect(stream: AsyncGenerator[list[Delta], None], n: int) -> list[Delta]:
+    """The n answers of a stream, each in one piece, when all are whole."""
+    answers = [Delta(i, "", 0) for i in range(n)]
     async for deltas in stream:
-        for delta in deltas:
-            text, finish, tokens, report = answers[delta.index]
-            answers[delta.index] = Answer(
-                text + delta.text, delta.finish or finish, tokens + delta.tokens, delta.report or report
-            )
+        for new in deltas:
+            old = answers[new.index]
+            answers[new.index] = replace(new, text=old.text + new.text, tokens=old.tokens + new.tokens)
     return answers
 
 

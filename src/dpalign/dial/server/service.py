@@ -20,7 +20,6 @@ from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import front_of
 from dpalign.dial.export.source import find_source, opened
 from dpalign.dial.server.engine import (
-    Answer,
     Array,
     ChatTooLong,
     Delta,
@@ -218,7 +217,7 @@ class Service:
         assert order.preference is not None
         assert order.best_of is not None
 
-        async def draw(near: Preference, n: int, seed: int) -> list[Answer]:
+        async def draw(near: Preference, n: int, seed: int) -> list[Delta]:
             prompt = await self._prompt(order.messages, near)
             longest = min(order.sampling.max_tokens, self.generator.context - len(prompt))
             sampling = replace(order.sampling, n=n, seed=seed, max_tokens=longest)
@@ -227,8 +226,7 @@ class Service:
 
         score = partial(self.scores, order.messages)
         seed = order.sampling.seed
-        best = await draw_best(self.dial, order.preference, order.best_of, order.spread, seed, draw=draw, score=score)
-        yield [Delta(0, best.text, best.tokens, best.finish, best.report)]
+        yield [await draw_best(self.dial, order.preference, order.best_of, order.spread, seed, draw=draw, score=score)]
 
     async def scores(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
         """reward_NK of answers.
