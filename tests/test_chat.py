@@ -11,9 +11,10 @@ from rich.console import Console
 
 from dpalign.dial.chat.command import answer_all, converse, first_direction
 from dpalign.dial.chat.session import COMMANDS, Session
-from dpalign.dial.chat.speakers import Ask, BestOf, Piece, Pieces
+from dpalign.dial.chat.speakers import Ask, BestOf, Piece, Pieces, Speaker
 from dpalign.dial.chat.terminal import Terminal, harmless
 from dpalign.dial.dial import Dial
+from dpalign.dial.server.shapes import DialReply
 from dpalign.paper.direction import Arc, Preference
 from dpalign.rows import Message
 
@@ -31,13 +32,15 @@ BEST = BestOf(
 """Of an answer drawn at -5 degrees and chosen at 0."""
 
 
-class Parrot:
+class Parrot(Speaker):
     """Repeats the last message, with the angle and the seed of the request."""
 
-    name, note, questions = "parrot", "It repeats.", ("tea?", "iron?")
-
     def __init__(self, dial: Dial | None = DIAL, scores: bool = True, interrupted_after: int | None = None) -> None:
-        self.dial, self.max_best_of = dial, 8 * scores
+        questions = ["tea?", "iron?"]
+        super().__init__(
+            DialReply(model="parrot", objectives=[], max_best_of=8 * scores, note="It repeats.", questions=questions)
+        )
+        self.dial = dial
         self.interrupted_after = interrupted_after
         self.requests: list[Ask] = []
 
@@ -54,9 +57,6 @@ class Parrot:
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         return {"helpfulness": 80.0, "verbosity": float(len(answer))}
-
-    def close(self) -> None:
-        pass
 
 
 def console(out: io.StringIO, width: int, height: int = 40) -> Console:

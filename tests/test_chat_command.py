@@ -48,7 +48,7 @@ def text_of(pieces: Sequence[Piece]) -> str:
 def test_a_server_of_ours_describes_its_dial_and_takes_the_direction() -> None:
     with serving(Model(warning="mind the gap", rewards=True)) as model:
         speaker = remote(f"{model.url}/v1/")
-        assert (speaker.name, speaker.max_best_of) == ("world", 16)
+        assert (speaker.name, speaker.about.max_best_of) == ("world", 16)
         assert speaker.dial is not None
         assert (speaker.dial.objectives, speaker.dial.arc) == (DIAL.objectives, (-45.0, 0.0))
         text = text_of(list(speaker.stream(ask(Preference.from_angle(-45, DIAL.objectives)))))
@@ -71,7 +71,7 @@ def test_a_server_of_ours_draws_the_best_of_several_and_reports_its_choice() -> 
     requests = [(body["best_of"], body.get("angle_spread")) for body in model.requests]
     assert requests == [(4, None), (4, 5.0), (4, None)]
     with serving(Model(rewards=False)) as model:
-        assert remote(model.url).max_best_of == 0
+        assert remote(model.url).about.max_best_of == 0
 
 
 def test_any_other_server_gets_the_direction_in_its_template_arguments() -> None:

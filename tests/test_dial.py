@@ -180,21 +180,16 @@ def test_a_dial_warns_of_its_arc_unless_the_trained_range_is_unknown() -> None:
         "- " * 499,
         "9" * 1_000_000,
         "helpfulness=1 " * 70,
+        {"a" * 1_000_000: 1.0},
     ],
+    ids=lambda words: str(words)[:12],
 )
-def test_hostile_words_are_refused_at_once(words: str) -> None:
+def test_hostile_words_are_refused_at_once(words: str | dict[str, float]) -> None:
     began = time.process_time()
     with pytest.raises(ValueError, match="known: helpfulness, verbosity") as error:
-        DIAL.parse(words)
+        DIAL.parse(words) if isinstance(words, str) else DIAL.read(words)
     assert time.process_time() - began < 0.25
     assert len(str(error.value)) < 400
-
-
-def test_a_name_of_any_length_is_refused_at_once() -> None:
-    began = time.process_time()
-    with pytest.raises(ValueError, match="unknown objective 'aaaa"):
-        DIAL.read({"a" * 1_000_000: 1.0})
-    assert time.process_time() - began < 0.25
 
 
 @pytest.mark.parametrize("style", ["world-v1", "dpa-v1", "fig1"])

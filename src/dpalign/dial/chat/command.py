@@ -142,7 +142,7 @@ def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Ter
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
         best_of=None if arguments.best is None else count_of_best(speaker, arguments.best, "--best"),
-        scoring=speaker.max_best_of > 0 and (not screen.quiet or bool(arguments.reward)),
+        scoring=speaker.about.max_best_of > 0 and (not screen.quiet or bool(arguments.reward)),
         memory=not arguments.no_memory and not (speaker.dial is not None and speaker.dial.template == "world-v1"),
     )
 
@@ -218,15 +218,15 @@ def _greet(session: "Session") -> None:
     """Who answers, where the dial stands, what to ask and what to type."""
     say, speaker = session.terminal.say, session.speaker
     say(speaker.name, "bold")
-    if speaker.note:
-        say(speaker.note)
+    if speaker.about.note:
+        say(speaker.about.note)
     if speaker.dial is not None:
         session.draw_dial()
     else:
         say("This model takes no directions, as far as is known.", "dim")
-    if speaker.questions:
-        say("\n  ".join(["Try one of these:", *speaker.questions]))
-    best = ", /best 4 takes the best of four" if speaker.max_best_of >= 4 else ""
+    if speaker.about.questions:
+        say("\n  ".join(["Try one of these:", *speaker.about.questions]))
+    best = ", /best 4 takes the best of four" if speaker.about.max_best_of >= 4 else ""
     say(f"/dial -30 turns, /compare -45 0 shows two{best}, /help says more.", "dim")
     if not session.memory:
         say("Each message stands alone.", "dim")

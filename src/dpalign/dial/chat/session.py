@@ -139,7 +139,7 @@ class Session:
             self._draw(turns)
         for turn in turns:
             self._say_how_it_ended(turn)
-        if self.scoring and self.speaker.max_best_of and any(turn.answer.strip() for turn in turns):
+        if self.scoring and self.speaker.about.max_best_of and any(turn.answer.strip() for turn in turns):
             self._score(turns)
         return turns[0]
 
@@ -351,12 +351,12 @@ def count_of_best(speaker: Speaker, n: str, option: str) -> int:
         ValueError: no whole number, too many, or no reward model that chooses; names the command or option.
     """
     require_rewards(speaker, f"{option} {n}")
-    return _named(option, n, partial(_whole, least=2, most=speaker.max_best_of))
+    return _named(option, n, partial(_whole, least=2, most=speaker.about.max_best_of))
 
 
 def require_rewards(speaker: Speaker, option: str) -> None:
     """ValueError where no reward model can score."""
-    if not speaker.max_best_of:
+    if not speaker.about.max_best_of:
         cure = "start with --reward DIR, or with a server that has one"
         raise ValueError(f"{option}: no reward model here: {cure}")
 

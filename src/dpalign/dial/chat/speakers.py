@@ -8,10 +8,11 @@ import re
 import threading
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -87,42 +88,44 @@ Pieces = Generator[Piece, None, None]
 """An answer as it is drawn; closing it stops it."""
 
 
-class Speaker(Protocol):
-    """Answers one chat; asked from several threads at a time when two directions are compared."""
+class Speaker(ABC):
+    """Answers one chat; asked from several threads at a time when two directions are compared.
 
-    name: str
-    dial: Dial | None
-    """None: the model takes no directions, as far as is known."""
-    max_best_of: int
-    """Answers that the best may be chosen from; 0 without a reward model."""
-    note: str | None
-    """What a user must know before the first question; None for a model that answers any."""
-    questions: list[str]
-    """Questions that this model can answer; empty for a model that answers any."""
+    Args:
+        about: the model, as `GET /v1/dial` describes it.
+    """
 
+    def __init__(self, about: DialReply) -> None:
+        self.about, self.name = about, about.model
+        known = {name: name for name in get_args(PreferenceTemplate)}
+        template, arc = known.get(about.template, "fig1"), None if about.arc is None else Arc(*about.arc)
+        # it reads and warns; the line itself is written where the model is
+        self.dial = Dial(tuple(about.objectives), template, "zephyr", arc) if about.objectives else None
+
+    @abstractmethod
     def stream(self, ask: Ask) -> Pieces:
         """An answer, from a speaker that may be drawing another.
 
         Raises:
             ValueError: the model or the server refuses; says why.
         """
-        ...
 
+    @abstractmethod
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         """The rewards of an answer by objective, 0-100.
 
         Raises:
             ValueError: it cannot be scored; says why.
         """
-        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027  # a server is not ours to close
+        """Let go of the model."""
 
 
 # --- a model in this process ---
 
 
-class Local:
+class Local(Speaker):
     """The server's own service, on an event loop in a thread: the same question gets the same answer as over HTTP.
 
     Args:
@@ -130,9 +133,8 @@ class Local:
     """
 
     def __init__(self, service: "Service") -> None:
+        super().__init__(service.described())
         self.service = service
-        told = service.described()
-        self.name, self.max_best_of, self.note, self.questions = told.model, told.max_best_of, told.note, told.questions
         self.dial = service.dial if service.dial.objectives else None
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="chat", daemon=True)
@@ -140,7 +142,6 @@ class Local:
         self._wait(service.generator.start())
 
     def stream(self, ask: Ask) -> Pieces:
-        """See `Speaker.stream`."""
         pieces: queue.SimpleQueue[Piece | Exception | None] = queue.SimpleQueue()
         drawing = asyncio.run_coroutine_threadsafe(self._draw(ask, pieces), self.loop)
         try:
@@ -166,7 +167,6 @@ class Local:
             pieces.put(error)
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
-        """See `Speaker.rewards`."""
         if self.service.rewards is None:
             raise ValueError("no reward model here; name one with --reward")
         return self.service.rewards.named(self._wait(self.service.scores(messages, [answer]))[0])
@@ -184,7 +184,7 @@ class Local:
 # --- a server ---
 
 
-class Remote:
+class Remote(Speaker):
     """A server: `dpa serve`, or any that speaks OpenAI's chat completions.
 
     Ours describes its dial at /v1/dial and takes `preference` in the request. Of others the user names the objectives,
@@ -211,16 +211,10 @@ class Remote:
         self.http = urllib.request.build_opener(_NoRedirect)
         described = self._described()
         self.ours = described is not None
-        if described is None:
-            self.name, self.max_best_of, self.note, self.questions = model or self._first_model(), 0, None, []
-            self.dial = _dial(objectives)
-            return
-        self.name, self.max_best_of = model or described.model, described.max_best_of
-        self.note, self.questions = described.note, described.questions
-        self.dial = _dial(described.objectives, described.arc, described.template)
+        super().__init__(described or DialReply(model=model or self._first_model(), objectives=list(objectives)))
+        self.name = model or self.name
 
     def stream(self, ask: Ask) -> Pieces:
-        """See `Speaker.stream`."""
         body = ask.body(self.name, in_template=not self.ours)
         with closing(self._open("/chat/completions", body)) as reply:
             yield from self._pieces(reply)
@@ -254,15 +248,11 @@ class Remote:
             raise ValueError(f"{self.base}: the answer broke off: the connection was lost")
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
-        """See `Speaker.rewards`."""
         rewards = self._get("/rewards", {"messages": list(messages), "response": answer}).get("rewards")
         wanted = () if self.dial is None else self.dial.objectives
         if not isinstance(rewards, dict) or not all(isinstance(rewards.get(name), int | float) for name in wanted):
             raise ValueError(f"{self.base}/rewards: no rewards of {', '.join(wanted)} there: {str(rewards)[:80]}")
         return {name: float(rewards[name]) for name in wanted}
-
-    def close(self) -> None:
-        """Nothing stays open between answers."""
 
     def _described(self) -> DialReply | None:
         """The reply of /v1/dial; None from a server that does not know it."""
@@ -355,16 +345,6 @@ class _Refused(ValueError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-def _dial(
-    objectives: Sequence[str], arc: tuple[float, float] | None = None, template: str | None = None
-) -> Dial | None:
-    """A dial that reads and warns; the line itself is written where the model is."""
-    if not objectives:
-        return None
-    known = {name: name for name in get_args(PreferenceTemplate)}
-    return Dial(tuple(objectives), known.get(template, "fig1"), "zephyr", None if arc is None else Arc(*arc))
 
 
 def _message(reply: Any) -> str:
