@@ -129,7 +129,7 @@ def app_of(model: Model) -> Starlette:
         return StreamingResponse(stream(model, model.requests[-1]), media_type="text/event-stream", headers=headers)
 
     async def page(request: Request) -> Response:
-        file = PAGE / (request.path_params["name"] or "index.html")
+        file = PAGE / (request.path_params.get("name", "index.html"))
         if not file.is_file():
             return JSONResponse(error("no such page"), 404)
         kind = mimetypes.guess_type(file.name)[0]
@@ -159,7 +159,7 @@ async def stream(model: Model, body: Mapping[str, Any]) -> AsyncIterator[str]:
         yield event({"delta": {"role": "assistant", "content": ""}})
         for i, word in enumerate(text.split(" ")):
             if i == 1 and model.breaks:
-                raise ConnectionAbortedError
+                return
             while i == 1 and model.hold is not None and not model.hold.is_set():
                 await asyncio.sleep(0.02)
             await asyncio.sleep(model.pause)
