@@ -26,6 +26,7 @@ from dpalign.train.contract import Contract, write_contract
 
 NAMES = ("helpfulness", "verbosity")
 OBJECTIVES = {"helpfulness": ("ultrafeedback-helpfulness",), "verbosity": ("helpsteer-verbosity",)}
+CONTRACT = Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0))
 QUESTION = [{"role": "user", "content": "explain fox, tea and iron."}]
 
 
@@ -39,8 +40,12 @@ def write_policy(folder: Path) -> Path:
         model.lm_head.weight *= 2
         model.lm_head.weight[model.config.eos_token_id] *= 1.6
     model.save_pretrained(folder)
-    write_contract(folder, Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0)))
+    write_contract(folder, CONTRACT)
     return folder
+
+
+def rewards() -> Rewards:
+    return Rewards("python:api_server:lengths", CONTRACT, "world-v1")
 
 
 def lengths(prompts: list[str], responses: list[str]) -> list[list[float]]:
@@ -119,10 +124,8 @@ def serving(
 ) -> Iterator[Running]:
     """A server on a free port; it is gone afterwards."""
     generator = generator or open_generator(folder, rows=rows)
-    contract = Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0))
-    rewards = Rewards("python:api_server:lengths", contract, "world-v1") if reward else None
     limits = limits or Limits(max_tokens=128, max_n=8, grace=2)
-    service = Service("mine", Dial.load(folder), generator, limits, rewards=rewards)
+    service = Service("mine", Dial.load(folder), generator, limits, rewards=rewards() if reward else None)
     server = Server(create_app(service, **options), service, log_level="error")
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -4,17 +4,27 @@ The less verbosity is asked for, the shorter its answers; each is streamed as Op
 keeps every request. `python tests/dial_server.py` serves one until it is interrupted.
 """
 
+import asyncio
 import json
 import mimetypes
+import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra dpalign[serve]")
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 PAGE = files("dpalign") / "dial" / "server" / "page"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
@@ -88,140 +98,107 @@ class Model:
         }
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers as `server.model` says."""
+def app_of(model: Model) -> Starlette:
+    """Answers as the model says."""
 
-    protocol_version = "HTTP/1.1"
-    server: "Server"
+    def allowed(request: Request) -> bool:
+        model.keys.append(request.headers.get("Authorization", ""))
+        return model.key in (None, model.keys[-1].removeprefix("Bearer "))
 
-    @property
-    def model(self) -> Model:
-        return self.server.model
+    def reply(request: Request, content: Mapping[str, Any] | None, why: str) -> Response:
+        if not allowed(request):
+            return JSONResponse(error("give the API key as a bearer token"), 401)
+        return JSONResponse(error(why), 404) if content is None else JSONResponse(content)
 
-    def do_GET(self) -> None:
-        if self.path == "/v1/dial":
-            if self.allowed():
-                self.reply(
-                    self.model.described() if self.model.dial else error("not found"), 200 if self.model.dial else 404
-                )
-        elif self.path == "/v1/models":
-            if self.allowed():
-                self.reply({"object": "list", "data": [{"id": "world", "object": "model"}]})
-        else:
-            self.file(self.path.split("?")[0].lstrip("/") or "index.html")
+    async def dial(request: Request) -> Response:
+        return reply(request, model.described() if model.dial else None, "not found")
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if not self.allowed():
-            return
-        if self.path == "/v1/rewards" and self.model.rewards:
-            spoken = len(body["response"].split())
-            self.reply({"rewards": {name: 90.0 - 3 * spoken * k for k, name in enumerate(self.model.objectives)}})
-        elif self.path == "/v1/chat/completions":
-            self.model.requests.append(body)
-            self.chat(body)
-        else:
-            self.reply(error("this server has no reward model"), 404)
+    async def models(request: Request) -> Response:
+        return reply(request, {"object": "list", "data": [{"id": "world", "object": "model"}]}, "")
 
-    def chat(self, body: Mapping[str, Any]) -> None:
-        text = self.model.answer(body)
-        if not body.get("stream"):
-            message = {"role": "assistant", "content": text}
-            self.reply({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
-            return
-        self.close_connection = True
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.send_header("Connection", "close")
-        if self.model.warning:
-            self.send_header("x-dpa-warning", self.model.warning)
-        self.end_headers()
-        try:
-            self.event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-            for i, word in enumerate(text.split(" ")):
-                if i == 1 and self.model.breaks:
-                    return
-                if i == 1 and self.model.hold is not None:
-                    while not self.model.hold.wait(0.05):
-                        self.wfile.write(b": still here\n\n")  # notices that the client has left
-                time.sleep(self.model.pause)
-                self.event({"choices": [{"index": 0, "delta": {"content": f" {word}" if i else word}}]})
-            if text == "\0":
-                self.wfile.write(b"data: [nonsense\n\n")
-            if not self.model.bare:
-                told = {"best_of": self.chosen(body)} if body.get("best_of") else {}
-                self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]} | told)
-            self.wfile.write(b"data: [DONE]\n\n")
-        except OSError:
-            self.model.gone += 1
+    async def rewards(request: Request) -> Response:
+        words = len((await request.json())["response"].split())
+        earned = {name: 90.0 - 3 * words * k for k, name in enumerate(model.objectives)}
+        return reply(request, {"rewards": earned} if model.rewards else None, "this server has no reward model")
 
-    def chosen(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self.model.chosen is not None:
-            return self.model.chosen
-        rewards = {name: 81.0 - 3 * k for k, name in enumerate(self.model.objectives)}
-        value = sum(w * rewards[name] for name, w in body["preference"].items())
-        told = {"drawn": body["best_of"], "angle_spread": body.get("angle_spread", 10.0)}
-        return told | {"drawn_at": body["preference"], "rewards": rewards, "value": value, "mean_value": value - 2}
+    async def chat(request: Request) -> Response:
+        if not allowed(request):
+            return JSONResponse(error("give the API key as a bearer token"), 401)
+        model.requests.append(await request.json())
+        headers = {"x-dpa-warning": model.warning} if model.warning else {}
+        return StreamingResponse(stream(model, model.requests[-1]), media_type="text/event-stream", headers=headers)
 
-    def event(self, data: object) -> None:
-        self.wfile.write(f"data: {json.dumps(data)}\n\n".encode())
-        self.wfile.flush()
+    async def page(request: Request) -> Response:
+        file = PAGE / (request.path_params.get("name", "index.html"))
+        if not file.is_file():
+            return JSONResponse(error("no such page"), 404)
+        kind = mimetypes.guess_type(file.name)[0]
+        return Response(file.read_bytes(), media_type=kind, headers={"Content-Security-Policy": POLICY})
 
-    def allowed(self) -> bool:
-        given = self.headers.get("Authorization", "")
-        self.model.keys.append(given)
-        if self.model.key is None or given == f"Bearer {self.model.key}":
-            return True
-        self.reply(error("give the API key as a bearer token"), 401)
-        return False
-
-    def file(self, name: str) -> None:
-        found = PAGE / name
-        if "/" in name or not found.is_file():
-            self.reply(error("no such page"), 404)
-            return
-        self.send(found.read_bytes(), 200, mimetypes.guess_type(name)[0] or "application/octet-stream")
-
-    def reply(self, data: object, status: int = 200) -> None:
-        self.send(json.dumps(data).encode(), status, "application/json")
-
-    def send(self, data: bytes, status: int, kind: str) -> None:
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": kind,
-            "Content-Length": str(len(data)),
-            "Content-Security-Policy": POLICY,
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+    return Starlette(
+        routes=[
+            Route("/v1/dial", dial),
+            Route("/v1/models", models),
+            Route("/v1/rewards", rewards, methods=["POST"]),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/{name}", page),
+            Route("/", page, name="index"),
+        ]
+    )
 
 
-class Server(ThreadingHTTPServer):
-    """On a free port of this machine."""
+async def stream(model: Model, body: Mapping[str, Any]) -> AsyncIterator[str]:
+    """An answer word by word, as OpenAI's servers send it."""
 
-    daemon_threads = True
+    def event(choice: Mapping[str, Any], **more: Any) -> str:
+        return f"data: {json.dumps({'choices': [{'index': 0, **choice}]} | more)}\n\n"
 
-    def __init__(self, model: Model) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.model = model
+    text = model.answer(body)
+    whole = False
+    try:
+        yield event({"delta": {"role": "assistant", "content": ""}})
+        for i, word in enumerate(text.split(" ")):
+            if i == 1 and model.breaks:
+                return
+            while i == 1 and model.hold is not None and not model.hold.is_set():
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(model.pause)
+            yield event({"delta": {"content": f" {word}" if i else word}})
+        if text == "\0":
+            yield "data: [nonsense\n\n"
+        if not model.bare:
+            report = {"best_of": chosen(model, body)} if body.get("best_of") else {}
+            yield event({"delta": {}, "finish_reason": "stop"}, **report)
+        yield "data: [DONE]\n\n"
+        whole = True
+    finally:
+        model.gone += not whole
+
+
+def chosen(model: Model, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    if model.chosen is not None:
+        return model.chosen
+    rewards = {name: 81.0 - 3 * k for k, name in enumerate(model.objectives)}
+    value = sum(w * rewards[name] for name, w in body["preference"].items())
+    report = {"drawn": body["best_of"], "angle_spread": body.get("angle_spread", 10.0)}
+    return report | {"drawn_at": body["preference"], "rewards": rewards, "value": value, "mean_value": value - 2}
 
 
 @contextmanager
 def serving(model: Model | None = None) -> Iterator[Model]:
-    """The server at work; its address is in `url`."""
+    """The server at work, on a free port; its address is in `url`."""
     model = model or Model()
-    server = Server(model)
-    model.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    server = uvicorn.Server(uvicorn.Config(app_of(model), log_level="critical", timeout_graceful_shutdown=1))
+    listening = socket.create_server(("127.0.0.1", 0))
+    model.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
     try:
         yield model
     finally:
-        server.shutdown()
-        server.server_close()
+        server.should_exit = True
+        thread.join(5)
+        listening.close()
 
 
 def error(message: str) -> dict[str, Any]:

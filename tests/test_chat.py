@@ -11,13 +11,14 @@ from rich.console import Console
 
 from dpalign.dial.chat.command import answer_all, converse, first_direction
 from dpalign.dial.chat.session import COMMANDS, Session
-from dpalign.dial.chat.speakers import Ask, BestOf, Piece, Pieces
+from dpalign.dial.chat.speakers import Ask, BestOf, Piece, Pieces, Speaker
 from dpalign.dial.chat.terminal import Terminal, harmless
 from dpalign.dial.dial import Dial
-from dpalign.paper.direction import Preference
+from dpalign.dial.server.shapes import DialReply
+from dpalign.paper.direction import Arc, Preference
 from dpalign.rows import Message
 
-DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", (-45.0, 0.0))
+DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", Arc(-45.0, 0.0))
 AHEAD = Preference.from_angle(0, DIAL.objectives)
 
 BEST = BestOf(
@@ -31,13 +32,15 @@ BEST = BestOf(
 """Of an answer drawn at -5 degrees and chosen at 0."""
 
 
-class Parrot:
+class Parrot(Speaker):
     """Repeats the last message, with the angle and the seed of the request."""
 
-    name, note, questions = "parrot", "It repeats.", ("tea?", "iron?")
-
     def __init__(self, dial: Dial | None = DIAL, scores: bool = True, interrupted_after: int | None = None) -> None:
-        self.dial, self.scores, self.max_best_of = dial, scores, 8 * scores
+        questions = ["tea?", "iron?"]
+        super().__init__(
+            DialReply(model="parrot", objectives=[], max_best_of=8 * scores, note="It repeats.", questions=questions)
+        )
+        self.dial = dial
         self.interrupted_after = interrupted_after
         self.requests: list[Ask] = []
 
@@ -54,9 +57,6 @@ class Parrot:
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         return {"helpfulness": 80.0, "verbosity": float(len(answer))}
-
-    def close(self) -> None:
-        pass
 
 
 def console(out: io.StringIO, width: int, height: int = 40) -> Console:
@@ -122,7 +122,7 @@ def test_retry_draws_the_next_seed_where_the_dial_stands_now() -> None:
 
 def test_a_failed_retry_keeps_the_answer_there_was() -> None:
     _, session = chat("tea?")
-    session.turns[0].question = "fail"
+    session.turns[0].ask = Ask([{"role": "user", "content": "fail"}], AHEAD, 0.7, 0, None)
     with pytest.raises(ValueError, match="ill"):
         session.retry()
     assert session.turns[0].answer == "tea? at 0 seed 0"
@@ -243,7 +243,7 @@ def test_the_dial_is_a_scale_an_objective() -> None:
 
 
 def test_a_chat_begins_at_the_first_objective_alone_or_in_the_middle_of_an_arc_without_it() -> None:
-    middle = Dial(DIAL.objectives, "fig1", "zephyr", (-60.0, -20.0))
+    middle = Dial(DIAL.objectives, "fig1", "zephyr", Arc(-60.0, -20.0))
     assert first_direction(DIAL, None) == AHEAD
     assert first_direction(middle, None) == Preference.from_angle(-40, DIAL.objectives)
     assert first_direction(DIAL, "none") is None

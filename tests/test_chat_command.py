@@ -21,8 +21,9 @@ import pytest
 from dial_server import Model, serving
 from dpalign import cli
 from dpalign.dial.chat.speakers import Ask, Local, Piece, Remote
-from dpalign.paper.direction import Arc, Preference
-from dpalign.rows import HEADS, Message
+from dpalign.dial.dial import Dial
+from dpalign.paper.direction import Preference
+from dpalign.rows import Message
 from dpalign.train.contract import Contract, write_contract
 from test_chat import AHEAD, BEST, DIAL
 
@@ -47,7 +48,7 @@ def text_of(pieces: Sequence[Piece]) -> str:
 def test_a_server_of_ours_describes_its_dial_and_takes_the_direction() -> None:
     with serving(Model(warning="mind the gap", rewards=True)) as model:
         speaker = remote(f"{model.url}/v1/")
-        assert (speaker.name, speaker.scores, speaker.max_best_of) == ("world", True, 16)
+        assert (speaker.name, speaker.about.max_best_of) == ("world", 16)
         assert speaker.dial is not None
         assert (speaker.dial.objectives, speaker.dial.arc) == (DIAL.objectives, (-45.0, 0.0))
         text = text_of(list(speaker.stream(ask(Preference.from_angle(-45, DIAL.objectives)))))
@@ -70,7 +71,7 @@ def test_a_server_of_ours_draws_the_best_of_several_and_reports_its_choice() -> 
     requests = [(body["best_of"], body.get("angle_spread")) for body in model.requests]
     assert requests == [(4, None), (4, 5.0), (4, None)]
     with serving(Model(rewards=False)) as model:
-        assert remote(model.url).max_best_of == 0
+        assert remote(model.url).about.max_best_of == 0
 
 
 def test_any_other_server_gets_the_direction_in_its_template_arguments() -> None:
@@ -208,21 +209,21 @@ def test_a_model_here_answers_as_its_own_template_has_it(tmp_path: Path, capsys:
 def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the server needs the extra serve")
     pytest.importorskip("transformers", reason="a model needs the extra train")
-    from dpalign.dial.server.batching import BatchingGenerator
-    from dpalign.dial.server.rewards import Rewards
-
     import api_server
+    from dpalign.dial.server.engine import Limits, open_generator
+    from dpalign.dial.server.service import Service
 
     folder = api_server.write_policy(tmp_path / "mine")
     message: Message = {"role": "user", "content": "explain fox, tea and iron."}
     asks = [Ask([message], Preference.from_angle(angle, DIAL.objectives), 0.7, 3, 24) for angle in (0, -45)]
     best = Ask([message], Preference.from_angle(-30, DIAL.objectives), 0.7, 3, 24, best_of=4, spread=15)
-    contract = Contract("world-v1", "world-v1", api_server.OBJECTIVES, HEADS, Arc(-45.0, 0.0))
-    rewards = Rewards("python:api_server:lengths", contract, "world-v1")
-    with contextlib.closing(Local("mine", contract, BatchingGenerator(str(folder), rows=16), rewards)) as local:
+    service = Service(
+        "mine", Dial.load(folder), open_generator(folder, rows=16), Limits(), rewards=api_server.rewards()
+    )
+    with contextlib.closing(Local(service)) as local:
         here = [text_of(list(local.stream(one))) for one in asks]
-        (best_here,) = local.stream(best)
-        with pytest.raises(ValueError, match="/clear begins a new one"):
+        best_here = list(local.stream(best))[-1]
+        with pytest.raises(ValueError, match="/clear begins"):
             list(local.stream(Ask([message] * 400, None, 0.7, 0, None)))
     with api_server.serving(folder, reward=True) as running:
         there = remote(running.url)

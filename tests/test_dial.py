@@ -21,7 +21,7 @@ from dpalign.train.contract import Contract, FrontPoint, read_contract, write_co
 from dpalign.world.language import read_prompt
 
 TWO = ("helpfulness", "verbosity")
-DIAL = Dial(TWO, "world-v1", "world-v1", (-45.0, 0.0))
+DIAL = Dial(TWO, "world-v1", "world-v1", Arc(-45.0, 0.0))
 THREE = Dial(("helpfulness", "verbosity", "wit"), "dpa-v1", "zephyr")
 
 
@@ -157,7 +157,7 @@ def test_words_that_are_no_direction_are_refused_with_an_example(words: str, sai
 def test_directions_outside_the_trained_ones_are_allowed_with_a_warning(
     population: Population, inside: list[float], outside: list[float], said: str
 ) -> None:
-    dial = replace(DIAL, arc=None, population=population)
+    dial = replace(DIAL, population=population)
     assert [dial.warning(Preference.from_angle(angle, TWO)) for angle in inside] == [None] * len(inside)
     for angle in outside:
         warning = dial.warning(Preference.from_angle(angle, TWO))
@@ -167,7 +167,7 @@ def test_directions_outside_the_trained_ones_are_allowed_with_a_warning(
 
 def test_a_dial_warns_of_its_arc_unless_the_trained_range_is_unknown() -> None:
     assert "-45 to 0 degrees" in str(DIAL.warning(DIAL.parse("-60")))
-    assert replace(DIAL, arc=None).warning(DIAL.parse("-60")) is None
+    assert replace(DIAL, population=None).warning(DIAL.parse("-60")) is None
 
 
 @pytest.mark.parametrize(
@@ -180,21 +180,16 @@ def test_a_dial_warns_of_its_arc_unless_the_trained_range_is_unknown() -> None:
         "- " * 499,
         "9" * 1_000_000,
         "helpfulness=1 " * 70,
+        {"a" * 1_000_000: 1.0},
     ],
+    ids=lambda words: str(words)[:12],
 )
-def test_hostile_words_are_refused_at_once(words: str) -> None:
+def test_hostile_words_are_refused_at_once(words: str | dict[str, float]) -> None:
     began = time.process_time()
     with pytest.raises(ValueError, match="known: helpfulness, verbosity") as error:
-        DIAL.parse(words)
+        DIAL.parse(words) if isinstance(words, str) else DIAL.read(words)
     assert time.process_time() - began < 0.25
     assert len(str(error.value)) < 400
-
-
-def test_a_name_of_any_length_is_refused_at_once() -> None:
-    began = time.process_time()
-    with pytest.raises(ValueError, match="unknown objective 'aaaa"):
-        DIAL.read({"a" * 1_000_000: 1.0})
-    assert time.process_time() - began < 0.25
 
 
 @pytest.mark.parametrize("style", ["world-v1", "dpa-v1", "fig1"])

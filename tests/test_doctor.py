@@ -14,9 +14,8 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from dpalign import cli
-from dpalign.dial.doctor import machine
+from dpalign.dial.doctor import Finding, machine
 from dpalign.dial.doctor.command import as_json, as_text, sound
-from dpalign.dial.doctor.finding import Finding
 from dpalign.dial.doctor.model import examine
 from dpalign.rows import HEADS
 
@@ -75,7 +74,7 @@ def test_a_sound_policy_passes_every_check(policy: Path) -> None:
     found = findings(policy)
     assert list(found) == ["weights", "tokens", "dial", "template", "golden", "tokenizer", "files", "reward"]
     assert {finding.level for finding in found.values()} == {"ok"}
-    for part in ("helpfulness and verbosity", "dpa-v1", "zephyr", "0\u00b0 to \u221245\u00b0"):
+    for part in ("helpfulness and verbosity", "dpa-v1", "zephyr", "-45 to 0 degrees"):
         assert part in found["dial"].text
     assert "20 directions" in found["template"].text
     assert "10 heads" in found["reward"].text
@@ -93,18 +92,9 @@ def cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
-def pickled(folder: Path) -> None:
-    (folder / "training_args.bin").write_bytes(b"")
-
-
-def another_template(folder: Path) -> None:
-    path = folder / "chat_template.jinja"
-    path.write_text(path.read_text().replace("verbosity", "brevity", 1))
-
-
-def another_dial(folder: Path) -> None:
-    path = folder / "dpa.json"
-    edit(path, template="fig1")
+def swap(file: str, old: str, new: str) -> Callable[[Path], object]:
+    """Replaces the first occurrence of a text in a file."""
+    return lambda folder: (folder / file).write_text((folder / file).read_text().replace(old, new, 1))
 
 
 def plain_template(folder: Path) -> None:
@@ -113,41 +103,34 @@ def plain_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(chat_template("zephyr"))
 
 
-def lenient_template(folder: Path) -> None:
-    path = folder / "chat_template.jinja"
-    path.write_text(path.read_text().replace("for name in preference if name not in names", "for name in []"))
-
-
-def no_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").unlink()
-
-
-def other_golden(folder: Path) -> None:
-    path = folder / "golden_prompts.json"
-    path.write_text(path.read_text().replace("weighted rating", "weighted ratings", 1))
+lenient_template = swap("chat_template.jinja", "for name in preference if name not in names", "for name in []")
 
 
 @pytest.mark.parametrize(
     ("change", "check", "words"),
     [
-        (cut, "weights", "where its header says"),
-        (pickled, "pickles", "training_args.bin: files that run code"),
+        (cut, "weights", "model.safetensors: "),
+        (lambda f: (f / "training_args.bin").write_bytes(b""), "pickles", "training_args.bin: files that run code"),
         (lambda f: edit(f / "tokenizer_config.json", eos_token=...), "tokens", "no eos_token"),
         (lambda f: edit(f / "tokenizer_config.json", eos_token="<end>"), "tokens", "'<end>' is not in the vocabulary"),
         (lambda f: edit(f / "config.json", vocab_size=10), "tokens", "for a model of 10 tokens"),
         (lambda f: edit(f / "generation_config.json", eos_token_id=5), "tokens", "but the model stops at [5]"),
         (lambda f: (f / "dpa.json").unlink(), "contract", "no dpa.json: what its directions mean is not on record"),
         (lambda f: edit(f / "dpa.json", format=9), "contract", "format 9"),
-        (another_template, "template", "the chat template says: preference names an unknown objective"),
-        (another_dial, "template", "where the model was trained on"),
+        (
+            swap("chat_template.jinja", "verbosity", "brevity"),
+            "template",
+            "the chat template says: preference names an unknown objective",
+        ),
+        (lambda f: edit(f / "dpa.json", template="fig1"), "template", "where the model was trained on"),
         (plain_template, "template", "this model takes no preference"),
-        (no_template, "template", "nothing turns a chat into a prompt"),
-        (other_golden, "golden", "the template writes"),
+        (lambda f: (f / "chat_template.jinja").unlink(), "template", "nothing turns a chat into a prompt"),
+        (swap("golden_prompts.json", "weighted rating", "weighted ratings"), "golden", "the template writes"),
         (lambda f: (f / "README.md").unlink(), "files", "missing since the export: README.md"),
         (lambda f: edit(f / "dpa.json", reward="none"), "reward", "names none/, which is not there"),
         (lambda f: edit(f / "reward" / "config.json", id2label={"0": "a"}), "reward: labels", "1 names for 10 scores"),
         (lambda f: edit(f / "config.json", architectures=["Bert"]), "config", "names Bert: neither a policy nor"),
-        (lambda f: (f / "config.json").write_text("{"), "config", "not readable JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "folder", "not readable JSON"),
         (lambda f: (f / "config.json").unlink(), "folder", "no config.json"),
     ],
 )
@@ -179,7 +162,7 @@ def test_a_policy_that_works_in_part_gets_notes(policy: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "check", "words"),
     [
-        (cut, "weights", "where its header says"),
+        (cut, "weights", "model.safetensors: "),
         (
             lambda f: edit(f / "tokenizer_config.json", pad_token="</s>"),
             "tokens",

@@ -336,7 +336,7 @@ def classifier(folder: Path) -> None:
     ("change", "said"),
     [
         (pickled, "pytorch_model.bin: pickled weights, which run code when they are loaded"),
-        (cut, "where its header says"),
+        (cut, "model.safetensors: "),
         (classifier, "a policy is a ...ForCausalLM"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda folder: (folder / "config.json").unlink(), "no folder with config.json"),

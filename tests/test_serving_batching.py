@@ -43,7 +43,7 @@ def run(folder: Path, work: Any, rows: int = 16) -> Any:
 
 def asked(generator: BatchingGenerator, question: str, sampling: Sampling) -> Coroutine[Any, Any, Any]:
     async def answers() -> Any:
-        prompt = await generator.prompt_ids(user_prompt(question), {"helpfulness": 0.8, "verbosity": -0.6})
+        prompt = await generator.prompts.ids(user_prompt(question), {"helpfulness": 0.8, "verbosity": -0.6})
         return await collect(generator.stream(prompt, sampling), sampling.n)
 
     return answers()
@@ -75,24 +75,24 @@ def test_answers_are_the_same_alone_as_among_others_that_come_and_go(folder: Pat
     assert run(folder, together) == answers
     assert run(folder, together, rows=6) == answers
     assert run(folder, backwards) == answers
-    assert len({text for drawn in answers for text, *_ in drawn}) >= 12
-    assert {finish for drawn in answers for _, finish, *_ in drawn} == {"stop", "length"}
+    assert len({answer.text for drawn in answers for answer in drawn}) >= 12
+    assert {answer.finish for drawn in answers for answer in drawn} == {"stop", "length"}
 
 
 def test_greedy_answers_are_generation_token_for_token(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
 
     async def greedy(generator: BatchingGenerator) -> Any:
-        prompts = [await generator.prompt_ids(user_prompt(q), None) for q in QUESTIONS]
+        prompts = [await generator.prompts.ids(user_prompt(q), None) for q in QUESTIONS]
         answers = await asyncio.gather(
             *(collect(generator.stream(p, Sampling(40, temperature=0.0)), 1) for p in prompts)
         )
         return prompts, answers, generator.decode
 
     prompts, answers, decode = run(folder, greedy)
-    for prompt, ((text, _, tokens, _),) in zip(prompts, answers, strict=True):
+    for prompt, (answer,) in zip(prompts, answers, strict=True):
         ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=40)[0, len(prompt) :].tolist()
-        assert (text, tokens) == (decode(ids), len(ids))
+        assert (answer.text, answer.tokens) == (decode(ids), len(ids))
 
 
 def test_a_prompt_is_read_once_for_all_its_answers_and_no_row_outlives_its_end(folder: Path) -> None:
@@ -109,27 +109,26 @@ def test_a_prompt_is_read_once_for_all_its_answers_and_no_row_outlives_its_end(f
     shapes, answers = run(folder, counted)
     assert shapes[0][0] == 1
     assert shapes[0][1] > 1
-    assert sum(rows for rows, _ in shapes[1:]) == sum(tokens - 1 for _, _, tokens, _ in answers)
-    assert len({tokens for _, _, tokens, _ in answers}) > 2
+    assert sum(rows for rows, _ in shapes[1:]) == sum(answer.tokens - 1 for answer in answers)
+    assert len({answer.tokens for answer in answers}) > 2
 
 
 def test_a_stop_string_ends_an_answer_before_it_and_frees_its_row(folder: Path) -> None:
     async def both(generator: BatchingGenerator) -> Any:
         drawn = await asked(generator, QUESTIONS[1], Sampling(60, n=16, seed=8))
-        index = max(range(16), key=lambda i: drawn[i][2])
-        whole, _, tokens, _ = drawn[index]
-        stop = whole[len(whole) // 2 :][:4]
+        longest = max(drawn, key=lambda answer: answer.tokens)
+        stop = longest.text[len(longest.text) // 2 :][:4]
         again = await asked(generator, QUESTIONS[1], Sampling(60, n=16, seed=8, stop=(stop,)))
-        return whole, tokens, stop, again[index]
+        return longest, stop, again[longest.index]
 
-    whole, tokens, stop, (text, finish, fewer, _) = run(folder, both)
-    assert (text, finish) == (whole.partition(stop)[0], "stop")
-    assert 0 < fewer < tokens
+    longest, stop, stopped = run(folder, both)
+    assert (stopped.text, stopped.finish) == (longest.text.partition(stop)[0], "stop")
+    assert 0 < stopped.tokens < longest.tokens
 
 
 def test_a_stream_that_is_closed_leaves_the_batch_and_the_line(folder: Path) -> None:
     async def leave(generator: BatchingGenerator) -> Any:
-        prompt = await generator.prompt_ids(user_prompt(QUESTIONS[1]), None)
+        prompt = await generator.prompts.ids(user_prompt(QUESTIONS[1]), None)
         stay = asyncio.create_task(collect(generator.stream(prompt, Sampling(60, n=1, seed=1)), 1))
         first = generator.stream(prompt, Sampling(200, n=3, seed=2, temperature=2.0))
         await anext(first)
@@ -151,7 +150,7 @@ def test_a_stream_that_is_closed_leaves_the_batch_and_the_line(folder: Path) -> 
 
 
 async def _plain(generator: BatchingGenerator) -> Any:
-    prompt = await generator.prompt_ids(user_prompt(QUESTIONS[1]), None)
+    prompt = await generator.prompts.ids(user_prompt(QUESTIONS[1]), None)
     return await collect(generator.stream(prompt, Sampling(60, n=1, seed=1)), 1)
 
 

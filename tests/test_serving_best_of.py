@@ -9,8 +9,8 @@ import pytest
 
 from dpalign.dial.best_of import best_answer, draw_best, neighbours
 from dpalign.dial.dial import Dial
-from dpalign.dial.server.engine import Answer
-from dpalign.paper.direction import Preference
+from dpalign.dial.server.engine import Delta
+from dpalign.paper.direction import Arc, Preference
 
 NAMES = ("helpfulness", "verbosity")
 
@@ -67,13 +67,13 @@ def test_the_best_answer_is_so_at_the_direction_asked_and_finished_where_any_is(
 def test_an_answer_that_says_nothing_is_never_the_best_of_several() -> None:
     """A reward model that takes silence for the best answer there is does not get its way."""
 
-    async def draw(near: Preference, n: int, seed: int) -> list[Answer]:
-        return [Answer("" if i % 2 else "fox is red.", "stop", 1 if i % 2 else 5) for i in range(n)]
+    async def draw(near: Preference, n: int, seed: int) -> list[Delta]:
+        return [Delta(i, "" if i % 2 else "fox is red.", 1 if i % 2 else 5, "stop") for i in range(n)]
 
     async def score(answers: Sequence[str]) -> np.ndarray:
         return np.array([[50.0, 40.0] if answer else [100.0, -40.0] for answer in answers])
 
-    dial, asked = Dial(NAMES, "fig1", "zephyr", (-45.0, 0.0)), Preference.from_angle(-30, NAMES)
+    dial, asked = Dial(NAMES, "fig1", "zephyr", Arc(-45.0, 0.0)), Preference.from_angle(-30, NAMES)
     best = asyncio.run(draw_best(dial, asked, 4, 0.0, 1, draw=draw, score=score))
     assert best.text == "fox is red."
     assert best.report.rewards == {"helpfulness": 50.0, "verbosity": 40.0}

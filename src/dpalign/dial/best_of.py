@@ -10,6 +10,7 @@ Shapes: N answers, K objectives.
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dpalign.dial.dial import Dial
-from dpalign.dial.server.engine import Answer
+from dpalign.dial.server.engine import Delta
 from dpalign.paper.direction import Cone, Preference, evaluation_grid, rng_for
 from dpalign.paper.selection import best_of_n, scalarize
 
@@ -49,9 +50,9 @@ async def draw_best(
     spread: float,
     seed: int,
     *,
-    draw: Callable[[Preference, int, int], Awaitable[Sequence[Answer]]],
+    draw: Callable[[Preference, int, int], Awaitable[Sequence[Delta]]],
     score: Callable[[Sequence[str]], Awaitable[Array]],
-) -> Answer:
+) -> Delta:
     """The best of n answers drawn around a direction, by the reward model at the direction itself.
 
     Args:
@@ -59,7 +60,7 @@ async def draw_best(
         score: what answers earn, reward_NK. An error in either ends the other drawings.
 
     Returns:
-        The answer with its report; its `tokens` are those of all n.
+        The answer whole, with its report; its `tokens` are those of all n.
     """
     around = neighbours(direction, n, spread, dial.arc)
     lines = {dial.line(near): near for near in around}
@@ -86,7 +87,7 @@ async def draw_best(
         value=round(float(reward_NK[best] @ direction.v_K), 3),
         mean_value=round(float((reward_NK @ direction.v_K).mean()), 3),
     )
-    return answer._replace(tokens=sum(answer.tokens for _, answer in answers), report=report)
+    return replace(answer, index=0, tokens=sum(answer.tokens for _, answer in answers), report=report)
 
 
 def neighbours(

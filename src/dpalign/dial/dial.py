@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from dpalign.chat import ChatStyle, with_system_line
-from dpalign.paper.direction import Arc, Cone, Fixed, Population, Preference, Simplex
+from dpalign.page.words import degrees
+from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Population, Preference, Simplex, arithmetic
 from dpalign.paper.prompts import PreferenceTemplate, render_preference
 from dpalign.rows import Message
-from dpalign.train.contract import FILE, Contract, FrontPoint, read_contract
+from dpalign.train.contract import FILE, Contract, FrontPoint, arc_of, read_contract
 from dpalign.world.language import DEPTHS, THINGS
 
 _NUMBER: Final = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -44,10 +45,8 @@ class Dial:
     """In the order of the preference line."""
     template: PreferenceTemplate
     chat: ChatStyle
-    arc: tuple[float, float] | None = None
-    """The trained range in degrees, low and high, where it is one of angles."""
     population: Population | None = None
-    """The trained directions, where the contract has them."""
+    """The trained directions, where they are known."""
     front: tuple[FrontPoint, ...] = ()
     """The measured front, where the contract has it."""
 
@@ -68,7 +67,12 @@ class Dial:
 
     @classmethod
     def of(cls, contract: Contract) -> Self:
-        return cls(contract.names, contract.template, contract.chat, contract.arc, contract.population, contract.front)
+        return cls(contract.names, contract.template, contract.chat, contract.population, contract.front)
+
+    @property
+    def arc(self) -> tuple[float, float] | None:
+        """The trained range in degrees, low and high, where it is one of angles."""
+        return arc_of(self.population)
 
     def read(self, preference: object = None, angle: object = None) -> Preference | None:
         """The direction of a request: weights by objective, or degrees; None when neither is given.
@@ -111,16 +115,42 @@ class Dial:
         """Degrees in (-180, 180]; None unless there are two objectives."""
         return round(preference.angle, 4) + 0.0 if len(preference.v) == 2 else None
 
+    def label(self, preference: Preference) -> str:
+        """A direction in a few characters: an angle, or weights where there is none."""
+        angle = self.angle_of(preference)
+        return _weights_of(preference) if angle is None else degrees(angle)
+
+    @staticmethod
+    def formula(preference: Preference) -> str:
+        """As the paper writes it: helpfulness*0.97 - verbosity*0.26."""
+        return arithmetic(preference.weights, [1.0, *[-1.0] * (len(preference.v) - 1)])
+
     def warning(self, preference: Preference) -> str | None:
         """A warning for a direction outside the trained range; None inside, or if the range is unknown."""
         self._own(preference)
-        trained = _outside(preference, self._population)
-        if trained is None:
+        if _holds(self.population, preference):
             return None
-        angle = self.angle_of(preference)
-        weights = " ".join(f"{name}={w:.2f}" for name, w in preference.weights.items())
+        angle, weights = self.angle_of(preference), _weights_of(preference)
         direction = weights if angle is None else f"{angle:g} degrees ({weights})"
-        return f"{direction} lies outside the directions that this model was trained on ({trained}); it may not follow"
+        return f"{direction}: outside the directions that this model was trained on ({self.trained}); it may not follow"
+
+    @property
+    def trained(self) -> str:
+        """The trained directions in a few words; empty where they are not on record."""
+        match self.population:
+            case Arc(low, high) | Grid(of=Arc(low, high)):
+                return f"{low:g} to {high:g} degrees"
+            case Cone(center, angle):
+                middle = Preference.from_vector(center, self.objectives)
+                return f"within {angle:g} degrees of {_weights_of(middle)}"
+            case Simplex():
+                return "weights of 0 and above"
+            case Fixed(directions):
+                return f"{len(directions)} fixed ones"
+            case None:
+                return ""
+            case _:
+                return "all directions"
 
     def line(self, preference: Preference) -> str:
         """The system line that the policy reads."""
@@ -153,10 +183,6 @@ class Dial:
             "template": self.template,
             "front": [point.to_json() for point in self.front] or None,
         }
-
-    @property
-    def _population(self) -> Population | None:
-        return Arc(*self.arc) if self.population is None and self.arc is not None else self.population
 
     @contextlib.contextmanager
     def _naming_what_is_known(self) -> Iterator[None]:
@@ -205,29 +231,25 @@ class Dial:
             )
 
 
-def _outside(preference: Preference, population: Population | None) -> str | None:
-    """The trained directions in words, if they do not hold this one; None if they do, or if they are unknown."""
+def _holds(population: Population | None, preference: Preference) -> bool:
+    """Whether a direction is among the trained ones, or they are unknown."""
     match population:
-        case Arc(low, high):
-            past = (preference.angle - low + _CLOSE) % 360
-            return None if past <= high - low + 2 * _CLOSE else f"{low:g} to {high:g} degrees"
+        case Arc(low, high) | Grid(of=Arc(low, high)):
+            return (preference.angle - low + _CLOSE) % 360 <= high - low + 2 * _CLOSE
         case Cone(center, angle):
-            middle = Preference.from_vector(center, preference.objectives)
-            cosine = sum(a * b for a, b in zip(middle.v, preference.v, strict=True))
-            away = math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
-            about = " ".join(f"{name}={w:.2f}" for name, w in middle.weights.items())
-            return None if away <= angle + _CLOSE else f"within {angle:g} degrees of {about}"
+            cosine = float(Preference.from_vector(center, preference.objectives).v_K @ preference.v_K)
+            return math.degrees(math.acos(max(-1.0, min(1.0, cosine)))) <= angle + _CLOSE
         case Simplex():
-            return None if min(preference.v) >= -_CLOSE else "weights of 0 and above"
+            return min(preference.v) >= -_CLOSE
         case Fixed(directions):
-            listed = [Preference.from_vector(v_K, preference.objectives).v for v_K in directions]
-            near = any(max(abs(a - b) for a, b in zip(v_K, preference.v, strict=True)) < 0.005 for v_K in listed)
-            return None if near else f"{len(listed)} fixed ones"
-        case None:
-            return None
+            units = [Preference.from_vector(v_K, preference.objectives).v_K for v_K in directions]
+            return any(abs(v_K - preference.v_K).max() < 0.005 for v_K in units)
         case _:
-            of = getattr(population, "of", None)  # a grid; of a sphere every direction is one
-            return _outside(preference, of) if of is not None else None
+            return True
+
+
+def _weights_of(preference: Preference) -> str:
+    return " ".join(f"{name}={w:.2f}" for name, w in preference.weights.items())
 
 
 def _shown(value: object) -> str:

@@ -90,11 +90,7 @@ class Contract:
     @property
     def arc(self) -> tuple[float, float] | None:
         """Degrees of the ends of the trained range, where it is one of angles."""
-        match self.population:
-            case Arc(low, high) | Grid(of=Arc(low, high)):
-                return low, high
-            case _:
-                return None
+        return arc_of(self.population)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `dpa.json`."""
@@ -116,6 +112,15 @@ class Contract:
             "reward": self.reward,
         }
         return content | {key: value for key, value in optional.items() if value}
+
+
+def arc_of(population: Population | None) -> tuple[float, float] | None:
+    """(low, high) in degrees, of directions on an arc."""
+    match population:
+        case Arc(low, high) | Grid(of=Arc(low, high)):
+            return low, high
+        case _:
+            return None
 
 
 def contract_of(recipe: "Recipe", iteration: int) -> Contract:

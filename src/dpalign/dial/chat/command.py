@@ -41,7 +41,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--best", metavar="N", help=text)
     text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
     add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
-    add("--system", default="", metavar="TEXT", help="the system message before the chat")
+    add("--system", metavar="TEXT", help="the system message before the chat")
     text = "0 takes the likeliest word each time (default: %(default)s, as in section 3.2)"
     add("--temperature", type=float, default=0.7, metavar="T", help=text)
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same answer (default: %(default)s)")
@@ -106,16 +106,20 @@ def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[P
 
 
 def _speaker(arguments: argparse.Namespace, model: Path | None) -> "Speaker":
-    from dpalign.dial.chat.speakers import Remote, open_local
+    from dpalign.dial.chat.speakers import Local, Remote
 
     if model is not None:
-        return open_local(
-            model,
-            reward=arguments.reward,
-            reward_template=arguments.reward_template,
-            dtype=arguments.dtype,
-            threads=arguments.threads,
-        )
+        from dpalign.dial.server.engine import Limits
+        from dpalign.dial.server.service import open_service
+        from dpalign.run.environment import settle_threads
+
+        settle_threads(arguments.threads, for_torch=True)
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        limits = Limits(max_tokens=max(Limits.max_tokens, arguments.max_tokens or 0))
+        options = {name: getattr(arguments, name) for name in ("reward", "reward_template", "dtype")}
+        return Local(open_service(model, limits, rows=limits.max_n, **options))
     key = os.environ.get(arguments.api_key_env, "").strip() or None
     names = [name.strip() for name in (arguments.objectives or "").split(",") if name.strip()]
     return Remote(arguments.url, model=arguments.served, objectives=names, key=key, key_name=arguments.api_key_env)
@@ -138,7 +142,7 @@ def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Ter
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
         best_of=None if arguments.best is None else count_of_best(speaker, arguments.best, "--best"),
-        scoring=speaker.scores and (not screen.quiet or bool(arguments.reward)),
+        scoring=speaker.about.max_best_of > 0 and (not screen.quiet or bool(arguments.reward)),
         memory=not arguments.no_memory and not (speaker.dial is not None and speaker.dial.template == "world-v1"),
     )
 
@@ -214,15 +218,15 @@ def _greet(session: "Session") -> None:
     """Who answers, where the dial stands, what to ask and what to type."""
     say, speaker = session.terminal.say, session.speaker
     say(speaker.name, "bold")
-    if speaker.note:
-        say(speaker.note)
+    if speaker.about.note:
+        say(speaker.about.note)
     if speaker.dial is not None:
         session.draw_dial()
     else:
         say("This model takes no directions, as far as is known.", "dim")
-    if speaker.questions:
-        say("\n  ".join(["Try one of these:", *speaker.questions]))
-    best = ", /best 4 takes the best of four" if speaker.max_best_of >= 4 else ""
+    if speaker.about.questions:
+        say("\n  ".join(["Try one of these:", *speaker.about.questions]))
+    best = ", /best 4 takes the best of four" if speaker.about.max_best_of >= 4 else ""
     say(f"/dial -30 turns, /compare -45 0 shows two{best}, /help says more.", "dim")
     if not session.memory:
         say("Each message stands alone.", "dim")

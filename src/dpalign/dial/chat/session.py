@@ -5,31 +5,31 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rich.table import Table
 from rich.text import Text
 
 from dpalign.dial.best_of import SPREAD, BestOf
 from dpalign.dial.chat.speakers import Ask, Piece, Speaker
-from dpalign.dial.chat.terminal import GAP, STYLES, Terminal
+from dpalign.dial.chat.terminal import STYLES, Terminal
 from dpalign.dial.dial import Dial
 from dpalign.page.words import degrees, number
-from dpalign.paper.direction import Preference, arithmetic, name_hint
+from dpalign.paper.direction import Preference, name_hint
 from dpalign.rows import Message
 from dpalign.run.ledger import write_json
+
+_T = TypeVar("_T")
 
 
 @dataclass
 class Turn:
     """A question with its answer, and how it was drawn."""
 
-    question: str
-    preference: Preference | None
-    seed: int
-    temperature: float
+    ask: Ask
     answer: str = ""
     finish: str = "stopped"
     """stop, length where it was cut, or stopped by the user."""
@@ -37,6 +37,14 @@ class Turn:
     warnings: Sequence[str] = ()
     best_of: BestOf | None = None
     """How it was chosen, if it is the best of several."""
+
+    @property
+    def question(self) -> str:
+        return self.ask.messages[-1]["content"]
+
+    @property
+    def preference(self) -> Preference | None:
+        return self.ask.preference
 
     def add(self, piece: Piece) -> str:
         """Take in a piece of the answer; returns its text."""
@@ -47,8 +55,13 @@ class Turn:
         return piece.text
 
     def to_json(self) -> dict[str, Any]:
-        return vars(self) | {
+        return {
+            "question": self.question,
             "preference": None if self.preference is None else self.preference.weights,
+            "seed": self.ask.seed,
+            "temperature": self.ask.temperature,
+            "answer": self.answer,
+            "finish": self.finish,
             "rewards": None if self.rewards is None else dict(self.rewards),
             "warnings": list(self.warnings),
             "best_of": None if self.best_of is None else self.best_of.model_dump(),
@@ -66,7 +79,7 @@ class Session:
     speaker: Speaker
     terminal: Terminal
     preference: Preference | None = None
-    system: str = ""
+    system: str | None = None
     temperature: float = 0.7
     """Section 3.2's."""
     seed: int = 0
@@ -103,7 +116,7 @@ class Session:
     def retry(self) -> None:
         """Answer the last message again, with the next seed, where the dial stands now."""
         *before, last = self.turns
-        self.turns = [*before, self._answer(last.question, (self.preference,), last.seed + 1, before)]
+        self.turns = [*before, self._answer(last.question, (self.preference,), last.ask.seed + 1, before)]
 
     def compare(self, pair: tuple[Preference, Preference]) -> None:
         """Answer the last message at two directions; the chat goes on as it was."""
@@ -115,41 +128,42 @@ class Session:
     ) -> Turn:
         """Draw, show and score an answer at each direction; returns the first, to go on with."""
         messages: list[Message] = [*self.messages(before), {"role": "user", "content": question}]
-        turns = [Turn(question, preference, seed, self.temperature) for preference in directions]
+        drawing = (self.temperature, seed, self.max_tokens, self.best_of, self.spread)
+        turns = [Turn(Ask(messages, preference, *drawing)) for preference in directions]
         if self.best_of is not None:
             if None in directions:
                 cure = "/dial turns to one, /best off draws one"
                 raise ValueError(f"the best of {self.best_of} answers is chosen by a direction: {cure}")
             self.terminal.say(f"drawing {self.best_of} answers", "dim")
         with suppress(KeyboardInterrupt):
-            self._draw(turns, messages)
+            self._draw(turns)
         for turn in turns:
             self._say_how_it_ended(turn)
-        if self.scoring and self.speaker.scores and any(turn.answer.strip() for turn in turns):
-            self._score(turns, messages)
+        if self.scoring and self.speaker.about.max_best_of and any(turn.answer.strip() for turn in turns):
+            self._score(turns)
         return turns[0]
 
-    def _draw(self, turns: Sequence[Turn], messages: Sequence[Message]) -> None:
+    def _draw(self, turns: Sequence[Turn]) -> None:
         """Stream the answers: one, two side by side, or in a narrow terminal one after the other."""
         if len(turns) > 1 and self.terminal.two_columns:
-            self.terminal.show(self._beside([self._title(turn, i) for i, turn in enumerate(turns)]))
-            with closing(self._both(turns, messages)) as pieces:
+            self.terminal.show(*(self._title(turn, i) for i, turn in enumerate(turns)))
+            with closing(self._both(turns)) as pieces:
                 self.terminal.stream(pieces, len(turns))
             return
         for i, turn in enumerate(turns):
             if len(turns) > 1:
                 self.terminal.show(self._title(turn, i))
-            with closing(self.speaker.stream(self._request(turn, messages))) as stream:
+            with closing(self.speaker.stream(turn.ask)) as stream:
                 self.terminal.stream((0, turn.add(piece)) for piece in stream)
 
-    def _both(self, turns: Sequence[Turn], messages: Sequence[Message]) -> Generator[tuple[int, str], None, None]:
+    def _both(self, turns: Sequence[Turn]) -> Generator[tuple[int, str], None, None]:
         """(column, text) of two answers as they come, each drawn in a thread of its own."""
         news: SimpleQueue[tuple[int, Piece | Exception | None]] = SimpleQueue()
         stop = threading.Event()
 
         def draw(column: int, turn: Turn) -> None:
             try:
-                with closing(self.speaker.stream(self._request(turn, messages))) as stream:
+                with closing(self.speaker.stream(turn.ask)) as stream:
                     for piece in stream:
                         news.put((column, piece))
                         if stop.is_set():
@@ -173,9 +187,6 @@ class Session:
         finally:
             stop.set()
 
-    def _request(self, turn: Turn, messages: Sequence[Message]) -> Ask:
-        return Ask(messages, turn.preference, turn.temperature, turn.seed, self.max_tokens, self.best_of, self.spread)
-
     def _say_how_it_ended(self, turn: Turn) -> None:
         say = self.terminal.say
         if turn.finish == "stopped":
@@ -192,78 +203,52 @@ class Session:
             worth = f"v.r {number(best.value)}, the mean of all {number(best.mean_value)}"
             say(f"the best of {best.drawn} within {degrees(best.angle_spread)}{where}: {worth}", "dim")
 
-    def _score(self, turns: Sequence[Turn], messages: Sequence[Message]) -> None:
+    def _score(self, turns: Sequence[Turn]) -> None:
         """Show the rewards of the answers, and their sums v . r."""
         tables = []
-        for i, turn in enumerate(turns):
+        for turn, style in zip(turns, STYLES, strict=False):
+            chosen = turn.best_of
             try:
-                rewards = self.speaker.rewards(messages, turn.answer) if turn.best_of is None else turn.best_of.rewards
+                rewards = chosen.rewards if chosen else self.speaker.rewards(turn.ask.messages, turn.answer)
             except ValueError as error:
                 self.terminal.say(f"not scored: {error}", "yellow")
                 continue
             turn.rewards, total, formula = rewards, "", ""
             if turn.preference is not None:
                 total = number(sum(w * rewards[name] for name, w in turn.preference.weights.items()))
-                formula = self.formula(turn.preference)
-            tables.append(self.terminal.rewards(rewards, STYLES[i], total, formula))
+                formula = Dial.formula(turn.preference)
+            tables.append(self.terminal.rewards(rewards, style, total, formula))
         self.terminal.say(style="dim")
-        if len(tables) > 1 and self.terminal.two_columns:
-            self.terminal.show(self._beside(tables))
-        else:
-            for table in tables:
-                self.terminal.show(table)
-
-    def _beside(self, drawings: Sequence[Any]) -> Table:
-        """Drawings above each other's columns of text."""
-        table = Table.grid(padding=(0, GAP, 0, 0))
-        for _ in drawings:
-            table.add_column(width=self.terminal.column_width(len(drawings)))
-        table.add_row(*drawings)
-        return table
+        self.terminal.show(*tables)
 
     def _title(self, turn: Turn, i: int) -> Text:
         """The direction over an answer of two."""
-        formula = "" if turn.preference is None else f"  {self.formula(turn.preference)}"
+        formula = "" if turn.preference is None else f"  {Dial.formula(turn.preference)}"
         return Text(self.label(turn.preference) + formula, STYLES[i])
 
     def label(self, preference: Preference | None) -> str:
-        """The direction in a few characters: an angle, or weights where there is none."""
+        """The direction in a few characters; nothing for a model without a dial."""
         if self.dial is None:
             return ""
-        if preference is None:
-            return "plain"
-        angle = self.dial.angle_of(preference)
-        if angle is not None:
-            return degrees(angle)
-        return " ".join(f"{name}={w:.2f}" for name, w in preference.weights.items() if abs(w) >= 0.005)
-
-    def formula(self, preference: Preference) -> str:
-        """As the paper writes it: helpfulness*0.97 - verbosity*0.26; a weight of 0 takes its sign inside the range."""
-        signs = [1.0] * len(preference.v)
-        if self.dial is not None and self.dial.arc is not None and len(signs) == 2:
-            middle = math.radians(sum(self.dial.arc) / 2)
-            signs = [-1.0 if w < -1e-9 else 1.0 for w in (math.cos(middle), math.sin(middle))]
-        return arithmetic(preference.weights, signs)
+        return "plain" if preference is None else self.dial.label(preference)
 
     def draw_dial(self) -> None:
         """Each objective's weight on a scale from -1 to 1, and the direction in words."""
-        dial, preference, half = self.the_dial(), self.preference, 10
+        dial, preference = self.the_dial(), self.preference
         table = Table.grid(padding=(0, 2, 0, 0))
         for name in dial.objectives:
             weight = 0.0 if preference is None else preference.weights[name]
-            scale = Text("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * half + "\N{BOX DRAWINGS LIGHT VERTICAL AND HORIZONTAL}")
-            scale.append("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * half)
-            scale.stylize("dim")
+            scale = Text("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 21, "dim")
             if preference is not None:
-                at = half + round(weight * half)
+                at = 10 + round(10 * weight)
                 scale = scale[:at] + Text("\N{BLACK CIRCLE}", STYLES[0]) + scale[at + 1 :]
             table.add_row(name, scale, f"{weight:+.2f}")
         self.terminal.show(table)
-        trained = "" if dial.arc is None else f"; trained on {degrees(dial.arc[0])} to {degrees(dial.arc[1])}"
+        trained = f"; trained on {dial.trained}" if dial.trained else ""
         if preference is None:
             self.terminal.say(f"no direction: the plain model{trained}")
             return
-        self.terminal.say(f"{self.label(preference)}  maximize {self.formula(preference)}{trained}")
+        self.terminal.say(f"{self.label(preference)}  maximize {Dial.formula(preference)}{trained}")
         self.warn(preference)
 
     def warn(self, preference: Preference | None) -> None:
@@ -322,7 +307,7 @@ def _dial(session: Session, rest: str) -> None:
     if not rest or session.preference is None:
         session.draw_dial()
         return
-    session.terminal.say(f"{session.label(session.preference)}  maximize {session.formula(session.preference)}", "dim")
+    session.terminal.say(f"{session.label(session.preference)}  maximize {Dial.formula(session.preference)}", "dim")
     session.warn(session.preference)
 
 
@@ -349,7 +334,7 @@ def _best(session: Session, rest: str) -> None:
         session.best_of = session.spread = None
     elif rest:
         n, _, spread = rest.partition(" ")
-        within = _number(f"/best {n}", spread.strip(), most=180) if spread else None
+        within = None if not spread else _named(f"/best {n}", spread.strip(), partial(_number, most=180))
         session.best_of, session.spread = count_of_best(session.speaker, n, "/best"), within
     if session.best_of is None:
         session.terminal.say("one answer is drawn", "dim")
@@ -365,64 +350,66 @@ def count_of_best(speaker: Speaker, n: str, option: str) -> int:
     Raises:
         ValueError: no whole number, too many, or no reward model that chooses; names the command or option.
     """
-    if not speaker.max_best_of:
+    require_rewards(speaker, f"{option} {n}")
+    return _named(option, n, partial(_whole, least=2, most=speaker.about.max_best_of))
+
+
+def require_rewards(speaker: Speaker, option: str) -> None:
+    """ValueError where no reward model can score."""
+    if not speaker.about.max_best_of:
         cure = "start with --reward DIR, or with a server that has one"
-        raise ValueError(f"{option} {n}: no reward model here to choose: {cure}")
-    return int(_number(option, n, least=2, most=speaker.max_best_of, whole=True))
+        raise ValueError(f"{option}: no reward model here: {cure}")
 
 
-def _score(session: Session, rest: str) -> None:
-    if not session.speaker.scores:
-        raise ValueError("no reward model here: start with --reward DIR, or with a server that has one")
-    session.scoring = _switch("/score", rest, session.scoring)
-    session.terminal.say(f"rewards are {'shown' if session.scoring else 'not shown'}", "dim")
+def _named(what: str, text: str, read: Callable[[str], _T]) -> _T:
+    """A value as `read` reads it; its errors name the command."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"{what} {text}: {error}") from None
 
 
-def _memory(session: Session, rest: str) -> None:
-    session.memory = _switch("/memory", rest, session.memory)
-    session.terminal.say(f"each message {'is read with those before it' if session.memory else 'stands alone'}", "dim")
-
-
-def _switch(command: str, rest: str, now: bool) -> bool:
-    if rest not in ("", "on", "off"):
-        raise ValueError(f"{command} {rest}: give on or off")
-    return rest == "on" if rest else not now
-
-
-def _system(session: Session, rest: str) -> None:
-    if rest:
-        session.system = "" if rest == "off" else rest
-    session.terminal.say(f"system message: {session.system or 'none'}", "dim")
-
-
-def _seed(session: Session, rest: str) -> None:
-    if rest:
-        session.seed = int(_number("/seed", rest, whole=True))
-    session.terminal.say(f"seed {session.seed}", "dim")
-
-
-def _temperature(session: Session, rest: str) -> None:
-    if rest:
-        session.temperature = _number("/temperature", rest, most=2)
-    session.terminal.say(f"temperature {session.temperature:g}", "dim")
-
-
-def _tokens(session: Session, rest: str) -> None:
-    if rest:
-        session.max_tokens = None if rest == "off" else int(_number("/tokens", rest, least=1, whole=True))
-    session.terminal.say(f"longest answer: {session.max_tokens or 'as the model allows'}", "dim")
-
-
-def _number(what: str, text: str, *, least: float = 0, most: float = math.inf, whole: bool = False) -> float:
+def _number(text: str, *, least: float = 0, most: float = math.inf, kind: str = "a number") -> float:
+    limits = f"from {least:g}" + (f" to {most:g}" if math.isfinite(most) else " up")
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not least <= value <= most or math.isinf(value) or (whole and value != int(value)):
-        kind = "a whole number" if whole else "a number"
-        limits = f"from {least:g}" + (f" to {most:g}" if math.isfinite(most) else " up")
-        raise ValueError(f"{what} {text}: give {kind} {limits}")
+    if not least <= value <= most or math.isinf(value):
+        raise ValueError(f"give {kind} {limits}")
     return value
+
+
+def _whole(text: str, *, least: float = 0, most: float = math.inf) -> int:
+    return int(_number(text if text.isdecimal() else "", least=least, most=most, kind="a whole number"))
+
+
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("give on or off")
+    return text == "on"
+
+
+def _unless_off(read: Callable[[str], _T]) -> Callable[[str], _T | None]:
+    return lambda text: None if text == "off" else read(text)
+
+
+def _setting(name: str, attribute: str, read: Callable[[str], Any]) -> Callable[[Session, str], None]:
+    """A command that sets one value of the session; alone, it shows it."""
+
+    def do(session: Session, rest: str) -> None:
+        if rest:
+            setattr(session, attribute, _named(name, rest, read))
+        value = getattr(session, attribute)
+        words = {True: "on", False: "off"}[value] if isinstance(value, bool) else "none" if value is None else value
+        session.terminal.say(f"{name[1:]}: {words}", "dim")
+
+    return do
+
+
+def _score(session: Session, rest: str) -> None:
+    require_rewards(session.speaker, "/score")
+    _setting("/score", "scoring", _switch)(session, rest)
 
 
 def _retry(session: Session, rest: str) -> None:
@@ -472,11 +459,21 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "/compare": Command("A B", "answer the last message, or the next, at two directions side by side", _compare),
     "/best": Command("[N [DEGREES]|off]", "show the best of N answers near the direction, by the reward model", _best),
     "/score": Command("[on|off]", "show the reward model's rewards under each answer", _score),
-    "/system": Command("[TEXT|off]", "the system message before the chat", _system),
-    "/memory": Command("[on|off]", "whether a message is read with those before it", _memory),
-    "/seed": Command("[N]", "the same seed gives the same answer", _seed),
-    "/temperature": Command("[T]", "0 takes the likeliest word each time", _temperature),
-    "/tokens": Command("[N|off]", "the longest answer", _tokens),
+    "/system": Command(
+        "[TEXT|off]", "the system message before the chat", _setting("/system", "system", _unless_off(str))
+    ),
+    "/memory": Command(
+        "[on|off]", "whether a message is read with those before it", _setting("/memory", "memory", _switch)
+    ),
+    "/seed": Command("[N]", "the same seed gives the same answer", _setting("/seed", "seed", _whole)),
+    "/temperature": Command(
+        "[T]",
+        "0 takes the likeliest word each time",
+        _setting("/temperature", "temperature", partial(_number, most=2)),
+    ),
+    "/tokens": Command(
+        "[N|off]", "the longest answer", _setting("/tokens", "max_tokens", _unless_off(partial(_whole, least=1)))
+    ),
     "/retry": Command("", "answer the last message again, with the next seed, where the dial stands now", _retry),
     "/clear": Command("", "begin a new chat", _clear),
     "/save": Command("FILE", "write the chat to a JSON file", _save),

@@ -8,35 +8,27 @@ import re
 import threading
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
-from dpalign.dial.best_of import SPREAD, BestOf, draw_best
+from pydantic import BaseModel, ValidationError
+
+from dpalign.dial.best_of import BestOf
 from dpalign.dial.dial import Dial
-from dpalign.dial.server.engine import (
-    Answer,
-    GenerationError,
-    Limits,
-    Sampling,
-    collect,
-    open_generator,
-    open_rewards,
-)
-from dpalign.dial.server.engine import Generator as Engine
-from dpalign.paper.direction import Preference
-from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
+from dpalign.dial.server.engine import GenerationError
+from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply
+from dpalign.paper.direction import Arc, Preference
+from dpalign.paper.prompts import PreferenceTemplate
 from dpalign.rows import Message
-from dpalign.run.environment import settle_threads
 
 if TYPE_CHECKING:
-    from dpalign.dial.server.engine import Rewards
-    from dpalign.train.contract import Contract
+    from dpalign.dial.server.service import Service
 
 _T = TypeVar("_T")
+_Shape = TypeVar("_Shape", bound=BaseModel)
 
 TIMEOUT: Final = 300.0
 """Seconds without a word from a server."""
@@ -59,6 +51,26 @@ class Ask:
     spread: float | None = None
     """Degrees around the direction for best_of; None: the default."""
 
+    def body(self, model: str, *, in_template: bool = False) -> dict[str, Any]:
+        """The body of a chat completion.
+
+        Args:
+            in_template: the direction goes to the chat template, for a server that is none of ours.
+        """
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": list(self.messages),
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "stream": True,
+        }
+        optional = {"max_tokens": self.max_tokens, "best_of": self.best_of, "angle_spread": self.spread}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        if self.preference is not None:
+            preference = {name: round(w, 6) + 0.0 for name, w in self.preference.weights.items()}
+            body |= {"chat_template_kwargs": {"preference": preference}} if in_template else {"preference": preference}
+        return body
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -76,98 +88,64 @@ Pieces = Generator[Piece, None, None]
 """An answer as it is drawn; closing it stops it."""
 
 
-class Speaker(Protocol):
-    """Answers one chat; asked from several threads at a time when two directions are compared."""
+class Speaker(ABC):
+    """Answers one chat; asked from several threads at a time when two directions are compared.
 
-    name: str
-    dial: Dial | None
-    """None: the model takes no directions, as far as is known."""
-    scores: bool
-    """There is a reward model."""
-    max_best_of: int
-    """Answers that the best may be chosen from; 0 without a reward model."""
-    note: str | None
-    """What a user must know before the first question; None for a model that answers any."""
-    questions: Sequence[str]
-    """Questions that this model can answer; empty for a model that answers any."""
+    Args:
+        about: the model, as `GET /v1/dial` describes it.
+    """
 
+    def __init__(self, about: DialReply) -> None:
+        self.about, self.name = about, about.model
+        known = {name: name for name in get_args(PreferenceTemplate)}
+        template, arc = known.get(about.template, "fig1"), None if about.arc is None else Arc(*about.arc)
+        # it reads and warns; the line itself is written where the model is
+        self.dial = Dial(tuple(about.objectives), template, "zephyr", arc) if about.objectives else None
+
+    @abstractmethod
     def stream(self, ask: Ask) -> Pieces:
         """An answer, from a speaker that may be drawing another.
 
         Raises:
             ValueError: the model or the server refuses; says why.
         """
-        ...
 
+    @abstractmethod
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         """The rewards of an answer by objective, 0-100.
 
         Raises:
             ValueError: it cannot be scored; says why.
         """
-        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027  # a server is not ours to close
+        """Let go of the model."""
 
 
 # --- a model in this process ---
 
 
-def open_local(
-    model: Path, *, reward: str | None, reward_template: RewardTemplate | None, dtype: str, threads: int
-) -> "Local":
-    """The model of a folder, loaded.
-
-    Raises:
-        ValueError: names the folder and what is wrong with it.
-    """
-    from dpalign.dial.export.source import opened
-    from dpalign.train.contract import read_contract
-
-    name, folder, contract_folder = opened(model)
-    contract = read_contract(contract_folder)
-    if reward and contract is None:
-        raise ValueError(f"--reward: {folder} has no dpa.json that says which heads its objectives read")
-    settle_threads(threads, for_torch=True)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    rewards = None
-    if contract is not None:
-        rewards = open_rewards(folder, contract, reward=reward, template=reward_template, dtype=dtype)
-    return Local(name, contract, open_generator(folder, rows=Limits.max_n, dtype=dtype), rewards)
-
-
-class Local:
-    """The server's own engine, on an event loop in a thread.
+class Local(Speaker):
+    """The server's own service, on an event loop in a thread: the same question gets the same answer as over HTTP.
 
     Args:
-        engine: not started yet; closed with the speaker.
-        reward_model: closed with the speaker.
+        service: not started yet; closed with the speaker.
     """
 
-    def __init__(
-        self, name: str, contract: "Contract | None", engine: Engine, reward_model: "Rewards | None" = None
-    ) -> None:
-        self.name, self.engine, self.reward_model = name, engine, reward_model
-        self.dial = None if contract is None else Dial.of(contract)
-        self.note: str | None = None if self.dial is None else self.dial.note
-        self.questions: Sequence[str] = () if self.dial is None else self.dial.questions
-        self.scores = reward_model is not None
-        self.max_best_of = Limits.max_n if self.scores else 0
+    def __init__(self, service: "Service") -> None:
+        super().__init__(service.described())
+        self.service = service
+        self.dial = service.dial if service.dial.objectives else None
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="chat", daemon=True)
         self.thread.start()
-        self._wait(engine.start())
+        self._wait(service.generator.start())
 
     def stream(self, ask: Ask) -> Pieces:
-        """See `Speaker.stream`."""
         pieces: queue.SimpleQueue[Piece | Exception | None] = queue.SimpleQueue()
         drawing = asyncio.run_coroutine_threadsafe(self._draw(ask, pieces), self.loop)
         try:
             while (piece := pieces.get()) is not None:
-                if isinstance(piece, GenerationError):
-                    raise ValueError(str(piece)) from piece
                 if isinstance(piece, Exception):
                     raise piece
                 yield piece
@@ -176,55 +154,25 @@ class Local:
 
     async def _draw(self, ask: Ask, pieces: "queue.SimpleQueue[Piece | Exception | None]") -> None:
         try:
-            if ask.best_of is not None:
-                pieces.put(await self._best(ask, ask.best_of))
-            else:
-                prompt, sampling = await self._prompt(ask, ask.preference)
-                async with aclosing(self.engine.stream(prompt, sampling)) as stream:
-                    async for deltas in stream:
-                        for delta in deltas:
-                            pieces.put(Piece(delta.text, delta.finish))
+            order = await self.service.order(ChatRequest.model_validate(ask.body(self.name)))
+            async with aclosing(self.service.answers(order)) as stream:
+                async for deltas in stream:
+                    for delta in deltas:
+                        pieces.put(Piece(delta.text, delta.finish, choice=delta.report))
             pieces.put(None)
+        except (ApiError, GenerationError) as error:
+            cure = "; /clear begins a new chat" if getattr(error, "code", "") == "context_length_exceeded" else ""
+            pieces.put(ValueError(f"{error}{cure}"))
         except Exception as error:
             pieces.put(error)
 
-    async def _prompt(self, ask: Ask, preference: Preference | None) -> tuple[list[int], Sampling]:
-        """The prompt's tokens at a direction, and how to draw its answer."""
-        prompt = await self.engine.prompt_ids(ask.messages, None if preference is None else preference.weights)
-        room = self.engine.context - len(prompt)
-        if room < 1:
-            raise ValueError(
-                f"the chat is {len(prompt)} tokens long, and the model's context holds {self.engine.context}; "
-                "/clear begins a new one"
-            )
-        longest = min(ask.max_tokens or Limits.max_tokens, room)
-        return prompt, Sampling(longest, temperature=ask.temperature, seed=ask.seed)
-
-    async def _best(self, ask: Ask, n: int) -> Piece:
-        """The best of n answers, drawn as the server draws it: the same seed gives the same answer."""
-        if self.reward_model is None or self.dial is None or ask.preference is None:
-            raise ValueError("the best of several answers needs a reward model and a direction")
-        score = partial(self.reward_model.score, ask.messages)
-
-        async def draw(near: Preference, copies: int, seed: int) -> list[Answer]:
-            prompt, sampling = await self._prompt(ask, near)
-            async with aclosing(self.engine.stream(prompt, replace(sampling, n=copies, seed=seed))) as stream:
-                return await collect(stream, copies)
-
-        spread = SPREAD if ask.spread is None else ask.spread
-        best = await draw_best(self.dial, ask.preference, n, spread, ask.seed, draw=draw, score=score)
-        return Piece(best.text, best.finish, choice=best.report)
-
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
-        """See `Speaker.rewards`."""
-        if self.reward_model is None:
+        if self.service.rewards is None:
             raise ValueError("no reward model here; name one with --reward")
-        return self.reward_model.named(self._wait(self.reward_model.score(messages, [answer]))[0])
+        return self.service.rewards.named(self._wait(self.service.scores(messages, [answer]))[0])
 
     def close(self) -> None:
-        self._wait(self.engine.close())
-        if self.reward_model is not None:
-            self.reward_model.close()
+        self._wait(self.service.close())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -236,7 +184,7 @@ class Local:
 # --- a server ---
 
 
-class Remote:
+class Remote(Speaker):
     """A server: `dpa serve`, or any that speaks OpenAI's chat completions.
 
     Ours describes its dial at /v1/dial and takes `preference` in the request. Of others the user names the objectives,
@@ -261,38 +209,13 @@ class Remote:
         self.base = re.sub(r"(/v1)?(/chat/completions)?/*$", "", url) + "/v1"
         self.key, self.key_name = key, key_name
         self.http = urllib.request.build_opener(_NoRedirect)
-        self.scores, self.max_best_of = False, 0
-        self.note: str | None = None
-        self.questions: Sequence[str] = ()
         described = self._described()
         self.ours = described is not None
-        if described is None:
-            self.dial = _dial(objectives)
-            self.name = model or self._first_model()
-            return
-        try:
-            self.dial = _dial(described["objectives"], described.get("arc"), described.get("template"))
-            self.name, self.scores = model or str(described["model"]), bool(described.get("rewards", True))
-            self.max_best_of = int(described.get("max_best_of") or 0)
-            self.note = str(described["note"]) if described.get("note") else None
-            self.questions = [str(question) for question in described.get("questions") or ()]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ValueError(f"{self.base}/dial: describes no dial ({type(error).__name__}: {error})") from error
+        super().__init__(described or DialReply(model=model or self._first_model(), objectives=list(objectives)))
+        self.name = model or self.name
 
     def stream(self, ask: Ask) -> Pieces:
-        """See `Speaker.stream`."""
-        body: dict[str, Any] = {
-            "model": self.name,
-            "messages": list(ask.messages),
-            "temperature": ask.temperature,
-            "seed": ask.seed,
-            "stream": True,
-        }
-        optional = {"max_tokens": ask.max_tokens, "best_of": ask.best_of, "angle_spread": ask.spread}
-        body |= {name: value for name, value in optional.items() if value is not None}
-        if ask.preference is not None:
-            preference = {name: round(w, 6) + 0.0 for name, w in ask.preference.weights.items()}
-            body |= {"preference": preference} if self.ours else {"chat_template_kwargs": {"preference": preference}}
+        body = ask.body(self.name, in_template=not self.ours)
         with closing(self._open("/chat/completions", body)) as reply:
             yield from self._pieces(reply)
 
@@ -317,7 +240,7 @@ class Remote:
                     (choice.get("delta") or {}).get("content") or "",
                     choice.get("finish_reason"),
                     tuple(map(str, chunk.get("warnings") or ())),
-                    BestOf.model_validate(chunk["best_of"]) if chunk.get("best_of") else None,
+                    self._read(BestOf, chunk["best_of"], " best_of") if chunk.get("best_of") else None,
                 )
         except (OSError, http.client.HTTPException) as error:
             raise ValueError(f"{self.base}: the answer broke off ({error})") from error
@@ -325,17 +248,13 @@ class Remote:
             raise ValueError(f"{self.base}: the answer broke off: the connection was lost")
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
-        """See `Speaker.rewards`."""
         rewards = self._get("/rewards", {"messages": list(messages), "response": answer}).get("rewards")
         wanted = () if self.dial is None else self.dial.objectives
         if not isinstance(rewards, dict) or not all(isinstance(rewards.get(name), int | float) for name in wanted):
             raise ValueError(f"{self.base}/rewards: no rewards of {', '.join(wanted)} there: {str(rewards)[:80]}")
         return {name: float(rewards[name]) for name in wanted}
 
-    def close(self) -> None:
-        """Nothing stays open between answers."""
-
-    def _described(self) -> dict[str, Any] | None:
+    def _described(self) -> DialReply | None:
         """The reply of /v1/dial; None from a server that does not know it."""
         try:
             reply = self._get("/dial")
@@ -343,7 +262,15 @@ class Remote:
             if refused.status in (404, 405):
                 return None
             raise
-        return reply if reply.get("objectives") else None
+        return self._read(DialReply, reply, "/dial") if reply.get("objectives") else None
+
+    def _read(self, shape: type[_Shape], content: object, where: str) -> _Shape:
+        try:
+            return shape.model_validate(content)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            at = ".".join(map(str, fault["loc"]))
+            raise ValueError(f"{self.base}{where}: {at}: {fault['msg']}") from None
 
     def _first_model(self) -> str:
         models = self._get("/models").get("data") or ()
@@ -418,15 +345,6 @@ class _Refused(ValueError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-def _dial(objectives: Sequence[str], arc: Sequence[float] | None = None, template: str | None = None) -> Dial | None:
-    """A dial that reads and warns; the line itself is written where the model is."""
-    if not objectives:
-        return None
-    low_high = None if arc is None else (float(arc[0]), float(arc[1]))
-    known = {name: name for name in get_args(PreferenceTemplate)}
-    return Dial(tuple(objectives), known.get(template, "fig1"), "zephyr", low_high)
 
 
 def _message(reply: Any) -> str:

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -68,8 +69,12 @@ class Terminal:
         if not (self.quiet and style == "dim"):
             self.console.print(Text(harmless(text), style), soft_wrap=self.quiet)
 
-    def show(self, drawing: RenderableType) -> None:
-        self.console.print(drawing)
+    def show(self, *drawings: RenderableType) -> None:
+        """Drawings side by side where there is room, else below each other."""
+        if len(drawings) > 1 and self.two_columns:
+            self.console.print(_columns([drawings], self.column_width(len(drawings))))
+        else:
+            self.console.print(*drawings, sep="\n")
 
     def stream(self, pieces: Iterable[tuple[int, str]], columns: int = 1) -> None:
         """Answers as they come, in one column or side by side; in a pipe their very characters, and a newline.
@@ -136,15 +141,19 @@ class _Column:
         return list(Text(paragraph).wrap(self.console, self.width)) or [Text()]
 
 
+def _columns(rows: Iterable[Iterable[RenderableType]], width: int) -> Table:
+    table = Table.grid(padding=(0, GAP, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    for column in table.columns:
+        column.width = width
+    return table
+
+
 def _side_by_side(columns: Sequence[Sequence[Text]], width: int) -> RenderableType:
     if len(columns) == 1:
         return Text("\n").join(columns[0])
-    table = Table.grid(padding=(0, GAP, 0, 0))
-    for _ in columns:
-        table.add_column(width=width, no_wrap=True)
-    for i in range(max(map(len, columns))):
-        table.add_row(*(rows[i] if i < len(rows) else "" for rows in columns))
-    return table
+    return _columns(zip_longest(*columns, fillvalue=""), width)
 
 
 def terminal_of_process(quiet: bool) -> Terminal:

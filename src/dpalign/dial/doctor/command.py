@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpalign.dial.doctor.finding import Finding
+    from dpalign.dial.doctor import Finding
 
 COLOURS: Final = {"ok": "green", "note": "yellow", "bad": "bold red"}
 

@@ -19,11 +19,9 @@ from typing import Any, Final
 
 from packaging.requirements import Requirement
 
-from dpalign.dial.doctor.finding import Finding
+from dpalign.dial.doctor import Finding
 from dpalign.run.environment import thread_variables
 
-OLDEST: Final = (3, 11)
-"""Python, as pyproject.toml has it."""
 CGROUP: Final = Path("/sys/fs/cgroup")
 SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits")
 
@@ -96,9 +94,6 @@ def machine() -> Iterator[Finding]:
 
 def _python() -> Finding:
     text = f"{platform.python_version()} on {platform.platform()}"
-    if sys.version_info < OLDEST:
-        wanted = ".".join(map(str, OLDEST))
-        return Finding("bad", "Python", f"{text}; {wanted} or later is needed", f"install Python {wanted} or later")
     if os.name != "posix":
         return Finding("bad", "Python", f"{text}; run folders need the file locks of POSIX systems", "use Linux")
     return Finding("ok", "Python", text)

@@ -7,15 +7,15 @@ the package `tokenizers` is installed.
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
-from dpalign.dial.doctor.finding import Finding
+from dpalign.dial.doctor import Finding, Level
 from dpalign.dial.export.source import opened
-from dpalign.page.words import degrees, listed, size
+from dpalign.page.words import listed, size
 from dpalign.run.modelfolder import (
     CONFIG,
     GENERATION,
@@ -41,6 +41,13 @@ SCORE: Final = "score.weight"
 FETCH: Final = "export the model again, or fetch it again"
 
 
+class Fault(Exception):
+    """A check that fails: what is wrong, and its cure."""
+
+    def __init__(self, text: str, cure: str = "", level: Level = "bad") -> None:
+        self.text, self.cure, self.level = text, cure, level
+
+
 @dataclass(frozen=True)
 class Folder:
     """A model's folder with its configuration."""
@@ -53,86 +60,85 @@ class Folder:
         path = self.path / GENERATION
         return read_object(path) if path.is_file() else {}
 
+    def is_a(self, kind: str) -> bool:
+        """Whether the configuration names an architecture of a kind."""
+        return any(str(name).endswith(kind) for name in self.config.get("architectures") or [])
+
 
 def examine(path: Path) -> Iterator[Finding]:
     """Everything about one folder: a model's own, a finished stage's, a reward model's, or a run's last policy."""
-    folder = _find(path)
-    if isinstance(folder, Finding):
-        yield folder
-        return
-    kinds = [str(name) for name in folder.config.get("architectures") or []]
-    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        yield from _reward_model(folder)
-    elif any(kind.endswith("ForCausalLM") for kind in kinds):
-        yield from _policy(folder)
+    try:
+        if not path.is_dir():
+            raise Fault(f"{path}: no such folder", f"hf download {path} --local-dir FOLDER, if it is a name on the hub")
+        _, model, _ = opened(path)
+        folder = Folder(model, read_object(model / CONFIG))
+    except Fault as fault:
+        yield Finding(fault.level, "folder", fault.text, fault.cure)
+    except ValueError as error:
+        cure = f"name the folder of the weights; {FETCH}; or let a run finish: dpa run RECIPE"
+        yield Finding("bad", "folder", str(error), cure)
     else:
-        text = f"{CONFIG} names {listed(kinds) if kinds else 'no architecture'}: neither a policy nor a reward model"
-        cure = "a policy is a ...ForCausalLM, a reward model a ...ForSequenceClassification"
-        yield Finding("bad", "config", text, cure)
+        if folder.is_a("ForSequenceClassification"):
+            yield from _reward_model(folder)
+        elif folder.is_a("ForCausalLM"):
+            yield from _policy(folder)
+        else:
+            names = listed(list(map(str, folder.config.get("architectures") or []))) or "no architecture"
+            cure = "a policy is a ...ForCausalLM, a reward model a ...ForSequenceClassification"
+            yield Finding("bad", "config", f"{CONFIG} names {names}: neither a policy nor a reward model", cure)
 
 
-def _find(path: Path) -> Folder | Finding:
-    """The folder with the weights."""
-    if not path.is_dir():
-        cure = f"hf download {path} --local-dir FOLDER, if it is a name on the hub"
-        return Finding("bad", "folder", f"{path}: no such folder", cure)
-    try:
-        _, folder, _ = opened(path)
-    except ValueError as error:
-        return Finding("bad", "folder", str(error), "name the folder of the weights; let a run finish: dpa run RECIPE")
-    try:
-        return Folder(folder, read_object(folder / CONFIG))
-    except ValueError as error:
-        return Finding("bad", "config", str(error), FETCH)
+def _checked(folder: Folder, **checks: Callable[[Folder], str]) -> Iterator[Finding]:
+    """The finding of each check. A check that fails is a finding too, and the others go on.
 
-
-def _checked(folder: Folder, **checks: Callable[[Folder], Finding | None]) -> Iterator[Finding]:
-    """The finding of each check. A check that fails is a finding too, and the others go on."""
+    Args:
+        checks: each returns what is well, or nothing to say; raises Fault.
+    """
     for name, check in checks.items():
         try:
-            finding = check(folder)
+            text = check(folder)
+        except Fault as fault:
+            yield Finding(fault.level, name, fault.text, fault.cure)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            finding = Finding("bad", name, reason, FETCH)
-        if finding is not None:
-            yield finding
+            yield Finding("bad", name, reason, FETCH)
+        else:
+            if text:
+                yield Finding("ok", name, text)
 
 
 # --- any model ---
 
 
-def _weights(folder: Folder) -> Finding:
+def _weights(folder: Folder) -> str:
     try:
         weights = check_weights(folder.path)
     except ValueError as error:
         cure = "save it as safetensors: save_pretrained does" if pickles_in(folder.path) else FETCH
-        return Finding("bad", "weights", str(error), cure)
+        raise Fault(str(error), cure) from error
     files = weights.files[0] if len(weights.files) == 1 else f"{len(weights.files)} files"
-    text = f"{weights.parameters:,} parameters, {'/'.join(weights.types)}, {size(weights.bytes)} in {files}, whole"
-    return Finding("ok", "weights", text)
+    return f"{weights.parameters:,} parameters, {'/'.join(weights.types)}, {size(weights.bytes)} in {files}, whole"
 
 
-def _pickles(folder: Folder) -> Finding | None:
-    names = pickles_in(folder.path)
-    if not names:
-        return None
-    text = f"{listed(names)}: files that run code when they are loaded; nothing needs them"
-    return Finding("bad", "pickles", text, f"rm {' '.join(str(folder.path / name) for name in names)}")
+def _pickles(folder: Folder) -> str:
+    if names := pickles_in(folder.path):
+        cure = f"rm {' '.join(str(folder.path / name) for name in names)}"
+        raise Fault(f"{listed(names)}: files that run code when they are loaded; nothing needs them", cure)
+    return ""
 
 
-def _tokens(folder: Folder) -> Finding:
+def _tokens(folder: Folder) -> str:
     """Special tokens must exist, agree with the configuration, and lie within the model's vocabulary."""
     tokens, config = special_tokens(folder.path), folder.config
-    reward = "id2label" in config and any("Classification" in str(one) for one in config["architectures"])
+    reward = folder.is_a("ForSequenceClassification")
     wrong: list[str] = []
     if tokens.eos is None:
         wrong.append("no eos_token, with which an answer could end")
     if (folder.path / TOKENIZER).is_file():
-        ids, width = vocabulary(folder.path), config.get("vocab_size")
-        for name, token in (("eos", tokens.eos), ("pad", tokens.pad)):
-            if token is not None and token not in ids:
-                wrong.append(f"{name}_token {token!r} is not in the vocabulary")
-        if ids and max(ids.values()) >= int(width or 0):
+        ids, width = vocabulary(folder.path), int(config.get("vocab_size") or 0)
+        missing = {f"{token!r}" for token in (tokens.eos, tokens.pad) if token is not None and token not in ids}
+        wrong += [f"{token} is not in the vocabulary" for token in sorted(missing)]
+        if max(ids.values(), default=-1) >= width:
             wrong.append(f"token {max(ids.values())} for a model of {width} tokens")
     ends = _ids(folder.generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if tokens.eos_id is not None and ends and tokens.eos_id not in ends:
@@ -146,12 +152,10 @@ def _tokens(folder: Folder) -> Finding:
         consequence = "the score is read at the last token that is no pad" if reward else "fine to ask, not to train"
         pad = f"pad_token is the eos_token: {consequence}"
     if wrong or (pad and reward):
-        text = "; ".join([*wrong, *([pad] if pad else [])])
-        return Finding("bad", "tokens", text, "repair tokenizer_config.json and config.json")
-    text = "eos and pad differ, as scoring needs it" if reward else f"an answer ends with {tokens.eos!r}"
-    return (
-        Finding("note", "tokens", f"{text}; {pad}") if pad else Finding("ok", "tokens", f"{text}, pad {tokens.pad!r}")
-    )
+        raise Fault("; ".join(filter(None, [*wrong, pad])), "repair tokenizer_config.json and config.json")
+    if pad:
+        raise Fault(f"an answer ends with {tokens.eos!r}; {pad}", level="note")
+    return f"an answer ends with {tokens.eos!r}, pad {tokens.pad!r}"
 
 
 def _ids(value: object) -> set[int]:
@@ -174,101 +178,99 @@ def _policy(folder: Folder) -> Iterator[Finding]:
         cure = f"dpa export {folder.path} --template T --objectives NAME... --out DIR"
         yield Finding("bad", "contract", text, cure)
         return
-    yield _dial(contract)
-    template, prompts = partial(_template, contract=contract), partial(_golden, contract=contract)
-    yield from _checked(folder, template=template, golden=prompts, tokenizer=_turn_end, files=_files)
+    prompts = Prompts(contract, template_of(folder.path), special_tokens(folder.path).eos or "")
+    yield Finding("ok", "dial", _dial(contract))
+    yield from _checked(folder, template=prompts.check, golden=prompts.check_golden, tokenizer=_turn_end, files=_files)
     if contract.reward is not None:
         yield from _reward_beside(folder, contract, contract.reward)
 
 
-def _sampling(folder: Folder) -> Finding | None:
+def _sampling(folder: Folder) -> str:
     settings = folder.generation
     if not settings.get("do_sample"):
-        return Finding("note", "sampling", "answers greedily by default; an export samples as it was evaluated")
+        raise Fault("answers greedily by default; an export samples as it was evaluated", level="note")
     if settings.get("top_k") != 0:
         top_k = settings.get("top_k", "not set, which means 50")
-        text = f"top_k is {top_k}: fewer tokens to draw from than in training"
-        return Finding("note", "sampling", text, f'"top_k": 0 in {folder.path / GENERATION}')
-    return None
+        cure = f'"top_k": 0 in {folder.path / GENERATION}'
+        raise Fault(f"top_k is {top_k}: fewer tokens to draw from than in training", cure, "note")
+    return ""
 
 
-def _dial(contract: Contract) -> Finding:
+def _dial(contract: Contract) -> str:
+    trained = Dial.of(contract).trained
     text = f"{listed(contract.names)}; line {contract.template}, chat {contract.chat}"
-    if contract.arc is not None:
-        text += f"; trained from {degrees(contract.arc[1])} to {degrees(contract.arc[0])}"
-    elif contract.population is None:
-        text += "; the trained range is not on record"
-    if contract.front:
-        text += f"; measured at {len(contract.front)} directions"
-    return Finding("ok", "dial", text)
+    text += f"; trained on {trained}" if trained else "; the trained range is not on record"
+    return text + (f"; measured at {len(contract.front)} directions" if contract.front else "")
 
 
-def _template(folder: Folder, contract: Contract) -> Finding:
-    """The chat template against our Python, at many directions, plainly, and where it must refuse."""
-    text, dial = template_of(folder.path), Dial.of(contract)
-    cure = f"dpa export {folder.path} --out DIR writes it anew"
-    if text is None:
-        return Finding("bad", "template", f"no {TEMPLATE}: nothing turns a chat into a prompt", cure)
-    eos = special_tokens(folder.path).eos or ""
-    directions = [None, *golden.shown_directions(dial, DIRECTIONS)]
-    for chat in golden.chats(dial.chat):
-        for v in directions:
-            preference = None if v is None else v.weights
-            written = golden.render(text, chat, **({} if v is None else {"preference": preference}))
-            meant = golden.expected(dial, chat, v, eos)
+@dataclass(frozen=True)
+class Prompts:
+    """A policy's chat template beside our own Python."""
+
+    contract: Contract
+    template: str | None
+    eos: str
+
+    def check(self, folder: Folder) -> str:
+        """At many directions, plainly, and where it must refuse."""
+        dial, cure = Dial.of(self.contract), f"dpa export {folder.path} --out DIR writes it anew"
+        if self.template is None:
+            raise Fault(f"no {TEMPLATE}: nothing turns a chat into a prompt", cure)
+        directions = [None, *golden.shown_directions(dial, DIRECTIONS)]
+        for chat, v in product(golden.chats(dial.chat), directions):
+            options = {} if v is None else {"preference": v.weights}
+            written, meant = golden.render(self.template, chat, **options), golden.expected(dial, chat, v, self.eos)
             if written != meant:
-                where = "without a preference" if v is None else f"at {preference}"
-                problem = f"{where} it writes {_short(written)}, where the model was trained on {_short(meant)}"
-                return Finding("bad", "template", problem, cure)
-    try:
-        golden.render(text, golden.chats(dial.chat)[0], preference={contract.names[0]: 1.0, "no such": 1.0})
-    except ValueError:
-        takes = f"takes preference{' and angle' if len(contract.objectives) == 2 else ''}, refuses unknown names"
-        return Finding("ok", "template", f"{takes}; {len(directions)} directions give the prompts of {FILE}")
-    return Finding("note", "template", "takes a preference, but accepts unknown names", cure)
+                where = "without a preference" if v is None else f"at {v.weights}"
+                text = f"{where} it writes {_short(written)}, where the model was trained on {_short(meant)}"
+                raise Fault(text, cure)
+        try:
+            unknown = {self.contract.names[0]: 1.0, "no such": 1.0}
+            golden.render(self.template, golden.chats(dial.chat)[0], preference=unknown)
+        except ValueError:
+            angle = " and angle" if len(self.contract.objectives) == 2 else ""
+            right = f"{len(directions)} directions give the prompts of {FILE}"
+            return f"takes preference{angle}, refuses unknown names; {right}"
+        raise Fault("takes a preference, but accepts unknown names", cure, "note")
+
+    def check_golden(self, folder: Folder) -> str:
+        """The published prompts against the template and the contract."""
+        prompts, dial = golden.read_golden(folder.path), Dial.of(self.contract)
+        if not prompts or self.template is None:
+            return ""
+        for one in prompts:
+            written = golden.render(self.template, one.messages, preference=one.preference)
+            if not written == one.text == golden.expected(dial, one.messages, dial.read(one.preference), self.eos):
+                text = f"{golden.FILE} has {_short(one.text)}, the template writes {_short(written)}"
+                raise Fault(text, "export the policy again: dpa export")
+        return f"{len(prompts)} golden prompts, all as the template writes them"
 
 
-def _golden(folder: Folder, contract: Contract) -> Finding | None:
-    """The published prompts against the template and the contract."""
-    prompts, text = golden.read_golden(folder.path), template_of(folder.path)
-    if not prompts or text is None:
-        return None
-    dial, eos = Dial.of(contract), special_tokens(folder.path).eos or ""
-    for one in prompts:
-        written = golden.render(text, one.messages, preference=one.preference)
-        if not written == one.text == golden.expected(dial, one.messages, dial.read(one.preference), eos):
-            problem = f"{golden.FILE} has {_short(one.text)}, the template writes {_short(written)}"
-            return Finding("bad", "golden", problem, "export the policy again: dpa export")
-    return Finding("ok", "golden", f"{len(prompts)} golden prompts, all as the template writes them")
-
-
-def _turn_end(folder: Folder) -> Finding:
+def _turn_end(folder: Folder) -> str:
     """The end of a turn must be one token: the model learnt to stop at it."""
     if not (folder.path / TOKENIZER).is_file() or importlib.util.find_spec("tokenizers") is None:
-        return Finding("note", "tokenizer", "not tried: it needs tokenizer.json, and the package tokenizers")
+        raise Fault("not tried: it needs tokenizer.json, and the package tokenizers", level="note")
     from tokenizers import Tokenizer
 
     tokens = special_tokens(folder.path)
     ids = Tokenizer.from_file(str(folder.path / TOKENIZER)).encode(tokens.eos or "", add_special_tokens=False).ids
     if ids != [tokens.eos_id]:
-        problem = f"{tokens.eos!r} in a prompt is not the one token {tokens.eos_id}"
-        return Finding("bad", "tokenizer", problem, "repair tokenizer.json")
-    return Finding("ok", "tokenizer", f"{tokens.eos!r} in a prompt is one token")
+        raise Fault(f"{tokens.eos!r} in a prompt is not the one token {tokens.eos_id}", "repair tokenizer.json")
+    return f"{tokens.eos!r} in a prompt is one token"
 
 
-def _files(folder: Folder) -> Finding | None:
+def _files(folder: Folder) -> str:
     """The files that an export lists, by their sizes."""
     sizes = read_object(folder.path / FILE).get("files")
     if not isinstance(sizes, dict):
-        return None
+        return ""
     here = {path.relative_to(folder.path).as_posix(): path.stat().st_size for path in walk(folder.path)}
-    missing = sorted(set(sizes) - set(here))
-    if missing:
-        return Finding("bad", "files", f"missing since the export: {listed(missing)}", FETCH)
+    if missing := sorted(set(sizes) - set(here)):
+        raise Fault(f"missing since the export: {listed(missing)}", FETCH)
     altered = sorted(name for name, bytes_ in sizes.items() if here[name] != bytes_)
     if own := [name for name in altered if not name.endswith(".md")]:
-        return Finding("bad", "files", f"another size than exported: {listed(own)}", FETCH)
-    return Finding("ok", "files", f"all {len(sizes)} as exported{', but for its card' if altered else ''}")
+        raise Fault(f"another size than exported: {listed(own)}", FETCH)
+    return f"all {len(sizes)} as exported{', but for its card' if altered else ''}"
 
 
 # --- a reward model ---
@@ -278,23 +280,22 @@ def _reward_model(folder: Folder) -> Iterator[Finding]:
     yield from _checked(folder, weights=_weights, pickles=_pickles, tokens=_tokens, labels=_labels)
 
 
-def _labels(folder: Folder) -> Finding:
+def _labels(folder: Folder) -> str:
     """k labels, each with a name, as many as the head has rows."""
     names = label_names(folder.config)
     headers = [read_header(folder.path / file) for file in weights_files(folder.path)]
-    rows = next((int(header[SCORE]["shape"][0]) for header in headers if SCORE in header), None)
+    rows = next((header[SCORE][1][0] for header in headers if SCORE in header), None)
     cure = "train it with dpa reward, or set id2label and problem_type in config.json"
     if not names:
-        return Finding("bad", "labels", "no id2label: what the scores mean is not on record", cure)
+        raise Fault("no id2label: what the scores mean is not on record", cure)
     if rows is not None and rows != len(names):
-        return Finding("bad", "labels", f"{len(names)} names for {rows} scores", cure)
-    kind = folder.config.get("problem_type")
-    if kind != "regression":
+        raise Fault(f"{len(names)} names for {rows} scores", cure)
+    if (kind := folder.config.get("problem_type")) != "regression":
         text = f"problem_type is {kind!r}: servers would squeeze the scores through an activation"
-        return Finding("bad", "labels", text, '"problem_type": "regression" in config.json')
+        raise Fault(text, '"problem_type": "regression" in config.json')
     if all(name.startswith("LABEL_") for name in names):
-        return Finding("note", "labels", f"{len(names)} scores without names; objectives name them by number")
-    return Finding("ok", "labels", f"{len(names)}: {', '.join(names)}")
+        raise Fault(f"{len(names)} scores without names; objectives name them by number", level="note")
+    return f"{len(names)}: {', '.join(names)}"
 
 
 def _reward_beside(folder: Folder, contract: Contract, name: str) -> Iterator[Finding]:

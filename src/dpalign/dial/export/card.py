@@ -14,8 +14,8 @@ from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import figures
 from dpalign.dial.export.source import Card, Source, hub_name
 from dpalign.dial.golden import Golden, shown_directions
-from dpalign.page.words import degrees, whole
-from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Preference, Simplex, Sphere, arithmetic
+from dpalign.page.words import whole
+from dpalign.paper.direction import Preference
 from dpalign.recipe import Recipe
 from dpalign.run.modelfolder import check_weights
 from dpalign.run.tables import changes
@@ -41,13 +41,13 @@ def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden
         "note": dial.note,
         "question": source.examples[0].question if source.examples else prompts[0].messages[-1]["content"],
         "examples": [
-            (one.question, [(_short(dial, preference), answer) for preference, answer in one.answers])
+            (one.question, [(dial.label(preference), answer) for preference, answer in one.answers])
             for one in source.examples
         ],
-        "weights": example,
-        "arithmetic": arithmetic(example, [1.0, *[-1.0] * (len(example) - 1)]),
-        "angle": round(_preference(dial, example).angle) if len(example) == 2 else None,
-        "trained": _trained(dial),
+        "weights": {name: round(w, 2) + 0.0 for name, w in example.weights.items()},
+        "arithmetic": dial.formula(example),
+        "angle": round(example.angle) if len(example.v) == 2 else None,
+        "trained": dial.trained,
         "parameters": whole(weights.parameters),
         "types": weights.types,
         "changes": [] if recipe is None else changed_knobs(recipe),
@@ -61,52 +61,14 @@ def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden
     return re.sub(r"\n{3,}", "\n\n", text.rstrip()) + "\n"
 
 
-def _example(dial: Dial) -> dict[str, float]:
+def _example(dial: Dial) -> Preference:
     """The direction of the usage blocks: the paper's (0.8, -0.6) where it was trained, else one in the middle."""
     if len(dial.objectives) == 2:
         paper = dial.parse(f"{dial.objectives[0]}=0.8 {dial.objectives[1]}=-0.6")
         if dial.warning(paper) is None:
-            return {name: round(w, 2) for name, w in paper.weights.items()}
+            return paper
     directions = shown_directions(dial, 3)
-    middle = directions[len(directions) // 2]
-    return {name: round(w, 2) + 0.0 for name, w in middle.weights.items()}
-
-
-def _preference(dial: Dial, weights: Mapping[str, float]) -> Preference:
-    return Preference.from_weights(weights, dial.objectives)
-
-
-def _short(dial: Dial, preference: Preference) -> str:
-    angle = dial.angle_of(preference)
-    return degrees(angle) if angle is not None else ", ".join(f"{n} {w:.2f}" for n, w in preference.weights.items())
-
-
-def _trained(dial: Dial) -> str:
-    """The trained directions in a sentence."""
-    names = dial.objectives
-
-    def row(v_K: Sequence[float]) -> str:
-        return ", ".join(f"{name} {w:g}" for name, w in zip(names, v_K, strict=True))
-
-    match dial.population:
-        case Arc(low, high):
-            high_end, low_end = (
-                f"{degrees(angle)} (`{arithmetic(dial.parse(str(angle)).weights, [1.0, -1.0])}`)"
-                for angle in (high, low)
-            )
-            return f"Angles between {high_end} and {low_end}; v = (cos a, sin a) over {', '.join(names)}."
-        case Grid(Arc(low, high), points):
-            return f"{points} even angles from {degrees(high)} to {degrees(low)}; v = (cos a, sin a)."
-        case Cone(center, angle):
-            return f"Directions within {degrees(angle)} of ({row(center)})."
-        case Simplex():
-            return "Weights of 0 and above, in any proportion."
-        case Sphere():
-            return "All directions, weights of either sign."
-        case Fixed(directions):
-            return f"These directions alone: {'; '.join(map(row, directions))}."
-        case _:
-            return "The trained range of directions is not on record."
+    return directions[len(directions) // 2]
 
 
 def changed_knobs(recipe: Recipe) -> list[str]:

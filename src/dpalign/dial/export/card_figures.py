@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from dpalign.dial.export.source import Source
-from dpalign.measure.summary import Cost, Measured, Point, Summary
+from dpalign.measure.summary import Cost, Measured, Point
 from dpalign.page.words import degrees, number, said
 from dpalign.paper.direction import Preference
 from dpalign.train.contract import FrontPoint
@@ -12,17 +12,9 @@ from dpalign.train.contract import FrontPoint
 PICTURE: Final = "front.png"
 
 
-def summary_of(source: Source) -> Summary | None:
-    """The run's report; None where it has none."""
-    if source.report is None:
-        return None
-    return Summary.model_validate_json((source.report / "summary.json").read_text(encoding="utf-8"))
-
-
 def measured(source: Source) -> Measured | None:
     """The policy in the report; None where it has none."""
-    summary = summary_of(source)
-    policies = summary.of_role("iteration") if summary is not None else []
+    policies = source.summary.of_role("iteration") if source.summary is not None else []
     return next((one for one in policies if one.steered and one.system.iteration == source.contract.iteration), None)
 
 
@@ -38,7 +30,7 @@ def front_of(source: Source) -> tuple[FrontPoint, ...]:
 
 def picture_of(source: Source) -> bytes | None:
     """The report's front up to the exported policy; None unless two objectives were measured."""
-    summary = summary_of(source)
+    summary = source.summary
     if summary is None or measured(source) is None or len(source.contract.names) != 2:
         return None
     from dpalign.page.drawing import png
@@ -51,7 +43,7 @@ def picture_of(source: Source) -> bytes | None:
 
 def figures(source: Source) -> dict[str, Any]:
     """What the card shows of them: a table of rewards by direction, and the cost."""
-    summary, policy, names = summary_of(source), measured(source), source.contract.names
+    summary, policy, names = source.summary, measured(source), source.contract.names
     if summary is None or policy is None:
         return {"system": None, "columns": (), "points": (), "prompts": 0, "tau": None, "truth": False, "cost": {}}
     truth = summary.measure == "true"

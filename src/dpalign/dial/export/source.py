@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
+from dpalign.measure.summary import Summary
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.recipe import Recipe, load
@@ -49,8 +50,8 @@ class Source:
     form: str | None = None
     """The released checkpoint that it is."""
     recipe: Recipe | None = None
-    report: Path | None = None
-    """The folder of the run's report, if it evaluated this very policy."""
+    summary: Summary | None = None
+    """The run's report, if it evaluated this very policy."""
     data: Sequence[Mapping[str, Any]] = ()
     """What the run read of each data file, and what it kept."""
     reward: Path | None = None
@@ -190,11 +191,11 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
     if recipe.data.world:  # other prompts are somebody's data, and not ours to publish
         examples = _examples(run / f"evaluate-{stage.name}", contract.names)
     files = run / "data" / "reports.json"
-    report, note = _report_of(run, stage)
+    summary, note = _summary_of(run, stage)
     return replace(
         source,
         recipe=recipe,
-        report=report,
+        summary=summary,
         data=json.loads(files.read_text(encoding="utf-8")) if files.is_file() else (),
         reward=_model_in(run / "reward")[0] if (run / "reward" / LEDGER).is_file() else None,
         examples=examples,
@@ -227,7 +228,7 @@ def _questions(answers: Path) -> Iterator[list[dict[str, Any]]]:
     return (list(rows) for _, rows in groupby(first, key=lambda row: row["prompt_id"]))
 
 
-def _report_of(run: Path, stage: Path) -> tuple[Path | None, str]:
+def _summary_of(run: Path, stage: Path) -> tuple[Summary | None, str]:
     """The report, if it is finished and evaluated the policy that lies there now; else why not."""
     missing = "the export has no measured front"
     report, evaluation = run / "report", run / f"evaluate-{stage.name}"
@@ -239,7 +240,7 @@ def _report_of(run: Path, stage: Path) -> tuple[Path | None, str]:
     reported = read_ledger(report)["inputs"].get(evaluation.name, {}).get("digest")
     if evaluated["digest"] != reported or evaluated["inputs"]["policy"]["digest"] != read_ledger(stage)["digest"]:
         return None, f"the run's report is of an earlier policy: {missing}; run it again"
-    return report, ""
+    return Summary.model_validate_json((report / "summary.json").read_text(encoding="utf-8")), ""
 
 
 def hub_name(base: str) -> str | None:

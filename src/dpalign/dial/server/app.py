@@ -23,9 +23,10 @@ from starlette.types import Receive, Scope, Send
 from dpalign import __version__
 from dpalign.dial.best_of import BestOf
 from dpalign.dial.server.engine import Finish, collect
-from dpalign.dial.server.guard import Guard
+from dpalign.dial.server.guard import Guard, api_error, error_response
+from dpalign.dial.server.metrics import Metrics
 from dpalign.dial.server.service import Order, Service, unknown_model
-from dpalign.dial.server.shapes import ApiError, ChatRequest, Choice, Completion, RewardRequest, Usage, api_error
+from dpalign.dial.server.shapes import ApiError, ChatRequest, Choice, Completion, DialReply, RewardRequest, Usage
 
 PAGE: Final = Path(__file__).parent / "page"
 """The web page's files."""
@@ -68,7 +69,9 @@ def create_app(
         redoc_url=None,
         openapi_url="/v1/openapi.json",
     )
-    app.add_middleware(Guard, service=service, key=key, hosts=hosts)
+    metrics = Metrics(service.now)
+    service.count = metrics.count
+    app.add_middleware(Guard, service=service, metrics=metrics, key=key, hosts=hosts)
     if origins:
         # outside the guard: a browser asks without the key whether it may call, and reads refusals too
         app.add_middleware(
@@ -78,7 +81,7 @@ def create_app(
         app.add_exception_handler(error, _in_openais_shape)
     _add_chat(app, service)
     _add_models(app, service)
-    _add_operations(app, service)
+    _add_operations(app, service, metrics)
     app.mount("/", _PageFiles(directory=PAGE, html=True))
     return app
 
@@ -88,7 +91,7 @@ async def _in_openais_shape(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         what = f"{request.method} {request.url.path}: {error.detail}"
         error = ApiError(error.status_code, what, headers=error.headers)
-    return api_error(error).response()
+    return error_response(error)
 
 
 class _PageFiles(StaticFiles):
@@ -236,20 +239,11 @@ def _add_models(app: FastAPI, service: Service) -> None:
         return model()
 
     @app.get("/v1/dial")
-    async def dial() -> dict[str, Any]:
-        """What a client needs to draw the dial."""
-        return {
-            **service.dial.to_json(),
-            "model": service.name,
-            "rewards": service.rewards is not None,
-            "max_best_of": service.max_best_of,
-            "temperature": service.temperature,
-            "note": service.dial.note,
-            "questions": service.dial.questions,
-        }
+    async def dial() -> DialReply:
+        return service.described()
 
 
-def _add_operations(app: FastAPI, service: Service) -> None:
+def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.post("/v1/rewards")
     async def rewards(request: RewardRequest) -> dict[str, dict[str, float]]:
         """What an answer to a chat earns on each objective."""
@@ -266,8 +260,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return {"status": "ok", "model": service.name, "version": __version__}
 
     @app.get("/metrics", response_model=None)
-    async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def prometheus() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 # --- the server ---
@@ -284,6 +278,8 @@ class Server(uvicorn.Server):
             server_header=False,
             ws="none",
             timeout_keep_alive=30,
+            # bodies are held in memory: those that run or wait, as many scorings, and room for idle connections
+            limit_concurrency=4 * (service.limits.max_concurrent + service.limits.max_queue),
             timeout_graceful_shutdown=int(service.limits.grace) + 5,
         )
         super().__init__(config)

@@ -8,13 +8,14 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dpalign.dial.server.engine import Limits, engine_of, open_generator, open_rewards
+from pydantic import ValidationError
+
+from dpalign.dial.server.engine import Limits, engine_of
 from dpalign.engines.knobs import Engines
 from dpalign.run.environment import settle_threads
 
@@ -126,35 +127,18 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
     Raises:
         ValueError: what is wrong with which folder.
     """
-    from dpalign.dial.dial import Dial
-    from dpalign.dial.export.card_figures import front_of
-    from dpalign.dial.export.source import find_source, opened
-    from dpalign.dial.server.service import Service
+    from dpalign.dial.server.service import open_service
 
-    name, _, contract_folder = opened(arguments.model)
-    name = arguments.name or name
-    if "@" in name or not name.strip():
-        raise ValueError(f"--name {name!r}: a name without '@', which divides it from a direction")
-    dial = Dial.load(contract_folder)
-    source = find_source(arguments.model, None, None, None)
-    dial = replace(dial, population=source.contract.population, front=source.contract.front or front_of(source))
+    if arguments.name is not None and ("@" in arguments.name or not arguments.name.strip()):
+        raise ValueError(f"--name {arguments.name!r}: a name without '@', which divides it from a direction")
     engines, max_model_len = vllm_of(arguments)
-    rewards = open_rewards(
-        source.model,
-        source.contract,
-        reward=arguments.reward,
-        template=arguments.reward_template,
-        dtype=arguments.dtype,
-    )
-    generator = open_generator(
-        source.model,
-        engine=arguments.engine,
-        rows=arguments.rows,
-        dtype=arguments.dtype,
-        engines=engines,
-        max_model_len=max_model_len,
-    )
-    return Service(name, dial, generator, limits, rewards=rewards, temperature=arguments.temperature)
+    same = ("name", "rows", "engine", "dtype", "reward", "reward_template", "temperature")
+    options = {name: getattr(arguments, name) for name in same}
+    service = open_service(arguments.model, limits, engines=engines, max_model_len=max_model_len, **options)
+    if not service.dial.objectives:
+        cure = "`dpa export` writes one beside a checkpoint whose form is known"
+        raise ValueError(f"{arguments.model}: no dpa.json, so this model takes no directions; {cure}")
+    return service
 
 
 # --- options ---
@@ -169,10 +153,10 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
     limits = Limits(**{name: getattr(arguments, name) for name in LIMITS})
     if arguments.rows < limits.max_n:
         raise ValueError(f"--rows {arguments.rows}: fewer than the {limits.max_n} answers of --max-n")
-    if not 0 <= arguments.temperature <= 2:
-        raise ValueError(f"--temperature {arguments.temperature}: 0 to 2")
-    if not 0 <= arguments.port < 65536:
-        raise ValueError(f"--port {arguments.port}: 0 to 65535")
+    for name, most in (("temperature", 2), ("port", 65535)):
+        value = getattr(arguments, name)
+        if not 0 <= value <= most:
+            raise ValueError(f"--{name} {value}: 0 to {most}")
     return limits
 
 
@@ -184,19 +168,17 @@ def vllm_of(arguments: argparse.Namespace) -> tuple[Engines, int | None]:
     """
     values = {name: getattr(arguments, name) for name in ("tensor_parallel", "gpu_memory", "max_model_len")}
     options = {name: value for name, value in values.items() if value is not None}
-    if engine_of(arguments.engine) != "vllm":
-        if options:
-            flag = f"--{next(iter(options)).replace('_', '-')}"
-            raise ValueError(f"{flag} is a setting of vLLM's, and transformers answers: give --engine vllm")
-        return Engines(), None
+    flags = {name: f"--{name.replace('_', '-')} {value}" for name, value in options.items()}
+    if options and engine_of(arguments.engine) != "vllm":
+        raise ValueError(f"{next(iter(flags.values()))}: a setting of vLLM's, and transformers answers: --engine vllm")
     longest = options.pop("max_model_len", None)
     if longest is not None and longest < 2:
         raise ValueError(f"--max-model-len {longest}: at least 2 tokens, one of a prompt and one of its answer")
     try:
-        return Engines(sampling="vllm", **options), longest
-    except ValueError as error:  # it names a recipe's knob first
-        knob, _, problem = str(error).partition(" ")
-        raise ValueError(f"--{knob.replace('_', '-')} {problem}") from None
+        return Engines(sampling="vllm", **options) if options else Engines(), longest
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ValueError(f"{flags[str(fault['loc'][0])]}: {fault['msg']}") from None
 
 
 def api_key(file: Path | None) -> str | None:

@@ -8,9 +8,9 @@ Shapes: N answers, K objectives.
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from dpalign.rows import Message
 
 if TYPE_CHECKING:
     from dpalign.dial.best_of import BestOf
+    from dpalign.dial.server.text import Prompts
     from dpalign.train.contract import Contract
 
 Array = NDArray[np.float64]
@@ -64,11 +65,6 @@ class Limits:
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0")
 
-    @property
-    def max_held(self) -> int:
-        """Requests whose bodies are held at a time: chats that run or wait, and the same number of scorings."""
-        return 2 * (self.max_concurrent + self.max_queue)
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -101,25 +97,13 @@ class Delta:
     """How the answer was chosen, if it is the best of several."""
 
 
-class Answer(NamedTuple):
-    """A whole answer."""
-
-    text: str
-    finish: Finish
-    tokens: int
-    report: "BestOf | None" = None
-    """See `Delta`."""
-
-
-async def collect(stream: AsyncGenerator[list[Delta], None], n: int) -> list[Answer]:
-    """The n answers of a stream, when all are whole."""
-    answers = [Answer("", "length", 0)] * n
+async def collect(stream: AsyncGenerator[list[Delta], None], n: int) -> list[Delta]:
+    """The n answers of a stream, each in one piece, when all are whole."""
+    answers = [Delta(i, "", 0) for i in range(n)]
     async for deltas in stream:
-        for delta in deltas:
-            text, finish, tokens, report = answers[delta.index]
-            answers[delta.index] = Answer(
-                text + delta.text, delta.finish or finish, tokens + delta.tokens, delta.report or report
-            )
+        for new in deltas:
+            old = answers[new.index]
+            answers[new.index] = replace(new, text=old.text + new.text, tokens=old.tokens + new.tokens)
     return answers
 
 
@@ -137,10 +121,10 @@ class Closing(GenerationError):
 class Generator(Protocol):
     """Answers many prompts at a time."""
 
-    @property
-    def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
-        ...
+    prompts: "Prompts"
+    """Writes prompts as the model reads them."""
+    context: int
+    """Tokens that a prompt and its answer may have together."""
 
     @property
     def load(self) -> Mapping[str, float]:
@@ -156,14 +140,6 @@ class Generator(Protocol):
 
     async def close(self) -> None:
         """End what is running with a `Closing`."""
-        ...
-
-    async def prompt_ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
-        """A prompt as the model reads it: its own chat template, with the direction if any.
-
-        Raises:
-            ValueError: the template refuses it.
-        """
         ...
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:

@@ -4,16 +4,20 @@ import asyncio
 import hashlib
 import hmac
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
+from fastapi import Response
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dpalign.dial.server.engine import Closing
+from dpalign.dial.server.engine import Closing, GenerationError
+from dpalign.dial.server.metrics import Metrics
 from dpalign.dial.server.service import Service
-from dpalign.dial.server.shapes import ApiError, api_error
+from dpalign.dial.server.shapes import ApiError
 
 log = logging.getLogger("dpalign.dial")
 
@@ -37,13 +41,16 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, service: Service, key: str | None = None, hosts: Collection[str] | None = None
+        self,
+        app: ASGIApp,
+        service: Service,
+        metrics: Metrics,
+        key: str | None = None,
+        hosts: Collection[str] | None = None,
     ) -> None:
-        self.app, self.service, self.hosts = app, service, hosts
-        self.limits, self.metrics = service.limits, service.metrics
+        self.app, self.service, self.metrics, self.hosts = app, service, metrics, hosts
+        self.limits = service.limits
         self.key = None if key is None else _digest(key)
-        self.bodies = 0
-        """Requests whose bodies are held."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,7 +65,7 @@ class Guard:
             if reply.status:
                 log.error("an answer broke off", exc_info=error)
             else:
-                await api_error(error).response()(scope, receive, reply)
+                await error_response(error)(scope, receive, reply)
         finally:
             route = _route(scope["path"])
             self.metrics.requests.labels(route, str(reply.status or 499)).inc()
@@ -70,14 +77,8 @@ class Guard:
         if scope["method"] != "POST":
             await self.app(scope, receive, reply)
             return
-        if self.bodies >= self.limits.max_held:
-            raise ApiError(429, "the server is busy", code="busy", headers={"Retry-After": "1"})
-        self.bodies += 1
-        try:
-            body = await self._body(headers, receive)
-            await _unless_gone(self.app, scope, body, receive, reply)
-        finally:
-            self.bodies -= 1
+        body = await self._body(headers, receive)
+        await _unless_gone(self.app, scope, body, receive, reply)
 
     def _check(self, path: str, headers: Headers) -> None:
         """Refuse a request by its head."""
@@ -172,6 +173,51 @@ async def _unless_gone(app: ASGIApp, scope: Scope, body: bytes, receive: Receive
         for task in (work, leaving):
             task.cancel()
         await asyncio.gather(work, leaving, return_exceptions=True)
+
+
+# --- errors as a client reads them ---
+
+
+def error_response(error: Exception) -> Response:
+    """An error in OpenAI's shape."""
+    api = api_error(error)
+    return Response(api.json(), api.status, dict(api.headers or {}), media_type="application/json")
+
+
+def api_error(error: Exception) -> ApiError:
+    """An error as the client may see it; the details of our own faults go to the log."""
+    match error:
+        case ApiError():
+            return error
+        case Closing():
+            return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "30"})
+        case GenerationError():
+            return ApiError(500, str(error), code="generation_failed")
+        case RequestValidationError():
+            return _invalid(error.errors()[0])
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case _:
+            log.error("a request failed", exc_info=error)
+            return ApiError(500, "the server failed on this request; see its log", code="internal_error")
+
+
+def _invalid(error: Mapping[str, Any]) -> ApiError:
+    """What pydantic found wrong with a body."""
+    context: Mapping[str, Any] = error.get("ctx", {})
+    path = [str(part) for part in error["loc"] if part != "body"] + [*filter(None, [context.get("field")])]
+    where = ".".join(path)
+    match error["type"]:
+        case "unknown_field" | "unsupported" | "invalid_value" as code:
+            return ApiError(400, error["msg"], param=where, code=code)
+        case "extra_forbidden":
+            return ApiError(400, f"unknown field {where!r}", param=where, code="unknown_field")
+        case "json_invalid":
+            return ApiError(400, f"the body is no JSON object that can be read: {error['msg']}", code="invalid_json")
+        case _ if not where:
+            return ApiError(400, f"the body is no JSON object that can be read: {error['msg']}", code="invalid_json")
+        case _:
+            return ApiError(400, f"{where}: {error['msg']}", param=where, code="invalid_value")
 
 
 def _digest(key: str) -> bytes:

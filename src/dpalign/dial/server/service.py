@@ -7,28 +7,36 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter, time
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
-
 from dpalign.dial.best_of import SPREAD, draw_best
 from dpalign.dial.dial import Dial
-from dpalign.dial.server.engine import Answer, Array, ChatTooLong, Delta, Generator, Limits, Rewards, Sampling, collect
-from dpalign.dial.server.shapes import ApiError, ChatRequest, TemplateArguments
+from dpalign.dial.export.card_figures import front_of
+from dpalign.dial.export.source import find_source, opened
+from dpalign.dial.server.engine import (
+    Array,
+    ChatTooLong,
+    Delta,
+    Generator,
+    Limits,
+    Rewards,
+    Sampling,
+    collect,
+    open_generator,
+    open_rewards,
+)
+from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply, TemplateArguments
+from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
+from dpalign.paper.prompts import RewardTemplate
 from dpalign.rows import Message
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter that nobody reads
-
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-"""Bounds of the histograms' buckets."""
+from dpalign.train.contract import FILE, read_contract
 
 
 @dataclass(frozen=True)
@@ -66,17 +74,28 @@ class Service:
         self.temperature = temperature
         self.line = Line(limits.max_concurrent, limits.max_queue)
         self.scoring = Line(4, limits.max_queue)
-        self.metrics = Metrics(self.now)
+        self.count: Callable[[str, float], None] = lambda what, amount: None
+        """Told of work done: prompt_tokens, generated_tokens, scored_answers, first_token_seconds."""
         self.created = int(time())
         self.closing = False
         """The server takes no new requests."""
-        self.max_best_of = 0 if rewards is None else limits.max_n
-        """Answers that best_of may choose from; 0 without a reward model."""
         self.max_prompt = min(limits.max_prompt or generator.context, generator.context - 1)
 
     def now(self) -> dict[str, float]:
         load = {f"engine_{name}": value for name, value in self.generator.load.items()}
         return {"requests_running": self.line.running, "requests_waiting": self.line.waiting, **load}
+
+    def described(self) -> DialReply:
+        """What a client needs to draw the dial and to ask."""
+        return DialReply(
+            **self.dial.to_json(),
+            model=self.name,
+            rewards=self.rewards is not None,
+            max_best_of=0 if self.rewards is None else self.limits.max_n,
+            temperature=self.temperature,
+            note=self.dial.note,
+            questions=list(self.dial.questions),
+        )
 
     async def close(self) -> None:
         await self.generator.close()
@@ -130,7 +149,7 @@ class Service:
 
     async def _prompt(self, messages: Sequence[Message], preference: Preference | None) -> list[int]:
         try:
-            ids = await self.generator.prompt_ids(messages, None if preference is None else preference.weights)
+            ids = await self.generator.prompts.ids(messages, None if preference is None else preference.weights)
         except ValueError as error:
             raise ApiError(400, str(error), param="messages", code="invalid_value") from None
         if len(ids) > self.max_prompt:
@@ -181,16 +200,16 @@ class Service:
         async with self.line.place(), aclosing(pieces):
             async for deltas in pieces:
                 if first:
-                    self.metrics.first.observe(perf_counter() - began)
+                    self.count("first_token_seconds", perf_counter() - began)
                     first = False
                 yield deltas
 
     async def _stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
         """What the engine draws, counted."""
-        self.metrics.prompt_tokens.inc(len(prompt))
+        self.count("prompt_tokens", len(prompt))
         async with aclosing(self.generator.stream(prompt, sampling)) as stream:
             async for deltas in stream:
-                self.metrics.generated_tokens.inc(sum(delta.tokens for delta in deltas))
+                self.count("generated_tokens", sum(delta.tokens for delta in deltas))
                 yield deltas
 
     async def _best(self, order: Order) -> AsyncGenerator[list[Delta], None]:
@@ -198,7 +217,7 @@ class Service:
         assert order.preference is not None
         assert order.best_of is not None
 
-        async def draw(near: Preference, n: int, seed: int) -> list[Answer]:
+        async def draw(near: Preference, n: int, seed: int) -> list[Delta]:
             prompt = await self._prompt(order.messages, near)
             longest = min(order.sampling.max_tokens, self.generator.context - len(prompt))
             sampling = replace(order.sampling, n=n, seed=seed, max_tokens=longest)
@@ -207,8 +226,7 @@ class Service:
 
         score = partial(self.scores, order.messages)
         seed = order.sampling.seed
-        best = await draw_best(self.dial, order.preference, order.best_of, order.spread, seed, draw=draw, score=score)
-        yield [Delta(0, best.text, best.tokens, best.finish, best.report)]
+        yield [await draw_best(self.dial, order.preference, order.best_of, order.spread, seed, draw=draw, score=score)]
 
     async def scores(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
         """reward_NK of answers.
@@ -224,8 +242,50 @@ class Service:
             raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
         except ValueError as error:
             raise ApiError(400, f"the reward model: {error}", param="messages", code="invalid_value") from None
-        self.metrics.scored.inc(len(answers))
+        self.count("scored_answers", len(answers))
         return reward_NK
+
+
+def open_service(
+    path: Path,
+    limits: Limits,
+    *,
+    name: str | None = None,
+    rows: int,
+    engine: str = "transformers",
+    dtype: str = "auto",
+    engines: Engines | None = None,
+    max_model_len: int | None = None,
+    reward: str | None = None,
+    reward_template: RewardTemplate | None = None,
+    temperature: float = 0.7,
+) -> Service:
+    """The model at a path, loaded: an export, a policy's folder or a run's, or one that takes no directions.
+
+    Args:
+        name: for clients; None takes the folder's.
+        rows: answers decoded side by side.
+        reward: a reward folder; None takes the one inside the model's, if any.
+        engine, dtype, engines, max_model_len: see `open_generator`.
+
+    Raises:
+        ValueError: what is wrong with which folder.
+    """
+    own, model, contract_folder = opened(path)
+    contract = read_contract(contract_folder)
+    if contract is None:
+        if reward is not None:
+            raise ValueError(f"--reward: {model} has no {FILE} that says which heads its objectives read")
+        dial, rewards = Dial((), "fig1", "zephyr"), None
+    else:
+        dial = Dial.of(contract)
+        if not dial.front:
+            dial = replace(dial, front=front_of(find_source(path)))
+        rewards = open_rewards(model, contract, reward=reward, template=reward_template, dtype=dtype)
+    generator = open_generator(
+        model, engine=engine, rows=rows, dtype=dtype, engines=engines, max_model_len=max_model_len
+    )
+    return Service(name or own.replace("@", "-"), dial, generator, limits, rewards=rewards, temperature=temperature)
 
 
 def unknown_model(name: str, known: str, param: str | None = None) -> ApiError:
@@ -267,41 +327,3 @@ class Line:
             self.stays.append(perf_counter() - began)
             self.running -= 1
             self.places.release()
-
-
-class Metrics:
-    """The counters of one server, in Prometheus's form.
-
-    Args:
-        now: current values by name; each becomes a gauge `dpa_NAME`.
-    """
-
-    def __init__(self, now: Callable[[], Mapping[str, float]]) -> None:
-        own = self.registry = CollectorRegistry()
-        self.requests = Counter("dpa_requests", "Requests answered", ("route", "code"), registry=own)
-        self.seconds = Histogram(
-            "dpa_request_seconds", "From request to last byte", ("route",), buckets=SECONDS, registry=own
-        )
-        self.first = Histogram(
-            "dpa_first_token_seconds", "From request to the first piece of its answer", buckets=SECONDS, registry=own
-        )
-        self.prompt_tokens = Counter("dpa_prompt_tokens", "Tokens of prompts answered", registry=own)
-        self.generated_tokens = Counter("dpa_generated_tokens", "Tokens drawn", registry=own)
-        self.gone = Counter("dpa_disconnects", "Clients that left before their answer was complete", registry=own)
-        self.scored = Counter("dpa_scored_answers", "Answers that the reward model scored", registry=own)
-        self.registry.register(_Gauges(now))
-
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
-
-
-class _Gauges(Collector):
-    """Gauges whose values are read at each request for the metrics."""
-
-    def __init__(self, now: Callable[[], Mapping[str, float]]) -> None:
-        self.now = now
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        return [
-            GaugeMetricFamily(f"dpa_{name}", name.replace("_", " "), value=value) for name, value in self.now().items()
-        ]

@@ -5,22 +5,16 @@ changes no answer is taken and ignored. Any other field is an error that names t
 """
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
-from fastapi import Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
-from starlette.exceptions import HTTPException
 
 from dpalign.dial.best_of import BestOf
-from dpalign.dial.server.engine import Closing, Finish, GenerationError
+from dpalign.dial.server.engine import Finish
 from dpalign.paper.direction import name_hint
 from dpalign.rows import Message
-
-log = logging.getLogger("dpalign.dial")
 
 IGNORED: Final = (
     "metadata",
@@ -82,45 +76,6 @@ class ApiError(Exception):
         """ASCII: whatever a client sent can be shown to it."""
         kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
         return json.dumps({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
-
-    def response(self) -> Response:
-        return Response(self.json(), self.status, dict(self.headers or {}), media_type="application/json")
-
-
-def api_error(error: Exception) -> ApiError:
-    """An error as the client may see it; the details of our own faults go to the log."""
-    match error:
-        case ApiError():
-            return error
-        case Closing():
-            return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "30"})
-        case GenerationError():
-            return ApiError(500, str(error), code="generation_failed")
-        case RequestValidationError():
-            return _invalid(error.errors()[0])
-        case HTTPException():
-            return ApiError(error.status_code, str(error.detail), headers=error.headers)
-        case _:
-            log.error("a request failed", exc_info=error)
-            return ApiError(500, "the server failed on this request; see its log", code="internal_error")
-
-
-def _invalid(error: Mapping[str, Any]) -> ApiError:
-    """What pydantic found wrong with a body."""
-    context: Mapping[str, Any] = error.get("ctx", {})
-    path = [str(part) for part in error["loc"] if part != "body"] + [*filter(None, [context.get("field")])]
-    where = ".".join(path)
-    match error["type"]:
-        case "unknown_field" | "unsupported" | "invalid_value" as code:
-            return ApiError(400, error["msg"], param=where, code=code)
-        case "extra_forbidden":
-            return ApiError(400, f"unknown field {where!r}", param=where, code="unknown_field")
-        case "json_invalid":
-            return ApiError(400, f"the body is no JSON object that can be read: {error['msg']}", code="invalid_json")
-        case _ if not where:
-            return ApiError(400, f"the body is no JSON object that can be read: {error['msg']}", code="invalid_json")
-        case _:
-            return ApiError(400, f"{where}: {error['msg']}", param=where, code="invalid_value")
 
 
 def _refuse(message: str, field: str | None = None, code: str = "invalid_value") -> NoReturn:
@@ -270,6 +225,21 @@ class RewardRequest(BaseModel):
 
 
 # --- responses: a field that is not set is not sent ---
+
+
+class DialReply(BaseModel):
+    """The reply of GET /v1/dial: what a client needs to draw the dial and to ask. Null where it is unknown."""
+
+    model: str
+    objectives: list[str]
+    arc: tuple[float, float] | None = None
+    template: str | None = None
+    front: list[dict[str, Any]] | None = None
+    rewards: bool = True
+    max_best_of: int = 0
+    temperature: float = 0.7
+    note: str | None = None
+    questions: list[str] = []
 
 
 class Usage(BaseModel):

@@ -24,7 +24,6 @@ from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_o
 from dpalign.engines.decoding import read_prompts, read_tokens
 from dpalign.engines.transformers_engine import draw
 from dpalign.paper.direction import rng_for
-from dpalign.rows import Message
 
 log = logging.getLogger("dpalign.dial")
 
@@ -82,7 +81,7 @@ class BatchingGenerator:
         self.special = self.ends.union(tokenizer.all_special_ids)
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(model, pad if pad is not None else min(self.ends, default=0))
-        self._context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
+        self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         self.tickets: deque[_Ticket] = deque()
         self.decoding: list[_Row] = []
         self.steps = self.joined = 0
@@ -92,10 +91,6 @@ class BatchingGenerator:
         self.closed = False
         self.ended: GenerationError | None = None
         """Why it decodes no more."""
-
-    @property
-    def context(self) -> int:
-        return self._context
 
     @property
     def load(self) -> Mapping[str, float]:
@@ -115,9 +110,6 @@ class BatchingGenerator:
             await asyncio.wait({self.work})
         self.thread.shutdown()
         self.prompts.close()
-
-    async def prompt_ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
-        return await self.prompts.ids(messages, preference)
 
     async def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
         """See `Generator.stream`.

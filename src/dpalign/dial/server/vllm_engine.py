@@ -18,7 +18,6 @@ from dpalign.dial.server.engine import Delta, Finish, GenerationError, Sampling
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
 from dpalign.engines.knobs import Engines
 from dpalign.engines.vllm_engine import CPU_BLOCK, require_vllm
-from dpalign.rows import Message
 
 ENVIRONMENT: Final = {
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -84,11 +83,7 @@ class VllmGenerator:
             self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(f"{folder}: vLLM cannot start with it: {error}") from error
-        self._context = int(self.engine.model_config.max_model_len)
-
-    @property
-    def context(self) -> int:
-        return self._context
+        self.context = int(self.engine.model_config.max_model_len)
 
     @property
     def load(self) -> Mapping[str, float]:
@@ -104,9 +99,6 @@ class VllmGenerator:
     async def close(self) -> None:
         self.engine.shutdown()
         self.prompts.close()
-
-    async def prompt_ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
-        return await self.prompts.ids(messages, preference)
 
     async def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
         """See `Generator.stream`."""
