@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpalign.data.union import read_rated
+from dpalign.data.ratings import read_rated
 from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.control import control, regret
 from dpalign.measure.hypervolume import hypervolume
