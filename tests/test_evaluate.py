@@ -15,6 +15,7 @@ from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id,
 from dpalign.run.folder import Run, Tally
 from dpalign.run.ledger import Ledger, read_ledger
 from dpalign.stages import evaluate as evaluating
+from dpalign.stages.best_of_n import best_of_n
 from dpalign.stages.evaluate import evaluate
 from dpalign.stages.sample import PLAIN, draw
 from dpalign.stages.stage import Step
@@ -82,7 +83,8 @@ def evaluated(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
         inputs = {"policy": tiny_folder, "data": tmp_path / "data", "reward": tiny_folder} | more
         name = f"evaluate-{len(list(tmp_path.glob('run/evaluate-*')))}"
         with Run.open(tmp_path / "run", None, {}) as opened:
-            take(recipe, opened, Step(name, evaluate, inputs, condition=condition))
+            stage = best_of_n if condition == "best-of-n" else evaluate
+            take(recipe, opened, Step(name, stage, inputs, condition=condition))
         return tmp_path / "run" / name, read_ledger(tmp_path / "run" / name), engine.asked
 
     return run

@@ -23,7 +23,6 @@ from dpalign.stages.data import data
 from dpalign.stages.evaluate import evaluate
 from dpalign.stages.feasibility import feasibility
 from dpalign.stages.finetune import finetune
-from dpalign.stages.pairs import pairs
 from dpalign.stages.pairwise import pairwise
 from dpalign.stages.report import report
 from dpalign.stages.reward import judge, reward
@@ -35,25 +34,26 @@ from dpalign.stages.sft import sft
 from dpalign.stages.stage import Stage, Step
 from dpalign.stages.world import world
 
+RIVALS: Final = {
+    "dpo": dpo,
+    "brief": brief,
+    "steerlm": steerlm,
+    "rsf": rsf,
+    "rl": rl,
+    "soups": soup,
+    "best-of-n": best_of_n,
+}
+"""What `compare.systems` may name, in the order of the page. A new system is a line here and a file in stages/."""
+
 STAGES: Final[Mapping[str, Stage]] = {
     stage.name: stage
     for stage in (
-        *(world, data, base, reward, judge, annotate, sft, steerlm.steerlm, sample, score, select, finetune),
-        *(rsf.specialist, pairs, dpo.dpo, rl.rl, evaluate, soup.soup, feasibility, pairwise, report),
+        *(world, data, base, reward, judge, annotate, sft, sample, score, select, finetune, evaluate),
+        *(made for rival in RIVALS.values() for made in vars(rival).values() if isinstance(made, Stage)),
+        *(feasibility, pairwise, report),
     )
 }
-"""Every stage by its name: each is a verb of `dpa` too."""
-
-RIVALS: Final = {
-    "dpo": dpo.rivals,
-    "brief": brief.rivals,
-    "steerlm": steerlm.rivals,
-    "rsf": rsf.rivals,
-    "rl": rl.rivals,
-    "soups": soup.rivals,
-    "best-of-n": best_of_n.rivals,
-}
-"""What `compare.systems` may name, in the order of the page. A new system is a line here and a file in stages/."""
+"""Every stage by its name, those in the files of rivals too: each is a verb of `dpa`."""
 
 ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "no replay": {"replay": 0.0},
@@ -167,7 +167,7 @@ def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, 
 
 def rivals_of(recipe: Recipe) -> list[Rival]:
     """All systems that the recipe compares with DPA, each in all of its settings."""
-    rivals = [rival for name in RIVALS if name in recipe.compare.systems for rival in RIVALS[name](recipe)]
+    rivals = [rival for name in RIVALS if name in recipe.compare.systems for rival in RIVALS[name].rivals(recipe)]
     return [replace(rival, system=replace(rival.system, compared=True)) for rival in rivals]
 
 

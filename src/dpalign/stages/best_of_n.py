@@ -4,27 +4,30 @@ Shapes: N answers in all, V directions, K objectives.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.engines.engine import Engine
 from dpalign.measure.system import System
 from dpalign.paper.selection import pooled_best
 from dpalign.rows import UNFINISHED
 from dpalign.run.folder import Tally
+from dpalign.run.shards import make_shards
+from dpalign.stages.evaluate import Answers, evaluated_shards, evaluation_cost, evaluation_prompts, protocol
 from dpalign.stages.pools import objective_rewards
 from dpalign.stages.preference import evaluation_directions
 from dpalign.stages.rival import Rival
-from dpalign.stages.sample import PLAIN, draw
+from dpalign.stages.sample import PLAIN, draw, open_reader
 from dpalign.stages.score import scored_rows
-from dpalign.stages.shards import Row
-from dpalign.stages.stage import Job
+from dpalign.stages.shards import Row, Shards
+from dpalign.stages.stage import Job, stage
+from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
-    from dpalign.rewards.score import Scorer
+    from dpalign.stages.evaluate import Evaluators
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -33,23 +36,43 @@ Bools = NDArray[np.bool_]
 def rivals(recipe: "Recipe") -> Iterator[Rival]:
     """The SFT model, whose answers the reward model chooses among."""
     system = System(f"SFT, best of {recipe.evaluation.best_of}")
-    yield Rival("sft-best-of-n", system, {"policy": "sft"}, "best-of-n")
+    yield Rival("sft-best-of-n", system, {"policy": "sft"}, "best-of-n", evaluation=best_of_n)
 
 
-def best_answers(
-    job: Job, engine: Engine, prompts: Sequence[Row], scorer: "Scorer", tally: Tally
-) -> tuple[list[Row], list[Row]]:
+@stage(
+    reads=lambda r: (*protocol(r), r.evaluation.best_of),
+    inputs=("policy", "data", "reward"),
+    optional=("judge",),
+    cost=lambda costs, step: evaluation_cost(
+        costs, step, 1, costs.recipe.evaluation.samples * costs.recipe.evaluation.best_of
+    ),
+)
+def best_of_n(job: Job) -> None:
+    """Let the reward model choose among a system's plain answers for each direction, and score its choice."""
+    make_shards(job, choosing)
+
+
+def choosing(job: Job) -> "Shards[Evaluators]":
+    """The prompts in shards, with `evaluation.samples` answers at each direction."""
+    policy, directions = model_folder(job.inputs["policy"]), len(evaluation_directions(job.recipe))
+    prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
+    asked = dict.fromkeys(range(directions), job.recipe.evaluation.samples)
+    return evaluated_shards(job, policy, prompts, asked, partial(best_answers, job))
+
+
+def best_answers(job: Job, evaluators: "Evaluators", prompts: Sequence[Row], tally: Tally) -> Answers:
     """CANDIDATES rows and their SCORES rows: for each prompt and direction `evaluation.samples` answers.
 
     Each is the best by v . r (Eq. 2) of a group of `evaluation.best_of` plain ones; an unfinished one only where its
     whole group is unfinished. All directions choose from the same groups. All answers drawn are counted as sampled
     and scored, the kept and the others.
     """
+    engine, scorers = evaluators
     recipe, settings, v_VK = job.recipe, job.recipe.evaluation, evaluation_directions(job.recipe)
     asked = [(prompt, [PLAIN] * settings.samples) for prompt in prompts]  # a condition stands for a group
     key = (recipe.seed, "best-of-n")
     drawn = list(draw(engine, recipe, asked, settings.best_of, settings.temperature, key=key, t=job.t, tally=tally))
-    scored = scored_rows(scorer, drawn)
+    scored = scored_rows(scorers["scores"], drawn)
     tally.add(scored=len(drawn))
     rewards = [row["rewards"] for row in scored]
     reward_NK = objective_rewards(rewards, recipe.heads, recipe.objective_list, job.inputs["reward"])
@@ -61,7 +84,7 @@ def best_answers(
         place = {"condition_index": v, "sample": sample}
         rows.append(drawn[i] | place | {"condition_kind": "direction", "condition": v_VK[v].tolist()})
         scores.append(scored[i] | place)
-    return rows, scores
+    return rows, {"scores": scores}
 
 
 def _chosen(

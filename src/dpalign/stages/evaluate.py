@@ -1,6 +1,6 @@
 """Evaluation: section 3.2's protocol for one system."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -10,7 +10,6 @@ from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows
 from dpalign.run.folder import Tally
 from dpalign.run.shards import make_shards
 from dpalign.run.tables import ModelName, Table
-from dpalign.stages.best_of_n import best_answers
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.preference import evaluation_directions, line
 from dpalign.stages.sample import PLAIN, Condition, draw, open_engine, open_reader, target_conditions, within_limit
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from dpalign.rewards.score import Scorer
 
     Evaluators = tuple[Engine, Mapping[str, Scorer]]
+
+Answers = tuple[Sequence[Row], Mapping[str, Sequence[Row]]]
+"""CANDIDATES rows, and the SCORES rows that come with them, by the folder that they go to."""
 
 
 class Evaluation(Table):
@@ -81,20 +83,18 @@ def _cost(costs: Costs, step: Step) -> Load:
             return evaluation_cost(costs, step, recipe.steerlm.targets, samples)
         case "plain" | "brief":
             return evaluation_cost(costs, step, 1, samples)
-        case "best-of-n":
-            return evaluation_cost(costs, step, 1, samples * recipe.evaluation.best_of)
         case _:
             return evaluation_cost(costs, step, recipe.evaluation.directions, samples)
 
 
 @stage(
     reads=lambda r: (
-        *(*protocol(r), r.model.chat, r.evaluation.dpo, r.evaluation.brevity, r.evaluation.best_of),
+        *(*protocol(r), r.model.chat, r.evaluation.dpo, r.evaluation.brevity),
         *(r.steerlm.template, r.steerlm.targets, r.steerlm.quantile),
     ),
     inputs=("policy", "data", "reward"),
     optional=("judge", "annotate"),
-    asks={"t": (), "condition": ("directions", "targets", "plain", "brief", "best-of-n")},
+    asks={"t": (), "condition": ("directions", "targets", "plain", "brief")},
     cost=_cost,
 )
 def evaluate(job: Job) -> None:
@@ -106,37 +106,50 @@ def evaluating(job: Job) -> "Shards[Evaluators]":
     """The evaluation of a system."""
     policy = model_folder(job.inputs["policy"]) if "policy" in job.inputs else job.recipe.evaluation.dpo
     prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
-    conditions = None if job.condition == "best-of-n" else conditions_of(job)
-    return asking(job, policy, prompts, conditions, job.recipe.evaluation.samples, "evaluate")
+    return asking(job, policy, prompts, conditions_of(job), job.recipe.evaluation.samples, "evaluate")
 
 
 def asking(
-    job: Job, policy: str, prompts: Sequence[Row], conditions: Sequence[Condition] | None, samples: int, purpose: str
+    job: Job, policy: str, prompts: Sequence[Row], conditions: Sequence[Condition], samples: int, purpose: str
 ) -> "Shards[Evaluators]":
     """A system asked for something, and its answers scored, as shards of prompts.
 
     Args:
-        conditions: what each prompt is asked under; None for the best of n plain answers in each direction.
+        conditions: what each prompt is asked under.
         samples: answers to each prompt under each of them.
         purpose: the draws' own, by which their randomness is keyed.
     """
     recipe = job.recipe
     key, temperature = (recipe.seed, purpose), recipe.evaluation.temperature
-    parts = parts_of(prompts, recipe.sampling.shard)
-    asked = dict.fromkeys(range(len(evaluation_directions(recipe) if conditions is None else conditions)), samples)
+
+    def answers(evaluators: "Evaluators", prompts: Sequence[Row], tally: Tally) -> Answers:
+        every = [(prompt, conditions) for prompt in prompts]
+        return list(draw(evaluators[0], recipe, every, samples, temperature, key=key, t=job.t, tally=tally)), {}
+
+    return evaluated_shards(job, policy, prompts, dict.fromkeys(range(len(conditions)), samples), answers)
+
+
+def evaluated_shards(
+    job: Job,
+    policy: str,
+    prompts: Sequence[Row],
+    asked: Mapping[int, int],
+    answers: "Callable[[Evaluators, Sequence[Row], Tally], Answers]",
+) -> "Shards[Evaluators]":
+    """A system's answers, scored by all scorers, as shards of prompts.
+
+    Args:
+        asked: how many answers each prompt gets under each condition, by its index.
+        answers: the answers to some prompts, and those of their scores that it has itself.
+    """
+    parts = parts_of(prompts, job.recipe.sampling.shard)
 
     def models() -> "Evaluators":
-        return open_engine(recipe, policy), open_scorers(job)
+        return open_engine(job.recipe, policy), open_scorers(job)
 
     def work(evaluators: "Evaluators", _: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
-        engine, scorers = evaluators
-        scores: dict[str, Sequence[Row]] = {}
-        if conditions is None:
-            rows, scores["scores"] = best_answers(job, engine, prompts, scorers["scores"], tally)
-        else:
-            every = [(prompt, conditions) for prompt in prompts]
-            rows = list(draw(engine, recipe, every, samples, temperature, key=key, t=job.t, tally=tally))
-        yield from with_scores(job, rows, scorers, tally, scores)
+        rows, scores = answers(evaluators, prompts, tally)
+        yield from with_scores(job, rows, evaluators[1], tally, scores)
 
     return Shards(job, ANSWERS, len(parts), parts.__getitem__, models, work, lambda _: asked)
 
