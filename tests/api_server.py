@@ -18,8 +18,8 @@ import tiny
 from dpalign.chat import chat_template
 from dpalign.dial.dial import Dial
 from dpalign.dial.server.app import Server, create_app
-from dpalign.dial.server.engine import Generator, Limits, Rewards, open_generator
-from dpalign.dial.server.service import Service
+from dpalign.dial.server.engine import Generator, Limits, Rewards
+from dpalign.dial.server.service import Service, open_generator
 from dpalign.paper.direction import Arc
 from dpalign.rows import HEADS
 from dpalign.train.contract import Contract, write_contract

@@ -210,8 +210,8 @@ def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the server needs the extra serve")
     pytest.importorskip("transformers", reason="a model needs the extra train")
     import api_server
-    from dpalign.dial.server.engine import Limits, open_generator
-    from dpalign.dial.server.service import Service
+    from dpalign.dial.server.engine import Limits
+    from dpalign.dial.server.service import Service, open_generator
 
     folder = api_server.write_policy(tmp_path / "mine")
     message: Message = {"role": "user", "content": "explain fox, tea and iron."}

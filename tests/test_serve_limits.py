@@ -29,9 +29,10 @@ from api_server import QUESTION, Running
 from conftest import MICRO
 from dpalign.cli import main, parser_of
 from dpalign.dial.server.command import LOCAL_NAMES, api_key, build, limits_of, vllm_of
-from dpalign.dial.server.engine import Limits, open_generator
+from dpalign.dial.server.engine import Limits
 from dpalign.dial.server.guard import Guard
 from dpalign.dial.server.metrics import Metrics
+from dpalign.dial.server.service import open_generator
 from dpalign.recipe import load
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from dpalign.measure.summary import Summary
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.recipe import Recipe, load
@@ -16,6 +15,9 @@ from dpalign.rows import CANDIDATES, HEADS, read_rows
 from dpalign.run.ledger import LEDGER, read_ledger
 from dpalign.run.modelfolder import CONFIG
 from dpalign.train.contract import FILE, Contract, read_contract
+
+if TYPE_CHECKING:
+    from dpalign.measure.summary import Summary
 
 FORMS: Final[Mapping[str, Contract]] = {
     "RLHFlow/DPA-v1-Mistral-7B": Contract(
@@ -50,7 +52,7 @@ class Source:
     form: str | None = None
     """The released checkpoint that it is."""
     recipe: Recipe | None = None
-    summary: Summary | None = None
+    summary: "Summary | None" = None
     """The run's report, if it evaluated this very policy."""
     data: Sequence[Mapping[str, Any]] = ()
     """What the run read of each data file, and what it kept."""
@@ -228,7 +230,7 @@ def _questions(answers: Path) -> Iterator[list[dict[str, Any]]]:
     return (list(rows) for _, rows in groupby(first, key=lambda row: row["prompt_id"]))
 
 
-def _summary_of(run: Path, stage: Path) -> tuple[Summary | None, str]:
+def _summary_of(run: Path, stage: Path) -> "tuple[Summary | None, str]":
     """The report, if it is finished and evaluated the policy that lies there now; else why not."""
     missing = "the export has no measured front"
     report, evaluation = run / "report", run / f"evaluate-{stage.name}"
@@ -240,6 +242,8 @@ def _summary_of(run: Path, stage: Path) -> tuple[Summary | None, str]:
     reported = read_ledger(report)["inputs"].get(evaluation.name, {}).get("digest")
     if evaluated["digest"] != reported or evaluated["inputs"]["policy"]["digest"] != read_ledger(stage)["digest"]:
         return None, f"the run's report is of an earlier policy: {missing}; run it again"
+    from dpalign.measure.summary import Summary
+
     return Summary.model_validate_json((report / "summary.json").read_text(encoding="utf-8")), ""
 
 

@@ -9,13 +9,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpalign.engines.knobs import Engines
 from dpalign.paper.objectives import Objective, head_indices, read_objectives
 from dpalign.paper.prompts import RewardTemplate, render_reward_input, reward_input_frame
 from dpalign.rows import Message
@@ -158,38 +156,6 @@ def engine_of(name: str) -> str:
     return name if name != "auto" else "vllm" if find_spec("vllm") else "transformers"
 
 
-def open_generator(
-    model: Path,
-    *,
-    engine: str = "transformers",
-    rows: int,
-    dtype: str = "auto",
-    engines: Engines | None = None,
-    max_model_len: int | None = None,
-) -> Generator:
-    """Load a policy folder into an engine, not started yet.
-
-    Args:
-        engine: transformers, vllm or auto.
-        rows: answers decoded side by side.
-        engines: vLLM's share of the GPUs.
-        max_model_len: tokens of a prompt and its answer, with vLLM.
-
-    Raises:
-        ValueError: the engine cannot run this model here.
-    """
-    match engine_of(engine):
-        case "vllm":
-            from dpalign.dial.server.vllm_engine import VllmGenerator
-
-            settings = engines or Engines()
-            return VllmGenerator(str(model), rows=rows, settings=settings, dtype=dtype, max_model_len=max_model_len)
-        case _:
-            from dpalign.dial.server.transformers_engine import BatchingGenerator
-
-            return BatchingGenerator(str(model), rows=rows, dtype=dtype)
-
-
 class ChatTooLong(ValueError):
     """The reward model's context does not hold the chat and its answer."""
 
@@ -248,32 +214,3 @@ class Rewards:
 
     def close(self) -> None:
         self.thread.shutdown(wait=False, cancel_futures=True)
-
-
-def open_rewards(
-    model: Path,
-    contract: "Contract",
-    *,
-    reward: str | None = None,
-    template: RewardTemplate | None = None,
-    dtype: str = "auto",
-) -> Rewards | None:
-    """The reward model of a user's choice, or the one inside an export; None without either.
-
-    Args:
-        reward: a reward folder, a hub name or python:module:function.
-        template: how the reward model reads a chat; None takes the contract's word.
-
-    Raises:
-        ValueError: it cannot be read, or nothing says how it reads a chat.
-    """
-    inside = model / contract.reward if contract.reward else None
-    source = reward or (str(inside) if inside is not None and inside.is_dir() else None)
-    if source is None:
-        return None
-    from dpalign.dial.export.source import weights_folder
-
-    template = template or contract.reward_template
-    if template is None:
-        raise ValueError(f"{model}: does not say how its reward model reads a chat; give --reward-template")
-    return Rewards(str(weights_folder(Path(source))), contract, template, dtype)

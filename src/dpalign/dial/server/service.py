@@ -18,7 +18,7 @@ from typing import Any
 from dpalign.dial.best_of import SPREAD, draw_best
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import front_of
-from dpalign.dial.export.source import find_source, opened
+from dpalign.dial.export.source import find_source, opened, weights_folder
 from dpalign.dial.server.engine import (
     Array,
     ChatTooLong,
@@ -28,15 +28,14 @@ from dpalign.dial.server.engine import (
     Rewards,
     Sampling,
     collect,
-    open_generator,
-    open_rewards,
+    engine_of,
 )
 from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply, TemplateArguments
 from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import RewardTemplate
 from dpalign.rows import Message
-from dpalign.train.contract import FILE, read_contract
+from dpalign.train.contract import FILE, Contract, read_contract
 
 
 @dataclass(frozen=True)
@@ -286,6 +285,65 @@ def open_service(
         model, engine=engine, rows=rows, dtype=dtype, engines=engines, max_model_len=max_model_len
     )
     return Service(name or own.replace("@", "-"), dial, generator, limits, rewards=rewards, temperature=temperature)
+
+
+def open_generator(
+    model: Path,
+    *,
+    engine: str = "transformers",
+    rows: int,
+    dtype: str = "auto",
+    engines: Engines | None = None,
+    max_model_len: int | None = None,
+) -> Generator:
+    """Load a policy folder into an engine, not started yet.
+
+    Args:
+        engine: transformers, vllm or auto.
+        rows: answers decoded side by side.
+        engines: vLLM's share of the GPUs.
+        max_model_len: tokens of a prompt and its answer, with vLLM.
+
+    Raises:
+        ValueError: the engine cannot run this model here.
+    """
+    match engine_of(engine):
+        case "vllm":
+            from dpalign.dial.server.vllm_engine import VllmGenerator
+
+            settings = engines or Engines()
+            return VllmGenerator(str(model), rows=rows, settings=settings, dtype=dtype, max_model_len=max_model_len)
+        case _:
+            from dpalign.dial.server.transformers_engine import BatchingGenerator
+
+            return BatchingGenerator(str(model), rows=rows, dtype=dtype)
+
+
+def open_rewards(
+    model: Path,
+    contract: Contract,
+    *,
+    reward: str | None = None,
+    template: RewardTemplate | None = None,
+    dtype: str = "auto",
+) -> Rewards | None:
+    """The reward model of a user's choice, or the one inside an export; None without either.
+
+    Args:
+        reward: a reward folder, a hub name or python:module:function.
+        template: how the reward model reads a chat; None takes the contract's word.
+
+    Raises:
+        ValueError: it cannot be read, or nothing says how it reads a chat.
+    """
+    inside = model / contract.reward if contract.reward else None
+    source = reward or (str(inside) if inside is not None and inside.is_dir() else None)
+    if source is None:
+        return None
+    template = template or contract.reward_template
+    if template is None:
+        raise ValueError(f"{model}: does not say how its reward model reads a chat; give --reward-template")
+    return Rewards(str(weights_folder(Path(source))), contract, template, dtype)
 
 
 def unknown_model(name: str, known: str, param: str | None = None) -> ApiError:
