@@ -63,9 +63,9 @@ def test_repetition_is_the_share_of_runs_of_four_words_seen_before() -> None:
 def test_the_share_of_degenerate_answers_and_its_reasons() -> None:
     ok: tuple[str, ...] = ()
     found = degenerate_share([[[ok, ("empty",)]], [[ok, ok]], [[("unfinished", "repetitive"), ok]]], FEW)
-    assert found["share"].value == pytest.approx(2 / 6)
-    assert found["share"].low <= 1 / 3 <= found["share"].high
-    assert found["reasons"] == pytest.approx(
+    assert found.share.value == pytest.approx(2 / 6)
+    assert found.share.low <= 1 / 3 <= found.share.high
+    assert found.reasons == pytest.approx(
         {"unfinished": 1 / 6, "empty": 1 / 6, "repeated sentence": 0, "repetitive": 1 / 6}
     )
 
@@ -137,9 +137,9 @@ def test_asking_for_more_is_compared_with_the_annotated_target_beside_it() -> No
     fault_PVS = [[[()], [("empty",)], [("empty",)]], [[()], [()], [()]]]
     found = more_than_annotated(system, fault_PVS, wishes, [2], FEW)
     assert found is not None
-    assert found["distance"]["helpfulness"].value == pytest.approx(34 - 20)
-    assert found["distance"]["verbosity"].value == pytest.approx(10 - 5)
-    assert found["degenerate"].value == pytest.approx(0.5)  # and not against the mean over both annotated targets
+    assert found.distance["helpfulness"].value == pytest.approx(34 - 20)
+    assert found.distance["verbosity"].value == pytest.approx(10 - 5)
+    assert found.degenerate.value == pytest.approx(0.5)  # and not against the mean over both annotated targets
     assert more_than_annotated(system, fault_PVS, wishes, [0, 1], FEW) is None
 
 
@@ -197,8 +197,6 @@ def test_a_target_is_followed_as_a_dial_is() -> None:
     found = following(system, np.array([60.0, 20.0, 40.0]), FEW)
     assert found.kendall_tau is not None
     assert (found.kendall_tau.value, found.spearman, found.span.value) == (1, 1, 20)
-    with pytest.raises(ValueError, match="3 conditions and 2 asked values"):
-        following(system, np.array([60.0, 20.0]), FEW)
 
 
 def test_the_figures_are_plain_json_by_condition_and_by_group() -> None:
@@ -206,11 +204,11 @@ def test_the_figures_are_plain_json_by_condition_and_by_group() -> None:
     system = given([[80, 62], [80, 60], [70, 40]], directions)
     fault_PVS = [[[()], [()], [("empty",)]], [[()], [()], [()]]]
     found = figures(system, fault_PVS, wishes, 0.3, FEW, np.array([[90, 70], [90, 60], [80, 35]]))
-    assert json.loads(json.dumps(found)) == found
-    assert [(group["name"], group["conditions"]) for group in found["groups"]] == [("above", 1), ("trained range", 2)]
-    assert found["groups"][1]["degenerate"]["share"]["value"] == 0.25
-    assert found["conditions"][2]["optimum"] == {"helpfulness": 80, "verbosity": 35}
-    assert found["asked_for"] == "directions"
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+    assert [(group.name, group.conditions) for group in found.groups] == [("above", 1), ("trained range", 2)]
+    assert found.groups[1].degenerate.share.value == 0.25
+    assert found.conditions[2].optimum == {"helpfulness": 80, "verbosity": 35}
+    assert found.asked_for == "directions"
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from dpalign.measure.summary import Answer, Cost, Curve, DataReport, RewardQuali
 from dpalign.measure.system import System
 from dpalign.page.dial import dial_data
 from dpalign.page.drawing import svg
-from dpalign.page.figures import leads, plots
-from dpalign.page.write import render_page, write_report
+from dpalign.page.figures import leads
+from dpalign.page.write import plots, render_page, write_report
 
 ANGLES = np.linspace(0.0, -45.0, 10)
 DIRECTIONS = np.stack([np.cos(np.radians(ANGLES)), np.sin(np.radians(ANGLES))], axis=1)

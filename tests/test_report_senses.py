@@ -73,5 +73,5 @@ def test_a_sphere_of_three_objectives_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("senses", [[1], [1, 0], [1, -1, 1]])
 def test_senses_that_fit_no_objectives_are_refused_with_the_recipe(senses: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"evaluation\.senses is \[1.*give one of 1 and -1 for each of helpfulness, v"):
+    with pytest.raises(ValueError, match=r"evaluation\.senses is \[1.*names 2 \(helpfulness, verbosity\)"):
         changed(load(fake_run.RECIPE), {"evaluation.senses": senses})

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final, TypeGuard
 
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped]
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, Mask, replicate_means
 from dpalign.measure.points import Rewards, require_same_prompts
@@ -111,6 +110,8 @@ def slope(dial_V: Array, mean_XV: Array) -> Array:
 
 def rank_correlation(a_V: Array, b_V: Array) -> float | None:
     """Spearman's rank correlation (ties share their mean rank); None if one of the two is constant."""
+    from scipy import stats  # type: ignore[import-untyped]  # slow to import, and `dpa --help` comes through here
+
     rank_a_V, rank_b_V = (stats.rankdata(value_V.round(9)) for value_V in (a_V, b_V))
     if rank_a_V.std() == 0 or rank_b_V.std() == 0:
         return None

@@ -96,7 +96,7 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> OverSeeds:
     mean = float(figures.mean())
     if len(figures) == 1:
         return OverSeeds(mean, None, None, tuple(figures.tolist()))
-    from scipy import stats  # type: ignore[import-untyped]  # slow to import, and few figures are over seeds
+    from scipy import stats  # type: ignore[import-untyped]  # slow to import, and `dpa --help` comes through here
 
     half = float(stats.t.ppf((1 + level) / 2, len(figures) - 1)) * figures.std(ddof=1) / math.sqrt(len(figures))
     return OverSeeds(mean, float(mean - half), float(mean + half), tuple(figures.tolist()))

@@ -19,25 +19,23 @@ _INK, _MUTED, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "surface"))
 _LINES: Final[dict[Role, str]] = {"iteration": "-", "soup": "-.", "ablation": "--"}
 
 
-def plots(summary: Summary) -> dict[str, Plot]:
-    """All figures that this summary has the data for, by name."""
-    from dpalign.page.comparison_figures import comparison_plots
-
+def loop_plots(summary: Summary) -> list[Plot]:
+    """All figures of the loop that this summary has the data for."""
     last = summary.last
-    found = [objective(summary)]
+    drawn = [objective(summary)]
     if summary.angled:
-        found.append(front(summary))
+        drawn.append(front(summary))
         if last is not None and last.steered and summary.measure == "true":
-            found.append(gap(summary))
+            drawn.append(gap(summary))
     if any(one.steered for one in summary.systems.values()):
-        found.append(control(summary))
+        drawn.append(control(summary))
     if last is not None and any(row.a == last.name for row in summary.dominance):
-        found.append(leads(summary))
+        drawn.append(leads(summary))
     if summary.trust and len(summary.trust.curve) > 1:
-        found.append(trust(summary))
+        drawn.append(trust(summary))
     if summary.curves:
-        found.append(training(summary))
-    return {plot.name: plot for plot in (*found, *comparison_plots(summary))}
+        drawn.append(training(summary))
+    return drawn
 
 
 # --- fronts in reward space ---

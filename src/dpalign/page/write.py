@@ -11,9 +11,10 @@ from markupsafe import Markup, escape
 
 from dpalign.measure.summary import Summary
 from dpalign.page import comparison_tables, headline, tables
+from dpalign.page.comparison_figures import comparison_plots
 from dpalign.page.dial import dial_data
 from dpalign.page.drawing import Plot, inline, svg
-from dpalign.page.figures import plots
+from dpalign.page.figures import loop_plots
 from dpalign.page.looks import colours, looks_of
 from dpalign.run.folder import write_json, write_text
 from dpalign.run.progress import spell_seconds
@@ -30,6 +31,11 @@ def write_report(folder: Path, summary: Summary) -> Path:
     write_json(folder / "summary.json", summary.model_dump(mode="json"))
     write_text(folder / "index.html", render_page(summary, drawings))
     return folder / "index.html"
+
+
+def plots(summary: Summary) -> dict[str, Plot]:
+    """All figures that this summary has the data for, by name."""
+    return {plot.name: plot for plot in (*loop_plots(summary), *comparison_plots(summary))}
 
 
 def render_page(summary: Summary, drawings: Mapping[str, tuple[Plot, str]]) -> str:

@@ -113,14 +113,16 @@ def comparison_facts(job: Job, systems: Sequence[Rewards], reading: Reading, cha
     steering, stages = job.recipe.preference, lineage.lineage(one.source for one in systems)
     users = steering.population(len(reading.names))
     arc = users if isinstance(users, Arc) else None
+    measured = {}
+    for step, folder in job.inputs.items():
+        kind, _, name = step.partition("-")
+        if kind == "feasible":  # the run planned the system with its evaluation
+            system = system_of(job.systems, f"evaluate-{name}", folder)
+            measured[system.name] = read_feasibility(folder, reading, arc, steering.margin, chance)
     return {
         "knobs_set": lineage.knobs_set(stages, job.recipe.to_toml()),
         "paper_curves": job.recipe.compare.paper_curves,
-        "feasibility": {
-            system_of(job.systems, step, folder).name: read_feasibility(folder, reading, arc, steering.margin, chance)
-            for step, folder in job.inputs.items()
-            if step.startswith("feasible-")
-        },
+        "feasibility": measured,
     }
 
 
