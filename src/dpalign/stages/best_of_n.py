@@ -48,18 +48,20 @@ def best_answers(
     recipe, settings, v_VK = job.recipe, job.recipe.evaluation, evaluation_directions(job.recipe)
     asked = [(prompt, [PLAIN] * settings.samples) for prompt in prompts]  # a condition stands for a group
     key = (recipe.seed, "best-of-n")
-    drawn = list(draw(engine, recipe, asked, settings.best_of, settings.temperature, key=key, t=job.t, tally=tally))
-    scored = scored_rows(scorer, drawn)
-    tally.add(scored=len(drawn))
+    candidates = list(
+        draw(engine, recipe, asked, settings.best_of, settings.temperature, key=key, t=job.t, tally=tally)
+    )
+    scored = scored_rows(scorer, candidates)
+    tally.add(scored=len(candidates))
     rewards = [row["rewards"] for row in scored]
     reward_NK = objective_rewards(rewards, recipe.heads, recipe.objective_list, job.inputs["reward"])
-    finished_N = np.array([row["finished"] for row in drawn])
+    finished_N = np.array([row["finished"] for row in candidates])
     chosen = list(_chosen(reward_NK, finished_N, v_VK, settings.samples, settings.best_of))
     _count_kept(tally, finished_N, [i for i, _, _ in chosen])
     rows, scores = [], []
     for i, v, sample in chosen:
         place = {"condition_index": v, "sample": sample}
-        rows.append(drawn[i] | place | {"condition_kind": "direction", "condition": v_VK[v].tolist()})
+        rows.append(candidates[i] | place | {"condition_kind": "direction", "condition": v_VK[v].tolist()})
         scores.append(scored[i] | place)
     return rows, scores
 
