@@ -85,8 +85,8 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
         rivals = rivals_of(recipe)
         own_steps += [step for rival in rivals for step in rival.steps]
         evaluated += comparison(recipe, rivals)
-        for name, knobs in ablated(recipe):
-            steps_of_loop, last = ablation(recipe, name, knobs)
+        for name in recipe.compare.ablations:
+            steps_of_loop, last = ablation(recipe, name, ABLATIONS[name])
             own_steps += steps_of_loop
             evaluated.append(last)
         evaluated += [(step, None) for step in asked_beyond(recipe)]
@@ -206,12 +206,6 @@ def asked_beyond(recipe: Recipe) -> Iterator[Step]:
         yield Step(f"feasible-{policy}", feasibility, inputs, recipe.iterations, condition="directions")
     if "steerlm" in recipe.compare.systems:
         yield Step("feasible-steerlm", feasibility, {"policy": "steerlm"} | shared, condition="targets")
-
-
-def ablated(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each ablation that the recipe asks for, and the knobs that make it."""
-    for name in recipe.compare.ablations:
-        yield name, ABLATIONS[name]
 
 
 def ablation(recipe: Recipe, name: str, knobs: Mapping[str, Any]) -> tuple[list[Step], tuple[Step, System]]:

@@ -86,7 +86,7 @@ def base(job: Job) -> None:
         job.out / "model",
         settings.training,
         train_tokenizer([*texts, *words], settings.vocabulary, template, settings.split_digits),
-        context_of(job),
+        context_of(job, scratch=True),
         hidden=settings.hidden,
         layers=settings.layers,
         heads=settings.heads,

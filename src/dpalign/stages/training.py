@@ -1,7 +1,6 @@
 """What the training stages share: the model to start from, its tokenizer, the context, and what the ledger counts."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,26 +65,28 @@ def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "Pr
     return tokenizer
 
 
-def context_of(job: Job, seed: int | None = None) -> "RunContext":
+def context_of(job: Job, seed: int | None = None, *, scratch: bool = False) -> "RunContext":
     """What the stage tells its training.
 
     Args:
         seed: another than the recipe's.
+        scratch: it starts from no model, so that no knob says how one is loaded.
     """
     from dpalign.train.trainer import RunContext
 
     recipe, name = job.recipe, job.out.stem
-    context = RunContext(
-        seed=recipe.seed,
+    loading: dict[str, Any] = (
+        {} if scratch else {"dtype": recipe.model.dtype, "trust_remote_code": recipe.model.trust_remote_code}
+    )
+    return RunContext(
+        seed=recipe.seed if seed is None else seed,
         resume=job.work.resume,
-        dtype=recipe.model.dtype,
-        trust_remote_code=recipe.model.trust_remote_code,
         kernels=recipe.kernels,
         report_to=recipe.report_to,
         logs=job.out.parent / "tensorboard" / name,
         name=name,
+        **loading,
     )
-    return context if seed is None else replace(context, seed=seed)
 
 
 def count(job: Job, outcome: "Outcome") -> None:
