@@ -64,8 +64,9 @@ def curves(stages: Iterable[Made]) -> list[Curve]:
     for made in stages:
         path = made.folder / CURVE
         if path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Curve(stage=made.ledger["name"], **values))
+            values = json.loads(path.read_text(encoding="utf-8"))  # of reinforcement also the reward and the divergence
+            shown = {name: column for name, column in values.items() if name in Curve.model_fields}
+            found.append(Curve(stage=made.ledger["name"], **shown))
     return found
 
 

@@ -77,17 +77,17 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
     """
     require_models(recipe)
     recipe.require_evaluable()
-    made = [*preparation(recipe), *loop(recipe)]
-    made.append(Step("steerlm", steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half="both"))
+    own_steps = [*preparation(recipe), *loop(recipe)]
+    own_steps.append(Step("steerlm", steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half="both"))
     evaluated: list[tuple[Step, System | None]] = list(evaluations(recipe, compared))
     if compared:
         require_comparable(recipe)
         rivals = rivals_of(recipe)
-        made += [step for rival in rivals for step in rival.steps]
+        own_steps += [step for rival in rivals for step in rival.steps]
         evaluated += comparison(recipe, rivals)
-        for name, knobs in ablated(recipe):
-            steps_of_loop, last = ablation(recipe, name, knobs)
-            made += steps_of_loop
+        for name in recipe.compare.ablations:
+            steps_of_loop, last = ablation(recipe, name, ABLATIONS[name])
+            own_steps += steps_of_loop
             evaluated.append(last)
         evaluated += [(step, None) for step in asked_beyond(recipe)]
     if recipe.reward.pairwise:
@@ -96,7 +96,7 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
     inputs = scored(recipe) | {step.name: step.name for step, _ in evaluated}
     systems = {step.name: system for step, system in evaluated if system is not None}
     page = Step("report", report, inputs, systems=systems)
-    return without_repeats(recipe, [*made, *(step for step, _ in evaluated), page])
+    return without_repeats(recipe, [*own_steps, *(step for step, _ in evaluated), page])
 
 
 def scored(recipe: Recipe) -> dict[str, str]:
@@ -142,10 +142,10 @@ def loop(recipe: Recipe) -> Iterator[Step]:
 
 def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, System]]:
     """The policies of all iterations, and what stands beside them in any case."""
-    given = scored(recipe)
+    shared = scored(recipe)
 
     def evaluated(name: str, policy: str | Path, condition: str, system: System) -> tuple[Step, System]:
-        inputs = {"policy": policy} | given
+        inputs = {"policy": policy} | shared
         return Step(f"evaluate-{name}", evaluate, inputs, system.iteration or 0, condition=condition), system
 
     for t in range(recipe.iterations + 1):
@@ -157,7 +157,7 @@ def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, 
         # Beside DPO that this run trains, a checkpoint that is taken as it is has its own name.
         own = compared and "dpo" in recipe.compare.systems
         system = System(f"DPO, {Path(recipe.evaluation.dpo).name}" if own else "DPO")
-        yield Step("evaluate-dpo", evaluate, given, condition="plain"), system
+        yield Step("evaluate-dpo", evaluate, shared, condition="plain"), system
     if recipe.evaluation.controls:
         yield evaluated("sft-asked", "sft", "directions", System("SFT, asked", "control"))
         start = Path(recipe.model.source).absolute() if recipe.model.base else "base"
@@ -199,19 +199,13 @@ def asked_beyond(recipe: Recipe) -> Iterator[Step]:
 
     Beyond what a policy was trained on lies beyond the ends of an arc; other populations have no such ends.
     """
-    given = {name: scored(recipe)[name] for name in ("data", "reward", "annotate")}
+    shared = {name: scored(recipe)[name] for name in ("data", "reward", "annotate")}
     if recipe.preference.distribution == "arc":
         policy = f"policy-{recipe.iterations}"
-        inputs = {"policy": policy} | given
+        inputs = {"policy": policy} | shared
         yield Step(f"feasible-{policy}", feasibility, inputs, recipe.iterations, condition="directions")
     if "steerlm" in recipe.compare.systems:
-        yield Step("feasible-steerlm", feasibility, {"policy": "steerlm"} | given, condition="targets")
-
-
-def ablated(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each ablation that the recipe asks for, and the knobs that make it."""
-    for name in recipe.compare.ablations:
-        yield name, ABLATIONS[name]
+        yield Step("feasible-steerlm", feasibility, {"policy": "steerlm"} | shared, condition="targets")
 
 
 def ablation(recipe: Recipe, name: str, knobs: Mapping[str, Any]) -> tuple[list[Step], tuple[Step, System]]:
@@ -220,14 +214,14 @@ def ablation(recipe: Recipe, name: str, knobs: Mapping[str, Any]) -> tuple[list[
     own = [*preparation(changed_recipe), *loop(changed_recipe)]
     prefix = name.lower().replace(" ", "-")
     under = {step.name: f"{prefix}-{step.name}" for step in own}
-    made = []
+    own_steps = []
     for step in own:
         inputs = {key: under.get(str(value), value) for key, value in step.inputs.items()}
-        made.append(replace(step, name=under[step.name], inputs=inputs, knobs=knobs))
+        own_steps.append(replace(step, name=under[step.name], inputs=inputs, knobs=knobs))
     last = recipe.iterations
     system = System(f"DPA t={last}, {name}", "ablation", compared=True)
     policy = {"policy": under[f"policy-{last}"]} | scored(changed_recipe)
-    return made, (Step(f"evaluate-{prefix}-policy", evaluate, policy, last, condition="directions"), system)
+    return own_steps, (Step(f"evaluate-{prefix}-policy", evaluate, policy, last, condition="directions"), system)
 
 
 def require_comparable(recipe: Recipe) -> None:

@@ -30,17 +30,17 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
     Args:
         knobs: values by dotted name, such as a stage reads them (`Stage.knobs`).
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for knob, value in knobs.items():
         if knob in SOURCES and not knobs.get("data.world"):
-            found[knob] = Path(os.path.expandvars(value))
+            paths[knob] = Path(os.path.expandvars(value))
         elif knob in MODELS and value.startswith(FUNCTION):
-            found[knob] = _module_file(value)
+            paths[knob] = _module_file(value)
         elif knob in MODELS and value != INSTALLED.get(knob):
-            found[knob] = Path(value)
-        if knob in found and (found[knob] == Path() or not found[knob].exists()):
-            del found[knob]
-    return {knob: path.absolute() for knob, path in found.items()}
+            paths[knob] = Path(value)
+        if knob in paths and (paths[knob] == Path() or not paths[knob].exists()):
+            del paths[knob]
+    return {knob: path.absolute() for knob, path in paths.items()}
 
 
 def require_models(recipe: Recipe) -> None:

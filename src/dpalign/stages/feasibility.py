@@ -83,8 +83,8 @@ def feasibility(job: Job) -> None:
     system, fault_PVS = read_answers(job.out, reading, wishes, recipe.feasibility.repetition)
     bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     optimum_VK = _optimum(recipe, job.out, wishes) if system.true_reward_PVSK is not None else None
-    found = figures(system, fault_PVS, wishes, recipe.feasibility.repetition, bootstrap, optimum_VK)
-    write_json(job.out / "feasibility.json", found.model_dump(mode="json"))
+    outcome = figures(system, fault_PVS, wishes, recipe.feasibility.repetition, bootstrap, optimum_VK)
+    write_json(job.out / "feasibility.json", outcome.model_dump(mode="json"))
 
 
 def asking_beyond(job: Job) -> "Shards[Evaluators]":

@@ -35,7 +35,7 @@ def pairs(job: Job) -> None:
     """
     recipe = job.recipe
     of_ratings = recipe.dpo.pairs == "ratings"
-    made: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     few = ties = 0
     for prompt_id, messages, answers, scores in rated_prompts(job) if of_ratings else candidate_prompts(job):
         if len(answers) < 2:
@@ -48,7 +48,7 @@ def pairs(job: Job) -> None:
         if scores[best] == scores[other]:
             ties += 1
             continue
-        made.append(
+        rows.append(
             {
                 "prompt_id": prompt_id,
                 "messages": messages,
@@ -59,14 +59,14 @@ def pairs(job: Job) -> None:
                 "origin": recipe.dpo.pairs,
             }
         )
-    if not made:
+    if not rows:
         raise ValueError(
             f"no pair is left of {few + ties} prompts: {few} have fewer than two answers to compare, and the two of "
             f"{ties} score alike; dpo.pairs is {recipe.dpo.pairs!r}, the other choice may have some"
         )
-    write_rows(job.out / "part-00000.parquet", made, PAIRS)
+    write_rows(job.out / "part-00000.parquet", rows, PAIRS)
     filtered = {"fewer than two answers": few, "the two score alike": ties}
-    job.work.tally.add(rows_in=len(made) + few + ties, rows_out=len(made), filtered=filtered)
+    job.work.tally.add(rows_in=len(rows) + few + ties, rows_out=len(rows), filtered=filtered)
 
 
 def rated_prompts(job: Job) -> Iterator[Answers]:

@@ -46,8 +46,8 @@ class Pair:
 def pairwise(job: Job) -> None:
     """Count how often the reward model rates the chosen answer of a pair higher (RewardBench's form)."""
     pairs = read_pairs(job.inputs["pairs"])
-    found = accuracy(job.recipe, open_scorer(job.recipe, job.inputs["reward"], alone=True), pairs, job.inputs["pairs"])
-    write_json(job.out / "accuracy.json", found)
+    scorer = open_scorer(job.recipe, job.inputs["reward"], alone=True)
+    write_json(job.out / "accuracy.json", accuracy(job.recipe, scorer, pairs, job.inputs["pairs"]))
     job.work.tally.add(rows_in=len(pairs), rows_out=len(pairs), scored=2 * len(pairs))
 
 
@@ -86,13 +86,13 @@ def accuracy(recipe: "Recipe", scorer: "Scorer", pairs: Sequence[Pair], source: 
     subsets: dict[str, Array] = {ALL: lead_N}
     for name in sorted({pair.subset for pair in pairs} - {""}):
         subsets[name] = lead_N[[pair.subset == name for pair in pairs]]
-    found: dict[str, Any] = jsonable(
+    outcome: dict[str, Any] = jsonable(
         {
             "objective": next(iter(recipe.objectives)),
             "subsets": {name: _share(own_N, recipe.seed) for name, own_N in subsets.items()},
         }
     )
-    return found
+    return outcome
 
 
 def _share(lead_N: Array, seed: int) -> Mapping[str, Any]:

@@ -212,7 +212,7 @@ def surface_baseline(recipe: "Recipe", rows: Sequence[dict[str, Any]], label_NK:
     predicted_NK = ridge_cross_validated(feature_NF, label_NK, groups)
     names = list(recipe.objectives)
     usable = [k for k in range(len(names)) if not np.isnan(predicted_NK[~np.isnan(label_NK[:, k]), k]).any()]
-    found: dict[str, Any] = _quality(
+    by_objective: dict[str, Any] = _quality(
         recipe, rows, predicted_NK[:, usable], label_NK[:, usable], [names[k] for k in usable]
     )["heads"]
-    return found
+    return by_objective

@@ -52,8 +52,8 @@ class Shards(Generic[Models]):
         for _, rows in groupby(self.part(index), key=lambda row: row["prompt_id"]):
             of_prompt = list(rows)
             yield named(of_prompt[0])
-            for *_, made in self.work(self.opened, index, of_prompt, Tally()):
-                deque(made, maxlen=0)
+            for *_, outputs in self.work(self.opened, index, of_prompt, Tally()):
+                deque(outputs, maxlen=0)
 
     def ids(self, index: int) -> list[Id]:
         rows = self.part(index)

@@ -58,18 +58,18 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
 def _numbers(option: str, words: Sequence[str], known: type) -> dict[str, float]:
     """NAME=NUMBER words, by the fields of a dataclass."""
     names = [field.name for field in fields(known)]
-    found = {}
+    numbers = {}
     for word in words:
         name, _, number = word.partition("=")
         if name not in names:
             raise ValueError(f"{option} {word}: no such name ({name_hint(name, names)})")
         try:
-            found[name] = float(number)
+            numbers[name] = float(number)
         except ValueError:
             raise ValueError(f"{option} {word}: give NAME=NUMBER") from None
-        if not 0 <= found[name] < math.inf:
+        if not 0 <= numbers[name] < math.inf:
             raise ValueError(f"{option} {word}: give a number of at least 0")
-    return found
+    return numbers
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -196,11 +196,11 @@ def disk(
     trainings = [step.stage.trains(recipe_of(recipe, step)) for step in trained if step.stage.trains is not None]
     # What a training resumes from: the weights that learn, and the optimizer's state, in float32.
     checkpoints = [_learned(t, model) * WIDTHS["float32"] * (1 + STATES[t.optimizer]) for t in trainings]
-    drawn = sum(loads[step.name].answers for step in steps)
+    answers = sum(loads[step.name].answers for step in steps)
     scored = sum(loads[step.name].scored for step in steps)
     return {
         "data": (2 * sizes.prompts * sizes.rated + sizes.others) * row + sizes.chats * sizes.chat * sizes.text_bytes,
-        "answers": drawn * sizes.answer * sizes.text_bytes,
+        "answers": answers * sizes.answer * sizes.text_bytes,
         "scores": scored * SCORE_BYTES,
         "selected": sum(loads[step.name].rows for step in steps if step.stage.name in ("finetune", "specialist")) * row,
         f"{len(trained)} trained models": len(trained) * weights,
