@@ -143,8 +143,8 @@ class World:
     def write(self, work: Work, step: Step) -> None:
         """The outputs of one step, and what it counts."""
         write: Callable[[Work, Step], None] | None = {
-            "evaluate": self._evaluation, "soup": self._evaluation, "feasibility": self._feasibility,
-            "data": self._data, "pairwise": self._pairwise,
+            "evaluate": self._evaluation, "soup": self._evaluation, "best_of_n": self._evaluation,
+            "feasibility": self._feasibility, "data": self._data, "pairwise": self._pairwise,
         }.get(step.stage.name)  # fmt: skip
         match step.stage.name:
             case "sft" | "steerlm" | "finetune" | "specialist" | "dpo" | "rl" | "base" | "reward" | "judge":
