@@ -53,5 +53,5 @@ def require_room(
         if context and len(ids) + max_new_tokens > context:
             raise ValueError(
                 f"prompt {name}: {len(ids)} tokens and {max_new_tokens} new ones exceed the model's context "
-                f"of {context}; filter by prompt_tokens, or lower max_new_tokens"
+                f"of {context}; lower sampling.prompt_tokens or sampling.max_new_tokens"
             )

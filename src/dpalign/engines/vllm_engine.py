@@ -25,6 +25,7 @@ from dpalign.engines.engine import Answer, Request, require_room
 from dpalign.engines.knobs import Engines
 from dpalign.engines.transformers_engine import PromptReader
 from dpalign.paper.direction import rng_for
+from dpalign.run.progress import AS_LINES
 
 QUIET: Final = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -127,7 +128,7 @@ def context_length(own: int | None, prompt_tokens: int, max_new_tokens: int) -> 
 
 def show_progress() -> bool:
     """Whether vLLM shows its own progress bars: on a terminal; elsewhere a stage logs its finished shards."""
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() and not AS_LINES.items() <= os.environ.items()
 
 
 def require_vllm(environment: Mapping[str, str] = QUIET) -> Any:

@@ -88,7 +88,7 @@ def unasked_twin(folder: Path, others: Iterable[Path]) -> Path | None:
         return None
     policy = read_ledger(folder)["inputs"].get("policy")
     for other in others:
-        if condition_of(other) == "plain" and read_ledger(other)["inputs"].get("policy") == policy:
+        if policy and condition_of(other) == "plain" and read_ledger(other)["inputs"].get("policy") == policy:
             return other
     return None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dpalign.measure.bootstrap import Array
 from dpalign.measure.points import Rewards
-from dpalign.measure.system import System
+from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
 from dpalign.paper.direction import Preference, arithmetic
 from dpalign.paper.objectives import Objective, all_known, by_name, read_objectives
 from dpalign.rows import CANDIDATES, HEADS, SCORES, matrix_of, read_table
@@ -153,6 +153,7 @@ def system_of(planned: Mapping[str, System], step: str, folder: Path) -> System:
         return planned[step]
     knobs = read_ledger(folder)["knobs"]
     t = knobs.get("step.t", 0)
+    name = step.partition("-")[2]
     if t and knobs.get("step.condition") == "directions":
-        return System(f"DPA t={t}", "iteration", iteration=t)
-    return System(step.partition("-")[2])
+        return policy_at(t)
+    return BESIDE_THE_LOOP.get(name, System(name))

@@ -27,8 +27,11 @@ def rounded(record: R) -> R:
     return type(record).model_validate(jsonable(record.model_dump()))
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: Any, where: str = "summary") -> Any:
     """Plain JSON values of six decimals; arrays and dataclasses are taken apart.
+
+    Args:
+        where: the value's place, for the message.
 
     Raises:
         ValueError: a value that JSON cannot hold.
@@ -38,14 +41,14 @@ def jsonable(value: Any) -> Any:
             return value
         case float() | np.number():
             if not math.isfinite(value):
-                raise ValueError(f"a summary cannot hold {value}; leave out a figure that is not defined")
+                raise ValueError(f"{where} is {value}, which JSON cannot hold; a figure that is not defined is None")
             return round(float(value), 6) + 0.0  # + 0.0: no -0.0
         case np.ndarray():
-            return jsonable(value.tolist())
+            return jsonable(value.tolist(), where)
         case Mapping():
-            return {str(key): jsonable(inner) for key, inner in value.items()}
+            return {str(key): jsonable(inner, f"{where}.{key}") for key, inner in value.items()}
         case list() | tuple():
-            return [jsonable(inner) for inner in value]
+            return [jsonable(inner, where) for inner in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return jsonable(asdict(value))
-    raise ValueError(f"a summary cannot hold {value!r} of type {type(value).__name__}")
+        return jsonable(asdict(value), where)
+    raise ValueError(f"{where} is {value!r} of type {type(value).__name__}, which JSON cannot hold")

@@ -1,7 +1,7 @@
 """A compared system: what it is, said once where its evaluation is planned, and read wherever it is shown."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Role = Literal["baseline", "control", "specialist", "soup", "ablation", "iteration"]
 """baseline: what users have without DPA. control: a model that never learnt directions, asked for them. specialist:
@@ -10,7 +10,7 @@ trained for one direction. soup: mixed from specialists for each direction. abla
 
 @dataclass(frozen=True)
 class System:
-    """One system in one of its settings. An evaluate folder keeps it as system.json."""
+    """One system in one of its settings. A run tells its report which system each of its inputs is."""
 
     name: str
     """What the page calls it. Settings of one system share the name."""
@@ -32,3 +32,19 @@ class System:
     def group(self) -> str:
         """Its family, or its own name: specialists of one method share a row of Table 1."""
         return self.family or self.name
+
+
+def policy_at(t: int) -> System:
+    """A policy of the loop; t = 0 is the SteerLM that samples first."""
+    return System(f"DPA t={t}", "iteration", iteration=t)
+
+
+BESIDE_THE_LOOP: Final = {
+    "steerlm": System("SteerLM"),
+    "sft": System("SFT"),
+    "dpo": System("DPO"),
+    "sft-asked": System("SFT, asked", "control"),
+    "base-asked": System("base, asked", "control"),
+    "steerlm-d2": policy_at(0),
+}
+"""What every run evaluates, by the NAME of its step evaluate-NAME."""

@@ -14,6 +14,7 @@ from dpalign.run.tables import leaves
 
 OF_NO_RESULT: Final = (
     *("name", "seed", "threads", "launcher", "jobs", "processes", "launch", "cluster", "engines", "kernels", "compare"),
+    "report_to",
     *("sampling.rows", "sampling.shard", "reward.score_tokens", "reward.share_prefix"),
 )
 """Knobs, and tables of them, in which the runs of one recipe may differ: what draws the seed, where and how fast it is

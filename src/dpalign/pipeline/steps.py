@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from dpalign.measure.system import System
+from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
 from dpalign.recipe import Recipe, changed
 from dpalign.recipe.localfiles import require_models
 from dpalign.run.environment import expanded
@@ -150,19 +150,19 @@ def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, 
 
     for t in range(recipe.iterations + 1):
         policy, condition = (f"policy-{t}", "directions") if t else ("steerlm-d2", "targets")
-        yield evaluated(policy, policy, condition, System(f"DPA t={t}", "iteration", iteration=t))
-    yield evaluated("steerlm", "steerlm", "targets", System("SteerLM"))
-    yield evaluated("sft", "sft", "plain", System("SFT"))
+        yield evaluated(policy, policy, condition, policy_at(t))
+    yield evaluated("steerlm", "steerlm", "targets", BESIDE_THE_LOOP["steerlm"])
+    yield evaluated("sft", "sft", "plain", BESIDE_THE_LOOP["sft"])
     if recipe.evaluation.dpo:
         # Beside DPO that this run trains, a checkpoint that is taken as it is has its own name.
         own = compared and "dpo" in recipe.compare.systems
         system = System(f"DPO, {Path(recipe.evaluation.dpo).name}" if own else "DPO")
         yield Step("evaluate-dpo", evaluate, shared, condition="plain"), system
     if recipe.evaluation.controls:
-        yield evaluated("sft-asked", "sft", "directions", System("SFT, asked", "control"))
+        yield evaluated("sft-asked", "sft", "directions", BESIDE_THE_LOOP["sft-asked"])
         start = Path(recipe.model.source).absolute() if recipe.model.base else "base"
         if start == "base" or Path(start).is_dir():  # a name on the hub is no folder to read from
-            yield evaluated("base-asked", start, "directions", System("base, asked", "control"))
+            yield evaluated("base-asked", start, "directions", BESIDE_THE_LOOP["base-asked"])
 
 
 def rivals_of(recipe: Recipe) -> list[Rival]:

@@ -129,7 +129,12 @@ def train_reward_model(
         ValueError: no row fits the context; a row has other than `len(heads)` labels.
     """
     tokenizer, training = context.tokenizer, context.training
-    rows = fitting(tokenize_rated(rated, len(heads), template, tokenizer), "rated row", training.context)
+    rows = fitting(
+        tokenize_rated(rated, len(heads), template, tokenizer),
+        "rated row",
+        training.context,
+        knob="reward.training.context",
+    )
     set_seed(context.seed)
     model = load_trainable(context, heads, lm_loss=lm_loss, normalize=normalize)
     stock = type(model).__mro__[1]

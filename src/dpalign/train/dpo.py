@@ -67,7 +67,14 @@ def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: floa
             "DPO compares whole answers, a pair a row: dpo.training needs packing = false and loss_on = "
             f'"answer", not {str(training.packing).lower()} and "{training.loss_on}"'
         )
-    rows = fitting(tokenize_pairs(pairs, context.tokenizer), "pair", training.context, longer_side, both_sides)
+    rows = fitting(
+        tokenize_pairs(pairs, context.tokenizer),
+        "pair",
+        training.context,
+        longer_side,
+        both_sides,
+        "dpo.training.context",
+    )
     set_seed(context.seed)
     model = load_model(AutoModelForCausalLM, context)
     return train(dpo_trainer(model, rows.rows, beta, context), rows, context)

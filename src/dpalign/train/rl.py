@@ -143,7 +143,7 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
     model = load_model(AutoModelForCausalLM, context)
     ids = [prompt_ids(context.tokenizer, messages) for messages in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
-    require_room([messages[-1]["content"] for messages in prompts], ids, config.max_completion_length, limit)
+    require_room([repr(messages[-1]["content"][:80]) for messages in prompts], ids, config.max_completion_length, limit)
     trainer = (GRPOTrainer if isinstance(config, GRPOConfig) else RLOOTrainer)(
         model=model,
         reward_funcs=reward,

@@ -99,6 +99,7 @@ def fitting(
     context: int,
     length: Callable[[Row], int] = lambda row: len(row["input_ids"]),
     tokens: Callable[[Row], int] = lambda row: len(row["input_ids"]),
+    knob: str = "its training's context",
 ) -> Rows:
     """Leave out the rows longer than the context, and count them.
 
@@ -106,6 +107,7 @@ def fitting(
         what: a row's name in the message: "pair".
         length: tokens that must fit the context.
         tokens: tokens that an epoch reads of the row.
+        knob: what a user raises where no row fits.
 
     Raises:
         ValueError: no row fits.
@@ -113,7 +115,9 @@ def fitting(
     every = list(rows)
     short = [row for row in every if length(row) <= context]
     if not short:
-        raise ValueError(f"no {what} of {len(every)} fits a context of {context} tokens; raise it, or check the data")
+        raise ValueError(
+            f"no {what} of {len(every)} fits a context of {context} tokens; raise {knob}, or check the data"
+        )
     return Rows(short, len(every) - len(short), sum(tokens(row) for row in short))
 
 
