@@ -48,7 +48,7 @@ def recipes_page() -> str:
 A recipe is one TOML file. Every key has a default, the paper's where the paper gives one, so a recipe states only
 what it changes. An unknown key is an error that names the nearest known one, and so is a value out of its range.
 The range stands behind the default. On the command line any key can be overridden:
-`dpa run recipes/world.toml --sampling.n 8`. `--dry-run recipe` prints the recipe as resolved.
+`dpa run recipes/world.toml --sampling.n 8`. `--print-recipe` prints the recipe as resolved.
 
 ```toml
 {with_ranges(Recipe(name="paper").to_toml(), ranges(Recipe)).strip()}

@@ -17,7 +17,7 @@ import pytest
 import judge_server
 from dpalign import cli
 from dpalign.paper.direction import rng_for
-from dpalign.pipeline.alpaca_judge import CHUNK, Pair, package, win_rates
+from dpalign.pipeline.alpaca_judge import CHUNK, CLIENT, Pair, package, win_rates
 from judge_server import Reply, completion
 
 QUESTIONS = tuple(f"name thing {i}." for i in range(20))
@@ -176,6 +176,25 @@ def test_a_lost_judge_ends_the_command_and_the_key_is_written_nowhere(
         assert "secret" not in server.headers[without]["authorization"]
     for path in out.rglob("*"):
         assert not path.is_file() or b"sk-very-secret" not in path.read_bytes()
+
+
+def test_a_judge_that_refuses_for_its_rate_limit_ends_the_command(
+    words: list[str], out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package would keep a judgement of nothing: the command ends instead, and asks for it again when resumed."""
+    from alpaca_eval.decoders import openai
+
+    monkeypatch.setitem(CLIENT, "max_retries", 0)
+    monkeypatch.setattr(openai.time, "sleep", lambda seconds: None)
+    busy = Reply({"error": {"message": "Rate limit reached"}}, 429)
+    with judge_server.serving(lambda number, body: busy if number >= CHUNK + 1 else None) as server:
+        message = refused(capsys, words, server.url, "--workers", "1")
+        assert "rate limit" in message
+        assert "16 of 20" in message
+    with judge_server.serving() as server:
+        run(words, server.url)
+        assert len(server.requests) == 4
+    assert summary(out)["points"][0]["judged"] == 20
 
 
 def test_an_annotator_can_be_a_folder_and_requests_take_more_fields(

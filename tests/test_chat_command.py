@@ -225,6 +225,9 @@ def test_a_server_answers_as_the_same_model_does_here(tmp_path: Path) -> None:
         best_here = list(local.stream(best))[-1]
         with pytest.raises(ValueError, match="/clear begins"):
             list(local.stream(Ask([message] * 400, None, 0.7, 0, None)))
+        assert list(local.stream(Ask([message], None, 0.0, 3, 10**6)))[-1].finish  # cut at the context, not refused
+        with pytest.raises(ValueError, match="seed: Input should be less than"):
+            list(local.stream(Ask([message], None, 0.7, 2**63, None)))
     with api_server.serving(folder, reward=True) as running:
         there = remote(running.url)
         assert here == [text_of(list(there.stream(one))) for one in asks]

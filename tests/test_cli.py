@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpalign import __version__, cli
+from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import load
 from dpalign.run.ledger import read_ledger
 
@@ -46,6 +47,7 @@ def test_every_verb_has_its_line_of_help_and_a_help_of_its_own(capsys: pytest.Ca
             cli.main([verb, "--help"])
         assert ended.value.code == 0
         assert capsys.readouterr().out.startswith(f"usage: dpa {verb} ")
+    assert {verb for verb, known in cli.VERBS.items() if known.module == cli.ALONE} == set(STAGES)
     cli.main(["--version"])
     assert capsys.readouterr().out == f"dpalign {__version__}\n"
 
@@ -73,6 +75,8 @@ def test_the_help_of_a_stage_is_made_of_what_it_reads(
         ("rnu", ["'rnu'", "nearest is run"]),
         ("run", ["RECIPE", "dpa run --help"]),
         ("run PAPER --dryrun", ["--dryrun", "nearest is --dry-run"]),
+        ("run --dry-run PAPER --compare.systems ['dpx']", ["compare.systems has 'dpx'", "nearest: 'dpo'"]),
+        ("run PAPER --dry-run --pretrain.batch 16", ["pretrain", "batch is 16"]),
         ("run PAPER --smapling.n 3", ["--smapling.n", "nearest is --sampling.n"]),
         ("run PAPER --sampling.m 3", ["sampling.m", "nearest is sampling.n", "first"]),
         ("run PAPER --sampling.n few", ["sampling.n", "an int", '"few"']),
@@ -123,10 +127,8 @@ def test_the_dry_run_shows_the_steps_and_what_differs_from_the_defaults(
     assert rows[-1] == ["sampling.n", "=", "8", "(default", "16)"]
 
 
-def test_the_dry_run_of_a_recipe_is_a_recipe_again(
-    capsys: pytest.CaptureFixture[str], paper: Path, tmp_path: Path
-) -> None:
-    cli.main(["run", str(paper), "--dry-run", "recipe", "--sampling.n", "8"])
+def test_a_printed_recipe_is_a_recipe_again(capsys: pytest.CaptureFixture[str], paper: Path, tmp_path: Path) -> None:
+    cli.main(["run", str(paper), "--print-recipe", "--sampling.n", "8"])
     again = tmp_path / "again.toml"
     again.write_text(capsys.readouterr().out)
     assert load(again) == load(paper, ["--sampling.n", "8"])

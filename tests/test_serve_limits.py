@@ -126,6 +126,40 @@ def test_a_body_that_does_not_come_is_given_up(folder: Path) -> None:
             assert b" 408 " in line.recv(4096)
 
 
+def test_only_so_many_bodies_are_held_at_a_time() -> None:
+    """Two may run or wait, and twice as many bodies be held: the fifth is refused, and taken once they have left."""
+    service = SimpleNamespace(limits=Limits(max_concurrent=1, max_queue=1), closing=False)
+    scope = {"type": "http", "method": "POST", "path": "/v1/rewards", "headers": []}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("no body is whole")
+
+    async def statuses() -> list[list[int]]:
+        guard = Guard(app, service, Metrics(dict))  # type: ignore[arg-type]
+        sent: list[int] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message.get("status", 0))
+
+        async def silent() -> Any:
+            await asyncio.Event().wait()
+
+        async def left() -> Any:
+            return {"type": "http.disconnect"}
+
+        held = [asyncio.ensure_future(guard(scope, silent, send)) for _ in range(4)]
+        await asyncio.sleep(0)
+        await guard(scope, left, send)
+        busy = list(sent)
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        await guard(scope, left, send)
+        return [busy, sent[len(busy) :]]
+
+    assert asyncio.run(statuses()) == [[429, 0], []]
+
+
 def test_a_client_that_stops_reading_loses_its_place() -> None:
     """The app sends for ever, and nothing is read: after 0.05 s it is ended, and the client counts as gone."""
     service, metrics = SimpleNamespace(limits=Limits(read_seconds=0.05), closing=False), Metrics(dict)

@@ -22,7 +22,7 @@ from dpalign.pipeline.shipped import shipped
 from dpalign.run.errors import plain_errors
 
 KNOBS_NOTE: Final = (
-    "Any knob of the recipe can be set here: --section.key VALUE. `dpa run RECIPE --dry-run recipe` prints them all."
+    "Any knob of the recipe can be set here: --section.key VALUE. `dpa run RECIPE --print-recipe` prints them all."
 )
 
 
@@ -93,6 +93,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "dpo": Verb("train a policy on preference pairs, from SFT; it has no dial", ALONE),
     "rl": Verb("train a policy by reinforcement at one fixed direction, from SFT", ALONE),
     "evaluate": Verb("sample a system on the validation prompts and score its answers", ALONE),
+    "best_of_n": Verb("let the reward model choose among a system's plain answers for each direction", ALONE),
     "soup": Verb("mix experts for each direction, sample the mixtures and score their answers", ALONE),
     "feasibility": Verb("ask a system for what it can give and for more, and count degenerate answers", ALONE),
     "pairwise": Verb("count how often the reward model rates the chosen answer of a pair higher", ALONE),

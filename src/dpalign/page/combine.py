@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from dpalign.measure.record import rounded
 from dpalign.measure.seeds import combine_seeds
 from dpalign.measure.summary import Summary
@@ -48,12 +50,15 @@ def read_summary(run: Path) -> Summary:
     """The Summary of a finished run.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or of another version.
     """
     path = run / SUMMARY
     if not path.is_file():
         raise ValueError(f"{path}: missing; finish the run with `dpa run` first")
-    return Summary.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        return Summary.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ValueError(f"{path}: of another version, or damaged; `dpa run` writes it again") from error
 
 
 def require_one_recipe(summaries: dict[Path, Summary]) -> None:

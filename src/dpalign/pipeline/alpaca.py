@@ -111,7 +111,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--paper", action="store_true", help="draw the paper's points behind ours")
     text = "a recipe with the knobs of sampling and resampling (default: %(default)s)"
     add("--recipe", default="paper", metavar="RECIPE", help=text)
-    add("--dry-run", action="store_true", help="print what is left to sample and to judge; touch nothing")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what is left to sample, and at most how many judgements; touch nothing",
+    )
 
 
 def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:

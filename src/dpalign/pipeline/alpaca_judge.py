@@ -38,7 +38,9 @@ REFUSED: Final = (400, 413, 422)
 """HTTP status codes that refuse one request, such as a prompt too long. Any other stops the command."""
 CLIENT: Final = {"timeout": 300.0, "max_retries": 6}
 """Of OpenAI's client: seconds for an answer; tries after 408, 409, 429, 5xx and lost connections."""
-FAILURES: Final = ("Error while parsing", "Cannot find any logprobs", "Found ", "Max retries reached")
+RATE_LIMITED: Final = "Max retries reached"
+"""How the package's warning begins when a server refused for its rate limit to the last; it then goes on without."""
+FAILURES: Final = ("Error while parsing", "Cannot find any logprobs", "Found ")
 """How the package's warnings about failed judgements begin."""
 
 
@@ -162,6 +164,8 @@ class Judge:
                 return [value for pair in pairs for value in self._ask([pair], reasons)]
             reasons.append(reason)
             return [math.nan]
+        if any(line.startswith(RATE_LIMITED) for line in warned):
+            raise ValueError("the server keeps refusing for its rate limit; wait, or take fewer --workers")
         reasons += [self._redacted(line) for line in warned if line.startswith(FAILURES)]
         # The cache keeps 10 digits. Fewer here give the same figures before and after a resume.
         return [math.nan if row["preference"] is None else round(float(row["preference"]), 8) for row in annotated]

@@ -18,19 +18,19 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: runs/ and the recipe's name)")
     parser.add_argument("--until", metavar="STEP", help="the last step to take")
-    what = "touch nothing; print the steps and the knobs that differ from the defaults, or the whole resolved recipe"
-    parser.add_argument("--dry-run", nargs="?", const="steps", choices=("steps", "recipe"), help=what)
+    what = "touch nothing; print the steps, and the knobs that differ from the defaults"
+    parser.add_argument("--dry-run", action="store_true", help=what)
+    parser.add_argument("--print-recipe", action="store_true", help="touch nothing; print the recipe with every knob")
 
 
 def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     """Take every step that is not done yet; or say what they are. Returns the text to print."""
     recipe, compared = load(recipe_file(arguments.recipe), overrides), arguments.verb == "compare"
     folder = arguments.out or Path("runs") / recipe.name
-    match arguments.dry_run:
-        case "recipe":
-            return recipe.to_toml().rstrip("\n")
-        case "steps":
-            return f"{steps_table(recipe, folder, arguments.until, compared)}\n\n{differences(recipe)}"
+    if arguments.print_recipe:
+        return recipe.to_toml().rstrip("\n")
+    if arguments.dry_run:
+        return f"{steps_table(recipe, folder, arguments.until, compared)}\n\n{differences(recipe)}"
     runner.execute(recipe, folder, arguments.until, compared)
     if arguments.until is not None:
         return str(folder)
@@ -43,7 +43,8 @@ def next_commands(folder: Path, page: Path) -> str:
     """Where the page opens, and the commands that come next, as they must be typed here."""
     typed = Path(sys.argv[0])
     dpa = "python -m dpalign" if typed.name == "__main__.py" else str(typed) if len(typed.parts) > 1 else "dpa"
-    commands = (f"export {shlex.quote(str(folder))} --out mine --reward", "chat mine", "serve mine")
+    reward = " --reward" if (folder / "reward" / "model").is_dir() else ""
+    commands = (f"export {shlex.quote(str(folder))} --out mine{reward}", "chat mine", "serve mine")
     return f"\nOpen {page.resolve().as_uri()}\nNext:\n" + "".join(f"  {dpa} {command}\n" for command in commands)
 
 
@@ -60,10 +61,11 @@ def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared
 
 def differences(recipe: Recipe) -> str:
     """The knobs that differ from the defaults, which are the paper's."""
-    defaults = dict(leaves(Recipe(name=recipe.name).as_mapping()))
+    defaults, values = (dict(leaves(one.as_mapping())) for one in (Recipe(name=recipe.name), recipe))
     rows = [
         f"  {key} = {literal(value)}" + (f"  (default {literal(defaults[key])})" if key in defaults else "")
-        for key, value in leaves(recipe.as_mapping())
+        for key, value in values.items()
         if key not in defaults or defaults[key] != value
     ]
-    return "\n".join([f"{len(rows)} knobs differ from the defaults (--dry-run recipe prints them all):", *rows])
+    rows += [f"  no {key}  (default {literal(default)})" for key, default in defaults.items() if key not in values]
+    return "\n".join([f"{len(rows)} knobs differ from the defaults (--print-recipe prints them all):", *rows])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
+from dpalign.paper.direction import name_hint
 from dpalign.recipe import Recipe, changed
 from dpalign.recipe.localfiles import require_models
 from dpalign.run.environment import expanded
@@ -73,8 +74,11 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
         compared: with every other system that the recipe compares.
 
     Raises:
-        ValueError: a model that is not there, or a comparison that would fail after its trainings.
+        ValueError: an unknown system, a model that is not there, or a comparison that would fail after its trainings.
     """
+    for name in recipe.compare.systems:
+        if name not in RIVALS:
+            raise ValueError(f"compare.systems has {name!r}; {name_hint(name, list(RIVALS))}")
     require_models(recipe)
     recipe.require_evaluable()
     own_steps = [*preparation(recipe), *loop(recipe)]
@@ -228,12 +232,9 @@ def require_comparable(recipe: Recipe) -> None:
     """Refuse what a comparison would otherwise miss after all trainings.
 
     Raises:
-        ValueError: an unknown system; experts that cannot be mixed for every evaluation direction; settings to choose
+        ValueError: experts that cannot be mixed for every evaluation direction; settings to choose
             among, and no tuning prompts.
     """
-    for name in recipe.compare.systems:
-        if name not in RIVALS:
-            raise ValueError(f"compare.systems has {name!r}; known are {', '.join(RIVALS)}")
     for choice in recipe.soups.choices if "soups" in recipe.compare.systems else ():
         if why := soup.unserved(recipe, choice):
             raise ValueError(f'soups.choices has "{choice}", which cannot serve every direction: {why}')

@@ -88,7 +88,7 @@ def _add_bar(what: str, total: int | None, done: int) -> "TaskID":
         if _bars is None:
             text = progress.TextColumn("{task.description} {task.fields[count]}")
             left = progress.TimeRemainingColumn(elapsed_when_finished=True)
-            console = Console(stderr=True)
+            console = Console(file=sys.stderr)  # this one, also where a library's own words are redirected
             _bars = progress.Progress(text, progress.BarColumn(), left, console=console, transient=True)
             _bars.start()
             console.show_cursor(True)  # or it stays hidden when the process is killed

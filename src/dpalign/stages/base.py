@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpalign.chat import chat_template
 from dpalign.paper.direction import rng_for
@@ -44,6 +44,14 @@ class Pretrain(Table):
     """Documents a forward: fewer where they are long."""
     steps: int = Field(9000, ge=1)
     """Updates: below a few thousand, a model of this size does not yet answer what it is asked."""
+
+    @model_validator(mode="after")
+    def _updates_are_whole(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(
+                f"batch is {self.batch}, and micro_batch {self.micro_batch}; give a batch that is a multiple of it"
+            )
+        return self
 
     @property
     def training(self) -> Training:

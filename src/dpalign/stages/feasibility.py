@@ -106,7 +106,7 @@ def wishes_of(job: Job) -> list[Wish]:
 
 
 def directions_beyond(recipe: "Recipe") -> list[Wish]:
-    """The recipe's angles, told apart by the arc that users ask for; the report also tells its margin (`with_margin`).
+    """The recipe's angles, told apart by the arc that users ask for; `read_feasibility` also tells its margin.
 
     Raises:
         ValueError: the trained directions are no arc, or an angle lies outside -90..90 degrees.

@@ -1,7 +1,7 @@
 """What a stage is: a function that reads finished folders and writes one, and what it says about itself.
 
-A stage's file declares its knobs, what it reads, its function and its cost. `stages/__init__.py` lists them all;
-`pipeline/` knows their order. Heavy imports wait until a stage runs.
+A stage's file declares its knobs, what it reads, its function and its cost. `pipeline/steps.py` lists them all,
+and knows their order. Heavy imports wait until a stage runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -112,14 +112,15 @@ def _speaker(arguments: argparse.Namespace, model: Path | None) -> "Speaker":
         from dpalign.dial.server.engine import Limits
         from dpalign.dial.server.service import open_service
         from dpalign.run.environment import settle_threads
+        from dpalign.stages.stage import installed
 
-        settle_threads(arguments.threads, for_torch=True)
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        limits = Limits(max_tokens=max(Limits.max_tokens, arguments.max_tokens or 0))
         options = {name: getattr(arguments, name) for name in ("reward", "reward_template", "dtype")}
-        return Local(open_service(model, limits, rows=limits.max_n, **options))
+        with installed():
+            settle_threads(arguments.threads, for_torch=True)
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
+            return Local(open_service(model, Limits(), rows=Limits.max_n, **options))
     key = os.environ.get(arguments.api_key_env, "").strip() or None
     names = [name.strip() for name in (arguments.objectives or "").split(",") if name.strip()]
     return Remote(arguments.url, model=arguments.served, objectives=names, key=key, key_name=arguments.api_key_env)

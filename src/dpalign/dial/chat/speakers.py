@@ -11,7 +11,7 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -25,7 +25,7 @@ from dpalign.paper.prompts import PreferenceTemplate
 from dpalign.rows import Message
 
 if TYPE_CHECKING:
-    from dpalign.dial.server.service import Service
+    from dpalign.dial.server.service import Order, Service
 
 _T = TypeVar("_T")
 _Shape = TypeVar("_Shape", bound=BaseModel)
@@ -154,7 +154,7 @@ class Local(Speaker):
 
     async def _draw(self, ask: Ask, pieces: "queue.SimpleQueue[Piece | Exception | None]") -> None:
         try:
-            order = await self.service.order(ChatRequest.model_validate(ask.body(self.name)))
+            order = await self._order(ask)
             async with aclosing(self.service.answers(order)) as stream:
                 async for deltas in stream:
                     for delta in deltas:
@@ -165,6 +165,20 @@ class Local(Speaker):
             pieces.put(ValueError(f"{error}{cure}"))
         except Exception as error:
             pieces.put(error)
+
+    async def _order(self, ask: Ask) -> "Order":
+        body = ask.body(self.name)
+        wanted = body.pop("max_tokens", None)  # a chat grows: it is cut at the context, where the server refuses
+        try:
+            request = ChatRequest.model_validate(body)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        order = await self.service.order(request)
+        if wanted is None:
+            return order
+        longest = min(wanted, self.service.generator.context - len(order.prompt))
+        return replace(order, sampling=replace(order.sampling, max_tokens=longest))
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         if self.service.rewards is None:

@@ -38,7 +38,7 @@ PURPOSES: Final = {
     "vllm": "sampling and serving with vLLM",
     "ray": "sampling on many machines",
     "serve": "`dpa serve` and its page",
-    "alpaca": "AlpacaEval's own annotators",
+    "alpaca": "judging with `dpa alpaca-eval`",
     "browser": "the tests of the page",
 }
 """Of the extras."""

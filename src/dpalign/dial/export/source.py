@@ -8,6 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import ValidationError
+
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.recipe import Recipe, load
@@ -192,14 +194,14 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
     examples: tuple[Example, ...] = ()
     if recipe.data.world:  # other prompts are somebody's data, and not ours to publish
         examples = _examples(run / f"evaluate-{stage.name}", contract.names)
-    files = run / "data" / "reports.json"
+    files, reward = run / "data" / "reports.json", _model_in(run / "reward")[0]
     summary, note = _summary_of(run, stage)
     return replace(
         source,
         recipe=recipe,
         summary=summary,
         data=json.loads(files.read_text(encoding="utf-8")) if files.is_file() else (),
-        reward=_model_in(run / "reward")[0] if (run / "reward" / LEDGER).is_file() else None,
+        reward=reward if (run / "reward" / LEDGER).is_file() and (reward / CONFIG).is_file() else None,
         examples=examples,
         notes=(note,) if note else (),
     )
@@ -244,7 +246,10 @@ def _summary_of(run: Path, stage: Path) -> "tuple[Summary | None, str]":
         return None, f"the run's report is of an earlier policy: {missing}; run it again"
     from dpalign.measure.summary import Summary
 
-    return Summary.model_validate_json((report / "summary.json").read_text(encoding="utf-8")), ""
+    try:
+        return Summary.model_validate_json((report / "summary.json").read_text(encoding="utf-8")), ""
+    except ValidationError:
+        return None, f"the run's report is of another version: {missing}; run it again"
 
 
 def hub_name(base: str) -> str | None:

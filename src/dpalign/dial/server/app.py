@@ -115,7 +115,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
             options = request.stream_options
             chunks = _chunks(service, order, with_usage=bool(options and options.include_usage))
             first = await anext(chunks)  # what fails before it has a status of its own
-            return _EventStream(_events(first, chunks), headers=headers)
+            return _EventStream(first, chunks, headers=headers)
         response.headers.update(headers)
         return await _completion(service, order)
 
@@ -171,25 +171,26 @@ async def _events(
             format_sse_event(data_str=chunk.model_dump_json(exclude_unset=True, ensure_ascii=True)) for chunk in some
         )
 
-    async with aclosing(chunks):
-        yield encoded(first)
-        try:
-            async for some in chunks:
-                yield encoded(some)
-        except Exception as error:
-            yield format_sse_event(data_str=api_error(error).json())
+    yield encoded(first)
+    try:
+        async for some in chunks:
+            yield encoded(some)
+    except Exception as error:
+        yield format_sse_event(data_str=api_error(error).json())
     yield format_sse_event(data_str="[DONE]")
 
 
 class _EventStream(EventSourceResponse):
-    """Closes the events with the response, so that an answer nobody waits for ends at once."""
+    """Closes the chunks with the response, so that an answer nobody waits for ends at once."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
-        super().__init__(events, headers=headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self.events = events
+    def __init__(
+        self, first: list[Completion], chunks: AsyncGenerator[list[Completion], None], headers: dict[str, str]
+    ) -> None:
+        self.events, self.chunks = _events(first, chunks), chunks
+        super().__init__(self.events, headers=headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.events):
+        async with aclosing(self.chunks), aclosing(self.events):  # the events may not have begun
             await super().__call__(scope, receive, send)
 
 
@@ -278,8 +279,6 @@ class Server(uvicorn.Server):
             server_header=False,
             ws="none",
             timeout_keep_alive=30,
-            # bodies are held in memory: those that run or wait, as many scorings, and room for idle connections
-            limit_concurrency=4 * (service.limits.max_concurrent + service.limits.max_queue),
             timeout_graceful_shutdown=int(service.limits.grace) + 5,
         )
         super().__init__(config)

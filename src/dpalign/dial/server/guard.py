@@ -50,6 +50,8 @@ class Guard:
     ) -> None:
         self.app, self.service, self.metrics, self.hosts = app, service, metrics, hosts
         self.limits = service.limits
+        self.bodies = 0
+        """Requests whose bodies are in memory. At most those that run or wait, and as many scorings."""
         self.key = None if key is None else _digest(key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,8 +79,14 @@ class Guard:
         if scope["method"] != "POST":
             await self.app(scope, receive, reply)
             return
-        body = await self._body(headers, receive)
-        await _unless_gone(self.app, scope, body, receive, reply)
+        if self.bodies >= 2 * (self.limits.max_concurrent + self.limits.max_queue):
+            raise ApiError(429, "the server is busy", code="busy", headers={"Retry-After": "1"})
+        self.bodies += 1
+        try:
+            body = await self._body(headers, receive)
+            await _unless_gone(self.app, scope, body, receive, reply)
+        finally:
+            self.bodies -= 1
 
     def _check(self, path: str, headers: Headers) -> None:
         """Refuse a request by its head."""
@@ -211,7 +219,8 @@ def _invalid(error: Mapping[str, Any]) -> ApiError:
         case "unknown_field" | "unsupported" | "invalid_value" as code:
             return ApiError(400, error["msg"], param=where, code=code)
         case "extra_forbidden":
-            return ApiError(400, f"unknown field {where!r}", param=where, code="unknown_field")
+            known = "; known: preference, angle" if path[0] == "chat_template_kwargs" else ""
+            return ApiError(400, f"unknown field {where!r}{known}", param=where, code="unknown_field")
         case "json_invalid":
             return ApiError(400, f"the body is no JSON object that can be read: {error['msg']}", code="invalid_json")
         case _ if not where:
