@@ -185,7 +185,7 @@ def test_a_run_on_vllm_writes_the_same_records_and_a_change_of_engine_redoes_wha
     on_vllm = Written(tmp_path / "run")
     assert on_vllm.ledger("sample-1")["knobs"]["engines.sampling"] == "vllm"
     said = dpa(*words)
-    assert 'sample-1: engines.sampling "vllm" is gone' in said
+    assert 'sample-1: engines.sampling "vllm" -> "transformers"' in said
     assert "steerlm-d2: input annotate changed" in said or "steerlm-d2: done before" in said
     plain = Written(tmp_path / "run")
     assert on_vllm.drawn == plain.drawn
