@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -107,6 +108,17 @@ def test_the_page_stands_in_no_frame_and_is_asked_for_anew(folder: Path) -> None
                 assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
                 assert answer.headers["cache-control"] == "no-cache"
             assert first.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_headers(folder: Path) -> None:
+    """Where it does, most requests on one connection take 40 ms."""
+    seconds = []
+    with api_server.serving(folder) as running, httpx2.Client(base_url=running.url) as client:
+        for _ in range(40):
+            began = time.perf_counter()
+            assert client.get("/v1/models").status_code == 200
+            seconds.append(time.perf_counter() - began)
+    assert statistics.median(seconds) < 0.03
 
 
 def test_a_body_above_the_limit_is_refused(folder: Path) -> None:
