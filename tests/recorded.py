@@ -9,11 +9,11 @@ import pytest
 
 from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import Recipe
-from dpalign.run.tables import Table
+from dpalign.run.tables import Table, leaves
 from dpalign.stages.stage import Job, Stage
 
 WHOLE = ("as_mapping", "to_toml", "model_dump")
-"""Ask for all knobs, to keep or to show them."""
+"""Ask for all knobs. Of the whole recipe this is to keep or to show them; of one of its tables it reads them."""
 
 
 class Recorded:
@@ -28,6 +28,8 @@ class Recorded:
 
     def __getattr__(self, name: str) -> Any:
         if name in WHOLE:
+            if self._path:
+                self._read.update(f"{self._path}{leaf}" for leaf, _ in leaves(self._table.as_mapping()))
             return getattr(self._table, name)
         if name == "model_copy":
             return self._changed
