@@ -289,7 +289,6 @@ def test_asking_for_more_than_can_be_had_is_planned_for_the_last_policy_and_for_
 @pytest.mark.parametrize(
     ("knobs", "parts", "cures"),
     [
-        ({"compare.systems": ["dpoo"]}, ["compare.systems", "'dpoo'", "dpo, brief"], [{"compare.systems": ["dpo"]}]),
         (
             {"data.tuning": 0.0},
             ["settings of DPO; ", "data.tuning is 0", "0.02", "data.tuning_prompts"],

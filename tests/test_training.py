@@ -46,7 +46,7 @@ def test_rows_over_the_context_are_left_out_and_counted(
     short = run(kind, tiny_folder, tmp_path / "b", changed(once, context=longest - 1))
     assert (whole.rows, whole.too_long) == (len(lengths), 0)
     assert (short.rows, short.too_long) == (len(lengths) - 1, 1)
-    with pytest.raises(ValueError, match=f"of {len(lengths)} fits a context of 3 tokens; raise it"):
+    with pytest.raises(ValueError, match=f"of {len(lengths)} fits a context of 3 tokens; raise "):
         run(kind, tiny_folder, tmp_path / "none", changed(once, context=3))
 
 
