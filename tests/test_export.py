@@ -18,7 +18,7 @@ from dpalign import cli
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.export import folder
-from dpalign.dial.export.source import located, opened
+from dpalign.dial.export.source import find_folders, find_model
 from dpalign.dial.server.engine import Rewards
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
 from dpalign.rows import CANDIDATES, HEADS, Message, read_rows
@@ -427,9 +427,9 @@ def test_a_run_its_stage_and_the_folder_in_it_are_opened_as_one_model_under_thre
         (run / f"policy-{t}" / "model" / "config.json").write_text("{}")
     (run / "recipe.toml").write_text("")
     model = run / "policy-2" / "model"
-    assert opened(run) == ("world", model, model)
-    assert opened(run / "policy-2") == opened(model) == ("policy-2", model, model)
+    assert find_model(run) == ("world", model, model)
+    assert find_model(run / "policy-2") == find_model(model) == ("policy-2", model, model)
     with pytest.raises(ValueError, match=r"no config\.json here"):
-        opened(tmp_path)
+        find_model(tmp_path)
     with pytest.raises(ValueError, match="no finished policy of iteration 3; finished: 1, 2"):
-        located(run, 3)
+        find_folders(run, 3)

@@ -345,7 +345,7 @@ def _answer(
         "tensor_parallel": recipe.engines.tensor_parallel,
         "instructions": len(instructions),
     }
-    answered, engine, opened = [], None, None
+    answered, engine, engines_policy = [], None, None
     for point in points:
         if point.policy is None:
             answered.append(point)
@@ -353,11 +353,11 @@ def _answer(
         inputs = {"policy": point.policy.resolve(), "instructions": source.resolve()}
         with run.stage(f"outputs-{point.slug}", VERSION, inputs, knobs | {"line": point.line}) as work:
             if not work.done:
-                if opened != point.policy:
+                if engines_policy != point.policy:
                     engine = None  # its memory is free before the next model loads
                     settle_threads(recipe.threads, for_torch=True)
                     with installed():
-                        engine, opened = open_engine(recipe, str(point.policy), alone=True), point.policy
+                        engine, engines_policy = open_engine(recipe, str(point.policy), alone=True), point.policy
                 _sample(work, recipe, engine, point, instructions)
         answered.append(replace(point, outputs=work.folder / OUTPUTS))
     return answered

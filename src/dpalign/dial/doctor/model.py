@@ -14,7 +14,7 @@ from typing import Any, Final
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.doctor import Finding, Level
-from dpalign.dial.export.source import opened
+from dpalign.dial.export.source import find_model
 from dpalign.page.words import listed, size
 from dpalign.run.modelfolder import (
     CONFIG,
@@ -70,7 +70,7 @@ def examine(path: Path) -> Iterator[Finding]:
     try:
         if not path.is_dir():
             raise Fault(f"{path}: no such folder", f"hf download {path} --local-dir FOLDER, if it is a name on the hub")
-        _, model, _ = opened(path)
+        _, model, _ = find_model(path)
         folder = Folder(model, read_object(model / CONFIG))
     except Fault as fault:
         yield Finding(fault.level, "folder", fault.text, fault.cure)

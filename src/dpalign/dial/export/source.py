@@ -92,7 +92,7 @@ def find_source(
             fetch = f"hf download {path} --local-dir FOLDER"
             raise ValueError(f"{path}: no such folder; fetch it (`{fetch}`), then `dpa export FOLDER --form {path}`")
         raise ValueError(f"{path}: no such folder; give a run, a finished policy or a local checkpoint")
-    stage, model, contract_folder = located(path, iteration)
+    stage, model, contract_folder = find_folders(path, iteration)
     contract = read_contract(contract_folder)
     if contract is not None and (form is not None or described is not None):
         raise ValueError(f"{contract_folder / FILE}: says what its directions mean already; leave --form and the rest")
@@ -111,7 +111,7 @@ def find_source(
     return _with_run(source, stage, run) if at_home else source
 
 
-def located(path: Path, iteration: int | None = None) -> tuple[Path, Path, Path]:
+def find_folders(path: Path, iteration: int | None = None) -> tuple[Path, Path, Path]:
     """The stage or checkpoint at a path, the folder with its weights, and the folder with its contract.
 
     Args:
@@ -129,13 +129,13 @@ def located(path: Path, iteration: int | None = None) -> tuple[Path, Path, Path]
     return stage, *_model_in(stage)
 
 
-def opened(path: Path) -> tuple[str, Path, Path]:
+def find_model(path: Path) -> tuple[str, Path, Path]:
     """The model at a path: its name, the folder with its weights, and the folder with its contract.
 
     Raises:
         ValueError: there is no model.
     """
-    _, model, contract_folder = located(path)
+    _, model, contract_folder = find_folders(path)
     if not (model / CONFIG).is_file():
         adapter = (model / "adapter_config.json").is_file()
         cure = "an adapter alone: merge it into its model (peft's merge_and_unload)" if adapter else ""

@@ -127,13 +127,13 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
     Raises:
         ValueError: what is wrong with which folder.
     """
-    from dpalign.dial.export.source import opened
+    from dpalign.dial.export.source import find_model
     from dpalign.dial.server.service import open_service
     from dpalign.train.contract import read_contract
 
     if arguments.name is not None and ("@" in arguments.name or not arguments.name.strip()):
         raise ValueError(f"--name {arguments.name!r}: a name without '@', which divides it from a direction")
-    if read_contract(opened(arguments.model)[2]) is None:
+    if read_contract(find_model(arguments.model)[2]) is None:
         cure = "`dpa export` writes one beside a checkpoint whose form is known"
         raise ValueError(f"{arguments.model}: no dpa.json, so this model takes no directions; {cure}")
     engines, max_model_len = vllm_of(arguments)

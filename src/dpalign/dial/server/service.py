@@ -18,7 +18,7 @@ from typing import Any
 from dpalign.dial.best_of import SPREAD, draw_best
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import front_of
-from dpalign.dial.export.source import find_source, opened, weights_folder
+from dpalign.dial.export.source import find_model, find_source, weights_folder
 from dpalign.dial.server.engine import (
     Array,
     ChatTooLong,
@@ -270,7 +270,7 @@ def open_service(
     Raises:
         ValueError: what is wrong with which folder.
     """
-    own, model, contract_folder = opened(path)
+    own, model, contract_folder = find_model(path)
     contract = read_contract(contract_folder)
     if contract is None:
         if reward is not None:
