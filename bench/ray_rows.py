@@ -16,7 +16,7 @@ from dpalign import recipe
 from dpalign.pipeline.runner import take
 from dpalign.recipe import changed
 from dpalign.rows import PROMPTS, prompt_id, user_prompt, write_rows
-from dpalign.run import folder as runs
+from dpalign.runs import folder as runs
 from dpalign.stages.sample import sample
 from dpalign.stages.stage import Step
 from harness import THREADS, Row, Unable, main, ratio_of

@@ -22,9 +22,9 @@ from dpalign.pipeline import runner
 from dpalign.pipeline.steps import knobs_of, steps
 from dpalign.recipe import Recipe, changed, load
 from dpalign.rows import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, write_rows
-from dpalign.run import folder as runs
-from dpalign.run.folder import Run, Work, write_json
-from dpalign.run.ledger import TIMES
+from dpalign.runs import folder as runs
+from dpalign.runs.folder import Run, Work, write_json
+from dpalign.runs.ledger import TIMES
 from dpalign.stages.stage import Step
 from dpalign.world.language import say_prompt
 from dpalign.world.people import draw_tasks

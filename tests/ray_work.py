@@ -14,10 +14,10 @@ from dpalign import recipe
 from dpalign.engines.engine import Engine
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES
-from dpalign.run import folder as runs
-from dpalign.run.folder import Shard, Tally
-from dpalign.run.ledger import write_text
-from dpalign.run.shards import make_shards
+from dpalign.runs import folder as runs
+from dpalign.runs.folder import Shard, Tally
+from dpalign.runs.ledger import write_text
+from dpalign.runs.shards import make_shards
 from dpalign.stages.sample import drawing
 from dpalign.stages.shards import Output, Row, Shards
 from dpalign.stages.stage import Job, Step

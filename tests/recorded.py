@@ -9,7 +9,7 @@ import pytest
 
 from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import Recipe
-from dpalign.run.tables import Table, leaves
+from dpalign.runs.tables import Table, leaves
 from dpalign.stages.stage import Job, Stage
 
 WHOLE = ("as_mapping", "to_toml", "model_dump")

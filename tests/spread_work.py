@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpalign.train.knobs import Training
-from dpalign.train.trainer import first_process
+from dpalign.train.trainer import first_process, leave_processes
 from tiny import changed
 from trainings import run
 
@@ -78,6 +78,7 @@ def main(start: str, out: Path, dtype: str) -> None:
             figures[name] = outcome | {"last loss": curve["loss"][-1]}
     if first_process():
         (out / "losses.json").write_text(json.dumps(figures))
+    leave_processes()
 
 
 if __name__ == "__main__":

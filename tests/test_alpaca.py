@@ -15,7 +15,7 @@ from dpalign.measure.paper_curves import FIG_5
 from dpalign.paper.direction import rng_for
 from dpalign.pipeline import alpaca
 from dpalign.pipeline.alpaca import read_instructions, read_outputs
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.ledger import read_ledger
 from dpalign.train.contract import contract_of, write_contract
 
 QUESTIONS = tuple(f"name {thing}." for thing in ("owl", "tea", "fox", "iron", "salt", "rain", "moon", "wolf"))

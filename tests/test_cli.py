@@ -11,7 +11,7 @@ import pytest
 from dpalign import __version__, cli
 from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import load
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.ledger import read_ledger
 
 FEW = [
     *("--world.helpsteer_prompts", "30", "--world.ultrafeedback_prompts", "40", "--world.sft_prompts=8"),

@@ -14,7 +14,7 @@ import tiny
 from dpalign.recipe import Recipe
 from dpalign.rows import PAIRS as SCHEMA
 from dpalign.rows import write_rows
-from dpalign.run.folder import Tally
+from dpalign.runs.folder import Tally
 from dpalign.stages.dpo import dpo
 from dpalign.stages.stage import Job
 from dpalign.train.dpo import dpo_trainer, tokenize_pairs

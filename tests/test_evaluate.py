@@ -12,8 +12,8 @@ from dpalign.pipeline.runner import take
 from dpalign.recipe import Recipe, changed, from_mapping
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.run.folder import Run, Tally
-from dpalign.run.ledger import Ledger, read_ledger
+from dpalign.runs.folder import Run, Tally
+from dpalign.runs.ledger import Ledger, read_ledger
 from dpalign.stages import evaluate as evaluating
 from dpalign.stages.best_of_n import best_of_n
 from dpalign.stages.evaluate import evaluate

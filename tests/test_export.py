@@ -22,8 +22,8 @@ from dpalign.dial.export.source import find_folders, find_model
 from dpalign.dial.server.engine import Rewards
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
 from dpalign.rows import CANDIDATES, HEADS, Message, read_rows
-from dpalign.run.ledger import LEDGER
-from dpalign.run.modelfolder import check_weights, special_tokens
+from dpalign.runs.ledger import LEDGER
+from dpalign.runs.modelfolder import check_weights, special_tokens
 from dpalign.train.contract import read_contract
 
 TWO = ("helpfulness", "verbosity")

@@ -28,8 +28,8 @@ from dpalign.measure.system import System
 from dpalign.pipeline.runner import take
 from dpalign.recipe import changed, load
 from dpalign.rows import CANDIDATES, read_rows
-from dpalign.run.folder import Run
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.folder import Run
+from dpalign.runs.ledger import read_ledger
 from dpalign.stages.feasibility import directions_beyond, feasibility, targets_beyond
 from dpalign.stages.stage import Step
 

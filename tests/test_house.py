@@ -156,7 +156,7 @@ def heavy():
 
 import dpalign.recipe
 print("recipe", *heavy())
-from dpalign.run.modelfolder import weights_files
+from dpalign.runs.modelfolder import weights_files
 print("model folder", weights_files(Path(sys.argv[1])) and "", *heavy())
 from dpalign import cli
 for words in (["--help"], ["run", "--help"], ["sample", "--help"], ["plan", "--help"], ["run", "demo", "--dry-run"]):

@@ -22,9 +22,9 @@ from dpalign import recipe
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES
 from dpalign.rows import HEADS, RATED, write_rows
-from dpalign.run import folder as runs
-from dpalign.run.launch import LAUNCHED, configuration, launch
-from dpalign.run.ledger import read_ledger
+from dpalign.runs import folder as runs
+from dpalign.runs.launch import LAUNCHED, configuration, launch
+from dpalign.runs.ledger import read_ledger
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training
 from dpalign.train.sft import sft_trainer, tokenize

@@ -19,8 +19,8 @@ from dpalign.pipeline.runner import dry_run, execute
 from dpalign.pipeline.steps import steps
 from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, CONVERSATIONS, PROMPTS, RATED, SCORES, read_rows, read_table
-from dpalign.run.folder import output_files
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.folder import output_files
+from dpalign.runs.ledger import read_ledger
 from recorded import reads_recorded, undeclared
 
 STEPS = [step.name for step in steps(load(MICRO))]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpalign.run.modelfolder import check_weights, pickles_in, special_tokens, template_of, vocabulary
+from dpalign.runs.modelfolder import check_weights, pickles_in, special_tokens, template_of, vocabulary
 
 safetensors = pytest.importorskip("safetensors.numpy")
 

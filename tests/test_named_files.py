@@ -13,8 +13,8 @@ from dpalign.pipeline.steps import STAGES, steps
 from dpalign.recipe import Recipe, load
 from dpalign.recipe.localfiles import MODELS, SOURCES, local_files
 from dpalign.rows import CANDIDATES, PROMPTS, read_rows
-from dpalign.run.folder import Run
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.folder import Run
+from dpalign.runs.ledger import read_ledger
 
 OVERALL = '{overall = ["ultrafeedback-overall_score"], again = ["ultrafeedback-overall_score"]}'
 """What can be read from pairs alone."""

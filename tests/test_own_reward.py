@@ -15,7 +15,7 @@ from dpalign.pipeline.steps import steps
 from dpalign.recipe import Recipe, load
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import HEADS, RATED, SCORES, prompt_id, read_rows, read_table, user_prompt, write_rows
-from dpalign.run.folder import Run
+from dpalign.runs.folder import Run
 from dpalign.stages.data import trained_on
 from dpalign.stages.reward import measure
 from dpalign.stages.score import open_scorer

@@ -10,7 +10,7 @@ import pytest
 
 from dpalign.recipe import Recipe, changed, from_mapping
 from dpalign.rows import CANDIDATES, HEADS, PAIRS, PROMPTS, RATED, SCORES, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.run.folder import Tally
+from dpalign.runs.folder import Tally
 from dpalign.stages.pairs import pairs
 from dpalign.stages.stage import Job
 

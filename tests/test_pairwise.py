@@ -15,8 +15,8 @@ from dpalign.pipeline import runner
 from dpalign.pipeline.steps import knobs_of, steps
 from dpalign.recipe import Recipe, changed, load
 from dpalign.rows import HEADS, user_prompt
-from dpalign.run.folder import Run
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.folder import Run
+from dpalign.runs.ledger import read_ledger
 from dpalign.stages.pairwise import accuracy, read_pairs
 from dpalign.stages.reward import means_of
 from dpalign.stages.score import open_scorer

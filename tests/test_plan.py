@@ -17,7 +17,7 @@ from dpalign.pipeline.plan.command import text
 from dpalign.pipeline.plan.count import Efficiency, make
 from dpalign.pipeline.plan.hardware import GIB, GPUS, KNOWN, architecture_of, needs, read_architecture
 from dpalign.recipe import Recipe, changed, load
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.ledger import read_ledger
 from dpalign.stages.cost import Sizes
 
 PAPER = changed(Recipe(name="paper"), {"data.tuning": 0.02})

@@ -21,10 +21,10 @@ from dpalign import recipe
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.run import folder as runs
-from dpalign.run.knobs import Cluster
-from dpalign.run.ledger import read_ledger
-from dpalign.run.shards import Attempts, joined, reconcile, require_room
+from dpalign.runs import folder as runs
+from dpalign.runs.knobs import Cluster
+from dpalign.runs.ledger import read_ledger
+from dpalign.runs.shards import Attempts, joined, reconcile, require_room
 from dpalign.stages.stage import Step
 from dpalign.world.language import THINGS
 from test_scoring import write_classifier

@@ -13,7 +13,7 @@ from dpalign.cli import shipped
 from dpalign.pipeline.runner import execute
 from dpalign.pipeline.steps import steps
 from dpalign.recipe import Recipe, changed, from_mapping, load
-from dpalign.run.tables import changes, field_docs
+from dpalign.runs.tables import changes, field_docs
 from dpalign.stages.select import select
 
 AWKWARD = from_mapping(

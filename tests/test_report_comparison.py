@@ -24,8 +24,8 @@ from dpalign.page.tables import Cell, Row, Table, costs_table, stages_table, ver
 from dpalign.page.write import render_page
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import steps
-from dpalign.run.folder import Run
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.folder import Run
+from dpalign.runs.ledger import read_ledger
 from test_report_page import Reader
 
 PROMPTS = 16

@@ -19,7 +19,7 @@ from dpalign.paper.objectives import Objective
 from dpalign.recipe import RL, Recipe, Sampling, Steering
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import PROMPTS, Message, prompt_id, user_prompt, write_rows
-from dpalign.run.folder import Tally
+from dpalign.runs.folder import Tally
 from dpalign.stages.rl import direction, rl
 from dpalign.stages.stage import Job
 from dpalign.train.knobs import Training

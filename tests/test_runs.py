@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from conftest import wait_until
-from dpalign.run import folder as runs
-from dpalign.run import ledger, progress
+from dpalign.runs import folder as runs
+from dpalign.runs import ledger, progress
 
 ENVIRONMENT = {"git_commit": "abc"}
 
 SHARDED = """
 import sys, time
 from pathlib import Path
-from dpalign.run import folder as runs
+from dpalign.runs import folder as runs
 folder, prompts, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 with runs.Run.open(folder, "seed = 1") as run:
     with run.stage("sample", 1, {"prompts": prompts}, {"n": 8}) as work:
@@ -303,7 +303,7 @@ def test_a_second_run_into_the_same_folder_is_refused_by_process_and_remedy(tmp_
 
 def test_a_worker_left_by_a_killed_run_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import subprocess, sys; from pathlib import Path; from dpalign.run import folder as runs\n"
+        "import subprocess, sys; from pathlib import Path; from dpalign.runs import folder as runs\n"
         "run = runs.Run.open(Path(sys.argv[1]), '', {})\n"
         "subprocess.Popen(['sleep', sys.argv[2]], pass_fds=(run.lock,))\n"
     )

@@ -28,7 +28,7 @@ from dpalign.rows import (
     user_prompt,
     write_rows,
 )
-from dpalign.run.folder import Tally
+from dpalign.runs.folder import Tally
 from dpalign.stages.preference import directions_of, line
 from dpalign.stages.select import replay, select
 from dpalign.stages.stage import Job

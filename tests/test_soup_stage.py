@@ -18,8 +18,8 @@ from dpalign.pipeline.runner import take as take_step
 from dpalign.recipe import Recipe, changed, load
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.run.folder import Run
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.folder import Run
+from dpalign.runs.ledger import read_ledger
 from dpalign.stages import shards
 from dpalign.stages import soup as soups
 from dpalign.stages.sample import open_engine

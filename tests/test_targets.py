@@ -13,7 +13,7 @@ from dpalign.engines.engine import Answer, Request
 from dpalign.paper.prompts import parse_condition, render_condition, stated_reward
 from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.run.folder import Run
+from dpalign.runs.folder import Run
 from dpalign.stages import sample as stages
 from dpalign.stages.sample import shares
 from dpalign.stages.stage import Job

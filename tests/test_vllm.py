@@ -22,7 +22,7 @@ from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.engines.vllm_engine import Vllm, VllmEngine
 from dpalign.rewards.score import ModelScorer, VllmScorer
 from dpalign.rows import CANDIDATES, CONVERSATIONS, SCORES, read_rows, user_prompt
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.ledger import read_ledger
 from test_sampling import QUESTIONS, request, require_first_tokens_of_the_softmax
 from test_scoring import HEADS, pairs, write_classifier
 from vllm_server import vllm_server

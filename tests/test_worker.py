@@ -16,9 +16,9 @@ from dpalign.cli import recipe_file
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import knobs_of, steps
 from dpalign.recipe import Recipe, changed, load
-from dpalign.run import environment
-from dpalign.run import folder as runs
-from dpalign.run.ledger import read_ledger
+from dpalign.runs import environment
+from dpalign.runs import folder as runs
+from dpalign.runs.ledger import read_ledger
 from dpalign.stages.data import data
 from dpalign.stages.stage import Step
 from dpalign.stages.world import world as world_stage
@@ -50,7 +50,7 @@ from pathlib import Path
 from dpalign.cli import recipe_file
 from dpalign.pipeline.runner import take_apart
 from dpalign.recipe import load
-from dpalign.run.folder import Run
+from dpalign.runs.folder import Run
 from dpalign.stages.stage import Step
 from dpalign.stages.world import world
 recipe = load(recipe_file("world"), ["--launcher", "process"])
@@ -205,7 +205,7 @@ def test_what_a_worker_counted_is_not_counted_twice_when_its_run_was_killed_befo
 
 def test_threads_are_settled_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
-        "import os; from dpalign.run.environment import settle_threads\n"
+        "import os; from dpalign.runs.environment import settle_threads\n"
         "settle_threads(1, for_torch=True)\n"
         "import torch; print(torch.get_num_threads(), *(os.environ[n] for n in ('OMP_NUM_THREADS', 'GOMP_SPINCOUNT')))"
     )

@@ -8,7 +8,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from dpalign.chat import ChatStyle, chat_template
 from dpalign.rows import Message, prompt_id, user_prompt
-from dpalign.run.tables import Table
+from dpalign.runs.tables import Table
 from dpalign.train.pretrain import train_tokenizer
 from dpalign.world.language import THINGS, fact, say
 

@@ -19,7 +19,7 @@ from dpalign import __doc__ as what_this_is
 from dpalign import __version__
 from dpalign.pipeline.shipped import recipe_file as recipe_file
 from dpalign.pipeline.shipped import shipped
-from dpalign.run.errors import plain_errors
+from dpalign.runs.errors import plain_errors
 
 KNOBS_NOTE: Final = (
     "Any knob of the recipe can be set here: --section.key VALUE. `dpa run RECIPE --print-recipe` prints them all."
@@ -173,7 +173,7 @@ def split_overrides(words: Sequence[str], options: Sequence[str]) -> tuple[list[
             own.append(word)
             continue
         from dpalign.recipe import Recipe
-        from dpalign.run.tables import field_docs
+        from dpalign.runs.tables import field_docs
 
         if option[2:].partition(".")[0] not in Recipe.model_fields:
             known = [*options, *(f"--{key}" for key in field_docs(Recipe))]

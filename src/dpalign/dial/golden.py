@@ -21,7 +21,7 @@ from dpalign.chat import ChatStyle, render_chat
 from dpalign.dial.dial import Dial
 from dpalign.paper.direction import Arc, Fixed, Preference, evaluation_grid
 from dpalign.rows import Message
-from dpalign.run.folder import write_json
+from dpalign.runs.folder import write_json
 
 FILE: Final = "golden_prompts.json"
 _WORDS: Final[Mapping[ChatStyle, tuple[str, str, str]]] = {

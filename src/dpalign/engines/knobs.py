@@ -10,7 +10,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpalign.run.tables import ModelName, Table
+from dpalign.runs.tables import ModelName, Table
 
 WORLD_BASE: Final = Path(str(files("dpalign.world").joinpath("base")))
 """The base model of the embedded world, installed with the package."""

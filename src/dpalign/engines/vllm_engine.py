@@ -25,7 +25,7 @@ from dpalign.engines.engine import Answer, Request, require_room
 from dpalign.engines.knobs import Engines
 from dpalign.engines.transformers_engine import PromptReader
 from dpalign.paper.direction import rng_for
-from dpalign.run.progress import AS_LINES
+from dpalign.runs.progress import AS_LINES
 
 QUIET: Final = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -10,8 +10,8 @@ import numpy as np
 
 from dpalign.measure.summary import Cost, Curve, Machine, StageFacts
 from dpalign.paper.direction import Population, draw_directions, rng_for
-from dpalign.run.ledger import LEDGER, TIMES, Ledger, read_ledger
-from dpalign.run.tables import leaves
+from dpalign.runs.ledger import LEDGER, TIMES, Ledger, read_ledger
+from dpalign.runs.tables import leaves
 
 OVERALL: Final = "overall score"
 """What a data set's own preference pairs are ranked by."""

@@ -17,7 +17,7 @@ from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
 from dpalign.paper.direction import Preference, arithmetic
 from dpalign.paper.objectives import Objective, all_known, by_name, read_objectives
 from dpalign.rows import CANDIDATES, HEADS, SCORES, matrix_of, read_table
-from dpalign.run.ledger import read_ledger
+from dpalign.runs.ledger import read_ledger
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from dpalign.measure.alpaca import AlpacaSummary, PointFigures
 from dpalign.page.drawing import arms, house_style, legend, new_canvas, png, svg, values
 from dpalign.page.words import MISSING, degrees, said
-from dpalign.run.ledger import write_json, write_text
+from dpalign.runs.ledger import write_json, write_text
 
 _LOOKS: Final = (
     ("#08306b", "o"),

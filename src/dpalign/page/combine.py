@@ -12,7 +12,7 @@ from dpalign.measure.record import rounded
 from dpalign.measure.seeds import combine_seeds
 from dpalign.measure.summary import Summary
 from dpalign.page.write import write_report
-from dpalign.run.tables import leaves
+from dpalign.runs.tables import leaves
 
 OF_NO_RESULT: Final = (
     *("name", "seed", "threads", "launcher", "jobs", "processes", "launch", "cluster", "engines", "kernels", "compare"),

@@ -12,7 +12,7 @@ from dpalign.measure.summary import DominanceRow, Measured, Summary, misundersto
 from dpalign.measure.system import Role
 from dpalign.page.looks import in_order, label, looks_of
 from dpalign.page.words import MISSING, between, degrees, number, probability, turns, whole
-from dpalign.run.progress import spell_seconds
+from dpalign.runs.progress import spell_seconds
 
 COUNTED: Final = (
     "Trained tokens include prompts, which DPO reads with each of its two answers; sampled and scored ones do not."

@@ -16,8 +16,8 @@ from dpalign.page.dial import dial_data
 from dpalign.page.drawing import Plot, inline, svg
 from dpalign.page.figures import loop_plots
 from dpalign.page.looks import colours, looks_of
-from dpalign.run.folder import write_json, write_text
-from dpalign.run.progress import spell_seconds
+from dpalign.runs.folder import write_json, write_text
+from dpalign.runs.progress import spell_seconds
 
 
 def write_report(folder: Path, summary: Summary) -> Path:

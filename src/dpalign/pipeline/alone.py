@@ -11,8 +11,8 @@ from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import load
 from dpalign.recipe.localfiles import require_models
-from dpalign.run.folder import Run
-from dpalign.run.ledger import LEDGER, STAGE_NAME
+from dpalign.runs.folder import Run
+from dpalign.runs.ledger import LEDGER, STAGE_NAME
 from dpalign.stages.stage import Step
 
 INPUTS: Final = {

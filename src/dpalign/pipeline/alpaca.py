@@ -32,9 +32,9 @@ from dpalign.pipeline.alpaca_judge import OFFICIAL, Judge, Pair, win_rates
 from dpalign.pipeline.shipped import recipe_file
 from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, prompt_id, read_table, user_prompt, write_rows
-from dpalign.run.environment import settle_threads
-from dpalign.run.folder import Run, Work
-from dpalign.run.ledger import sha256_of, write_json
+from dpalign.runs.environment import settle_threads
+from dpalign.runs.folder import Run, Work
+from dpalign.runs.ledger import sha256_of, write_json
 from dpalign.stages.sample import Condition, draw, open_engine
 from dpalign.stages.stage import installed
 from dpalign.stages.training import model_folder

@@ -25,8 +25,8 @@ import numpy as np
 
 from dpalign.data.sources import shorten
 from dpalign.measure.bootstrap import Array
-from dpalign.run.ledger import hash_of
-from dpalign.run.progress import Progress
+from dpalign.runs.ledger import hash_of
+from dpalign.runs.progress import Progress
 
 OFFICIAL: Final = "weighted_alpaca_eval_gpt4_turbo"
 """AlpacaEval 2's annotator, the one of Fig. 5."""

@@ -10,7 +10,7 @@ from dpalign.pipeline import runner
 from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.pipeline.steps import notes
 from dpalign.recipe import Recipe, load
-from dpalign.run.tables import leaves, literal
+from dpalign.runs.tables import leaves, literal
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

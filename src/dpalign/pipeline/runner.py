@@ -15,10 +15,10 @@ from dpalign.measure.system import System
 from dpalign.pipeline.steps import STAGES, knobs_of, notes, recipe_of, steps_until
 from dpalign.recipe import Recipe
 from dpalign.recipe.localfiles import local_files
-from dpalign.run import folder as runs
-from dpalign.run import ledger
-from dpalign.run.environment import thread_variables
-from dpalign.run.progress import AS_LINES
+from dpalign.runs import folder as runs
+from dpalign.runs import ledger
+from dpalign.runs.environment import thread_variables
+from dpalign.runs.progress import AS_LINES
 from dpalign.stages.stage import Job, Step
 
 

@@ -15,8 +15,8 @@ from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
 from dpalign.paper.direction import name_hint
 from dpalign.recipe import Recipe, changed
 from dpalign.recipe.localfiles import require_models
-from dpalign.run.environment import expanded
-from dpalign.run.ledger import hash_of
+from dpalign.runs.environment import expanded
+from dpalign.runs.ledger import hash_of
 from dpalign.stages import best_of_n, brief, dpo, rl, rsf, soup, steerlm
 from dpalign.stages.annotate import annotate
 from dpalign.stages.base import base

@@ -2,7 +2,7 @@
 
 The run holds the lock, keeps the clock and writes the ledger. The worker reads its order (the recipe and the step)
 in RUN/STEP.partial/.stage, does the work there, and leaves beside it what it counted. It ends when the run ends,
-however that ends. Where the recipe wants several processes it starts them (`run/launch.py`): they are workers too.
+however that ends. Where the recipe wants several processes it starts them (`runs/launch.py`): they are workers too.
 """
 
 import json
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from dpalign.pipeline.runner import order_of, perform, processes_of, step_of
 from dpalign.recipe import Recipe, from_mapping
-from dpalign.run.errors import plain_errors
-from dpalign.run.folder import Run, holder
-from dpalign.run.launch import LAUNCHED, launch
+from dpalign.runs.errors import plain_errors
+from dpalign.runs.folder import Run, holder
+from dpalign.runs.launch import LAUNCHED, launch
 
 WATCH_SECONDS = 0.5
 """How long a worker may outlive its run; the lock, which it inherits, keeps the next run out meanwhile."""
@@ -50,6 +50,10 @@ def main(run_folder: str, name: str) -> None:
         perform(recipe, work, step)
         if os.environ.get("RANK", "0") == "0":
             work.leave_tally()
+        if processes > 1:
+            from dpalign.train.trainer import leave_processes
+
+            leave_processes()
 
 
 def end_with(parent: int) -> None:

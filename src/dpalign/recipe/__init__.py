@@ -15,8 +15,8 @@ from dpalign.paper.direction import evaluation_grid, objective_count
 from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective, head_indices
 from dpalign.recipe.reading import changed, from_mapping, load_table
 from dpalign.rows import HEADS
-from dpalign.run.knobs import Cluster, Launch
-from dpalign.run.tables import Table
+from dpalign.runs.knobs import Cluster, Launch
+from dpalign.runs.tables import Table
 from dpalign.stages.base import Pretrain
 from dpalign.stages.data import Data
 from dpalign.stages.dpo import DPO

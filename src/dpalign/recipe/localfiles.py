@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from dpalign.recipe import Recipe
-from dpalign.run.modelfolder import weights_files
-from dpalign.run.tables import knobs_naming
+from dpalign.runs.modelfolder import weights_files
+from dpalign.runs.tables import knobs_naming
 
 SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
 MODELS: Final = tuple(knobs_naming(Recipe, "model"))

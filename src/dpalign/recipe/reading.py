@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from dpalign.run.tables import Table, field_docs, leaves, literal, table_of
+from dpalign.runs.tables import Table, field_docs, leaves, literal, table_of
 
 T = TypeVar("T", bound=Table)
 

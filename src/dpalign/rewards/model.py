@@ -28,7 +28,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dpalign.paper.prompts import RewardTemplate, render_reward_input
-from dpalign.run.progress import Progress
+from dpalign.runs.progress import Progress
 from dpalign.train.trainer import (
     ByLength,
     Outcome,

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from dpalign.rows import RATED, read_rows
-from dpalign.run.shards import make_shards
+from dpalign.runs.shards import make_shards
 from dpalign.stages.score import scores_of
 from dpalign.stages.shards import Shards, parts_of
 from dpalign.stages.stage import Job, model_read, scorer_read, stage

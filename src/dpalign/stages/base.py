@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from dpalign.chat import chat_template
 from dpalign.paper.direction import rng_for
 from dpalign.rows import CONVERSATIONS, RATED, read_rows
-from dpalign.run.tables import Table
+from dpalign.runs.tables import Table
 from dpalign.stages.stage import Job, model_read, stage
 from dpalign.stages.training import context_of, count
 from dpalign.train.knobs import Training

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from dpalign.measure.system import System
 from dpalign.paper.selection import pooled_best
 from dpalign.rows import UNFINISHED
-from dpalign.run.folder import Tally
-from dpalign.run.shards import make_shards
+from dpalign.runs.folder import Tally
+from dpalign.runs.shards import make_shards
 from dpalign.stages.evaluate import Answers, evaluated_shards, evaluation_cost, evaluation_prompts, protocol
 from dpalign.stages.pools import objective_rewards
 from dpalign.stages.preference import evaluation_directions

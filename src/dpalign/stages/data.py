@@ -25,9 +25,9 @@ from dpalign.rows import (
     user_prompt,
     write_rows,
 )
-from dpalign.run.environment import expanded
-from dpalign.run.folder import write_json, write_text
-from dpalign.run.tables import DataName, Table
+from dpalign.runs.environment import expanded
+from dpalign.runs.folder import write_json, write_text
+from dpalign.runs.tables import DataName, Table
 from dpalign.stages.stage import Job, objectives_read, stage
 
 if TYPE_CHECKING:

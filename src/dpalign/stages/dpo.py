@@ -7,7 +7,7 @@ from pydantic import Field
 
 from dpalign.measure.system import System
 from dpalign.rows import PAIRS, read_rows
-from dpalign.run.tables import Table
+from dpalign.runs.tables import Table
 from dpalign.stages.pairs import pairs
 from dpalign.stages.rival import Rival, at_the_edge
 from dpalign.stages.stage import Job, Step, model_read, stage

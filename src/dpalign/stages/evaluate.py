@@ -7,9 +7,9 @@ from pydantic import Field
 
 from dpalign.engines.engine import Engine
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows
-from dpalign.run.folder import Tally
-from dpalign.run.shards import make_shards
-from dpalign.run.tables import ModelName, Table
+from dpalign.runs.folder import Tally
+from dpalign.runs.shards import make_shards
+from dpalign.runs.tables import ModelName, Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.preference import evaluation_directions, line
 from dpalign.stages.sample import PLAIN, Condition, draw, open_engine, open_reader, target_conditions, within_limit

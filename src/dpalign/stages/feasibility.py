@@ -23,9 +23,9 @@ from dpalign.measure.reading import Reading
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.prompts import parse_condition, render_condition
 from dpalign.rows import CANDIDATES, read_table
-from dpalign.run.folder import write_json
-from dpalign.run.shards import make_shards
-from dpalign.run.tables import Table
+from dpalign.runs.folder import write_json
+from dpalign.runs.shards import make_shards
+from dpalign.runs.tables import Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.evaluate import asking, evaluation_cost, evaluation_prompts
 from dpalign.stages.pools import annotated

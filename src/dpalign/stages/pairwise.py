@@ -15,7 +15,7 @@ from dpalign.data.sources import read_source
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.record import jsonable
 from dpalign.rows import Message, user_prompt
-from dpalign.run.folder import write_json
+from dpalign.runs.folder import write_json
 from dpalign.stages.pools import objective_rewards
 from dpalign.stages.score import open_scorer
 from dpalign.stages.stage import Job, model_read, objectives_read, scorer_read, stage

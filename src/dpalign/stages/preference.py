@@ -25,7 +25,7 @@ from dpalign.paper.direction import (
     rng_for,
 )
 from dpalign.paper.prompts import render_preference
-from dpalign.run.tables import Table
+from dpalign.runs.tables import Table
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe

@@ -16,9 +16,9 @@ from dpalign.measure.baseline import ridge_cross_validated, surface_features
 from dpalign.measure.quality import quality
 from dpalign.paper.objectives import all_known, by_name, head_indices
 from dpalign.rows import HEADS, RATED, read_rows
-from dpalign.run.folder import write_json
-from dpalign.run.modelfolder import require_weights
-from dpalign.run.tables import ModelName, Table
+from dpalign.runs.folder import write_json
+from dpalign.runs.modelfolder import require_weights
+from dpalign.runs.tables import ModelName, Table
 from dpalign.stages.cost import Costs
 from dpalign.stages.score import model_scorer, open_scorer
 from dpalign.stages.stage import Job, model_read, objectives_read, on_transformers, stage

@@ -10,8 +10,8 @@ from pydantic import Field
 from dpalign.measure.system import System
 from dpalign.paper.direction import evaluation_grid
 from dpalign.rows import HALVES, PROMPTS, read_rows
-from dpalign.run.folder import write_json
-from dpalign.run.tables import Table
+from dpalign.runs.folder import write_json
+from dpalign.runs.tables import Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.rival import Rival, at_the_edge, fixed, grid, spelled
 from dpalign.stages.sample import within_limit

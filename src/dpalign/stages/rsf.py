@@ -7,7 +7,7 @@ from pydantic import Field
 
 from dpalign.measure.system import System
 from dpalign.rows import CONVERSATIONS, read_rows
-from dpalign.run.tables import Table
+from dpalign.runs.tables import Table
 from dpalign.stages.finetune import selected_cost
 from dpalign.stages.rival import Rival, Vector, fixed, grid, spelled
 from dpalign.stages.sample import sample

@@ -14,9 +14,9 @@ from dpalign.engines.engine import Engine, Request
 from dpalign.paper.direction import rng_for
 from dpalign.paper.prompts import render_condition
 from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows
-from dpalign.run.folder import Tally
-from dpalign.run.shards import make_shards
-from dpalign.run.tables import Table
+from dpalign.runs.folder import Tally
+from dpalign.runs.shards import make_shards
+from dpalign.runs.tables import Table
 from dpalign.stages.cost import Costs
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import directions_of, line

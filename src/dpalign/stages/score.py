@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpalign.rows import CANDIDATES, SCORES, read_rows, shards
-from dpalign.run.folder import Tally
-from dpalign.run.modelfolder import require_weights
-from dpalign.run.shards import make_shards
+from dpalign.runs.folder import Tally
+from dpalign.runs.modelfolder import require_weights
+from dpalign.runs.shards import make_shards
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.pools import KEYS
 from dpalign.stages.sample import counted, start_vllm

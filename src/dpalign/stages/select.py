@@ -35,7 +35,7 @@ from dpalign.rows import (
     take_rows,
     write_parts,
 )
-from dpalign.run.tables import Table
+from dpalign.runs.tables import Table
 from dpalign.stages.pools import Pools, annotation, best_answers, numbered, scored_pools
 from dpalign.stages.preference import directions_of, line
 from dpalign.stages.stage import D1_D2, Job, objectives_read, stage

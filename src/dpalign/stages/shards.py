@@ -9,8 +9,8 @@ from typing import Any, Final, Generic, TypeVar
 import pyarrow as pa
 
 from dpalign.rows import write_rows
-from dpalign.run.folder import Shard, Tally
-from dpalign.run.shards import Id, named
+from dpalign.runs.folder import Shard, Tally
+from dpalign.runs.shards import Id, named
 from dpalign.stages.stage import Job
 
 Row = dict[str, Any]

@@ -23,10 +23,10 @@ from dpalign.engines.engine import Engine
 from dpalign.measure.points import senses_of
 from dpalign.measure.system import System
 from dpalign.rows import CANDIDATES, read_rows
-from dpalign.run.folder import Tally, write_json
-from dpalign.run.ledger import TIMES
-from dpalign.run.shards import make_shards
-from dpalign.run.tables import Table
+from dpalign.runs.folder import Tally, write_json
+from dpalign.runs.ledger import TIMES
+from dpalign.runs.shards import make_shards
+from dpalign.runs.tables import Table
 from dpalign.stages.evaluate import evaluation_cost, evaluation_prompts, open_scorers, protocol, with_scores
 from dpalign.stages.preference import evaluation_directions
 from dpalign.stages.rival import Rival, Vector, grid, spelled

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from dpalign.measure.system import System
-from dpalign.run.environment import settle_threads
-from dpalign.run.folder import Work
-from dpalign.run.tables import leaves
+from dpalign.runs.environment import settle_threads
+from dpalign.runs.folder import Work
+from dpalign.runs.tables import leaves
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe

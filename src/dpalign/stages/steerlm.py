@@ -14,7 +14,7 @@ from dpalign.chat import with_system_line
 from dpalign.measure.system import System
 from dpalign.paper.direction import rng_for
 from dpalign.paper.prompts import render_condition, stated_reward
-from dpalign.run.tables import Table
+from dpalign.runs.tables import Table
 from dpalign.stages.pools import annotated
 from dpalign.stages.rival import Rival, at_the_edge
 from dpalign.stages.stage import Job, model_read, objectives_read, stage

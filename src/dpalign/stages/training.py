@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpalign.chat import chat_template
-from dpalign.run.folder import write_json
-from dpalign.run.modelfolder import require_weights
+from dpalign.runs.folder import write_json
+from dpalign.runs.modelfolder import require_weights
 from dpalign.stages.stage import Job
 from dpalign.train.knobs import Training
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from dpalign.run.tables import Table
+from dpalign.runs.tables import Table
 from dpalign.stages.stage import Job, stage
 
 

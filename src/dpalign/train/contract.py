@@ -26,7 +26,7 @@ from dpalign.paper.direction import (
 )
 from dpalign.paper.objectives import Objective, head_indices
 from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
-from dpalign.run.folder import write_json
+from dpalign.runs.folder import write_json
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe

@@ -16,7 +16,7 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOConfig, DPOTrainer
 
-from dpalign.run.progress import Progress
+from dpalign.runs.progress import Progress
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize
 from dpalign.train.trainer import ByLength, Outcome, Row, RunContext, arguments, fitting, load_model, lora, train

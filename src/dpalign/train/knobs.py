@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpalign.run.tables import ModelName, Table
+from dpalign.runs.tables import ModelName, Table
 
 ReportTo = Literal["none", "tensorboard", "wandb", "trackio"]
 """Trackers that can follow a training live, each a package of that name."""

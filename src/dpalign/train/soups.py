@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from dpalign.run.modelfolder import CONFIG, INDEX, TEMPLATE, WEIGHTS, index_of, read_object, weights_files
+from dpalign.runs.modelfolder import CONFIG, INDEX, TEMPLATE, WEIGHTS, index_of, read_object, weights_files
 
 Array = NDArray[np.float64]
 

@@ -32,7 +32,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging as transformers_logging
 
 from dpalign.paper.direction import rng_for
-from dpalign.run.progress import Progress
+from dpalign.runs.progress import Progress
 from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
 
 OPTIMIZERS: Final = {"adamw": "adamw_torch_fused", "rmsprop": "rmsprop"}
@@ -362,6 +362,16 @@ def wait_for_all() -> None:
     """Let no process of a training go on before all have come here."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def leave_processes() -> None:
+    """End the bond between the processes of a training, once all have come here.
+
+    Its threads would outlive their work into the interpreter's end, and there may abort a process that has finished.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def require_spread(trainer: Trainer) -> None:

@@ -111,7 +111,7 @@ def _speaker(arguments: argparse.Namespace, model: Path | None) -> "Speaker":
     if model is not None:
         from dpalign.dial.server.engine import Limits
         from dpalign.dial.server.service import open_service
-        from dpalign.run.environment import settle_threads
+        from dpalign.runs.environment import settle_threads
         from dpalign.stages.stage import installed
 
         options = {name: getattr(arguments, name) for name in ("reward", "reward_template", "dtype")}

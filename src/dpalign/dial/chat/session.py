@@ -20,7 +20,7 @@ from dpalign.dial.dial import Dial
 from dpalign.page.words import degrees, number
 from dpalign.paper.direction import Preference, name_hint
 from dpalign.rows import Message
-from dpalign.run.ledger import write_json
+from dpalign.runs.ledger import write_json
 
 _T = TypeVar("_T")
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 from packaging.requirements import Requirement
 
 from dpalign.dial.doctor import Finding
-from dpalign.run.environment import thread_variables
+from dpalign.runs.environment import thread_variables
 
 CGROUP: Final = Path("/sys/fs/cgroup")
 SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits")

@@ -16,7 +16,7 @@ from dpalign.dial.dial import Dial
 from dpalign.dial.doctor import Finding, Level
 from dpalign.dial.export.source import find_model
 from dpalign.page.words import listed, size
-from dpalign.run.modelfolder import (
+from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
     TEMPLATE,

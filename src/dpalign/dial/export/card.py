@@ -17,8 +17,8 @@ from dpalign.dial.golden import Golden, shown_directions
 from dpalign.page.words import whole
 from dpalign.paper.direction import Preference
 from dpalign.recipe import Recipe
-from dpalign.run.modelfolder import check_weights
-from dpalign.run.tables import changes
+from dpalign.runs.modelfolder import check_weights
+from dpalign.runs.tables import changes
 
 _LOCAL: Final = re.compile(r'(?<=")[~./][^"]*/')
 """A folder of somebody's machine inside a written value: no business of the card's readers."""

@@ -18,7 +18,7 @@ from dpalign.chat import ChatStyle
 from dpalign.dial.export.source import FORMS, Card, find_source, hub_name, weights_folder
 from dpalign.paper.direction import Arc
 from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
-from dpalign.run.modelfolder import CONFIG, label_names, read_object
+from dpalign.runs.modelfolder import CONFIG, label_names, read_object
 from dpalign.train.contract import Contract
 
 

@@ -16,8 +16,8 @@ from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import PICTURE, front_of, picture_of
 from dpalign.dial.export.source import Card, Source
-from dpalign.run.ledger import into_place, partial_of, write_json, write_text
-from dpalign.run.modelfolder import (
+from dpalign.runs.ledger import into_place, partial_of, write_json, write_text
+from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
     INDEX,

@@ -14,8 +14,8 @@ from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, HEADS, read_rows
-from dpalign.run.ledger import LEDGER, read_ledger
-from dpalign.run.modelfolder import CONFIG
+from dpalign.runs.ledger import LEDGER, read_ledger
+from dpalign.runs.modelfolder import CONFIG
 from dpalign.train.contract import FILE, Contract, read_contract
 
 if TYPE_CHECKING:

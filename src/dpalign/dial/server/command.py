@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from dpalign.dial.server.engine import Limits, engine_of
 from dpalign.engines.knobs import Engines
-from dpalign.run.environment import settle_threads
+from dpalign.runs.environment import settle_threads
 
 if TYPE_CHECKING:
     from dpalign.dial.server.service import Service

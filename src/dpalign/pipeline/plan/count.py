@@ -15,7 +15,7 @@ from dpalign.pipeline.steps import recipe_of
 from dpalign.pipeline.steps import steps as steps_of
 from dpalign.recipe import Recipe
 from dpalign.rows import CANDIDATES, CONVERSATIONS, PROMPTS, RATED, read_table, shards
-from dpalign.run.ledger import LEDGER, Ledger, read_ledger
+from dpalign.runs.ledger import LEDGER, Ledger, read_ledger
 from dpalign.stages.cost import Costs, Load, Sizes
 from dpalign.stages.stage import Step
 

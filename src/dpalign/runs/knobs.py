@@ -4,7 +4,7 @@ from typing import Final, Self
 
 from pydantic import Field, model_validator
 
-from dpalign.run.tables import Table
+from dpalign.runs.tables import Table
 
 NAMED: Final = ("fsdp2", "zero2", "zero3")
 """The accelerate configurations of TRL that `launch.config` knows by name."""

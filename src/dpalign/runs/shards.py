@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpalign.run.environment import settle_threads
-from dpalign.run.folder import Run, Shard, Tally, keep_tally, unfinished
-from dpalign.run.knobs import Cluster
-from dpalign.run.ledger import SCRATCH, write_bytes
-from dpalign.run.progress import Progress
+from dpalign.runs.environment import settle_threads
+from dpalign.runs.folder import Run, Shard, Tally, keep_tally, unfinished
+from dpalign.runs.knobs import Cluster
+from dpalign.runs.ledger import SCRATCH, write_bytes
+from dpalign.runs.progress import Progress
 
 if TYPE_CHECKING:
     from dpalign.stages.stage import Job

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from dpalign.run.knobs import NAMED, Launch
+from dpalign.runs.knobs import NAMED, Launch
 
 LAUNCHED: Final = "DPALIGN_LAUNCHED"
 """Environment variable set around accelerate, to the number of processes. A worker that finds it without a rank is the

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypedDict, cast
 
-from dpalign.run.tables import changes
+from dpalign.runs.tables import changes
 
 LEDGER: Final = "ledger.json"
 SCRATCH: Final = ("resume", ".stage")

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from dpalign.run.environment import describe_environment
-from dpalign.run.ledger import (
+from dpalign.runs.environment import describe_environment
+from dpalign.runs.ledger import (
     LEDGER,
     FileHashes,
     Ledger,
@@ -41,9 +41,9 @@ from dpalign.run.ledger import (
     sha256_of,
     why,
 )
-from dpalign.run.ledger import write_json as write_json
-from dpalign.run.ledger import write_text as write_text
-from dpalign.run.progress import Progress, spell_seconds
+from dpalign.runs.ledger import write_json as write_json
+from dpalign.runs.ledger import write_text as write_text
+from dpalign.runs.progress import Progress, spell_seconds
 
 OWN: Final = ".own"
 """The name under which a stage's own process keeps what it counted beside its shards."""
