@@ -76,6 +76,11 @@ VERBS: Final[Mapping[str, Verb]] = {
         "dial.doctor.command",
         False,
     ),
+    "convert-reward": Verb(
+        "write a public multi-head reward model (ArmoRM, QRM, DPA's own) as a plain classifier, without remote code",
+        "rewards.convert",
+        False,
+    ),
     "world": Verb("write the embedded world's prompts and ratings in the real data sets' forms", ALONE),
     "data": Verb("read prompts and ratings, rescale them, join them under the heads, and split them by prompt", ALONE),
     "base": Verb("train a small base model from scratch, on the world's text or on the run's own", ALONE),
