@@ -7,7 +7,7 @@ ArmoRM       regression_layer, (K, D). Its gate, which mixes the heads by prompt
 QRM          regression_layer, (K * Q, D): Q quantiles of each head. The mean over them is linear too.
 DPA          the ten heads of section 3.1, in a class of the authors' own.
 
-Weights are copied byte by byte, one tensor at a time, and keep their type. No torch is needed.
+Weights keep their type. One file's are in memory at a time.
 
 Shapes: K heads, Q quantiles of each, D the model's width.
 """
@@ -17,14 +17,11 @@ import json
 import os
 import re
 import shutil
-import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dpalign.rows import HEADS
 from dpalign.runs.ledger import partial_of, write_json
@@ -38,12 +35,16 @@ from dpalign.runs.modelfolder import (
     check_weights,
     label_names,
     pickles_in,
+    read_header,
     read_object,
     special_tokens,
     template_of,
     vocabulary,
     weights_files,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCORE: Final = "score.weight"
 GATED: Final = "regression_layer"
@@ -62,10 +63,8 @@ ARMORM: Final = (
 )
 HELPSTEER: Final = HEADS[:5]
 
-TYPES: Final = {"F64": (8, "float64"), "F32": (4, "float32"), "F16": (2, "float16"), "BF16": (2, "bfloat16")}
-"""Of weights, in the words of safetensors: bytes, and the name in a configuration."""
-CHUNK: Final = 1 << 20
-"""Bytes that are copied at once."""
+FLOATS: Final = {"F64", "F32", "F16", "BF16"}
+"""Types of weights, in the words of safetensors."""
 
 COPIED: Final = (
     *(TOKENIZER, "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
@@ -80,39 +79,6 @@ GONE: Final = (
 
 Scale = tuple[float, float]
 """(a, b): a score s is a * s + b points of 0 to 100."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of a safetensors file: where its bytes lie, or the bytes themselves."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    size: int
-    path: Path
-    start: int
-    content: bytes | None = None
-
-    def write(self, out: BinaryIO) -> None:
-        """Copy its bytes."""
-        if self.content is not None:
-            out.write(self.content)
-            return
-        with self.path.open("rb") as source:
-            source.seek(self.start)
-            for done in range(0, self.size, CHUNK):
-                out.write(source.read(min(CHUNK, self.size - done)))
-
-    def read(self) -> NDArray[np.float64]:
-        """Its values."""
-        with self.path.open("rb") as source:
-            source.seek(self.start)
-            content = source.read(self.size)
-        if self.dtype == "BF16":  # the upper half of a float32
-            values = (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4")
-        else:
-            values = np.frombuffer(content, f"<f{TYPES[self.dtype][0]}")
-        return values.reshape(self.shape).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -177,17 +143,16 @@ def convert(source: Path, out: Path) -> tuple[Head, dict[str, Scale]]:
     """
     require_free(out)
     config = read_source(source)
-    files = {name: read_tensors(source / name) for name in weights_files(source)}
-    tensors = {name: tensor for file in files.values() for name, tensor in file.items()}
+    tensors = {name: tensor for file in weights_files(source) for name, tensor in read_header(source / file).items()}
     head = find_head(source, config, tensors)
-    scale = _with_bias(source, head, tensors)
+    scale = _with_bias(source, head)
     partial = partial_of(out)
     partial.mkdir(parents=True)
     try:
-        _write_weights(partial, files, head)
+        dtype = _write_weights(source, partial, head)
         settings = _tokenizer_settings(source, head)
         pad = _pad(source, config, settings)
-        write_json(partial / CONFIG, _stock_config(config, head, scale, pad, tensors))
+        write_json(partial / CONFIG, _stock_config(config, head, scale, pad, dtype))
         write_json(partial / TOKENIZER_SETTINGS, settings)
         for name in (*COPIED, *([TEMPLATE] if head.input == "chat" else [])):
             if (source / name).is_file():
@@ -226,7 +191,7 @@ def read_source(source: Path) -> dict[str, Any]:
         )
     types = check_weights(source).types
     config = read_object(source / CONFIG)
-    if "quantization_config" in config or not set(types) & set(TYPES):
+    if "quantization_config" in config or not set(types) & FLOATS:
         raise ValueError(f"{source / CONFIG}: quantised weights; fetch the model itself, in bfloat16 or float32")
     if config.get("model_type") not in BACKBONES:
         known = ", ".join(BACKBONES)
@@ -236,8 +201,8 @@ def read_source(source: Path) -> dict[str, Any]:
     return config
 
 
-def find_head(source: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Head:
-    """Which of the known models a checkpoint is, by its tensors and its configuration.
+def find_head(source: Path, config: Mapping[str, Any], tensors: Mapping[str, tuple[str, list[int]]]) -> Head:
+    """Which of the known models a checkpoint is, by its tensors (type and shape) and its configuration.
 
     Raises:
         ValueError: none; or tensors that this module knows nothing of, or of other shapes than the configuration's.
@@ -253,13 +218,13 @@ def find_head(source: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             f"the DPA reward model is a {RELEASED} with one linear head. Tensors outside the backbone: {listed}"
         )
     (module,) = modules
-    weight, width = tensors[f"{module}.weight"], config.get("hidden_size")
+    (kind, shape), width = tensors[f"{module}.weight"], config.get("hidden_size")
     quantiles = 1 if released else int(config.get("num_quantiles") or 1)
-    rows = weight.shape[0]
+    rows = shape[0]
     heads = rows if released else int(config.get("num_objectives") or rows // quantiles)
-    if weight.shape != (heads * quantiles, width) or weight.dtype not in TYPES:
+    if shape != [heads * quantiles, width] or kind not in FLOATS:
         raise ValueError(
-            f"{source}: {module}.weight is {weight.dtype} {list(weight.shape)}; {heads} heads of {quantiles} "
+            f"{source}: {module}.weight is {kind} {shape}; {heads} heads of {quantiles} "
             f"quantiles at hidden_size {width} take {[heads * quantiles, width]} floating-point numbers"
         )
     form: Literal["armorm", "qrm", "dpa"] = "dpa" if released else "armorm" if quantiles == 1 else "qrm"
@@ -281,77 +246,57 @@ def _names(form: str, heads: int, config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" for i in range(heads))
 
 
-def _with_bias(source: Path, head: Head, tensors: Mapping[str, Tensor]) -> dict[str, Scale]:
+def _with_bias(source: Path, head: Head) -> dict[str, Scale]:
     """The maps to points, where a bias is added by the map: a stock classifier's head has none."""
-    bias = tensors.get(f"{head.module}.bias")
-    scale = head.scale
-    if bias is None or not (bias_K := bias.read()).any():
+    from safetensors import safe_open
+
+    name, scale, biases = f"{head.module}.bias", head.scale, [0.0]
+    for path in weights_files(source):
+        with safe_open(source / path, framework="pt") as file:
+            if name in file.keys():  # noqa: SIM118  # it is no mapping
+                biases = file.get_tensor(name).tolist()
+    if not any(biases):
         return scale
     if set(scale) != set(head.names) or head.quantiles > 1:
         raise ValueError(
             f"{source}: {head.module}.bias is not zero. A stock classifier has no bias, and the scale of these heads "
             "is not known, to add it there"
         )
-    return {name: (a, a * float(b) + c) for (name, (a, c)), b in zip(scale.items(), bias_K, strict=True)}
+    return {name: (a, a * b + c) for (name, (a, c)), b in zip(scale.items(), biases, strict=True)}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that `check_weights` found whole, by name; their bytes are not read."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {
-        name: Tensor(entry["dtype"], tuple(entry["shape"]), last - first, path, 8 + length + first)
-        for name, entry in header.items()
-        for first, last in [entry["data_offsets"]]
-    }
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, flushed to disk."""
-    # Wide types first, as the format's own writer does: every tensor then starts at a multiple of its own width.
-    ordered = sorted(tensors.items(), key=lambda named: -TYPES.get(named[1].dtype, (1, ""))[0])
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    first = 0
-    for name, tensor in ordered:
-        offsets = [first, first + tensor.size]
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
-        first += tensor.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, tensor in ordered:
-            tensor.write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _score(weight: Tensor, quantiles: int) -> Tensor:
-    """The stock head: the model's own rows, or the mean over the quantiles of each."""
+def _score(weight: "Tensor", quantiles: int) -> "Tensor":
+    """The stock head: the model's own rows, or in float32 the mean over the quantiles of each."""
     if quantiles == 1:
         return weight
-    rows_KQD = weight.read().reshape(-1, quantiles, weight.shape[-1])
-    score_KD = rows_KQD.mean(axis=1).astype("<f4")
-    content = score_KD.tobytes()
-    return Tensor("F32", score_KD.shape, len(content), weight.path, 0, content)
+    return weight.double().reshape(-1, quantiles, weight.shape[-1]).mean(dim=1).float()
 
 
-def _write_weights(out: Path, files: Mapping[str, Mapping[str, Tensor]], head: Head) -> None:
-    """The files as they are divided, with the backbone and the head alone."""
+def _write_weights(source: Path, out: Path, head: Head) -> str:
+    """The files as they are divided, with the backbone and the head alone; returns the backbone's commonest type.
+
+    One file's weights are in memory at a time.
+    """
+    from safetensors.torch import load_file, save_file
+
     index: dict[str, str] = {}
-    size = 0
-    for file, tensors in files.items():
-        kept = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        if f"{head.module}.weight" in tensors:
-            kept[SCORE] = _score(tensors[f"{head.module}.weight"], head.quantiles)
+    sizes: Counter[str] = Counter()
+    files = weights_files(source)
+    for file in files:
+        weights = load_file(source / file)
+        kept = {name: weight for name, weight in weights.items() if name.startswith("model.")}
+        for weight in kept.values():
+            sizes[str(weight.dtype).removeprefix("torch.")] += weight.nbytes
+        if f"{head.module}.weight" in weights:
+            kept[SCORE] = _score(weights[f"{head.module}.weight"], head.quantiles)
+            sizes[""] += kept[SCORE].nbytes
         if kept:
-            write_tensors(out / file, kept)
+            save_file(kept, out / file, metadata={"format": "pt"})
         index |= dict.fromkeys(kept, file)
-        size += sum(tensor.size for tensor in kept.values())
     if list(files) != [WEIGHTS]:
-        write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))})
+        write_json(out / INDEX, {"metadata": {"total_size": sizes.total()}, "weight_map": dict(sorted(index.items()))})
+    del sizes[""]
+    return sizes.most_common(1)[0][0]
 
 
 def _stock(config: Mapping[str, Any]) -> str:
@@ -359,12 +304,10 @@ def _stock(config: Mapping[str, Any]) -> str:
 
 
 def _stock_config(
-    config: Mapping[str, Any], head: Head, scale: Mapping[str, Scale], pad: int, tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any], head: Head, scale: Mapping[str, Scale], pad: int, dtype: str
 ) -> dict[str, Any]:
     """The configuration without what the model's own code reads, with named heads."""
     kept = {key: value for key, value in config.items() if key not in GONE and not key.startswith("gating_")}
-    stored = [tensor.dtype for name, tensor in tensors.items() if name.startswith("model.")]
-    _, dtype = TYPES[max(set(stored) & set(TYPES), key=stored.count)]
     written = kept | {
         "architectures": [_stock(config)],
         "dtype": dtype,  # ArmoRM's says float32 of weights in bfloat16
