@@ -130,7 +130,7 @@ def _end(tail: str, marks: Marks) -> tuple[str, str]:
         tokens = run[: run.index(marks.eos) + 1] if marks.eos in run else run[:1]
         return tail[: len(tail) - len(tail.lstrip())] + "".join(tokens), tokens[-1]
     if ending:
-        raise ValueError(f"it ends an answer with {ending[:40]!r}, which is no single token of its tokenizer")
+        raise ValueError(f"it ends an answer with {ending.strip()[:40]!r}, which is no single token of its tokenizer")
     if marks.eos is None:
         raise ValueError("it writes nothing after an answer, and its tokenizer names no eos_token")
     return marks.eos, marks.eos
