@@ -208,7 +208,7 @@ def test_what_the_dial_takes_the_template_takes_and_with_the_same_text(style: An
         if rng.random() < 0.3:
             asked = {"angle": drawn[0], "preference": None if rng.random() < 0.9 else drawn[1]}
         try:
-            text = golden.expected(dial, chat, dial.read(**asked), "</s>")
+            text = golden.expected(dial, chat, dial.read(**asked), golden.Form({"eos_token": "</s>"}))
         except ValueError:
             with pytest.raises(ValueError, match="the chat template says"):
                 golden.render(template, chat, **asked)

@@ -107,7 +107,7 @@ def cases(folder: Path, asked: list[dict[str, Any]]) -> list[Any]:
     found = []
     for i, one in enumerate(asked):
         chat = chats()[i % 2]
-        found.append([chat, one, golden.expected(dial, chat, dial.read(**one), eos)])
+        found.append([chat, one, golden.expected(dial, chat, dial.read(**one), golden.Form({"eos_token": eos}))])
     return found
 
 

@@ -6,17 +6,18 @@ answer does not depend on its neighbours in the batch.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
+from dpalign.chat import Switch
 from dpalign.engines.decoding import CopyingDecoder, Decoder, SharedDecoder, batches, cannot_share, closing
 from dpalign.engines.engine import Answer, Request, require_room
+from dpalign.engines.tokens import PromptReader
 from dpalign.paper.direction import rng_for
-from dpalign.rows import Message
 
 log = logging.getLogger(__name__)
 
@@ -31,25 +32,12 @@ class _Row:
     finished: bool = False
 
 
-class PromptReader:
-    """Prompts as a policy reads them: the tokenizer of a policy folder or hub name, without its weights."""
-
-    def __init__(self, folder: str, *, trust_remote_code: bool = False) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return prompt_ids(self.tokenizer, messages)
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """The length of a prompt."""
-        return len(self.prompt_ids(messages))
-
-
 class TransformersEngine:
     """An `Engine` on a plain Hugging Face causal language model.
 
     Args:
         folder: a policy folder or hub name.
+        own_chat: see `PromptReader.load`.
         rows: answers decoded side by side; a request's n answers stay together.
         share_prefix: the answers to a prompt share its keys, if the model allows it; else each has a copy.
     """
@@ -57,13 +45,14 @@ class TransformersEngine:
     def __init__(
         self,
         folder: str,
+        own_chat: Mapping[str, Switch] | None = None,
         *,
         rows: int,
         dtype: str = "float32",
         share_prefix: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
-        self.reader = PromptReader(folder, trust_remote_code=trust_remote_code)
+        self.reader = PromptReader.load(folder, own_chat, trust_remote_code=trust_remote_code)
         self.tokenizer = self.reader.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForCausalLM.from_pretrained(
@@ -105,13 +94,12 @@ class TransformersEngine:
         ]
         decoder = self._decoder(prompts, [row.request for row in rows])
         logits_RV = decoder.first()[[row.request for row in rows]]
-        eos = self.tokenizer.eos_token_id
         alive = rows
         for step in range(max_new_tokens):
             token_R = draw(logits_RV, np.array([row.uniforms[step] for row in alive]), temperature)
             for row, token in zip(alive, token_R.tolist(), strict=True):
                 row.ids.append(token)
-                row.finished = token == eos
+                row.finished = token in self.reader.ends
             # Finished rows leave the batch. The others keep their uniforms, so that no draw changes.
             order = closing([not row.finished for row in alive])
             if not order or step + 1 == max_new_tokens:
@@ -122,22 +110,14 @@ class TransformersEngine:
             logits_RV = decoder.read(token_R)
         answers: list[list[Answer]] = [[] for _ in requests]
         for row in rows:
-            ids = row.ids[:-1] if row.finished else row.ids
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            answers[row.request].append(Answer(text, len(row.ids), row.finished))
+            answers[row.request].append(self.reader.answer(row.ids))
         return answers
 
     def _decoder(self, prompts: Sequence[list[int]], owner: Sequence[int]) -> Decoder:
         if self.shares:
             return SharedDecoder(self.model, prompts, owner)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.reader.ends[0]
         return CopyingDecoder(self.model, prompts, owner, pad)
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """A prompt as a policy reads it, up to the start of its answer; the chat template writes all special tokens."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def draw(logits_RV: torch.Tensor, uniform_R: np.ndarray, temperature: float) -> torch.Tensor:

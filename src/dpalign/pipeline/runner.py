@@ -14,7 +14,7 @@ from typing import Any
 from dpalign.measure.system import System
 from dpalign.pipeline.steps import STAGES, knobs_of, notes, recipe_of, steps_until
 from dpalign.recipe import Recipe
-from dpalign.recipe.localfiles import local_files
+from dpalign.recipe.localfiles import local_files, require_chat
 from dpalign.runs import folder as runs
 from dpalign.runs import ledger
 from dpalign.runs.environment import thread_variables
@@ -33,6 +33,7 @@ def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bo
         ValueError: another process holds the folder, an unknown `until`, or bad input on the way.
     """
     planned = steps_until(recipe, until, compared)
+    require_chat(recipe, fetch=True)
     with runs.Run.open(folder, recipe.to_toml()) as run:
         for note in notes(recipe) if compared else ():
             run.log(note)

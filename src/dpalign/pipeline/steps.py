@@ -14,7 +14,7 @@ from typing import Any, Final
 from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
 from dpalign.paper.direction import name_hint
 from dpalign.recipe import Recipe, changed
-from dpalign.recipe.localfiles import require_models
+from dpalign.recipe.localfiles import require_chat, require_models
 from dpalign.runs.environment import expanded
 from dpalign.runs.ledger import hash_of
 from dpalign.stages import best_of_n, brief, dpo, rl, rsf, soup, steerlm
@@ -80,6 +80,7 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
         if name not in RIVALS:
             raise ValueError(f"compare.systems has {name!r}; {name_hint(name, list(RIVALS))}")
     require_models(recipe)
+    require_chat(recipe)
     recipe.require_evaluable()
     own_steps = [*preparation(recipe), *loop(recipe)]
     own_steps.append(Step("steerlm", steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half="both"))

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from dpalign.recipe import Recipe
-from dpalign.runs.modelfolder import weights_files
+from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, template_of, weights_files
 from dpalign.runs.tables import knobs_naming
 
 SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
 MODELS: Final = tuple(knobs_naming(Recipe, "model"))
 FUNCTION: Final = "python:"
 """How a reward of one's own begins: `python:module:function`."""
+TOKENIZER_FILES: Final = ["tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"]
 INSTALLED: Final = {"model.base": "world"}
 """What a model knob may say that means a part of this package."""
 
@@ -61,6 +62,42 @@ def require_models(recipe: Recipe) -> None:
                 weights_files(folder)
             except ValueError as error:
                 raise ValueError(f"{knob} is {value!r}: {error}") from error
+
+
+def require_chat(recipe: Recipe, fetch: bool = False) -> None:
+    """Check that the model's own chat template, where the recipe keeps it, can carry a dial.
+
+    Args:
+        fetch: read a model of the hub too, its tokenizer's files alone; where it cannot be reached, its training says
+            what is wrong.
+
+    Raises:
+        ValueError: it cannot, or there is no such template.
+    """
+    from dpalign.engines.templates import find_own_chat
+
+    switches = recipe.model.own_chat
+    if switches is None:
+        return
+    start = recipe.sft.checkpoint or recipe.model.source
+    if not start:
+        raise ValueError(
+            'model.chat is "model", and model.base is "": one that is trained from scratch has no template'
+        )
+    folder = Path(start) if Path(start).is_dir() else _tokenizer_of(start) if fetch else None
+    if folder is not None:
+        find_own_chat(template_of(folder), read_marks(folder), switches, start)
+
+
+def _tokenizer_of(name: str) -> Path | None:
+    """The files of a tokenizer on the hub; None where it cannot be reached."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, allow_patterns=TOKENIZER_FILES))
+    except (ImportError, OSError, ValueError):
+        return None
+    return folder if (folder / TOKENIZER_SETTINGS).is_file() else None
 
 
 def _module_file(function: str) -> Path:

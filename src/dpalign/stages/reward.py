@@ -134,6 +134,7 @@ def judge(job: Job) -> None:
 def _train(job: Job, part: str, seed: int) -> None:
     from transformers import AutoTokenizer
 
+    from dpalign.engines.tokens import spare_token
     from dpalign.rewards.model import train_reward_model
 
     recipe = job.recipe
@@ -141,8 +142,7 @@ def _train(job: Job, part: str, seed: int) -> None:
     require_labels(rows, recipe.objective_list, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.pad_token = spare_token(tokenizer)
     outcome = train_reward_model(
         context_of(job, start, recipe.reward.training, tokenizer, seed),
         [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],

@@ -7,11 +7,11 @@ the policy.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from dpalign.chat import ChatStyle
+from dpalign.chat import ChatStyle, Place, Switch
 from dpalign.paper.direction import (
     Arc,
     Cone,
@@ -74,6 +74,12 @@ class Contract:
     """The folder of the reward model inside an export."""
     reward_template: RewardTemplate | None = None
     """How that model reads a chat and an answer; None where nobody said."""
+    place: Place | None = None
+    """Where the line stands in the model's own chat template (chat "model")."""
+    chat_kwargs: Mapping[str, Switch] = field(default_factory=dict)
+    """That template's own arguments, as the policy was trained with them."""
+    stop: tuple[str, ...] = ()
+    """The tokens that end an answer, the template's own first."""
 
     def __post_init__(self) -> None:
         for name, heads in self.objectives.items():
@@ -107,7 +113,9 @@ class Contract:
         optional = {
             "reward_template": self.reward_template,
             "eos": self.eos,
-            "stop": self.eos and [self.eos],
+            "place": self.place,
+            "chat_kwargs": dict(self.chat_kwargs),
+            "stop": list(self.stop),
             "front": [point.to_json() for point in self.front],
             "reward": self.reward,
         }
@@ -133,6 +141,7 @@ def contract_of(recipe: "Recipe", iteration: int) -> Contract:
         recipe.preference.population(len(recipe.objectives)),
         iteration,
         reward_template=recipe.reward.template,
+        chat_kwargs=recipe.model.own_chat or {},
     )
 
 
@@ -159,6 +168,8 @@ def read_contract(model: Path) -> Contract | None:
         _check("chat", content["chat"], get_args(ChatStyle))
         if content.get("reward_template") is not None:
             _check("reward_template", content["reward_template"], get_args(RewardTemplate))
+        if content["chat"] == "model":
+            _check("place", content["place"], get_args(Place))
         return _from_json(content)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
@@ -185,6 +196,9 @@ def _from_json(content: Mapping[str, Any]) -> Contract:
         tuple(_front_point(point, names) for point in content.get("front", ())),
         None if content.get("reward") is None else _text(content["reward"]),
         content.get("reward_template"),
+        content.get("place"),
+        dict(content.get("chat_kwargs", {})),
+        tuple(map(_text, content.get("stop", ()))),
     )
 
 
