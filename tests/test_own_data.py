@@ -14,10 +14,11 @@ import pytest
 
 from dpalign import cli
 from dpalign.data.forms import EXAMPLES, form_of, read_example
-from dpalign.data.own import read_own, to_points, usual_scale
+from dpalign.data.own import read_own, read_prompts, to_points, usual_scale
 from dpalign.data.ratings import Rescaling
 from dpalign.data.sources import Row
 from dpalign.rows import CONVERSATIONS, PAIRS, PROMPTS, RATED, prompt_id, read_rows, user_prompt
+from dpalign.stages.data import Data
 
 N = 40
 GIVEN = '[reward]\ncheckpoint = "python:taste:short"\n'
@@ -122,11 +123,18 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-def dpa_data(folder: Path, rows: str | Sequence[str], more: str = GIVEN, knobs: str = "", out: str = "data") -> Path:
+def dpa_data(
+    folder: Path,
+    rows: str | Sequence[str],
+    more: str = GIVEN,
+    knobs: str = "",
+    out: str = "data",
+    knob: str = "rows",
+) -> Path:
     """`dpa data` on a recipe as short as a user writes it; the heads go before all tables."""
     before, tables = (more, "") if more.startswith("heads") else ("", more)
     top, table, rest = before.partition("[objectives]")
-    data = f"[data]\nrows = {json.dumps(rows)}\nvalidation_prompts = 5\n{knobs}\n"
+    data = f"[data]\n{knob} = {json.dumps(rows)}\nvalidation_prompts = 5\n{knobs}\n"
     (folder / "mine.toml").write_text(f'name = "mine"\n{top}{tables}{data}{table}{rest}')
     cli.main(["data", str(folder / "mine.toml"), "--out", str(folder / out)])
     return folder / out
@@ -165,7 +173,8 @@ def test_preference_pairs_give_prompts_originals_and_pairs(tmp_path: Path, write
 def test_prompts_alone_suffice_where_the_reward_is_given(
     tmp_path: Path, write: Callable[[Path], str], heldout: float
 ) -> None:
-    data = dpa_data(tmp_path, write(tmp_path), knobs=f"heldout = {heldout}\ntuning = 0.2")
+    knobs = f"heldout = {heldout}\ntuning = 0.2"
+    data = dpa_data(tmp_path, write(tmp_path), knobs=knobs, knob="prompts")
     assert sorted(path.name for path in data.iterdir() if path.is_dir()) == ["prompts"]
     sizes = split_sizes(data)
     assert sum(sizes.values()) == N
@@ -221,8 +230,9 @@ def test_helpsteer_alone_says_that_it_has_no_prompts_to_align_on(
     recipe = f"[objectives]\n{objectives}\n"
     told = refused(tmp_path, capsys, [], recipe, f'helpsteer = "{file}"')
     assert "no prompts to align on: data.helpsteer" in told
-    assert "data.rows" in told
-    beside = dpa_data(tmp_path, prompts_only(tmp_path), recipe, f'helpsteer = "{file}"\nheldout = 0.2')
+    assert "name prompts in data.prompts" in told
+    knobs = f'helpsteer = "{file}"\nheldout = 0.2'
+    beside = dpa_data(tmp_path, prompts_only(tmp_path), recipe, knobs, knob="prompts")
     assert sum(split_sizes(beside).values()) == N
     assert {row["source"] for row in read_rows(beside / "train", RATED)} == {"helpsteer"}
     among = dpa_data(tmp_path, file, recipe, "heldout = 0.2", "among")
@@ -247,6 +257,8 @@ def refused(
             [EXAMPLES["answers"], "rename question to prompt and rename answer to response"],
         ),
         ({"Prompt": "Why?"}, [EXAMPLES["prompts"], "rename Prompt to prompt"]),
+        ({"prompt": "Why?", "answer": "So."}, ["name it in data.prompts", "or rename answer to response"]),
+        ({"messages": [said("user", "Why?")]}, ["prompts without answers; name it in data.prompts"]),
         ({"a": "Why?", "b": 3}, ["has the columns a, b", EXAMPLES["prompts"], "add prompt"]),
         ({"chosen": "So.", "rejected": "No."}, [EXAMPLES["pairs"], "add prompt"]),
         ({"prompt": "Why?", "chosen": "So."}, [EXAMPLES["pairs"], "add rejected"]),
@@ -270,7 +282,7 @@ def test_what_is_not_read_is_refused_with_its_row_and_what_to_do(
     scales = "scales = {brevity = [0, 4]}" if "response" in row else ""
     message = refused(tmp_path, capsys, write_jsonl(tmp_path / "mine.jsonl", [row]), GIVEN, scales)
     assert [part for part in told if part not in message] == []
-    assert "mine.jsonl, line 1" in message or "rated: none" in message
+    assert "mine.jsonl" in message or "rated: none" in message
 
 
 def test_a_file_of_another_kind_and_a_data_set_of_several_splits_are_refused(
@@ -309,7 +321,7 @@ def test_a_trained_reward_model_needs_labels_and_held_out_ones(
     told = refused(tmp_path, capsys, own_ratings(tmp_path), TRAINED.replace('"brevity"]', '"wit"]'), "heldout = 0.2")
     assert "objective 'brevity' reads head 'wit'" in told
     assert "labelled: helpfulness, brevity" in told
-    assert "no rated training answers" in refused(tmp_path, capsys, prompts_only(tmp_path), TRAINED)
+    assert "reads head 'helpfulness'" in refused(tmp_path, capsys, plain_pairs(tmp_path), TRAINED)
 
 
 # The forms
@@ -347,10 +359,12 @@ def test_rows_whose_prompts_are_no_prompts_are_left_out_and_counted(tmp_path: Pa
     sides = {side: [said("user", side), said("assistant", "A")] for side in ("chosen", "rejected")}
     own = read_own(write_jsonl(tmp_path / "pairs.jsonl", [sides]), Rescaling(), {})
     assert own.reports[0].filtered == {"chosen and rejected differ before their last turns": 1}
-    rows = [{"prompt": [said("system", "Be kind.")]}, {"prompt": " "}, {"prompt": "Q"}]
-    own = read_own(write_jsonl(tmp_path / "prompts.jsonl", rows), Rescaling(), {})
-    assert own.reports[0].filtered == {"the prompt does not end with the user's turn": 1, "empty prompt": 1}
-    assert own.prompts == [user_prompt("Q")]
+    rows = [{"prompt": [said("system", "Be kind.")]}, {"prompt": " "}, {"prompt": "Q"}, {"prompt": "Q"}]
+    prompts, report = read_prompts(write_jsonl(tmp_path / "prompts.jsonl", rows), "prompts", ())
+    assert report.filtered == {
+        "the prompt does not end with the user's turn": 1, "empty prompt": 1, "repeated prompt": 1,
+    }  # fmt: skip
+    assert list(prompts.values()) == [user_prompt("Q")]
 
 
 def test_scores_of_a_pair_rate_both_answers_and_a_tie_is_no_preference(tmp_path: Path) -> None:
@@ -398,9 +412,29 @@ def test_a_column_of_text_or_of_one_value_is_no_rating(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("stated", "answered", "rated"),
+    [
+        ({}, True, True),
+        ({"world": True}, True, True),
+        ({"rows": ("a.csv",)}, True, True),
+        ({"prompts": ("a.csv",)}, False, False),
+        ({"prompts": ("a.csv",), "helpsteer": "b.csv"}, False, True),
+    ],
+)
+def test_a_recipe_says_whether_its_prompts_have_answers_and_ratings(
+    stated: dict[str, Any], answered: bool, rated: bool
+) -> None:
+    data = Data(**stated)
+    assert (data.answered, data.rated) == (answered, rated)
+    paper = ("rows", "helpsteer", "validation", "sft")
+    read = {name for name in paper if getattr(data, name) == getattr(Data(), name)}
+    assert read == (set() if stated.keys() & {"rows", "prompts"} else set(paper))
+
+
 def test_chats_of_several_forms_serve_sft(tmp_path: Path) -> None:
     chats = write_jsonl(tmp_path / "sft.jsonl", [{"prompt": "Q", "completion": "A"}])
-    data = dpa_data(tmp_path, prompts_only(tmp_path), knobs=f'sft = "{chats}"')
+    data = dpa_data(tmp_path, prompts_only(tmp_path), knobs=f'sft = "{chats}"', knob="prompts")
     (row,) = read_rows(data / "chats", CONVERSATIONS)
     assert (row["messages"], row["response"]) == (user_prompt("Q"), "A")
 
@@ -414,8 +448,8 @@ def test_real_rows_of_every_form_are_read(tmp_path: Path) -> None:
     assert (len(pairs.rated), len(pairs.prompts)) == (1998, 1998)
     assert len(pairs.pairs) == 884  # 116 score alike, or have an empty answer
     files = sorted(map(str, (folder / "prompts").glob("*.jsonl")))
-    assert sum(len(read_own(file, Rescaling(), {}).prompts) for file in files) > 5800
+    assert sum(report.kept for _, report in (read_prompts(file, "prompts", ()) for file in files)) > 5500
     instructions = read_own(str(folder / "rasbt_instruction_1100.json"), Rescaling(), {})
     assert (len(instructions.rated), instructions.reports[0].source) == (1100, "instructions")
-    data = dpa_data(tmp_path, files, knobs="heldout = 0")
+    data = dpa_data(tmp_path, files, knobs="heldout = 0", knob="prompts")
     assert sum(split_sizes(data).values()) > 5500

@@ -159,6 +159,12 @@ def _unread(row: Row) -> ValueError:
     )
 
 
+def or_rename(columns: Sequence[str]) -> str:
+    """What to say of prompts whose answers may stand in a column of another name."""
+    column = _column_for("response", columns)
+    return f", or rename {column} to response" if column else ""
+
+
 def _nearest(columns: Sequence[str]) -> tuple[Form, dict[str, str]]:
     """The form that needs the fewest new columns and uses the most of those there are, with the column for each."""
     choices = {form: {name: _column_for(name, columns) for name in needed} for form, needed in _NEEDED.items()}

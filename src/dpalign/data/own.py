@@ -8,15 +8,15 @@ The paper's data sets are known by their columns, and are read as `ratings.py` r
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dpalign.data.forms import TEXTS, Example, Form, form_of, read_example
+from dpalign.data.forms import TEXTS, Example, Form, form_of, or_rename, read_example
 from dpalign.data.ratings import Rescaling, paper_form, rated, read_rated
 from dpalign.data.report import ReadReport, Scale
 from dpalign.data.sources import Row, describe, located, read_source, shorten
-from dpalign.rows import Message, Pair, Prompt, Rated, prompt_id, user_prompt
+from dpalign.rows import Message, Pair, Rated, prompt_id, user_prompt
 
 Scales = Mapping[str, Scale]
 """By column, the ratings that become 0 and 100."""
@@ -56,11 +56,13 @@ def read_own(source: str, rescaling: Rescaling, scales: Scales) -> OwnData:
         scales: those that are stated, for all other ratings.
 
     Raises:
-        ValueError: columns of no known form, a broken row, or a rating outside its scale; the message names the row.
+        ValueError: columns of no known form, a broken row, or a rating outside its scale, with the row; or prompts
+            without any answer.
     """
     name, split = located(source, SPLITS)
     first = next(read_source(name, split), None)
-    known = paper_form(first) if first is not None and scales.keys().isdisjoint(first.values) else None
+    of_paper = first is not None and scales.keys().isdisjoint([*first.values, "score"])  # no scale of the user's own
+    known = paper_form(first) if first is not None and of_paper else None
     if known is None:
         own, examples = _read(name, split, scales)
     else:
@@ -77,27 +79,30 @@ def read_own(source: str, rescaling: Rescaling, scales: Scales) -> OwnData:
     return own
 
 
-def read_prompts(source: str, split: str) -> tuple[list[Prompt], ReadReport]:
-    """The prompts of a source in any form, each text once, for a split that they are held out for.
+def read_prompts(source: str, what: str, wanted: Sequence[str]) -> tuple[dict[str, list[Message]], ReadReport]:
+    """The prompts of a source in any form, each once, by id; answers are not read.
+
+    Args:
+        what: what they are, for the report.
+        wanted: the splits to read where the source names none, the best first.
 
     Raises:
         ValueError: columns of no known form, or a broken row.
     """
-    name, part = located(source, EVALUATED_SPLITS)
-    report = ReadReport(f"{split} prompts", describe(name, part))
-    prompts: dict[str, Prompt] = {}
-    first = next(read_source(name, part), None)
+    name, split = located(source, wanted)
+    report = ReadReport(what, describe(name, split))
+    prompts: dict[str, list[Message]] = {}
+    first = next(read_source(name, split), None)
+    examples: Iterable[Example] = _examples(name, split)
     if first is not None and paper_form(first) == "ultrafeedback":
-        examples = (Example(user_prompt(row.text_or_empty("instruction"))) for row in read_source(name, part))
-    else:
-        examples = _examples(name, part)
+        examples = (Example(user_prompt(row.text_or_empty("instruction"))) for row in read_source(name, split))
     for example in examples:
         key = prompt_id(example.messages)
         if example.gap or key in prompts:
             report.drop(example.gap or "repeated prompt")
         elif report.keeps(example.messages[-1]["content"]):
-            prompts[key] = {"prompt_id": key, "messages": example.messages, "split": split}
-    return list(prompts.values()), report
+            prompts[key] = example.messages
+    return prompts, report
 
 
 def _examples(name: str, split: str | None) -> Iterator[Example]:
@@ -112,18 +117,19 @@ def _read(name: str, split: str | None, scales: Scales) -> tuple[OwnData, list[E
     report, form = ReadReport("rows", describe(name, split)), None
     rows: list[tuple[Example, list[dict[str, float]]]] = []
     texts: dict[str, str] = {}
+    columns: list[str] = []
     for row in read_source(name, split):
         if form is None:
             report.source = form = form_of(row)
-            unread = [c for c in row.values if c not in TEXTS and not _COUNTS_ROWS.fullmatch(c)]
-            if form == "prompts" and unread:
-                report.remarks.append(f"columns not read: {', '.join(unread)}")
+            columns = list(row.values)
         example = read_example(row, form)
         if example.gap:
             report.drop(example.gap)
         else:
             rows.append((example, _ratings(row, form, len(example.answers), scales, texts)))
     _read_scales([ratings for _, ratings_A in rows for ratings in ratings_A], scales, texts, report)
+    if rows and not any(example.answers for example, _ in rows):
+        raise ValueError(f"{report.file}: prompts without answers; name it in data.prompts{or_rename(columns)}")
     own = OwnData(reports=[report])
     for example, ratings_A in rows:
         asked, before = example.messages[-1]["content"], len(own.rated)

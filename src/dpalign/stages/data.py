@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dpalign.data.chats import read_chats
-from dpalign.data.own import read_own, read_prompts, scale_text
+from dpalign.data.own import EVALUATED_SPLITS, SPLITS, read_own, read_prompts, scale_text
 from dpalign.data.ratings import Rescaling, read_rated, require_labels
 from dpalign.data.report import ReadReport, Scale, render_reports, require_rows
 from dpalign.data.sources import located
@@ -45,8 +45,8 @@ WORLD_FILES: Final = {
     "tuning_prompts": "tuning.jsonl",
     "sft": "sft.jsonl",
 }
-BESIDE_ROWS: Final = ("helpsteer", "validation", "sft")
-"""The paper's data sets that are left out where a recipe names its own rows."""
+OF_THE_PAPER: Final = {"rows": (), "helpsteer": "", "validation": "", "sft": ""}
+"""The paper's data sets, left out where a recipe names rows or prompts of its own."""
 
 
 class Data(Table):
@@ -56,9 +56,12 @@ class Data(Table):
     world: bool = False
     """Take everything from the embedded world instead."""
     rows: tuple[DataName, ...] = ("openbmb/UltraFeedback",)
-    """Rated answers, preference pairs and prompts, in the forms of docs/data.md: what policies are aligned on, and what
-    trains the reward model (section 3.1). A recipe with rows of its own reads none of the paper's data sets below but
-    those that it names too."""
+    """Prompts with answers, in the forms of docs/data.md: policies are aligned on the prompts, and the reward model
+    learns from the ratings (section 3.1). A recipe that names rows or prompts of its own reads none of the paper's data
+    sets but those that it names too."""
+    prompts: tuple[DataName, ...] = ()
+    """Prompts to align on besides; the answers to them, if any, are not read. They suffice where all rewards are given
+    (not in the paper)."""
     helpsteer: DataName = "nvidia/HelpSteer"
     """Rated answers with five attributes 0-4 that train the reward model alone (section 3.1); "" for none."""
     validation: DataName = "HuggingFaceH4/ultrafeedback_binarized:test_prefs"
@@ -86,17 +89,17 @@ class Data(Table):
     tuning: float = Field(0.0, ge=0, lt=1)
     """Share of prompts that settings may be chosen on (paper silent); `dpa compare` needs some."""
 
-    @field_validator("rows", mode="before")
+    @field_validator("rows", "prompts", mode="before")
     @classmethod
     def _one_source_is_a_list_too(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _own_rows_stand_alone(self) -> Self:
-        if "rows" in self.model_fields_set:
-            for name in BESIDE_ROWS:
-                if name not in self.model_fields_set:
-                    object.__setattr__(self, name, "")
+        stated = self.model_fields_set
+        if not stated.isdisjoint(("rows", "prompts")):
+            for name in OF_THE_PAPER.keys() - stated:
+                object.__setattr__(self, name, OF_THE_PAPER[name])
         return self
 
     @model_validator(mode="after")
@@ -105,6 +108,16 @@ class Data(Table):
             if low >= high:
                 raise ValueError(f"scales.{head} is [{low:g}, {high:g}]; give the worst rating, then a greater one")
         return self
+
+    @property
+    def answered(self) -> bool:
+        """Whether prompts to align on have answers; else there are prompts alone."""
+        return self.world or bool(self.rows)
+
+    @property
+    def rated(self) -> bool:
+        """Whether there may be ratings to train a reward model on."""
+        return self.answered or bool(self.helpsteer)
 
 
 @dataclass
@@ -117,6 +130,7 @@ class Read:
     asked: dict[str, list[Message]] = field(default_factory=dict)
     """The prompts to align on, by id."""
     evaluated: list[Prompt] = field(default_factory=list)
+    """Those of the splits that the recipe names."""
     reports: list[ReadReport] = field(default_factory=list)
 
 
@@ -143,7 +157,7 @@ def data(job: Job) -> None:
     if not read.asked:
         raise ValueError(_without_prompts(sources, reports))
     split_of = _split(recipe.seed, sources, read)
-    prompts: list[Prompt] = [{"prompt_id": i, "messages": m, "split": split_of[i]} for i, m in read.asked.items()]
+    prompts = _prompts(read.asked, split_of)
     prompts += [prompt for prompt in read.evaluated if prompt["prompt_id"] not in read.asked]
     held_out = [prompt["messages"] for prompt in prompts if prompt["split"] in EVALUATED]
     rated = _without(held_out, read.rated, "rated answers", reports)
@@ -198,10 +212,11 @@ def _sources(recipe: "Recipe", world: Path | None) -> Data:
     names = ("helpsteer", "validation", "tuning_prompts", "sft")
     if world is not None:
         paths: dict[str, Any] = {name: str(world / WORLD_FILES[name]) for name in names}
-        paths["rows"] = (str(world / WORLD_FILES["rows"]),)
+        paths |= {"rows": (str(world / WORLD_FILES["rows"]),), "prompts": ()}
     else:
         paths = {name: expanded(f"data.{name}", getattr(recipe.data, name)) for name in names}
-        paths["rows"] = tuple(expanded(f"data.rows[{i}]", source) for i, source in enumerate(recipe.data.rows))
+        for name, sources in (("rows", recipe.data.rows), ("prompts", recipe.data.prompts)):
+            paths[name] = tuple(expanded(f"data.{name}[{i}]", source) for i, source in enumerate(sources))
     return recipe.data.model_copy(update=paths)
 
 
@@ -221,6 +236,10 @@ def _read(sources: Data) -> Read:
         read.reports += own.reports
         for messages in own.prompts:
             read.asked.setdefault(prompt_id(messages), messages)
+    for source in sources.prompts:
+        asked, report = read_prompts(source, "prompts", SPLITS)
+        read.asked = asked | read.asked
+        read.reports.append(report)
     _require_scales(sources.scales, read.reports)
     read.rated, report = merge_repeats(read.rated)
     read.reports.append(report)
@@ -229,10 +248,14 @@ def _read(sources: Data) -> Read:
         read.reports.append(report)
     for split, source in (("validation", sources.validation), ("tuning", sources.tuning_prompts)):
         if source:
-            prompts, report = read_prompts(source, split)
-            read.evaluated += prompts
+            asked, report = read_prompts(source, f"{split} prompts", EVALUATED_SPLITS)
+            read.evaluated += _prompts(asked, dict.fromkeys(asked, split))
             read.reports.append(report)
     return read
+
+
+def _prompts(asked: Mapping[str, list[Message]], split_of: Mapping[str, str]) -> list[Prompt]:
+    return [{"prompt_id": key, "messages": asked[key], "split": split_of[key]} for key in asked]
 
 
 def _require_scales(stated: Mapping[str, Scale], reports: Sequence[ReadReport]) -> None:
@@ -256,11 +279,11 @@ def _require_scales(stated: Mapping[str, Scale], reports: Sequence[ReadReport]) 
 
 def _without_prompts(sources: Data, reports: Sequence[ReadReport]) -> str:
     """The error where there is nothing to align on."""
-    if sources.rows:
+    if sources.rows or sources.prompts:
         return f"no prompts left to align on; where the rows went:\n{render_reports(reports)}"
     alone = f": data.helpsteer ({sources.helpsteer}) trains the reward model alone" if sources.helpsteer else ""
-    also = "; the same source there is aligned on too" if sources.helpsteer else ""
-    return f"no prompts to align on{alone}; name prompts or answers of your own in data.rows{also} (docs/data.md)"
+    cure = "name prompts in data.prompts (this source can stand there too)" if alone else "name prompts in data.prompts"
+    return f"no prompts to align on{alone}; {cure}, or rows with answers in data.rows (docs/data.md)"
 
 
 def _without(
