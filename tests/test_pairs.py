@@ -31,8 +31,7 @@ def rated(
     prompt: str, response: str, overall: float | None = None, aspects: tuple[float, ...] = (), source: str = "uf"
 ) -> dict[str, Any]:
     """An answer with its overall score and its four aspects, heads 5 and 6 to 9."""
-    labels: list[float | None] = [None] * 5 + [overall, *(aspects or [None] * 4)]
-    assert len(labels) == len(HEADS)
+    labels = dict(zip(HEADS[6:], aspects, strict=False)) | ({} if overall is None else {HEADS[5]: overall})
     messages = user_prompt(prompt)
     key = prompt_id(messages)
     return {"prompt_id": key, "messages": messages, "response": response, "source": source, "labels": labels}

@@ -292,9 +292,13 @@ def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> li
         ValueError: no step has that name, or the recipe contradicts itself.
     """
     planned = steps(recipe, compared)
-    if until is None:
-        return planned
     names = [step.name for step in planned]
-    if until not in names:
+    if until is not None and until not in names:
         raise ValueError(f"no step is called {until!r}; this recipe has {', '.join(names)}")
-    return planned[: names.index(until) + 1]
+    taken = planned if until is None else planned[: names.index(until) + 1]
+    if any(step.stage is sft for step in taken) and not (recipe.data.world or recipe.data.sft or recipe.sft.checkpoint):
+        raise ValueError(
+            "no chats for SFT: name some in data.sft, or in sft.checkpoint a model that needs none, such as an "
+            "instruct model"
+        )
+    return taken

@@ -12,6 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
+from dpalign.data.sources import parted
 from dpalign.recipe import Recipe
 from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, template_of, weights_files
 from dpalign.runs.tables import knobs_naming
@@ -34,14 +35,13 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for knob, value in knobs.items():
         if knob in SOURCES and not knobs.get("data.world"):
-            paths[knob] = Path(os.path.expandvars(value))
+            named = {knob: value} if isinstance(value, str) else {f"{knob}[{i}]": one for i, one in enumerate(value)}
+            paths |= {key: Path(parted(os.path.expandvars(source))[0]) for key, source in named.items()}
         elif knob in MODELS and value.startswith(FUNCTION):
             paths[knob] = _module_file(value)
         elif knob in MODELS and value != INSTALLED.get(knob):
             paths[knob] = Path(value)
-        if knob in paths and (paths[knob] == Path() or not paths[knob].exists()):
-            del paths[knob]
-    return {knob: path.absolute() for knob, path in paths.items()}
+    return {knob: path.absolute() for knob, path in paths.items() if path != Path() and path.exists()}
 
 
 def require_models(recipe: Recipe) -> None:

@@ -79,7 +79,8 @@ def _over_defaults(defaults: Mapping[str, Any], mapping: Mapping[str, Any]) -> d
     for name, value in mapping.items():
         default = defaults.get(name)
         if isinstance(default, Table) and isinstance(value, Mapping):
-            laid[name] = default.as_mapping() | _over_defaults(dict(default), value)
+            own = {key: of for key, of in default.as_mapping().items() if key in default.model_fields_set}
+            laid[name] = own | _over_defaults(dict(default), value)
     return laid
 
 

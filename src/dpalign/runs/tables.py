@@ -45,9 +45,10 @@ ModelName = Annotated[str, Names("model")]
 
 
 def knobs_naming(cls: type[Table], what: Literal["data", "model"], prefix: str = "") -> Iterator[str]:
-    """The dotted names of the knobs that name files of this kind."""
+    """The dotted names of the knobs that name files of this kind, one each or a list."""
     for name, field in cls.model_fields.items():
-        if Names(what) in field.metadata:
+        inside = [mark for item in get_args(field.annotation) for mark in get_args(item)]
+        if Names(what) in (*field.metadata, *inside):
             yield prefix + name
         if (inner := table_of(field.annotation)) is not None:
             yield from knobs_naming(inner, what, f"{prefix}{name}.")

@@ -138,7 +138,7 @@ def _train(job: Job, part: str, seed: int) -> None:
     from dpalign.rewards.model import train_reward_model
 
     recipe = job.recipe
-    rows = list(read_rows(job.inputs["data"] / part, RATED))
+    rows = [row for row in read_rows(job.inputs["data"] / part, RATED) if row["labels"]]
     require_labels(rows, recipe.objective_list, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
