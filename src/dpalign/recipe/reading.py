@@ -98,6 +98,15 @@ def changed(instance: T, values: Mapping[str, Any]) -> T:
     return from_mapping(type(instance), mapping)
 
 
+def overridden(instance: T, overrides: Mapping[str, Any], where: str) -> T:
+    """The instance with other tables and values laid over it, as a recipe is laid over the one that it extends.
+
+    Raises:
+        ValueError: an unknown key, or a value that is refused; `where` is what messages name.
+    """
+    return from_mapping(type(instance), _over_base(type(instance), instance.as_mapping(), overrides), where)
+
+
 def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """A recipe file and those that it extends, itself first, with what each says; a base's own name is left out."""
     files: list[tuple[Path, dict[str, Any]]] = []
