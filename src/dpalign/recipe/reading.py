@@ -101,10 +101,21 @@ def changed(instance: T, values: Mapping[str, Any]) -> T:
 def overridden(instance: T, overrides: Mapping[str, Any], where: str) -> T:
     """The instance with other tables and values laid over it, as a recipe is laid over the one that it extends.
 
+    Args:
+        overrides: `{"sampling": {"n": 8}}` or `{"sampling.n": 8}`.
+        where: what messages name.
+
     Raises:
-        ValueError: an unknown key, or a value that is refused; `where` is what messages name.
+        ValueError: an unknown key, or a value that is refused.
     """
-    return from_mapping(type(instance), _over_base(type(instance), instance.as_mapping(), overrides), where)
+    mapping = instance.as_mapping()
+    for key, value in overrides.items():
+        *parents, leaf = key.split(".")
+        own = {leaf: value}
+        for parent in reversed(parents):
+            own = {parent: own}
+        mapping = _over_base(type(instance), mapping, own)
+    return from_mapping(type(instance), mapping, where)
 
 
 def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
