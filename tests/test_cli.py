@@ -134,14 +134,6 @@ def test_a_printed_recipe_is_a_recipe_again(capsys: pytest.CaptureFixture[str], 
     assert load(again) == load(paper, ["--sampling.n", "8"])
 
 
-def test_a_module_in_the_current_folder_can_be_imported_however_dpa_was_started(tmp_path: Path) -> None:
-    """A console script has its own folder on the path in place of the user's; -P stands for that."""
-    (tmp_path / "my_reward.py").write_text("SOUND = 7\n")
-    command = "from dpalign import cli; cli.main(['--version']); import my_reward; print(my_reward.SOUND)"
-    done = subprocess.run([sys.executable, "-P", "-c", command], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.splitlines()[1:] == ["7"], done.stderr
-
-
 @pytest.mark.slow
 def test_the_demo_ends_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All that `make demo` does, with few rows and few updates."""

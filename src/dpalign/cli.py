@@ -19,7 +19,6 @@ from dpalign import __doc__ as what_this_is
 from dpalign import __version__
 from dpalign.pipeline.shipped import recipe_file as recipe_file
 from dpalign.pipeline.shipped import shipped
-from dpalign.runs.environment import import_from_here
 from dpalign.runs.errors import plain_errors
 
 KNOBS_NOTE: Final = (
@@ -109,7 +108,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: code 2 after an error that the user can mend, said in one line; 130 after an interruption.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    import_from_here()
     with plain_errors("dpa"):
         match words:
             case [] | ["-h" | "--help", *_]:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from dpalign.pipeline.runner import order_of, perform, processes_of, step_of
 from dpalign.recipe import Recipe, from_mapping
-from dpalign.runs.environment import import_from_here
 from dpalign.runs.errors import plain_errors
 from dpalign.runs.folder import Run, holder
 from dpalign.runs.launch import LAUNCHED, launch
@@ -38,7 +37,6 @@ def main(run_folder: str, name: str) -> None:
         if rank is None and holder(folder) != parent:
             raise ValueError(f"{folder}: no run that waits for this worker; `dpa run` starts its own")
         end_with(parent)
-        import_from_here()
         work = Run(folder, lock=-1, git_commit=None).stage_at_work(name)
         order = json.loads(order_of(work).read_text(encoding="utf-8"))
         recipe, step = from_mapping(Recipe, order["recipe"]), step_of(order["step"])

@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,12 +37,6 @@ def settle_threads(threads: int, for_torch: bool) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def import_from_here() -> None:
-    """Let a module in the current folder be imported, such as a reward of one's own; what is installed goes first."""
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())
 
 
 def expanded(knob: str, path: str) -> str:
