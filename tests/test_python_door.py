@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from dpalign.train.contract import Contract, write_contract
 NAMES = ("helpfulness", "verbosity")
 OBJECTIVES = {"helpfulness": ("ultrafeedback-helpfulness",), "verbosity": ("helpsteer-verbosity",)}
 CONTRACT = Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0), reward_template="world-v1")
+DOCS = Path(__file__).parents[1] / "docs"
 QUESTION = "explain fox, tea and iron."
 
 
@@ -170,7 +172,7 @@ def test_a_bad_chat_is_refused_and_the_policy_goes_on(policy: Policy) -> None:
     ends: list[Message] = [*user_prompt("name owl."), {"role": "assistant", "content": "owl."}]
     with pytest.raises(ValueError, match="end with the user's"):
         policy.sample(ends)
-    with pytest.raises(ValueError, match="the prompt is .* tokens long"):
+    with pytest.raises(ValueError, match=r"the prompt is .* tokens long"):
         policy.sample([QUESTION, "name owl. " * 200])
     with pytest.raises(ValueError, match="give a list"):
         policy.score(QUESTION, "fox is red.")
@@ -185,13 +187,13 @@ def test_a_model_without_a_dial_answers_plainly_and_takes_no_direction(tiny_fold
     with Policy.load(tiny_folder) as plain:
         assert (plain.objectives, plain.arc) == ((), None)
         assert plain.sample("name owl.", max_new_tokens=4)[0].rewards is None
-        with pytest.raises(ValueError, match="takes no directions: no dpa.json"):
+        with pytest.raises(ValueError, match=r"takes no directions: no dpa\.json"):
             plain.sample("name owl.", angle=0)
         with pytest.raises(ValueError, match=r"without a reward model.*reward="):
             plain.score("name owl.", ["owl."])
     with pytest.raises(ValueError, match="is closed; load it again"):
         plain.sample("name owl.")
-    with pytest.raises(ValueError, match="no config.json here"):
+    with pytest.raises(ValueError, match=r"no config\.json here"):
         Policy.load(tmp_path)
 
 
@@ -288,3 +290,30 @@ def test_greedy_answers_are_the_same_through_vllm(tmp_path: Path) -> None:
             assert seeded[0] == seeded[1]
             assert policy.best_of(QUESTION, 4, angle=-30).choice is not None
     assert drawn[0] == drawn[1]
+
+
+# The notebook
+
+
+def test_the_notebooks_cells_run_and_what_it_keeps_tells_nothing_of_the_machine(
+    micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sys.path.append(str(DOCS))
+    try:
+        import notebook
+    finally:
+        sys.path.remove(str(DOCS))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(micro_run, tmp_path / "runs" / "micro")
+    text = notebook.NOTEBOOK.read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    kinds = []
+    for count, cell in enumerate(notebook.code_cells(json.loads(text)), start=1):
+        outputs = notebook.execute("".join(cell["source"]).replace('"demo"', '"micro"'), names)
+        kept = [output["output_type"] for output in cell["outputs"]]
+        assert kept == [output["output_type"] for output in outputs], cell["source"]
+        assert cell["execution_count"] == count
+        kinds += kept
+    assert {"stream", "execute_result", "display_data"} == set(kinds)
+    assert [place for place in ("/tmp", "/home", "/root", "/work", "site-packages") if place in text] == []
+    assert len(text) < 200_000
