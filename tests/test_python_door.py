@@ -260,10 +260,12 @@ def test_overrides_are_laid_over_the_recipe_and_a_run_may_stop_early(tmp_path: P
         _ = result.summary
     with pytest.raises(ValueError, match="no finished policy"):
         _ = result.policy
-    with pytest.raises(ValueError, match=r"run\('micro'\): unknown key sampling.m; the nearest is sampling.n"):
+    with pytest.raises(ValueError, match=r"unknown key sampling\.m; the nearest is sampling\.n"):
         run("micro", tmp_path / "other", sampling={"m": 3})
-    with pytest.raises(ValueError, match=r"run\('paper'\): sampling.n is 0"):
+    with pytest.raises(ValueError, match=r"sampling\.n is 0"):
         run(Recipe(name="paper"), tmp_path / "other", **{"sampling.n": 0})
+    with pytest.raises(ValueError, match=r"micro\.toml with --sampling\.n=0: sampling\.n is 0"):
+        run("micro", tmp_path / "other", sampling={"n": 0})
     assert not (tmp_path / "other").exists()
 
 

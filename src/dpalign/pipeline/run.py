@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpalign.pipeline import runner
 from dpalign.pipeline.shipped import recipe_file
-from dpalign.recipe import Recipe, load, overridden
+from dpalign.recipe import Recipe, changed, dotted, load
 from dpalign.runs.progress import SILENT
+from dpalign.runs.tables import literal
 
 if TYPE_CHECKING:
     from dpalign import Policy
@@ -81,9 +82,11 @@ def run(
     Raises:
         ValueError: a recipe, knob or input that is refused; names it.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else load(recipe_file(str(recipe)))
-    if overrides:
-        chosen = overridden(chosen, overrides, f"run({chosen.name!r})")
+    knobs = dict(dotted(Recipe, overrides))
+    if isinstance(recipe, Recipe):
+        chosen = changed(recipe, knobs)
+    else:
+        chosen = load(recipe_file(str(recipe)), [f"--{key}={literal(value)}" for key, value in knobs.items()])
     folder = Path("runs") / chosen.name if out is None else Path(out)
     with _silence(quiet):
         return RunResult(runner.execute(chosen, folder, until, compared))

@@ -98,24 +98,18 @@ def changed(instance: T, values: Mapping[str, Any]) -> T:
     return from_mapping(type(instance), mapping)
 
 
-def overridden(instance: T, overrides: Mapping[str, Any], where: str) -> T:
-    """The instance with other tables and values laid over it, as a recipe is laid over the one that it extends.
-
-    Args:
-        overrides: `{"sampling": {"n": 8}}` or `{"sampling.n": 8}`.
-        where: what messages name.
+def dotted(cls: type[Table], values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Knobs by their dotted names: `{"sampling": {"n": 8}}` is `sampling.n`.
 
     Raises:
-        ValueError: an unknown key, or a value that is refused.
+        ValueError: an unknown key; names the nearest.
     """
-    mapping = instance.as_mapping()
-    for key, value in overrides.items():
-        *parents, leaf = key.split(".")
-        own = {leaf: value}
-        for parent in reversed(parents):
-            own = {parent: own}
-        mapping = _over_base(type(instance), mapping, own)
-    return from_mapping(type(instance), mapping, where)
+    for name, value in values.items():
+        key = prefix + name
+        if table_of(_kind(cls, key)) is not None and isinstance(value, Mapping):
+            yield from dotted(cls, value, f"{key}.")
+        else:
+            yield key, value
 
 
 def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -332,6 +326,22 @@ def _override_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _override(cls: type[Table], mapping: dict[str, Any], key: str, text: str) -> None:
     """Put one override into the nested tables of `mapping`, read as its knob's type."""
+    try:
+        kind = _kind(cls, key)
+    except ValueError as error:
+        raise ValueError(f"command line: {error}") from None
+    parts = key.split(".")
+    value = _parse_override(kind, text)
+    table_here = mapping
+    for part in parts[:-1]:
+        table_here = table_here.setdefault(part, {})
+        if not isinstance(table_here, dict):  # the file itself is wrong here: from_mapping says how
+            return
+    table_here[parts[-1]] = value
+
+
+def _kind(cls: type[Table], key: str) -> Any:
+    """The type of a knob, by its dotted name."""
     parts = key.split(".")
     kind: Any = cls
     for depth, part in enumerate(parts):
@@ -340,14 +350,8 @@ def _override(cls: type[Table], mapping: dict[str, Any], key: str, text: str) ->
         elif get_origin(kind) is dict:
             kind = get_args(kind)[1]
         else:
-            raise ValueError(f"command line: {unknown(cls, '.'.join(parts[: depth + 1]))}")
-    value = _parse_override(kind, text)
-    table_here = mapping
-    for part in parts[:-1]:
-        table_here = table_here.setdefault(part, {})
-        if not isinstance(table_here, dict):  # the file itself is wrong here: from_mapping says how
-            return
-    table_here[parts[-1]] = value
+            raise ValueError(unknown(cls, ".".join(parts[: depth + 1])))
+    return kind
 
 
 def _parse_override(kind: Any, text: str) -> Any:
