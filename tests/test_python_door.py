@@ -36,11 +36,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 QUESTION = "explain fox, tea and iron."
 
 
-def letters(prompts: list[str], responses: list[str]) -> list[list[float]]:
-    """Each head counts its own letter of the alphabet."""
-    return [[float(text.count(chr(ord("a") + i))) for i in range(len(HEADS))] for text in responses]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random policy with a dial and no reward model."""
@@ -52,10 +47,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def policy(folder: Path) -> Iterator[Policy]:
-    """That policy, with a reward that counts letters."""
-    with Policy.load(folder, reward="python:test_python_door:letters", rows=16) as policy:
+def policy(folder: Path, micro_run: Path) -> Iterator[Policy]:
+    """That policy, with a reward model from elsewhere."""
+    with Policy.load(folder, reward=micro_run / "reward", rows=16) as policy:
         yield policy
+
+
+def rewards_of(micro_run: Path, question: str, answer: str) -> dict[str, float]:
+    """What that reward model itself says, by objective."""
+    model = str(micro_run / "reward" / "model")
+    scorer = ModelScorer(model, HEADS, template="world-v1", batch_tokens=512, dtype="float32")
+    of_head = dict(zip(scorer.heads, scorer.score([(user_prompt(question), answer)])[0], strict=True))
+    return {name: pytest.approx(of_head[head], abs=2e-3) for name, (head,) in OBJECTIVES.items()}
 
 
 # What is drawn
@@ -112,19 +115,18 @@ def test_a_direction_has_one_meaning_in_every_form(policy: Policy) -> None:
     assert plain.text != drawn[0].text
 
 
-def test_rewards_read_the_objectives_heads_and_best_of_takes_the_best(policy: Policy) -> None:
-    """Helpfulness reads the last head, which counts j; verbosity the fifth, which counts e."""
-    assert policy.score(QUESTION, ["eel", "jeeje", ""]) == [
-        {"helpfulness": 0.0, "verbosity": 2.0},
-        {"helpfulness": 2.0, "verbosity": 3.0},
-        {"helpfulness": 0.0, "verbosity": 0.0},
-    ]
-    answer = policy.best_of(QUESTION, 8, angle=-45, spread=20, max_new_tokens=24, temperature=1.0)
-    assert answer.rewards == policy.score(QUESTION, [answer.text])[0]
-    assert answer.choice is not None
-    assert answer.choice.drawn == 8
-    assert answer.choice.value >= answer.choice.mean_value
-    assert answer.direction == Preference.from_angle(-45, NAMES)
+def test_rewards_read_the_objectives_heads_and_best_of_takes_the_best(policy: Policy, micro_run: Path) -> None:
+    short, long = policy.score(QUESTION, ["fox is red.", "fox is red and hunts mice."])
+    assert short == rewards_of(micro_run, QUESTION, "fox is red.")
+    assert short != long
+    (drawn,) = policy.sample(QUESTION, angle=-45, max_new_tokens=24)
+    assert drawn.rewards == rewards_of(micro_run, QUESTION, drawn.text)
+    best = policy.best_of(QUESTION, 8, angle=-45, spread=20, max_new_tokens=24, temperature=1.0)
+    assert best.rewards == pytest.approx(policy.score(QUESTION, [best.text])[0], abs=2e-3)
+    assert best.choice is not None
+    assert best.choice.drawn == 8
+    assert best.choice.value >= best.choice.mean_value
+    assert best.direction == Preference.from_angle(-45, NAMES)
 
 
 def test_a_policy_says_what_it_is(policy: Policy) -> None:
@@ -240,11 +242,7 @@ def test_a_finished_run_is_gone_through_again_and_gives_its_policy_and_its_figur
     assert len(front) == len(measured.points) == 4
     assert policy.arc == (-45.0, 0.0)
     (answer,) = policy.sample(QUESTION, angle=-45)
-    scorer = ModelScorer(
-        str(micro_run / "reward" / "model"), HEADS, template="world-v1", batch_tokens=512, dtype="float32"
-    )
-    heads = dict(zip(scorer.heads, scorer.score([(user_prompt(QUESTION), answer.text)])[0], strict=True))
-    assert answer.rewards["verbosity"] == pytest.approx(heads["helpsteer-verbosity"], abs=2e-3)
+    assert answer.rewards["verbosity"] == rewards_of(micro_run, QUESTION, answer.text)["verbosity"]
     policy.close()
     with Policy.load(tmp_path / "micro" / "policy-1", reward=False) as first:
         assert first.sample(QUESTION, angle=-45)[0].rewards is None
@@ -273,7 +271,7 @@ def test_overrides_are_laid_over_the_recipe_and_a_run_may_stop_early(tmp_path: P
 
 
 @pytest.mark.vllm
-def test_greedy_answers_are_the_same_through_vllm(tmp_path: Path) -> None:
+def test_greedy_answers_are_the_same_through_vllm(tmp_path: Path, micro_run: Path) -> None:
     """The world's base model with a dial: vLLM reads no narrower heads than its 32."""
     folder = tmp_path / "mine"
     tokens = AutoTokenizer.from_pretrained(WORLD_BASE)
@@ -286,7 +284,7 @@ def test_greedy_answers_are_the_same_through_vllm(tmp_path: Path) -> None:
     drawn = []
     for engine in ("transformers", "vllm"):
         options = {} if engine == "transformers" else {"max_model_len": 384}
-        with Policy.load(folder, reward="python:test_python_door:letters", engine=engine, **options) as policy:
+        with Policy.load(folder, reward=micro_run / "reward", engine=engine, **options) as policy:
             drawn.append([policy.sample(prompts, angle=angle, **asked) for angle in (0, -45)])
             seeded = [policy.sample(prompts, angle=-30, n=3, seed=5, max_new_tokens=24) for _ in range(2)]
             assert seeded[0] == seeded[1]

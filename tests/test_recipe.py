@@ -122,7 +122,7 @@ def test_a_shipped_recipe_is_extended_by_name_from_any_folder_and_a_file_beside_
 
 
 def test_names_of_ones_own_replace_the_bases_and_the_name_is_never_inherited(tmp_path: Path) -> None:
-    own = '[objectives]\nhelp = ["helpsteer-helpfulness"]\nshort = ["helpsteer-verbosity"]\n'
+    own = '[preference]\nlow = -45\n[objectives]\nhelp = ["helpsteer-helpfulness"]\nshort = ["helpsteer-verbosity"]\n'
     file = chain(tmp_path, mine=f'extends = "demo"\nname = "mine"\n{own}')
     assert list(load(file).objectives) == ["help", "short"]
     with pytest.raises(ValueError, match=r"nameless\.toml: name is missing"):
