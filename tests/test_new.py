@@ -41,7 +41,7 @@ def test_four_options_make_a_short_recipe_that_loads_and_whose_steps_are_known(
     assert list(recipe.rewards) == list(recipe.objectives) == ["quality", "words"]
     assert recipe.rewards["words"].function == "dpalign.rewards.functions:words"
     assert recipe.finetune.lora_rank == load(cli.recipe_file(new.BASE)).finetune.lora_rank > 0
-    assert (recipe.preference.low, recipe.preference.high, recipe.data.rows) == (-45, 45, (str(prompts),))
+    assert (recipe.preference.low, recipe.preference.high, recipe.data.prompts) == (-45, 45, (str(prompts),))
     capsys.readouterr()
     cli.main(["run", str(file), "--dry-run"])
     steps = capsys.readouterr().out.splitlines()

@@ -30,7 +30,7 @@ QUESTIONS: Final = {
         "What rates an answer? Two or more, with commas: reward models (hub names or folders), functions of your own "
         f"(module:function), or {', '.join(FUNCTIONS)}. NAME= before one gives it a name."
     ),
-    "data": "Your prompts or rated answers? Files, folders or hub names, with commas.",
+    "data": "Which prompts? Files, folders or hub names, with commas; docs/data.md shows the forms.",
     "machine": f"Which machine? {', '.join(MACHINES)}.",
 }
 
@@ -65,7 +65,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="MODEL", help="a hub name or a folder")
     text = f"a reward model, module:function, or {', '.join(FUNCTIONS)}; give two or more"
     add("--reward", action="append", metavar="[NAME=]REWARD", help=text)
-    add("--data", action="append", metavar="DATA", help="prompts or rated answers: a file, a folder or a hub name")
+    add(
+        "--data",
+        action="append",
+        metavar="DATA",
+        help="prompts, with or without answers: a file, a folder or a hub name",
+    )
     add("--machine", choices=MACHINES, help="what it will run on")
     parser.epilog = "What is not given is asked for, on a terminal. No file is overwritten."
 
@@ -272,7 +277,8 @@ def lines(name: str, wished: Wishes) -> Iterator[str]:
         yield from ("", _said(f"[rewards.{reward.name}]", said))
         yield f"{'function' if reward.is_function else 'model'} = {literal(reward.source)}"
     yield from ("", *directions(wished.rewards))
-    yield from ("", "[data]", f"rows = {literal(wished.data)}")
+    yield from ("", _said("[data]", "rows = [...] in place of prompts learns from their answers too"))
+    yield f"prompts = {literal(wished.data)}"
     yield _said("judge = 0", "a second opinion would need ratings under these names")
     if chats:
         yield _said(f"sft = {literal(CHATS)}", "chats that the base model learns from first")
