@@ -48,6 +48,7 @@ ALONE: Final = "pipeline.alone"
 """The module of the verbs that take one stage alone."""
 
 VERBS: Final[Mapping[str, Verb]] = {
+    "new": Verb("write a short recipe of your own, from four questions", "pipeline.new", False),
     "run": Verb("run a recipe, or go on with it: every step that is not done yet", "pipeline.command"),
     "compare": Verb(
         "run a recipe with every system that the paper compares, tuned and measured alike", "pipeline.command"

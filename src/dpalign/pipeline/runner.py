@@ -115,7 +115,7 @@ def take_apart(recipe: Recipe, work: runs.Work, step: Step) -> None:
     }
     runs.write_json(order_of(work), {"recipe": recipe.as_mapping(), "step": vars(step) | plain})
     command = [sys.executable, "-m", "dpalign.pipeline.worker", str(work.run.folder), step.name]
-    env = os.environ | thread_variables(recipe.threads) | (AS_LINES if recipe.jobs > 1 else {})
+    env = (AS_LINES if recipe.jobs > 1 else {}) | os.environ | thread_variables(recipe.threads)
     code = subprocess.run(command, pass_fds=(work.run.lock,), env=env, check=False).returncode
     if code < 0:
         signal_name = signal.Signals(-code).name

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter, time
-from typing import Any
+from typing import Any, Literal
 
 from dpalign.dial.best_of import SPREAD, draw_best
 from dpalign.dial.dial import Dial
@@ -255,7 +255,7 @@ def open_service(
     dtype: str = "auto",
     engines: Engines | None = None,
     max_model_len: int | None = None,
-    reward: str | None = None,
+    reward: str | Literal[False] | None = None,
     reward_template: RewardTemplate | None = None,
     temperature: float = 0.7,
 ) -> Service:
@@ -264,7 +264,7 @@ def open_service(
     Args:
         name: for clients; None takes the folder's.
         rows: answers decoded side by side.
-        reward: a reward folder; None takes the one inside the model's, if any.
+        reward: a reward folder; None takes the one inside the model's, if any; False takes none.
         engine, dtype, engines, max_model_len: see `open_generator`.
 
     Raises:
@@ -272,15 +272,17 @@ def open_service(
     """
     own, model, contract_folder = find_model(path)
     contract = read_contract(contract_folder)
+    rewards = None
     if contract is None:
-        if reward is not None:
+        if reward:
             raise ValueError(f"--reward: {model} has no {FILE} that says which heads its objectives read")
-        dial, rewards = Dial((), "fig1", "zephyr"), None
+        dial = Dial((), "fig1", "zephyr")
     else:
         dial = Dial.of(contract)
         if not dial.front:
             dial = replace(dial, front=front_of(find_source(path)))
-        rewards = open_rewards(model, contract, reward=reward, template=reward_template, dtype=dtype)
+        if reward is not False:
+            rewards = open_rewards(model, contract, reward=reward, template=reward_template, dtype=dtype)
     generator = open_generator(
         model, engine=engine, rows=rows, dtype=dtype, engines=engines, max_model_len=max_model_len
     )
