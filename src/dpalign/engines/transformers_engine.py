@@ -131,7 +131,7 @@ class TransformersEngine:
             batch.append(i)
             rows += requests[i].n
         few = rows * SHARE < self.rows and len(batch) < len(waiting)
-        if not batch or alive and (few or not decoder.admits(rows, len(prompts[batch[-1]]))):
+        if not batch or (alive and (few or not decoder.admits(rows, len(prompts[batch[-1]])))):
             return []
         for _ in batch:
             waiting.popleft()

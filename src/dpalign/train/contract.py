@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from dpalign.chat import ChatStyle, Place, Switch
 from dpalign.paper.direction import (
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 FILE: Final = "dpa.json"
 FORMAT: Final = 2
 
+Verbosity = Literal["low", "medium", "high"]
+"""OpenAI's words for how long an answer is to be."""
+VERBOSITIES: Final[tuple[Verbosity, ...]] = get_args(Verbosity)
+
 
 @dataclass(frozen=True)
 class FrontPoint:
@@ -51,6 +55,16 @@ class FrontPoint:
             "direction": {name: round(w, 9) + 0.0 for name, w in self.direction.weights.items()},
             "rewards": dict(self.rewards),
         }
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a policy's answers are at an angle of the dial."""
+
+    angle: float
+    """Degrees."""
+    words: float
+    """The mean of its evaluation."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,8 @@ class Contract:
     """That template's own arguments, as the policy was trained with them."""
     stop: tuple[str, ...] = ()
     """The tokens that end an answer, the template's own first."""
+    verbosity: Mapping[Verbosity, Length] = field(default_factory=dict)
+    """What low, medium and high stand for, in an export of a run; empty where it was not measured."""
 
     def __post_init__(self) -> None:
         for name, heads in self.objectives.items():
@@ -118,6 +134,7 @@ class Contract:
             "stop": list(self.stop),
             "front": [point.to_json() for point in self.front],
             "reward": self.reward,
+            "verbosity": {level: vars(length) for level, length in self.verbosity.items()},
         }
         return content | {key: value for key, value in optional.items() if value}
 
@@ -199,6 +216,7 @@ def _from_json(content: Mapping[str, Any]) -> Contract:
         content.get("place"),
         dict(content.get("chat_kwargs", {})),
         tuple(map(_text, content.get("stop", ()))),
+        verbosity=lengths_from_json(content.get("verbosity"), names),
     )
 
 
@@ -207,6 +225,28 @@ def _front_point(content: Mapping[str, Any], names: Sequence[str]) -> FrontPoint
     if not all(map(math.isfinite, rewards.values())):
         raise ValueError(f"front: rewards {rewards}; finite numbers are needed")
     return FrontPoint(Preference.from_weights(content["direction"], names), rewards)
+
+
+def lengths_from_json(content: object, names: Sequence[str]) -> dict[Verbosity, Length]:
+    """The lengths of low, medium and high over some objectives; empty for None.
+
+    Raises:
+        ValueError: a level is missing or unknown, a number is none, or there are not two objectives.
+    """
+    if content is None:
+        return {}
+    form = 'give {"low", "medium", "high"}, each {"angle": degrees, "words": number above 0}'
+    if len(names) != 2 or not isinstance(content, Mapping) or set(content) != set(VERBOSITIES):
+        raise ValueError(f"verbosity {content!r} over {len(names)} objectives; over two, {form}")
+    try:
+        lengths = {
+            level: Length(float(content[level]["angle"]), float(content[level]["words"])) for level in VERBOSITIES
+        }
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"verbosity {content!r}; {form}") from None
+    if not all(math.isfinite(one.angle) and 0 < one.words < math.inf for one in lengths.values()):
+        raise ValueError(f"verbosity {content!r}; {form}")
+    return lengths
 
 
 def _text(value: object) -> str:

@@ -109,7 +109,8 @@ class Speaker(ABC):
         known = {name: name for name in get_args(PreferenceTemplate)}
         template, arc = known.get(about.template, "fig1"), None if about.arc is None else Arc(*about.arc)
         # it reads and warns; the line itself is written where the model is
-        self.dial = Dial(tuple(about.objectives), template, "zephyr", arc) if about.objectives else None
+        dial = Dial(tuple(about.objectives), template, "zephyr", arc, verbosity=about.verbosity or {})
+        self.dial = dial if about.objectives else None
 
     @abstractmethod
     def stream(self, ask: Ask) -> Pieces:

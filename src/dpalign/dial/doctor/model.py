@@ -200,10 +200,12 @@ def _sampling(folder: Folder) -> str:
 
 
 def _dial(contract: Contract) -> str:
-    trained = Dial.of(contract).trained
+    dial = Dial.of(contract)
+    trained = dial.trained
     text = f"{listed(contract.names)}; line {contract.template}, chat {contract.chat}"
     text += f"; trained on {trained}" if trained else "; the trained range is not on record"
-    return text + (f"; measured at {len(contract.front)} directions" if contract.front else "")
+    text += f"; measured at {len(contract.front)} directions" if contract.front else ""
+    return text + f"; verbosity: {dial.lengths or 'not on record'}"
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden
         "arithmetic": dial.formula(example),
         "angle": round(example.angle) if len(example.v) == 2 else None,
         "trained": dial.trained,
+        "lengths": dial.lengths,
         "parameters": whole(weights.parameters),
         "types": weights.types,
         "changes": [] if recipe is None else changed_knobs(recipe),

@@ -16,6 +16,7 @@ from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import PICTURE, front_of, picture_of
 from dpalign.dial.export.source import Card, Source
+from dpalign.dial.export.verbosity import lengths_of
 from dpalign.engines.templates import find_own_chat, render
 from dpalign.runs.ledger import into_place, partial_of, write_json, write_text
 from dpalign.runs.modelfolder import (
@@ -66,6 +67,7 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
         form = _copy_policy(source, partial)
         contract = replace(source.contract, eos=form.tokens["eos_token"], front=front_of(source))
         contract = replace(contract, place=form.own and form.own.place, stop=tuple(_ends(source, form)))
+        contract = replace(contract, verbosity=lengths_of(source))
         if with_reward and source.reward is not None:
             _copy_reward(source.reward, partial / REWARD)
             contract = replace(contract, reward=REWARD)

@@ -61,6 +61,8 @@ class Source:
     reward: Path | None = None
     """The folder with the weights of the run's reward model."""
     examples: Sequence[Example] = ()
+    evaluation: Path | None = None
+    """The run's finished evaluation of this very policy."""
     notes: tuple[str, ...] = ()
     """What is missing or unusable, for the user."""
 
@@ -191,9 +193,10 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
     trained = (tuple(recipe.objectives), recipe.preference.template, recipe.model.chat)
     if trained != (contract.names, contract.template, contract.chat):
         return replace(source, notes=("the run's recipe has changed since this policy was trained: it is left out",))
+    evaluation = _evaluation_of(run, stage)
     examples: tuple[Example, ...] = ()
-    if recipe.data.world:  # other prompts are somebody's data, and not ours to publish
-        examples = _examples(run / f"evaluate-{stage.name}", contract.names)
+    if recipe.data.world and evaluation is not None:  # other prompts are somebody's data, and not ours to publish
+        examples = _examples(evaluation, contract.names)
     files, reward = run / "data" / "reports.json", _model_in(run / "reward")[0]
     summary, note = _summary_of(run, stage)
     return replace(
@@ -203,14 +206,13 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
         data=json.loads(files.read_text(encoding="utf-8")) if files.is_file() else (),
         reward=reward if (run / "reward" / LEDGER).is_file() and (reward / CONFIG).is_file() else None,
         examples=examples,
+        evaluation=evaluation,
         notes=(note,) if note else (),
     )
 
 
 def _examples(evaluation: Path, names: Sequence[str]) -> tuple[Example, ...]:
     """The first questions of an evaluation, each with its first answers at both ends of the dial and in the middle."""
-    if not (evaluation / LEDGER).is_file():
-        return ()
     examples = []
     for rows in _questions(evaluation / "answers"):
         at = sorted(row["condition_index"] for row in rows)
@@ -230,6 +232,13 @@ def _questions(answers: Path) -> Iterator[list[dict[str, Any]]]:
     """The first answers to each question, a question at a time."""
     first = (row for row in read_rows(answers, CANDIDATES) if row["sample"] == 0)
     return (list(rows) for _, rows in groupby(first, key=lambda row: row["prompt_id"]))
+
+
+def _evaluation_of(run: Path, stage: Path) -> Path | None:
+    folder = run / f"evaluate-{stage.name}"
+    if not (folder / LEDGER).is_file():
+        return None
+    return folder if read_ledger(folder)["inputs"]["policy"]["digest"] == read_ledger(stage)["digest"] else None
 
 
 def _summary_of(run: Path, stage: Path) -> "tuple[Summary | None, str]":

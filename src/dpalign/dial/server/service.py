@@ -19,6 +19,7 @@ from dpalign.dial.best_of import SPREAD, draw_best
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import front_of
 from dpalign.dial.export.source import find_model, find_source, weights_folder
+from dpalign.dial.export.verbosity import lengths_of
 from dpalign.dial.server.engine import (
     Array,
     ChatTooLong,
@@ -137,6 +138,11 @@ class Service:
                     raise ApiError(400, f"{field} is given twice", param="chat_template_kwargs", code="preference")
                 if value is not None:
                     fields[field] = value
+        lengths = {request.verbosity, None if request.text is None else request.text.verbosity} - {None}
+        if len(lengths) > 1:
+            raise ApiError(400, "verbosity and text.verbosity differ; give one", param="text", code="preference")
+        if lengths:
+            fields["verbosity"] = lengths.pop()
         first = next(iter(fields), None)
         if at and first:
             what = f"the model's name gives a direction, and {first} another; give one"
@@ -280,7 +286,8 @@ def open_service(
     else:
         dial = Dial.of(contract)
         if not dial.front:
-            dial = replace(dial, front=front_of(find_source(path)))
+            source = find_source(path)
+            dial = replace(dial, front=front_of(source), verbosity=lengths_of(source))
         if reward is not False:
             rewards = open_rewards(model, contract, reward=reward, template=reward_template, dtype=dtype)
     generator = open_generator(
