@@ -87,7 +87,7 @@ class TransformersEngine:
     ) -> list[list[Answer]]:
         ends = self.reader.ends
         waiting = deque(sorted(range(len(requests)), key=lambda i: len(prompts[i])))
-        answers: list[list[Answer | None]] = [[None] * request.n for request in requests]
+        answers: list[dict[int, Answer]] = [{} for _ in requests]
         decoder, alive = self._decoder(), list[_Row]()
         token_R = torch.empty(0, dtype=torch.long)
         while waiting or alive:
@@ -112,7 +112,7 @@ class TransformersEngine:
             if len(order) < len(alive):
                 decoder.keep(order)
                 token_R, alive = token_R[order], [alive[place] for place in order]
-        return answers
+        return [[of_request[sample] for sample in sorted(of_request)] for of_request in answers]
 
     def _admitted(
         self,
