@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dpalign.engines.attention import (
     Packed,
@@ -37,9 +38,6 @@ READ: Final = 16_384
 ROOM: Final = 128
 """The tokens of an answer that the first shelf holds."""
 
-KEYS_AND_VALUES: Final = {"DynamicLayer", "DynamicSlidingWindowLayer"}
-"""The layers of transformers' cache that keep keys and values alone."""
-
 PADDED: Final = 2
 """How many times the tokens of its rows a padded cache may hold when rows join it."""
 
@@ -47,7 +45,7 @@ PADDED: Final = 2
 class Decoder(Protocol):
     """Answers side by side, each at its next token."""
 
-    def join(self, prompts: Sequence[Ids], copies: Sequence[int]) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
         """Read prompts and add so many rows of each at the end; the logits of the new rows' first tokens: (R, V)."""
 
     def read(self, token_R: Tensor) -> Tensor:
@@ -82,8 +80,10 @@ class SharedDecoder:
         self.shelves: list[list[int]] = [[]]
         """The rows on each shelf, in the order of their slots."""
         self.layers: dict[int, _Layer] = {}
+        self.reach: dict[int, Tensor] = {}
+        """By window, the prompt tokens in reach of its answers at this step."""
 
-    def join(self, prompts: Sequence[Ids], copies: Sequence[int]) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
         prefixes = [Prefix(list(ids), keep=True) for ids in prompts]
         logits_BV = self._read_prompts(prefixes)
         rows, first = len(self.owner), len(self.size)
@@ -207,7 +207,7 @@ class SharedDecoder:
         self.order_R, self.inverse_R, self.owner_R, self.place_R, self.index_BN, self.size_B, self.step_B = tensors
         self.longest = max(self.size, default=0)
         self.real = None if len(set(self.size)) < 2 else self._column_P() < self.size_B[:, None]
-        self.reach: dict[int, Tensor] = {}
+        self.reach = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `attention.Sharing.attend`; B is R, one token each."""
@@ -370,26 +370,28 @@ class CopyingDecoder:
     """A `Decoder` on transformers' own cache, for any causal model: each row has its prompt's keys to itself.
 
     Rows are padded on the left to the longest.
+
+    Raises:
+        ValueError: the model's layers keep something else than keys and values.
     """
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
+        kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+        if other := kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
+            names = ", ".join(sorted(kind.__name__ for kind in other))
+            raise ValueError(f"{model.config.model_type} keeps its past in {names}; sample and serve it with vLLM")
         self.model, self.pad = model, pad
-        self.others = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} - KEYS_AND_VALUES
-        """What its layers keep beside keys and values: then no row can join others."""
         self.stretches = bool(changing_positions(model.config))
         self._clear()
 
-    def _empty_cache(self) -> DynamicCache:
-        # without the configuration a layer with a window keeps all tokens: in the columns of the mask, as others do
-        return DynamicCache(config=self.model.config) if self.others else DynamicCache()
-
     def _clear(self) -> None:
-        self.cache = self._empty_cache()
+        # without the configuration a layer with a window keeps all tokens: in the columns of the mask, as others do
+        self.cache = DynamicCache()
         self.mask_RT = torch.zeros((0, 0), dtype=torch.long, device=self.model.device)
         self.position_R = self.mask_RT.sum(dim=1)
 
-    def join(self, prompts: Sequence[Ids], copies: Sequence[int]) -> Tensor:
-        held, rows, self.cache = self.cache, len(self.mask_RT), self._empty_cache()
+    def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
+        held, rows, self.cache = self.cache, len(self.mask_RT), DynamicCache()
         mask_BT, logits_BV = read_prompts(self.model, prompts, self.pad, self.cache)
         count_B = torch.tensor(copies, device=self.model.device)
         owner_R = torch.arange(len(prompts), device=self.model.device).repeat_interleave(count_B)
@@ -417,7 +419,7 @@ class CopyingDecoder:
         row_R = torch.tensor(order, device=self.model.device)
         self.mask_RT, self.position_R = self.mask_RT[row_R], self.position_R[row_R]
         self.cache.batch_select_indices(row_R)
-        if not self.others and (empty := int(self.mask_RT.argmax(dim=1).min())):
+        if empty := int(self.mask_RT.argmax(dim=1).min()):
             self.mask_RT = self.mask_RT[:, empty:]
             for layer in self.cache.layers:
                 layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
@@ -427,9 +429,7 @@ class CopyingDecoder:
         if not held:
             return True
         padded = (held + rows) * max(width, tokens)
-        if self.others or self.stretches:
-            return False
-        return padded <= PADDED * (int(self.position_R.sum()) + rows * tokens)
+        return not self.stretches and padded <= PADDED * (int(self.position_R.sum()) + rows * tokens)
 
 
 def read_prompts(

@@ -16,11 +16,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpalign.dial.server.engine import Closing, Delta, GenerationError, Sampling
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
-from dpalign.engines.decoding import CopyingDecoder, Decoder, SharedDecoder, cannot_share
+from dpalign.engines.decoding import CopyingDecoder
 from dpalign.engines.tokens import end_ids
 from dpalign.engines.transformers_engine import draw
 from dpalign.paper.direction import rng_for
@@ -65,6 +65,9 @@ class BatchingGenerator:
         rows: answers decoded side by side.
         prefill_tokens: prompt tokens read in one step. More would hold up those who are being answered. A longer
             prompt is read alone.
+
+    Raises:
+        ValueError: the model's layers keep something else than keys and values.
     """
 
     def __init__(self, folder: str, *, rows: int, dtype: str = "auto", prefill_tokens: int = 4096) -> None:
@@ -80,7 +83,7 @@ class BatchingGenerator:
         self.ends = frozenset(end_ids(tokenizer, model.generation_config))
         self.special = self.ends.union(tokenizer.all_special_ids)
         pad = tokenizer.pad_token_id
-        self.decoder = _decoder(model, pad if pad is not None else min(self.ends, default=0))
+        self.decoder = CopyingDecoder(model, pad if pad is not None else min(self.ends, default=0))
         self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         self.tickets: deque[_Ticket] = deque()
         self.decoding: list[_Row] = []
@@ -243,21 +246,6 @@ class BatchingGenerator:
         if len(rows) < len(self.decoding):
             self.decoder.keep(rows)
             self.decoding = [self.decoding[i] for i in rows]
-
-
-def _decoder(model: PreTrainedModel, pad: int) -> Decoder:
-    """The rows on a model: with each prompt held once, if it allows that.
-
-    Raises:
-        ValueError: the model's layers keep something else than keys and values.
-    """
-    if cannot_share(model) is None:
-        return SharedDecoder(model)
-    decoder = CopyingDecoder(model, pad)
-    if decoder.others:
-        names = ", ".join(sorted(decoder.others))
-        raise ValueError(f"{model.config.model_type} keeps its past in {names}; serve it with --engine vllm")
-    return decoder
 
 
 def draw_rows(
