@@ -302,7 +302,7 @@ def test_the_file_has_the_papers_template_heads_and_range(tmp_path: Path) -> Non
         ({"distribution": "cone"}, "distribution 'cone'; known: arc"),
         ({"front": [{"direction": {"helpfulness": 1}, "rewards": {"helpfulness": 1}}]}, "KeyError: 'verbosity'"),
         ({"eos": 2}, "2, where text is needed"),
-        ({"reward_template": "poem"}, "reward_template 'poem'; known: dpa-v1, world-v1"),
+        ({"reward_template": "poem"}, "reward_template 'poem'; known: chat, dpa-v1, world-v1"),
     ],
 )
 def test_a_damaged_contract_is_refused_by_name(change: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -106,14 +106,14 @@ def read_golden(folder: Path) -> list[Golden]:
         raise ValueError(f"{path}: no golden prompts ({type(error).__name__}: {error})") from error
 
 
-def render(template: str, messages: Sequence[Message], **asked: Any) -> str:
+def render(template: str, messages: Sequence[Message], *, add_generation_prompt: bool = True, **asked: Any) -> str:
     """A prompt as `apply_chat_template(messages, add_generation_prompt=True, **asked)` writes it.
 
     Raises:
         ValueError: the template refuses what it is asked, or is no Jinja.
     """
     try:
-        return _compiled(template).render(messages=list(messages), add_generation_prompt=True, **asked)
+        return _compiled(template).render(messages=list(messages), add_generation_prompt=add_generation_prompt, **asked)
     except TemplateError as error:
         raise ValueError(f"the chat template says: {error}") from error
 

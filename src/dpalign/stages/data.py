@@ -12,6 +12,7 @@ from dpalign.data.ratings import BINARIZED, RatedFormat, Rescaling, read_rated, 
 from dpalign.data.report import ReadReport, render_reports, require_rows
 from dpalign.data.sources import read_source, split_named
 from dpalign.data.union import drop_held_out, merge_repeats, prompts_of, split_prompts
+from dpalign.paper.objectives import Objective
 from dpalign.rows import (
     CONVERSATIONS,
     HALVES,
@@ -83,8 +84,13 @@ class Data(Table):
     tuning: float = Field(0.0, ge=0, lt=1)
     """Share of prompts that settings may be chosen on (paper silent); `dpa compare` needs some."""
 
+    @property
+    def rated(self) -> bool:
+        """Whether there are rated answers; else prompts alone."""
+        return self.world or bool(self.helpsteer or self.ultrafeedback or self.pairs)
 
-@stage(reads=lambda r: (r.seed, r.data, r.reward.checkpoint, *objectives_read(r)), optional=("world",), heavy=False)
+
+@stage(reads=lambda r: (r.seed, r.data, *objectives_read(r)), optional=("world",), heavy=False)
 def data(job: Job) -> None:
     """Read prompts and ratings, rescale them, join them under the heads, and split them by prompt.
 
@@ -117,8 +123,8 @@ def data(job: Job) -> None:
     parts = {name: [row for row in rated if split_of[row["prompt_id"]] in own] for name, own in splits.items()}
     require_rows(parts["train"], "rated training answers", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
-    for part in trained_on(recipe):  # the stages that train refuse it too, but hours later
-        require_labels(parts[part], recipe.objective_list, recipe.heads, part)
+    for part, objectives in trained_on(recipe).items():  # the stages that train refuse it too, but hours later
+        require_labels(parts[part], objectives, recipe.heads, part)
     for name, rows in parts.items():
         write_rows(job.out / name / "part-00000.parquet", rows, RATED)
     if chats:
@@ -132,9 +138,11 @@ def data(job: Job) -> None:
         job.work.tally.add(rows_in=report.read, rows_out=report.kept, filtered=report.filtered)
 
 
-def trained_on(recipe: "Recipe") -> list[str]:
-    """The parts of the rated answers that a model is trained on; a finished reward model needs no labels."""
-    return [*([] if recipe.reward.checkpoint else ["train"]), *(["judge"] if recipe.data.judge else [])]
+def trained_on(recipe: "Recipe") -> dict[str, tuple[Objective, ...]]:
+    """The parts of the rated answers that a model is trained on, and what reads it; a reward that is given needs no
+    labels."""
+    parts = {"train": recipe.trained_objectives} if recipe.trains_reward else {}
+    return parts | ({"judge": recipe.judged().objective_list} if recipe.data.judge else {})
 
 
 def _sources(recipe: "Recipe", world: Path | None) -> Data:

@@ -3,6 +3,7 @@
 from dpalign.rows import CONVERSATIONS, read_rows
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.sample import counted
+from dpalign.stages.score import scales_of
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, stage
 from dpalign.stages.training import model_folder, train_policy
 from dpalign.train.contract import contract_of, write_contract
@@ -22,6 +23,7 @@ def selected_cost(costs: Costs, step: Step) -> Load:
         *(r.model.chat, *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "chosen"),
+    optional=("annotate",),
     several=True,
     asks={"t": ()},
     trains=lambda r: r.finetune,
@@ -35,4 +37,5 @@ def finetune(job: Job) -> None:
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
     train_policy(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered=True)
     if first_process():
-        write_contract(job.out / "model", contract_of(recipe, job.t))
+        scales = scales_of(recipe, job.inputs.get("annotate"))
+        write_contract(job.out / "model", contract_of(recipe, job.t, scales))
