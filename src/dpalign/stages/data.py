@@ -173,8 +173,10 @@ def data(job: Job) -> None:
         "heldout": [row for row in rated if split_of[row["prompt_id"]] == "heldout" and row["labels"]],
         "judge": [row for row in rated if split_of[row["prompt_id"]] == "judge" and row["labels"]],
     }
-    for part in trained_on(recipe):  # the stages that train refuse it too, but hours later
-        require_rows(parts[part], "rated training answers" if part == "train" else "answers for the judge", reports)
+    trained = trained_on(recipe)
+    if "train" in trained or recipe.data.answered:
+        require_rows(parts["train"], "training answers", reports)
+    for part in trained:  # the stages that train refuse it too, but hours later
         require_labels(parts[part], recipe.objective_list, recipe.heads, part)
         if not parts["heldout"]:
             raise ValueError(
