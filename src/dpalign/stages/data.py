@@ -163,7 +163,8 @@ def data(job: Job) -> None:
     rated = _without(held_out, read.rated, "rated answers", reports)
     pairs = _without(held_out, read.pairs, "preferences", reports)
     left = _without(held_out, [p for p in prompts if p["split"] not in EVALUATED], "prompts", reports)
-    kept = {prompt["prompt_id"] for prompt in left}  # not the same text but for case or spacing, under another id
+    # A prompt that differs from a held-out one by case or spacing alone has an id of its own, and goes too.
+    kept = {prompt["prompt_id"] for prompt in left}
     prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
     chats = _without(held_out, read.chats, "chats", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
