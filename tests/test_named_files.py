@@ -192,6 +192,15 @@ def test_a_model_folder_and_a_function_are_read_by_every_stage_that_uses_them(
     assert found["select"] == {}
 
 
+def test_the_files_and_folders_of_a_list_are_told_apart(tmp_path: Path) -> None:
+    """A split is no part of a path; what the hub holds is no file."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    rows = json.dumps([str(tmp_path / "a"), f"{tmp_path}/b:train", "some/name:test"])
+    recipe = load(MICRO, ["--data.world", "false", "--data.rows", rows])
+    assert local_files(STAGES["data"].knobs(recipe)) == {"data.rows[0]": tmp_path / "a", "data.rows[1]": tmp_path / "b"}
+
+
 def test_each_knob_that_may_name_a_file_is_read_by_some_stage() -> None:
     recipe = Recipe(name="paper")
     assert "data.rows" in SOURCES

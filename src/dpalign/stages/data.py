@@ -163,7 +163,8 @@ def data(job: Job) -> None:
     rated = _without(held_out, read.rated, "rated answers", reports)
     pairs = _without(held_out, read.pairs, "preferences", reports)
     left = _without(held_out, [p for p in prompts if p["split"] not in EVALUATED], "prompts", reports)
-    kept = {prompt["prompt_id"] for prompt in left}  # not the same text but for case or spacing, under another id
+    # A prompt that differs from a held-out one by case or spacing alone has an id of its own, and goes too.
+    kept = {prompt["prompt_id"] for prompt in left}
     prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
     chats = _without(held_out, read.chats, "chats", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
@@ -173,8 +174,10 @@ def data(job: Job) -> None:
         "heldout": [row for row in rated if split_of[row["prompt_id"]] == "heldout" and row["labels"]],
         "judge": [row for row in rated if split_of[row["prompt_id"]] == "judge" and row["labels"]],
     }
-    for part in trained_on(recipe):  # the stages that train refuse it too, but hours later
-        require_rows(parts[part], "rated training answers" if part == "train" else "answers for the judge", reports)
+    trained = trained_on(recipe)
+    if "train" in trained or recipe.data.answered:
+        require_rows(parts["train"], "training answers", reports)
+    for part in trained:  # the stages that train refuse it too, but hours later
         require_labels(parts[part], recipe.objective_list, recipe.heads, part)
         if not parts["heldout"]:
             raise ValueError(
