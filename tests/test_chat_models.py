@@ -504,6 +504,34 @@ def test_reinforcement_ends_answers_where_sampling_does(tmp_path: Path) -> None:
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
 
 
+@pytest.mark.vllm
+def test_vllm_reads_and_ends_as_the_transformers_engine_does(tmp_path: Path) -> None:
+    from dpalign.engines.knobs import Engines
+    from dpalign.engines.vllm_engine import Vllm, VllmEngine
+
+    tokens = tokenizer_of(replace(apart(), template="gemma", special=("<start_of_turn>", "<end_of_turn>")))
+    folder = write_llama(tmp_path / "m", tokens, head_dim=32)
+    ours = TransformersEngine(str(folder), {}, rows=16)
+    assert ours.reader.stop == ("<end_of_turn>", "<|endoftext|>")
+    line = "helpfulness*87 + verbosity*-50"
+    lined = [with_system_line([{"role": "user", "content": f"{text}?"}], line, "model") for text in "abcdefgh"]
+    requests = [Request(tuple(messages), 1, (i,)) for i, messages in enumerate(lined)]
+    settings = Engines(sampling="vllm", scoring="vllm")
+    vllm = VllmEngine(Vllm(str(folder), settings, rows=16, prompt_tokens=64, max_new_tokens=64), {})
+    for temperature in (0.0, 1.0):
+        answers = [
+            [one for (one,) in engine.sample(requests, temperature=temperature, max_new_tokens=400)]
+            for engine in (ours, vllm)
+        ]
+        assert [vllm.reader.prompt_ids(messages) for messages in lined] == list(map(ours.reader.prompt_ids, lined))
+        if temperature == 0:
+            assert answers[0] == answers[1]
+        else:
+            assert all(any(answer.finished for answer in of_engine) for of_engine in answers)
+            assert all(answer.finished or answer.tokens == 400 for of_engine in answers for answer in of_engine)
+    vllm.close()
+
+
 # --- what is refused
 
 
@@ -544,6 +572,28 @@ def test_a_template_that_cannot_carry_the_dial_is_refused_before_any_work(
         steps(recipe)
     assert str(error.value).startswith(f"{folder}: ")
     assert 'model.chat = "zephyr"' in str(error.value)
+
+
+def test_a_model_of_the_hub_is_looked_at_when_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run needs no network; a run fetches the tokenizer's files alone, and without a network begins its work."""
+    theirs = tmp_path / "theirs"
+    tokenizer_of(FAMILIES["Qwen 2.5"]).save_pretrained(theirs)
+    (theirs / "chat_template.jinja").write_text("{{ raise_exception('no chats') }}")
+    asked_for: list[str] = []
+
+    def download(name: str, allow_patterns: Sequence[str]) -> str:
+        asked_for.append(name)
+        assert not any("safetensors" in pattern for pattern in allow_patterns)
+        return str(theirs)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    recipe = load(MICRO, ["--model.base", "them/model", "--model.chat", "model", "--sft.checkpoint", "them/model"])
+    assert steps(recipe)
+    assert asked_for == []
+    with pytest.raises(ValueError, match=r"them/model: its chat template .* no chats"):
+        execute(recipe, tmp_path / "run")
+    assert asked_for == ["them/model"]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "idefics3", "llava_next"])

@@ -87,7 +87,8 @@ def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str) -> tup
     would cross the border, as after a line break; else by itself.
     """
     prompt_tokens = ids_of(tokenizer, prompt)
-    for before, known in ((prompt, prompt_tokens), ("\n", ids_of(tokenizer, "\n"))):
+    for before in (prompt, "\n"):
+        known = prompt_tokens if before == prompt else ids_of(tokenizer, before)
         whole = ids_of(tokenizer, before + rest)
         if whole[: len(known)] == known:
             return prompt_tokens, whole[len(known) :]
