@@ -21,7 +21,7 @@ MODEL, RATER = "Qwen/Qwen3-0.6B", "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "What is tea?"}\n')
+    path.write_text("".join(f'{{"prompt": "What is {i}?"}}\n' for i in range(60)))
     return path
 
 
@@ -36,6 +36,7 @@ def test_four_options_make_a_short_recipe_that_loads_and_whose_steps_are_known(
     file = write(tmp_path / "mine.toml", prompts, "--reward", RATER, "--reward", "words")
     written = dict(leaves(tomllib.loads(file.read_text())))
     assert len(written) <= 12
+    assert written["data.validation_prompts"] == 6
     recipe = load(file)
     assert (recipe.name, recipe.model.base, recipe.model.chat, recipe.sft.checkpoint) == ("mine", MODEL, "model", MODEL)
     assert list(recipe.rewards) == list(recipe.objectives) == ["quality", "words"]
@@ -79,6 +80,10 @@ def test_a_base_model_without_a_chat_template_is_fine_tuned_on_chats_first(promp
     new.write(tmp_path / "mine.toml", wished)
     recipe = load(tmp_path / "mine.toml")
     assert (recipe.model.chat, recipe.sft.checkpoint, recipe.data.sft) == ("zephyr", "", new.CHATS)
+
+
+def test_the_base_of_a_new_recipe_is_as_this_says() -> None:
+    assert load(cli.recipe_file(new.BASE)).data.validation_prompts == new.VALIDATION
 
 
 def test_the_rewards_that_come_with_the_package_are_there() -> None:
@@ -129,6 +134,9 @@ def test_no_file_is_overwritten_and_none_is_left_of_a_refusal(
     rewards = [new.Reward("good", RATER, is_function=False), new.Reward("own", "no function", is_function=True)]
     with pytest.raises(ValueError, match=r"other\.toml: .*no function"):
         new.write(tmp_path / "other.toml", new.Wishes(MODEL, rewards, [str(prompts)], "gpu"))
+    assert not (tmp_path / "other.toml").exists()
+    prompts.write_text('{"prompt": "What is tea?"}\n{"prompt": \n')
+    assert "prompts.jsonl, line 2" in refused(tmp_path / "other.toml", "--reward", f"{RATER},words")
     assert not (tmp_path / "other.toml").exists()
 
 
