@@ -285,6 +285,7 @@ def lines(name: str, wished: Wishes) -> Iterator[str]:
     yield f"prompts = {literal(wished.data)}"
     if (rows := _rows(wished.data)) is not None and rows < 10 * VALIDATION:
         yield _said(f"validation_prompts = {max(2, rows // 10)}", f"a tenth of the {rows} rows")
+        yield _said("tuning = 0", "`dpa compare` needs a share, such as 0.1")
     yield _said("judge = 0", "a second opinion would need ratings under these names")
     if chats:
         yield _said(f"sft = {literal(CHATS)}", "chats that the base model learns from first")
