@@ -22,7 +22,7 @@ from dpalign.rows import CONVERSATIONS, PAIRS, PROMPTS, RATED, prompt_id, read_r
 from dpalign.stages.data import Data
 
 N = 40
-GIVEN = '[reward]\ncheckpoint = "python:taste:short"\n'
+GIVEN = '[rewards.short]\nfunction = "taste:short"\n'
 """A reward that needs no labels."""
 TRAINED = 'heads = ["helpfulness", "brevity"]\n[objectives]\nhelpfulness = ["helpfulness"]\nbrevity = ["brevity"]\n'
 

@@ -13,6 +13,7 @@ from dpalign.data.ratings import Rescaling, read_rated, require_labels
 from dpalign.data.report import ReadReport, Scale, render_reports, require_rows
 from dpalign.data.sources import located
 from dpalign.data.union import AnyRow, drop_held_out, merge_repeats, split_prompts
+from dpalign.paper.objectives import Objective
 from dpalign.rows import (
     CONVERSATIONS,
     HALVES,
@@ -136,7 +137,7 @@ class Read:
 
 @stage(
     version=2,
-    reads=lambda r: (r.seed, r.data, r.reward.checkpoint, *objectives_read(r)),
+    reads=lambda r: (r.seed, r.data, *objectives_read(r)),
     optional=("world",),
     heavy=False,
 )
@@ -177,8 +178,8 @@ def data(job: Job) -> None:
     trained = trained_on(recipe)
     if "train" in trained or recipe.data.answered:
         require_rows(parts["train"], "training answers", reports)
-    for part in trained:  # the stages that train refuse it too, but hours later
-        require_labels(parts[part], recipe.objective_list, recipe.heads, part)
+    for part, objectives in trained.items():  # the stages that train refuse it too, but hours later
+        require_labels(parts[part], objectives, recipe.heads, part)
         if not parts["heldout"]:
             raise ValueError(
                 f"no rated answer is held out to measure the reward model on: data.heldout is {sources.heldout:g} of "
@@ -200,14 +201,10 @@ def data(job: Job) -> None:
         job.work.tally.add(rows_in=report.read, rows_out=report.kept, filtered=report.filtered)
 
 
-def trains_reward(recipe: "Recipe") -> bool:
-    """Whether the run trains a reward model, which takes labels; a reward that is given takes none."""
-    return not recipe.reward.checkpoint
-
-
-def trained_on(recipe: "Recipe") -> list[str]:
-    """The parts of the rated answers that a model is trained on."""
-    return [*(["train"] if trains_reward(recipe) else []), *(["judge"] if recipe.data.judge else [])]
+def trained_on(recipe: "Recipe") -> dict[str, tuple[Objective, ...]]:
+    """The parts of the rated answers that a model is trained on, and what reads them."""
+    parts = {"train": recipe.trained_objectives} if recipe.trains_reward else {}
+    return parts | ({"judge": recipe.judged().objective_list} if recipe.data.judge else {})
 
 
 def _sources(recipe: "Recipe", world: Path | None) -> Data:

@@ -42,11 +42,12 @@ class Pair:
 @stage(
     reads=lambda r: (r.seed, *scorer_read(r), *model_read(r), *objectives_read(r)),
     inputs=("reward", "pairs"),
+    optional=("annotate",),
 )
 def pairwise(job: Job) -> None:
     """Count how often the reward model rates the chosen answer of a pair higher (RewardBench's form)."""
     pairs = read_pairs(job.inputs["pairs"])
-    scorer = open_scorer(job.recipe, job.inputs["reward"], alone=True)
+    scorer = open_scorer(job.recipe, job.inputs["reward"], job.inputs.get("annotate"), alone=True)
     write_json(job.out / "accuracy.json", accuracy(job.recipe, scorer, pairs, job.inputs["pairs"]))
     job.work.tally.add(rows_in=len(pairs), rows_out=len(pairs), scored=2 * len(pairs))
 

@@ -4,6 +4,7 @@ Shapes: N answers, H heads, K objectives, F features.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -14,13 +15,15 @@ from pydantic import Field, model_validator
 from dpalign.data.ratings import labels_for, require_labels
 from dpalign.measure.baseline import ridge_cross_validated, surface_features
 from dpalign.measure.quality import quality
-from dpalign.paper.objectives import all_known, by_name, head_indices
+from dpalign.paper.objectives import Objective, all_known, by_name, head_indices, own_name
+from dpalign.rewards.golden import golden_of, write_golden
+from dpalign.rewards.knobs import IDENTITY
+from dpalign.rewards.scale import fit, to_points
 from dpalign.rows import HEADS, RATED, read_rows
 from dpalign.runs.folder import write_json
-from dpalign.runs.modelfolder import require_weights
-from dpalign.runs.tables import ModelName, Table
+from dpalign.runs.tables import Table
 from dpalign.stages.cost import Costs
-from dpalign.stages.score import model_scorer, open_scorer
+from dpalign.stages.score import model_scorer, models_scorer
 from dpalign.stages.stage import Job, model_read, objectives_read, on_transformers, stage
 from dpalign.stages.training import context_of, count
 from dpalign.train.knobs import Training
@@ -38,10 +41,11 @@ RESAMPLES: Final = 1000
 class Reward(Table):
     """The multi-objective reward model (sections 2.1 and 3.1)."""
 
-    checkpoint: ModelName = ""
-    """Take this reward instead of training a model: a folder, a hub name, or `python:module:function`, a function of
-    prompts and responses that returns an array, an answer a row and a head a column. `heads` names its heads, and
-    `objectives` what reads them; the data need no labels for them."""
+    gone = {  # noqa: RUF012  # a class variable of the base
+        "checkpoint": "is gone: a finished reward has a table of its own, such as\n"
+        '[rewards.mine]\nmodel = "FOLDER or hub name"  # or function = "module:function"'
+    }
+
     template: Literal["dpa-v1", "world-v1"] = "dpa-v1"
     """The text it reads; the default is the released model's."""
     lm_loss: float = Field(1.0, ge=0)
@@ -63,8 +67,8 @@ class Reward(Table):
     def _a_finished_model_is_named_once(self) -> Self:
         if self.training.checkpoint:
             raise ValueError(
-                f"training.checkpoint is {self.training.checkpoint!r}: a finished reward model is named in "
-                "reward.checkpoint"
+                f"training.checkpoint is {self.training.checkpoint!r}: a finished reward model is named in a table "
+                "[rewards.NAME]"
             )
         return self
 
@@ -73,6 +77,7 @@ def _reads(r: "Recipe") -> tuple[object, ...]:
     return (
         *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
         *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
+        r.rewards["*"].input,
     )
 
 
@@ -88,28 +93,26 @@ def _judged(costs: Costs) -> float:
 
 
 @stage(
-    reads=lambda r: (r.reward.checkpoint, *_reads(r)),
+    reads=_reads,
     inputs=("data",),
     optional=("base",),
     several=True,
-    trains=lambda r: Training(checkpoint=r.reward.checkpoint) if r.reward.checkpoint else r.reward.training,
+    trains=lambda r: r.reward.training if r.trains_reward else Training(checkpoint="given"),
     cost=lambda costs, step: costs.train(step, _rated(costs), costs.row),
 )
 def reward(job: Job) -> None:
-    """Train the multi-objective reward model, or take the one that the recipe names; measure it on held-out prompts."""
+    """Train the multi-objective reward model; open all rewards, and measure them on held-out prompts."""
     from dpalign.train.trainer import first_process
 
     recipe = on_transformers(job.recipe)  # it trains in this process, and scores few rows
-    if not recipe.reward.checkpoint:
+    if recipe.trains_reward:
         _train(job, "train", recipe.seed)
-    elif not recipe.reward.checkpoint.startswith("python:") and Path(recipe.reward.checkpoint).exists():
-        require_weights(Path(recipe.reward.checkpoint))
     if not first_process():  # those that train beside it have no part in what follows
         return
-    scorer = open_scorer(recipe, job.out)
-    for objective in recipe.objective_list:
-        head_indices(objective, scorer.heads)
-    if (job.inputs["data"] / "heldout").exists():
+    scorer = models_scorer(recipe, job.out)
+    write_golden(job.out, {} if scorer is None else golden_of(scorer, recipe.model.dtype))
+    # Python functions are not measured here: they are rules, and were tried before any work.
+    if scorer is not None and (job.inputs["data"] / "heldout").exists():
         write_json(job.out / "quality.json", measure(recipe, scorer, job.inputs["data"]))
 
 
@@ -125,7 +128,7 @@ def judge(job: Job) -> None:
     """Train a second reward model on disjoint prompts: it judges and never selects."""
     from dpalign.train.trainer import first_process
 
-    recipe = on_transformers(job.recipe)
+    recipe = on_transformers(job.recipe).judged()
     _train(job, "judge", recipe.seed + 1)
     if first_process():
         write_json(job.out / "quality.json", measure(recipe, model_scorer(recipe, job.out), job.inputs["data"]))
@@ -135,14 +138,17 @@ def _train(job: Job, part: str, seed: int) -> None:
     from transformers import AutoTokenizer
 
     from dpalign.engines.tokens import spare_token
+    from dpalign.rewards.inputs import template_for
     from dpalign.rewards.model import train_reward_model
 
     recipe = job.recipe
     rows = [row for row in read_rows(job.inputs["data"] / part, RATED) if row["labels"]]
-    require_labels(rows, recipe.objective_list, recipe.heads, part)
+    objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
+    require_labels(rows, objectives, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.pad_token = spare_token(tokenizer)
+    tokenizer.chat_template = template_for(tokenizer, recipe.reward.template)
     outcome = train_reward_model(
         context_of(job, start, recipe.reward.training, tokenizer, seed),
         [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],
@@ -161,21 +167,41 @@ def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:
     """
     rows = list(read_rows(data / "heldout", RATED))
     answers = [(row["messages"], row["response"]) for row in rows]
-    heads, names = scorer.heads, list(recipe.objectives)
-    predicted_NH = scorer.score(answers).astype(np.float64)
-    label_NH = np.array([labels_for(row["labels"], heads) for row in rows], dtype=np.float64).reshape(-1, len(heads))
+    heads = scorer.heads
+    own = [own_name(head) for head in heads]
+    label_NH = np.array([labels_for(row["labels"], own) for row in rows], dtype=np.float64).reshape(-1, len(heads))
+    predicted_NH = scaled(recipe, scorer.score(answers).astype(np.float64), label_NH, heads)
+    objectives = objectives_of(recipe, heads)
+    names = [objective.name for objective in objectives]
     figures: dict[str, Any] = _quality(recipe, rows, predicted_NH, label_NH, heads)
-    read_NK, rated_NK = means_of(predicted_NH, heads, recipe), means_of(label_NH, heads, recipe)
+    read_NK, rated_NK = means_of(predicted_NH, heads, objectives), means_of(label_NH, heads, objectives)
     figures["objectives"] = _quality(recipe, rows, read_NK, rated_NK, names)["heads"]
-    figures["baseline"] = surface_baseline(recipe, rows, rated_NK)
-    if recipe.data.world and all_known(recipe.objective_list, heads, HEADS):
+    figures["baseline"] = surface_baseline(recipe, rows, rated_NK, names)
+    if recipe.data.world and all_known(objectives, heads, HEADS):
         from dpalign.world.truth import score as true_score
 
         true_NH = by_name(
             true_score([asked[-1]["content"] for asked, _ in answers], [a for _, a in answers]), HEADS, heads
         )
-        figures["truth"] = _quality(recipe, rows, read_NK, means_of(true_NH, heads, recipe), names)["heads"]
+        figures["truth"] = _quality(recipe, rows, read_NK, means_of(true_NH, heads, objectives), names)["heads"]
     return figures
+
+
+def objectives_of(recipe: "Recipe", heads: Sequence[str]) -> list[Objective]:
+    """The objectives that read none but these heads."""
+    read = [Objective(o.name, recipe.heads_read(o)) if recipe.rewards else o for o in recipe.objective_list]
+    return [objective for objective in read if not recipe.rewards or {*objective.heads} <= {*heads}]
+
+
+def scaled(recipe: "Recipe", reward_NH: Array, label_NH: Array, heads: Sequence[str]) -> Array:
+    """Raw rewards in points, where a head has labels: of a model whose units are its own, fitted to these answers."""
+    scales = [IDENTITY] * reward_NH.shape[1]
+    for h, head in enumerate(heads):
+        reward = recipe.rewards.get(head.partition("/")[0])
+        if reward is not None and not reward.in_points and not np.isnan(label_NH[:, h]).all():
+            with suppress(ValueError):  # rewards that are all the same have no figures in any units
+                scales[h] = fit(reward_NH[:, h])
+    return to_points(reward_NH, scales)
 
 
 def _quality(
@@ -194,23 +220,24 @@ def _quality(
     ).to_json()
 
 
-def means_of(reward_NH: Array, heads: Sequence[str], recipe: "Recipe") -> Array:
+def means_of(reward_NH: Array, heads: Sequence[str], objectives: Sequence[Objective]) -> Array:
     """Objectives read from heads, NaN where a label is missing: (N, K)."""
-    columns = [reward_NH[:, list(head_indices(o, heads))].mean(axis=1) for o in recipe.objective_list]
-    return np.stack(columns, axis=1)
+    columns = [reward_NH[:, list(head_indices(o, heads))].mean(axis=1) for o in objectives]
+    return np.stack(columns, axis=1) if columns else np.empty((len(reward_NH), 0))
 
 
-def surface_baseline(recipe: "Recipe", rows: Sequence[dict[str, Any]], label_NK: Array) -> dict[str, Any]:
+def surface_baseline(
+    recipe: "Recipe", rows: Sequence[dict[str, Any]], label_NK: Array, names: Sequence[str]
+) -> dict[str, Any]:
     """What ridge regression on length and punctuation reaches on the same rows, cross-validated by prompt.
 
     Nothing where fewer than five prompts are held out; an objective with too few labels in a fold is left out.
     """
     groups = [row["prompt_id"] for row in rows]
-    if len(set(groups)) < 5:
+    if len(set(groups)) < 5 or not names:
         return {}
     feature_NF = np.stack([surface_features(row["messages"][-1]["content"], row["response"]) for row in rows])
     predicted_NK = ridge_cross_validated(feature_NF, label_NK, groups)
-    names = list(recipe.objectives)
     usable = [k for k in range(len(names)) if not np.isnan(predicted_NK[~np.isnan(label_NK[:, k]), k]).any()]
     by_objective: dict[str, Any] = _quality(
         recipe, rows, predicted_NK[:, usable], label_NK[:, usable], [names[k] for k in usable]
