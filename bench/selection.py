@@ -173,7 +173,7 @@ def write_data(root: Path, prompts: int) -> None:
             "messages": messages,
             "response": texts(rng, prompts, LETTERS),
             "source": ["ultrafeedback"] * prompts,
-            "labels": [[50.0] * len(HEADS)] * prompts,
+            "labels": [dict.fromkeys(HEADS, 50.0)] * prompts,
         }
         scored = {
             "prompt_id": ids,

@@ -23,11 +23,12 @@ from dpalign.dial.server.service import Service, open_generator
 from dpalign.paper.direction import Arc
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import HEADS
-from dpalign.train.contract import Contract, write_contract
+from dpalign.train.contract import Contract, Length, write_contract
 
 NAMES = ("helpfulness", "verbosity")
 OBJECTIVES = {"helpfulness": ("ultrafeedback-helpfulness",), "verbosity": ("helpsteer-verbosity",)}
-CONTRACT = Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0))
+LENGTHS = {"low": Length(-40.0, 11.5), "medium": Length(-22.5, 15.0), "high": Length(-5.0, 20.0)}
+CONTRACT = Contract("world-v1", "world-v1", OBJECTIVES, HEADS, Arc(-45.0, 0.0), verbosity=LENGTHS)
 QUESTION = [{"role": "user", "content": "explain fox, tea and iron."}]
 
 

@@ -49,6 +49,7 @@ class Model:
     front: Sequence[tuple[float, float, float]] | None = tuple(FRONT)
     dial: bool = True
     """False: a server that knows nothing of directions."""
+    verbosity: Mapping[str, Mapping[str, float]] | None = None
     rewards: bool = True
     key: str | None = None
     answer: Callable[[Mapping[str, Any]], str] = shorter
@@ -93,6 +94,7 @@ class Model:
             "rewards": self.rewards,
             "max_best_of": 16 if self.rewards else 0,
             "front": front or None,
+            "verbosity": self.verbosity,
             "note": self.note,
             "questions": list(self.questions),
         }

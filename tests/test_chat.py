@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dpalign.dial.dial import Dial
 from dpalign.dial.server.shapes import DialReply
 from dpalign.paper.direction import Arc, Preference
 from dpalign.rows import Message
+from dpalign.train.contract import Length
 
 DIAL = Dial(("helpfulness", "verbosity"), "fig1", "zephyr", Arc(-45.0, 0.0))
 AHEAD = Preference.from_angle(0, DIAL.objectives)
@@ -90,6 +92,15 @@ def test_the_dial_turns_and_the_next_answer_follows() -> None:
     ]
     assert "\u221230°  maximize helpfulness*0.87 - verbosity*0.50" in screen
     assert [turn.preference is None for turn in session.turns] == [False, False, False, True]
+
+
+def test_a_word_for_a_length_turns_the_dial() -> None:
+    levels = {"low": Length(-40.0, 12.0), "medium": Length(-22.5, 16.0), "high": Length(-5.0, 20.0)}
+    speaker = Parrot(replace(DIAL, verbosity=levels))
+    screen, session = chat("/verbosity", "/verbosity low", "tea?", "/verbosity tiny", "tea?", speaker=speaker)
+    assert [turn.answer for turn in session.turns] == ["tea? at -40 seed 0"] * 2
+    assert "low \u221240\u00b0 (12 words), medium" in screen
+    assert "verbosity 'tiny'; give low, medium, high" in screen
 
 
 def test_a_chat_begins_with_the_speakers_name_and_questions_that_work() -> None:
@@ -189,6 +200,7 @@ def test_a_stopped_answer_stays_and_the_chat_goes_on() -> None:
         ("/dail -30", r"unknown command /dail \(nearest: '/dial'"),
         ("/dial kindness=1", "unknown objective 'kindness'.*known: helpfulness, verbosity"),
         ("/dial 0*helpfulness", "zero"),
+        ("/verbosity low", "no lengths of answers are on record for this model; give a preference"),
         ("/compare -45", "give two directions"),
         ("/seed -1", "give a whole number from 0 up"),
         ("/temperature hot", "give a number from 0 to 2"),

@@ -46,13 +46,15 @@ def text_of(pieces: Sequence[Piece]) -> str:
 
 
 def test_a_server_of_ours_describes_its_dial_and_takes_the_direction() -> None:
-    with serving(Model(warning="mind the gap", rewards=True)) as model:
+    levels = {level: {"angle": angle, "words": 10} for level, angle in (("low", -45), ("medium", -20), ("high", 0))}
+    with serving(Model(warning="mind the gap", rewards=True, verbosity=levels)) as model:
         speaker = remote(f"{model.url}/v1/")
         assert (speaker.name, speaker.about.max_best_of) == ("world", 16)
         assert speaker.dial is not None
         assert (speaker.dial.objectives, speaker.dial.arc) == (DIAL.objectives, (-45.0, 0.0))
         text = text_of(list(speaker.stream(ask(Preference.from_angle(-45, DIAL.objectives)))))
         assert text == "tea is dark"
+        assert speaker.dial.read(verbosity="low") == Preference.from_angle(-45, DIAL.objectives)
         assert speaker.rewards([TEA], text) == {"helpfulness": 90.0, "verbosity": 81.0}
     (body,) = model.requests
     assert body["preference"] == {"helpfulness": 0.707107, "verbosity": -0.707107}

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpalign.data.chats import read_chats
-from dpalign.data.ratings import Rescaling, read_rated, repair_ten
+from dpalign.data.own import read_own
+from dpalign.data.ratings import Rescaling, labels_for, read_rated, repair_ten
 from dpalign.data.report import ReadReport, render_reports, require_rows
-from dpalign.data.sources import read_source, split_named
-from dpalign.data.union import merge_repeats, prompts_of
-from dpalign.rows import CONVERSATIONS, PROMPTS, RATED, prompt_id, read_rows, user_prompt, write_rows
-from dpalign.stages.data import read_ratings
+from dpalign.data.sources import located, read_source
+from dpalign.data.union import merge_repeats
+from dpalign.rows import CONVERSATIONS, HEADS, RATED, prompt_id, read_rows, user_prompt, write_rows
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HELPSTEER = str(FIXTURES / "helpsteer.jsonl")
@@ -49,17 +49,17 @@ def first_ultrafeedback_row() -> dict[str, Any]:
 
 def test_helpsteer_labels_go_to_heads_0_to_4_as_20l_plus_10() -> None:
     rows, report = read_rated("helpsteer", HELPSTEER)
-    assert rows[0]["labels"] == [90.0, 90.0, 90.0, 30.0, 10.0, None, None, None, None, None]
+    assert rows[0]["labels"] == dict(zip(HEADS[:5], [90.0, 90.0, 90.0, 30.0, 10.0], strict=True))
     assert rows[0]["prompt_id"] == prompt_id(user_prompt("Why is the sky blue?"))
     assert (report.read, report.kept, report.filtered) == (5, 4, {"empty response": 1})
 
 
 def test_the_full_range_is_a_knob() -> None:
     rows, _ = read_rated("helpsteer", HELPSTEER, rescaling=Rescaling(helpsteer="25l"))
-    assert rows[0]["labels"][:5] == [100.0, 100.0, 100.0, 25.0, 0.0]
+    assert list(rows[0]["labels"].values()) == [100.0, 100.0, 100.0, 25.0, 0.0]
     rows, _ = read_rated("ultrafeedback", ULTRAFEEDBACK, rescaling=Rescaling(aspects="25r-25", overall="100/9(s-1)"))
-    assert rows[0]["labels"][6:] == [100.0, 100.0, 100.0, 75.0]
-    assert rows[0]["labels"][5] == pytest.approx(750 / 9)
+    assert labels_for(rows[0]["labels"], HEADS[6:]) == [100.0, 100.0, 100.0, 75.0]
+    assert rows[0]["labels"][HEADS[5]] == pytest.approx(750 / 9)
     with pytest.raises(ValueError, match="'30l'"):
         read_rated("helpsteer", HELPSTEER, rescaling=Rescaling(helpsteer="30l"))  # type: ignore[arg-type]
 
@@ -67,14 +67,14 @@ def test_the_full_range_is_a_knob() -> None:
 def test_ultrafeedback_quirks_are_counted_and_repaired() -> None:
     rows, report = read_rated("ultrafeedback", ULTRAFEEDBACK)
     # overall, instruction following, truthfulness, honesty, helpfulness
-    assert [row["labels"][5:] for row in rows] == [
+    assert [labels_for(row["labels"], HEADS[5:]) for row in rows] == [
         [80.0, 90.0, 90.0, 90.0, 70.0],
         [5.0, 10.0, 10.0, 30.0, 30.0],  # 10, but the aspects' mean is 1.5: it was a 1
         [None, 50.0, None, 50.0, 50.0],  # "10.0", mean 3: in doubt
         [95.0, 90.0, 90.0, 70.0, 90.0],  # 10, mean 4.75: meant
         [65.0, 90.0, 90.0, None, 70.0],  # "7"; honesty "N/A"
     ]
-    assert all(row["labels"][:5] == [None] * 5 for row in rows)
+    assert all(row["labels"].keys() <= {*HEADS[5:]} for row in rows)
     assert (report.read, report.kept) == (7, 5)
     assert report.filtered == {"empty response": 1, "no rating at all": 1}
     assert report.notes == {
@@ -96,9 +96,9 @@ def test_a_ten_is_repaired_by_the_mean_of_the_aspects(aspects: list[float], repa
 
 def test_pairs_label_the_overall_head_alone() -> None:
     for rows in (read_rated("ultrafeedback_binarized", BINARIZED)[0], read_rated("pairs", PAIRS)[0]):
-        assert all(sum(label is not None for label in row["labels"]) == 1 for row in rows)
-    assert [row["labels"][5] for row in read_rated("ultrafeedback_binarized", BINARIZED)[0]] == [80.0, 5.0, 65.0]
-    assert [row["labels"][5] for row in read_rated("pairs", PAIRS)[0]] == [85.0, 40.0, 75.0, 75.0]
+        assert all([*row["labels"]] == [HEADS[5]] for row in rows)
+    assert [row["labels"][HEADS[5]] for row in read_rated("ultrafeedback_binarized", BINARIZED)[0]] == [80.0, 5.0, 65.0]
+    assert [row["labels"][HEADS[5]] for row in read_rated("pairs", PAIRS)[0]] == [85.0, 40.0, 75.0, 75.0]
     assert read_rated("ultrafeedback_binarized", BINARIZED)[1].filtered == {"empty response": 1}
 
 
@@ -120,9 +120,10 @@ def test_the_same_answer_again_is_one_row_with_the_labels_of_both() -> None:
     rows = read_rated("helpsteer", HELPSTEER)[0] + read_rated("ultrafeedback", ULTRAFEEDBACK)[0]
     merged, report = merge_repeats(rows)
     # "Air scatters .." was rated 4 and 3 for helpfulness: 90 and 70; "Seven." stands in both data sets.
-    assert merged[0]["labels"][0] == 80.0
+    assert merged[0]["labels"][HEADS[0]] == 80.0
     seven = next(row for row in merged if row["response"] == "Seven.")
-    assert seven["labels"] == [70.0, 90.0, 90.0, 10.0, 10.0, 80.0, 90.0, 90.0, 90.0, 70.0]
+    assert labels_for(seven["labels"], HEADS) == [70.0, 90.0, 90.0, 10.0, 10.0, 80.0, 90.0, 90.0, 90.0, 70.0]
+    assert (merged[0]["source"], seven["source"]) == ("helpsteer", "ultrafeedback")
     assert report.filtered == {"same answer again, labels averaged": 2}
     assert (report.read, report.kept) == (9, 7)
 
@@ -137,9 +138,6 @@ def test_every_form_is_read_by_its_name_and_fits_its_parquet_schema(tmp_path: Pa
     assert write_rows(tmp_path / "rated.parquet", rows, RATED) == 16
     assert next(read_rows(tmp_path / "rated.parquet", RATED)) == rows[0]
     write_rows(tmp_path / "sft.parquet", read_chats(ULTRACHAT)[0], CONVERSATIONS)
-    prompts = prompts_of(rows, {row["prompt_id"]: "D1" for row in rows if row["source"] == "pairs"})
-    assert [prompt["messages"][0]["content"] for prompt in prompts] == ["Boil an egg.", "Boil an egg quickly."]
-    write_rows(tmp_path / "prompts.parquet", prompts, PROMPTS)
 
 
 def test_json_parquet_and_compressed_files_hold_the_same_rows(tmp_path: Path) -> None:
@@ -255,12 +253,22 @@ def test_a_copy_of_a_hub_folder_is_read_by_split(tmp_path: Path, monkeypatch: py
         read_rated("helpsteer", str(tmp_path / "copy"), "validation")
 
 
-@pytest.mark.parametrize("form", ["pairs", "ultrafeedback"])
-def test_ultrafeedback_binarized_is_known_by_its_columns(form: Any) -> None:
-    rows, report = read_ratings(form, BINARIZED, Rescaling())
-    assert (rows, report.source) == (read_rated("ultrafeedback_binarized", BINARIZED)[0], "ultrafeedback_binarized")
-    assert read_ratings("pairs", PAIRS, Rescaling())[1].source == "pairs"
-    assert read_ratings("ultrafeedback", ULTRAFEEDBACK, Rescaling())[1].source == "ultrafeedback"
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [
+        ("helpsteer", HELPSTEER),
+        ("ultrafeedback", ULTRAFEEDBACK),
+        ("ultrafeedback_binarized", BINARIZED),
+        ("pairs", PAIRS),
+    ],
+)
+def test_the_papers_data_sets_are_known_by_their_columns(form: Any, file: str) -> None:
+    """Among the rows the prompts of HelpSteer are aligned on too, so that none is of the reward model alone."""
+    own = read_own(file, Rescaling(), {})
+    rows, report = read_rated(form, file)
+    assert own.rated == [row | {"source": "rows"} for row in rows]
+    assert own.reports[0] == report
+    assert own.prompts == [row["messages"] for row in rows]
 
 
 def test_of_ultrafeedback_binarized_on_the_hub_train_prefs_is_read(
@@ -274,10 +282,15 @@ def test_of_ultrafeedback_binarized_on_the_hub_train_prefs_is_read(
     (tmp_path / "copy" / "data").mkdir(parents=True)
     for split, part in (("train_prefs", rows), ("test_prefs", rows[:1]), ("train_sft", rows[:1])):
         pq.write_table(pa.Table.from_pylist(part), tmp_path / "copy" / "data" / f"{split}-00000-of-00001.parquet")
-    found, report = read_ratings("pairs", str(tmp_path / "copy"), Rescaling())
-    assert found == read_rated("ultrafeedback_binarized", BINARIZED)[0]
-    assert report.file.endswith("copy[train_prefs]")
-    assert split_named(str(tmp_path / "nothing"), ("train_prefs", "train")) == "train"
+    found = read_own(str(tmp_path / "copy"), Rescaling(), {})
+    assert [row["response"] for row in found.rated] == [
+        row["response"] for row in read_rated("ultrafeedback_binarized", BINARIZED)[0]
+    ]
+    assert found.reports[0].file.endswith("copy[train_prefs]")
+    assert located(f"{tmp_path}/copy:test_prefs", ("train",)) == (f"{tmp_path}/copy", "test_prefs")
+    assert located(str(tmp_path / "nothing"), ("train_prefs", "train")) == (str(tmp_path / "nothing"), "train")
+    with pytest.raises(ValueError, match=r"has the splits .*train_prefs.*; name one of them: .*/copy:"):
+        located(f"{tmp_path}/copy", ("validation",))
 
 
 def test_the_table_says_what_was_read_kept_and_filtered() -> None:
@@ -333,7 +346,7 @@ def test_an_instruction_and_its_input_are_one_user_turn(tmp_path: Path) -> None:
 def test_the_columns_decide_which_reader_takes_a_file(tmp_path: Path) -> None:
     whole = write_json(tmp_path / "rows.json", {"instruction": "Name a prime number.", "input": "", "output": "7"})
     assert read_chats(whole)[1].source == "instructions"
-    assert read_chats(ULTRACHAT)[1].source == "ultrachat"
+    assert read_chats(ULTRACHAT)[1].source == "chats"
     assert read_chats(write_json(tmp_path / "none.json"))[0] == []
     row = {"instruction": "Name a prime number.", "input": ""}
     cut = write_json(tmp_path / "cut.json", {**row, "output": "7"}, row)

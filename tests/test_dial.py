@@ -17,7 +17,7 @@ from dpalign.dial.dial import Dial
 from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Population, Preference, Simplex, Sphere, rng_for
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.rows import HEADS, Message
-from dpalign.train.contract import Contract, FrontPoint, read_contract, write_contract
+from dpalign.train.contract import Contract, FrontPoint, Length, read_contract, write_contract
 from dpalign.world.language import read_prompt
 
 TWO = ("helpfulness", "verbosity")
@@ -89,6 +89,29 @@ def test_a_model_of_the_small_world_offers_questions_that_it_can_read() -> None:
     assert [len(read_prompt(question).things) for question in DIAL.questions] == [3, 2, 4]
     assert "32 things" in str(DIAL.note)
     assert (THREE.note, THREE.questions) == (None, ())
+
+
+def test_a_word_for_a_length_is_read_where_lengths_are_on_record() -> None:
+    levels = {"low": Length(-40.0, 12.0), "medium": Length(-22.5, 16.0), "high": Length(-5.0, 20.0)}
+    dial = Dial(TWO, "fig1", "zephyr", Arc(-45, 0), verbosity=levels)
+    assert dial.read(verbosity="low") == Preference.from_angle(-40, TWO)
+    assert (
+        dial.lengths
+        == "low \u221240\u00b0 (12 words), medium \u221222.5\u00b0 (16 words), high \u22125\u00b0 (20 words)"
+    )
+    for asked, said in (
+        ({"verbosity": "Low"}, "verbosity 'Low'; give low, medium, high"),
+        ({"verbosity": "low", "angle": -30}, "angle and verbosity each name a direction; give one"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            dial.read(**asked)
+    for bare, said in (
+        (Dial(TWO, "fig1", "zephyr"), "no lengths of answers are on record for this model; give a preference"),
+        (Dial((), "fig1", "zephyr"), "takes no directions"),
+    ):
+        assert bare.lengths == ""
+        with pytest.raises(ValueError, match=said):
+            bare.read(verbosity="low")
 
 
 def test_an_angle_is_of_two_objectives() -> None:
@@ -208,7 +231,7 @@ def test_what_the_dial_takes_the_template_takes_and_with_the_same_text(style: An
         if rng.random() < 0.3:
             asked = {"angle": drawn[0], "preference": None if rng.random() < 0.9 else drawn[1]}
         try:
-            text = golden.expected(dial, chat, dial.read(**asked), "</s>")
+            text = golden.expected(dial, chat, dial.read(**asked), golden.Form({"eos_token": "</s>"}))
         except ValueError:
             with pytest.raises(ValueError, match="the chat template says"):
                 golden.render(template, chat, **asked)
@@ -241,6 +264,7 @@ def test_a_contract_is_read_as_it_was_written(population: Population | None, tmp
         front,
         "reward",
         "dpa-v1",
+        {"low": Length(-40.5, 30.0), "medium": Length(-20.0, 80.0), "high": Length(-3.0, 130.5)},
     )
     write_contract(tmp_path, contract)
     read = read_contract(tmp_path)
@@ -303,6 +327,10 @@ def test_the_file_has_the_papers_template_heads_and_range(tmp_path: Path) -> Non
         ({"front": [{"direction": {"helpfulness": 1}, "rewards": {"helpfulness": 1}}]}, "KeyError: 'verbosity'"),
         ({"eos": 2}, "2, where text is needed"),
         ({"reward_template": "poem"}, "reward_template 'poem'; known: chat, dpa-v1, world-v1"),
+        ({"verbosity": {"low": {"angle": 0, "words": 9}}}, 'give {"low", "medium", "high"}'),
+        ({"verbosity": {key: {"angle": 0} for key in ("low", "medium", "high")}}, '"words": number above 0'),
+        ({"verbosity": {key: {"angle": 0, "words": 0} for key in ("low", "medium", "high")}}, "number above 0"),
+        ({"verbosity": dict.fromkeys(("low", "medium", "high"), 5)}, '"angle": degrees'),
     ],
 )
 def test_a_damaged_contract_is_refused_by_name(change: dict[str, Any], said: str, tmp_path: Path) -> None:

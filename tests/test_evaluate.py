@@ -220,7 +220,7 @@ def test_the_helpfulness_asked_for_is_the_recipes_quantile_among_the_nearest(
     rewards = [[60.0, 10.0], [80.0, 20.0], [40.0, 30.0], [90.0, 40.0]]
     ids = [prompt_id(p) for p in TRAINING]
     rated = [
-        {"prompt_id": i, "messages": p, "response": "so", "source": "ultrafeedback", "labels": [1.0, 1.0]}
+        {"prompt_id": i, "messages": p, "response": "so", "source": "ultrafeedback", "labels": {}}
         for i, p in zip(ids, TRAINING, strict=True)
     ]
     scored = [

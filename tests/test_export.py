@@ -17,11 +17,13 @@ import pytest
 from dpalign import cli
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
+from dpalign.dial.doctor.model import examine
 from dpalign.dial.export import folder
-from dpalign.dial.export.source import find_folders, find_model
+from dpalign.dial.export.source import find_folders, find_model, find_source
+from dpalign.dial.export.verbosity import calibrated, lengths_of
 from dpalign.dial.server.service import open_rewards
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
-from dpalign.rows import CANDIDATES, HEADS, Message, read_rows
+from dpalign.rows import CANDIDATES, HEADS, Message, read_rows, write_rows
 from dpalign.runs.ledger import LEDGER
 from dpalign.runs.modelfolder import check_weights, special_tokens
 from dpalign.train.contract import read_contract
@@ -107,7 +109,7 @@ def cases(folder: Path, asked: list[dict[str, Any]]) -> list[Any]:
     found = []
     for i, one in enumerate(asked):
         chat = chats()[i % 2]
-        found.append([chat, one, golden.expected(dial, chat, dial.read(**one), eos)])
+        found.append([chat, one, golden.expected(dial, chat, dial.read(**one), golden.Form({"eos_token": eos}))])
     return found
 
 
@@ -254,6 +256,56 @@ def test_a_report_of_an_earlier_policy_is_not_taken_for_this_ones(
     assert "note: the run has no evaluate-policy-2: the export has no measured front" in capsys.readouterr().out
     assert "front" not in json.loads((out / "dpa.json").read_text())
     assert not (out / "front.png").exists()
+
+
+WORDS = {0.0: 40, -15.0: 30, -30.0: 32, -45.0: 10}
+"""Of an answer at each angle, for the test below."""
+
+
+def test_verbosity_is_an_angle_at_which_the_policys_own_answers_have_a_length(micro_run: Path, tmp_path: Path) -> None:
+    """From 10 words to 40: a tenth of the way is 13 words, half 25, nine tenths 37."""
+    run = tmp_path / "run"
+    for name in ("policy-2", "evaluate-policy-2", "report"):
+        shutil.copytree(micro_run / name, run / name)
+    shutil.copy(micro_run / "recipe.toml", run)
+    answers = run / "evaluate-policy-2" / "answers"
+    rows = [
+        row | {"condition": Preference.from_angle(angle, TWO).v, "response": " ".join(["tea"] * (words + more))}
+        for row in list(read_rows(answers, CANDIDATES))[:2]
+        for angle, words in WORDS.items()
+        for more in (-1, 1)
+    ]
+    shutil.rmtree(answers)
+    write_rows(answers / "part-00000.parquet", rows, CANDIDATES)
+    out = export(run, tmp_path / "out")
+    # 13 and 25 words lie between -45 (10) and -30 degrees (32); the dip at -15 counts as 32; 37 lies before 0 (40)
+    low, medium, high = -45 + 15 * 3 / 22, -45 + 15 * 15 / 22, -15 + 15 * 5 / 8
+    said = json.loads((out / "dpa.json").read_text())["verbosity"]
+    assert said == {
+        "low": {"angle": round(low, 1), "words": 13.0},
+        "medium": {"angle": round(medium, 1), "words": 25.0},
+        "high": {"angle": round(high, 1), "words": 37.0},
+    }
+    assert Dial.load(out).read(verbosity="high") == Preference.from_angle(round(high, 1), TWO)
+    assert "(13 words), medium" in (out / "README.md").read_text()
+    found = {finding.check: finding.text for finding in examine(out)}
+    assert "verbosity: low" in found["dial"]
+    # a run that is served without an export says the same; one without its evaluation says nothing
+    assert lengths_of(find_source(run)) == read_contract(out).verbosity
+    shutil.rmtree(run / "evaluate-policy-2")
+    assert "verbosity" not in json.loads((export(run, tmp_path / "bare") / "dpa.json").read_text())
+    assert "verbosity: not on record" in {one.check: one.text for one in examine(tmp_path / "bare")}["dial"]
+
+
+def test_levels_of_verbosity_follow_the_length_wherever_the_dial_turns() -> None:
+    angle_V = np.array([-60.0, -30.0, 0.0])
+    rising = calibrated(angle_V, np.array([10.0, 20.0, 110.0]))
+    assert [(one.angle, one.words) for one in rising.values()] == [(-30.0, 20.0), (-16.7, 60.0), (-3.3, 100.0)]
+    falling = calibrated(angle_V, np.array([110.0, 20.0, 10.0]))
+    assert [(one.angle, one.words) for one in falling.values()] == [(-30.0, 20.0), (-43.3, 60.0), (-56.7, 100.0)]
+    assert calibrated(angle_V, np.array([100.0, 110.0, 124.0])) == {}  # less than a quarter longer
+    assert calibrated(angle_V[:1], np.array([100.0])) == {}
+    assert calibrated(angle_V, np.zeros(3)) == {}
 
 
 def test_a_released_checkpoint_is_exported_by_its_name(

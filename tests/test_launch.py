@@ -121,7 +121,8 @@ def test_two_processes_of_which_one_is_killed_go_on_to_what_one_trains(
 
 def launched(tmp_path: Path, tiny_folder: Path, *words: str) -> Path:
     """The reward stage of a run in two processes."""
-    rows = [rated(row["messages"][-1]["content"], row["response"], *[50.0] * len(HEADS)) for row in ROWS]
+    labels = dict.fromkeys(HEADS, 50.0)
+    rows = [rated(row["messages"][-1]["content"], row["response"]) | {"labels": labels} for row in ROWS]
     for folder in ("train", "heldout"):
         write_rows(tmp_path / "data" / folder / "part-00000.parquet", [r | {"source": "x"} for r in rows], RATED)
     read = recipe.load(

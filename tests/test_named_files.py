@@ -120,8 +120,7 @@ def write_pairs(path: Path, count: int, answer: str = "because.") -> None:
 
 def on_pairs(path: Path | str, *more: str) -> tuple[str, ...]:
     """Knobs that take the ratings from one file of pairs, and nothing else."""
-    knobs = {"world": "false", "pairs": str(path), "judge": "0"}
-    knobs |= dict.fromkeys(("helpsteer", "ultrafeedback", "splits", "sft"), "")
+    knobs = {"world": "false", "rows": str(path), "judge": "0"}
     return (*(word for name, value in knobs.items() for word in (f"--data.{name}", value)), *more)
 
 
@@ -150,7 +149,7 @@ def test_a_validation_prompt_is_asked_once_and_never_sampled_for_however_it_is_s
     write_pairs(tmp_path / "pairs.jsonl", 40)
     named = tmp_path / "validation.jsonl"
     named.write_text("".join(f"{json.dumps({'prompt': f'Question  {i % 10} '})}\n" for i in range(11)))
-    knobs = on_pairs(tmp_path / "pairs.jsonl", "--data.prompts", str(named), "--objectives", *OVERALL)
+    knobs = on_pairs(tmp_path / "pairs.jsonl", "--data.validation", str(named), "--objectives", *OVERALL)
     go_on(tmp_path / "run", "data", *knobs)
     found = splits(tmp_path / "run")
     assert all(found[f"question {i}"] == {"validation"} for i in range(10))
@@ -172,15 +171,15 @@ def test_a_data_file_that_was_changed_is_read_again(tmp_path: Path, monkeypatch:
     write_pairs(tmp_path / "one" / "pairs.jsonl", 40)
     write_pairs(tmp_path / "two" / "pairs.jsonl", 60)
     monkeypatch.setenv("PAIRS_OF_THE_TEST", str(tmp_path / "one"))
-    more: Sequence[str] = ("--data.validation_prompts", "5", "--objectives", *OVERALL)
+    more: Sequence[str] = ("--data.validation_prompts", "5", "--objectives", *OVERALL, "--sft.checkpoint", "some/name")
     recipe, run = load(MICRO, on_pairs("$PAIRS_OF_THE_TEST/pairs.jsonl", *more)), tmp_path / "run"
     execute(recipe, run, until="data")
     assert verdict(recipe, run, "data") == "done"
     monkeypatch.setenv("PAIRS_OF_THE_TEST", str(tmp_path / "two"))
-    assert "input data.pairs changed" in verdict(recipe, run, "data")
+    assert "input data.rows[0] changed" in verdict(recipe, run, "data")
     monkeypatch.setenv("PAIRS_OF_THE_TEST", str(tmp_path / "one"))
     write_pairs(tmp_path / "one" / "pairs.jsonl", 20)
-    assert "input data.pairs changed" in verdict(recipe, run, "data")
+    assert "input data.rows[0] changed" in verdict(recipe, run, "data")
 
 
 def test_a_model_folder_and_a_function_are_read_by_every_stage_that_uses_them(
@@ -199,6 +198,15 @@ def test_a_model_folder_and_a_function_are_read_by_every_stage_that_uses_them(
     files = {f"rewards.{name}.function": tmp_path / "taste.py" for name in "ab"}
     assert found["score"] == found["annotate"] == files
     assert found["reward"] == found["select"] == {}
+
+
+def test_the_files_and_folders_of_a_list_are_told_apart(tmp_path: Path) -> None:
+    """A split is no part of a path; what the hub holds is no file."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    rows = json.dumps([str(tmp_path / "a"), f"{tmp_path}/b:train", "some/name:test"])
+    recipe = load(MICRO, ["--data.world", "false", "--data.rows", rows])
+    assert local_files(STAGES["data"].knobs(recipe)) == {"data.rows[0]": tmp_path / "a", "data.rows[1]": tmp_path / "b"}
 
 
 def test_each_knob_that_may_name_a_file_is_read_by_some_stage() -> None:

@@ -43,15 +43,15 @@ def length_and_overall(prompts: list[str], responses: list[str]) -> np.ndarray:
 
 def row(i: int, answer: str, **labels: float) -> dict[str, Any]:
     messages = user_prompt(f"question {i}")
-    listed = [labels.get(head.replace("-", "_")) for head in HEADS]
+    named = {head: labels[name] for head in HEADS if (name := head.replace("-", "_")) in labels}
     return {
-        "prompt_id": prompt_id(messages), "messages": messages, "response": answer, "source": "pairs", "labels": listed,
+        "prompt_id": prompt_id(messages), "messages": messages, "response": answer, "source": "rows", "labels": named,
     }  # fmt: skip
 
 
 def test_labels_meet_heads_by_name() -> None:
-    labels = [float(i) for i in range(10)]
-    assert labels_for(labels, ("kind", "ultrafeedback-overall_score", "helpsteer-helpfulness")) == [None, 5.0, 0.0]
+    labels = {"ultrafeedback-overall_score": 5.0, "brevity": 80.0, "helpsteer-helpfulness": 0.0}
+    assert labels_for(labels, ("kind", "ultrafeedback-overall_score", "brevity")) == [None, 5.0, 80.0]
     assert by_name([[1.0, 2.0]], ("a", "b"), ("b", "c", "a"))[0] == pytest.approx([2.0, np.nan, 1.0], nan_ok=True)
 
 
@@ -69,7 +69,7 @@ def test_a_head_without_labels_cannot_be_trained() -> None:
     for objectives, heads, part, told in (
         ([overall, verbosity], HEADS, "train", "'verbosity' reads head 'helpsteer-verbosity', .* 3 training answers"),
         ([Objective("kindness", ("0",))], ("kind",), "judge", r"'kindness' .* 'kind', .* judge's 3 .*data\.judge = 0"),
-        ([overall], (HEADS[5], "kind"), "train", "has 'kind'"),
+        ([overall], (HEADS[5], "kind"), "train", "has 'kind'.*labelled: ultrafeedback-overall_score"),
     ):
         with pytest.raises(ValueError, match=told):
             require_labels(rows, objectives, heads, part)
@@ -113,11 +113,8 @@ def test_data_without_the_objectives_labels_serve_a_reward_that_is_given(tmp_pat
     write_world(tmp_path / "files", 1, counts)
     given = {
         "data.world": "false",
-        "data.helpsteer": "",
-        "data.ultrafeedback": str(tmp_path / "files" / "ultrafeedback.jsonl"),
-        "data.splits": "",
-        "data.prompts": str(tmp_path / "files" / "test.jsonl"),
-        "data.sft": "",
+        "data.rows": str(tmp_path / "files" / "ultrafeedback.jsonl"),
+        "data.validation": str(tmp_path / "files" / "test.jsonl"),
         "data.judge": "0",
         "model.base": "world",
     }

@@ -354,6 +354,24 @@ def test_as_the_dial_turns_the_last_question_is_answered_again(opened: Opener) -
 
 
 @pytest.mark.browser
+def test_a_button_turns_a_side_to_answers_of_a_length_that_is_on_record(opened: Opener) -> None:
+    levels = {
+        name: {"angle": angle, "words": 10.0} for name, angle in (("low", -41.4), ("medium", -22.5), ("high", -7))
+    }
+    with serving(Model(verbosity=levels)) as model, opened(model) as page:
+        long, short = (page.get_by_role("button", name=name) for name in ("A: long answers", "B: short answers"))
+        short.click()
+        expect(page.get_by_role("slider", name="Direction B")).to_have_attribute("aria-valuenow", "-41.4")
+        expect(short).to_have_attribute("aria-pressed", "true")
+        expect(long).to_have_attribute("aria-pressed", "false")
+        ask(page, "explain tea.")
+        whole(page)
+    assert {"helpfulness": 0.750111, "verbosity": -0.661312} in model.preferences()
+    with serving() as model, opened(model) as page:
+        expect(page.get_by_role("button", name="B: short answers")).to_have_count(0)
+
+
+@pytest.mark.browser
 def test_more_objectives_have_sliders_and_zero_is_no_direction(opened: Opener) -> None:
     model = Model(objectives=("helpfulness", "honesty", "verbosity"), arc=None, front=None)
     with serving(model), opened(model, "#a=helpfulness:0.5,honesty:0.5,verbosity:-1&sides=1") as page:

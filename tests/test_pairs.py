@@ -31,8 +31,7 @@ def rated(
     prompt: str, response: str, overall: float | None = None, aspects: tuple[float, ...] = (), source: str = "uf"
 ) -> dict[str, Any]:
     """An answer with its overall score and its four aspects, heads 5 and 6 to 9."""
-    labels: list[float | None] = [None] * 5 + [overall, *(aspects or [None] * 4)]
-    assert len(labels) == len(HEADS)
+    labels = dict(zip(HEADS[6:], aspects, strict=False)) | ({} if overall is None else {HEADS[5]: overall})
     messages = user_prompt(prompt)
     key = prompt_id(messages)
     return {"prompt_id": key, "messages": messages, "response": response, "source": source, "labels": labels}
@@ -46,6 +45,24 @@ def job(folder: Path, recipe: Recipe, inputs: dict[str, Path]) -> Job:
 def of_ratings(folder: Path, rows: list[dict[str, Any]], recipe: Recipe = RATINGS) -> Job:
     write_rows(folder / "data" / "train" / "part-00000.parquet", rows, RATED)
     return job(folder, recipe, {"data": folder / "data"})
+
+
+def test_answers_preferred_without_a_rating_are_the_datas_own_pair(tmp_path: Path) -> None:
+    """Ratings come first: the second prompt has both."""
+    plain, both = user_prompt("boil an egg"), user_prompt("name a prime")
+    rows = [rated("boil an egg", "no"), rated("boil an egg", "seven minutes")]
+    rows += [rated("name a prime", "seven", 80.0), rated("name a prime", "eight", 10.0)]
+    own = [
+        {"prompt_id": prompt_id(asked), "messages": asked, "chosen": chosen, "rejected": rejected, "origin": "pairs"}
+        for asked, chosen, rejected in ((plain, "seven minutes", "no"), (both, "eight", "seven"))
+    ]
+    write_rows(tmp_path / "data" / "pairs" / "part-00000.parquet", own, PAIRS)
+    pairs.run(of_ratings(tmp_path, rows))
+    found = read_rows(tmp_path / "pairs", PAIRS)
+    assert {(row["chosen"], row["rejected"], row["chosen_score"], row["origin"]) for row in found} == {
+        ("seven minutes", "no", None, "pairs"),
+        ("seven", "eight", 80.0, "ratings"),
+    }
 
 
 def of_candidates(folder: Path, answers: list[tuple[str, str, list[float], bool]]) -> Job:

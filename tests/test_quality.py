@@ -153,7 +153,7 @@ def test_ridge_passes_over_missing_labels() -> None:
 def test_the_surface_of_real_answers_predicts_verbosity_better_than_helpfulness() -> None:
     rows, _ = read_rated("helpsteer", str(Path(os.environ["DPA_REAL_DATA"]) / "helpsteer_500.jsonl"))
     features = np.array([surface_features(row["messages"][-1]["content"], row["response"]) for row in rows])
-    label = np.array([row["labels"][:5] for row in rows], dtype=float)
+    label = np.array([list(row["labels"].values()) for row in rows], dtype=float)
     prompts = [row["prompt_id"] for row in rows]
     predicted = ridge_cross_validated(features, label, prompts)
     names = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]

@@ -103,6 +103,71 @@ def test_overrides_are_read_as_their_knobs_types(tmp_path: Path) -> None:
     assert recipe.objectives == {"a": ("a",), "b": ("b",)}
 
 
+# A recipe that extends another
+
+
+def chain(folder: Path, **files: str) -> Path:
+    """Recipe files side by side; the last is the one to read."""
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    return folder / f"{name}.toml"
+
+
+def test_a_recipe_is_laid_over_the_one_that_it_extends_knob_by_knob(tmp_path: Path) -> None:
+    base = 'name = "base"\nseed = 3\n[sampling]\nn = 8\nrows = 32\n[compare]\nsystems = ["dpo", "rl"]\n'
+    middle = 'extends = "base.toml"\nname = "middle"\n[sampling]\nn = 4\n'
+    mine = 'extends = "middle.toml"\nname = "mine"\n[compare]\nsystems = ["brief"]\n[sft]\nbatch = 32\n'
+    file = chain(tmp_path, base=base, middle=middle, mine=mine)
+    wanted = {"seed": 3, "sampling.n": 2, "sampling.rows": 32, "compare.systems": ["brief"], "sft.batch": 32}
+    assert load(file, ["--sampling.n", "2"]) == changed(Recipe(name="mine"), wanted)
+
+
+def test_a_shipped_recipe_is_extended_by_name_from_any_folder_and_a_file_beside_goes_first(tmp_path: Path) -> None:
+    mine = 'extends = "micro"\nname = "mine"\nseed = 9\n'
+    assert load(chain(tmp_path, mine=mine)) == changed(of("micro"), {"name": "mine", "seed": 9})
+    (tmp_path / "micro").write_text("iterations = 3")
+    assert load(tmp_path / "mine.toml") == changed(Recipe(name="mine"), {"iterations": 3, "seed": 9})
+
+
+def test_names_of_ones_own_replace_the_bases_and_the_name_is_never_inherited(tmp_path: Path) -> None:
+    own = '[preference]\nlow = -45\n[objectives]\nhelp = ["helpsteer-helpfulness"]\nshort = ["helpsteer-verbosity"]\n'
+    file = chain(tmp_path, mine=f'extends = "demo"\nname = "mine"\n{own}')
+    assert list(load(file).objectives) == ["help", "short"]
+    with pytest.raises(ValueError, match=r"nameless\.toml: name is missing"):
+        load(chain(tmp_path, nameless='extends = "demo"'))
+
+
+def test_what_a_run_keeps_of_a_recipe_is_whole(tmp_path: Path) -> None:
+    recipe = load(chain(tmp_path, mine='extends = "micro"\nname = "mine"\n'))
+    assert "extends" not in recipe.to_toml(comments=False)
+    assert read(tmp_path, recipe.to_toml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("base", "mine", "words", "parts"),
+    [
+        ("seed = true", "", "", ["base.toml: seed", "an int"]),
+        ("[sampling]\nm = 8", "[sampling]\nn = 4", "", ["base.toml: unknown key sampling.m"]),
+        ("[sampling]\nn = 8", "[sampling]\nn = 0", "", ["mine.toml: sampling.n is 0", "at least 1"]),
+        ("[sampling]\nn = 8", "", "--sampling.n=0", ["mine.toml with --sampling.n=0: sampling.n is 0"]),
+        ("heads = [1]", "seed = 1", "", ["base.toml: heads[0] must be a string"]),
+        ("seed = 2024-01-01", "", "", ["base.toml: seed has the date"]),
+        ("a b", "", "", ["base.toml: not valid TOML"]),
+        ('extends = "mine.toml"', "", "", ["mine.toml extends base.toml extends mine.toml: a circle"]),
+        ('extends = "nowhere"', "", "", ['base.toml: extends is "nowhere"', "demo, micro"]),
+        ('extends = "../nowhere.toml"', "", "", ['base.toml: extends is "../nowhere.toml"', "no file"]),
+        ("extends = 3", "", "", ["base.toml: extends must be", "demo, micro", "got 3"]),
+        ('extend = "demo"', "", "", ["base.toml: unknown key extend; the nearest is extends"]),
+    ],
+)
+def test_an_error_names_the_file_that_has_the_key(
+    base: str, mine: str, words: str, parts: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "base.toml").write_text(base)
+    message = refusal(tmp_path, f'extends = "base.toml"\nname = "mine"\n{mine}', *words.split())
+    assert [part for part in parts if part not in message] == []
+
+
 # Refused: the file, the key, the value, and what may stand there
 
 

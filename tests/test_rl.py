@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralForCausalLM, PreTrainedTokenizerBase
 
 import tiny
+from dpalign.engines.tokens import PromptReader
 from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.paper.objectives import Objective
 from dpalign.recipe import RL, Recipe, Sampling, Steering
@@ -178,7 +179,9 @@ def test_the_reward_is_the_direction_times_the_objectives_read_from_their_heads(
 ) -> None:
     """Helpfulness is (60 + 80) / 2 = 70 and verbosity 40, so v . r = 0.8 * 70 - 0.6 * 40 = 32; the first head is 60."""
     scorer = Table([[60.0, 40.0, 80.0], [20.0, 90.0, 10.0]])
-    reward = scalar_reward(scorer.score, HEADS, READ, np.array([0.8, -0.6]), tokens)
+    reward = scalar_reward(
+        scorer.score, HEADS, READ, np.array([0.8, -0.6]), PromptReader(tokens, [tokens.eos_token_id])
+    )
     answers = [[*tokens(text)["input_ids"], tokens.eos_token_id] for text in ("fox is red.", "tea is")]
     given = {"completions": None, "trainer_state": None}  # what TRL passes beside them
     assert reward(prompts=ASKED[:2], completion_ids=answers, **given) == pytest.approx([32.0, -42.0])
@@ -193,7 +196,9 @@ def test_an_answer_that_says_nothing_or_does_not_end_is_worth_the_least_there_is
     answers = [[word, word, end], [end], [*[word] * 7, end], [word] * 8]
     for whole, least in (([90.0, 10.0, 90.0], -60.0), ([-500.0, 10.0, -500.0], -406.0)):
         scorer = Table([[90.0, 10.0, 90.0], [50.0, -40.0, 50.0], whole, [90.0, 10.0, 90.0]])
-        reward = scalar_reward(scorer.score, HEADS, READ, np.array([0.8, -0.6]), tokens)
+        reward = scalar_reward(
+            scorer.score, HEADS, READ, np.array([0.8, -0.6]), PromptReader(tokens, [tokens.eos_token_id])
+        )
         earned = 0.8 * whole[0] - 0.6 * whole[1]
         assert reward(prompts=ASKED[:1] * 4, completion_ids=answers) == pytest.approx([66.0, least, earned, least])
 
@@ -202,7 +207,9 @@ def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     scorer = FunctionScorer("test_rl:no_number", HEADS)
-    reward = scalar_reward(scorer.score, HEADS, READ, np.array([0.8, -0.6]), tokens)
+    reward = scalar_reward(
+        scorer.score, HEADS, READ, np.array([0.8, -0.6]), PromptReader(tokens, [tokens.eos_token_id])
+    )
     with pytest.raises(
         ValueError, match=r"no_number: head 1 scored nan on answer 2 of 8: '.*', to prompt \w+; a reward must be"
     ):

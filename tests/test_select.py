@@ -78,9 +78,7 @@ def job(
     rated, annotation = [], []
     for prompt in prompts:
         for i, (text, reward) in enumerate((("worse", 20.0), ("better", 80.0))):
-            rated.append(
-                prompt | {"response": f"{text} {prompt['split']}", "source": "ultrafeedback", "labels": [1.0, 1.0]}
-            )
+            rated.append(prompt | {"response": f"{text} {prompt['split']}", "source": "ultrafeedback", "labels": {}})
             annotation.append(
                 {"prompt_id": prompt["prompt_id"], "t": 0, "condition_index": 0, "sample": i, "rewards": [reward, 50.0]}
             )

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from transformers import AutoTokenizer
 
 import api_server
 from api_server import QUESTION, Running
+from dpalign.train.contract import write_contract
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,8 @@ def test_a_direction_outside_the_trained_range_is_answered_with_a_warning(runnin
         {"model": "mine@helpful=1"},
         {"model": "mine@-30", "angle": -30},
         {"angle": -30, "chat_template_kwargs": {"angle": -30}},
+        {"verbosity": "low", "preference": {"helpfulness": 1}},
+        {"verbosity": "low", "chat_template_kwargs": {"preference": {"helpfulness": 1}}},
         {"chat_template_kwargs": {"preference": {"helpful": 1}}},
     ],
     ids=json.dumps,
@@ -131,6 +136,43 @@ def test_a_bad_preference_is_refused_with_the_known_names(running: Running, fiel
     if "angle" not in fields or "preference" in fields or fields["angle"] == "left":
         # a direction given twice is refused before either is read
         assert "helpfulness, verbosity" in error["message"]
+
+
+def test_verbosity_is_the_angle_that_the_contract_has_for_it(running: Running) -> None:
+    """low is -40 degrees, as OpenAI's client sends it: whole, streamed, and in the responses API's spelling."""
+    client = running.client()
+    x, y = round(math.cos(math.radians(40)), 6), -round(math.sin(math.radians(40)), 6)
+    asked = {"model": "mine", "messages": QUESTION, "seed": 5}
+    at_40 = client.chat.completions.create(**asked, extra_body={"angle": -40}).choices[0].message.content
+    for more in ({"verbosity": "low"}, {"extra_body": {"text": {"verbosity": "low"}}}):
+        whole = client.chat.completions.create(**asked, **more)
+        assert whole.preference == {"helpfulness": x, "verbosity": y}
+        assert whole.choices[0].message.content == at_40
+        chunks = list(client.chat.completions.create(**asked, **more, stream=True))
+        assert chunks[0].preference == {"helpfulness": x, "verbosity": y}
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == at_40
+    for level, line in {"medium": "helpfulness*92 verbosity*-38", "high": "helpfulness*100 verbosity*-9"}.items():
+        assert line in text_read(running, verbosity=level)
+    assert "helpfulness" not in text_read(running, verbosity=None)
+
+
+def test_verbosity_beside_another_direction_is_refused(running: Running) -> None:
+    for more in ({"angle": -30}, {"model": "mine@-30"}, {"text": {"verbosity": "high"}}):
+        answer = running.ask(verbosity="low", **more)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "preference")
+        assert "give one" in answer.json()["error"]["message"]
+    assert running.ask(verbosity="low", text={"verbosity": "low"}, max_tokens=1).status_code == 200
+
+
+def test_verbosity_of_a_model_without_lengths_is_refused_with_the_cure(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    write_contract(bare, replace(api_server.CONTRACT, verbosity={}))
+    with api_server.serving(bare) as server:
+        error = server.ask(verbosity="low").json()["error"]
+        assert (error["param"], error["code"]) == ("verbosity", "preference")
+        assert "no lengths of answers are on record" in error["message"]
+        assert "export the policy from its evaluated run" in error["message"]
 
 
 @pytest.mark.parametrize("weight", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -155,7 +197,9 @@ def test_a_weight_that_is_no_number_is_refused(running: Running, weight: str) ->
         ({"tools": [{"type": "function"}]}, "unsupported", "tools"),
         ({"response_format": {"type": "json_object"}}, "unsupported", "response_format"),
         ({"frequency_penalty": 0.5}, "unsupported", "frequency_penalty"),
-        ({"verbosity": "low"}, "unsupported", "preference"),
+        ({"verbosity": "tiny"}, "invalid_value", "'low', 'medium' or 'high'"),
+        ({"text": {"verbosity": "tiny"}}, "invalid_value", "'low', 'medium' or 'high'"),
+        ({"text": {"format": {"type": "json_object"}}}, "unknown_field", "format"),
         ({"n": 0}, "invalid_value", "n"),
         ({"n": 9}, "invalid_value", "at most 8"),
         ({"n": True}, "invalid_value", "n"),
@@ -226,6 +270,7 @@ def test_the_model_is_listed_with_its_dial(running: Running) -> None:
     assert (model.id, model.object, model.owned_by) == ("mine", "model", "dpalign")
     assert model.dial["objectives"] == ["helpfulness", "verbosity"]
     assert model.dial["arc"] == [-45.0, 0.0]
+    assert model.dial["verbosity"]["low"] == {"angle": -40.0, "words": 11.5}
     assert running.client().models.retrieve("mine@-30").id == "mine"
     dial = httpx2.get(f"{running.url}/v1/dial").json()
     assert dial == {**model.dial, "model": "mine", "rewards": True, "max_best_of": 8, "temperature": 0.7} | {

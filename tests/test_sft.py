@@ -38,8 +38,7 @@ def test_the_answer_and_its_end_of_text_are_trained_and_nothing_else(style: Any)
         if style == "zephyr"
         else "<|system|>helpfulness*97<|user|>why?<|assistant|>"
     )
-    after = row["input_ids"][row["input_ids"].index(tokens.eos_token_id, first) + 1 :]
-    assert tokens.decode(after).strip(" ") == ("\n" if style == "zephyr" else "")  # read, and not trained
+    assert row["input_ids"][-1] == tokens.eos_token_id  # no sampled answer reaches Zephyr's newline after it
 
 
 @pytest.mark.parametrize("style", ["zephyr", "world-v1"])

@@ -265,10 +265,11 @@ def test_decoding_against_shared_prompts_gives_the_logits_of_copied_ones(name: s
     assert decoding.cannot_share(model) is None
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 97, size=size).tolist() for size in (5, 17, 12)]
-    owner = [0, 0, 1, 1, 1, 2, 2]
     with torch.inference_mode():
-        shared, copying = SharedDecoder(model, prompts, owner), CopyingDecoder(model, prompts, owner, pad=0)
-        torch.testing.assert_close(shared.first(), copying.first(), atol=1e-4, rtol=1e-4)
+        shared, copying = SharedDecoder(model), CopyingDecoder(model, pad=0)
+        torch.testing.assert_close(
+            shared.join(prompts, [2, 3, 2]), copying.join(prompts, [2, 3, 2]), atol=1e-4, rtol=1e-4
+        )
         rows = list(range(7))
         for step in range(40):
             dead = {4: {1}, 6: {2, 3, 4}, 9: {0}}.get(step)

@@ -104,7 +104,7 @@ def test_the_targets_there_are_share_the_first_answers_and_the_log_says_so(
     monkeypatch.setattr(stages, "open_engine", lambda recipe, policy, alone: Echo())
     asked = [user_prompt(f"question {i}") for i in range(3)]
     rated = [
-        {"prompt_id": prompt_id(p), "messages": p, "response": "so", "source": "ultrafeedback", "labels": [50.0] * 10}
+        {"prompt_id": prompt_id(p), "messages": p, "response": "so", "source": "ultrafeedback", "labels": {}}
         for p in asked
     ]
     scored = [

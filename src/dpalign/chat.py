@@ -1,28 +1,33 @@
 """Chat templates: the format of a chat's turns, with the dial inside.
 
 A chat style formats the turns: `zephyr`, `world-v1`. `chat_template` writes the style as the Jinja text of a policy
-folder; `render_chat` renders the same text in Python.
+folder; `render_chat` renders the same text in Python. The style `model` keeps the base model's own template:
+`OwnChat.template` writes the dial in front of it.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 from dpalign.paper.direction import check_objective_names
-from dpalign.paper.prompts import HALF, PreferenceTemplate, line_pieces, require_known
-from dpalign.rows import Message
+from dpalign.paper.prompts import HALF, Message, PreferenceTemplate, line_pieces, require_known
 
-ChatStyle = Literal["zephyr", "world-v1"]
+ChatStyle = Literal["zephyr", "world-v1", "model"]
+Place = Literal["system", "user"]
+"""Where a system message stands: in a turn of its own, or before the first words of the user."""
+Switch = bool | int | float | str
+"""A value of a chat template's own argument, such as Qwen3's `enable_thinking`."""
 
 
 def with_system_line(messages: Sequence[Message], line: str, style: ChatStyle) -> list[Message]:
     """The chat with a preference or condition line in its system message, after the user's own system text."""
-    *_, joint = _layout(style)
+    require_known("chat style", style, ChatStyle)
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": line}, *messages]
     own = messages[0]["content"]
-    return [{"role": "system", "content": f"{own}{joint}{line}" if own else line}, *messages[1:]]
+    return [{"role": "system", "content": f"{own}{_JOINTS[style]}{line}" if own else line}, *messages[1:]]
 
 
 def render_chat(
@@ -34,7 +39,7 @@ def render_chat(
     eos: str = "</s>",
 ) -> str:
     """The chat as text, exactly as `chat_template(style, ...)` renders it in Jinja."""
-    gap, closes, _ = _layout(style)
+    gap, closes = _layout(style)
     close = eos + gap if closes else ""
     text = f"<|system|>{gap}{close}" if empty_system and (not messages or messages[0]["role"] != "system") else ""
     for message in messages:
@@ -67,13 +72,9 @@ def chat_template(
     Raises:
         ValueError: an unknown style or template; objectives without a preference template, or the reverse.
     """
-    if (preference_template is None) != (objectives is None):
-        raise ValueError(
-            f"preference_template={preference_template!r}, objectives={objectives!r}: give both or neither"
-        )
-    gap, closes, joint = _layout(style)
+    gap, closes = _layout(style)
     values: dict[str, object] = {
-        "JOINT": joint,
+        "JOINT": _JOINTS[style],
         "SYSTEM": f"<|system|>{gap}",
         "USER": f"<|user|>{gap}",
         "ASSISTANT": f"<|assistant|>{gap}",
@@ -82,14 +83,79 @@ def chat_template(
         "GAP": gap,
         "EMPTY": empty_system,
     }
+    return _dial(preference_template, objectives) + _fill(_JINJA_TURNS, values)
+
+
+@dataclass(frozen=True)
+class OwnChat:
+    """A model's own chat template, and how a policy writes its chats with it; `engines/templates.py` finds it out."""
+
+    base: str
+    """The template's text, as the model came."""
+    place: Place = "system"
+    """Where the template takes a system message, and so the dial's line."""
+    opening: str = ""
+    """What the template writes before an answer and no text can hold, such as a channel's tokens: it ends a prompt."""
+    switches: Mapping[str, Switch] = field(default_factory=dict)
+    """The template's own arguments, as the policy was trained with them: defaults that a caller may override."""
+    stop: str = ""
+    """The token that ends an answer."""
+
+    def template(
+        self, preference_template: PreferenceTemplate | None = None, objectives: Sequence[str] | None = None
+    ) -> str:
+        """The Jinja chat template of a policy folder: the dial, and after it the base model's own text, unchanged.
+
+        Raises:
+            ValueError: objectives without a preference template, or the reverse; an unknown template.
+        """
+        values = {"JOINT": _JOINTS["model"], "GAP": _GAP, "ABSENT": _NO_TURN}
+        text = _dial(preference_template, objectives)
+        text += _fill(_JINJA_SYSTEM if self.place == "system" else _JINJA_USER, values)
+        for name, value in self.switches.items():
+            text += f"{{%- set {name} = {name} if {name} is defined else {json.dumps(value)} -%}}\n"
+        text += _BASE_BEGINS + self.base
+        return text.removesuffix("\n") + _fill(_JINJA_OPENING, {"OPENING": self.opening}) if self.opening else text
+
+    def placed(self, messages: Sequence[Message]) -> list[Message]:
+        """A chat as the base's own template takes it: without a system role the system message opens the first turn.
+
+        Raises:
+            ValueError: no user's turn follows the system message.
+        """
+        if self.place == "system" or not messages or messages[0]["role"] != "system":
+            return list(messages)
+        (system, *rest) = messages
+        if not rest or rest[0]["role"] != "user":
+            raise ValueError(_NO_TURN)
+        if not system["content"]:
+            return rest
+        return [{"role": "user", "content": f"{system['content']}{_GAP}{rest[0]['content']}"}, *rest[1:]]
+
+
+def base_text(template: str) -> str:
+    """The model's own chat template inside one of `OwnChat.template`; another is its own."""
+    _, begins, rest = template.partition(_BASE_BEGINS)
+    if not begins:
+        return template
+    base, ends, _ = rest.partition(_BASE_ENDS)
+    return f"{base}\n" if ends else base  # Jinja leaves out a last newline, which had to go
+
+
+def _dial(preference_template: PreferenceTemplate | None, objectives: Sequence[str] | None) -> str:
+    """The Jinja text that reads a direction into `dial.line`, or refuses one."""
+    if (preference_template is None) != (objectives is None):
+        raise ValueError(
+            f"preference_template={preference_template!r}, objectives={objectives!r}: give both or neither"
+        )
     if preference_template is None or objectives is None:
-        return _fill(_JINJA_PLAIN + _JINJA_TURNS, values)
+        return _JINJA_PLAIN
     require_known("preference template", preference_template, PreferenceTemplate)
     check_objective_names(objectives)
     opening, plus, minus = line_pieces(preference_template)
-    values |= {"NAMES": list(objectives), "KNOWN": ", ".join(objectives), "HALF": HALF}
-    values |= {"OPENING": opening, "PLUS": plus, "MINUS": minus, "DECIMALS": preference_template == "fig1"}
-    return _fill(_JINJA_DIAL + _JINJA_TURNS, values)
+    values = {"NAMES": list(objectives), "KNOWN": ", ".join(objectives), "HALF": HALF, "OPENING": opening}
+    values |= {"PLUS": plus, "MINUS": minus, "DECIMALS": preference_template == "fig1"}
+    return _fill(_JINJA_DIAL, values)
 
 
 def _fill(jinja: str, values: Mapping[str, object]) -> str:
@@ -193,12 +259,74 @@ _JINJA_TURNS = """\
 {%- endif -%}
 """
 
+_GAP: Final = "\n\n"
+"""Between a system message and the user's first words, where the one opens the turn of the other."""
+_NO_TURN: Final = "this model has no system role: a system message opens the user's first turn, and none follows it"
 
-def _layout(style: ChatStyle) -> tuple[str, bool, str]:
-    """(text after a tag and after a closed turn, whether EOS closes every turn, joint between system text and line)."""
+# The base's own template reads `messages` as we leave them, and must not see our arguments: it may be one of ours.
+# A server may hand over texts as lists of parts, and some templates read the first part alone.
+_JINJA_SYSTEM = """\
+{%- set preference = none -%}
+{%- set angle = none -%}
+{%- if dial.line is not none -%}
+  {%- set dial.own = messages[0]["content"] if messages and messages[0]["role"] == "system" else none -%}
+  {%- set dial.rest = messages if dial.own is none else messages[1:] -%}
+  {%- if not dial.own -%}
+    {%- set dial.own = dial.line -%}
+  {%- elif dial.own is string -%}
+    {%- set dial.own = dial.own ~ @JOINT@ ~ dial.line -%}
+  {%- else -%}
+    {%- set dial.last = [{"type": "text", "text": dial.own[-1]["text"] ~ @JOINT@ ~ dial.line}] -%}
+    {%- set dial.own = dial.own[:-1] + dial.last -%}
+  {%- endif -%}
+  {%- set messages = [{"role": "system", "content": dial.own}] + dial.rest -%}
+{%- endif -%}
+"""
+
+_JINJA_USER = """\
+{%- set preference = none -%}
+{%- set angle = none -%}
+{%- set dial.own = messages[0]["content"] if messages and messages[0]["role"] == "system" else none -%}
+{%- if dial.own is not none or dial.line is not none -%}
+  {%- set dial.rest = messages if dial.own is none else messages[1:] -%}
+  {%- set dial.own = dial.own or "" -%}
+  {%- if dial.own is not string -%}
+    {%- set dial.own = dial.own | map(attribute="text") | join(@JOINT@) -%}
+  {%- endif -%}
+  {%- if dial.line is not none -%}
+    {%- set dial.own = dial.own ~ @JOINT@ ~ dial.line if dial.own else dial.line -%}
+  {%- endif -%}
+  {%- if not dial.rest or dial.rest[0]["role"] != "user" -%}
+    {{- raise_exception(@ABSENT@) -}}
+  {%- endif -%}
+  {%- set dial.ask = dial.rest[0]["content"] -%}
+  {%- if dial.own and dial.ask is string -%}
+    {%- set dial.ask = dial.own ~ @GAP@ ~ dial.ask -%}
+  {%- elif dial.own and dial.ask and dial.ask[0]["type"] == "text" -%}
+    {%- set dial.ask = [{"type": "text", "text": dial.own ~ @GAP@ ~ dial.ask[0]["text"]}] + dial.ask[1:] -%}
+  {%- elif dial.own -%}
+    {%- set dial.ask = [{"type": "text", "text": dial.own}] + dial.ask -%}
+  {%- endif -%}
+  {%- set messages = [{"role": "user", "content": dial.ask}] + dial.rest[1:] -%}
+{%- endif -%}
+"""
+
+# The comment ends its line as a block does, and the base begins a line: so Jinja trims nothing of the base.
+_BASE_BEGINS: Final = "{#- dpalign: the model's own chat template begins on the next line #}\n"
+_BASE_ENDS: Final = "{%+ if add_generation_prompt %}{# dpalign: an answer opens with this #}"
+_JINJA_OPENING: Final = _BASE_ENDS + "{{ @OPENING@ }}{% endif %}"
+
+_JOINTS: Final[Mapping[ChatStyle, str]] = {"zephyr": "\n", "world-v1": " ", "model": "\n"}
+"""Between the user's own system text and the line."""
+
+
+def _layout(style: ChatStyle) -> tuple[str, bool]:
+    """(text after a tag and after a closed turn, whether EOS closes every turn)."""
     require_known("chat style", style, ChatStyle)
     match style:
         case "zephyr":
-            return "\n", True, "\n"
+            return "\n", True
         case "world-v1":
-            return "", False, " "
+            return "", False
+        case "model":
+            raise ValueError('the chat style "model" keeps the model\'s own template: OwnChat writes it')

@@ -48,6 +48,7 @@ ALONE: Final = "pipeline.alone"
 """The module of the verbs that take one stage alone."""
 
 VERBS: Final[Mapping[str, Verb]] = {
+    "new": Verb("write a short recipe of your own, from four questions", "pipeline.new", False),
     "run": Verb("run a recipe, or go on with it: every step that is not done yet", "pipeline.command"),
     "compare": Verb(
         "run a recipe with every system that the paper compares, tuned and measured alike", "pipeline.command"
@@ -74,6 +75,11 @@ VERBS: Final[Mapping[str, Verb]] = {
     "doctor": Verb(
         "say what this machine can run, and whether a model's folder is sound, with the command that mends it",
         "dial.doctor.command",
+        False,
+    ),
+    "convert-reward": Verb(
+        "write a public multi-head reward model (ArmoRM, QRM, DPA's own) as a plain classifier, without remote code",
+        "rewards.convert",
         False,
     ),
     "world": Verb("write the embedded world's prompts and ratings in the real data sets' forms", ALONE),

@@ -59,13 +59,13 @@ class Prompt(TypedDict):
 
 
 class Rated(TypedDict):
-    """A row of RATED: an answer and its labels, one a head in the order of `HEADS`, 0-100 or None."""
+    """A row of RATED: an answer and its labels of 0-100, by head; a head without one is left out."""
 
     prompt_id: str
     messages: list[Message]
     response: str
     source: str
-    labels: list[float | None]
+    labels: dict[str, float]
 
 
 class Conversation(TypedDict):
@@ -77,6 +77,18 @@ class Conversation(TypedDict):
     origin: str
 
 
+class Pair(TypedDict):
+    """A row of PAIRS: two answers, the preferred one first."""
+
+    prompt_id: str
+    messages: list[Message]
+    chosen: str
+    rejected: str
+    chosen_score: float | None
+    rejected_score: float | None
+    origin: str
+
+
 PROMPTS: Final = pa.schema([("prompt_id", pa.string()), ("messages", _MESSAGES), ("split", pa.string())])
 
 RATED: Final = pa.schema(
@@ -84,8 +96,8 @@ RATED: Final = pa.schema(
         ("prompt_id", pa.string()),
         ("messages", _MESSAGES),
         ("response", pa.string()),
-        ("source", pa.string()),
-        ("labels", _REWARDS),  # one a head, 0-100; null without a label
+        ("source", pa.string()),  # helpsteer, which trains the reward model alone; else rows
+        ("labels", pa.map_(pa.string(), pa.float32())),  # head -> 0-100; no entry without a label
     ]
 )
 
@@ -132,9 +144,9 @@ PAIRS: Final = pa.schema(
         ("messages", _MESSAGES),
         ("chosen", pa.string()),
         ("rejected", pa.string()),
-        ("chosen_score", pa.float32()),  # 0-100: a rating, or the reward model's
+        ("chosen_score", pa.float32()),  # 0-100: a rating, or the reward model's; null in the data's own pairs
         ("rejected_score", pa.float32()),
-        ("origin", pa.string()),  # ratings | candidates
+        ("origin", pa.string()),  # ratings | candidates | pairs
     ]
 )
 
@@ -272,4 +284,4 @@ def matrix_of(column: pa.ChunkedArray) -> NDArray[np.float64]:
 def read_rows(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
     """The rows of all shards below `path`, one shard in memory at a time."""
     for shard in shards(path):
-        yield from read_table(shard, schema).to_pylist()
+        yield from read_table(shard, schema).to_pylist(maps_as_pydicts="strict")

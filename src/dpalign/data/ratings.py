@@ -1,4 +1,4 @@
-"""Rated answers of public data sets, rescaled to 0-100 and stored as labels of the ten heads.
+"""Rated answers of the paper's data sets, rescaled to 0-100 and stored as labels of the ten heads.
 
 Four forms, each with its own heads:
 
@@ -37,8 +37,8 @@ OVERALL_RANGE: Final = (1, 10)
 ATTRIBUTES: Final = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 ASPECTS: Final = ("instruction_following", "truthfulness", "honesty", "helpfulness")
 OVERALL: Final = "ultrafeedback-overall_score"
-BINARIZED: Final = ("chosen", "rejected", "score_chosen", "score_rejected")
-"""Columns of ultrafeedback_binarized; plain pairs have their scores in `metadata`."""
+SCORES: Final = ("score_chosen", "score_rejected")
+"""Overall scores: columns of ultrafeedback_binarized; plain pairs have them in `metadata`."""
 
 _LINES: Final[Mapping[str, tuple[float, float]]] = {  # formula -> (slope, offset)
     "20l+10": (20.0, 10.0),
@@ -63,6 +63,20 @@ class Rescaling:
 
 
 DEFAULT: Final = Rescaling()
+
+
+def paper_form(row: Row) -> RatedFormat | None:
+    """The form that the columns of a file's first row say; None for other rows."""
+    columns, metadata = row.values.keys(), row.values.get("metadata")
+    if {"instruction", "completions"} <= columns:
+        return "ultrafeedback"
+    if {"prompt", "response", *ATTRIBUTES} <= columns:
+        return "helpsteer"
+    if {"prompt_id", "chosen", "rejected", *SCORES} <= columns:
+        return "ultrafeedback_binarized"
+    if {"prompt", "chosen", "rejected"} <= columns and isinstance(metadata, Mapping) and metadata.keys() >= {*SCORES}:
+        return "pairs"
+    return None
 
 
 def read_rated(
@@ -201,42 +215,41 @@ def loose_rating(row: Row, key: str, bounds: tuple[int, int]) -> float | None:
 
 
 def rated(messages: list[Message], response: str, source: str, points: Points) -> Rated:
-    """A rated answer; heads without points have the label None."""
-    assert points.keys() <= set(HEADS), f"unknown heads: {points.keys() - set(HEADS)}"
+    """A rated answer; heads without points have no label."""
     return {
         "prompt_id": prompt_id(messages),
         "messages": messages,
         "response": response,
         "source": source,
-        "labels": [points.get(head) for head in HEADS],
+        "labels": {head: value for head, value in points.items() if value is not None},
     }
 
 
-def labels_for(labels: Sequence[float | None], heads: Sequence[str]) -> list[float | None]:
-    """A row's labels (in the order of `HEADS`) for a reward model's heads; None for a head without data."""
-    label = dict(zip(HEADS, labels, strict=True))
-    return [label.get(head) for head in heads]
+def labels_for(labels: Mapping[str, float], heads: Sequence[str]) -> list[float | None]:
+    """A row's labels in the order of a reward model's heads; None for a head without one."""
+    return [labels.get(head) for head in heads]
 
 
 def require_labels(
     rows: Sequence[Mapping[str, Any]], objectives: Sequence[Objective], heads: Sequence[str], part: str
 ) -> None:
-    """Refuse to train a head without labels: one outside `HEADS`, or one that an objective reads.
+    """Refuse to train a head without labels: one of the user's own, or one that an objective reads.
 
     Args:
         part: "train" for the reward model's rows, "judge" for the judge's.
 
     Raises:
-        ValueError: names the head, the objective that reads it, and the cure.
+        ValueError: names the head, the objective that reads it, the heads that have labels, and the cure.
     """
     reader = {index: o.name for o in objectives for index in head_indices(o, heads)}
+    labelled = dict.fromkeys(head for row in rows for head in row["labels"])
     for index, head in enumerate(heads):
-        if head in HEADS and (index not in reader or any(row["labels"][HEADS.index(head)] is not None for row in rows)):
+        if head in labelled or (head in HEADS and index not in reader):
             continue
         subject = f"objective {reader[index]!r} reads head {head!r}" if index in reader else f"[heads] has {head!r}"
         answers = f"{len(rows)} training answers" if part == "train" else f"the judge's {len(rows)} answers"
         without = "[rewards.NAME] gives a finished one" if part == "train" else "data.judge = 0"
         raise ValueError(
-            f"{subject}, and none of {answers} has a label for it; add a data set that has, read another head in "
-            f"[objectives], or do without this training ({without})"
+            f"{subject}, and none of {answers} has a label for it (labelled: {', '.join(labelled) or 'none'}); add a "
+            f"data set that has, read another head in [objectives], or do without this training ({without})"
         )

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+Scale = tuple[float, float]
+"""The ratings that become 0 and 100."""
+
 
 @dataclass
 class ReadReport:
@@ -18,6 +21,8 @@ class ReadReport:
         kept: rows out.
         filtered: reason -> rows; with `kept` it adds up to `read`.
         notes: changes or gaps within kept rows -> how often.
+        scales: of the ratings that have no published scale, by head.
+        remarks: what else to know of the columns.
     """
 
     source: str
@@ -26,17 +31,19 @@ class ReadReport:
     kept: int = 0
     filtered: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    scales: dict[str, Scale] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def of_filter(cls, source: str, file: str, read: int, kept: int, reason: str) -> "ReadReport":
         """The count of a filter that leaves rows out for one reason."""
         return cls(source, file, read, kept, +Counter({reason: read - kept}))
 
-    def keeps(self, prompt: str, response: str, has_rating: bool = True) -> bool:
-        """Count one answer; false if its prompt, its text or its rating is missing."""
+    def keeps(self, prompt: str, response: str | None = None, has_rating: bool = True) -> bool:
+        """Count one answer, or a prompt alone; false if its prompt, its text or its rating is missing."""
         for present, reason in (
             (bool(prompt.strip()), "empty prompt"),
-            (bool(response.strip()), "empty response"),
+            (response is None or bool(response.strip()), "empty response"),
             (has_rating, "no rating at all"),
         ):
             if not present:
@@ -55,7 +62,13 @@ class ReadReport:
         """The counts under the names of a stage's ledger, with the notes."""
         assert self.kept + sum(self.filtered.values()) == self.read, f"rows unaccounted for: {self}"
         counts = {"source": self.source, "file": self.file, "in": self.read, "out": self.kept}
-        return counts | {"filtered": dict(self.filtered), "notes": dict(self.notes)}
+        scales = {head: list(scale) for head, scale in self.scales.items()}
+        return counts | {
+            "filtered": dict(self.filtered),
+            "notes": dict(self.notes),
+            "scales": scales,
+            "remarks": self.remarks,
+        }
 
 
 def render_reports(reports: Iterable[ReadReport]) -> str:
@@ -65,6 +78,10 @@ def render_reports(reports: Iterable[ReadReport]) -> str:
         rows.append((r.source, Path(r.file).name, f"{r.read:,}", f"{r.kept:,}", _reasons(r.filtered)))
         if r.notes:
             rows.append(("", "", "", "", f"kept, but: {_reasons(r.notes)}"))
+        if r.scales:
+            scales = ", ".join(f"{head} {low:g} to {high:g}" for head, (low, high) in r.scales.items())
+            rows.append(("", "", "", "", f"to 0-100: {scales}"))
+        rows += [("", "", "", "", remark) for remark in r.remarks]
     source, file, read, kept, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     return "\n".join(f"{a:{source}}  {b:{file}}  {c:>{read}}  {d:>{kept}}  {e}".rstrip() for a, b, c, d, e in rows)
 

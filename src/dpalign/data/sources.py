@@ -4,6 +4,7 @@ A reader filters and counts the known gaps of its data set (an empty answer, a r
 in half, a missing column, a wrong type) is an error that names the file, the line and the value.
 """
 
+import csv
 import gzip
 import json
 import math
@@ -11,14 +12,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpalign.rows import Message
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+FILES: Final = f"a file ends in {', '.join(SUFFIXES)}"
+SAVED: Final = "state.json"
+"""What `datasets` writes beside a data set that it saves to disk; `SAVED_SPLITS` beside several splits."""
+SAVED_SPLITS: Final = "dataset_dict.json"
 _ROLES = ("system", "user", "assistant")
 _PARQUET_BATCH = 1024
 
@@ -64,14 +69,23 @@ class Row:
         return [Row(f"{self.where}, {key}[{i}]", item) for i, item in enumerate(value)]
 
     def chat(self, key: str) -> list[Message]:
-        """A column that must hold the turns of a chat."""
+        """A column that must hold the turns of a chat; content in parts of text is joined."""
         messages = []
         for turn in self.parts(key):
             role = turn.text("role")
             if role not in _ROLES:
                 raise turn.wrong("role", role, f"one of {', '.join(_ROLES)}")
-            messages.append(cast(Message, {"role": role, "content": turn.text("content")}))
+            content = turn._joined("content") if isinstance(turn.get("content"), list) else turn.text("content")
+            messages.append(cast(Message, {"role": role, "content": content}))
         return messages
+
+    def _joined(self, key: str) -> str:
+        """A list of parts that must all be text, as one text."""
+        parts = self.parts(key)
+        for part in parts:
+            if part.values.get("type", "text") != "text":
+                raise part.wrong("type", part.values["type"], "text: nothing else is read")
+        return "".join(part.text("text") for part in parts)
 
     def _checked(self, key: str, value: Any) -> str:
         if not isinstance(value, str):
@@ -95,54 +109,87 @@ def shorten(text: str, limit: int = 80) -> str:
 
 
 def describe(source: str, split: str | None) -> str:
-    """The name of a source in tables and errors: the file, or the hub's name with the split."""
-    return source if split is None or source.endswith(SUFFIXES) else f"{source}[{split}]"
+    """The name of a source in tables and errors: the file, or the data set's name with the split."""
+    return source if split is None or _of_one_file(source) else f"{source}[{split}]"
+
+
+def _of_one_file(source: str) -> bool:
+    return source.endswith(SUFFIXES) and not Path(source).is_dir()
+
+
+def parted(source: str) -> tuple[str, str | None]:
+    """The name and the split of `name:split`; a name alone has no split."""
+    name, colon, split = source.rpartition(":")
+    if not colon or _of_one_file(source) or not re.fullmatch(r"\w+", split) or Path(source).exists():
+        return source, None
+    return name, split
+
+
+def located(source: str, wanted: Sequence[str]) -> tuple[str, str | None]:
+    """The name and the split to read of a source: the split that `name:split` says, or else the only one, or else the
+    first wanted one that it has. A file is one split already, and so has none.
+
+    If the hub cannot be asked, the last wanted one: reading it then gives the error.
+
+    Raises:
+        ValueError: several splits, and none of them is wanted.
+    """
+    name, split = parted(source)
+    if split is not None or _of_one_file(name):
+        return name, split
+    known = _splits_of(name)
+    if known == []:
+        return name, None
+    if known is None or len(known) == 1:
+        return name, known[0] if known else wanted[-1]
+    for split in wanted:
+        if split in known:
+            return name, split
+    raise ValueError(f"{name}: has the splits {', '.join(known)}; name one of them: {name}:{known[0]}")
+
+
+def _splits_of(name: str) -> list[str] | None:
+    """The splits of a data set that is no single file; none of one saved without; None where nobody can tell."""
+    folder = Path(name)
+    if (folder / SAVED).is_file():
+        return []
+    if (folder / SAVED_SPLITS).is_file():
+        return list(json.loads((folder / SAVED_SPLITS).read_bytes())["splits"])
+    try:
+        import datasets
+
+        return list(datasets.get_dataset_split_names(name))
+    except (ImportError, ValueError, OSError):
+        return None
 
 
 def read_source(source: str, split: str | None = None) -> Iterator[Row]:
     """All rows of a local file, or of one named split of a data set.
 
     Args:
-        source: a path ending in .jsonl, .jsonl.gz, .json (a list) or .parquet; otherwise a name on
-            the hub, or a folder that holds a copy of one, read through `datasets`.
-        split: the split's own name on the hub, such as "train_prefs"; a file is one split already.
-            Splits are never added up: recipes that pool train and test leak validation prompts.
+        source: a path ending in .jsonl, .jsonl.gz, .json (a list), .csv or .parquet; a folder that `datasets` saved to
+            disk; otherwise a name on the hub, or a folder of such files or with a copy of a hub data set.
+        split: the split's own name, such as "train_prefs"; a file is one split already. Splits are never added up:
+            recipes that pool train and test leak validation prompts.
 
     Raises:
         ValueError: no such file; an unreadable line; a split that is missing or unknown.
     """
-    suffix = next((s for s in SUFFIXES if source.endswith(s)), None)
-    if suffix is None:
-        yield from _hub_rows(source, split)
+    if not _of_one_file(source):
+        yield from _dataset_rows(source, split)
         return
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"{source}: no such file")
-    match suffix:
+    match path.suffix:
         case ".parquet":
             yield from _parquet_rows(path)
         case ".json":
             yield from _json_rows(path)
+        case ".csv":
+            yield from _csv_rows(path)
         case _:
             yield from _jsonl_rows(path)
-
-
-def split_named(source: str, wanted: Sequence[str]) -> str | None:
-    """The first of the wanted splits that a hub data set has; None for a file, which is one split already.
-
-    If the hub cannot be asked, the last one: reading it then gives the error.
-    """
-    if source.endswith(SUFFIXES):
-        return None
-    if len(wanted) == 1:
-        return wanted[0]
-    try:
-        import datasets
-
-        names = datasets.get_dataset_split_names(source)
-    except (ImportError, ValueError, OSError):
-        names = []
-    return next((split for split in wanted if split in names), wanted[-1])
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -173,6 +220,24 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield _row(f"{path}, row {number}", values)
 
 
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Every cell is text; an empty one is null."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            cells = csv.DictReader(lines, strict=True)
+            for number, values in enumerate(cells, start=1):
+                where = f"{path}, row {number}"
+                if None in values or None in values.values():
+                    raise ValueError(
+                        f"{where}: not a cell for each of {', '.join(cells.fieldnames or ())}; put quotes around "
+                        "texts with commas or line breaks"
+                    )
+                yield Row(where, {name: cell or None for name, cell in values.items()})
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable CSV file ({error}); write it as UTF-8, or as .jsonl") from error
+
+
 def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         file = pq.ParquetFile(path)
@@ -191,19 +256,28 @@ def _row(where: str, values: Any) -> Row:
     return Row(where, values)
 
 
-def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
-    if split is None or not re.fullmatch(r"\w+", split):
+def _dataset_rows(name: str, split: str | None) -> Iterator[Row]:
+    """The rows of a data set on the hub or in a folder, through `datasets`."""
+    saved = (Path(name) / SAVED).is_file()
+    if Path(name).is_file():
+        raise ValueError(f"{name}: a file of a kind that is not read; {FILES}")
+    if name.startswith((".", "/", "~")) and not Path(name).exists():
+        raise ValueError(f"{name}: no such file or folder")
+    if not saved and (split is None or not re.fullmatch(r"\w+", split)):
         raise ValueError(
-            f"{name}: split is {split!r}, expected the name of one split, such as 'train'"
-            f" (a local file would end in {', '.join(SUFFIXES)})"
+            f"{name}: split is {split!r}, expected the name of one split, such as {name}:train (a local {FILES[2:]})"
         )
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"{name}: reading from the hub needs `pip install datasets`, or name local files") from error
+        raise ValueError(f"{name}: reading it needs `pip install datasets`, or name local files") from error
     try:
-        table = datasets.load_dataset(name, split=split)
-    except (ValueError, OSError) as error:
+        if saved or (Path(name) / SAVED_SPLITS).is_file():
+            table = datasets.load_from_disk(name)
+            table = table if saved else table[split]
+        else:
+            table = datasets.load_dataset(name, split=split)
+    except (ValueError, KeyError, OSError) as error:
         raise ValueError(
             f"{name}: split {split!r} could not be read ({error}); check the name, or name local files"
         ) from error

@@ -1,6 +1,6 @@
 """The union of the rated data sets under ten heads (section 3.1), without repeats and held-out prompts, in splits.
 
-Each data set labels its own heads; a head without a label is None, and takes no loss. Prompts are split into D1 and D2
+Each data set labels its own heads; a head without a label takes no loss. Prompts are split into D1 and D2
 for the iterations (section 3.1) and into held-out sets. A prompt's place follows from hash(seed, prompt_id) alone: more
 rows, or rows in another order, move nothing. Only the border between the halves depends on the number of prompts; one
 more prompt moves at most one across it.
@@ -13,16 +13,16 @@ from statistics import mean
 from typing import TypeVar
 
 from dpalign.data.report import ReadReport
-from dpalign.rows import HALVES, HEADS, Conversation, Message, Prompt, Rated
+from dpalign.rows import HALVES, Conversation, Message, Pair, Prompt, Rated
 
-AnyRow = TypeVar("AnyRow", Rated, Conversation, Prompt)
+AnyRow = TypeVar("AnyRow", Rated, Conversation, Pair, Prompt)
 
 
 def merge_repeats(rows: Iterable[Rated]) -> tuple[list[Rated], ReadReport]:
     """One row an answer: rows with the same prompt and response become one, at the first one's place.
 
     Its label for a head is the mean over the rows that have one: the order of the rows does not matter, and an answer
-    that two data sets rate has the labels of both. It keeps the first row's source.
+    that two data sets rate has the labels of both. It keeps the first source that is not HelpSteer.
     """
     groups: dict[tuple[str, str], list[Rated]] = {}
     for row in rows:
@@ -35,11 +35,10 @@ def merge_repeats(rows: Iterable[Rated]) -> tuple[list[Rated], ReadReport]:
 def _merge(group: list[Rated]) -> Rated:
     if len(group) == 1:
         return group[0]
-    labels: list[float | None] = []
-    for head in range(len(HEADS)):
-        of_head = [label for row in group if (label := row["labels"][head]) is not None]
-        labels.append(mean(of_head) if of_head else None)
-    return {**group[0], "labels": labels}
+    heads = dict.fromkeys(head for row in group for head in row["labels"])
+    labels = {head: mean(row["labels"][head] for row in group if head in row["labels"]) for head in heads}
+    source = next((row["source"] for row in group if row["source"] != "helpsteer"), "helpsteer")
+    return {**group[0], "labels": labels, "source": source}
 
 
 def drop_held_out(rows: Sequence[AnyRow], held_out: Iterable[Sequence[Message]]) -> tuple[list[AnyRow], ReadReport]:
@@ -67,20 +66,12 @@ def _key(messages: Sequence[Message]) -> str:
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
 
-def prompts_of(rows: Iterable[Rated | Conversation], split_of: Mapping[str, str]) -> list[Prompt]:
-    """The unique prompts of the rows that have a split, in order of first appearance."""
-    prompts: dict[str, Prompt] = {}
-    for row in rows:
-        if (key := row["prompt_id"]) not in prompts and key in split_of:
-            prompts[key] = {"prompt_id": key, "messages": row["messages"], "split": split_of[key]}
-    return list(prompts.values())
-
-
 def split_prompts(
     prompt_ids: Iterable[str],
     seed: int,
     held_out: Mapping[str, float] | None = None,
     named: Mapping[str, Collection[str]] | None = None,
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, str]:
     """A split for each unique prompt.
 
@@ -91,6 +82,7 @@ def split_prompts(
             the prompts is held out, and no prompt leaves it when others are added.
         named: split -> prompt ids that a data set's authors assigned, such as test_prefs for the paper's validation;
             these are in the result even if they are not in `prompt_ids`.
+        only: split -> the prompts that it may hold, or be empty; a split that is not here takes any, and needs some.
 
     Returns:
         prompt_id -> split. All other prompts are in D1 or D2, equal in number (D1 has one more of an odd number).
@@ -99,18 +91,20 @@ def split_prompts(
         ValueError: shares outside 0..1, or shares that leave nothing; an empty held-out split; a prompt in two named
             splits; too few prompts for two halves.
     """
-    held_out, named = held_out or {}, named or {}
+    held_out, named, only = held_out or {}, named or {}, only or {}
     _check_splits(held_out, named)
     split_of = {prompt: split for split, prompts in named.items() for prompt in prompts}
     rest = {prompt: _uniform(seed, prompt) for prompt in prompt_ids if prompt not in split_of}
     low = 0.0
     for split, share in held_out.items():
         prompts = [prompt for prompt, place in rest.items() if low <= place < low + share]
-        if not prompts:
-            raise ValueError(f"the {split} split would be empty: {share} of {len(rest)} prompts; raise its share")
+        if split in only:
+            prompts = [prompt for prompt in prompts if prompt in only[split]]
+        elif share and not prompts:
+            raise ValueError(f"the {split} split would be empty: {share:.3g} of {len(rest)} prompts; raise its share")
         split_of.update(dict.fromkeys(prompts, split))
         low += share
-    halves = sorted((place, prompt) for prompt, place in rest.items() if place >= low)
+    halves = sorted((place, prompt) for prompt, place in rest.items() if prompt not in split_of)
     if len(halves) < 2:
         raise ValueError(f"{len(halves)} of {len(rest)} prompts are left for D1 and D2; hold out less, or read more")
     first = (len(halves) + 1) // 2
@@ -120,8 +114,8 @@ def split_prompts(
 
 def _check_splits(held_out: Mapping[str, float], named: Mapping[str, Collection[str]]) -> None:
     for split, share in held_out.items():
-        if not 0 < share < 1:
-            raise ValueError(f"the share of the {split} split is {share}, expected a number between 0 and 1")
+        if not 0 <= share < 1:
+            raise ValueError(f"the share of the {split} split is {share}, expected at least 0 and less than 1")
     if sum(held_out.values()) >= 1:
         raise ValueError(
             f"the held-out shares {dict(held_out)} leave nothing for D1 and D2; they must add up to less than 1"

@@ -9,7 +9,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -18,7 +18,7 @@ from dpalign.page.words import degrees
 from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Population, Preference, Simplex, arithmetic
 from dpalign.paper.prompts import PreferenceTemplate, render_preference
 from dpalign.rows import Message
-from dpalign.train.contract import FILE, Contract, FrontPoint, arc_of, read_contract
+from dpalign.train.contract import FILE, Contract, FrontPoint, Length, Verbosity, arc_of, read_contract
 from dpalign.world.language import DEPTHS, THINGS
 
 _NUMBER: Final = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -49,6 +49,8 @@ class Dial:
     """The trained directions, where they are known."""
     front: tuple[FrontPoint, ...] = ()
     """The measured front, where the contract has it."""
+    verbosity: Mapping[Verbosity, Length] = field(default_factory=dict)
+    """What OpenAI's words for a length stand for, where the contract has it."""
 
     @classmethod
     def load(cls, model: Path) -> Self:
@@ -67,22 +69,27 @@ class Dial:
 
     @classmethod
     def of(cls, contract: Contract) -> Self:
-        return cls(contract.names, contract.template, contract.chat, contract.population, contract.front)
+        told = contract.population, contract.front, contract.verbosity
+        return cls(contract.names, contract.template, contract.chat, *told)
 
     @property
     def arc(self) -> tuple[float, float] | None:
         """The trained range in degrees, low and high, where it is one of angles."""
         return arc_of(self.population)
 
-    def read(self, preference: object = None, angle: object = None) -> Preference | None:
-        """The direction of a request: weights by objective, or degrees; None when neither is given.
+    def read(self, preference: object = None, angle: object = None, verbosity: str | None = None) -> Preference | None:
+        """The direction of a request: weights by objective, degrees, or OpenAI's word for a length; None without any.
 
         Raises:
-            ValueError: both are given; an unknown objective; zero, NaN, infinite or text; names what is known.
+            ValueError: two are given; an unknown objective; zero, NaN, infinite or text; lengths that are not on
+                record; names what is known.
         """
+        asked = {"preference": preference, "angle": angle, "verbosity": verbosity}
         with self._naming_what_is_known():
-            if preference is not None and angle is not None:
-                raise ValueError("a preference and an angle are given; give one")
+            if len(names := [name for name, value in asked.items() if value is not None]) > 1:
+                raise ValueError(f"{' and '.join(names)} each name a direction; give one")
+            if verbosity is not None:
+                return self._of_length(verbosity)
             if angle is not None:
                 return self._at(angle)
             if preference is None:
@@ -152,6 +159,13 @@ class Dial:
             case _:
                 return "all directions"
 
+    @property
+    def lengths(self) -> str:
+        """What low, medium and high stand for, in a few words; empty where no lengths are on record."""
+        return ", ".join(
+            f"{level} {degrees(length.angle)} ({length.words:.0f} words)" for level, length in self.verbosity.items()
+        )
+
     def line(self, preference: Preference) -> str:
         """The system line that the policy reads."""
         self._own(preference)
@@ -176,12 +190,13 @@ class Dial:
         return QUESTIONS if self.chat == "world-v1" else ()
 
     def to_json(self) -> dict[str, Any]:
-        """{objectives, arc, template, front}: what a client needs to draw the dial; null for the unknown."""
+        """{objectives, arc, template, front, verbosity}: what a client needs to draw the dial; null for the unknown."""
         return {
             "objectives": list(self.objectives),
             "arc": None if self.arc is None else list(self.arc),
             "template": self.template,
             "front": [point.to_json() for point in self.front] or None,
+            "verbosity": {level: vars(length) for level, length in self.verbosity.items()} or None,
         }
 
     @contextlib.contextmanager
@@ -194,6 +209,18 @@ class Dial:
             if names in str(error):
                 raise
             raise ValueError(f"{error} ({names})") from None
+
+    def _of_length(self, verbosity: str) -> Preference:
+        """The direction at which answers are as long as a word says."""
+        if not self.objectives:
+            raise ValueError("verbosity: this model takes no directions; leave it out")
+        if not self.verbosity:
+            cure = "give a preference, or export the policy from its evaluated run"
+            raise ValueError(f"verbosity: no lengths of answers are on record for this model; {cure}")
+        for level, length in self.verbosity.items():
+            if level == verbosity:
+                return self._at(length.angle)
+        raise ValueError(f"verbosity {_shown(verbosity)}; give {', '.join(self.verbosity)}")
 
     def _at(self, angle: object) -> Preference:
         if len(self.objectives) != 2:

@@ -11,10 +11,12 @@ key-value heads, D head width, V vocabulary.
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dpalign.engines.attention import Packed, Prefix, attention, merge, reason_not_to_share, sharing_attention
 
@@ -23,15 +25,18 @@ Ids = list[int]
 READ: Final = 16_384
 """Prompt tokens read at once."""
 
-ROOM: Final = 32
-"""Room for the tokens of an answer at first; it doubles."""
+ROOM: Final = 64
+"""The tokens of an answer that the first shelf holds."""
+
+PADDED: Final = 2
+"""How many times the tokens of its rows a padded cache may hold when rows join it."""
 
 
 class Decoder(Protocol):
     """Answers side by side, each at its next token."""
 
-    def first(self) -> Tensor:
-        """The logits of each prompt's next token: (B, V)."""
+    def join(self, prompts: Sequence[Ids], copies: Sequence[int]) -> Tensor:
+        """Read prompts and add so many rows of each at the end; the logits of the new rows' first tokens: (R, V)."""
 
     def read(self, token_R: Tensor) -> Tensor:
         """Read one token a row; the logits of the next: (R, V)."""
@@ -39,27 +44,51 @@ class Decoder(Protocol):
     def keep(self, order: Sequence[int]) -> None:
         """Keep these rows alone, in this order."""
 
+    def admits(self, rows: int, tokens: int) -> bool:
+        """Whether so many more rows, whose longest prompt has so many tokens, may join now."""
+
 
 class SharedDecoder:
-    """A `Decoder` that holds each prompt once.
+    """A `Decoder` that holds each prompt once, and an answer's own keys on a shelf of answers of about its length.
 
-    Args:
-        owner: the prompt of each row.
+    A shelf's answers attend side by side, padded to the longest. Shelves hold up to `ROOM` tokens, twice that, and so
+    on: at most half of what is read is padding. An answer that fills its shelf moves to the next.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids], owner: Sequence[int]) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.device = model, model.device
-        self.prefixes = [Prefix(list(ids), keep=True) for ids in prompts]
-        self.owner = list(owner)
-        self.step = 0
+        self.owner: list[int] = []
+        """The prompt of each row."""
+        self.size: list[int] = []
+        """The tokens of each prompt."""
+        self.step: list[int] = []
+        """The tokens read after each prompt, in every row of it."""
+        self.shelves: list[list[int]] = [[]]
+        """The rows on each shelf, in the order of their slots."""
         self.layers: dict[int, _Layer] = {}
-        self.size_B = torch.tensor([len(ids) for ids in prompts], device=self.device)
         self.window_of: dict[int, int | None] = {}
 
-    def first(self) -> Tensor:
+    def join(self, prompts: Sequence[Ids], copies: Sequence[int]) -> Tensor:
+        prefixes = [Prefix(list(ids), keep=True) for ids in prompts]
+        logits_BV = self._read_prompts(prefixes)
+        rows, first = len(self.owner), len(self.size)
+        owner = [b for b, count in enumerate(copies) for _ in range(count)]
+        for i in prefixes[0].cache:
+            caches = [prefix.cache[i] for prefix in prefixes]
+            layer = self.layers.setdefault(i, _Layer(caches[0]))
+            layer.prompts.add(caches)
+            layer.own[0].fit(len(self.shelves[0]) + len(owner))
+        self.size += map(len, prompts)
+        self.step += [0] * len(prompts)
+        self.owner += [first + b for b in owner]
+        self.shelves[0] += range(rows, len(self.owner))
+        self._place()
+        return logits_BV[owner]
+
+    def _read_prompts(self, prefixes: Sequence[Prefix]) -> Tensor:
         logits = []
-        for batch in batches([len(prefix.ids) for prefix in self.prefixes], READ):
-            texts: list[tuple[Prefix, list[Ids]]] = [(self.prefixes[b], []) for b in batch]
+        for batch in batches([len(prefix.ids) for prefix in prefixes], READ):
+            texts: list[tuple[Prefix, list[Ids]]] = [(prefixes[b], []) for b in batch]
             packed = Packed(texts, self.device, final=self.model.config.num_hidden_layers - 1)
             with sharing_attention(self.model):
                 read = self.model(
@@ -71,55 +100,104 @@ class SharedDecoder:
                 )
             self.window_of |= packed.window_of
             logits.append(read.logits[0])
-        for layer in list(self.prefixes[0].cache):
-            self.layers[layer] = _Layer([prefix.cache.pop(layer) for prefix in self.prefixes], len(self.owner))
-        self._place()
         return torch.cat(logits)
 
     def read(self, token_R: Tensor) -> Tensor:
-        position_R = self.size_B[self.owner_R] + self.step
+        self._move_up()
         with sharing_attention(self.model):
             logits_R1V = self.model(
-                input_ids=token_R[:, None], position_ids=position_R[:, None], use_cache=False, sharing=self
+                input_ids=token_R[self.order_R, None],
+                position_ids=(self.size_B + self.step_B)[self.owner_R, None],
+                use_cache=False,
+                sharing=self,
             ).logits
-        self.step += 1
-        return logits_R1V[:, -1]
+        self.step = [step + 1 for step in self.step]
+        self.step_B += 1
+        for shelf in self.shelved:
+            shelf.advance()
+        self.reach = {}
+        return logits_R1V[self.inverse_R, -1]
 
     def keep(self, order: Sequence[int]) -> None:
-        self.owner = [self.owner[i] for i in order]
-        owners = set(self.owner)
-        prompt_order = closing([b in owners for b in range(len(self.size_B))])
+        place = {old: new for new, old in enumerate(order)}
+        for k, rows in enumerate(self.shelves):
+            kept = closing([row in place for row in rows])
+            self.shelves[k] = [place[rows[slot]] for slot in kept]
+            for layer in self.layers.values():
+                layer.own[k].keep(kept)
+        owners = {self.owner[row] for row in order}
+        kept = closing([b in owners for b in range(len(self.size))])
         for layer in self.layers.values():
-            layer.keep(order, prompt_order, self.step)
-        self.size_B = self.size_B[prompt_order]
-        place = {b: i for i, b in enumerate(prompt_order)}
-        self.owner = [place[b] for b in self.owner]
+            layer.prompts.keep(kept)
+        self.size, self.step = [self.size[b] for b in kept], [self.step[b] for b in kept]
+        place = {old: new for new, old in enumerate(kept)}
+        self.owner = [place[self.owner[row]] for row in order]
+        self._place()
+
+    def admits(self, rows: int, tokens: int) -> bool:
+        return True
+
+    def _move_up(self) -> None:
+        """Move the answers that fill their shelf to the next, which is twice as wide."""
+        if all(step % ROOM for step in self.step if step):
+            return
+        for k in reversed(range(len(self.shelves))):
+            rows = self.shelves[k]
+            full = [self.step[self.owner[row]] == ROOM << k for row in rows]
+            if not any(full):
+                continue
+            if k + 1 == len(self.shelves):
+                self.shelves.append([])
+            leaving, staying = [slot for slot, out in enumerate(full) if out], closing([not out for out in full])
+            self.shelves[k + 1] += [rows[slot] for slot in leaving]
+            self.shelves[k] = [rows[slot] for slot in staying]
+            for layer in self.layers.values():
+                layer.move_up(k, leaving, staying)
         self._place()
 
     def _place(self) -> None:
-        """Index each row among the answers of its prompt, and drop the masks of another order of rows."""
-        rows: list[list[int]] = [[] for _ in range(len(self.size_B))]
-        place = []
-        for row, b in enumerate(self.owner):
-            place.append((b, len(rows[b])))
-            rows[b].append(row)
-        most = max(map(len, rows))
-        self.index_BN = torch.tensor([r + [0] * (most - len(r)) for r in rows], device=self.device)
-        self.place_R = torch.tensor([b * most + n for b, n in place], device=self.device)
-        self.owner_R = torch.tensor(self.owner, device=self.device)
-        self.longest = int(self.size_B.max())
-        self.masks: dict[int | None, Tensor | None] = {}
+        """Index each row among those of its shelf and of its prompt."""
+        order_R = np.array([row for shelf in self.shelves for row in shelf], dtype=int)
+        owner_R = np.array(self.owner, dtype=int)[order_R]
+        step_R = np.array(self.step, dtype=int)[owner_R]
+        self.shelved: list[_Shelf] = []
+        start = 0
+        for k, rows in enumerate(self.shelves):
+            if rows:
+                self.shelved.append(_Shelf(k, start, step_R[start : start + len(rows)], self.device))
+            start += len(rows)
+        # The rows of a prompt stand side by side, padded to the prompt that has most.
+        by_owner_R = np.argsort(owner_R, kind="stable")
+        count_B = np.bincount(owner_R, minlength=len(self.size))
+        most = int(count_B.max(initial=0))
+        place_R = np.empty_like(owner_R)
+        place_R[by_owner_R] = np.arange(len(owner_R)) - (count_B.cumsum() - count_B)[owner_R[by_owner_R]]
+        place_R += owner_R * most
+        index_BN = np.zeros((len(self.size), most), dtype=int)
+        index_BN.flat[place_R] = np.arange(len(owner_R))
+        arrays = order_R, np.argsort(order_R), owner_R, place_R, index_BN, np.array(self.size), np.array(self.step)
+        tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
+        self.order_R, self.inverse_R, self.owner_R, self.place_R, self.index_BN, self.size_B, self.step_B = tensors
+        self.longest = max(self.size, default=0)
+        self.real = None if len(set(self.size)) < 2 else self._column_P() < self.size_B[:, None]
+        self.reach: dict[int, Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `attention.Sharing.attend`; B is R, one token each."""
         cache = self.layers[layer]
-        own_key, own_value = cache.append(key, value, self.step)
-        if window is not None:
-            own_key, own_value = own_key[:, :, -window:], own_value[:, :, -window:]
-        own, own_sum = attention(query, own_key, own_value, scale)
+        parts = [
+            attention(
+                query[shelf.rows],
+                *shelf.put(cache.own[shelf.number], key, value, window),
+                scale,
+                mask=shelf.mask(window),
+            )
+            for shelf in self.shelved
+        ]
+        own, own_sum = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
         # The queries of one prompt's answers stand side by side: its keys are read once for all of them.
         query_BHND = query[:, :, 0][self.index_BN].transpose(1, 2)
-        prompt_key, prompt_value = cache.prompts(self.longest)
+        prompt_key, prompt_value = (part[: len(self.size), :, : self.longest] for part in cache.prompts.parts)
         other, sums = attention(query_BHND, prompt_key, prompt_value, scale, mask=self._mask(window))
         other = other.transpose(1, 2).flatten(0, 1)[self.place_R][:, :, None]
         sums = sums.transpose(1, 2).flatten(0, 1)[self.place_R][:, :, None]
@@ -127,61 +205,113 @@ class SharedDecoder:
 
     def _mask(self, window: int | None) -> Tensor | None:
         """The prompt tokens that answers see at this step: (B, 1, 1, P); None where they see all."""
-        if window is not None and self.longest + self.step >= window:
-            reach_P = torch.arange(self.longest, device=self.device) > self.size_B[:, None] + self.step - window
-            return (reach_P & self._real())[:, None, None]
-        if None not in self.masks:
-            real = self._real()
-            self.masks[None] = None if bool(real.all()) else real[:, None, None]
-        return self.masks[None]
+        visible = self.real
+        if window is not None and any(size + step >= window for size, step in zip(self.size, self.step, strict=True)):
+            if window not in self.reach:
+                reach_BP = self._column_P() > (self.size_B + self.step_B - window)[:, None]
+                self.reach[window] = reach_BP if self.real is None else reach_BP & self.real
+            visible = self.reach[window]
+        return None if visible is None else visible[:, None, None]
 
-    def _real(self) -> Tensor:
-        return torch.arange(self.longest, device=self.device) < self.size_B[:, None]
+    def _column_P(self) -> Tensor:
+        return torch.arange(self.longest, device=self.device)
+
+
+class _Shelf:
+    """The rows of a shelf in a forward: where they stand, and which of its columns each sees."""
+
+    def __init__(self, number: int, start: int, step_S: np.ndarray, device: torch.device) -> None:
+        self.number = number
+        self.rows = slice(start, start + len(step_S))
+        self.least, self.most = int(step_S.min()), int(step_S.max())
+        self.slot_S = torch.arange(len(step_S), device=device)
+        self.step_S = torch.from_numpy(step_S).to(device)
+        self.masks: dict[int | None, Tensor] = {}
+
+    def advance(self) -> None:
+        self.least, self.most, self.masks = self.least + 1, self.most + 1, {}
+        self.step_S = self.step_S + 1
+
+    def put(self, store: "_Store", key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Add a token to each row; returns the keys and values that any of them sees."""
+        for part, new in zip(store.parts, (key, value), strict=True):
+            if self.least == self.most:
+                part[: store.rows, :, self.most] = new[self.rows, :, 0]
+            else:
+                part[self.slot_S, :, self.step_S] = new[self.rows, :, 0]
+        own_key, own_value = (part[: store.rows, :, self._first(window) : self.most + 1] for part in store.parts)
+        return own_key, own_value
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """Which columns each row sees, (S, 1, 1, T); None where they see all."""
+        if self.least == self.most:
+            return None
+        if window not in self.masks:
+            column_T = torch.arange(self._first(window), self.most + 1, device=self.step_S.device)
+            visible_ST = column_T <= self.step_S[:, None]
+            if window is not None:
+                visible_ST &= column_T > self.step_S[:, None] - window
+            self.masks[window] = visible_ST[:, None, None]
+        return self.masks[window]
+
+    def _first(self, window: int | None) -> int:
+        return 0 if window is None else max(0, self.least + 1 - window)
 
 
 class _Layer:
-    """The keys and values of one layer: of the prompts (B, G, P, D), and of the answers (R, G, tokens, D)."""
+    """The keys and values of one layer: of the prompts, and of the answers on each shelf."""
 
-    def __init__(self, caches: Sequence[tuple[Tensor, Tensor]], rows: int) -> None:
-        groups, dtype, device = len(caches[0][0]), caches[0][0].dtype, caches[0][0].device
-        longest = max(key.shape[1] for key, _ in caches)
-        self.prompt = [
-            torch.zeros(len(caches), groups, longest, part.shape[2], dtype=dtype, device=device) for part in caches[0]
-        ]
-        for b, parts in enumerate(caches):
-            for whole, part in zip(self.prompt, parts, strict=True):
-                whole[b, :, : part.shape[1]] = part
-        self.own = [torch.empty(rows, groups, ROOM, part.shape[2], dtype=dtype, device=device) for part in caches[0]]
-        self.rows = rows
+    def __init__(self, like: tuple[Tensor, Tensor]) -> None:
+        self.prompts, self.own = _Store(like, 0), [_Store(like, ROOM)]
 
-    def prompts(self, longest: int) -> tuple[Tensor, Tensor]:
-        key, value = (part[:, :, :longest] for part in self.prompt)
-        return key, value
-
-    def append(self, key: Tensor, value: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Add a token to each answer; returns the keys and values of all its tokens."""
-        if step == self.own[0].shape[2]:
-            self.own = [torch.cat([part[: self.rows], torch.empty_like(part[: self.rows])], dim=2) for part in self.own]
-        for part, new in zip(self.own, (key, value), strict=True):
-            part[: self.rows, :, step] = new[:, :, 0]
-        own_key, own_value = (part[: self.rows, :, : step + 1] for part in self.own)
-        return own_key, own_value
-
-    def keep(self, order: Sequence[int], prompt_order: Sequence[int], step: int) -> None:
-        """Move rows and prompts from the end to the places of finished ones; no others are copied."""
-        for part in self.own:
-            new, old = _moved(order)
-            part[new, :, :step] = part[old, :, :step]
-        self.rows = len(order)
-        for part in self.prompt:
-            new, old = _moved(prompt_order)
-            part[new] = part[old]
-        self.prompt = [part[: len(prompt_order)] for part in self.prompt]
+    def move_up(self, k: int, leaving: Sequence[int], staying: Sequence[int]) -> None:
+        source = self.own[k]
+        if k + 1 == len(self.own):
+            self.own.append(_Store([part[0] for part in source.parts], ROOM << k + 1))
+        wider = self.own[k + 1]
+        start = wider.rows
+        wider.fit(start + len(leaving))
+        for part, old in zip(wider.parts, source.parts, strict=True):
+            part[start : wider.rows, :, : ROOM << k] = old[list(leaving)]
+        source.keep(staying)
 
 
-def _moved(order: Sequence[int]) -> tuple[list[int], list[int]]:
-    moved = [(new, old) for new, old in enumerate(order) if new != old]
-    return [new for new, _ in moved], [old for _, old in moved]
+class _Store:
+    """Keys and values, (slots, G, tokens, D) each; slots after those of the rows are spare."""
+
+    def __init__(self, like: Sequence[Tensor], tokens: int) -> None:
+        """Empty, for keys and values like these of one row."""
+        self.parts = [part.new_zeros(0, part.shape[0], tokens, part.shape[2]) for part in like]
+        self.rows = 0
+
+    def add(self, caches: Sequence[Sequence[Tensor]]) -> None:
+        """Add rows at the end: keys and values of each, (G, tokens, D)."""
+        start = self.rows
+        self.fit(start + len(caches), max(key.shape[1] for key, _ in caches))
+        for slot, cache in enumerate(caches, start=start):
+            for part, new in zip(self.parts, cache, strict=True):
+                part[slot, :, : new.shape[1]] = new
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Keep these rows: they move from the end to the places of others, and no others are copied."""
+        moved = [(new, old) for new, old in enumerate(order) if new != old]
+        if moved:
+            new, old = map(list, zip(*moved, strict=True))
+            for part in self.parts:
+                part[new] = part[old]
+        self.fit(len(order))
+
+    def fit(self, rows: int, tokens: int = 0) -> None:
+        """Hold so many rows, of so many tokens: more memory where they need it, less where most of it is spare."""
+        slots, groups, room, _ = self.parts[0].shape
+        kept, self.rows = min(rows, self.rows), rows
+        if tokens <= room and rows <= slots <= 3 * rows:
+            return
+        shape = rows + rows // 4, groups, max(room, tokens)
+        for i, part in enumerate(self.parts):
+            # zeros, and not memory as it comes: a masked NaN is a NaN
+            self.parts[i] = part.new_zeros(*shape, part.shape[3])
+            self.parts[i][:kept, :, :room] = part[:kept]
 
 
 def batches(sizes: Sequence[int], limit: int) -> Iterator[range]:
@@ -212,30 +342,67 @@ def closing(alive: Sequence[bool]) -> list[int]:
 
 
 class CopyingDecoder:
-    """A `Decoder` on transformers' own cache, for any causal model: each row has its prompt's keys to itself."""
+    """A `Decoder` on transformers' own cache, for any causal model: each row has its prompt's keys to itself.
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids], owner: Sequence[int], pad: int) -> None:
-        self.model, self.prompts, self.pad = model, prompts, pad
-        self.owner_R = torch.tensor(owner, device=model.device)
-        self.cache = DynamicCache(config=model.config)
+    Rows are padded on the left to the longest.
+    """
 
-    def first(self) -> Tensor:
-        mask_BP, logits_BV = read_prompts(self.model, self.prompts, self.pad, self.cache)
-        self.cache.batch_select_indices(self.owner_R)
-        self.mask = mask_BP[self.owner_R]
-        self.position_R = self.mask.sum(dim=1)
-        return logits_BV
+    def __init__(self, model: PreTrainedModel, pad: int) -> None:
+        self.model, self.pad = model, pad
+        layers = DynamicCache(config=model.config).layers
+        self.refills = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        """Whether its layers keep keys and values alone, of which rows of other lengths can join."""
+        self._clear()
+
+    def _empty_cache(self) -> DynamicCache:
+        # without the configuration a layer with a window keeps all tokens, and those of unequal rows stand in columns
+        return DynamicCache() if self.refills else DynamicCache(config=self.model.config)
+
+    def _clear(self) -> None:
+        self.cache = self._empty_cache()
+        self.mask_RT = torch.zeros((0, 0), dtype=torch.long, device=self.model.device)
+        self.position_R = self.mask_RT.sum(dim=1)
+
+    def join(self, prompts: Sequence[Ids], copies: Sequence[int]) -> Tensor:
+        held, rows, self.cache = self.cache, len(self.mask_RT), self._empty_cache()
+        mask_BT, logits_BV = read_prompts(self.model, prompts, self.pad, self.cache)
+        count_B = torch.tensor(copies, device=self.model.device)
+        owner_R = torch.arange(len(prompts), device=self.model.device).repeat_interleave(count_B)
+        self.cache.batch_select_indices(owner_R)
+        mask_RT = mask_BT[owner_R]
+        if rows:
+            width = max(mask_RT.shape[1], self.mask_RT.shape[1])
+            for old, new in zip(held.layers, self.cache.layers, strict=True):
+                new.keys = torch.cat([_widened(old.keys, width), _widened(new.keys, width)])
+                new.values = torch.cat([_widened(old.values, width), _widened(new.values, width)])
+            mask_RT = torch.cat([functional.pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask_RT, mask_RT)])
+        self.mask_RT, self.position_R = mask_RT, mask_RT.sum(dim=1)
+        return logits_BV[owner_R]
 
     def read(self, token_R: Tensor) -> Tensor:
-        self.mask = functional.pad(self.mask, (0, 1), value=1)
-        logits_RV = read_tokens(self.model, token_R, self.mask, self.position_R, self.cache)
+        self.mask_RT = functional.pad(self.mask_RT, (0, 1), value=1)
+        logits_RV = read_tokens(self.model, token_R, self.mask_RT, self.position_R, self.cache)
         self.position_R = self.position_R + 1
         return logits_RV
 
     def keep(self, order: Sequence[int]) -> None:
-        row_R = torch.tensor(order, device=self.mask.device)
+        if not order:
+            self._clear()
+            return
+        row_R = torch.tensor(order, device=self.model.device)
+        self.mask_RT, self.position_R = self.mask_RT[row_R], self.position_R[row_R]
         self.cache.batch_select_indices(row_R)
-        self.mask, self.position_R = self.mask[row_R], self.position_R[row_R]
+        if self.refills and (empty := int(self.mask_RT.argmax(dim=1).min())):
+            self.mask_RT = self.mask_RT[:, empty:]
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
+
+    def admits(self, rows: int, tokens: int) -> bool:
+        held, width = self.mask_RT.shape
+        if not held:
+            return True
+        padded = (held + rows) * max(width, tokens)
+        return self.refills and padded <= PADDED * (int(self.position_R.sum()) + rows * tokens)
 
 
 def read_prompts(
@@ -270,25 +437,25 @@ def read_tokens(
     return logits_R1V[:, -1]
 
 
+def _widened(states: Tensor, width: int) -> Tensor:
+    """Keys or values, (R, G, tokens, D), with empty columns on the left."""
+    return functional.pad(states, (0, 0, width - states.shape[2], 0))
+
+
 @torch.inference_mode()
 def cannot_share(model: PreTrainedModel) -> str | None:
     """The reason why this model's answers need copies of their prompt's keys; None if they need none.
 
     Two prompts, and two tokens after each, are read both ways.
     """
-    owner = [0, 1, 1]
 
     def logits(decoder: Decoder, ids: Ids) -> list[Tensor]:
+        prompts = [[ids[(7 * i + n) % len(ids)] for i in range(4 + n)] for n in range(2)]
         token_R = torch.tensor([ids[3 * n % len(ids)] for n in range(3)], device=model.device)
-        return [decoder.first(), decoder.read(token_R), decoder.read(token_R)]
-
-    def prompts(ids: Ids) -> list[Ids]:
-        return [[ids[(7 * i + n) % len(ids)] for i in range(4 + n)] for n in range(2)]
+        return [decoder.join(prompts, [1, 2]), decoder.read(token_R), decoder.read(token_R)]
 
     def shared(ids: Ids) -> tuple[list[Tensor], dict[int, int | None]]:
-        decoder = SharedDecoder(model, prompts(ids), owner)
+        decoder = SharedDecoder(model)
         return logits(decoder, ids), decoder.window_of
 
-    return reason_not_to_share(
-        model, shared, lambda ids: logits(CopyingDecoder(model, prompts(ids), owner, pad=ids[0]), ids)
-    )
+    return reason_not_to_share(model, shared, lambda ids: logits(CopyingDecoder(model, pad=ids[0]), ids))

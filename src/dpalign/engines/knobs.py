@@ -4,12 +4,14 @@ Both engines write the same records. Scores agree within rounding, greedy answer
 are other draws from the same distribution: a change of the engine redoes a stage.
 """
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dpalign.chat import ChatStyle, Switch
 from dpalign.runs.tables import ModelName, Table
 
 WORLD_BASE: Final = Path(str(files("dpalign.world").joinpath("base")))
@@ -54,13 +56,28 @@ class Model(Table):
     base: ModelName = "mistralai/Mistral-7B-v0.1"
     """A folder or hub name (section 3.1; Zephyr's base); "world" is the world's own, installed with this package;
     "" trains one from scratch ([pretrain])."""
-    chat: Literal["zephyr", "world-v1"] = "zephyr"
-    """The chat template of every policy (the released checkpoints' own)."""
+    chat: ChatStyle = "zephyr"
+    """The chat template of every policy: the released checkpoints' own, that of the world, or "model", which keeps the
+    template that the model came with."""
+    chat_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """With "model": arguments of the model's own template, for every chat; Qwen3's {enable_thinking = false}, say."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Weights as stored, sampled and scored with (paper silent; bfloat16 as in Zephyr's recipe). In training they are
     float32 and computed with in this type: AdamW's steps of 1e-5 are lost in bfloat16 weights."""
     trust_remote_code: bool = False
     """Run code that a hub repository ships; never needed for the paper's models."""
+
+    @model_validator(mode="after")
+    def _switches_have_a_template(self) -> Self:
+        if self.chat_kwargs and self.chat != "model":
+            raise ValueError(f'chat_kwargs {self.chat_kwargs} are arguments of a model\'s own template: chat = "model"')
+        return self
+
+    @property
+    def own_chat(self) -> Mapping[str, Switch] | None:
+        """The arguments of the model's own chat template, where that is kept."""
+        switches = self.chat_kwargs
+        return switches if self.chat == "model" else None
 
     @property
     def source(self) -> str:

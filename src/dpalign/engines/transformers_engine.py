@@ -6,19 +6,25 @@ answer does not depend on its neighbours in the batch.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
-from dpalign.engines.decoding import CopyingDecoder, Decoder, SharedDecoder, batches, cannot_share, closing
+from dpalign.chat import Switch
+from dpalign.engines.decoding import CopyingDecoder, Decoder, SharedDecoder, cannot_share
 from dpalign.engines.engine import Answer, Request, require_room
+from dpalign.engines.tokens import PromptReader
 from dpalign.paper.direction import rng_for
-from dpalign.rows import Message
 
 log = logging.getLogger(__name__)
+
+SHARE: Final = 8
+"""New rows join when they fill one row in so many: a prefill takes about as long as a step."""
 
 
 @dataclass
@@ -26,23 +32,9 @@ class _Row:
     """An answer being decoded."""
 
     request: int
+    sample: int
     uniforms: np.ndarray
     ids: list[int] = field(default_factory=list)
-    finished: bool = False
-
-
-class PromptReader:
-    """Prompts as a policy reads them: the tokenizer of a policy folder or hub name, without its weights."""
-
-    def __init__(self, folder: str, *, trust_remote_code: bool = False) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return prompt_ids(self.tokenizer, messages)
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """The length of a prompt."""
-        return len(self.prompt_ids(messages))
 
 
 class TransformersEngine:
@@ -50,6 +42,7 @@ class TransformersEngine:
 
     Args:
         folder: a policy folder or hub name.
+        own_chat: see `PromptReader.load`.
         rows: answers decoded side by side; a request's n answers stay together.
         share_prefix: the answers to a prompt share its keys, if the model allows it; else each has a copy.
     """
@@ -57,13 +50,14 @@ class TransformersEngine:
     def __init__(
         self,
         folder: str,
+        own_chat: Mapping[str, Switch] | None = None,
         *,
         rows: int,
         dtype: str = "float32",
         share_prefix: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
-        self.reader = PromptReader(folder, trust_remote_code=trust_remote_code)
+        self.reader = PromptReader.load(folder, own_chat, trust_remote_code=trust_remote_code)
         self.tokenizer = self.reader.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForCausalLM.from_pretrained(
@@ -85,59 +79,69 @@ class TransformersEngine:
         prompts = [self.reader.prompt_ids(request.messages) for request in requests]
         context = getattr(self.model.config, "max_position_embeddings", None)
         require_room([request.key for request in requests], prompts, max_new_tokens, context)
-        order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))
-        answers: list[list[Answer]] = [[] for _ in requests]
-        for places in batches([requests[i].n for i in order], self.rows):
-            batch = [order[place] for place in places]
-            result = self._batch([requests[i] for i in batch], [prompts[i] for i in batch], temperature, max_new_tokens)
-            for i, of_request in zip(batch, result, strict=True):
-                answers[i] = of_request
-        yield from answers
+        yield from self._drawn(requests, prompts, temperature, max_new_tokens)
 
     @torch.inference_mode()
-    def _batch(
+    def _drawn(
         self, requests: Sequence[Request], prompts: Sequence[list[int]], temperature: float, max_new_tokens: int
     ) -> list[list[Answer]]:
-        rows = [
-            _Row(i, rng_for(*request.key, sample).random(max_new_tokens))
-            for i, request in enumerate(requests)
-            for sample in range(request.n)
-        ]
-        decoder = self._decoder(prompts, [row.request for row in rows])
-        logits_RV = decoder.first()[[row.request for row in rows]]
-        eos = self.tokenizer.eos_token_id
-        alive = rows
-        for step in range(max_new_tokens):
-            token_R = draw(logits_RV, np.array([row.uniforms[step] for row in alive]), temperature)
-            for row, token in zip(alive, token_R.tolist(), strict=True):
+        ends = self.reader.ends
+        waiting = deque(sorted(range(len(requests)), key=lambda i: len(prompts[i])))
+        answers: list[list[Answer | None]] = [[None] * request.n for request in requests]
+        decoder, alive = self._decoder(), list[_Row]()
+        token_R = torch.empty(0, dtype=torch.long)
+        while waiting or alive:
+            logits = [decoder.read(token_R)] if alive else []
+            if batch := self._admitted(waiting, requests, prompts, decoder, len(alive)):
+                logits.append(decoder.join([prompts[i] for i in batch], [requests[i].n for i in batch]))
+                alive += [
+                    _Row(i, sample, rng_for(*requests[i].key, sample).random(max_new_tokens))
+                    for i in batch
+                    for sample in range(requests[i].n)
+                ]
+            uniform_R = np.array([row.uniforms[len(row.ids)] for row in alive])
+            token_R = draw(logits[0] if len(logits) == 1 else torch.cat(logits), uniform_R, temperature)
+            order = []
+            for place, (row, token) in enumerate(zip(alive, token_R.tolist(), strict=True)):
                 row.ids.append(token)
-                row.finished = token == eos
-            # Finished rows leave the batch. The others keep their uniforms, so that no draw changes.
-            order = closing([not row.finished for row in alive])
-            if not order or step + 1 == max_new_tokens:
-                break
+                if token in ends or len(row.ids) == max_new_tokens:
+                    answers[row.request][row.sample] = self.reader.answer(row.ids)
+                else:
+                    order.append(place)
+            # Finished rows leave. The others keep their uniforms, so that no draw changes.
             if len(order) < len(alive):
                 decoder.keep(order)
-                token_R, alive = token_R[order], [alive[i] for i in order]
-            logits_RV = decoder.read(token_R)
-        answers: list[list[Answer]] = [[] for _ in requests]
-        for row in rows:
-            ids = row.ids[:-1] if row.finished else row.ids
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            answers[row.request].append(Answer(text, len(row.ids), row.finished))
+                token_R, alive = token_R[order], [alive[place] for place in order]
         return answers
 
-    def _decoder(self, prompts: Sequence[list[int]], owner: Sequence[int]) -> Decoder:
+    def _admitted(
+        self,
+        waiting: deque[int],
+        requests: Sequence[Request],
+        prompts: Sequence[list[int]],
+        decoder: Decoder,
+        alive: int,
+    ) -> list[int]:
+        """The next requests whose answers all have room, if they are worth a forward of their own."""
+        batch: list[int] = []
+        rows = 0
+        for i in waiting:
+            if (alive or batch) and alive + rows + requests[i].n > self.rows:
+                break
+            batch.append(i)
+            rows += requests[i].n
+        few = rows * SHARE < self.rows and len(batch) < len(waiting)
+        if not batch or (alive and (few or not decoder.admits(rows, len(prompts[batch[-1]])))):
+            return []
+        for _ in batch:
+            waiting.popleft()
+        return batch
+
+    def _decoder(self) -> Decoder:
         if self.shares:
-            return SharedDecoder(self.model, prompts, owner)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        return CopyingDecoder(self.model, prompts, owner, pad)
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """A prompt as a policy reads it, up to the start of its answer; the chat template writes all special tokens."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return SharedDecoder(self.model)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.reader.ends[0]
+        return CopyingDecoder(self.model, pad)
 
 
 def draw(logits_RV: torch.Tensor, uniform_R: np.ndarray, temperature: float) -> torch.Tensor:

@@ -21,9 +21,10 @@ from typing import Any, Final
 import torch
 from transformers import AutoConfig
 
+from dpalign.chat import Switch
 from dpalign.engines.engine import Answer, Request, require_room
 from dpalign.engines.knobs import Engines
-from dpalign.engines.transformers_engine import PromptReader
+from dpalign.engines.tokens import PromptReader
 from dpalign.paper.direction import rng_for
 from dpalign.runs.progress import AS_LINES
 
@@ -230,12 +231,11 @@ def _clean_up() -> None:
 
 
 class VllmEngine:
-    """An `Engine` on vLLM, started with a policy."""
+    """An `Engine` on vLLM, started with a policy; `own_chat` as in `PromptReader.load`."""
 
-    def __init__(self, vllm: Vllm) -> None:
+    def __init__(self, vllm: Vllm, own_chat: Mapping[str, Switch] | None = None) -> None:
         self.vllm, self.close = vllm, vllm.close
-        self.reader = PromptReader(vllm.folder, trust_remote_code=vllm.trust_remote_code)
-        self.tokenizer = self.reader.tokenizer
+        self.reader = PromptReader.load(vllm.folder, own_chat, trust_remote_code=vllm.trust_remote_code)
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """See `Engine.sample`.
@@ -250,7 +250,6 @@ class VllmEngine:
 
         prompts = [self.reader.prompt_ids(request.messages) for request in requests]
         require_room([request.key for request in requests], prompts, max_new_tokens, self.vllm.context)
-        eos = self.tokenizer.eos_token_id
         params = [
             SamplingParams(
                 n=request.n if temperature else 1,  # vLLM refuses several greedy answers
@@ -260,8 +259,8 @@ class VllmEngine:
                 min_p=0.0,
                 seed=seed_of(request),
                 max_tokens=max_new_tokens,
-                stop_token_ids=[eos],
-                ignore_eos=True,  # stops at the tokenizer's end of text alone, as the transformers engine does
+                stop_token_ids=list(self.reader.ends),
+                ignore_eos=True,  # stops at these alone, as the transformers engine does
                 detokenize=False,
             )
             for request in requests
@@ -270,15 +269,10 @@ class VllmEngine:
         outputs = self.vllm.llm.generate(inputs, params, use_tqdm=show_progress())
         for request, output in zip(requests, outputs, strict=True):
             in_order = sorted(output.outputs, key=lambda answer: answer.index)
-            answers = [self._answer(list(answer.token_ids), eos) for answer in in_order]
+            answers = [self.reader.answer(list(answer.token_ids)) for answer in in_order]
             answers = answers if temperature else answers * request.n
             assert len(answers) == request.n, request.key
             yield answers
-
-    def _answer(self, ids: list[int], eos: int) -> Answer:
-        finished = bool(ids) and ids[-1] == eos
-        text = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
-        return Answer(text, len(ids), finished)
 
 
 def seed_of(request: Request) -> int:

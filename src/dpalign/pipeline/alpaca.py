@@ -341,6 +341,7 @@ def _answer(
         "shard": recipe.sampling.shard,
         "dtype": recipe.model.dtype,
         "chat": recipe.model.chat,
+        **{f"chat_kwargs.{name}": value for name, value in recipe.model.chat_kwargs.items()},
         "engine": recipe.engines.sampling,
         "tensor_parallel": recipe.engines.tensor_parallel,
         "instructions": len(instructions),

@@ -14,7 +14,7 @@ from typing import Any
 from dpalign.measure.system import System
 from dpalign.pipeline.steps import STAGES, knobs_of, notes, recipe_of, steps_until
 from dpalign.recipe import Recipe
-from dpalign.recipe.localfiles import local_files
+from dpalign.recipe.localfiles import local_files, require_chat
 from dpalign.runs import folder as runs
 from dpalign.runs import ledger
 from dpalign.runs.environment import thread_variables
@@ -34,6 +34,7 @@ def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bo
         ValueError: another process holds the folder, an unknown `until`, or bad input on the way.
     """
     planned = steps_until(recipe, until, compared)
+    require_chat(recipe, fetch=True)
     with runs.Run.open(folder, recipe.to_toml()) as run:
         run.log(f"users ask for: {asked_in_words(recipe)}")
         for note in notes(recipe) if compared else ():
@@ -116,7 +117,7 @@ def take_apart(recipe: Recipe, work: runs.Work, step: Step) -> None:
     }
     runs.write_json(order_of(work), {"recipe": recipe.as_mapping(), "step": vars(step) | plain})
     command = [sys.executable, "-m", "dpalign.pipeline.worker", str(work.run.folder), step.name]
-    env = os.environ | thread_variables(recipe.threads) | (AS_LINES if recipe.jobs > 1 else {})
+    env = (AS_LINES if recipe.jobs > 1 else {}) | os.environ | thread_variables(recipe.threads)
     code = subprocess.run(command, pass_fds=(work.run.lock,), env=env, check=False).returncode
     if code < 0:
         signal_name = signal.Signals(-code).name

@@ -14,7 +14,7 @@ from typing import Any, Final
 from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
 from dpalign.paper.direction import name_hint
 from dpalign.recipe import Recipe, changed
-from dpalign.recipe.localfiles import require_models
+from dpalign.recipe.localfiles import require_chat, require_models
 from dpalign.runs.environment import expanded
 from dpalign.runs.ledger import hash_of
 from dpalign.stages import best_of_n, brief, dpo, rl, rsf, soup, steerlm
@@ -81,6 +81,7 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
         if name not in RIVALS:
             raise ValueError(f"compare.systems has {name!r}; {name_hint(name, list(RIVALS))}")
     require_models(recipe)
+    require_chat(recipe)
     recipe.require_evaluable()
     if not recipe.data.rated and recipe.trains_reward:
         raise ValueError(
@@ -132,7 +133,7 @@ def preparation(recipe: Recipe) -> Iterator[Step]:
         yield Step("judge", judge, {"data": "data"} | start)
     scored = Step("annotate", annotate, {"data": "data", "reward": "reward"})
     started = Step("sft", sft, {"data": "data"} | start)
-    if recipe.data.rated:
+    if recipe.data.answered:
         yield from (scored, started)
         return
     # Nobody rated answers: plain ones of the start stand for them. SteerLM learns from these, and scales are fitted.
@@ -255,7 +256,7 @@ def require_comparable(recipe: Recipe) -> None:
     for choice in recipe.soups.choices if "soups" in recipe.compare.systems else ():
         if why := soup.unserved(recipe, choice):
             raise ValueError(f'soups.choices has "{choice}", which cannot serve every direction: {why}')
-    if "dpo" in recipe.compare.systems and recipe.dpo.pairs == "ratings" and not recipe.data.rated:
+    if "dpo" in recipe.compare.systems and recipe.dpo.pairs == "ratings" and not recipe.data.answered:
         raise ValueError('dpo.pairs is "ratings", and the data have no rated answers; set it to "candidates"')
     several = sorted(tuned(rivals_of(recipe)))
     held_out = recipe.world.tuning_prompts if recipe.data.world else recipe.data.tuning_prompts or recipe.data.tuning
@@ -310,9 +311,13 @@ def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> li
         ValueError: no step has that name, or the recipe contradicts itself.
     """
     planned = steps(recipe, compared)
-    if until is None:
-        return planned
     names = [step.name for step in planned]
-    if until not in names:
+    if until is not None and until not in names:
         raise ValueError(f"no step is called {until!r}; this recipe has {', '.join(names)}")
-    return planned[: names.index(until) + 1]
+    taken = planned if until is None else planned[: names.index(until) + 1]
+    if any(step.stage is sft for step in taken) and not (recipe.data.world or recipe.data.sft or recipe.sft.checkpoint):
+        raise ValueError(
+            "no chats for SFT: name some in data.sft, or in sft.checkpoint a model that needs none, such as an "
+            "instruct model"
+        )
+    return taken

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from dpalign.engines.knobs import Engines, Model
 from dpalign.paper.direction import evaluation_grid, objective_count
 from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective, head_indices, own_name
-from dpalign.recipe.reading import changed, from_mapping, load_table
+from dpalign.recipe.reading import changed, dotted, from_mapping, load_table
 from dpalign.rewards.knobs import RewardTable, heads_of, require_names
 from dpalign.rows import HEADS
 from dpalign.runs.knobs import Cluster, Launch
@@ -34,7 +34,7 @@ from dpalign.stages.steerlm import SteerLM
 from dpalign.stages.world import World
 from dpalign.train.knobs import Kernels, ReportTo, Training
 
-__all__ = ["Compare", "Recipe", "changed", "from_mapping", "load"]
+__all__ = ["Compare", "Recipe", "changed", "dotted", "from_mapping", "load"]
 
 
 DIRECTIONS: Final = ("distribution", "low", "high", "center", "listed")

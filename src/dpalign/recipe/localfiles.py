@@ -10,15 +10,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
+from dpalign.data.sources import parted
 from dpalign.recipe import Recipe
 from dpalign.rewards.functions import load_function, module_file, probe
 from dpalign.rewards.knobs import local_heads
-from dpalign.runs.modelfolder import weights_files
+from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, template_of, weights_files
 from dpalign.runs.tables import knobs_naming, leaves
 
 SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
 MODELS: Final = tuple(knobs_naming(Recipe, "model"))
 FUNCTIONS: Final = tuple(knobs_naming(Recipe, "function"))
+TOKENIZER_FILES: Final = ["tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"]
 INSTALLED: Final = {"model.base": "world"}
 """What a model knob may say that means a part of this package."""
 
@@ -32,14 +34,13 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for knob, value in knobs.items():
         if knob in SOURCES and not knobs.get("data.world"):
-            paths[knob] = Path(os.path.expandvars(value))
+            named = {knob: value} if isinstance(value, str) else {f"{knob}[{i}]": one for i, one in enumerate(value)}
+            paths |= {key: Path(parted(os.path.expandvars(source))[0]) for key, source in named.items()}
         elif _names(knob, FUNCTIONS):
             paths[knob] = module_file(value)
         elif _names(knob, MODELS) and value != INSTALLED.get(knob):
             paths[knob] = Path(value)
-        if knob in paths and (paths[knob] == Path() or not paths[knob].exists()):
-            del paths[knob]
-    return {knob: path.absolute() for knob, path in paths.items()}
+    return {knob: path.absolute() for knob, path in paths.items() if path != Path() and path.exists()}
 
 
 def _names(knob: str, patterns: Sequence[str]) -> bool:
@@ -76,3 +77,39 @@ def require_models(recipe: Recipe) -> None:
                 f"rewards.{name}.heads is {list(reward.heads)}, and {reward.model} calls its heads {list(own)}; leave "
                 "heads out, or give these"
             )
+
+
+def require_chat(recipe: Recipe, fetch: bool = False) -> None:
+    """Check that the model's own chat template, where the recipe keeps it, can carry a dial.
+
+    Args:
+        fetch: read a model of the hub too, its tokenizer's files alone; where it cannot be reached, its training says
+            what is wrong.
+
+    Raises:
+        ValueError: it cannot, or there is no such template.
+    """
+    from dpalign.engines.templates import find_own_chat
+
+    switches = recipe.model.own_chat
+    if switches is None:
+        return
+    start = recipe.sft.checkpoint or recipe.model.source
+    if not start:
+        raise ValueError(
+            'model.chat is "model", and model.base is "": one that is trained from scratch has no template'
+        )
+    folder = Path(start) if Path(start).is_dir() else _tokenizer_of(start) if fetch else None
+    if folder is not None:
+        find_own_chat(template_of(folder), read_marks(folder), switches, start)
+
+
+def _tokenizer_of(name: str) -> Path | None:
+    """The files of a tokenizer on the hub; None where it cannot be reached."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, allow_patterns=TOKENIZER_FILES))
+    except (ImportError, OSError, ValueError):
+        return None
+    return folder if (folder / TOKENIZER_SETTINGS).is_file() else None

@@ -1,15 +1,15 @@
-"""Reading a recipe: a TOML file, and command-line words such as `--sampling.n 8` laid over it.
+"""Reading a recipe: a TOML file laid over those it extends, and command-line words such as `--sampling.n 8` over it.
 
 This module knows no knob. Every error is a ValueError that names the file, the dotted key, the value and what is
 possible; an unknown key is answered with the nearest known one.
 """
 
-import copy
 import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from datetime import date, time
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
@@ -22,23 +22,42 @@ from dpalign.runs.tables import Table, field_docs, leaves, literal, table_of, ta
 
 T = TypeVar("T", bound=Table)
 
+EXTENDS: Final = "extends"
+"""The key of a recipe file that names its base; the recipe itself has no such knob."""
+SHIPPED: Final = Path(__file__).parent / "shipped"
+"""The recipes that are installed with the package."""
+
 
 def load_table(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """Read a recipe file with overrides laid over it.
+    """Read a recipe file, laid over the file that it extends, with overrides laid over both.
+
+    `extends` names an installed recipe, or a file beside this one; that may extend another. Tables of knobs are laid
+    over each other. A value, a list or a table of names of one's own replaces the base's. `name` is never inherited:
+    two recipes would share a run folder.
 
     An override is read as its knob's type: TOML syntax (`[0, -45]`, `{n = 8}`, `true`), or a bare string. Of two
     overrides of one key the later holds.
 
     Raises:
-        ValueError: the file is missing or not TOML (with the line), or a key, value or override is refused.
+        ValueError: a file is missing or not TOML (with the line), files extend each other in a circle, or a key, value
+            or override is refused; the message names the file that has the key.
     """
-    mapping = _read_toml(path)
-    layers: list[dict[str, Any]] = [copy.deepcopy(mapping), {}]
-    for key, text in _override_pairs(overrides):
+    files = _files(path)
+    mapping: dict[str, Any] = {}
+    for _, own in reversed(files):
+        mapping = _over_base(cls, mapping, own)
+    mapping = deepcopy(mapping)
+    given = list(_override_pairs(overrides))
+    laid: dict[str, Any] = {}
+    for key, text in given:
         _override(cls, mapping, key, text)
-        _override(cls, layers[1], key, text)
-    words = " ".join(" ".join(overrides).split())  # on one line, as the message
-    return from_mapping(cls, mapping, f"{path} with {words}" if overrides else str(path), layers)
+        _override(cls, laid, key, text)
+    words = " with " + " ".join(" ".join(overrides).split()) if overrides else ""  # on one line, as the message
+
+    def where(key: str) -> str:
+        return f"{path if key in dict(given) else _origin(files, key)}{words}"
+
+    return _build(cls, mapping, where, [*(own for _, own in reversed(files)), laid])
 
 
 def from_mapping(
@@ -52,10 +71,17 @@ def from_mapping(
     Raises:
         ValueError: an unknown or missing key, a wrong type, a number out of range, or a contradiction.
     """
+    return _build(cls, mapping, lambda _: where, layers or [mapping])
+
+
+def _build(
+    cls: type[T], mapping: Mapping[str, Any], where: Callable[[str], str], layers: Sequence[Mapping[str, Any]]
+) -> T:
+    """`from_mapping`, where the file to name depends on the key."""
     for key, value in leaves(mapping):
         for moment in value if isinstance(value, list | tuple) else [value]:
             if isinstance(moment, date | time):  # TOML has them, and no knob takes one
-                raise ValueError(f"{where}: {key} has the {type(moment).__name__} {moment}; write it in quotes")
+                raise ValueError(f"{where(key)}: {key} has the {type(moment).__name__} {moment}; write it in quotes")
     defaults = {
         name: field.get_default(call_default_factory=True, validated_data={})
         for name, field in cls.model_fields.items()
@@ -67,9 +93,9 @@ def from_mapping(
     except ValidationError as error:
         raise ValueError(_message(cls, error, where)) from None
     try:
-        table.require_stated(layers or [mapping])
+        table.require_stated(layers)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where('')}: {error}") from None
     return table
 
 
@@ -89,21 +115,91 @@ def changed(instance: T, values: Mapping[str, Any]) -> T:
     return from_mapping(type(instance), mapping)
 
 
+def dotted(cls: type[Table], values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Knobs by their dotted names: `{"sampling": {"n": 8}}` is `sampling.n`.
+
+    Raises:
+        ValueError: an unknown key; names the nearest.
+    """
+    for name, value in values.items():
+        key = prefix + name
+        if table_of(_kind(cls, key)) is not None and isinstance(value, Mapping):
+            yield from dotted(cls, value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A recipe file and those that it extends, itself first, with what each says; a base's own name is left out."""
+    files: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        own = _read_toml(path)
+        base = own.pop(EXTENDS, None)
+        if files:
+            own.pop("name", None)
+        files.append((path, own))
+        if base is None:
+            return files
+        path = _base(path, base)
+        if path.resolve() in {earlier.resolve() for earlier, _ in files}:
+            circle = " extends ".join(str(one) for one in [*(earlier for earlier, _ in files), path])
+            raise ValueError(f"{circle}: a circle; take one of these lines out")
+
+
+def _base(path: Path, name: object) -> Path:
+    """The file that `extends` names."""
+    names = ", ".join(sorted(recipe.stem for recipe in SHIPPED.glob("*.toml")))
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            f"{path}: {EXTENDS} must be the name of an installed recipe ({names}) or a path, got {literal(name)}"
+        )
+    beside, installed = path.parent / name, SHIPPED / f"{name}.toml"
+    if beside.is_file():
+        return beside
+    if "/" in name or not installed.is_file():
+        raise ValueError(f"{path}: {EXTENDS} is {literal(name)}: no file {beside}, and no installed recipe ({names})")
+    return installed
+
+
+def _over_base(cls: type[Table], base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """One file's tables laid over its base's, knob by knob."""
+    laid = dict(base) | dict(own)
+    for name, value in own.items():
+        table = table_of(cls.model_fields[name].annotation) if name in cls.model_fields else None
+        if table is not None and isinstance(value, Mapping) and isinstance(base.get(name), Mapping):
+            laid[name] = _over_base(table, base[name], value)
+    return laid
+
+
+def _origin(files: Sequence[tuple[Path, Mapping[str, Any]]], key: str) -> Path:
+    """The first file that has a key; for a key that none has, the recipe's own."""
+    parts = re.sub(r"\[\d+\]", "", key).split(".")
+    for path, own in files:
+        here: Any = own
+        for part in parts:
+            here = here.get(part) if isinstance(here, Mapping) else None
+        if here is not None:
+            return path
+    return files[0][0]
+
+
 def _over_defaults(defaults: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Tables laid over their fields' own defaults, which may differ from the defaults of the tables' classes."""
     laid = dict(mapping)
     for name, value in mapping.items():
         default = defaults.get(name)
         if isinstance(default, Table) and isinstance(value, Mapping):
-            laid[name] = default.as_mapping() | _over_defaults(dict(default), value)
+            own = {key: of for key, of in default.as_mapping().items() if key in default.model_fields_set}
+            laid[name] = own | _over_defaults(dict(default), value)
     return laid
 
 
-def _message(cls: type[Table], error: ValidationError, where: str) -> str:
+def _message(cls: type[Table], error: ValidationError, where_of: Callable[[str], str]) -> str:
     """The first thing that is wrong, as one line. Unknown keys come first: they explain what is missing."""
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
     detail = details[0]
     key, field = _place(cls, detail["loc"])
+    where = where_of(key)
     arms = [other for other in details if _place(cls, other["loc"])[0] == key]
     match detail["type"]:
         case "extra_forbidden":
@@ -205,7 +301,7 @@ def _choices(annotation: Any) -> Iterator[str]:
 
 def unknown(cls: type[Table], dotted: str) -> str:
     """What to say of a key that no table has: its nearest name, and the names known there."""
-    everywhere = tuple(field_docs(cls))
+    everywhere = (*field_docs(cls), EXTENDS)
     table, _, name = dotted.rpartition(".")
     if why := _table_at(cls, table).gone.get(name):
         return f"{dotted} {why}"
@@ -278,6 +374,22 @@ def _override_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _override(cls: type[Table], mapping: dict[str, Any], key: str, text: str) -> None:
     """Put one override into the nested tables of `mapping`, read as its knob's type."""
+    try:
+        kind = _kind(cls, key)
+    except ValueError as error:
+        raise ValueError(f"command line: {error}") from None
+    parts = key.split(".")
+    value = _parse_override(kind, text)
+    table_here = mapping
+    for part in parts[:-1]:
+        table_here = table_here.setdefault(part, {})
+        if not isinstance(table_here, dict):  # the file itself is wrong here: from_mapping says how
+            return
+    table_here[parts[-1]] = value
+
+
+def _kind(cls: type[Table], key: str) -> Any:
+    """The type of a knob, by its dotted name."""
     parts = key.split(".")
     kind: Any = cls
     for depth, part in enumerate(parts):
@@ -286,14 +398,8 @@ def _override(cls: type[Table], mapping: dict[str, Any], key: str, text: str) ->
         elif get_origin(kind) is dict:
             kind = get_args(kind)[1]
         else:
-            raise ValueError(f"command line: {unknown(cls, '.'.join(parts[: depth + 1]))}")
-    value = _parse_override(kind, text)
-    table_here = mapping
-    for part in parts[:-1]:
-        table_here = table_here.setdefault(part, {})
-        if not isinstance(table_here, dict):  # the file itself is wrong here: from_mapping says how
-            return
-    table_here[parts[-1]] = value
+            raise ValueError(unknown(cls, ".".join(parts[: depth + 1])))
+    return kind
 
 
 def _parse_override(kind: Any, text: str) -> Any:

@@ -42,6 +42,26 @@ class SpecialTokens:
     bos: str | None = None
 
 
+@dataclass(frozen=True)
+class Marks:
+    """The tokens that a chat template may write, as text."""
+
+    named: Mapping[str, str]
+    """Those that a template knows by name, such as eos_token."""
+    added: frozenset[str]
+    """Each is one token, wherever it stands in a text."""
+    special: frozenset[str]
+    """Those among them that decoding leaves out."""
+
+    @property
+    def eos(self) -> str | None:
+        return self.named.get("eos_token")
+
+
+NAMED_TOKENS: Final = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+"""The names under which a chat template is given special tokens."""
+
+
 def require_weights(folder: Path) -> None:
     """ValueError unless a folder holds a model's configuration and safetensors."""
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
@@ -120,13 +140,31 @@ def pickles_in(folder: Path) -> list[str]:
 
 def special_tokens(folder: Path) -> SpecialTokens:
     """As the tokenizer's files name them; ids by its vocabulary, where that is a tokenizer.json."""
-    path = folder / TOKENIZER_SETTINGS
-    settings = read_object(path) if path.is_file() else {}
-    more = folder / "special_tokens_map.json"
-    named = (read_object(more) if more.is_file() else {}) | {k: v for k, v in settings.items() if k.endswith("_token")}
-    eos, pad = (_text_of(named.get(f"{name}_token")) for name in ("eos", "pad"))
+    named = _named_tokens(folder)
+    eos, pad = named.get("eos_token"), named.get("pad_token")
     ids = vocabulary(folder) if (folder / TOKENIZER).is_file() else {}
     return SpecialTokens(eos, pad, ids.get(eos or ""), ids.get(pad or ""), _text_of(named.get("bos_token")))
+
+
+def read_marks(folder: Path) -> Marks:
+    """The tokens of a folder's tokenizer that a chat template may write."""
+    listed: list[Mapping[str, Any]] = []
+    if (folder / TOKENIZER).is_file():
+        listed = read_object(folder / TOKENIZER).get("added_tokens") or []
+    elif (folder / TOKENIZER_SETTINGS).is_file():
+        listed = list((read_object(folder / TOKENIZER_SETTINGS).get("added_tokens_decoder") or {}).values())
+    named = _named_tokens(folder)
+    special = {str(token["content"]) for token in listed if token.get("special")} | set(named.values())
+    return Marks(named, frozenset({str(token["content"]) for token in listed} | special), frozenset(special))
+
+
+def _named_tokens(folder: Path) -> dict[str, str]:
+    path, more = folder / TOKENIZER_SETTINGS, folder / "special_tokens_map.json"
+    settings: dict[str, Any] = {}
+    for file in (more, path):
+        settings |= read_object(file) if file.is_file() else {}
+    named = {name: _text_of(settings.get(name)) for name in NAMED_TOKENS}
+    return {name: token for name, token in named.items() if token is not None}
 
 
 def vocabulary(folder: Path) -> dict[str, int]:

@@ -15,6 +15,9 @@ LINE_EVERY: Final = 10.0
 AS_LINES: Final = {"DPALIGN_PROGRESS": "lines"}
 """The environment of processes that share a terminal: their bars would overwrite each other."""
 
+SILENT: Final = {"DPALIGN_PROGRESS": "none"}
+"""The environment of processes that show no progress: in a notebook each line would stay."""
+
 _lock = threading.Lock()
 _bars: "Bars | None" = None
 """The one live display of this process; it holds a bar for each piece of work."""
@@ -36,7 +39,7 @@ class Progress:
 
     def __init__(self, what: str, total: int | None = None, done: int = 0) -> None:
         self.what, self.total, self.start, self.done = what, total, done, done
-        self.silent = os.environ.get("RANK", "0") != "0"
+        self.silent = os.environ.get("RANK", "0") != "0" or SILENT.items() <= os.environ.items()
         self.began = self.last_line = time.monotonic()
         on_terminal = sys.stderr.isatty() and not AS_LINES.items() <= os.environ.items()
         self.bar = _add_bar(what, total, done) if on_terminal and not self.silent else None

@@ -60,9 +60,10 @@ FunctionName = Annotated[str, Names("function")]
 
 
 def knobs_naming(cls: type[Table], what: Literal["data", "model", "function"], prefix: str = "") -> Iterator[str]:
-    """The dotted names of the knobs that name files of this kind; `*` stands for any key of a dict."""
+    """The dotted names of the knobs that name files of this kind, one each or a list; `*` is any key of a dict."""
     for name, field in cls.model_fields.items():
-        if Names(what) in field.metadata:
+        inside = [mark for item in get_args(field.annotation) for mark in get_args(item)]
+        if Names(what) in (*field.metadata, *inside):
             yield prefix + name
         if (inner := table_of(field.annotation)) is not None:
             yield from knobs_naming(inner, what, f"{prefix}{name}.")

@@ -112,7 +112,7 @@ class Costs:
     def originals(self) -> tuple[float, float]:
         """The prompts of both halves that have original answers, and how many each has."""
         prompts = 2 * self.sizes.prompts
-        if self.recipe.data.rated:
+        if self.recipe.data.answered:
             return prompts, self.sizes.rated
         return min(prompts, 2 * self.recipe.sampling.prompts or prompts), ORIGINALS
 

@@ -1,29 +1,31 @@
 """Prompts and ratings: every data set read into the package's own rows, and split by prompt (section 3.1)."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from dpalign.data.chats import read_chats
-from dpalign.data.ratings import BINARIZED, RatedFormat, Rescaling, read_rated, require_labels
-from dpalign.data.report import ReadReport, render_reports, require_rows
-from dpalign.data.sources import read_source, split_named
-from dpalign.data.union import drop_held_out, merge_repeats, prompts_of, split_prompts
+from dpalign.data.own import EVALUATED_SPLITS, SPLITS, read_own, read_prompts, scale_text
+from dpalign.data.ratings import Rescaling, read_rated, require_labels
+from dpalign.data.report import ReadReport, Scale, render_reports, require_rows
+from dpalign.data.sources import located
+from dpalign.data.union import AnyRow, drop_held_out, merge_repeats, split_prompts
 from dpalign.paper.objectives import Objective
 from dpalign.rows import (
     CONVERSATIONS,
     HALVES,
+    PAIRS,
     PROMPTS,
     RATED,
     Conversation,
     Message,
+    Pair,
     Prompt,
     Rated,
     prompt_id,
-    user_prompt,
     write_rows,
 )
 from dpalign.runs.environment import expanded
@@ -38,37 +40,41 @@ EVALUATED: Final = ("validation", "tuning")
 """The splits whose prompts nothing is trained on or sampled for."""
 
 WORLD_FILES: Final = {
+    "rows": "ultrafeedback.jsonl",
     "helpsteer": "helpsteer.jsonl",
-    "ultrafeedback": "ultrafeedback.jsonl",
-    "prompts": "test.jsonl",
+    "validation": "test.jsonl",
     "tuning_prompts": "tuning.jsonl",
     "sft": "sft.jsonl",
 }
-
-Read = tuple[list[Rated], list[Conversation], list[Prompt], list[ReadReport]]
+OF_THE_PAPER: Final = {"rows": (), "helpsteer": "", "validation": "", "sft": ""}
+"""The paper's data sets, left out where a recipe names rows or prompts of its own."""
 
 
 class Data(Table):
-    """Where prompts and ratings come from: hub names, or local jsonl, json and parquet files."""
+    """Where prompts and ratings come from. A data set is a local file (.jsonl, .json, .csv, .parquet), a folder, or a
+    name on the hub; NAME:SPLIT names a split."""
 
     world: bool = False
     """Take everything from the embedded world instead."""
+    rows: tuple[DataName, ...] = ("openbmb/UltraFeedback",)
+    """Prompts with answers, in the forms of docs/data.md: policies are aligned on the prompts, and the reward model
+    learns from the ratings (section 3.1). A recipe that names rows or prompts of its own reads none of the paper's data
+    sets but those that it names too."""
+    prompts: tuple[DataName, ...] = ()
+    """Prompts to align on besides; the answers to them, if any, are not read. They suffice where all rewards are given
+    (not in the paper)."""
     helpsteer: DataName = "nvidia/HelpSteer"
-    """Rated answers with five attributes 0-4 (section 3.1); "" for none."""
-    ultrafeedback: DataName = "openbmb/UltraFeedback"
-    """Raw UltraFeedback: four answers a prompt, four aspects and an overall score (section 3.1)."""
-    pairs: DataName = ""
-    """Preference pairs with overall scores only, in place of raw UltraFeedback: rows of prompt, chosen, rejected and
-    metadata, or ultrafeedback_binarized (on the hub its `train_prefs`)."""
-    splits: DataName = "HuggingFaceH4/ultrafeedback_binarized"
-    """Names the validation prompts, by its `test_prefs` (section 3.1, footnote 3); "" draws them by hash. All other
-    prompts that have rated answers are for training, whether or not its `train_prefs` has them."""
-    prompts: DataName = ""
-    """A file of validation prompts of its own, in place of both."""
+    """Rated answers with five attributes 0-4 that train the reward model alone (section 3.1); "" for none."""
+    validation: DataName = "HuggingFaceH4/ultrafeedback_binarized:test_prefs"
+    """Validation prompts (section 3.1, footnote 3: test_prefs); "" draws them from the rows by hash. The default's
+    other splits are not read: all other prompts with rated answers are for training."""
     tuning_prompts: DataName = ""
-    """A file of prompts that settings may be chosen on, in place of a share of the training prompts."""
+    """Prompts that settings may be chosen on, in place of a share of the training prompts."""
     sft: DataName = "HuggingFaceH4/ultrachat_200k"
-    """Chats for SFT (section 3.1); a file may hold rows of instruction, input and output instead."""
+    """Chats for SFT (section 3.1), or rows of instruction, input and output, or of prompt and response."""
+    scales: dict[str, Scale] = Field(default_factory=dict)
+    """The two ends of a rating's scale, by its column in `rows`, such as `brevity = [0, 4]`: they become 0 and 100.
+    Without them the scale is read from the ratings."""
     helpsteer_scale: Literal["20l+10", "25l"] = "20l+10"
     """HelpSteer's 0-4 to 0-100; the default is the released reward model's."""
     ultrafeedback_scale: Literal["20r-10", "25r-25"] = "20r-10"
@@ -84,49 +90,106 @@ class Data(Table):
     tuning: float = Field(0.0, ge=0, lt=1)
     """Share of prompts that settings may be chosen on (paper silent); `dpa compare` needs some."""
 
+    @field_validator("rows", "prompts", mode="before")
+    @classmethod
+    def _one_source_is_a_list_too(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _own_rows_stand_alone(self) -> Self:
+        stated = self.model_fields_set
+        if not stated.isdisjoint(("rows", "prompts")):
+            for name in OF_THE_PAPER.keys() - stated:
+                object.__setattr__(self, name, OF_THE_PAPER[name])
+        return self
+
+    @model_validator(mode="after")
+    def _scales_have_two_ends(self) -> Self:
+        for head, (low, high) in self.scales.items():
+            if low >= high:
+                raise ValueError(f"scales.{head} is [{low:g}, {high:g}]; give the worst rating, then a greater one")
+        return self
+
+    @property
+    def answered(self) -> bool:
+        """Whether prompts to align on have answers; else there are prompts alone."""
+        return self.world or bool(self.rows)
+
     @property
     def rated(self) -> bool:
-        """Whether there are rated answers; else prompts alone."""
-        return self.world or bool(self.helpsteer or self.ultrafeedback or self.pairs)
+        """Whether there may be ratings to train a reward model on."""
+        return self.answered or bool(self.helpsteer)
 
 
-@stage(reads=lambda r: (r.seed, r.data, *objectives_read(r)), optional=("world",), heavy=False)
+@dataclass
+class Read:
+    """All that the sources hold."""
+
+    rated: list[Rated] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    chats: list[Conversation] = field(default_factory=list)
+    asked: dict[str, list[Message]] = field(default_factory=dict)
+    """The prompts to align on, by id."""
+    evaluated: list[Prompt] = field(default_factory=list)
+    """Those of the splits that the recipe names."""
+    reports: list[ReadReport] = field(default_factory=list)
+
+
+@stage(
+    version=2,
+    reads=lambda r: (r.seed, r.data, *objectives_read(r)),
+    optional=("world",),
+    heavy=False,
+)
 def data(job: Job) -> None:
     """Read prompts and ratings, rescale them, join them under the heads, and split them by prompt.
 
     A table says what was read, kept and left out.
 
     Raises:
-        ValueError: a malformed row, a data set that is empty after filtering, or an objective without a label that a
-            reward model is to learn.
+        ValueError: a malformed row, a data set that is empty after filtering, no prompt to align on, or an objective
+            without a label that a reward model is to learn.
     """
     recipe = job.recipe
     world = job.inputs.get("world")
     sources = _sources(recipe, world)
-    rated, chats, evaluated, reports = _read(sources)
-    require_rows(rated, "rated answers", reports)
-    split_of = _split(recipe, sources, rated, evaluated)
-    asked = prompts_of([row for row in rated if row["source"] != "helpsteer"], split_of)
-    known = {prompt["prompt_id"] for prompt in asked}
-    prompts = [*asked, *(prompt for prompt in evaluated if prompt["prompt_id"] not in known)]
+    read = _read(sources)
+    reports = read.reports
+    if not read.asked:
+        raise ValueError(_without_prompts(sources, reports))
+    split_of = _split(recipe.seed, sources, read)
+    prompts = _prompts(read.asked, split_of)
+    prompts += [prompt for prompt in read.evaluated if prompt["prompt_id"] not in read.asked]
     held_out = [prompt["messages"] for prompt in prompts if prompt["split"] in EVALUATED]
-    rated, dropped = drop_held_out(rated, held_out)
-    reports.append(replace(dropped, source=f"{dropped.source}: rated answers"))
-    left, dropped = drop_held_out([prompt for prompt in prompts if prompt["split"] not in EVALUATED], held_out)
-    if dropped.filtered:  # the same text but for case or spacing, which is another prompt to `split_prompts`
-        reports.append(replace(dropped, source=f"{dropped.source}: prompts"))
-        kept = {prompt["prompt_id"] for prompt in left}
-        prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
-    chats, dropped = drop_held_out(chats, held_out)
-    reports.append(replace(dropped, source=f"{dropped.source}: chats"))
-    splits = {"train": HALVES, "heldout": ("heldout",), "judge": ("judge",)}
-    parts = {name: [row for row in rated if split_of[row["prompt_id"]] in own] for name, own in splits.items()}
-    require_rows(parts["train"], "rated training answers", reports)
+    rated = _without(held_out, read.rated, "rated answers", reports)
+    pairs = _without(held_out, read.pairs, "preferences", reports)
+    left = _without(held_out, [p for p in prompts if p["split"] not in EVALUATED], "prompts", reports)
+    # A prompt that differs from a held-out one by case or spacing alone has an id of its own, and goes too.
+    kept = {prompt["prompt_id"] for prompt in left}
+    prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
+    chats = _without(held_out, read.chats, "chats", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
-    for part, objectives in trained_on(recipe).items():  # the stages that train refuse it too, but hours later
+
+    parts = {
+        "train": [row for row in rated if split_of[row["prompt_id"]] in HALVES],
+        "heldout": [row for row in rated if split_of[row["prompt_id"]] == "heldout" and row["labels"]],
+        "judge": [row for row in rated if split_of[row["prompt_id"]] == "judge" and row["labels"]],
+    }
+    trained = trained_on(recipe)
+    if "train" in trained or recipe.data.answered:
+        require_rows(parts["train"], "training answers", reports)
+    for part, objectives in trained.items():  # the stages that train refuse it too, but hours later
         require_labels(parts[part], objectives, recipe.heads, part)
+        if not parts["heldout"]:
+            raise ValueError(
+                f"no rated answer is held out to measure the reward model on: data.heldout is {sources.heldout:g} of "
+                f"{len(split_of)} prompts; give a greater share"
+            )
     for name, rows in parts.items():
-        write_rows(job.out / name / "part-00000.parquet", rows, RATED)
+        if rows:
+            write_rows(job.out / name / "part-00000.parquet", rows, RATED)
+    if pairs := [pair for pair in pairs if split_of[pair["prompt_id"]] in HALVES]:
+        write_rows(job.out / "pairs" / "part-00000.parquet", pairs, PAIRS)
     if chats:
         write_rows(job.out / "chats" / "part-00000.parquet", chats, CONVERSATIONS)
     write_rows(job.out / "prompts" / "part-00000.parquet", prompts, PROMPTS)
@@ -139,86 +202,115 @@ def data(job: Job) -> None:
 
 
 def trained_on(recipe: "Recipe") -> dict[str, tuple[Objective, ...]]:
-    """The parts of the rated answers that a model is trained on, and what reads it; a reward that is given needs no
-    labels."""
+    """The parts of the rated answers that a model is trained on, and what reads them."""
     parts = {"train": recipe.trained_objectives} if recipe.trains_reward else {}
     return parts | ({"judge": recipe.judged().objective_list} if recipe.data.judge else {})
 
 
 def _sources(recipe: "Recipe", world: Path | None) -> Data:
     """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
-    names = ("helpsteer", "ultrafeedback", "pairs", "splits", "prompts", "tuning_prompts", "sft")
-    paths: dict[str, Any] = {}
-    for name in names:
-        if world is None:
-            paths[name] = expanded(f"data.{name}", getattr(recipe.data, name))
-        else:
-            paths[name] = str(world / WORLD_FILES[name]) if name in WORLD_FILES else ""
+    names = ("helpsteer", "validation", "tuning_prompts", "sft")
+    if world is not None:
+        paths: dict[str, Any] = {name: str(world / WORLD_FILES[name]) for name in names}
+        paths |= {"rows": (str(world / WORLD_FILES["rows"]),), "prompts": ()}
+    else:
+        paths = {name: expanded(f"data.{name}", getattr(recipe.data, name)) for name in names}
+        for name, sources in (("rows", recipe.data.rows), ("prompts", recipe.data.prompts)):
+            paths[name] = tuple(expanded(f"data.{name}[{i}]", source) for i, source in enumerate(sources))
     return recipe.data.model_copy(update=paths)
 
 
 def _read(sources: Data) -> Read:
-    scale = Rescaling(
+    rescaling = Rescaling(
         helpsteer=sources.helpsteer_scale, aspects=sources.ultrafeedback_scale, overall=sources.overall_scale
     )
-    rated: list[Rated] = []
-    chats: list[Conversation] = []
-    reports: list[ReadReport] = []
-    forms: tuple[RatedFormat, ...] = ("helpsteer", "ultrafeedback", "pairs")
-    for form in forms:
-        if source := getattr(sources, form):
-            rows, report = read_ratings(form, source, scale)
-            rated += rows
-            reports.append(report)
-    rated, report = merge_repeats(rated)
-    reports.append(report)
+    read = Read()
+    if sources.helpsteer:
+        rows, report = read_rated("helpsteer", *located(sources.helpsteer, ("train",)), rescaling)
+        read.rated += rows
+        read.reports.append(report)
+    for source in sources.rows:
+        own = read_own(source, rescaling, sources.scales)
+        read.rated += own.rated
+        read.pairs += own.pairs
+        read.reports += own.reports
+        for messages in own.prompts:
+            read.asked.setdefault(prompt_id(messages), messages)
+    for source in sources.prompts:
+        asked, report = read_prompts(source, "prompts", SPLITS)
+        read.asked = asked | read.asked
+        read.reports.append(report)
+    _require_scales(sources.scales, read.reports)
+    read.rated, report = merge_repeats(read.rated)
+    read.reports.append(report)
     if sources.sft:
-        chats, report = read_chats(sources.sft, split_named(sources.sft, ("train_sft",)))
-        reports.append(report)
-    evaluated: list[Prompt] = []
-    for split in EVALUATED:
-        if split == "validation" or sources.tuning_prompts:
-            prompts, report = _prompts_named(sources, split)
-            evaluated += prompts
-            reports.append(report)
-    return rated, chats, evaluated, reports
+        read.chats, report = read_chats(*located(sources.sft, ("train", "train_sft")))
+        read.reports.append(report)
+    for split, source in (("validation", sources.validation), ("tuning", sources.tuning_prompts)):
+        if source:
+            asked, report = read_prompts(source, f"{split} prompts", EVALUATED_SPLITS)
+            read.evaluated += _prompts(asked, dict.fromkeys(asked, split))
+            read.reports.append(report)
+    return read
 
 
-def read_ratings(form: RatedFormat, source: str, scale: Rescaling) -> tuple[list[Rated], ReadReport]:
-    """Rated answers: the first row's columns say whether ultrafeedback_binarized stands in another form's place."""
-    split = split_named(source, ("train_prefs", "train"))
-    first = next(read_source(source, split), None)
-    binarized = form != "helpsteer" and first is not None and set(BINARIZED) <= set(first.values)
-    return read_rated("ultrafeedback_binarized" if binarized else form, source, split, scale)
+def _prompts(asked: Mapping[str, list[Message]], split_of: Mapping[str, str]) -> list[Prompt]:
+    return [{"prompt_id": key, "messages": asked[key], "split": split_of[key]} for key in asked]
 
 
-def _prompts_named(sources: Data, split: str) -> tuple[list[Prompt], ReadReport]:
-    """A split's prompts that a file or the authors' own split names, each text once; none: they are drawn later."""
-    source = sources.prompts if split == "validation" else sources.tuning_prompts
-    chats: list[list[Message]] = []
-    if source:
-        chats = [user_prompt(row.text("prompt")) for row in read_source(source)]
-    elif source := sources.splits:
-        chats = [row.chat("chosen")[:-1] for row in read_source(source, split_named(source, ("test_prefs",)))]
-    unique = {prompt_id(chat): chat for chat in chats}
-    prompts: list[Prompt] = [{"prompt_id": key, "messages": chat, "split": split} for key, chat in unique.items()]
-    return prompts, ReadReport.of_filter(f"{split} prompts", source, len(chats), len(prompts), "repeated prompt")
+def _require_scales(stated: Mapping[str, Scale], reports: Sequence[ReadReport]) -> None:
+    """ValueError for a stated scale of nothing, or a rating that two sources have on two scales."""
+    found: dict[str, ReadReport] = {}
+    for report in reports:
+        for head, (low, high) in report.scales.items():
+            other = found.setdefault(head, report)
+            if other.scales[head] != (low, high):
+                raise ValueError(
+                    f"{head} goes from {scale_text(other.scales[head])} in {other.file}, and from "
+                    f"{scale_text((low, high))} in {report.file}; state its scale: [data.scales] {head} = "
+                    f"[{low:g}, {high:g}]"
+                )
+    if unknown := [head for head in stated if head not in found]:
+        raise ValueError(
+            f"[data.scales] has {unknown[0]}, and no answer in data.rows is rated in a column of that name (rated: "
+            f"{', '.join(found) or 'none'})"
+        )
 
 
-def _split(recipe: "Recipe", sources: Data, rated: Sequence[Rated], evaluated: Sequence[Prompt]) -> dict[str, str]:
+def _without_prompts(sources: Data, reports: Sequence[ReadReport]) -> str:
+    """The error where there is nothing to align on."""
+    if sources.rows or sources.prompts:
+        return f"no prompts left to align on; where the rows went:\n{render_reports(reports)}"
+    alone = f": data.helpsteer ({sources.helpsteer}) trains the reward model alone" if sources.helpsteer else ""
+    cure = "name prompts in data.prompts (this source can stand there too)" if alone else "name prompts in data.prompts"
+    return f"no prompts to align on{alone}; {cure}, or rows with answers in data.rows (docs/data.md)"
+
+
+def _without(
+    held_out: Sequence[Sequence[Message]], rows: Sequence[AnyRow], what: str, reports: list[ReadReport]
+) -> list[AnyRow]:
+    """The rows that answer no held-out prompt; those that do are counted."""
+    left, dropped = drop_held_out(rows, held_out)
+    if dropped.filtered or (rows and what in ("rated answers", "chats")):
+        reports.append(replace(dropped, source=f"{dropped.source}: {what}"))
+    return left
+
+
+def _split(seed: int, sources: Data, read: Read) -> dict[str, str]:
     """A split for every prompt: validation, tuning, held out for the reward model, the judge's, or a half."""
-    shares = {"heldout": sources.heldout} | ({"judge": sources.judge} if sources.judge else {})
-    policy_ids = {row["prompt_id"] for row in rated if row["source"] != "helpsteer"}
+    labelled = {row["prompt_id"] for row in read.rated if row["labels"]}
+    shares = {"heldout": sources.heldout, "judge": sources.judge}
+    only = dict.fromkeys(shares, labelled)
     named: dict[str, list[str]] = {}
-    for prompt in evaluated:
+    for prompt in read.evaluated:
         named.setdefault(prompt["split"], []).append(prompt["prompt_id"])
     by_hash = {}
     if "validation" not in named:
-        by_hash["validation"] = min(0.5, sources.validation_prompts / max(1, len(policy_ids)))
-    if "tuning" not in named and sources.tuning:
+        by_hash["validation"] = min(0.5, sources.validation_prompts / len(read.asked))
+    if "tuning" not in named:
         by_hash["tuning"] = sources.tuning
-    split_of = split_prompts(policy_ids, recipe.seed, shares | by_hash, named)
+    split_of = split_prompts(read.asked, seed, shares | by_hash, named, only)
     # No policy is asked what only the reward model trains on, so it has no halves.
-    others = {row["prompt_id"] for row in rated} - policy_ids
-    alone = split_prompts(others, recipe.seed, shares) if others else {}
+    others = {row["prompt_id"] for row in read.rated} - read.asked.keys()
+    alone = split_prompts(others, seed, shares, only=only) if others else {}
     return split_of | {key: "D1" if part in HALVES else part for key, part in alone.items()}

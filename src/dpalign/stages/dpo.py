@@ -10,7 +10,7 @@ from dpalign.rows import PAIRS, read_rows
 from dpalign.runs.tables import Table
 from dpalign.stages.pairs import pairs
 from dpalign.stages.rival import Rival, at_the_edge
-from dpalign.stages.stage import Job, Step, model_read, stage
+from dpalign.stages.stage import Job, Step, chat_read, model_read, stage
 from dpalign.stages.training import context_of, count, model_folder, named_checkpoint, policy_tokenizer
 from dpalign.train.knobs import Training
 
@@ -44,7 +44,7 @@ class DPO(Table):
 
 
 @stage(
-    reads=lambda r: (r.seed, r.dpo.beta, r.dpo.training, r.sft.checkpoint, r.model.chat, *model_read(r)),
+    reads=lambda r: (r.seed, r.dpo.beta, r.dpo.training, r.sft.checkpoint, *chat_read(r), *model_read(r)),
     inputs=("start", "pairs"),
     several=True,
     trains=lambda r: r.dpo.training,

@@ -19,7 +19,7 @@ from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler
 from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
-    from dpalign.engines.transformers_engine import PromptReader
+    from dpalign.engines.tokens import PromptReader
     from dpalign.recipe import Recipe
     from dpalign.rewards.score import Scorer
 
@@ -89,7 +89,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 
 @stage(
     reads=lambda r: (
-        *(*protocol(r), r.model.chat, r.evaluation.dpo, r.evaluation.brevity),
+        *(*protocol(r), r.evaluation.dpo, r.evaluation.brevity),
         *(r.steerlm.template, r.steerlm.targets, r.steerlm.quantile),
     ),
     inputs=("policy", "data", "reward"),

@@ -1,10 +1,12 @@
 """Step 2 of section 2.2: fine-tune on the selected answers, from SFT."""
 
+from dataclasses import replace
+
 from dpalign.rows import CONVERSATIONS, read_rows
 from dpalign.stages.cost import Costs, Load
-from dpalign.stages.sample import counted
+from dpalign.stages.sample import counted, open_reader
 from dpalign.stages.score import scales_of
-from dpalign.stages.stage import Job, Step, model_read, objectives_read, stage
+from dpalign.stages.stage import Job, Step, chat_read, model_read, objectives_read, stage
 from dpalign.stages.training import model_folder, train_policy
 from dpalign.train.contract import contract_of, write_contract
 
@@ -20,7 +22,7 @@ def selected_cost(costs: Costs, step: Step) -> Load:
 @stage(
     reads=lambda r: (
         *(r.seed, r.finetune, r.sft.checkpoint, r.preference, r.reward.template),
-        *(r.model.chat, *model_read(r), *objectives_read(r)),
+        *(*chat_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "chosen"),
     optional=("annotate",),
@@ -36,6 +38,11 @@ def finetune(job: Job) -> None:
     recipe = job.recipe
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
     train_policy(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered=True)
-    if first_process():
-        scales = scales_of(recipe, job.inputs.get("annotate"))
-        write_contract(job.out / "model", contract_of(recipe, job.t, scales))
+    if not first_process():
+        return
+    contract = contract_of(recipe, job.t, scales_of(recipe, job.inputs.get("annotate")))
+    if recipe.model.own_chat is not None:
+        reader = open_reader(recipe, model_folder(job.out))
+        assert reader.own is not None
+        contract = replace(contract, place=reader.own.place, stop=reader.stop)
+    write_contract(job.out / "model", contract)

@@ -1,9 +1,11 @@
 """Preference pairs for DPO: of the data's rated answers, as Zephyr's were made, or of the run's own scored candidates.
 
-Of each prompt there is one pair at most. A pair whose two answers score alike says nothing, and is left out.
+Of each prompt there is one pair at most. A pair whose two answers score alike says nothing, and is left out. Of answers
+that the data prefer without a rating, the data's own pair is taken.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -11,11 +13,11 @@ import numpy as np
 from dpalign.data.ratings import labels_for
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import head_indices, own_name, read_objectives
-from dpalign.rows import HEADS, PAIRS, PROMPTS, RATED, Message, read_rows, write_rows
+from dpalign.rows import PAIRS, PROMPTS, RATED, Message, read_rows, write_rows
 from dpalign.stages.pools import scored_prompts
 from dpalign.stages.stage import Job, objectives_read, stage
 
-OVERALL: Final = HEADS.index("ultrafeedback-overall_score")
+OVERALL: Final = "ultrafeedback-overall_score"
 
 Answers = tuple[str, Sequence[Message], Sequence[str], Sequence[float]]
 """A prompt's id and messages, and its answers with a score each."""
@@ -37,7 +39,11 @@ def pairs(job: Job) -> None:
     of_ratings = recipe.dpo.pairs == "ratings"
     rows: list[dict[str, Any]] = []
     few = ties = 0
+    preferred = preferences(job.inputs["data"]) if of_ratings else {}
     for prompt_id, messages, answers, scores in rated_prompts(job) if of_ratings else candidate_prompts(job):
+        if len(answers) < 2 and prompt_id in preferred:
+            rows.append(preferred[prompt_id])
+            continue
         if len(answers) < 2:
             few += 1
             continue
@@ -69,6 +75,16 @@ def pairs(job: Job) -> None:
     job.work.tally.add(rows_in=len(rows) + few + ties, rows_out=len(rows), filtered=filtered)
 
 
+def preferences(data: Path) -> dict[str, dict[str, Any]]:
+    """The first pair that the data themselves have of each prompt."""
+    if not (data / "pairs").exists():
+        return {}
+    first: dict[str, dict[str, Any]] = {}
+    for row in read_rows(data / "pairs", PAIRS):
+        first.setdefault(row["prompt_id"], row)
+    return first
+
+
 def rated_prompts(job: Job) -> Iterator[Answers]:
     """The prompts of D1 and D2 with their rated answers, in the order of the data.
 
@@ -84,7 +100,7 @@ def rated_prompts(job: Job) -> Iterator[Answers]:
         if row["source"] != "helpsteer":
             prompts.setdefault(row["prompt_id"], []).append(row)
     for prompt_id, rows in prompts.items():
-        overall = [row for row in rows if row["labels"][OVERALL] is not None]
+        overall = [row for row in rows if OVERALL in row["labels"]]
         if len(overall) > 1:
             rated, scores = overall, [float(row["labels"][OVERALL]) for row in overall]
         else:

@@ -137,17 +137,17 @@ def judge(job: Job) -> None:
 def _train(job: Job, part: str, seed: int) -> None:
     from transformers import AutoTokenizer
 
+    from dpalign.engines.tokens import spare_token
     from dpalign.rewards.inputs import template_for
     from dpalign.rewards.model import train_reward_model
 
     recipe = job.recipe
-    rows = list(read_rows(job.inputs["data"] / part, RATED))
+    rows = [row for row in read_rows(job.inputs["data"] / part, RATED) if row["labels"]]
     objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
     require_labels(rows, objectives, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.pad_token = spare_token(tokenizer)
     tokenizer.chat_template = template_for(tokenizer, recipe.reward.template)
     outcome = train_reward_model(
         context_of(job, start, recipe.reward.training, tokenizer, seed),

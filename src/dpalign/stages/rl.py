@@ -16,7 +16,7 @@ from dpalign.stages.cost import Costs, Load
 from dpalign.stages.rival import Rival, at_the_edge, fixed, grid, spelled
 from dpalign.stages.sample import within_limit
 from dpalign.stages.score import open_scorer, scored_by
-from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
+from dpalign.stages.stage import Job, Step, chat_read, model_read, objectives_read, on_transformers, stage
 from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer
 from dpalign.train.knobs import Training
 
@@ -59,7 +59,7 @@ def _cost(costs: Costs, step: Step) -> Load:
     reads=lambda r: (
         *(r.seed, r.rl.algorithm, r.rl.beta, r.rl.samples, r.rl.temperature, r.rl.training, r.preference),
         *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens),
-        *(r.sft.checkpoint, r.model.chat, *model_read(r), *objectives_read(r)),
+        *(r.sft.checkpoint, *chat_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "data", "reward"),
     optional=("annotate",),
@@ -70,7 +70,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 )
 def rl(job: Job) -> None:
     """Train a policy by reinforcement at one fixed direction, from SFT."""
-    from dpalign.engines.transformers_engine import prompt_ids
+    from dpalign.engines.tokens import PromptReader, end_ids, generation_config
     from dpalign.train.rl import configuration, prompts_in_order, reinforce, scalar_reward
     from dpalign.train.trainer import first_process
 
@@ -82,7 +82,8 @@ def rl(job: Job) -> None:
     tokenizer = policy_tokenizer(start, recipe)
     context = context_of(job, start, training, tokenizer)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
-    fitting = within_limit(job, prompts, lambda messages: len(prompt_ids(tokenizer, messages)))
+    reader = PromptReader(tokenizer, end_ids(tokenizer, generation_config(start)))
+    fitting = within_limit(job, prompts, reader.prompt_tokens)
     config = configuration(
         context,
         samples=settings.samples,
@@ -93,7 +94,7 @@ def rl(job: Job) -> None:
     )
     # A scorer goes to this process's own GPU, which is known from here on, beside the training.
     scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
-    reward = scalar_reward(scorer.score, recipe.scored_heads, recipe.objective_list, v_K, tokenizer)
+    reward = scalar_reward(scorer.score, recipe.scored_heads, recipe.objective_list, v_K, reader)
     groups = training.steps * training.batch // settings.samples
     order = prompts_in_order([prompt["messages"] for prompt in fitting], groups, recipe.seed)
     outcome = reinforce(context, order, config, reward)

@@ -13,7 +13,7 @@ from dpalign.stages.rival import Rival, Vector, fixed, grid, spelled
 from dpalign.stages.sample import sample
 from dpalign.stages.score import score, scored_by
 from dpalign.stages.select import select
-from dpalign.stages.stage import Job, Step, model_read, stage
+from dpalign.stages.stage import Job, Step, chat_read, model_read, stage
 from dpalign.stages.training import model_folder, train_policy
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class RSF(Table):
 
 
 @stage(
-    reads=lambda r: (r.seed, r.finetune, r.sft.checkpoint, r.model.chat, *model_read(r)),
+    reads=lambda r: (r.seed, r.finetune, r.sft.checkpoint, *chat_read(r), *model_read(r)),
     inputs=("start", "chosen"),
     several=True,
     asks={"t": ()},

@@ -21,12 +21,12 @@ from dpalign.stages.cost import Costs
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import directions_of, line
 from dpalign.stages.shards import PART, Output, Row, Shards, parts_of
-from dpalign.stages.stage import D1_D2, Job, Step, model_read, objectives_read, stage
+from dpalign.stages.stage import D1_D2, Job, Step, chat_read, model_read, objectives_read, stage
 from dpalign.stages.steerlm import reward_targets
 from dpalign.stages.training import model_folder
 
 if TYPE_CHECKING:
-    from dpalign.engines.transformers_engine import PromptReader
+    from dpalign.engines.tokens import PromptReader
     from dpalign.engines.vllm_engine import Vllm
     from dpalign.recipe import Recipe
 
@@ -86,7 +86,7 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
 
 @stage(
     reads=lambda r: (
-        *(r.seed, r.sampling, r.preference, r.steerlm.template, r.model.chat, *model_read(r), *objectives_read(r)),
+        *(r.seed, r.sampling, r.preference, r.steerlm.template, *chat_read(r), *model_read(r), *objectives_read(r)),
         *(r.engines.sampling, r.engines.tensor_parallel),
     ),
     inputs=("policy", "data"),
@@ -126,13 +126,18 @@ def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine
             from dpalign.engines.transformers_engine import TransformersEngine
 
             return TransformersEngine(
-                policy, rows=recipe.sampling.rows, dtype=model.dtype, trust_remote_code=model.trust_remote_code
+                policy,
+                model.own_chat,
+                rows=recipe.sampling.rows,
+                dtype=model.dtype,
+                trust_remote_code=model.trust_remote_code,
             )
         case "vllm":
             from dpalign.engines.vllm_engine import VllmEngine
 
             share = 1.0 if alone else 0.5
-            return VllmEngine(start_vllm(recipe, policy, share, trust_remote_code=model.trust_remote_code))
+            vllm = start_vllm(recipe, policy, share, trust_remote_code=model.trust_remote_code)
+            return VllmEngine(vllm, model.own_chat)
 
 
 def start_vllm(
@@ -156,9 +161,9 @@ def start_vllm(
 
 def open_reader(recipe: "Recipe", policy: str) -> "PromptReader":
     """What measures prompts as that engine reads them, without its model."""
-    from dpalign.engines.transformers_engine import PromptReader
+    from dpalign.engines.tokens import PromptReader
 
-    return PromptReader(policy, trust_remote_code=recipe.model.trust_remote_code)
+    return PromptReader.load(policy, recipe.model.own_chat, trust_remote_code=recipe.model.trust_remote_code)
 
 
 def drawing(job: Job) -> Shards[Engine]:

@@ -1,12 +1,12 @@
 """Supervised fine-tuning on chats (section 3.1; Zephyr's)."""
 
 from dpalign.rows import CONVERSATIONS, read_rows
-from dpalign.stages.stage import Job, model_read, stage
+from dpalign.stages.stage import Job, chat_read, model_read, stage
 from dpalign.stages.training import train_policy
 
 
 @stage(
-    reads=lambda r: (r.seed, r.sft, r.model.base, r.model.chat, *model_read(r)),
+    reads=lambda r: (r.seed, r.sft, r.model.base, *chat_read(r), *model_read(r)),
     inputs=("data",),
     optional=("base",),
     several=True,

@@ -178,6 +178,11 @@ def model_read(r: "Recipe") -> tuple[object, ...]:
     return (r.model.dtype, r.model.trust_remote_code, r.threads)
 
 
+def chat_read(r: "Recipe") -> tuple[object, ...]:
+    """How a chat is written."""
+    return (r.model.chat, r.model.chat_kwargs)
+
+
 def objectives_read(r: "Recipe") -> tuple[object, ...]:
     """What an objective is: named readings of heads. How a reward scores is `scorer_read`."""
     every = r.rewards["*"]
@@ -196,7 +201,7 @@ def sampler_read(r: "Recipe") -> tuple[object, ...]:
     """What draws answers, and how long they may be."""
     return (
         r.sampling.rows, r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.sampling.shard,
-        r.engines.sampling, r.engines.tensor_parallel,
+        r.engines.sampling, r.engines.tensor_parallel, *chat_read(r),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from dpalign.paper.prompts import render_condition, stated_reward
 from dpalign.runs.tables import Table
 from dpalign.stages.pools import annotated
 from dpalign.stages.rival import Rival, at_the_edge
-from dpalign.stages.stage import Job, model_read, objectives_read, stage
+from dpalign.stages.stage import Job, chat_read, model_read, objectives_read, stage
 from dpalign.stages.training import model_folder, train_policy
 from dpalign.train.knobs import Training
 
@@ -47,7 +47,7 @@ class SteerLM(Table):
 
 @stage(
     reads=lambda r: (
-        *(r.seed, r.steerlm.template, r.steerlm.training, r.sft.checkpoint, r.model.chat),
+        *(r.seed, r.steerlm.template, r.steerlm.training, r.sft.checkpoint, *chat_read(r)),
         *(*model_read(r), *objectives_read(r)),
     ),
     inputs=("sft", "data", "annotate"),

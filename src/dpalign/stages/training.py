@@ -50,16 +50,21 @@ def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "Pr
 
     Args:
         steered: the chat template takes a preference.
+
+    Raises:
+        ValueError: the model's own chat template is kept, and cannot carry a dial.
     """
     from transformers import AutoTokenizer
 
+    from dpalign.engines.tokens import keep_own_chat
+
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
-    tokenizer.chat_template = chat_template(
-        recipe.model.chat,
-        recipe.preference.template if steered else None,
-        tuple(recipe.objectives) if steered else None,
-        eos=tokenizer.eos_token,
-    )
+    template = recipe.preference.template if steered else None
+    objectives = tuple(recipe.objectives) if steered else None
+    if recipe.model.own_chat is None:
+        tokenizer.chat_template = chat_template(recipe.model.chat, template, objectives, eos=tokenizer.eos_token)
+    else:
+        keep_own_chat(tokenizer, recipe.model.own_chat, start, template, objectives)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer

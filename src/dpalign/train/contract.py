@@ -8,11 +8,11 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from dpalign.chat import ChatStyle
+from dpalign.chat import ChatStyle, Place, Switch
 from dpalign.paper.direction import (
     Arc,
     Cone,
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 FILE: Final = "dpa.json"
 FORMAT: Final = 2
 
+Verbosity = Literal["low", "medium", "high"]
+"""OpenAI's words for how long an answer is to be."""
+VERBOSITIES: Final[tuple[Verbosity, ...]] = get_args(Verbosity)
+
 
 @dataclass(frozen=True)
 class FrontPoint:
@@ -52,6 +56,16 @@ class FrontPoint:
             "direction": {name: round(w, 9) + 0.0 for name, w in self.direction.weights.items()},
             "rewards": dict(self.rewards),
         }
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a policy's answers are at an angle of the dial."""
+
+    angle: float
+    """Degrees."""
+    words: float
+    """The mean of its evaluation."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,14 @@ class Contract:
     """The folder of the reward model inside an export."""
     reward_template: RewardInput | None = None
     """How that model reads a chat and an answer; None where nobody said."""
+    place: Place | None = None
+    """Where the line stands in the model's own chat template (chat "model")."""
+    chat_kwargs: Mapping[str, Switch] = field(default_factory=dict)
+    """That template's own arguments, as the policy was trained with them."""
+    stop: tuple[str, ...] = ()
+    """The tokens that end an answer, the template's own first."""
+    verbosity: Mapping[Verbosity, Length] = field(default_factory=dict)
+    """What low, medium and high stand for, in an export of a run; empty where it was not measured."""
     rewards: tuple[RewardRecord, ...] = ()
     """All rewards, where the recipe names them; their heads are called NAME/HEAD."""
 
@@ -141,9 +163,12 @@ class Contract:
         optional = {
             "reward_template": self.reward_template,
             "eos": self.eos,
-            "stop": self.eos and [self.eos],
+            "place": self.place,
+            "chat_kwargs": dict(self.chat_kwargs),
+            "stop": list(self.stop),
             "front": [point.to_json() for point in self.front],
             "reward": self.reward,
+            "verbosity": {level: vars(length) for level, length in self.verbosity.items()},
             "rewards": [reward.to_json() for reward in self.rewards],
         }
         return content | {key: value for key, value in optional.items() if value}
@@ -173,6 +198,7 @@ def contract_of(recipe: "Recipe", iteration: int, scales: Sequence[tuple[float, 
         recipe.preference.population(len(recipe.objectives)),
         iteration,
         reward_template=None if recipe.rewards else recipe.reward.template,
+        chat_kwargs=recipe.model.own_chat or {},
         rewards=tuple(_records(recipe, scales)),
     )
 
@@ -210,6 +236,8 @@ def read_contract(model: Path) -> Contract | None:
         _check("chat", content["chat"], get_args(ChatStyle))
         if content.get("reward_template") is not None:
             _check("reward_template", content["reward_template"], get_args(RewardInput))
+        if content["chat"] == "model":
+            _check("place", content["place"], get_args(Place))
         return _from_json(content)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
@@ -236,7 +264,11 @@ def _from_json(content: Mapping[str, Any]) -> Contract:
         tuple(_front_point(point, names) for point in content.get("front", ())),
         None if content.get("reward") is None else _text(content["reward"]),
         content.get("reward_template"),
-        tuple(map(_reward_record, content.get("rewards", ()))),
+        content.get("place"),
+        dict(content.get("chat_kwargs", {})),
+        tuple(map(_text, content.get("stop", ()))),
+        verbosity=lengths_from_json(content.get("verbosity"), names),
+        rewards=tuple(map(_reward_record, content.get("rewards", ()))),
     )
 
 
@@ -258,6 +290,28 @@ def _front_point(content: Mapping[str, Any], names: Sequence[str]) -> FrontPoint
     if not all(map(math.isfinite, rewards.values())):
         raise ValueError(f"front: rewards {rewards}; finite numbers are needed")
     return FrontPoint(Preference.from_weights(content["direction"], names), rewards)
+
+
+def lengths_from_json(content: object, names: Sequence[str]) -> dict[Verbosity, Length]:
+    """The lengths of low, medium and high over some objectives; empty for None.
+
+    Raises:
+        ValueError: a level is missing or unknown, a number is none, or there are not two objectives.
+    """
+    if content is None:
+        return {}
+    form = 'give {"low", "medium", "high"}, each {"angle": degrees, "words": number above 0}'
+    if len(names) != 2 or not isinstance(content, Mapping) or set(content) != set(VERBOSITIES):
+        raise ValueError(f"verbosity {content!r} over {len(names)} objectives; over two, {form}")
+    try:
+        lengths = {
+            level: Length(float(content[level]["angle"]), float(content[level]["words"])) for level in VERBOSITIES
+        }
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"verbosity {content!r}; {form}") from None
+    if not all(math.isfinite(one.angle) and 0 < one.words < math.inf for one in lengths.values()):
+        raise ValueError(f"verbosity {content!r}; {form}")
+    return lengths
 
 
 def _text(value: object) -> str:

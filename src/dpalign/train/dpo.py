@@ -25,10 +25,7 @@ from dpalign.train.trainer import ByLength, Outcome, Row, RunContext, arguments,
 def tokenize_pairs(
     pairs: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, list[int]]]:
-    """Token ids of each prompt and of its two answers, in TRL's names: those that SFT trains on, end of text included.
-
-    What the chat template writes after an answer's end of text is left out: no sampled answer reaches it.
-    """
+    """Token ids of each prompt and of its two answers, in TRL's names: those that SFT trains on, each end included."""
     answers_alone = Training(loss_on="answer")
     for pair in pairs:
         sides = ({"messages": pair["messages"], "response": pair[side]} for side in ("chosen", "rejected"))

@@ -16,11 +16,11 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from dpalign.engines.engine import require_room
-from dpalign.engines.transformers_engine import prompt_ids
+from dpalign.engines.tokens import PromptReader, prompt_ids
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import scalarize
@@ -65,7 +65,7 @@ def scalar_reward(
     heads: Sequence[str],
     objectives: Sequence[Objective],
     v_K: Array,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: PromptReader,
 ) -> Reward:
     """Eq. 2 at a fixed direction, in the form that TRL calls: v . r(x, y) of each answer, in points.
 
@@ -79,13 +79,11 @@ def scalar_reward(
     """
 
     def reward(prompts: Sequence[list[Message]], completion_ids: Sequence[list[int]], **_: Any) -> list[float]:
-        answers = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        reward_NK = read_objectives(scores(list(zip(prompts, answers, strict=True))), heads, objectives)
+        answers = [reader.answer(ids) for ids in completion_ids]
+        asked = [(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
+        reward_NK = read_objectives(scores(asked), heads, objectives)
         score_N = scalarize(reward_NK[None], v_K[None])[0]
-        whole_N = [
-            bool(answer.strip()) and ids[-1] == tokenizer.eos_token_id
-            for answer, ids in zip(answers, completion_ids, strict=True)
-        ]
+        whole_N = [answer.whole for answer in answers]
         least = min([100 * np.minimum(v_K, 0).sum(), *score_N[whole_N]])
         return [float(score) for score in np.where(whole_N, score_N, least)]
 

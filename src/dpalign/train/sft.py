@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
+from dpalign.engines.tokens import chat_text, continued, turn_of
 from dpalign.train.knobs import Training
 from dpalign.train.trainer import ByLength, Outcome, Row, RunContext, arguments, fitting, load_model, lora, train
 
@@ -24,24 +25,20 @@ IGNORED = -100
 def tokenize(
     conversations: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, training: Training
 ) -> Iterator[dict[str, list[int]]]:
-    """Token ids and labels of each conversation; the answer ends with the chat template's own end.
+    """Token ids and labels of each conversation: the prompt as sampling reads it, the answer, and the answer's end.
 
-    With `loss_on = "answer"` the labels of everything before the answer are ignored, and of what the template
-    writes after the answer's end of text (Zephyr's newline), which no sampled answer reaches.
+    With `loss_on = "answer"` the labels of the prompt are ignored. What the chat template writes after the answer's
+    end (Zephyr's newline) is left out: no sampled answer reaches it.
+
+    Raises:
+        ValueError: the chat template refuses a conversation, or has no place for an answer.
     """
+    turn = turn_of(tokenizer)
     for row in conversations:
-        prompt: str = tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
-        whole: str = tokenizer.apply_chat_template(
-            [*row["messages"], {"role": "assistant", "content": row["response"]}], tokenize=False
-        )
-        assert whole.startswith(prompt), "the chat template must extend its own generation prompt"
-        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        answer_ids = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
-        labels = prompt_ids + answer_ids
-        if training.loss_on == "answer":
-            after = answer_ids[::-1].index(tokenizer.eos_token_id)
-            labels = [IGNORED] * len(prompt_ids) + answer_ids[: len(answer_ids) - after] + [IGNORED] * after
-        yield {"input_ids": prompt_ids + answer_ids, "labels": labels}
+        prompt = chat_text(tokenizer, row["messages"])
+        prompt_ids, answer_ids = continued(tokenizer, prompt, turn.written(row["response"]))
+        asked = [IGNORED] * len(prompt_ids) if training.loss_on == "answer" else prompt_ids
+        yield {"input_ids": prompt_ids + answer_ids, "labels": asked + answer_ids}
 
 
 def finetune(context: RunContext, conversations: Iterable[Mapping[str, Any]]) -> Outcome:

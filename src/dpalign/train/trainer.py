@@ -31,6 +31,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging as transformers_logging
 
+from dpalign.engines.tokens import end_ids
 from dpalign.paper.direction import rng_for
 from dpalign.runs.progress import Progress
 from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
@@ -141,6 +142,9 @@ def load_model(auto: Any, context: RunContext, **more: Any) -> PreTrainedModel:
             trust_remote_code=context.trust_remote_code,
             **more,
         )
+    if model.can_generate():  # what ends an answer, for who samples while training and for who reads the checkpoint
+        ends = end_ids(context.tokenizer, model.generation_config)
+        model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     return model
 
 

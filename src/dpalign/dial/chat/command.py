@@ -109,21 +109,13 @@ def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[P
 
 
 def _speaker(arguments: argparse.Namespace, model: Path | None) -> "Speaker":
-    from dpalign.dial.chat.speakers import Local, Remote
+    from dpalign.dial.chat.speakers import Remote, open_local
 
     if model is not None:
         from dpalign.dial.server.engine import Limits
-        from dpalign.dial.server.service import open_service
-        from dpalign.runs.environment import settle_threads
-        from dpalign.stages.stage import installed
 
-        options = {name: getattr(arguments, name) for name in ("reward", "reward_template", "dtype")}
-        with installed():
-            settle_threads(arguments.threads, for_torch=True)
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()
-            return Local(open_service(model, Limits(), rows=Limits.max_n, **options))
+        options = {name: getattr(arguments, name) for name in ("reward", "reward_template", "dtype", "threads")}
+        return open_local(model, Limits(), rows=Limits.max_n, **options)
     key = os.environ.get(arguments.api_key_env, "").strip() or None
     names = [name.strip() for name in (arguments.objectives or "").split(",") if name.strip()]
     return Remote(arguments.url, model=arguments.served, objectives=names, key=key, key_name=arguments.api_key_env)

@@ -311,6 +311,17 @@ def _dial(session: Session, rest: str) -> None:
     session.warn(session.preference)
 
 
+def _verbosity(session: Session, rest: str) -> None:
+    dial = session.the_dial()
+    if not rest:
+        session.terminal.say(dial.lengths or "no lengths of answers are on record for this model", "dim")
+        return
+    preference = dial.read(verbosity=rest)
+    assert preference is not None
+    session.preference, session.compared = preference, None
+    session.terminal.say(f"{session.label(preference)}  maximize {Dial.formula(preference)}", "dim")
+
+
 def _compare(session: Session, rest: str) -> None:
     dial = session.the_dial()
     if rest in ("", "off") and session.compared is not None:
@@ -456,6 +467,7 @@ class Command:
 
 COMMANDS: Final[Mapping[str, Command]] = {
     "/dial": Command("[DIRECTION|off]", "turn to -30, or helpfulness=0.8 verbosity=-0.6; alone: show the dial", _dial),
+    "/verbosity": Command("[low|medium|high]", "turn to short, medium or long answers; alone: how long", _verbosity),
     "/compare": Command("A B", "answer the last message, or the next, at two directions side by side", _compare),
     "/best": Command("[N [DEGREES]|off]", "show the best of N answers near the direction, by the reward model", _best),
     "/score": Command("[on|off]", "show the reward model's rewards under each answer", _score),

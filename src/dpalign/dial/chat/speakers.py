@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from dpalign.dial.best_of import BestOf
 from dpalign.dial.dial import Dial
-from dpalign.dial.server.engine import GenerationError
+from dpalign.dial.server.engine import GenerationError, Limits
 from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.prompts import PreferenceTemplate
@@ -50,6 +51,8 @@ class Ask:
     """Draw so many answers around the direction, and take the one that the reward model rates best at it."""
     spread: float | None = None
     """Degrees around the direction for best_of; None: the default."""
+    n: int = 1
+    """Answers; a chat takes one."""
 
     def body(self, model: str, *, in_template: bool = False) -> dict[str, Any]:
         """The body of a chat completion.
@@ -64,7 +67,13 @@ class Ask:
             "seed": self.seed,
             "stream": True,
         }
-        optional = {"max_tokens": self.max_tokens, "best_of": self.best_of, "angle_spread": self.spread}
+        more_than_one = self.n if self.n > 1 else None
+        optional = {
+            "n": more_than_one,
+            "max_tokens": self.max_tokens,
+            "best_of": self.best_of,
+            "angle_spread": self.spread,
+        }
         body |= {name: value for name, value in optional.items() if value is not None}
         if self.preference is not None:
             preference = {name: round(w, 6) + 0.0 for name, w in self.preference.weights.items()}
@@ -100,7 +109,8 @@ class Speaker(ABC):
         known = {name: name for name in get_args(PreferenceTemplate)}
         template, arc = known.get(about.template, "fig1"), None if about.arc is None else Arc(*about.arc)
         # it reads and warns; the line itself is written where the model is
-        self.dial = Dial(tuple(about.objectives), template, "zephyr", arc) if about.objectives else None
+        dial = Dial(tuple(about.objectives), template, "zephyr", arc, verbosity=about.verbosity or {})
+        self.dial = dial if about.objectives else None
 
     @abstractmethod
     def stream(self, ask: Ask) -> Pieces:
@@ -139,7 +149,7 @@ class Local(Speaker):
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="chat", daemon=True)
         self.thread.start()
-        self._wait(service.generator.start())
+        self.wait(service.generator.start())
 
     def stream(self, ask: Ask) -> Pieces:
         pieces: queue.SimpleQueue[Piece | Exception | None] = queue.SimpleQueue()
@@ -154,7 +164,7 @@ class Local(Speaker):
 
     async def _draw(self, ask: Ask, pieces: "queue.SimpleQueue[Piece | Exception | None]") -> None:
         try:
-            order = await self._order(ask)
+            order = await self.order(ask)
             async with aclosing(self.service.answers(order)) as stream:
                 async for deltas in stream:
                     for delta in deltas:
@@ -166,7 +176,12 @@ class Local(Speaker):
         except Exception as error:
             pieces.put(error)
 
-    async def _order(self, ask: Ask) -> "Order":
+    async def order(self, ask: Ask) -> "Order":
+        """What the service is to answer.
+
+        Raises:
+            ApiError, ValueError: what is wrong with the ask.
+        """
         body = ask.body(self.name)
         wanted = body.pop("max_tokens", None)  # a chat grows: it is cut at the context, where the server refuses
         try:
@@ -183,16 +198,43 @@ class Local(Speaker):
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         if self.service.rewards is None:
             raise ValueError("no reward model here; name one with --reward")
-        return self.service.rewards.named(self._wait(self.service.scores(messages, [answer]))[0])
+        return self.service.rewards.named(self.wait(self.service.scores(messages, [answer]))[0])
 
     def close(self) -> None:
-        self._wait(self.service.close())
+        self.wait(self.service.close())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
 
-    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+    def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """The result of work on the loop; an interruption of the wait ends the work."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+
+def open_local(model: Path, limits: Limits, *, threads: int = 0, **options: Any) -> Local:
+    """A model in this process, loaded without a word from its libraries.
+
+    Args:
+        threads: CPU threads; 0 leaves the choice to torch.
+        options: see `open_service`.
+
+    Raises:
+        ValueError: what is wrong with which folder, or a package that is not installed.
+    """
+    from dpalign.dial.server.service import open_service
+    from dpalign.runs.environment import settle_threads
+    from dpalign.stages.stage import installed
+
+    with installed():
+        settle_threads(threads, for_torch=True)
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        return Local(open_service(model, limits, **options))
 
 
 # --- a server ---

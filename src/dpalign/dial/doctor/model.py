@@ -15,6 +15,7 @@ from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.doctor import Finding, Level
 from dpalign.dial.export.source import find_model
+from dpalign.engines.templates import find_own_chat, render
 from dpalign.page.words import listed, size
 from dpalign.paper.objectives import own_name
 from dpalign.rewards.golden import FILE as GOLDEN_SCORES
@@ -25,10 +26,12 @@ from dpalign.runs.modelfolder import (
     GENERATION,
     TEMPLATE,
     TOKENIZER,
+    Marks,
     check_weights,
     label_names,
     pickles_in,
     read_header,
+    read_marks,
     read_object,
     special_tokens,
     template_of,
@@ -185,7 +188,7 @@ def _policy(folder: Folder) -> Iterator[Finding]:
         cure = f"dpa export {folder.path} --template T --objectives NAME... --out DIR"
         yield Finding("bad", "contract", text, cure)
         return
-    prompts = Prompts(contract, template_of(folder.path), special_tokens(folder.path).eos or "")
+    prompts = Prompts(contract, template_of(folder.path), read_marks(folder.path))
     yield Finding("ok", "dial", _dial(contract))
     yield from _checked(folder, template=prompts.check, golden=prompts.check_golden, tokenizer=_turn_end, files=_files)
     if contract.reward is not None:
@@ -207,10 +210,12 @@ def _sampling(folder: Folder) -> str:
 
 
 def _dial(contract: Contract) -> str:
-    trained = Dial.of(contract).trained
+    dial = Dial.of(contract)
+    trained = dial.trained
     text = f"{listed(contract.names)}; line {contract.template}, chat {contract.chat}"
     text += f"; trained on {trained}" if trained else "; the trained range is not on record"
-    return text + (f"; measured at {len(contract.front)} directions" if contract.front else "")
+    text += f"; measured at {len(contract.front)} directions" if contract.front else ""
+    return text + f"; verbosity: {dial.lengths or 'not on record'}"
 
 
 @dataclass(frozen=True)
@@ -219,24 +224,36 @@ class Prompts:
 
     contract: Contract
     template: str | None
-    eos: str
+    marks: Marks
+
+    def form(self, folder: Folder) -> golden.Form:
+        """What writes the folder's prompts, as we understand it."""
+        if self.contract.chat != "model":
+            return golden.Form({"eos_token": "", **self.marks.named})
+        own = find_own_chat(self.template, self.marks, self.contract.chat_kwargs, str(folder.path))
+        if own.place != self.contract.place:
+            text = f"{FILE} has the line in the {self.contract.place}'s turn, its chat template in the {own.place}'s"
+            raise Fault(text, f"dpa export {folder.path} --out DIR writes it anew")
+        return golden.Form(self.marks.named, own)
 
     def check(self, folder: Folder) -> str:
         """At many directions, plainly, and where it must refuse."""
         dial, cure = Dial.of(self.contract), f"dpa export {folder.path} --out DIR writes it anew"
         if self.template is None:
             raise Fault(f"no {TEMPLATE}: nothing turns a chat into a prompt", cure)
+        form = self.form(folder)
         directions = [None, *golden.shown_directions(dial, DIRECTIONS)]
         for chat, v in product(golden.chats(dial.chat), directions):
             options: dict[str, Any] = {} if v is None else {"preference": v.weights}
-            written, meant = golden.render(self.template, chat, **options), golden.expected(dial, chat, v, self.eos)
+            written = render(self.template, chat, **options, **form.tokens)
+            meant = golden.expected(dial, chat, v, form)
             if written != meant:
                 where = "without a preference" if v is None else f"at {v.weights}"
                 text = f"{where} it writes {_short(written)}, where the model was trained on {_short(meant)}"
                 raise Fault(text, cure)
         try:
             unknown = {self.contract.names[0]: 1.0, "no such": 1.0}
-            golden.render(self.template, golden.chats(dial.chat)[0], preference=unknown)
+            render(self.template, golden.chats(dial.chat)[0], preference=unknown, **form.tokens)
         except ValueError:
             angle = " and angle" if len(self.contract.objectives) == 2 else ""
             right = f"{len(directions)} directions give the prompts of {FILE}"
@@ -248,9 +265,10 @@ class Prompts:
         prompts, dial = golden.read_golden(folder.path), Dial.of(self.contract)
         if not prompts or self.template is None:
             return ""
+        form = self.form(folder)
         for one in prompts:
-            written = golden.render(self.template, one.messages, preference=one.preference)
-            if not written == one.text == golden.expected(dial, one.messages, dial.read(one.preference), self.eos):
+            written = render(self.template, one.messages, preference=one.preference, **form.tokens)
+            if not written == one.text == golden.expected(dial, one.messages, dial.read(one.preference), form):
                 text = f"{golden.FILE} has {_short(one.text)}, the template writes {_short(written)}"
                 raise Fault(text, "export the policy again: dpa export")
         return f"{len(prompts)} golden prompts, all as the template writes them"
@@ -262,11 +280,16 @@ def _turn_end(folder: Folder) -> str:
         raise Fault("not tried: it needs tokenizer.json, and the package tokenizers", level="note")
     from tokenizers import Tokenizer
 
-    tokens = special_tokens(folder.path)
-    ids = Tokenizer.from_file(str(folder.path / TOKENIZER)).encode(tokens.eos or "", add_special_tokens=False).ids
-    if ids != [tokens.eos_id]:
-        raise Fault(f"{tokens.eos!r} in a prompt is not the one token {tokens.eos_id}", "repair tokenizer.json")
-    return f"{tokens.eos!r} in a prompt is one token"
+    known, tokenizer = vocabulary(folder.path), Tokenizer.from_file(str(folder.path / TOKENIZER))
+    contract, stops = read_contract(folder.path), _ids(folder.generation.get("eos_token_id"))
+    ends = list(dict.fromkeys([*(contract.stop if contract else ()), special_tokens(folder.path).eos or ""]))
+    for end in ends:
+        if tokenizer.encode(end, add_special_tokens=False).ids != [known.get(end)]:
+            raise Fault(f"{end!r} in a prompt is not the one token {known.get(end)}", "repair tokenizer.json")
+        if stops and known[end] not in stops:
+            cure = f'"eos_token_id" in {folder.path / GENERATION}'
+            raise Fault(f"an answer ends with {end!r}, at which {GENERATION} does not stop", cure)
+    return f"{listed([repr(end) for end in ends])} in a prompt is one token"
 
 
 def _files(folder: Folder) -> str:
@@ -300,7 +323,7 @@ def _reward_template(folder: Folder) -> str:
         return ""
     bos = special_tokens(folder.path).bos
     for one in measured.scores:
-        written = golden.render(template or "", one.messages, add_generation_prompt=False, bos_token=bos or "")
+        written = render(template or "", one.messages, False, bos_token=bos or "")
         if written != one.text:
             text = f"{TEMPLATE} writes {_short(written)}, where the model was scored on {_short(one.text)}"
             raise Fault(text, "dpa export RUN --reward writes it anew")

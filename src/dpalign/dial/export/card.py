@@ -10,6 +10,7 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 
 from dpalign import __version__
+from dpalign.data.sources import parted
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import figures
 from dpalign.dial.export.source import Card, Source, hub_name
@@ -50,6 +51,7 @@ def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden
         "arithmetic": dial.formula(example),
         "angle": round(example.angle) if len(example.v) == 2 else None,
         "trained": dial.trained,
+        "lengths": dial.lengths,
         "ends": [] if contract.population is None else ends_in_words(contract.population, contract.names),
         "rewards": _rewards(contract),
         "scored": _scored(folder, contract),
@@ -119,8 +121,9 @@ def _datasets(recipe: Recipe | None) -> list[str]:
     if recipe is None or recipe.data.world:
         return []
     data = recipe.data
-    names = map(hub_name, (data.helpsteer, data.ultrafeedback, data.pairs, data.splits, data.sft))
-    return [name for name in names if name is not None]
+    sources = (data.helpsteer, *data.rows, data.validation, data.tuning_prompts, data.sft)
+    names = (hub_name(parted(source)[0]) for source in sources)
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def _data_row(report: Mapping[str, Any]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--reward-template", choices=get_args(RewardInput), help=text)
     text = "with --template: degrees of the trained range (two objectives)"
     add("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=text)
-    text = "with --template: how turns are set out (default: world-v1 for world-v1, else zephyr)"
+    text = "with --template: how turns are set out; model: by its own chat template (default: world-v1, or zephyr)"
     add("--chat", choices=get_args(ChatStyle), help=text)
 
 

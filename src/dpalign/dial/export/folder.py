@@ -5,7 +5,7 @@ The folder appears whole or not at all. An earlier export in its place is replac
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,8 @@ from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import PICTURE, front_of, picture_of
 from dpalign.dial.export.source import Card, Source, hub_name
+from dpalign.dial.export.verbosity import lengths_of
+from dpalign.engines.templates import find_own_chat, render
 from dpalign.paper.prompts import RewardInput
 from dpalign.rewards.golden import ONLY, GoldenModel, write_model_golden
 from dpalign.rewards.inputs import reward_chat_template
@@ -30,8 +32,11 @@ from dpalign.runs.modelfolder import (
     SpecialTokens,
     check_weights,
     pickles_in,
+    read_marks,
     read_object,
     special_tokens,
+    template_of,
+    vocabulary,
     walk,
     weights_files,
 )
@@ -62,16 +67,16 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        tokens = _copy_policy(source, partial)
-        contract = replace(source.contract, eos=tokens.eos, front=front_of(source))
+        form = _copy_policy(source, partial)
+        contract = replace(source.contract, eos=form.tokens["eos_token"], front=front_of(source))
+        contract = replace(contract, place=form.own.place if form.own else None, stop=tuple(_ends(source, form)))
+        contract = replace(contract, verbosity=lengths_of(source))
         if with_reward:
             contract = _copy_rewards(source, contract, partial)
         contract = replace(contract, rewards=tuple(map(_published, contract.rewards)))
-        dial = Dial.of(contract)
-        assert tokens.eos is not None
-        prompts = golden.golden_prompts(dial, tokens.eos)
+        prompts = golden.golden_prompts(Dial.of(contract), form)
         golden.write_golden(partial, prompts)
-        _check(partial, prompts)
+        _check(partial, prompts, form)
         write_card(partial, replace(source, contract=contract), card, prompts)
         files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in walk(partial)}
         write_json(partial / FILE, {**contract.to_json(), "dpalign": __version__, "files": files})
@@ -127,15 +132,20 @@ def write_card(folder: Path, source: Source, card: Card, prompts: Sequence[golde
     write_text(folder / CARD, card_text(folder, source, card, prompts, PICTURE if picture is not None else None))
 
 
-def _copy_policy(source: Source, out: Path) -> SpecialTokens:
+def _copy_policy(source: Source, out: Path) -> golden.Form:
     """Weights and tokenizer as they are; the template, and settings that must fit it, our own."""
     model = source.model
     _copy(model, out)
     tokens = special_tokens(model)
     if tokens.eos is None:
         raise ValueError(f"{model / TOKENIZER_SETTINGS}: names no eos_token, with which an answer could end")
-    contract = source.contract
-    write_text(out / TEMPLATE, chat_template(contract.chat, contract.template, contract.names, eos=tokens.eos))
+    contract, own = source.contract, None
+    if contract.chat == "model":
+        own = find_own_chat(template_of(model), read_marks(model), contract.chat_kwargs, str(model))
+        template = own.template(contract.template, contract.names)
+    else:
+        template = chat_template(contract.chat, contract.template, contract.names, eos=tokens.eos)
+    write_text(out / TEMPLATE, template)
     config = read_object(out / CONFIG)
     settings = read_object(out / TOKENIZER_SETTINGS) if (out / TOKENIZER_SETTINGS).is_file() else {}
     for table in (config, settings):
@@ -149,19 +159,32 @@ def _copy_policy(source: Source, out: Path) -> SpecialTokens:
     if config.get("pad_token_id") is None:
         config["pad_token_id"] = tokens.pad_id
     write_json(out / CONFIG, config)
-    write_json(out / GENERATION, _generation(source, config, tokens))
-    return tokens
+    form = golden.Form(read_marks(out).named, own)
+    write_json(out / GENERATION, _generation(source, config, tokens, _end_ids(out, _ends(source, form))))
+    return form
 
 
-def _generation(source: Source, config: dict[str, Any], tokens: SpecialTokens) -> dict[str, Any]:
+def _ends(source: Source, form: golden.Form) -> Iterable[str]:
+    """The tokens that end an answer, the chat template's own first."""
+    stop = () if form.own is None else (form.own.stop,)
+    return dict.fromkeys([*stop, *source.contract.stop, form.tokens["eos_token"]])
+
+
+def _end_ids(folder: Path, ends: Iterable[str]) -> list[int]:
+    ids = vocabulary(folder) if (folder / TOKENIZER).is_file() else {}
+    return [ids[token] for token in ends if token in ids]
+
+
+def _generation(
+    source: Source, config: dict[str, Any], tokens: SpecialTokens, own_ends: Sequence[int]
+) -> dict[str, Any]:
     """How to sample when nobody says: as the policy was evaluated, from the whole distribution."""
     path, recipe = source.model / GENERATION, source.recipe
     settings = read_object(path) if path.is_file() else {}
     settings.pop("_from_model_config", None)  # with it, transformers would make the settings again from the config
     ends = settings.get("eos_token_id", config.get("eos_token_id"))
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if tokens.eos_id is not None and tokens.eos_id not in listed:
-        listed = [tokens.eos_id, *listed]
+    listed = [*(end for end in own_ends if end not in listed), *listed]
     return settings | {
         "bos_token_id": config.get("bos_token_id"),
         "eos_token_id": listed[0] if len(listed) == 1 else listed,
@@ -239,11 +262,11 @@ def _needed(model: Path, more: Sequence[str]) -> Iterator[str]:
     yield from (name for name in (*COPIED, *more) if (model / name).is_file())
 
 
-def _check(folder: Path, prompts: Sequence[golden.Golden]) -> None:
+def _check(folder: Path, prompts: Sequence[golden.Golden], form: golden.Form) -> None:
     """What was written is what was meant: ours to ensure, so a failure is a fault of this module."""
     check_weights(folder)
     template = (folder / TEMPLATE).read_text(encoding="utf-8")
     for one in prompts:
-        assert golden.render(template, one.messages, preference=one.preference) == one.text, one
+        assert render(template, one.messages, preference=one.preference, **form.tokens) == one.text, one
         if one.angle is not None:
-            assert golden.render(template, one.messages, angle=one.angle) == one.text, one
+            assert render(template, one.messages, angle=one.angle, **form.tokens) == one.text, one

@@ -66,6 +66,8 @@ class Source:
     golden_scores: Mapping[str, GoldenModel] = field(default_factory=dict)
     """What these gave some answers, by name."""
     examples: Sequence[Example] = ()
+    evaluation: Path | None = None
+    """The run's finished evaluation of this very policy."""
     notes: tuple[str, ...] = ()
     """What is missing or unusable, for the user."""
 
@@ -196,9 +198,10 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
     trained = (tuple(recipe.objectives), recipe.preference.template, recipe.model.chat)
     if trained != (contract.names, contract.template, contract.chat):
         return replace(source, notes=("the run's recipe has changed since this policy was trained: it is left out",))
+    evaluation = _evaluation_of(run, stage)
     examples: tuple[Example, ...] = ()
-    if recipe.data.world:  # other prompts are somebody's data, and not ours to publish
-        examples = _examples(run / f"evaluate-{stage.name}", contract.names)
+    if recipe.data.world and evaluation is not None:  # other prompts are somebody's data, and not ours to publish
+        examples = _examples(evaluation, contract.names)
     files = run / "data" / "reports.json"
     summary, note = _summary_of(run, stage)
     return replace(
@@ -210,6 +213,7 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
         rewards=_reward_folders(run, contract),
         golden_scores=read_golden(run / "reward"),
         examples=examples,
+        evaluation=evaluation,
         notes=(note,) if note else (),
     )
 
@@ -257,8 +261,6 @@ def _with_scale(run: Path, contract: Contract) -> Iterator[RewardRecord]:
 
 def _examples(evaluation: Path, names: Sequence[str]) -> tuple[Example, ...]:
     """The first questions of an evaluation, each with its first answers at both ends of the dial and in the middle."""
-    if not (evaluation / LEDGER).is_file():
-        return ()
     examples = []
     for rows in _questions(evaluation / "answers"):
         at = sorted(row["condition_index"] for row in rows)
@@ -278,6 +280,13 @@ def _questions(answers: Path) -> Iterator[list[dict[str, Any]]]:
     """The first answers to each question, a question at a time."""
     first = (row for row in read_rows(answers, CANDIDATES) if row["sample"] == 0)
     return (list(rows) for _, rows in groupby(first, key=lambda row: row["prompt_id"]))
+
+
+def _evaluation_of(run: Path, stage: Path) -> Path | None:
+    folder = run / f"evaluate-{stage.name}"
+    if not (folder / LEDGER).is_file():
+        return None
+    return folder if read_ledger(folder)["inputs"]["policy"]["digest"] == read_ledger(stage)["digest"] else None
 
 
 def _summary_of(run: Path, stage: Path) -> "tuple[Summary | None, str]":

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter, time
-from typing import Any
+from typing import Any, Literal
 
 from dpalign.dial.best_of import SPREAD, draw_best
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import front_of
 from dpalign.dial.export.source import find_model, find_source
+from dpalign.dial.export.verbosity import lengths_of
 from dpalign.dial.rewards import open_scorer
 from dpalign.dial.server.engine import (
     Array,
@@ -138,6 +139,11 @@ class Service:
                     raise ApiError(400, f"{field} is given twice", param="chat_template_kwargs", code="preference")
                 if value is not None:
                     fields[field] = value
+        lengths = {request.verbosity, None if request.text is None else request.text.verbosity} - {None}
+        if len(lengths) > 1:
+            raise ApiError(400, "verbosity and text.verbosity differ; give one", param="text", code="preference")
+        if lengths:
+            fields["verbosity"] = lengths.pop()
         first = next(iter(fields), None)
         if at and first:
             what = f"the model's name gives a direction, and {first} another; give one"
@@ -256,7 +262,7 @@ def open_service(
     dtype: str = "auto",
     engines: Engines | None = None,
     max_model_len: int | None = None,
-    reward: Sequence[str] = (),
+    reward: Sequence[str] | Literal[False] = (),
     reward_template: RewardInput | None = None,
     temperature: float = 0.7,
 ) -> Service:
@@ -265,7 +271,7 @@ def open_service(
     Args:
         name: for clients; None takes the folder's.
         rows: answers decoded side by side.
-        reward: see `dial.rewards.open_scorer`; without any, those inside the model's folder.
+        reward: see `dial.rewards.open_scorer`; without any, those inside the model's folder; False takes none.
         engine, dtype, engines, max_model_len: see `open_generator`.
 
     Raises:
@@ -273,15 +279,18 @@ def open_service(
     """
     own, model, contract_folder = find_model(path)
     contract = read_contract(contract_folder)
+    rewards = None
     if contract is None:
         if reward:
             raise ValueError(f"--reward: {model} has no {FILE} that says which heads its objectives read")
-        dial, rewards = Dial((), "fig1", "zephyr"), None
+        dial = Dial((), "fig1", "zephyr")
     else:
         dial = Dial.of(contract)
         if not dial.front:
-            dial = replace(dial, front=front_of(find_source(path)))
-        rewards = open_rewards(model, contract, reward=reward, template=reward_template, dtype=dtype)
+            source = find_source(path)
+            dial = replace(dial, front=front_of(source), verbosity=lengths_of(source))
+        if reward is not False:
+            rewards = open_rewards(model, contract, reward=reward, template=reward_template, dtype=dtype)
     generator = open_generator(
         model, engine=engine, rows=rows, dtype=dtype, engines=engines, max_model_len=max_model_len
     )

@@ -15,6 +15,7 @@ from dpalign.dial.best_of import BestOf
 from dpalign.dial.server.engine import Finish
 from dpalign.paper.direction import name_hint
 from dpalign.rows import Message
+from dpalign.train.contract import Length, Verbosity
 
 IGNORED: Final = (
     "metadata",
@@ -44,7 +45,6 @@ REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
-    "verbosity": (),
     "web_search_options": (),
 }
 """Fields of OpenAI's that would change the answer, with the values beside null that ask for nothing."""
@@ -163,6 +163,13 @@ class TemplateArguments(BaseModel):
     angle: Any = None
 
 
+class TextOptions(BaseModel):
+    """verbosity as OpenAI's responses API spells it."""
+
+    model_config = _CLOSED
+    verbosity: Verbosity | None = None
+
+
 class ChatRequest(BaseModel):
     """The body of POST /v1/chat/completions."""
 
@@ -181,6 +188,8 @@ class ChatRequest(BaseModel):
     preference: Any = Field(None, description="Weights by objective, of any length")
     angle: Any = Field(None, description="Degrees, where the model weighs two objectives")
     chat_template_kwargs: TemplateArguments | None = None
+    verbosity: Verbosity | None = Field(None, description="How long an answer is to be, where dpa.json has lengths")
+    text: TextOptions | None = None
     best_of: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Draw this many answers and return the one that the reward model rates best as asked"
     )
@@ -199,8 +208,7 @@ class ChatRequest(BaseModel):
                 hint = name_hint(name, known).partition(";")[0]
                 _refuse(f"unknown field {name!r} ({hint})", name, "unknown_field")
             if not _asks_for_nothing(value, REFUSED[name]):
-                more = "; an objective's weight goes into preference" if name == "verbosity" else ""
-                _refuse(f"{name} is not supported{more}", name, "unsupported")
+                _refuse(f"{name} is not supported", name, "unsupported")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             _refuse("max_tokens and max_completion_tokens differ", "max_tokens")
         if self.best_of is None and self.angle_spread is not None:
@@ -235,6 +243,7 @@ class DialReply(BaseModel):
     arc: tuple[float, float] | None = None
     template: str | None = None
     front: list[dict[str, Any]] | None = None
+    verbosity: dict[Verbosity, Length] | None = None
     rewards: bool = True
     max_best_of: int = 0
     temperature: float = 0.7

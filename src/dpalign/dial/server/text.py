@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
-from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
+from dpalign.engines.tokens import prompt_ids
 from dpalign.rows import Message
 
 UNFINISHED: Final = "\N{REPLACEMENT CHARACTER}"
@@ -35,13 +35,7 @@ class Prompts:
 
     def _ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
         arguments: dict[str, Any] = {} if preference is None else {"preference": dict(preference)}
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True, **arguments
-            )
-        except TemplateError as error:
-            raise ValueError(f"the model's chat template refuses this: {error}") from error
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return prompt_ids(self.tokenizer, messages, **arguments)
 
     def close(self) -> None:
         self.thread.shutdown(wait=False, cancel_futures=True)

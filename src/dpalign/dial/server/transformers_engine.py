@@ -16,12 +16,13 @@ from typing import Final
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dpalign.dial.server.engine import Closing, Delta, GenerationError, Sampling
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
 from dpalign.engines.decoding import read_prompts, read_tokens
+from dpalign.engines.tokens import end_ids
 from dpalign.engines.transformers_engine import draw
 from dpalign.paper.direction import rng_for
 
@@ -77,7 +78,7 @@ class BatchingGenerator:
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         ).to(device)
         model.eval()
-        self.ends = _end_tokens(model.generation_config, tokenizer.eos_token_id)
+        self.ends = frozenset(end_ids(tokenizer, model.generation_config))
         self.special = self.ends.union(tokenizer.all_special_ids)
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(model, pad if pad is not None else min(self.ends, default=0))
@@ -240,12 +241,6 @@ class BatchingGenerator:
         if len(rows) < len(self.decoding):
             self.decoder.keep(rows)
             self.decoding = [self.decoding[i] for i in rows]
-
-
-def _end_tokens(config: GenerationConfig | None, eos: int | None) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's, and those that the model's generation config names."""
-    named = getattr(config, "eos_token_id", None)
-    return frozenset([*(named if isinstance(named, list) else [named]), eos]) - {None}
 
 
 class Decoder:

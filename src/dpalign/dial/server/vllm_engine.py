@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from dpalign.dial.server.engine import Delta, Finish, GenerationError, Sampling
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
 from dpalign.engines.knobs import Engines
+from dpalign.engines.tokens import end_ids, generation_config
 from dpalign.engines.vllm_engine import CPU_BLOCK, require_vllm
 
 ENVIRONMENT: Final = {
@@ -59,7 +60,8 @@ class VllmGenerator:
         self.prompts = Prompts(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.decode = decoder_of(tokenizer)
-        self.special = frozenset(tokenizer.all_special_ids)
+        self.ends = end_ids(tokenizer, generation_config(folder))
+        self.special = frozenset([*tokenizer.all_special_ids, *self.ends])
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = str(getattr(config, "dtype", None) or "auto").removeprefix("torch.")
         arguments: dict[str, Any] = {
@@ -115,6 +117,7 @@ class VllmGenerator:
             seed=sampling.seed % 2**62,
             max_tokens=sampling.max_tokens,
             stop=list(sampling.stop),
+            stop_token_ids=self.ends,
             output_kind=RequestOutputKind.DELTA,
         )
         outputs = self.engine.generate({"prompt_token_ids": list(prompt)}, params, uuid4().hex)

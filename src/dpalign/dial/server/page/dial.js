@@ -10,6 +10,7 @@ export class Dial {
   constructor(contract, changed) {
     this.objectives = contract.objectives;
     this.arc = contract.arc;
+    this.lengths = Object.entries(contract.verbosity ?? {});
     this.changed = changed;
     this.angled = this.objectives.length === 2;
     this.signs = senses(this.objectives, this.arc);
@@ -91,19 +92,35 @@ export class Dial {
       row.append(element("span", { className: "entry" }, input, "\u00b0"));
     }
     row.append(formula);
-    const whole = element("div", { className: `reading ${side}` }, row, warning);
+    const levels = this.buildLengths(side);
+    const lengths = element("div", { className: "lengths" }, "answers", ...levels.map(({ button }) => button));
+    lengths.hidden = !levels.length;
+    const whole = element("div", { className: `reading ${side}` }, row, lengths, warning);
     at("readings").append(whole);
-    this.readings[side] = { whole, formula, warning, input };
+    this.readings[side] = { whole, formula, levels, warning, input };
+  }
+
+  // A button for each length of answers that is on record: OpenAI's low, medium and high.
+  buildLengths(side) {
+    const names = { low: "short", medium: "medium", high: "long" };
+    return this.lengths.map(([level, { angle, words }]) => {
+      const title = `verbosity ${level}: about ${Math.round(words)} words, at ${degrees(angle)}`;
+      const button = element("button", { type: "button", title }, names[level]);
+      button.setAttribute("aria-label", `${side}: ${names[level]} answers`);
+      button.addEventListener("click", () => this.turnTo(side, angle));
+      return { angle, button };
+    });
   }
 
   draw() {
     this.face.draw();
     for (const side of SIDES) {
-      const { whole, formula, warning, input } = this.readings[side];
+      const { whole, formula, levels, warning, input } = this.readings[side];
       whole.hidden = !this.shown.includes(side);
       // it breaks between terms, never within one
       const terms = this.words(side).split(/ (?=[-+] )/);
       formula.replaceChildren(...terms.flatMap((term) => [element("span", {}, term), " "]));
+      for (const { angle, button } of levels) button.setAttribute("aria-pressed", String(Math.abs(this.angle(side) - angle) < 0.05));
       warning.textContent = this.warning(side);
       warning.hidden = !warning.textContent;
       if (input && document.activeElement !== input) input.value = Number(this.angle(side).toFixed(1)) || 0;

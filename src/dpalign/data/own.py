@@ -1,0 +1,245 @@
+"""Data of one's own: rated answers, preference pairs and prompts, in any form of `forms.py`.
+
+A column of numbers rates the answer under its own name. Of a pair, two columns such as `brevity_chosen` and
+`brevity_rejected` do. A rating becomes points of 0-100 by its scale, which is stated, or else read from the column.
+The paper's data sets are known by their columns, and are read as `ratings.py` reads them.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dpalign.data.forms import TEXTS, Example, Form, form_of, or_rename, read_example
+from dpalign.data.ratings import Rescaling, paper_form, rated, read_rated
+from dpalign.data.report import ReadReport, Scale
+from dpalign.data.sources import Row, describe, located, read_source, shorten
+from dpalign.rows import Message, Pair, Rated, prompt_id, user_prompt
+
+Scales = Mapping[str, Scale]
+"""By column, the ratings that become 0 and 100."""
+
+SPLITS: Final = ("train_prefs", "train")
+"""What is read of a data set with several splits, where none is named."""
+EVALUATED_SPLITS: Final = ("test_prefs", "validation", "test")
+"""The same, for prompts to evaluate on."""
+USUAL: Final[tuple[Scale, ...]] = ((0, 1), (1, 5), (0, 4), (1, 10))
+"""Scales that whole numbers are taken to be on; the first that holds them all."""
+_OF_A_SIDE: Final = re.compile(r"(.+)[_-](chosen|rejected)|(chosen|rejected)[_-](.+)")
+_COUNTS_ROWS: Final = re.compile(r"|id|idx|index|unnamed: 0|.*_id", re.IGNORECASE)
+
+
+@dataclass
+class OwnData:
+    """What a source holds.
+
+    Attributes:
+        rated: the answers, with labels where they are rated.
+        pairs: two answers each, of which the first was preferred.
+        prompts: all prompts, also those without an answer.
+        reports: what was read, kept and left out.
+    """
+
+    rated: list[Rated] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    prompts: list[list[Message]] = field(default_factory=list)
+    reports: list[ReadReport] = field(default_factory=list)
+
+
+def read_own(source: str, rescaling: Rescaling, scales: Scales) -> OwnData:
+    """All rows of a source, in the form that its columns say.
+
+    Args:
+        rescaling: of the paper's data sets.
+        scales: those that are stated, for all other ratings.
+
+    Raises:
+        ValueError: columns of no known form, a broken row, or a rating outside its scale, with the row; or prompts
+            without any answer.
+    """
+    name, split = located(source, SPLITS)
+    first = next(read_source(name, split), None)
+    of_paper = first is not None and scales.keys().isdisjoint([*first.values, "score"])  # no scale of the user's own
+    known = paper_form(first) if first is not None and of_paper else None
+    if known is None:
+        own, examples = _read(name, split, scales)
+    else:
+        rows, report = read_rated(known, name, split, rescaling)
+        own = OwnData([{**row, "source": "rows"} for row in rows], [], [row["messages"] for row in rows], [report])
+        examples = [] if known in ("helpsteer", "ultrafeedback") else list(_examples(name, split))
+    pairs = [example for example in examples if len(example.answers) == 2]
+    if pairs:
+        own.pairs = _preferences(pairs, own.rated)
+        reason = "an empty answer, the same answer twice, or the same ratings"
+        own.reports.append(
+            ReadReport.of_filter("preferences", describe(name, split), len(pairs), len(own.pairs), reason)
+        )
+    return own
+
+
+def read_prompts(source: str, what: str, wanted: Sequence[str]) -> tuple[dict[str, list[Message]], ReadReport]:
+    """The prompts of a source in any form, each once, by id; answers are not read.
+
+    Args:
+        what: what they are, for the report.
+        wanted: the splits to read where the source names none, the best first.
+
+    Raises:
+        ValueError: columns of no known form, or a broken row.
+    """
+    name, split = located(source, wanted)
+    report = ReadReport(what, describe(name, split))
+    prompts: dict[str, list[Message]] = {}
+    first = next(read_source(name, split), None)
+    examples: Iterable[Example] = _examples(name, split)
+    if first is not None and paper_form(first) == "ultrafeedback":
+        examples = (Example(user_prompt(row.text_or_empty("instruction"))) for row in read_source(name, split))
+    for example in examples:
+        key = prompt_id(example.messages)
+        if example.gap or key in prompts:
+            report.drop(example.gap or "repeated prompt")
+        elif report.keeps(example.messages[-1]["content"]):
+            prompts[key] = example.messages
+    return prompts, report
+
+
+def _examples(name: str, split: str | None) -> Iterator[Example]:
+    form: Form | None = None
+    for row in read_source(name, split):
+        form = form or form_of(row)
+        yield read_example(row, form)
+
+
+def _read(name: str, split: str | None, scales: Scales) -> tuple[OwnData, list[Example]]:
+    """The rows of a source that is none of the paper's: first all ratings, then their scales, then the labels."""
+    report, form = ReadReport("rows", describe(name, split)), None
+    rows: list[tuple[Example, list[dict[str, float]]]] = []
+    texts: dict[str, str] = {}
+    columns: list[str] = []
+    for row in read_source(name, split):
+        if form is None:
+            report.source = form = form_of(row)
+            columns = list(row.values)
+        example = read_example(row, form)
+        if example.gap:
+            report.drop(example.gap)
+        else:
+            rows.append((example, _ratings(row, form, len(example.answers), scales, texts)))
+    _read_scales([ratings for _, ratings_A in rows for ratings in ratings_A], scales, texts, report)
+    if rows and not any(example.answers for example, _ in rows):
+        raise ValueError(f"{report.file}: prompts without answers; name it in data.prompts{or_rename(columns)}")
+    own = OwnData(reports=[report])
+    for example, ratings_A in rows:
+        asked, before = example.messages[-1]["content"], len(own.rated)
+        for answer, ratings in zip(example.answers, ratings_A, strict=True):
+            points = {head: to_points(ratings[head], scale) for head, scale in report.scales.items() if head in ratings}
+            if report.keeps(asked, answer):
+                own.rated.append(rated(example.messages, answer, "rows", points))
+                if report.scales and not points:
+                    report.notes["answer without a rating"] += 1
+        if len(own.rated) > before or (not example.answers and report.keeps(asked)):
+            own.prompts.append(example.messages)
+    return own, [example for example, _ in rows]
+
+
+def _ratings(row: Row, form: Form, answers: int, scales: Scales, texts: dict[str, str]) -> list[dict[str, float]]:
+    """The numbers that rate each answer, by head; `texts` notes the first other value of a column."""
+    ratings_A: list[dict[str, float]] = [{} for _ in range(answers)]
+    for column, value in row.values.items() if answers else ():
+        head, answer = column, 0
+        if form == "pairs":
+            if (of_side := _OF_A_SIDE.fullmatch(column)) is None:
+                continue
+            head, answer = of_side[1] or of_side[4], int("rejected" in (of_side[2], of_side[3]))
+        if column in TEXTS or _COUNTS_ROWS.fullmatch(head):
+            continue
+        try:
+            number = to_number(value)
+        except ValueError:
+            if head in scales:
+                raise row.wrong(column, value, "a number, since [data.scales] has its scale") from None
+            texts.setdefault(head, f"{row.where} has {shorten(repr(value), 40)}")
+            continue
+        if number is None:
+            continue
+        if head in scales and not min(scales[head]) <= number <= max(scales[head]):
+            raise row.wrong(column, value, f"a number from {scale_text(scales[head])}, as [data.scales] says")
+        ratings_A[answer][head] = number
+    return ratings_A
+
+
+def _read_scales(
+    ratings_N: Sequence[Mapping[str, float]], scales: Scales, texts: Mapping[str, str], report: ReadReport
+) -> None:
+    """The scale of each rating that is one, into the report; a column of text or of one value only is none."""
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for ratings in ratings_N:
+        for head, number in ratings.items():
+            values[head].append(number)
+    for head, numbers in values.items():
+        if head in texts:
+            report.remarks.append(f"{head} is no rating: {texts[head]}")
+        elif head in scales:
+            report.scales[head] = scales[head]
+        elif min(numbers) == max(numbers):
+            report.remarks.append(f"{head} is no rating: always {numbers[0]:g}")
+        else:
+            report.scales[head] = usual_scale(numbers)
+
+
+def to_number(value: Any) -> float | None:
+    """A rating as a number; None where it is null, NaN, empty or "N/A".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value is None or (isinstance(value, str) and value.strip().upper() in ("", "N/A", "NAN")):
+        return None
+    if not isinstance(value, str | int | float):
+        raise ValueError("no number")
+    number = float(value)
+    if math.isinf(number):
+        raise ValueError("no number")
+    return None if math.isnan(number) else number
+
+
+def usual_scale(numbers: Sequence[float]) -> Scale:
+    """The scale that ratings are read on: a usual one for whole numbers, or from the least to the greatest."""
+    low, high = min(numbers), max(numbers)
+    if all(float(number).is_integer() for number in numbers):
+        for scale in USUAL:
+            if scale[0] <= low and high <= scale[1]:
+                return scale
+    return low, high
+
+
+def to_points(rating: float, scale: Scale) -> float:
+    """A rating in points of 0-100."""
+    return 100 * (rating - scale[0]) / (scale[1] - scale[0])
+
+
+def scale_text(scale: Scale) -> str:
+    return f"{scale[0]:g} to {scale[1]:g}"
+
+
+def _preferences(pairs: Sequence[Example], answers: Sequence[Rated]) -> list[Pair]:
+    """The pairs whose two answers were kept and differ in text and in ratings, each once."""
+    labels = {(row["prompt_id"], row["response"]): row["labels"] for row in answers}
+    kept: dict[tuple[str, ...], Pair] = {}
+    for example in pairs:
+        key, (chosen, rejected) = prompt_id(example.messages), example.answers
+        sides = labels.get((key, chosen)), labels.get((key, rejected))
+        if None in sides or chosen == rejected or (sides[0] and sides[0] == sides[1]):
+            continue
+        kept[key, chosen, rejected] = {
+            "prompt_id": key,
+            "messages": example.messages,
+            "chosen": chosen,
+            "rejected": rejected,
+            "chosen_score": None,
+            "rejected_score": None,
+            "origin": "pairs",
+        }
+    return list(kept.values())

@@ -1,0 +1,199 @@
+"""Chats as tokens: the same in training, sampling and serving.
+
+A prompt is its text by the policy's chat template, tokenized as it stands: the template writes BOS and all other
+special tokens. An answer continues its prompt's tokens as the whole text would be tokenized.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from dpalign.chat import OwnChat, Switch
+from dpalign.engines.engine import Answer
+from dpalign.engines.templates import Turn, find_own_chat, find_turn
+from dpalign.paper.prompts import PreferenceTemplate
+from dpalign.rows import Message
+from dpalign.runs.modelfolder import Marks
+
+
+def marks_of(tokenizer: PreTrainedTokenizerBase) -> Marks:
+    """The tokens that a chat template may write."""
+    named: dict[str, str] = dict(tokenizer.special_tokens_map)
+    added = tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special} | set(named.values())
+    return Marks(named, frozenset({token.content for token in added} | special), frozenset(special))
+
+
+def keep_own_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    switches: Mapping[str, Switch],
+    source: str,
+    preference_template: PreferenceTemplate | None = None,
+    objectives: Sequence[str] | None = None,
+) -> OwnChat:
+    """Put the dial in front of a tokenizer's own chat template; one that has it already gets it anew.
+
+    Args:
+        source: the model's name, for messages.
+        preference_template, objectives: see `OwnChat.template`; None writes a template that takes no direction.
+
+    Raises:
+        ValueError: the template cannot carry a dial.
+    """
+    template: Any = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    own = find_own_chat(template, marks_of(tokenizer), switches, source)
+    tokenizer.chat_template = own.template(preference_template, objectives)
+    return own
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], ask: bool = True, **given: Any) -> str:
+    """A chat as text, up to the start of an answer if `ask`.
+
+    Raises:
+        ValueError: the chat template refuses the chat or the direction.
+    """
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask, **given)
+    except (TemplateError, TypeError) as error:
+        raise ValueError(f"the model's chat template refuses this: {error}") from error
+    return text
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **given: Any) -> list[int]:
+    """A prompt as a policy reads it, up to the start of its answer; the chat template writes all special tokens.
+
+    Args:
+        given: what the template takes beside the chat, such as preference.
+
+    Raises:
+        ValueError: the chat template refuses the chat or the direction.
+    """
+    return ids_of(tokenizer, chat_text(tokenizer, messages, **given))
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that has all its special tokens in it."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str) -> tuple[list[int], list[int]]:
+    """The tokens of a prompt, and those of what follows it.
+
+    The prompt's are those that sampling begins with. What follows is tokenized as in the whole text; where a token
+    would cross the border, as after a line break; else by itself.
+    """
+    prompt_tokens = ids_of(tokenizer, prompt)
+    for before in (prompt, "\n"):
+        known = prompt_tokens if before == prompt else ids_of(tokenizer, before)
+        whole = ids_of(tokenizer, before + rest)
+        if whole[: len(known)] == known:
+            return prompt_tokens, whole[len(known) :]
+    return prompt_tokens, ids_of(tokenizer, rest)
+
+
+def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
+    """What a tokenizer's chat template writes around an answer.
+
+    Raises:
+        ValueError: see `find_turn`.
+    """
+    return find_turn(lambda messages, ask: chat_text(tokenizer, messages, ask), marks_of(tokenizer))
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None) -> list[int]:
+    """The tokens that end an answer: what the chat template ends it with, the tokenizer's, and those of the model.
+
+    Args:
+        config: the model's; None where it has none.
+    """
+    named = getattr(config, "eos_token_id", None)
+    listed = [*(named if isinstance(named, list) else [named])]
+    stop = tokenizer.eos_token_id
+    if tokenizer.chat_template is not None:
+        try:
+            stop = tokenizer.convert_tokens_to_ids(turn_of(tokenizer).stop)
+        except ValueError:  # a template of other people's, which is used as it is
+            stop = tokenizer.eos_token_id
+    return [token for token in dict.fromkeys([stop, tokenizer.eos_token_id, *listed]) if token is not None]
+
+
+def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A token to fill a classifier's batches with: it ends no text, and no chat has it; None where there is none.
+
+    A classifier scores a text at its last token that is no pad.
+    """
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    spare = [token for token in reversed(special) if token not in str(tokenizer.chat_template)]
+    for token in (tokenizer.pad_token, tokenizer.unk_token, *spare):
+        if token not in (None, tokenizer.eos_token, tokenizer.bos_token):
+            return str(token)
+    return None
+
+
+def generation_config(folder: str) -> GenerationConfig | None:
+    """That of a model folder or hub name; None where it has none."""
+    try:
+        config: GenerationConfig = GenerationConfig.from_pretrained(folder)
+    except OSError:
+        return None
+    return config
+
+
+class PromptReader:
+    """Prompts as a policy reads them, and answers as it ends them: its tokenizer, without its weights.
+
+    Args:
+        tokenizer: with the policy's chat template.
+        ends: the tokens that end an answer.
+        own: the model's own chat template, where that is kept.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], own: OwnChat | None = None) -> None:
+        self.tokenizer, self.ends, self.own = tokenizer, tuple(ends), own
+
+    @classmethod
+    def load(
+        cls, folder: str, own_chat: Mapping[str, Switch] | None = None, *, trust_remote_code: bool = False
+    ) -> Self:
+        """That of a policy folder or hub name.
+
+        Args:
+            own_chat: the switches of the model's own chat template (`model.chat = "model"`), which is kept also where
+                the folder is no policy of ours; None reads the folder's template as it is.
+
+        Raises:
+            ValueError: the model's own template cannot carry a dial.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        own = None if own_chat is None else keep_own_chat(tokenizer, own_chat, folder)
+        return cls(tokenizer, end_ids(tokenizer, generation_config(folder)), own)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The tokens that end an answer, as text."""
+        return tuple(self.tokenizer.convert_ids_to_tokens(list(self.ends)))
+
+    @cached_property
+    def lead(self) -> str:
+        """What the chat template itself writes between a prompt and a bare answer: no part of the answer's text."""
+        try:
+            return turn_of(self.tokenizer).lead
+        except ValueError:
+            return ""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return prompt_ids(self.tokenizer, messages)
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """The length of a prompt."""
+        return len(self.prompt_ids(messages))
+
+    def answer(self, ids: Sequence[int]) -> Answer:
+        """An answer of the tokens that were drawn."""
+        finished = bool(ids) and ids[-1] in self.ends
+        text: str = self.tokenizer.decode(list(ids[:-1] if finished else ids), skip_special_tokens=True)
+        return Answer(text.removeprefix(self.lead), len(ids), finished)

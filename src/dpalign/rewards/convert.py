@@ -1,0 +1,374 @@
+"""`dpa convert-reward`: a public multi-head reward model as a stock sequence classifier, without its own code.
+
+The remote code of these models no longer loads on transformers 5. All of them read the last token, so each of their
+heads is a row of a stock classifier's `score.weight`:
+
+ArmoRM       regression_layer, (K, D). Its gate, which mixes the heads by prompt, is dropped.
+QRM          regression_layer, (K * Q, D): Q quantiles of each head. The mean over them is linear too.
+DPA          the ten heads of section 3.1, in a class of the authors' own.
+
+Weights keep their type. One file's are in memory at a time.
+
+Shapes: K heads, Q quantiles of each, D the model's width.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from dpalign.rows import HEADS
+from dpalign.runs.ledger import partial_of, write_json
+from dpalign.runs.modelfolder import (
+    CONFIG,
+    INDEX,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_SETTINGS,
+    WEIGHTS,
+    check_weights,
+    label_names,
+    pickles_in,
+    read_header,
+    read_object,
+    special_tokens,
+    template_of,
+    vocabulary,
+    weights_files,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCORE: Final = "score.weight"
+GATED: Final = "regression_layer"
+"""The head of ArmoRM and QRM."""
+DROPPED: Final = re.compile(r"gating\..*|reward_transform_matrix")
+"""What mixes the heads to one score: none of it changes a head."""
+RELEASED: Final = "MistralForAttributePrediction"
+"""The class of the authors' DPA reward model."""
+BACKBONES: Final = {"llama": "Llama", "mistral": "Mistral", "gemma2": "Gemma2"}
+"""How stock classes are called, by model_type; in all of them `model.` is the backbone."""
+
+ARMORM: Final = (
+    *HEADS,
+    *("beavertails-is_safe", "prometheus-score", "argilla-overall_quality", "argilla-judge_lm", "code-complexity"),
+    *("code-style", "code-explanation", "code-instruction-following", "code-readability"),
+)
+HELPSTEER: Final = HEADS[:5]
+
+FLOATS: Final = {"F64", "F32", "F16", "BF16"}
+"""Types of weights, in the words of safetensors."""
+
+COPIED: Final = (
+    *(TOKENIZER, "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"),
+)
+"""Files that go along as they are; of a model that reads chats, its template too."""
+GONE: Final = (
+    *("auto_map", "_name_or_path", "num_objectives", "num_quantiles", "loss", "torch_dtype"),
+    *("attn_implementation", "_attn_implementation"),
+)
+"""Keys of the configuration that only the model's own code reads, or that would ask for more than a stock class."""
+
+Scale = tuple[float, float]
+"""(a, b): a score s is a * s + b points of 0 to 100."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the scores of a public reward model are."""
+
+    form: Literal["armorm", "qrm", "dpa"]
+    module: str
+    """Its weight is `module`.weight."""
+    names: tuple[str, ...]
+    quantiles: int = 1
+
+    @property
+    def input(self) -> str:
+        """The form of text that the model reads."""
+        return "dpa-v1" if self.form == "dpa" else "chat"
+
+    @property
+    def scale(self) -> dict[str, Scale]:
+        """To points of 0 to 100, by head, where it is published.
+
+        ArmoRM's HelpSteer heads are (l + 0.5) / 5 for labels l of 0 to 4, by its model card: 100 r is the 20 l + 10
+        of our own labels. Nobody published the scales of its other heads, or of QRM's.
+        """
+        match self.form:
+            case "armorm":
+                return {name: (100.0, 0.0) for name in self.names if name in HELPSTEER}
+            case "qrm":
+                return {}
+            case "dpa":
+                return dict.fromkeys(self.names, (1.0, 0.0))
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    what = "the folder of ArmoRM-Llama3-8B, a QRM, or RewardModel-Mistral-7B-for-DPA-v1, as the hub has it"
+    parser.add_argument("source", type=Path, metavar="SOURCE", help=what)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write: new, or empty")
+
+
+def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
+    """Convert what the command line names; what to tell the user.
+
+    Raises:
+        ValueError: no such folder, none of the known models, or a place that is taken.
+    """
+    head, scale = convert(given.source, given.out)
+    return f"{given.out}\n\n{table_of(head, scale, given.out)}"
+
+
+def convert(source: Path, out: Path) -> tuple[Head, dict[str, Scale]]:
+    """Write the stock classifier; returns its head, and the maps to points that are known.
+
+    The folder appears whole or not at all.
+
+    Args:
+        source: a folder as the hub has it; it stays as it is.
+        out: a new folder, or an empty one.
+
+    Raises:
+        ValueError: no whole safetensors, none of the known models, or a place that is taken.
+    """
+    require_free(out)
+    config = read_source(source)
+    tensors = {name: tensor for file in weights_files(source) for name, tensor in read_header(source / file).items()}
+    head = find_head(source, config, tensors)
+    scale = _with_bias(source, head)
+    partial = partial_of(out)
+    partial.mkdir(parents=True)
+    try:
+        dtype = _write_weights(source, partial, head)
+        settings = _tokenizer_settings(source, head)
+        pad = _pad(source, config, settings)
+        write_json(partial / CONFIG, _stock_config(config, head, scale, pad, dtype))
+        write_json(partial / TOKENIZER_SETTINGS, settings)
+        for name in (*COPIED, *([TEMPLATE] if head.input == "chat" else [])):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, partial / name)
+        check_weights(partial)
+        os.rename(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return head, scale
+
+
+def require_free(out: Path) -> None:
+    """ValueError unless the place is free, and the place beside it where the folder is made."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"--out {out}: stands already; name a new folder, or an empty one")
+    if partial_of(out).exists():
+        raise ValueError(f"{partial_of(out)}: stands already, from an interrupted conversion perhaps; delete it")
+
+
+def read_source(source: Path) -> dict[str, Any]:
+    """The configuration of a folder with whole safetensors of a known backbone.
+
+    Raises:
+        ValueError: there is none, its weights are pickled or quantised, or it is stock already.
+    """
+    if not source.is_dir():
+        name = str(source)
+        fetch = f"hf download {name} --local-dir FOLDER" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
+        raise ValueError(f"{name}: no such folder" + (f"; fetch a model of the hub first: {fetch}" if fetch else ""))
+    pickles = pickles_in(source)
+    if pickles and not any(source.glob("*.safetensors")):
+        raise ValueError(
+            f"{source / pickles[0]}: pickled weights, which run code when they are loaded; fetch or save the model as "
+            "safetensors (save_pretrained does)"
+        )
+    types = check_weights(source).types
+    config = read_object(source / CONFIG)
+    if "quantization_config" in config or not set(types) & FLOATS:
+        raise ValueError(f"{source / CONFIG}: quantised weights; fetch the model itself, in bfloat16 or float32")
+    if config.get("model_type") not in BACKBONES:
+        known = ", ".join(BACKBONES)
+        raise ValueError(f"{source / CONFIG}: model_type {config.get('model_type')!r}; known here: {known}")
+    if config.get("architectures") == [_stock(config)] and "auto_map" not in config:
+        raise ValueError(f"{source}: a stock classifier already; a recipe can name it as it is")
+    return config
+
+
+def find_head(source: Path, config: Mapping[str, Any], tensors: Mapping[str, tuple[str, list[int]]]) -> Head:
+    """Which of the known models a checkpoint is, by its tensors (type and shape) and its configuration.
+
+    Raises:
+        ValueError: none; or tensors that this module knows nothing of, or of other shapes than the configuration's.
+    """
+    other = [name for name in tensors if not name.startswith("model.") and not DROPPED.fullmatch(name)]
+    modules = sorted({name.rpartition(".")[0] for name in other if name.endswith(".weight")})
+    stray = sorted(set(other) - {f"{module}.{part}" for module in modules for part in ("weight", "bias")})
+    released = config.get("architectures") == [RELEASED]
+    if stray or len(modules) != 1 or not (released or modules == [GATED]):
+        listed = ", ".join(other) or "none"
+        raise ValueError(
+            f"{source}: none of the models known here: ArmoRM and QRM have {GATED}.weight alone beside their gate, "
+            f"the DPA reward model is a {RELEASED} with one linear head. Tensors outside the backbone: {listed}"
+        )
+    (module,) = modules
+    (kind, shape), width = tensors[f"{module}.weight"], config.get("hidden_size")
+    quantiles = 1 if released else int(config.get("num_quantiles") or 1)
+    rows = shape[0]
+    heads = rows if released else int(config.get("num_objectives") or rows // quantiles)
+    if shape != [heads * quantiles, width] or kind not in FLOATS:
+        raise ValueError(
+            f"{source}: {module}.weight is {kind} {shape}; {heads} heads of {quantiles} "
+            f"quantiles at hidden_size {width} take {[heads * quantiles, width]} floating-point numbers"
+        )
+    form: Literal["armorm", "qrm", "dpa"] = "dpa" if released else "armorm" if quantiles == 1 else "qrm"
+    return Head(form, module, _names(form, heads, config), quantiles)
+
+
+def _names(form: str, heads: int, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The model's own names, else those that its card gives, else numbers."""
+    own = label_names(config)
+    if len(own) == heads and not all(re.fullmatch(r"LABEL_\d+", name) for name in own):
+        return own
+    match form, heads:
+        case (("armorm" | "qrm"), 19):
+            return ARMORM
+        case "qrm", 5:
+            return HELPSTEER
+        case "dpa", 10:
+            return HEADS
+    return tuple(f"LABEL_{i}" for i in range(heads))
+
+
+def _with_bias(source: Path, head: Head) -> dict[str, Scale]:
+    """The maps to points, where a bias is added by the map: a stock classifier's head has none."""
+    from safetensors import safe_open
+
+    name, scale, biases = f"{head.module}.bias", head.scale, [0.0]
+    for path in weights_files(source):
+        with safe_open(source / path, framework="pt") as file:
+            if name in file.keys():  # noqa: SIM118  # it is no mapping
+                biases = file.get_tensor(name).tolist()
+    if not any(biases):
+        return scale
+    if set(scale) != set(head.names) or head.quantiles > 1:
+        raise ValueError(
+            f"{source}: {head.module}.bias is not zero. A stock classifier has no bias, and the scale of these heads "
+            "is not known, to add it there"
+        )
+    return {name: (a, a * b + c) for (name, (a, c)), b in zip(scale.items(), biases, strict=True)}
+
+
+def _score(weight: "Tensor", quantiles: int) -> "Tensor":
+    """The stock head: the model's own rows, or in float32 the mean over the quantiles of each."""
+    if quantiles == 1:
+        return weight
+    return weight.double().reshape(-1, quantiles, weight.shape[-1]).mean(dim=1).float()
+
+
+def _write_weights(source: Path, out: Path, head: Head) -> str:
+    """The files as they are divided, with the backbone and the head alone; returns the backbone's commonest type.
+
+    One file's weights are in memory at a time.
+    """
+    from safetensors.torch import load_file, save_file
+
+    index: dict[str, str] = {}
+    sizes: Counter[str] = Counter()
+    files = weights_files(source)
+    for file in files:
+        weights = load_file(source / file)
+        kept = {name: weight for name, weight in weights.items() if name.startswith("model.")}
+        for weight in kept.values():
+            sizes[str(weight.dtype).removeprefix("torch.")] += weight.nbytes
+        if f"{head.module}.weight" in weights:
+            kept[SCORE] = _score(weights[f"{head.module}.weight"], head.quantiles)
+            sizes[""] += kept[SCORE].nbytes
+        if kept:
+            save_file(kept, out / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(kept, file)
+    if list(files) != [WEIGHTS]:
+        write_json(out / INDEX, {"metadata": {"total_size": sizes.total()}, "weight_map": dict(sorted(index.items()))})
+    del sizes[""]
+    return sizes.most_common(1)[0][0]
+
+
+def _stock(config: Mapping[str, Any]) -> str:
+    return f"{BACKBONES[config['model_type']]}ForSequenceClassification"
+
+
+def _stock_config(
+    config: Mapping[str, Any], head: Head, scale: Mapping[str, Scale], pad: int, dtype: str
+) -> dict[str, Any]:
+    """The configuration without what the model's own code reads, with named heads."""
+    kept = {key: value for key, value in config.items() if key not in GONE and not key.startswith("gating_")}
+    written = kept | {
+        "architectures": [_stock(config)],
+        "dtype": dtype,  # ArmoRM's says float32 of weights in bfloat16
+        "id2label": {str(i): name for i, name in enumerate(head.names)},
+        "label2id": {name: i for i, name in enumerate(head.names)},
+        "num_labels": len(head.names),
+        "pad_token_id": pad,
+        "problem_type": "regression",
+    }
+    return written | ({"reward_scale": {name: list(pair) for name, pair in scale.items()}} if scale else {})
+
+
+def _pad(source: Path, config: Mapping[str, Any], settings: dict[str, Any]) -> int:
+    """A pad token that ends no text, since a classifier reads the last token that is no padding.
+
+    Where the configuration names none, it is the tokenizer's own or its unknown token, and `settings` get it.
+    """
+    tokens = special_tokens(source)
+    eos = config.get("eos_token_id")
+    ends = {tokens.eos_id, *(eos if isinstance(eos, list) else [eos])}
+    pad = config.get("pad_token_id")
+    if pad is not None and pad not in ends:
+        return int(pad)
+    ids = vocabulary(source) if (source / TOKENIZER).is_file() else {}
+    for key in ("pad_token", "unk_token"):
+        token = settings.get(key)
+        text = token.get("content") if isinstance(token, Mapping) else token
+        if (number := ids.get(text or "")) is not None and number not in ends:
+            settings["pad_token"] = text
+            return number
+    raise ValueError(
+        f"{source / CONFIG}: pad_token_id is {pad}, and the tokenizer has no pad or unknown token that differs from "
+        "the end of text; set pad_token_id to a token that no text contains"
+    )
+
+
+def _tokenizer_settings(source: Path, head: Head) -> dict[str, Any]:
+    """tokenizer_config.json without remote code, and without a chat template where the model reads none."""
+    if head.input == "chat" and template_of(source) is None:
+        raise ValueError(f"{source}: no chat template, in which these heads read a chat; fetch the tokenizer's files")
+    path = source / TOKENIZER_SETTINGS
+    settings = read_object(path) if path.is_file() else {}
+    settings.pop("auto_map", None)
+    if head.input != "chat":
+        settings.pop("chat_template", None)
+    return settings
+
+
+def table_of(head: Head, scale: Mapping[str, Scale], folder: Path) -> str:
+    """The table for a recipe, and what is not known of it."""
+    lines = [f"[rewards.{head.form}]", f"model = {json.dumps(str(folder))}", f'input = "{head.input}"']
+    lines.append(f"heads = {json.dumps(head.names)}")
+    notes = []
+    pairs = set(scale.values())
+    if len(pairs) == 1:
+        lines.append(f"scale = [{', '.join(f'{x:g}' for x in pairs.pop())}]")
+    elif pairs:
+        notes.append(f"no one scale fits all heads, since they had a bias; {CONFIG} says each as reward_scale")
+    if unknown := [name for name in head.names if name not in scale]:
+        cure = "compare their spreads before you weigh one against another"
+        notes.append(f"nobody published the scale of {', '.join(unknown)}: {cure}")
+    if head.names[0] == "LABEL_0":
+        notes.append("nobody published what these heads are called; name them in heads, in this order")
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
