@@ -115,9 +115,9 @@ def test_the_stage_scores_a_file_with_the_runs_reward_model(micro_run: Path, tmp
         runner.take(recipe, run, replace(step, inputs=inputs))
     found = json.loads((tmp_path / "run" / "pairwise" / "accuracy.json").read_text())
     scorer = open_scorer(recipe, micro_run / "reward", alone=True)
-    first_N = means_of(scorer.score([(user_prompt("name fox."), answer) for answer in said]), scorer.heads, recipe)[
-        :, 0
-    ]
+    first_N = means_of(
+        scorer.score([(user_prompt("name fox."), answer) for answer in said]), scorer.heads, recipe.objective_list
+    )[:, 0]
     right = sum(chosen > rejected for chosen, rejected in itertools.pairwise(first_N))
     assert 0 < right < 5
     assert found["subsets"]["all"]["accuracy"]["value"] == right / 5

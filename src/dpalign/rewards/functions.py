@@ -53,13 +53,18 @@ def reading_grade(prompts: list[str], responses: list[str]) -> list[float]:
     """The school grade that can read an answer (Flesch-Kincaid); 0 for an answer without words.
 
     Raises:
-        ValueError: the package textstat is not installed.
+        ValueError: the package textstat is not installed, or its dictionary of syllables is not there.
     """
     try:
         import textstat  # type: ignore[import-not-found, unused-ignore]  # an extra
+
+        return [float(textstat.flesch_kincaid_grade(r)) if _LETTER.search(r) else 0.0 for r in responses]
     except ModuleNotFoundError:
         raise ValueError("reading_grade needs textstat, which is not installed: pip install textstat") from None
-    return [float(textstat.flesch_kincaid_grade(r)) if _LETTER.search(r) else 0.0 for r in responses]
+    except LookupError:  # it reads syllables in a dictionary that it fetches at first use
+        raise ValueError(
+            "reading_grade needs a dictionary of syllables, once and with a network: python -m nltk.downloader cmudict"
+        ) from None
 
 
 _LETTER: Final = re.compile(r"\w")
