@@ -22,9 +22,15 @@ from dpalign.rows import CONVERSATIONS, PAIRS, PROMPTS, RATED, prompt_id, read_r
 from dpalign.stages.data import Data
 
 N = 40
-GIVEN = '[rewards.short]\nfunction = "taste:short"\n'
-"""A reward that needs no labels."""
-TRAINED = 'heads = ["helpfulness", "brevity"]\n[objectives]\nhelpfulness = ["helpfulness"]\nbrevity = ["brevity"]\n'
+GIVEN = (
+    "[preference]\nlow = -45.0\n"
+    '[rewards.short]\nfunction = "dpalign.rewards.functions:sentences"\n[rewards.words]\nfunction = "dpalign.rewards.functions:words"\n'
+)
+"""Rewards that need no labels."""
+TRAINED = (
+    'heads = ["helpfulness", "brevity"]\n[objectives]\nhelpfulness = ["helpfulness"]\nbrevity = ["brevity"]\n'
+    "[preference]\nlow = 0.0\nhigh = 90.0\n"
+)
 
 
 def said(role: str, content: Any) -> dict[str, Any]:
