@@ -15,17 +15,19 @@ from dpalign.data.ratings import labels_for, require_labels
 from dpalign.measure.baseline import ridge_cross_validated, surface_features
 from dpalign.measure.quality import quality
 from dpalign.paper.objectives import all_known, by_name, head_indices
-from dpalign.rows import HEADS, RATED, read_rows
+from dpalign.rows import HEADS, PAIRS, RATED, read_rows
 from dpalign.runs.folder import write_json
 from dpalign.runs.modelfolder import require_weights
 from dpalign.runs.tables import ModelName, Table
-from dpalign.stages.cost import Costs
+from dpalign.stages.cost import Costs, Load
 from dpalign.stages.score import model_scorer, open_scorer
-from dpalign.stages.stage import Job, model_read, objectives_read, on_transformers, stage
+from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
 from dpalign.stages.training import context_of, count
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from dpalign.recipe import Recipe
     from dpalign.rewards.score import Scorer
 
@@ -48,6 +50,16 @@ class Reward(Table):
     """Weight of the language modelling loss (section 3.1 has one; its weight is unpublished)."""
     normalize: Literal["labels", "rows", "heads"] = "labels"
     """How the squared errors of Eq. 1 average: over observed labels, first within rows, or first within heads."""
+    bradley_terry: float = Field(0.0, ge=0)
+    """Weight of a Bradley-Terry term on preference pairs, by a head beside the others that the folder leaves out (not
+    in the paper; SMORM, arXiv 2507.07375). Pairs are the data's own, and rated answers to one prompt that the first
+    objective tells apart."""
+    layers: int = Field(0, ge=0)
+    """Keep the backbone's first layers alone; 0 keeps all (not in the paper). States of the middle layers often tell
+    more about an answer than the last, and cost less; best with `freeze`, or `lm_loss` 0."""
+    freeze: bool = False
+    """Fit the heads alone, by ridge regression on the last hidden states of the backbone as it is (not in the paper).
+    The penalty is chosen on prompts that a fit has not seen. Of `training` only `context` counts."""
     training: Training = Training(epochs=1.0, packing=False, micro_batch=8)
     """Its training: learning rate, epochs and batch (paper silent)."""
     score_tokens: int = Field(16_384, ge=1)
@@ -57,7 +69,8 @@ class Reward(Table):
     change redoes nothing."""
     pairwise: str = ""
     """A local file of rows {prompt, chosen, rejected[, subset]} in RewardBench's form, on which to count how often the
-    chosen answer is rated higher on the first objective; "" for none (not in the paper)."""
+    chosen answer is rated higher on the first objective; "" for none (not in the paper). Lists of answers, as
+    RewardBench 2 has them: each chosen one must beat all rejected ones."""
 
     @model_validator(mode="after")
     def _a_finished_model_is_named_once(self) -> Self:
@@ -68,12 +81,27 @@ class Reward(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_preference_needs_a_backbone_to_train(self) -> Self:
+        if self.freeze and self.bradley_terry:
+            raise ValueError(
+                f"bradley_terry is {self.bradley_terry:g} and freeze is true: the term teaches the backbone, which is "
+                "frozen; set one of the two"
+            )
+        return self
+
 
 def _reads(r: "Recipe") -> tuple[object, ...]:
     return (
         *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
+        *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze),
         *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
     )
+
+
+def _cost(costs: Costs, step: Step, rows: float) -> Load:
+    """A probe reads each row once, and a training learns from it."""
+    return costs.score(rows, 1.0) if costs.recipe.reward.freeze else costs.train(step, rows, costs.row)
 
 
 def _rated(costs: Costs) -> float:
@@ -93,7 +121,7 @@ def _judged(costs: Costs) -> float:
     optional=("base",),
     several=True,
     trains=lambda r: Training(checkpoint=r.reward.checkpoint) if r.reward.checkpoint else r.reward.training,
-    cost=lambda costs, step: costs.train(step, _rated(costs), costs.row),
+    cost=lambda costs, step: _cost(costs, step, _rated(costs)),
 )
 def reward(job: Job) -> None:
     """Train the multi-objective reward model, or take the one that the recipe names; measure it on held-out prompts."""
@@ -119,7 +147,7 @@ def reward(job: Job) -> None:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training,
-    cost=lambda costs, step: costs.train(step, _judged(costs), costs.row),
+    cost=lambda costs, step: _cost(costs, step, _judged(costs)),
 )
 def judge(job: Job) -> None:
     """Train a second reward model on disjoint prompts: it judges and never selects."""
@@ -134,24 +162,54 @@ def judge(job: Job) -> None:
 def _train(job: Job, part: str, seed: int) -> None:
     from transformers import AutoTokenizer
 
-    from dpalign.rewards.model import train_reward_model
+    from dpalign.rewards.model import BradleyTerry, probe_reward_model, train_reward_model
 
-    recipe = job.recipe
+    recipe, knobs = job.recipe, job.recipe.reward
     rows = list(read_rows(job.inputs["data"] / part, RATED))
     require_labels(rows, recipe.objective_list, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):  # by the pad token a classifier finds an answer's end
+        tokenizer.pad_token = unused_token(tokenizer)
+    context = context_of(job, start, knobs.training, tokenizer, seed)
+    rated = [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows]
+    if knobs.freeze:
+        count(job, probe_reward_model(context, rated, recipe.heads, template=knobs.template, layers=knobs.layers))
+        return
+    preference = None
+    if knobs.bradley_terry:
+        own = job.inputs["data"] / "pairs"
+        pairs = list(read_rows(own, PAIRS)) if part == "train" and own.exists() else []  # the judge's prompts have none
+        first = head_indices(recipe.objective_list[0], recipe.heads)
+        preference = BradleyTerry(knobs.bradley_terry, first, pairs)
     outcome = train_reward_model(
-        context_of(job, start, recipe.reward.training, tokenizer, seed),
-        [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],
+        context,
+        rated,
         recipe.heads,
-        template=recipe.reward.template,
-        lm_loss=recipe.reward.lm_loss,
-        normalize=recipe.reward.normalize,
+        template=knobs.template,
+        lm_loss=knobs.lm_loss,
+        normalize=knobs.normalize,
+        layers=knobs.layers,
+        preference=preference,
     )
     count(job, outcome)
+
+
+def unused_token(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A special token that ends no text and opens none, to fill a batch with.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    spare = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    free = [token for token in (tokenizer.unk_token, *spare) if token and token not in taken]
+    if not free:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: its pad token is {tokenizer.pad_token!r}, its end-of-text token "
+            f"{tokenizer.eos_token!r}, and it has no other special token to fill a batch with; give it a pad token"
+        )
+    return free[0]
 
 
 def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:
