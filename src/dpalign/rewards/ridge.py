@@ -46,8 +46,9 @@ def ridge_heads(hidden_ND: Array, target_NH: Array, prompts: Sequence[str]) -> R
     penalties: dict[int, float] = {}
     squares = labels = 0.0
     for heads, observed_N in _alike(target_NH):
-        x_ND, y_NH = hidden_ND[observed_N], target_NH[np.ix_(observed_N, heads)]
-        error_PH = _unseen_errors(x_ND, y_NH, [prompts[n] for n in np.flatnonzero(observed_N)])
+        x_ND, y_NH = hidden_ND[observed_N], target_NH[observed_N][:, heads]
+        own = [prompt for prompt, observed in zip(prompts, observed_N, strict=True) if observed]
+        error_PH = _unseen_errors(x_ND, y_NH, own)
         chosen_H = error_PH.argmin(axis=0)
         squares += error_PH.min(axis=0).sum() * len(x_ND)
         labels += y_NH.size
