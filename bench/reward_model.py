@@ -187,7 +187,7 @@ def tune(rated: Sequence[Rated], given: argparse.Namespace) -> None:
     context = context_of(given.model, given.work, name, training, given.dtype, given.seed)
     held_out_N = fold_of(rated) == given.seed % FOLDS
     if not context.output.exists():
-        reward_model._Trainer.sampler = ORDERS[given.order]
+        reward_model.RewardTrainer.sampler = ORDERS[given.order]
         pairs = read_pairs(given.data, given.pairs)
         outcome = reward_model.train_reward_model(
             context,

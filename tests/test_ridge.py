@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from dpalign.rewards import ridge
-from dpalign.rewards.ridge import PENALTIES, ridge_heads
+from dpalign.rewards.ridge import PENALTIES, ridge_heads, ridge_path
 
 
 def rows(n: int, d: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -35,7 +34,7 @@ def test_noise_asks_for_a_penalty_and_the_error_is_that_of_unseen_prompts() -> N
 def test_both_gram_matrices_give_the_same_weights() -> None:
     x_ND, _, y_NH, _ = rows(30, 30, noise=1.0)
     wide = np.hstack([x_ND, np.zeros((30, 1))])  # one feature more, which says nothing
-    tall_PDH, wide_PDH = ridge._path(np.vstack([x_ND, x_ND]), np.vstack([y_NH, y_NH])), ridge._path(wide, y_NH)
+    tall_PDH, wide_PDH = ridge_path(np.vstack([x_ND, x_ND]), np.vstack([y_NH, y_NH])), ridge_path(wide, y_NH)
     np.testing.assert_allclose(wide_PDH[4, :30], np.array(tall_PDH)[4], rtol=0.1, atol=0.05)
 
 

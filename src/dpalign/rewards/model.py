@@ -184,7 +184,7 @@ def train_reward_model(
         _add_preference_head(model, preference)
     if training.lora_rank:
         model = _under_lora(model, training.lora_rank)
-    trainer = _Trainer(
+    trainer = RewardTrainer(
         model=model,
         args=TrainingArguments(remove_unused_columns=False, label_names=["targets"], **arguments(context)),
         train_dataset=Dataset.from_list([dict(row) for row in rows.rows]),
@@ -226,7 +226,9 @@ def probe_reward_model(
     return Outcome(len(rows.rows), rows.too_long, rows.tokens, 0, loss, {"step": [], "loss": [], "learning_rate": []})
 
 
-class _Trainer(ByLength):
+class RewardTrainer(ByLength):
+    """Reads rows of one text or two in fair batches."""
+
     sampler = FairBatches
 
     def row_lengths(self) -> list[int]:

@@ -52,7 +52,7 @@ def ridge_heads(hidden_ND: Array, target_NH: Array, prompts: Sequence[str]) -> R
         chosen_H = error_PH.argmin(axis=0)
         squares += error_PH.min(axis=0).sum() * len(x_ND)
         labels += y_NH.size
-        weight_PDH = _path(x_ND, y_NH)
+        weight_PDH = ridge_path(x_ND, y_NH)
         for column, head in enumerate(heads):
             weights[head] = weight_PDH[chosen_H[column], :, column] / scale_D
             penalties[head] = PENALTIES[chosen_H[column]]
@@ -83,12 +83,12 @@ def _unseen_errors(x_ND: Array, y_NH: Array, prompts: Sequence[str]) -> Array:
     for fold in range(folds):
         out = fold_N == fold
         fit = ~out if folds > 1 else out
-        predicted_PNH = x_ND[out] @ _path(x_ND[fit], y_NH[fit])
+        predicted_PNH = x_ND[out] @ ridge_path(x_ND[fit], y_NH[fit])
         square_PH += np.square(predicted_PNH - y_NH[out]).sum(axis=1)
     return square_PH / len(y_NH)
 
 
-def _path(x_ND: Array, y_NH: Array) -> Array:
+def ridge_path(x_ND: Array, y_NH: Array) -> Array:
     """The weights at each of `PENALTIES`, (P, D, H), by the smaller of the two Gram matrices."""
     n, d = x_ND.shape
     penalty_P = np.array(PENALTIES) * n * np.square(x_ND).mean()
