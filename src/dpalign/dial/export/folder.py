@@ -65,8 +65,13 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
     partial.mkdir(parents=True)
     try:
         form = _copy_policy(source, partial)
-        contract = replace(source.contract, eos=form.tokens["eos_token"], front=front_of(source))
-        contract = replace(contract, place=form.own and form.own.place, stop=tuple(_ends(source, form)))
+        contract = replace(
+            source.contract,
+            eos=form.tokens["eos_token"],
+            front=front_of(source),
+            place=None if form.own is None else form.own.place,
+            stop=tuple(_ends(source, form)),
+        )
         contract = replace(contract, verbosity=lengths_of(source))
         if with_reward and source.reward is not None:
             _copy_reward(source.reward, partial / REWARD)
