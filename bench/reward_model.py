@@ -33,7 +33,6 @@ from dpalign.rewards.model import BradleyTerry, collator, last_hidden_states, lo
 from dpalign.rewards.ridge import ridge_heads
 from dpalign.rewards.score import ModelScorer
 from dpalign.rows import Message, prompt_id, user_prompt
-from dpalign.stages.reward import unused_token
 from dpalign.train.knobs import Training
 from dpalign.train.trainer import FairBatches, RowsByLength, RunContext
 from harness import say
@@ -135,8 +134,7 @@ def show(name: str, found: dict[str, tuple[HeadQuality, ...]], work: Path) -> No
 
 def context_of(start: str, work: Path, name: str, training: Training, dtype: str, seed: int) -> RunContext:
     tokens: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(start)
-    if tokens.pad_token_id in (None, tokens.eos_token_id):
-        tokens.pad_token = unused_token(tokens)
+    tokens.pad_token = spare_token(tokens)
     return RunContext(start, training, tokens, work / name, seed, work / f"{name}.resume", dtype, name=name)
 
 

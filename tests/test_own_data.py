@@ -22,10 +22,14 @@ from dpalign.rows import CONVERSATIONS, PAIRS, PROMPTS, RATED, prompt_id, read_r
 from dpalign.stages.data import Data
 
 N = 40
-GIVEN = (
-    "[preference]\nlow = -45.0\n"
-    '[rewards.short]\nfunction = "dpalign.rewards.functions:sentences"\n[rewards.words]\nfunction = "dpalign.rewards.functions:words"\n'
-)
+GIVEN = """
+[preference]
+low = -45.0
+[rewards.short]
+function = "dpalign.rewards.functions:sentences"
+[rewards.words]
+function = "dpalign.rewards.functions:words"
+"""
 """Rewards that need no labels."""
 TRAINED = (
     'heads = ["helpfulness", "brevity"]\n[objectives]\nhelpfulness = ["helpfulness"]\nbrevity = ["brevity"]\n'

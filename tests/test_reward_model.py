@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import tiny
+from dpalign.engines.tokens import spare_token
 from dpalign.paper.prompts import render_reward_input
 from dpalign.rewards import model as reward_model
 from dpalign.rewards.model import (
@@ -34,7 +35,7 @@ from dpalign.rewards.model import (
     tokenize_rated,
 )
 from dpalign.rewards.score import ModelScorer
-from dpalign.stages.reward import Reward, unused_token
+from dpalign.stages.reward import Reward
 from dpalign.train.knobs import Training
 from tiny import changed
 from trainings import HEADS, RATED, SMALL, context, rated, run
@@ -293,10 +294,10 @@ def test_the_first_layers_alone_are_a_stock_classifier_too(tiny_folder: Path, tm
 
 
 def test_a_pad_token_that_ends_texts_is_replaced(tokens: PreTrainedTokenizerBase) -> None:
-    assert unused_token(tokens) not in {tokens.eos_token, tokens.bos_token}
+    assert spare_token(tokens) not in {tokens.eos_token, tokens.bos_token}
     bare = AutoTokenizer.from_pretrained(tokens.name_or_path) if tokens.name_or_path else tiny.tokenizer()
     bare.unk_token = None
-    assert unused_token(bare) not in {None, bare.eos_token, bare.bos_token}
+    assert spare_token(bare) not in {None, bare.eos_token, bare.bos_token}
 
 
 # What is left

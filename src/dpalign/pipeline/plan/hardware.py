@@ -88,12 +88,13 @@ def architecture_of(recipe: Recipe) -> Architecture:
     source = recipe.model.source
     if (Path(source) / "config.json").is_file():
         return read_architecture(Path(source), recipe.model.base)
-    if source not in KNOWN:
+    shape = source.removesuffix("-Instruct")  # as its base model's
+    if shape not in KNOWN:
         raise ValueError(
             f"model.base {source!r} is no folder with a config.json, and its shape is not known here "
             f"({name_hint(source, list(KNOWN))}); name a local folder of the model"
         )
-    return KNOWN[source]
+    return KNOWN[shape]
 
 
 @dataclass(frozen=True)
