@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dpalign.engines.tokens import spare_token
 from dpalign.measure.baseline import ridge_cross_validated, surface_features
 from dpalign.measure.quality import HeadQuality, quality
 from dpalign.rewards import model as reward_model
