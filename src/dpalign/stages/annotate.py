@@ -14,7 +14,6 @@ from dpalign.rewards.knobs import IDENTITY
 from dpalign.rewards.scale import fitted_scales, known_scales, to_points, write_scales
 from dpalign.rows import (
     CANDIDATES,
-    HEADS,
     RATED,
     SCORES,
     matrix_of,
@@ -65,7 +64,7 @@ def originals(job: Job) -> list[dict[str, Any]]:
     drawn = list(read_rows(job.inputs["answers"], CANDIDATES))
     rows = [
         {key: row[key] for key in ("prompt_id", "messages", "response")}
-        | {"source": "sampled", "labels": [None] * len(HEADS)}
+        | {"source": "sampled", "labels": {}}
         for row in drawn
         if row["finished"]
     ]
