@@ -265,7 +265,6 @@ def test_decoding_against_shared_prompts_gives_the_logits_of_copied_ones(name: s
     assert decoding.cannot_share(model) is None
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 97, size=size).tolist() for size in (5, 17, 12)]
-    owner = [0, 0, 1, 1, 1, 2, 2]
     with torch.inference_mode():
         shared, copying = SharedDecoder(model), CopyingDecoder(model, pad=0)
         torch.testing.assert_close(
