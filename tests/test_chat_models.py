@@ -23,7 +23,7 @@ from transformers import (
 
 import tiny
 from conftest import MICRO
-from dpalign import cli
+from dpalign import Policy, cli
 from dpalign.chat import base_text, render_chat, with_system_line
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
@@ -697,6 +697,16 @@ def test_its_export_asks_and_stops_as_its_training_did(run: Path, tmp_path: Path
     assert len(prompts) == 8
     for one in prompts:
         assert asked(tokens, one.messages, preference=one.preference) == one.text
+
+
+def test_it_is_served_with_the_ends_of_its_template(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    cli.main(["export", str(run), "--out", str(out)])
+    with Policy.load(out) as policy:
+        answers = policy.sample(ASK["content"], angle=-30, n=24, temperature=1.0, max_new_tokens=300)
+    assert any(answer.finished for answer in answers)
+    assert all(answer.finished or answer.tokens == 300 for answer in answers)
+    assert not any("<|im_end|>" in answer.text for answer in answers)
 
 
 def test_the_doctor_sees_a_line_in_another_place_and_a_lost_end(run: Path, tmp_path: Path) -> None:
