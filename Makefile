@@ -46,7 +46,8 @@ check: $(VENV)/.dev-ready  ## format, lint, types, import order, and whether the
 extras: $(VENV)/.run-ready  ## ask pip whether all extras can be installed together; installs nothing
 	$(BIN)/python -m venv --clear $(VENV)/pip
 	$(VENV)/pip/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/pip/bin/python -m pip install --quiet --dry-run --ignore-installed --use-feature=fast-deps ".[$$($(EXTRAS))]"
+	$(VENV)/pip/bin/python -m pip install --dry-run --ignore-installed --use-feature=fast-deps ".[$$($(EXTRAS))]" \
+		>$(VENV)/pip/log 2>&1 || { tail -n 20 $(VENV)/pip/log; exit 1; }
 
 docs: $(VENV)/.dev-ready  ## write docs/cli.md and docs/recipes.md from the code
 	$(BIN)/python docs/generate.py
