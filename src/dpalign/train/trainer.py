@@ -38,6 +38,10 @@ from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
 
 OPTIMIZERS: Final = {"adamw": "adamw_torch_fused", "rmsprop": "rmsprop"}
 """The recipe's names of optimizers, in transformers' names."""
+CHECKPOINTING: Final = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
+"""The name of the switch that trades time for memory; transformers 5.23 changed it."""
 CURVE_POINTS: Final = 200
 """A loss curve has at most this many points."""
 Curve = dict[str, list[float]]
@@ -198,7 +202,7 @@ def arguments(context: RunContext) -> dict[str, Any]:
         "logging_steps": 1,
         "use_cpu": not on_gpu,
         "bf16": bf16,
-        "activation_checkpointing": on_gpu,
+        CHECKPOINTING: on_gpu,
         "dataloader_pin_memory": on_gpu,
     }
 
