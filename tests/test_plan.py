@@ -94,6 +94,8 @@ def test_checkpoints_that_are_taken_cost_nothing() -> None:
         ("meta-llama/Llama-3.1-8B", 8_030_261_248),
         ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
         ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
     ],
 )
 def test_a_known_model_has_as_many_parameters_as_its_page_says(name: str, parameters: int) -> None:

@@ -60,11 +60,13 @@ def originals(job: Job) -> list[dict[str, Any]]:
         ValueError: no plain answer is finished.
     """
     if "answers" not in job.inputs:
-        return list(read_rows(job.inputs["data"] / "train", RATED))
+        rated = job.inputs["data"] / "train"
+        if not rated.is_dir():
+            raise ValueError(f"{job.inputs['data']}: has prompts without answers; give plain ones with --answers DIR")
+        return list(read_rows(rated, RATED))
     drawn = list(read_rows(job.inputs["answers"], CANDIDATES))
     rows = [
-        {key: row[key] for key in ("prompt_id", "messages", "response")}
-        | {"source": "sampled", "labels": {}}
+        {key: row[key] for key in ("prompt_id", "messages", "response")} | {"source": "sampled", "labels": {}}
         for row in drawn
         if row["finished"]
     ]

@@ -88,13 +88,13 @@ def architecture_of(recipe: Recipe) -> Architecture:
     source = recipe.model.source
     if (Path(source) / "config.json").is_file():
         return read_architecture(Path(source), recipe.model.base)
-    shape = source.removesuffix("-Instruct")  # as its base model's
-    if shape not in KNOWN:
+    known = source.removesuffix("-Instruct")  # which has its base model's shape
+    if known not in KNOWN:
         raise ValueError(
             f"model.base {source!r} is no folder with a config.json, and its shape is not known here "
             f"({name_hint(source, list(KNOWN))}); name a local folder of the model"
         )
-    return KNOWN[shape]
+    return replace(KNOWN[known], name=source)
 
 
 @dataclass(frozen=True)
