@@ -21,7 +21,7 @@ def selected_cost(costs: Costs, step: Step) -> Load:
 
 @stage(
     reads=lambda r: (
-        *(r.seed, r.finetune, r.sft.checkpoint, r.preference, r.reward.template),
+        *(r.seed, r.finetune, r.sft.checkpoint, r.preference, r.reward.template, r.rewards),
         *(*chat_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "chosen"),

@@ -98,7 +98,6 @@ def _reads(r: "Recipe") -> tuple[object, ...]:
         *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
         *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze),
         *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
-        r.rewards["*"].input,
     )
 
 

@@ -58,7 +58,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 @stage(
     reads=lambda r: (
         *(r.seed, r.rl.algorithm, r.rl.beta, r.rl.samples, r.rl.temperature, r.rl.training, r.preference),
-        *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens),
+        *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens, r.rewards),
         *(r.sft.checkpoint, *chat_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "data", "reward"),
