@@ -137,8 +137,8 @@ def scoring(size: Size) -> Iterator[Row]:
 
 @torch.inference_mode()
 def greedy(model: PreTrainedModel, prompt: list[int], n: int, new: int) -> list[list[int]]:
-    decoder = SharedDecoder(model, [prompt], [0] * n)
-    token_R = decoder.first().argmax(dim=-1).repeat(n)
+    decoder = SharedDecoder(model)
+    token_R = decoder.join([prompt], [n]).argmax(dim=-1)
     drawn = [token_R]
     while len(drawn) < new:
         token_R = decoder.read(token_R).argmax(dim=-1)

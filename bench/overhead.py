@@ -28,9 +28,8 @@ TARGET = 0.95
 @torch.inference_mode()
 def bare(engine: TransformersEngine, prompts: list[list[int]], new: int) -> list[list[int]]:
     """The loop alone: token ids in, token ids out."""
-    owner = [b for b in range(len(prompts)) for _ in range(N)]
-    decoder = SharedDecoder(engine.model, prompts, owner)
-    logits_RV = decoder.first()[owner]
+    decoder = SharedDecoder(engine.model)
+    logits_RV = decoder.join(prompts, [N] * len(prompts))
     drawn = []
     for step in range(new):
         token_R = torch.multinomial(torch.softmax(logits_RV, dim=-1), 1).squeeze(1)

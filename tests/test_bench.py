@@ -74,7 +74,9 @@ def test_every_benchmark_is_found_and_the_runner_is_none_of_them() -> None:
     assert {"run", "harness"}.isdisjoint(run.scripts())
 
 
-@pytest.mark.parametrize("script", ["scoring", "sampling", "pipeline", "overhead", "training", "packing", "selection"])
+@pytest.mark.parametrize(
+    "script", ["scoring", "sampling", "refill", "pipeline", "overhead", "training", "packing", "selection"]
+)
 def test_a_benchmark_finds_both_sides_equal_and_gives_its_rows(script: str) -> None:
     """Small: the figures mean nothing here, but every side has run."""
     rows = list(importlib.import_module(script).rows(quick=True))

@@ -23,7 +23,7 @@ from transformers import (
 
 import tiny
 from conftest import MICRO
-from dpalign import cli
+from dpalign import Policy, cli
 from dpalign.chat import base_text, render_chat, with_system_line
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
@@ -136,6 +136,9 @@ FAMILIES = {
     "GLM 4 MoE": Family("glm4moe", "<|endoftext|>", "<|endoftext|>",
                         ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), THINK,
                         lead="\n<think></think>\n"),
+    "GLM 4 MoE, not thinking": Family("glm4moe", "<|endoftext|>", "<|endoftext|>",
+                                      ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), THINK,
+                                      lead="\n", switches={"enable_thinking": False}),
     "GPT-OSS": Family("gptoss", "<|return|>", "<|return|>", HARMONY, opening="<|channel|>final<|message|>"),
     "Nemotron 3, not thinking": chatml("nemotron_3_nano", switches={"enable_thinking": False}),
     "LFM2": chatml("lfm2", bos="<|startoftext|>"),
@@ -372,7 +375,7 @@ def test_an_answer_is_written_as_the_models_own_template_writes_it(name: str) ->
     said = asked(tokens, [ASK]) + turn.written(ANSWER["content"])
     if name.startswith("DeepSeek"):
         assert said.replace("<think>\n\n</think>\n\n", "") == whole
-    elif name == "GLM 4 MoE":
+    elif name.startswith("GLM"):
         assert said == f"{whole}<|endoftext|>"  # its own ends nowhere: the next turn's token does
     else:
         assert whole.startswith(said)
@@ -694,6 +697,16 @@ def test_its_export_asks_and_stops_as_its_training_did(run: Path, tmp_path: Path
     assert len(prompts) == 8
     for one in prompts:
         assert asked(tokens, one.messages, preference=one.preference) == one.text
+
+
+def test_it_is_served_with_the_ends_of_its_template(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    cli.main(["export", str(run), "--out", str(out)])
+    with Policy.load(out) as policy:
+        answers = policy.sample(ASK["content"], angle=-30, n=24, temperature=1.0, max_new_tokens=300)
+    assert any(answer.finished for answer in answers)
+    assert all(answer.finished or answer.tokens == 300 for answer in answers)
+    assert not any("<|im_end|>" in answer.text for answer in answers)
 
 
 def test_the_doctor_sees_a_line_in_another_place_and_a_lost_end(run: Path, tmp_path: Path) -> None:

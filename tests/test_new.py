@@ -10,7 +10,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from dpalign import Policy, cli
+from dpalign import Policy, RunResult, cli
 from dpalign.pipeline import new
 from dpalign.recipe import load
 from dpalign.runs.tables import leaves
@@ -163,6 +163,11 @@ def test_on_a_terminal_a_question_is_asked_until_its_answer_makes_sense(
     assert [reward.name for reward in wished.rewards] == ["quality", "words"]
 
 
+def short(prompts: list[str], responses: list[str]) -> list[float]:
+    """A reward of one's own."""
+    return [-float(len(response)) for response in responses]
+
+
 @pytest.mark.slow
 def test_a_new_recipe_runs_from_a_chat_model_of_the_hubs_form_to_its_page(tmp_path: Path) -> None:
     """A tiny random Qwen3 with Qwen3's own template, a tiny random reward model that reads the same, and a function."""
@@ -189,13 +194,18 @@ def test_a_new_recipe_runs_from_a_chat_model_of_the_hubs_form_to_its_page(tmp_pa
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(f'{{"prompt": "explain tea and owl {i}."}}\n' for i in range(60)))
     file = tmp_path / "mine.toml"
-    rewards = ["--reward", f"good={tmp_path / 'rater'}", "--reward", "words"]
+    rewards = ["--reward", f"good={tmp_path / 'rater'}", "--reward", "test_new:short"]
     cli.main(["new", str(file), "--model", str(tmp_path / "chat"), *rewards, "--data", str(data), "--machine", "cpu"])
     small = ["--threads=1", "--launcher=inprocess", "--iterations=2", "--sampling.max_new_tokens=24"]
     for table in ("finetune", "steerlm.training"):
         small += [f"--{table}.steps=3", f"--{table}.batch=4", f"--{table}.context=512"]
     cli.main(["run", str(file), "--out", str(tmp_path / "run"), *small])
     assert (tmp_path / "run" / "report" / "index.html").is_file()
+    asked = {"prompt": "explain tea.", "angle": -45, "n": 2, "max_new_tokens": 8}
     with Policy.load(tmp_path / "run") as policy:
-        assert (policy.objectives, policy.arc) == (("good", "words"), (-45.0, 45.0))
-        assert len(policy.sample("explain tea.", angle=-45, n=2, max_new_tokens=8)) == 2
+        assert (policy.objectives, policy.arc) == (("good", "short"), (-45.0, 45.0))
+        assert [answer.rewards for answer in policy.sample(**asked)] == [None, None]  # names no code to run here
+    with RunResult(tmp_path / "run").policy as policy:
+        first, second = policy.score("explain tea.", ["tea.", "tea is hot and calms people."])
+        assert first["short"] > second["short"]
+        assert {name for answer in policy.sample(**asked) for name in answer.rewards} == {"good", "short"}

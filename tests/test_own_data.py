@@ -22,9 +22,19 @@ from dpalign.rows import CONVERSATIONS, PAIRS, PROMPTS, RATED, prompt_id, read_r
 from dpalign.stages.data import Data
 
 N = 40
-GIVEN = '[rewards.short]\nfunction = "taste:short"\n'
-"""A reward that needs no labels."""
-TRAINED = 'heads = ["helpfulness", "brevity"]\n[objectives]\nhelpfulness = ["helpfulness"]\nbrevity = ["brevity"]\n'
+GIVEN = """
+[preference]
+low = -45.0
+[rewards.short]
+function = "dpalign.rewards.functions:sentences"
+[rewards.words]
+function = "dpalign.rewards.functions:words"
+"""
+"""Rewards that need no labels."""
+TRAINED = (
+    'heads = ["helpfulness", "brevity"]\n[objectives]\nhelpfulness = ["helpfulness"]\nbrevity = ["brevity"]\n'
+    "[preference]\nlow = 0.0\nhigh = 90.0\n"
+)
 
 
 def said(role: str, content: Any) -> dict[str, Any]:

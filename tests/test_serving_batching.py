@@ -156,13 +156,13 @@ async def _plain(generator: BatchingGenerator) -> Any:
 
 def test_a_model_that_fails_fails_its_batch_and_goes_on(folder: Path) -> None:
     async def fail(generator: BatchingGenerator) -> Any:
-        step = generator.decoder.step
+        read = generator.decoder.read
 
         def broken(tokens: Any) -> None:
-            generator.decoder.step = step
+            generator.decoder.read = read
             raise RuntimeError("out of memory")
 
-        generator.decoder.step = broken
+        generator.decoder.read = broken
         failed = await asyncio.gather(*(asked(generator, q, Sampling(40)) for q in QUESTIONS), return_exceptions=True)
         return failed, await asked(generator, QUESTIONS[0], Sampling(40, seed=1))
 

@@ -15,6 +15,7 @@ from transformers import (
     BertForSequenceClassification,
     Gemma2Config,
     Gemma3TextConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     MistralForSequenceClassification,
@@ -258,29 +259,63 @@ def test_in_the_final_layer_only_what_is_read_attends(window: int | None) -> Non
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_decoding_against_shared_prompts_gives_the_logits_of_copied_ones(name: str) -> None:
-    """Three prompts of unequal length, seven answers; rows end, and then all of one prompt's; windows are passed."""
+def test_decoding_against_shared_prompts_gives_the_logits_of_copied_ones(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of unequal length join, answers end, all of a prompt's and once all there are, windows are passed.
+
+    Shelves of 4, 8, 16, 32 and 64 tokens: answers that joined at different steps stand on one of them.
+    """
+    monkeypatch.setattr(decoding, "ROOM", 4)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(MODELS[name]).eval()
     assert decoding.cannot_share(model) is None
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(3, 97, size=size).tolist() for size in (5, 17, 12)]
+    joining = {0: ([5, 17, 12], [2, 3, 2]), 3: ([20], [3]), 5: ([9, 1], [1, 4]), 20: ([14], [2]), 50: ([7, 8], [2, 1])}
+    ending = {4: {1}, 6: {2, 3, 4}, 9: {0}, 13: {8, 14}, 49: set(range(17))}
+    decoders = SharedDecoder(model), CopyingDecoder(model, pad=0)
+    rows: list[int] = []
+    together, joined = set(), 0
     with torch.inference_mode():
-        shared, copying = SharedDecoder(model), CopyingDecoder(model, pad=0)
-        torch.testing.assert_close(
-            shared.join(prompts, [2, 3, 2]), copying.join(prompts, [2, 3, 2]), atol=1e-4, rtol=1e-4
-        )
-        rows = list(range(7))
-        for step in range(40):
-            dead = {4: {1}, 6: {2, 3, 4}, 9: {0}}.get(step)
-            if dead:
+        for step in range(60):
+            if dead := ending.get(step):
                 order = closing([row not in dead for row in rows])
-                shared.keep(order)
-                copying.keep(order)
+                for decoder in decoders:
+                    decoder.keep(order)
                 rows = [rows[i] for i in order]
-            token_R = torch.tensor([3 + (31 * row + 7 * step) % 94 for row in rows])
-            torch.testing.assert_close(shared.read(token_R), copying.read(token_R), atol=2e-4, rtol=2e-4)
-    assert sorted(rows) == [5, 6]
+            if rows:
+                token_R = torch.tensor([3 + (31 * row + 7 * step) % 94 for row in rows])
+                shared, copying = (decoder.read(token_R) for decoder in decoders)
+                torch.testing.assert_close(shared, copying, atol=2e-4, rtol=2e-4)
+            if step in joining:
+                sizes, copies = joining[step]
+                prompts = [rng.integers(3, 97, size=size).tolist() for size in sizes]
+                shared, copying = (decoder.join(prompts, copies) for decoder in decoders)
+                torch.testing.assert_close(shared, copying, atol=2e-4, rtol=2e-4)
+                rows += range(joined, joined + sum(copies))
+                joined += sum(copies)
+            together.add(len(rows))
+    assert (joined, sorted(rows)) == (20, [17, 18, 19])
+    assert max(together) > 10
+
+
+def test_an_answer_joins_padded_rows_while_padding_is_no_more_than_what_they_hold() -> None:
+    """Beside 2 rows of 10 tokens: 2 of 4 make 40 places for 28 tokens; 12 of 4 make 140 for 68."""
+    model = AutoModelForCausalLM.from_config(MODELS["mistral"]).eval()
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    stretched = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, rope_parameters=rope)).eval()
+    for decoder, admits in ((CopyingDecoder(model, 0), True), (CopyingDecoder(stretched, 0), False)):
+        assert decoder.admits(1000, 4)
+        with torch.inference_mode():
+            decoder.join([list(range(3, 13))], [2])
+        assert decoder.admits(2, 4) is admits
+        assert not decoder.admits(12, 4)
+
+
+def test_a_model_that_keeps_no_keys_is_refused_by_name() -> None:
+    model = AutoModelForCausalLM.from_config(Lfm2Config(**SMALL, layer_types=["conv", "full_attention", "conv"]))
+    with pytest.raises(ValueError, match=r"lfm2 .*LinearAttentionLayer"):
+        CopyingDecoder(model, 0)
 
 
 def test_a_scorer_warns_once_where_prompts_are_not_shared(

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast, overload
 from dpalign.dial.best_of import BestOf
 from dpalign.dial.chat.speakers import Ask, Local, open_local
 from dpalign.dial.export.source import find_source
+from dpalign.dial.rewards import OWN_MODULE
 from dpalign.dial.server.engine import Limits, collect
 from dpalign.dial.server.shapes import ApiError
 from dpalign.engines.knobs import Engines
@@ -86,8 +87,8 @@ class Policy:
         """Load an export, a run's last policy, or a finished policy's folder.
 
         Args:
-            reward: True takes the reward models inside the export, or those of the run. False takes none. Else a
-                reward folder or `module:function`; of several rewards a list of NAME=SOURCE.
+            reward: True takes the rewards inside the export, or those of the run, without functions of the user's own.
+                False takes none. Else a reward folder or `module:function`; of several rewards a list of NAME=SOURCE.
             engine: what draws the answers; "auto" is vLLM where it is installed.
             dtype: of the weights; "auto" leaves them as they are stored.
             rows: answers decoded side by side.
@@ -311,14 +312,19 @@ def _let_go(speaker: Local) -> None:
         speaker.close()
 
 
-def _rewards_of_run(path: Path) -> Sequence[str]:
-    """The reward models of the run that a path is or lies in; none for what is no run's, or lacks one of them."""
+def _rewards_of_run(path: Path) -> list[str]:
+    """What scores for a run that a path is or lies in; nothing for what is no run's, or where a reward is missing."""
     with suppress(ValueError):  # a model without a dial, or none: `open_service` says what is wrong with it
         source = find_source(path)
-        names = [record.name for record in source.contract.rewards]
-        if set(source.rewards) >= set(names):
-            return [f"{name}={source.rewards[name]}" for name in names] or list(map(str, source.rewards.values()))
-    return ()
+        records, sources = source.contract.rewards, {name: str(folder) for name, folder in source.rewards.items()}
+        for record in records:
+            if record.kind == "function" and record.source.startswith(OWN_MODULE):
+                sources[record.name] = record.source
+        if not records:
+            return list(sources.values())
+        if all(record.name in sources for record in records):
+            return [f"{record.name}={sources[record.name]}" for record in records]
+    return []
 
 
 def _is_several(prompt: Prompt | Sequence[Prompt]) -> bool:

@@ -1,11 +1,13 @@
 """Two ways to decode the answers to prompts that are read once: against shared keys, or against copies of them.
 
+Prompts join with their answers, and answers leave, between any two tokens.
+
 Shared: a prompt's keys and values are held once, and all its answers attend to them together (`attention`). Copied:
 transformers' own cache, expanded to a row an answer, for models whose attention cannot be replaced. Both give the same
 logits up to rounding.
 
-Shapes: B prompts, R answers (rows), P tokens of the longest prompt, N answers of the prompt that has most, H heads, G
-key-value heads, D head width, V vocabulary.
+Shapes: B prompts, R answers (rows), S rows of a shelf, P tokens of the longest prompt, T of the longest row, N answers
+of the prompt that has most, M moved rows, H heads, G key-value heads, D head width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,14 +20,22 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from dpalign.engines.attention import Packed, Prefix, attention, merge, reason_not_to_share, sharing_attention
+from dpalign.engines.attention import (
+    Packed,
+    Prefix,
+    attention,
+    changing_positions,
+    merge,
+    reason_not_to_share,
+    sharing_attention,
+)
 
 Ids = list[int]
 
 READ: Final = 16_384
 """Prompt tokens read at once."""
 
-ROOM: Final = 64
+ROOM: Final = 128
 """The tokens of an answer that the first shelf holds."""
 
 PADDED: Final = 2
@@ -35,7 +45,7 @@ PADDED: Final = 2
 class Decoder(Protocol):
     """Answers side by side, each at its next token."""
 
-    def join(self, prompts: Sequence[Ids], copies: Sequence[int]) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
         """Read prompts and add so many rows of each at the end; the logits of the new rows' first tokens: (R, V)."""
 
     def read(self, token_R: Tensor) -> Tensor:
@@ -57,6 +67,10 @@ class SharedDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.device = model, model.device
+        self.window_of: dict[int, int | None] = {}
+        self._clear()
+
+    def _clear(self) -> None:
         self.owner: list[int] = []
         """The prompt of each row."""
         self.size: list[int] = []
@@ -66,15 +80,16 @@ class SharedDecoder:
         self.shelves: list[list[int]] = [[]]
         """The rows on each shelf, in the order of their slots."""
         self.layers: dict[int, _Layer] = {}
-        self.window_of: dict[int, int | None] = {}
+        self.reach: dict[int, Tensor] = {}
+        """By window, the prompt tokens in reach of its answers at this step."""
 
-    def join(self, prompts: Sequence[Ids], copies: Sequence[int]) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
         prefixes = [Prefix(list(ids), keep=True) for ids in prompts]
         logits_BV = self._read_prompts(prefixes)
         rows, first = len(self.owner), len(self.size)
         owner = [b for b, count in enumerate(copies) for _ in range(count)]
-        for i in prefixes[0].cache:
-            caches = [prefix.cache[i] for prefix in prefixes]
+        for i in list(prefixes[0].cache):
+            caches = [prefix.cache.pop(i) for prefix in prefixes]
             layer = self.layers.setdefault(i, _Layer(caches[0]))
             layer.prompts.add(caches)
             layer.own[0].fit(len(self.shelves[0]) + len(owner))
@@ -119,20 +134,30 @@ class SharedDecoder:
         return logits_R1V[self.inverse_R, -1]
 
     def keep(self, order: Sequence[int]) -> None:
+        if not order:
+            self._clear()
+            return
         place = {old: new for new, old in enumerate(order)}
         for k, rows in enumerate(self.shelves):
             kept = closing([row in place for row in rows])
-            self.shelves[k] = [place[rows[slot]] for slot in kept]
+            moved_M2 = self._moved(kept)
             for layer in self.layers.values():
-                layer.own[k].keep(kept)
+                layer.own[k].keep(len(kept), moved_M2)
+            self.shelves[k] = [place[rows[slot]] for slot in kept]
         owners = {self.owner[row] for row in order}
         kept = closing([b in owners for b in range(len(self.size))])
+        moved_M2 = self._moved(kept)
         for layer in self.layers.values():
-            layer.prompts.keep(kept)
+            layer.prompts.keep(len(kept), moved_M2)
         self.size, self.step = [self.size[b] for b in kept], [self.step[b] for b in kept]
         place = {old: new for new, old in enumerate(kept)}
         self.owner = [place[self.owner[row]] for row in order]
         self._place()
+
+    def _moved(self, order: Sequence[int]) -> Tensor:
+        """The new and the old place of what moves: (M, 2)."""
+        moved = [(new, old) for new, old in enumerate(order) if new != old]
+        return torch.tensor(moved, dtype=torch.long, device=self.device).reshape(-1, 2)
 
     def admits(self, rows: int, tokens: int) -> bool:
         return True
@@ -149,10 +174,12 @@ class SharedDecoder:
             if k + 1 == len(self.shelves):
                 self.shelves.append([])
             leaving, staying = [slot for slot, out in enumerate(full) if out], closing([not out for out in full])
+            leaving_M, moved_M2 = torch.tensor(leaving, device=self.device), self._moved(staying)
+            for layer in self.layers.values():
+                layer.move_up(k, leaving_M)
+                layer.own[k].keep(len(staying), moved_M2)
             self.shelves[k + 1] += [rows[slot] for slot in leaving]
             self.shelves[k] = [rows[slot] for slot in staying]
-            for layer in self.layers.values():
-                layer.move_up(k, leaving, staying)
         self._place()
 
     def _place(self) -> None:
@@ -180,7 +207,7 @@ class SharedDecoder:
         self.order_R, self.inverse_R, self.owner_R, self.place_R, self.index_BN, self.size_B, self.step_B = tensors
         self.longest = max(self.size, default=0)
         self.real = None if len(set(self.size)) < 2 else self._column_P() < self.size_B[:, None]
-        self.reach: dict[int, Tensor] = {}
+        self.reach = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """See `attention.Sharing.attend`; B is R, one token each."""
@@ -264,16 +291,16 @@ class _Layer:
     def __init__(self, like: tuple[Tensor, Tensor]) -> None:
         self.prompts, self.own = _Store(like, 0), [_Store(like, ROOM)]
 
-    def move_up(self, k: int, leaving: Sequence[int], staying: Sequence[int]) -> None:
-        source = self.own[k]
+    def move_up(self, k: int, leaving_M: Tensor) -> None:
+        """Copy these rows to the end of the next shelf."""
+        full = self.own[k]
         if k + 1 == len(self.own):
-            self.own.append(_Store([part[0] for part in source.parts], ROOM << k + 1))
+            self.own.append(_Store([part[0] for part in full.parts], ROOM << (k + 1)))
         wider = self.own[k + 1]
         start = wider.rows
-        wider.fit(start + len(leaving))
-        for part, old in zip(wider.parts, source.parts, strict=True):
-            part[start : wider.rows, :, : ROOM << k] = old[list(leaving)]
-        source.keep(staying)
+        wider.fit(start + len(leaving_M))
+        for part, old in zip(wider.parts, full.parts, strict=True):
+            part[start : wider.rows, :, : ROOM << k] = old[leaving_M]
 
 
 class _Store:
@@ -292,14 +319,12 @@ class _Store:
             for part, new in zip(self.parts, cache, strict=True):
                 part[slot, :, : new.shape[1]] = new
 
-    def keep(self, order: Sequence[int]) -> None:
-        """Keep these rows: they move from the end to the places of others, and no others are copied."""
-        moved = [(new, old) for new, old in enumerate(order) if new != old]
-        if moved:
-            new, old = map(list, zip(*moved, strict=True))
+    def keep(self, rows: int, moved_M2: Tensor) -> None:
+        """Keep so many rows: some move from the end to the places of others, and no more are copied."""
+        if len(moved_M2):
             for part in self.parts:
-                part[new] = part[old]
-        self.fit(len(order))
+                part[moved_M2[:, 0]] = part[moved_M2[:, 1]]
+        self.fit(rows)
 
     def fit(self, rows: int, tokens: int = 0) -> None:
         """Hold so many rows, of so many tokens: more memory where they need it, less where most of it is spare."""
@@ -345,26 +370,28 @@ class CopyingDecoder:
     """A `Decoder` on transformers' own cache, for any causal model: each row has its prompt's keys to itself.
 
     Rows are padded on the left to the longest.
+
+    Raises:
+        ValueError: the model's layers keep something else than keys and values.
     """
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
+        kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+        if other := kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
+            names = ", ".join(sorted(kind.__name__ for kind in other))
+            raise ValueError(f"{model.config.model_type} keeps its past in {names}; sample and serve it with vLLM")
         self.model, self.pad = model, pad
-        layers = DynamicCache(config=model.config).layers
-        self.refills = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-        """Whether its layers keep keys and values alone, of which rows of other lengths can join."""
+        self.stretches = bool(changing_positions(model.config))
         self._clear()
 
-    def _empty_cache(self) -> DynamicCache:
-        # without the configuration a layer with a window keeps all tokens, and those of unequal rows stand in columns
-        return DynamicCache() if self.refills else DynamicCache(config=self.model.config)
-
     def _clear(self) -> None:
-        self.cache = self._empty_cache()
+        # without the configuration a layer with a window keeps all tokens: in the columns of the mask, as others do
+        self.cache = DynamicCache()
         self.mask_RT = torch.zeros((0, 0), dtype=torch.long, device=self.model.device)
         self.position_R = self.mask_RT.sum(dim=1)
 
-    def join(self, prompts: Sequence[Ids], copies: Sequence[int]) -> Tensor:
-        held, rows, self.cache = self.cache, len(self.mask_RT), self._empty_cache()
+    def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
+        held, rows, self.cache = self.cache, len(self.mask_RT), DynamicCache()
         mask_BT, logits_BV = read_prompts(self.model, prompts, self.pad, self.cache)
         count_B = torch.tensor(copies, device=self.model.device)
         owner_R = torch.arange(len(prompts), device=self.model.device).repeat_interleave(count_B)
@@ -392,7 +419,7 @@ class CopyingDecoder:
         row_R = torch.tensor(order, device=self.model.device)
         self.mask_RT, self.position_R = self.mask_RT[row_R], self.position_R[row_R]
         self.cache.batch_select_indices(row_R)
-        if self.refills and (empty := int(self.mask_RT.argmax(dim=1).min())):
+        if empty := int(self.mask_RT.argmax(dim=1).min()):
             self.mask_RT = self.mask_RT[:, empty:]
             for layer in self.cache.layers:
                 layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
@@ -402,7 +429,7 @@ class CopyingDecoder:
         if not held:
             return True
         padded = (held + rows) * max(width, tokens)
-        return self.refills and padded <= PADDED * (int(self.position_R.sum()) + rows * tokens)
+        return not self.stretches and padded <= PADDED * (int(self.position_R.sum()) + rows * tokens)
 
 
 def read_prompts(

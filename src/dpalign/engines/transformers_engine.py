@@ -1,5 +1,7 @@
 """Sampling with transformers, anywhere: each prompt is read once, its n answers decode side by side.
 
+The prompts that wait take the rows of answers that end.
+
 True sampling: every token is drawn from the whole softmax at the requested temperature (`generate` would cut it to the
 50 likeliest). The uniform number of each draw is keyed by the meaning of the answer and the position of the token: an
 answer does not depend on its neighbours in the batch.
@@ -24,7 +26,7 @@ from dpalign.paper.direction import rng_for
 log = logging.getLogger(__name__)
 
 SHARE: Final = 8
-"""New rows join when they fill one row in so many: a prefill takes about as long as a step."""
+"""New answers wait until they fill one row in so many: a prefill takes about as long as a step."""
 
 
 @dataclass
@@ -45,6 +47,9 @@ class TransformersEngine:
         own_chat: see `PromptReader.load`.
         rows: answers decoded side by side; a request's n answers stay together.
         share_prefix: the answers to a prompt share its keys, if the model allows it; else each has a copy.
+
+    Raises:
+        ValueError: the model's layers keep something else than keys and values.
     """
 
     def __init__(
@@ -67,11 +72,12 @@ class TransformersEngine:
         self.rows = rows
         reason = cannot_share(self.model) if share_prefix else "share_prefix is false"
         self.shares = reason is None
+        self._decoder()  # refuses what it cannot decode before anything is asked
         if share_prefix and reason:
             log.warning("%s: each answer has a copy of its prompt: %s", folder, reason)
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
-        """See `Engine.sample`. Prompts of similar length decode together.
+        """See `Engine.sample`. The shortest prompts come first, so that those of similar length decode together.
 
         Raises:
             ValueError: a prompt leaves no room for an answer in the model's context.
@@ -87,7 +93,7 @@ class TransformersEngine:
     ) -> list[list[Answer]]:
         ends = self.reader.ends
         waiting = deque(sorted(range(len(requests)), key=lambda i: len(prompts[i])))
-        answers: list[list[Answer | None]] = [[None] * request.n for request in requests]
+        answers: list[dict[int, Answer]] = [{} for _ in requests]
         decoder, alive = self._decoder(), list[_Row]()
         token_R = torch.empty(0, dtype=torch.long)
         while waiting or alive:
@@ -112,7 +118,7 @@ class TransformersEngine:
             if len(order) < len(alive):
                 decoder.keep(order)
                 token_R, alive = token_R[order], [alive[place] for place in order]
-        return answers
+        return [[of_request[sample] for sample in sorted(of_request)] for of_request in answers]
 
     def _admitted(
         self,

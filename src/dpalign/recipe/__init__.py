@@ -162,7 +162,7 @@ class Recipe(Table):
     @property
     def fits_scales(self) -> bool:
         """Whether some reward's scale is fitted to the annotated answers."""
-        return any(reward.known_scale is None for reward in self.rewards.values())
+        return any(None in reward.known_scales(self.heads) for reward in self.rewards.values())
 
     @property
     def trained_objectives(self) -> tuple[Objective, ...]:

@@ -14,6 +14,8 @@ ONE_HEAD: Final = ("score",)
 """The head of a reward that names none."""
 IDENTITY: Final = (1.0, 0.0)
 """The scale of rewards that are in points of 0-100 already."""
+STATED: Final = "reward_scale"
+"""The key of a model's configuration that states the maps to points by head."""
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _FUNCTION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -38,9 +40,9 @@ class RewardTable(Table):
     """Names of its heads, in order. [] takes a local model's own names; else those of the recipe's `heads` for the
     forms dpa-v1 and world-v1, and one head, `score`, for all others."""
     scale: tuple[float, ...] = ()
-    """[slope, offset]: a raw reward r is slope * r + offset points. [] keeps a trained model's rewards and those of the
-    forms dpa-v1 and world-v1. For all others it is fitted once: of the annotated answers, the 5th and 95th percentile
-    become 10 and 90 points (paper silent)."""
+    """[slope, offset]: a raw reward r is slope * r + offset points. [] takes what a converted model's folder states by
+    head, and keeps a trained model's rewards and those of the forms dpa-v1 and world-v1. For all others it is fitted
+    once: of the annotated answers, the 5th and 95th percentile become 10 and 90 points (paper silent)."""
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
@@ -81,12 +83,16 @@ class RewardTable(Table):
         """Whether its raw rewards are taken for points of 0-100."""
         return self.trained or (bool(self.model) and self.input != "chat")
 
-    @property
-    def known_scale(self) -> Scale | None:
-        """The map to points; None where it is fitted to the annotated answers."""
-        if self.scale:
-            return self.scale[0], self.scale[1]
-        return IDENTITY if self.in_points else None
+    def known_scales(self, trained: Sequence[str]) -> list[Scale | None]:
+        """Each head's map to points; None where it is fitted to the annotated answers.
+
+        Args:
+            trained: the heads of the model that is trained.
+        """
+        stated = local_scales(self.model)
+        given = (self.scale[0], self.scale[1]) if self.scale else None
+        otherwise = IDENTITY if self.in_points else None
+        return [given or stated.get(head, otherwise) for head in self.own_heads(trained)]
 
     def own_heads(self, trained: Sequence[str]) -> tuple[str, ...]:
         """Its heads by their own names.
@@ -103,6 +109,20 @@ def local_heads(model: str) -> tuple[str, ...]:
         return ()
     names = label_names(read_object(Path(model) / CONFIG))
     return () if numbered(names) else names
+
+
+def local_scales(model: str) -> dict[str, Scale]:
+    """The maps to points that a local model's configuration states by head, as `dpa convert-reward` writes them.
+
+    Raises:
+        ValueError: one that is no pair of numbers.
+    """
+    path = Path(model) / CONFIG
+    stated = read_object(path).get(STATED, {}) if model and path.is_file() else {}
+    try:
+        return {head: (float(slope), float(offset)) for head, (slope, offset) in stated.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {STATED} is {stated!r}; give head: [slope, offset]") from error
 
 
 def numbered(names: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dpalign.rewards.knobs import RewardTable, Scale
+from dpalign.rewards.knobs import IDENTITY, RewardTable, Scale
 from dpalign.runs.folder import write_json
 
 Array = NDArray[np.float64]
@@ -49,7 +49,7 @@ def to_points(reward_NH: ArrayLike, scales: Sequence[Scale]) -> Array:
 
 def known_scales(rewards: Mapping[str, RewardTable], trained: Sequence[str]) -> list[Scale | None]:
     """Each head's map, None where it is to be fitted; in the order of `heads_of`."""
-    return [reward.known_scale for reward in rewards.values() for _ in reward.own_heads(trained)]
+    return [scale for reward in rewards.values() for scale in reward.known_scales(trained)]
 
 
 def fitted_scales(rewards: Mapping[str, RewardTable], trained: Sequence[str], raw_NH: Array) -> list[Scale]:
@@ -63,10 +63,10 @@ def fitted_scales(rewards: Mapping[str, RewardTable], trained: Sequence[str], ra
     """
     scales: list[Scale] = []
     for name, reward in rewards.items():
-        for head in reward.own_heads(trained):
+        for head, known in zip(reward.own_heads(trained), reward.known_scales(trained), strict=True):
             reward_N = raw_NH[:, len(scales)]
-            scales.append(reward.known_scale or _fitted(name, head, reward_N))
-            if reward.model and not reward.scale and reward.known_scale:
+            scales.append(known or _fitted(name, head, reward_N))
+            if reward.model and known == IDENTITY and not reward.scale:
                 _require_points(name, head, reward, reward_N)
     return scales
 

@@ -117,7 +117,7 @@ def reward_facts(job: Job) -> Iterator[RewardFacts]:
     for name, reward in recipe.rewards.items():
         for head in reward.own_heads(recipe.heads):
             slope, offset = next(scales)
-            source, fitted = reward.source or "trained in this run", reward.known_scale is None
+            source, fitted = reward.source or "trained in this run", None in reward.known_scales(recipe.heads)
             yield RewardFacts(head=f"{name}/{head}", source=source, slope=slope, offset=offset, fitted=fitted)
 
 

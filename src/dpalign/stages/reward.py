@@ -19,12 +19,12 @@ from dpalign.paper.objectives import Objective, all_known, by_name, head_indices
 from dpalign.rewards.golden import golden_of, write_golden
 from dpalign.rewards.knobs import IDENTITY
 from dpalign.rewards.scale import fit, to_points
-from dpalign.rows import HEADS, RATED, read_rows
+from dpalign.rows import HEADS, PAIRS, RATED, read_rows
 from dpalign.runs.folder import write_json
 from dpalign.runs.tables import Table
-from dpalign.stages.cost import Costs
+from dpalign.stages.cost import Costs, Load
 from dpalign.stages.score import model_scorer, models_scorer
-from dpalign.stages.stage import Job, model_read, objectives_read, on_transformers, stage
+from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
 from dpalign.stages.training import context_of, count
 from dpalign.train.knobs import Training
 
@@ -52,6 +52,16 @@ class Reward(Table):
     """Weight of the language modelling loss (section 3.1 has one; its weight is unpublished)."""
     normalize: Literal["labels", "rows", "heads"] = "labels"
     """How the squared errors of Eq. 1 average: over observed labels, first within rows, or first within heads."""
+    bradley_terry: float = Field(0.0, ge=0)
+    """Weight of a Bradley-Terry term on preference pairs, by a head beside the others that the folder leaves out (not
+    in the paper; SMORM, arXiv 2507.07375). Pairs are the data's own, and rated answers to one prompt that the first
+    objective tells apart."""
+    layers: int = Field(0, ge=0)
+    """Keep the backbone's first layers alone; 0 keeps all (not in the paper). States of the middle layers often tell
+    more about an answer than the last, and cost less; best with `freeze`, or `lm_loss` 0."""
+    freeze: bool = False
+    """Fit the heads alone, by ridge regression on the last hidden states of the backbone as it is (not in the paper).
+    The penalty is chosen on prompts that a fit has not seen. Of `training` only `context` counts."""
     training: Training = Training(epochs=1.0, packing=False, micro_batch=8)
     """Its training: learning rate, epochs and batch (paper silent)."""
     score_tokens: int = Field(16_384, ge=1)
@@ -61,7 +71,8 @@ class Reward(Table):
     change redoes nothing."""
     pairwise: str = ""
     """A local file of rows {prompt, chosen, rejected[, subset]} in RewardBench's form, on which to count how often the
-    chosen answer is rated higher on the first objective; "" for none (not in the paper)."""
+    chosen answer is rated higher on the first objective; "" for none (not in the paper). Lists of answers, as
+    RewardBench 2 has them: each chosen one must beat all rejected ones."""
 
     @model_validator(mode="after")
     def _a_finished_model_is_named_once(self) -> Self:
@@ -72,12 +83,27 @@ class Reward(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_preference_needs_a_backbone_to_train(self) -> Self:
+        if self.freeze and self.bradley_terry:
+            raise ValueError(
+                f"bradley_terry is {self.bradley_terry:g} and freeze is true: the term teaches the backbone, which is "
+                "frozen; set one of the two"
+            )
+        return self
+
 
 def _reads(r: "Recipe") -> tuple[object, ...]:
     return (
         *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
+        *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze),
         *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
     )
+
+
+def _cost(costs: Costs, step: Step, rows: float) -> Load:
+    """A probe reads each row once, and a training learns from it."""
+    return costs.score(rows, 1.0) if costs.recipe.reward.freeze else costs.train(step, rows, costs.row)
 
 
 def _rated(costs: Costs) -> float:
@@ -97,7 +123,7 @@ def _judged(costs: Costs) -> float:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training if r.trains_reward else Training(checkpoint="given"),
-    cost=lambda costs, step: costs.train(step, _rated(costs), costs.row),
+    cost=lambda costs, step: _cost(costs, step, _rated(costs)),
 )
 def reward(job: Job) -> None:
     """Train the multi-objective reward model; open all rewards, and measure them on held-out prompts."""
@@ -121,7 +147,7 @@ def reward(job: Job) -> None:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training,
-    cost=lambda costs, step: costs.train(step, _judged(costs), costs.row),
+    cost=lambda costs, step: _cost(costs, step, _judged(costs)),
 )
 def judge(job: Job) -> None:
     """Train a second reward model on disjoint prompts: it judges and never selects."""
@@ -138,23 +164,36 @@ def _train(job: Job, part: str, seed: int) -> None:
 
     from dpalign.engines.tokens import spare_token
     from dpalign.rewards.inputs import template_for
-    from dpalign.rewards.model import train_reward_model
+    from dpalign.rewards.model import BradleyTerry, probe_reward_model, train_reward_model
 
-    recipe = job.recipe
+    recipe, knobs = job.recipe, job.recipe.reward
     rows = [row for row in read_rows(job.inputs["data"] / part, RATED) if row["labels"]]
     objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
     require_labels(rows, objectives, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.pad_token = spare_token(tokenizer)
-    tokenizer.chat_template = template_for(tokenizer, recipe.reward.template)
+    tokenizer.chat_template = template_for(tokenizer, knobs.template)
+    context = context_of(job, start, knobs.training, tokenizer, seed)
+    rated = [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows]
+    if knobs.freeze:
+        count(job, probe_reward_model(context, rated, recipe.heads, template=knobs.template, layers=knobs.layers))
+        return
+    preference = None
+    if knobs.bradley_terry:
+        own = job.inputs["data"] / "pairs"
+        pairs = list(read_rows(own, PAIRS)) if part == "train" and own.exists() else []  # the judge's prompts have none
+        first = head_indices(objectives[0], recipe.heads)
+        preference = BradleyTerry(knobs.bradley_terry, first, pairs)
     outcome = train_reward_model(
-        context_of(job, start, recipe.reward.training, tokenizer, seed),
-        [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],
+        context,
+        rated,
         recipe.heads,
-        template=recipe.reward.template,
-        lm_loss=recipe.reward.lm_loss,
-        normalize=recipe.reward.normalize,
+        template=knobs.template,
+        lm_loss=knobs.lm_loss,
+        normalize=knobs.normalize,
+        layers=knobs.layers,
+        preference=preference,
     )
     count(job, outcome)
 

@@ -180,7 +180,7 @@ def scales_of(recipe: "Recipe", annotate: Path | None) -> list["Scale"]:
     if None not in known:
         return [scale for scale in known if scale is not None]
     if annotate is None:
-        lacking = next(name for name, reward in recipe.rewards.items() if reward.known_scale is None)
+        lacking = next(name for name, one in recipe.rewards.items() if None in one.known_scales(recipe.heads))
         raise ValueError(
             f"[rewards.{lacking}] has no scale, and its annotation holds what was fitted: give --annotate DIR, or "
             f"rewards.{lacking}.scale = [slope, offset]"

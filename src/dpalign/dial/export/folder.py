@@ -68,9 +68,14 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
     partial.mkdir(parents=True)
     try:
         form = _copy_policy(source, partial)
-        contract = replace(source.contract, eos=form.tokens["eos_token"], front=front_of(source))
-        contract = replace(contract, place=form.own.place if form.own else None, stop=tuple(_ends(source, form)))
-        contract = replace(contract, verbosity=lengths_of(source))
+        contract = replace(
+            source.contract,
+            eos=form.tokens["eos_token"],
+            front=front_of(source),
+            place=None if form.own is None else form.own.place,
+            stop=tuple(_ends(source, form)),
+            verbosity=lengths_of(source),
+        )
         if with_reward:
             contract = _copy_rewards(source, contract, partial)
         contract = replace(contract, rewards=tuple(map(_published, contract.rewards)))

@@ -3,7 +3,7 @@
 Prompts wait in the order they came. They join between two steps, a few at a time, when all their answers have room. An
 answer leaves when it ends, or when its client has left. Between two steps the event loop delivers what was drawn.
 
-Shapes: R rows (answers being decoded), T tokens of the longest row, V vocabulary, B prompts.
+Shapes: R rows (answers being decoded), V vocabulary.
 """
 
 import asyncio
@@ -16,12 +16,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpalign.dial.server.engine import Closing, Delta, GenerationError, Sampling
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
-from dpalign.engines.decoding import read_prompts, read_tokens
+from dpalign.engines.decoding import CopyingDecoder
 from dpalign.engines.tokens import end_ids
 from dpalign.engines.transformers_engine import draw
 from dpalign.paper.direction import rng_for
@@ -66,6 +65,9 @@ class BatchingGenerator:
         rows: answers decoded side by side.
         prefill_tokens: prompt tokens read in one step. More would hold up those who are being answered. A longer
             prompt is read alone.
+
+    Raises:
+        ValueError: the model's layers keep something else than keys and values.
     """
 
     def __init__(self, folder: str, *, rows: int, dtype: str = "auto", prefill_tokens: int = 4096) -> None:
@@ -73,15 +75,15 @@ class BatchingGenerator:
         self.prompts = Prompts(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # the decoding thread's own
         self.decode = decoder_of(tokenizer)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        ).to(device)
+        ).to(self.device)
         model.eval()
         self.ends = frozenset(end_ids(tokenizer, model.generation_config))
         self.special = self.ends.union(tokenizer.all_special_ids)
         pad = tokenizer.pad_token_id
-        self.decoder = Decoder(model, pad if pad is not None else min(self.ends, default=0))
+        self.decoder = CopyingDecoder(model, pad if pad is not None else min(self.ends, default=0))
         self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         self.tickets: deque[_Ticket] = deque()
         self.decoding: list[_Row] = []
@@ -201,27 +203,30 @@ class BatchingGenerator:
             ticket.news.set()
         self.decoding = []
 
+    @torch.inference_mode()
     def _step(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
         """Rows read their last token, newcomers join, every row draws its next token, ended rows leave.
 
         It runs in the thread, while the event loop sends what the step before drew.
         """
         self._keep([i for i, row in enumerate(self.decoding) if not row.ticket.cancelled])
+        logits: list[torch.Tensor] = []
         if self.decoding:
-            self.decoder.step([row.last for row in self.decoding])
+            logits.append(self.decoder.read(torch.tensor([row.last for row in self.decoding], device=self.device)))
         if newcomers:
             self.joined = self.steps
-            self.decoder.join([t.prompt for t in newcomers], [t.sampling.n for t in newcomers])
+            logits.append(self.decoder.join([t.prompt for t in newcomers], [t.sampling.n for t in newcomers]))
             self.decoding += [self._row(ticket, i) for ticket in newcomers for i in range(ticket.sampling.n)]
         if not self.decoding:
             return []
         self.steps += 1
         samplings = [row.ticket.sampling for row in self.decoding]
-        token_R = self.decoder.draw(
-            [row.uniforms[row.tokens] for row in self.decoding],
-            [sampling.temperature for sampling in samplings],
-            [sampling.top_p for sampling in samplings],
-        )
+        token_R = draw_rows(
+            torch.cat(logits),
+            np.array([row.uniforms[row.tokens] for row in self.decoding]),
+            np.array([sampling.temperature for sampling in samplings]),
+            np.array([sampling.top_p for sampling in samplings]),
+        ).tolist()
         deltas = [(row.ticket, self._delta(row, token)) for row, token in zip(self.decoding, token_R, strict=True)]
         self._keep([i for i, (_, delta) in enumerate(deltas) if delta.finish is None])
         return deltas
@@ -241,82 +246,6 @@ class BatchingGenerator:
         if len(rows) < len(self.decoding):
             self.decoder.keep(rows)
             self.decoding = [self.decoding[i] for i in rows]
-
-
-class Decoder:
-    """The rows on a causal language model: answers that join and leave between any two steps.
-
-    Each row is padded on the left to the width of the longest. A prompt is read once for all of its answers. The
-    numbers that a row sees do not depend on its neighbours, beyond rounding.
-
-    Raises:
-        ValueError: the model's layers keep something else than keys and values.
-    """
-
-    def __init__(self, model: PreTrainedModel, pad: int) -> None:
-        kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-            names = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise ValueError(f"{model.config.model_type} keeps its past in {names}; serve it with --engine vllm")
-        self.model, self.pad = model, pad
-        self._clear()
-
-    def _clear(self) -> None:
-        self.cache = DynamicCache()
-        self.mask_RT = torch.zeros((0, 0), dtype=torch.long, device=self.model.device)
-        self.position_R = torch.zeros(0, dtype=torch.long, device=self.model.device)
-        self.logits_RV = torch.zeros((0, 0), device=self.model.device)
-
-    def __len__(self) -> int:
-        return len(self.mask_RT)
-
-    @torch.inference_mode()
-    def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> None:
-        """Add rows at the end: `copies` of each prompt, which is read once."""
-        cache = DynamicCache()
-        mask_BT, logits_BV = read_prompts(self.model, prompts, self.pad, cache)
-        device = self.model.device
-        owner_R = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(copies, device=device))
-        cache.batch_select_indices(owner_R)
-        mask_RT, logits_RV = mask_BT[owner_R], logits_BV[owner_R]
-        if len(self):
-            width = max(mask_RT.shape[1], self.mask_RT.shape[1])
-            for old, new in zip(self.cache.layers, cache.layers, strict=True):
-                new.keys = torch.cat([_widened(old.keys, width), _widened(new.keys, width)])
-                new.values = torch.cat([_widened(old.values, width), _widened(new.values, width)])
-            joined_RT = [torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in (self.mask_RT, mask_RT)]
-            mask_RT, logits_RV = torch.cat(joined_RT), torch.cat([self.logits_RV, logits_RV])
-        self.cache, self.mask_RT, self.logits_RV = cache, mask_RT, logits_RV
-        self.position_R = mask_RT.sum(dim=1)
-
-    @torch.inference_mode()
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these, and the columns that none of them needs."""
-        if not rows:
-            self._clear()
-            return
-        if len(rows) == len(self):
-            return
-        kept = torch.tensor(rows, device=self.model.device)
-        self.mask_RT = self.mask_RT[kept]
-        empty = int(self.mask_RT.argmax(dim=1).min())
-        self.mask_RT = self.mask_RT[:, empty:]
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[kept, :, empty:], layer.values[kept, :, empty:]
-        self.position_R, self.logits_RV = self.position_R[kept], self.logits_RV[kept]
-
-    @torch.inference_mode()
-    def draw(self, uniform_R: Sequence[float], temperature_R: Sequence[float], top_p_R: Sequence[float]) -> list[int]:
-        """The next token of each row; the rows do not move on."""
-        return draw_rows(self.logits_RV, np.array(uniform_R), np.array(temperature_R), np.array(top_p_R)).tolist()
-
-    @torch.inference_mode()
-    def step(self, token_R: Sequence[int]) -> None:
-        """Read one more token in each row."""
-        self.mask_RT = torch.nn.functional.pad(self.mask_RT, (0, 1), value=1)
-        token = torch.tensor(token_R, device=self.model.device)
-        self.logits_RV = read_tokens(self.model, token, self.mask_RT, self.position_R, self.cache)
-        self.position_R = self.position_R + 1
 
 
 def draw_rows(
@@ -344,8 +273,3 @@ def nucleus(logits_RV: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:
     outside_RV = before_RV >= top_p_R[:, None]
     outside_RV[:, 0] = False
     return logits_RV.masked_fill(torch.zeros_like(outside_RV).scatter(-1, order_RV, outside_RV), -torch.inf)
-
-
-def _widened(states: torch.Tensor, width: int) -> torch.Tensor:
-    """Keys or values, (rows, heads, tokens, size), with empty columns on the left."""
-    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
