@@ -155,6 +155,8 @@ class ModelScorer:
         """
         rows = [without_padding(self.reader.ids(pair), self.pad) for pair in pairs]
         require_room(rows, pairs, self.context, self.source)
+        if not rows:
+            return np.empty((0, self.model.config.num_labels), dtype=np.float32)
         if self.shares:
             keys = [self.reader.key(messages) for messages, _ in pairs]
             rewards_NH: Array = score_shared(self.model, rows, keys, self.batch_tokens).numpy()
