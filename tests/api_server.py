@@ -105,13 +105,13 @@ class Running:
 
     def slow_down(self, seconds: float) -> None:
         """Every step takes this long at least."""
-        step = self.generator.decoder.step
+        read = self.generator.decoder.read
 
-        def slowly(tokens: Any) -> None:
+        def slowly(tokens: Any) -> Any:
             time.sleep(seconds)
-            step(tokens)
+            return read(tokens)
 
-        self.generator.decoder.step = slowly
+        self.generator.decoder.read = slowly
 
 
 @contextmanager

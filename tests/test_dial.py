@@ -264,7 +264,7 @@ def test_a_contract_is_read_as_it_was_written(population: Population | None, tmp
         front,
         "reward",
         "dpa-v1",
-        {"low": Length(-40.5, 30.0), "medium": Length(-20.0, 80.0), "high": Length(-3.0, 130.5)},
+        verbosity={"low": Length(-40.5, 30.0), "medium": Length(-20.0, 80.0), "high": Length(-3.0, 130.5)},
     )
     write_contract(tmp_path, contract)
     read = read_contract(tmp_path)
