@@ -121,7 +121,7 @@ def compare(given: list[list[list[Answer]]]) -> None:
 
 def rows(quick: bool) -> Iterator[Row]:
     rounds, side_by_side, mean, longest, prompt = (2, 32, 20, 100, 48) if quick else (3, 256, MEAN, LONGEST, 220)
-    for width, layers, count in ((32, 1, 20),) if quick else ((32, 2, 320), (128, 4, 128)):
+    for width, layers, count in ((32, 1, 20),) if quick else ((32, 2, 160),):
         with tempfile.TemporaryDirectory() as name, patch.object(transformers_engine, "rng_for", partial(Ending, mean)):
             engine = opened(write_model(Path(name), width, layers), side_by_side)
             asks = [tuple(asked(Path(name), prompt + seed, [], seed=seed).messages) for seed in range(8)]

@@ -330,9 +330,9 @@ class _Store:
         """Hold so many rows, of so many tokens: more memory where they need it, less where most of it is spare."""
         slots, groups, room, _ = self.parts[0].shape
         kept, self.rows = min(rows, self.rows), rows
-        if tokens <= room and rows <= slots <= 3 * rows:
+        if tokens <= room and rows <= slots <= rows * 3 // 2:
             return
-        shape = rows + rows // 4, groups, max(room, tokens)
+        shape = rows + rows // 8, groups, max(room, tokens)
         for i, part in enumerate(self.parts):
             # zeros, and not memory as it comes: a masked NaN is a NaN
             self.parts[i] = part.new_zeros(*shape, part.shape[3])
