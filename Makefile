@@ -5,6 +5,8 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+EXTRAS = $(BIN)/python -c 'import tomllib; \
+	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"], sep=",")'
 HEAVY := .venv-heavy
 HEAVY_PIP := $(HEAVY)/bin/python -m pip --disable-pip-version-check install --quiet
 
@@ -12,7 +14,7 @@ HEAVY_PIP := $(HEAVY)/bin/python -m pip --disable-pip-version-check install --qu
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: help demo world test test-heavy check docs clean
+.PHONY: help demo world test test-heavy check extras docs clean
 .DEFAULT_GOAL := help
 
 help:  ## these targets
@@ -39,6 +41,13 @@ check: $(VENV)/.dev-ready  ## format, lint, types, import order, and whether the
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_house.py
 	$(BIN)/python docs/generate.py --check
+
+# Versions that fit all extras at once fit every combination. A new pip reads what a wheel asks for without its gigabytes.
+extras: $(VENV)/.run-ready  ## ask pip whether all extras can be installed together; installs nothing
+	$(BIN)/python -m venv --clear $(VENV)/pip
+	$(VENV)/pip/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/pip/bin/python -m pip install --dry-run --ignore-installed --use-feature=fast-deps ".[$$($(EXTRAS))]" \
+		>$(VENV)/pip/log 2>&1 || { tail -n 20 $(VENV)/pip/log; exit 1; }
 
 docs: $(VENV)/.dev-ready  ## write docs/cli.md and docs/recipes.md from the code
 	$(BIN)/python docs/generate.py

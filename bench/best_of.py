@@ -49,7 +49,7 @@ class World:
         self.engine = TransformersEngine(str(model), rows=512)
         options: dict[str, Any] = {"template": "world-v1", "batch_tokens": 16384, "dtype": "float32"}
         self.reward = ModelScorer(str(run / "reward" / "model"), **options)
-        self.truth = FunctionScorer("python:dpalign.world.truth:score", HEADS)
+        self.truth = FunctionScorer("dpalign.world.truth:score", HEADS)
         split = [row for row in read_rows(run / "data" / "prompts", PROMPTS) if row["split"] == "validation"]
         self.prompts: list[list[Message]] = [row["messages"] for row in split[:prompts]]
         self.temperature = temperature

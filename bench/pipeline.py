@@ -79,7 +79,7 @@ def ours(engine: TransformersEngine, scorer: ModelScorer, prompts: list[list[Mes
 
 def one_at_a_time(scorer: ModelScorer, pairs: list[Pair]) -> np.ndarray:
     with torch.inference_mode():
-        texts = [render_reward_input(*pair, scorer.template) for pair in pairs]
+        texts = [render_reward_input(*pair, scorer.reader.form) for pair in pairs]
         given = [scorer.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
         return np.concatenate([scorer.model(input_ids=ids, use_cache=False).logits.float().numpy() for ids in given])
 

@@ -34,7 +34,7 @@ def naive(scorer: ModelScorer, pairs: list[Pair]) -> np.ndarray:
     with torch.inference_mode():
         for start in range(0, len(order), NAIVE_BATCH):
             batch = order[start : start + NAIVE_BATCH]
-            texts = [render_reward_input(*pairs[n], scorer.template) for n in batch]
+            texts = [render_reward_input(*pairs[n], scorer.reader.form) for n in batch]
             given = scorer.tokenizer(texts, padding=True, return_tensors="pt")
             logits = scorer.model(**given, use_cache=False).logits
             rewards_NH[batch] = logits.float().numpy()

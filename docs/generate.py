@@ -50,9 +50,9 @@ what it changes. An unknown key is an error that names the nearest known one, an
 The range stands behind the default. On the command line any key can be overridden:
 `dpa run recipes/world.toml --sampling.n 8`. `--print-recipe` prints the recipe as resolved.
 
-`extends = "demo"` lays a file over another recipe: an installed one by its name, or a file beside it. Its own tables go over
-the base's, knob by knob; a list, and a table of names of your own such as `[objectives]`, replaces the base's. `name` is never
-inherited. The run folder keeps the whole recipe. `dpa new` writes such a file from four questions.
+`extends = "demo"` lays a file over another recipe: an installed one by its name, or a file beside it. Its own tables go
+over the base's, knob by knob. A list, and a table of names of your own such as `[objectives]`, replaces the base's.
+`name` is never inherited. The run folder keeps the whole recipe. `dpa new` writes such a file from four questions.
 
 ```toml
 {with_ranges(Recipe(name="paper").to_toml(), ranges(Recipe)).strip()}

@@ -21,6 +21,7 @@ from dpalign.dial.server.app import Server, create_app
 from dpalign.dial.server.engine import Generator, Limits, Rewards
 from dpalign.dial.server.service import Service, open_generator
 from dpalign.paper.direction import Arc
+from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import HEADS
 from dpalign.train.contract import Contract, Length, write_contract
 
@@ -46,7 +47,7 @@ def write_policy(folder: Path) -> Path:
 
 
 def rewards() -> Rewards:
-    return Rewards("python:api_server:lengths", CONTRACT, "world-v1")
+    return Rewards(FunctionScorer("api_server:lengths", CONTRACT.heads), CONTRACT)
 
 
 def lengths(prompts: list[str], responses: list[str]) -> list[list[float]]:
@@ -104,13 +105,13 @@ class Running:
 
     def slow_down(self, seconds: float) -> None:
         """Every step takes this long at least."""
-        step = self.generator.decoder.step
+        read = self.generator.decoder.read
 
-        def slowly(tokens: Any) -> None:
+        def slowly(tokens: Any) -> Any:
             time.sleep(seconds)
-            step(tokens)
+            return read(tokens)
 
-        self.generator.decoder.step = slowly
+        self.generator.decoder.read = slowly
 
 
 @contextmanager

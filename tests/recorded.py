@@ -9,7 +9,7 @@ import pytest
 
 from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import Recipe
-from dpalign.runs.tables import Table, leaves
+from dpalign.runs.tables import Table, leaves, tables_of
 from dpalign.stages.stage import Job, Stage
 
 WHOLE = ("as_mapping", "to_toml", "model_dump")
@@ -37,6 +37,8 @@ class Recorded:
             value, path = getattr(self._table, name), f"{self._path}{name}"
             if isinstance(value, Table):
                 return Recorded(value, self._read, f"{path}.", self._settled)
+            if tables_of(type(self._table).model_fields[name].annotation) is not None:
+                return {key: Recorded(one, self._read, f"{path}.*.", self._settled) for key, one in value.items()}
             if path not in self._settled:
                 self._read.add(path)
             return value

@@ -23,7 +23,7 @@ from transformers import (
 
 import tiny
 from conftest import MICRO
-from dpalign import cli
+from dpalign import Policy, cli
 from dpalign.chat import base_text, render_chat, with_system_line
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
@@ -136,6 +136,9 @@ FAMILIES = {
     "GLM 4 MoE": Family("glm4moe", "<|endoftext|>", "<|endoftext|>",
                         ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), THINK,
                         lead="\n<think></think>\n"),
+    "GLM 4 MoE, not thinking": Family("glm4moe", "<|endoftext|>", "<|endoftext|>",
+                                      ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), THINK,
+                                      lead="\n", switches={"enable_thinking": False}),
     "GPT-OSS": Family("gptoss", "<|return|>", "<|return|>", HARMONY, opening="<|channel|>final<|message|>"),
     "Nemotron 3, not thinking": chatml("nemotron_3_nano", switches={"enable_thinking": False}),
     "LFM2": chatml("lfm2", bos="<|startoftext|>"),
@@ -372,7 +375,7 @@ def test_an_answer_is_written_as_the_models_own_template_writes_it(name: str) ->
     said = asked(tokens, [ASK]) + turn.written(ANSWER["content"])
     if name.startswith("DeepSeek"):
         assert said.replace("<think>\n\n</think>\n\n", "") == whole
-    elif name == "GLM 4 MoE":
+    elif name.startswith("GLM"):
         assert said == f"{whole}<|endoftext|>"  # its own ends nowhere: the next turn's token does
     else:
         assert whole.startswith(said)
@@ -504,6 +507,34 @@ def test_reinforcement_ends_answers_where_sampling_does(tmp_path: Path) -> None:
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
 
 
+@pytest.mark.vllm
+def test_vllm_reads_and_ends_as_the_transformers_engine_does(tmp_path: Path) -> None:
+    from dpalign.engines.knobs import Engines
+    from dpalign.engines.vllm_engine import Vllm, VllmEngine
+
+    tokens = tokenizer_of(replace(apart(), template="gemma", special=("<start_of_turn>", "<end_of_turn>")))
+    folder = write_llama(tmp_path / "m", tokens, head_dim=32)
+    ours = TransformersEngine(str(folder), {}, rows=16)
+    assert ours.reader.stop == ("<end_of_turn>", "<|endoftext|>")
+    line = "helpfulness*87 + verbosity*-50"
+    lined = [with_system_line([{"role": "user", "content": f"{text}?"}], line, "model") for text in "abcdefgh"]
+    requests = [Request(tuple(messages), 1, (i,)) for i, messages in enumerate(lined)]
+    settings = Engines(sampling="vllm", scoring="vllm")
+    vllm = VllmEngine(Vllm(str(folder), settings, rows=16, prompt_tokens=64, max_new_tokens=64), {})
+    for temperature in (0.0, 1.0):
+        answers = [
+            [one for (one,) in engine.sample(requests, temperature=temperature, max_new_tokens=400)]
+            for engine in (ours, vllm)
+        ]
+        assert [vllm.reader.prompt_ids(messages) for messages in lined] == list(map(ours.reader.prompt_ids, lined))
+        if temperature == 0:
+            assert answers[0] == answers[1]
+        else:
+            assert all(any(answer.finished for answer in of_engine) for of_engine in answers)
+            assert all(answer.finished or answer.tokens == 400 for of_engine in answers for answer in of_engine)
+    vllm.close()
+
+
 # --- what is refused
 
 
@@ -544,6 +575,28 @@ def test_a_template_that_cannot_carry_the_dial_is_refused_before_any_work(
         steps(recipe)
     assert str(error.value).startswith(f"{folder}: ")
     assert 'model.chat = "zephyr"' in str(error.value)
+
+
+def test_a_model_of_the_hub_is_looked_at_when_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run needs no network; a run fetches the tokenizer's files alone, and without a network begins its work."""
+    theirs = tmp_path / "theirs"
+    tokenizer_of(FAMILIES["Qwen 2.5"]).save_pretrained(theirs)
+    (theirs / "chat_template.jinja").write_text("{{ raise_exception('no chats') }}")
+    asked_for: list[str] = []
+
+    def download(name: str, allow_patterns: Sequence[str]) -> str:
+        asked_for.append(name)
+        assert not any("safetensors" in pattern for pattern in allow_patterns)
+        return str(theirs)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    recipe = load(MICRO, ["--model.base", "them/model", "--model.chat", "model", "--sft.checkpoint", "them/model"])
+    assert steps(recipe)
+    assert asked_for == []
+    with pytest.raises(ValueError, match=r"them/model: its chat template .* no chats"):
+        execute(recipe, tmp_path / "run")
+    assert asked_for == ["them/model"]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "idefics3", "llava_next"])
@@ -644,6 +697,16 @@ def test_its_export_asks_and_stops_as_its_training_did(run: Path, tmp_path: Path
     assert len(prompts) == 8
     for one in prompts:
         assert asked(tokens, one.messages, preference=one.preference) == one.text
+
+
+def test_it_is_served_with_the_ends_of_its_template(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    cli.main(["export", str(run), "--out", str(out)])
+    with Policy.load(out) as policy:
+        answers = policy.sample(ASK["content"], angle=-30, n=24, temperature=1.0, max_new_tokens=300)
+    assert any(answer.finished for answer in answers)
+    assert all(answer.finished or answer.tokens == 300 for answer in answers)
+    assert not any("<|im_end|>" in answer.text for answer in answers)
 
 
 def test_the_doctor_sees_a_line_in_another_place_and_a_lost_end(run: Path, tmp_path: Path) -> None:

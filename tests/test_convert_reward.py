@@ -30,6 +30,7 @@ from dpalign import cli
 from dpalign.dial.doctor.model import examine
 from dpalign.paper.prompts import render_reward_input
 from dpalign.rewards.convert import ARMORM, HELPSTEER, convert
+from dpalign.rewards.knobs import RewardTable
 from dpalign.rows import HEADS, user_prompt
 
 pytest.importorskip("trl", reason="the tiny tokenizer needs the extra dpalign[train]")
@@ -157,10 +158,9 @@ def test_a_stock_classifier_scores_as_the_models_own_code_does(
     original = write_original(source, kind, heads, quantiles, gated=form != "dpa")
     before = {path.name: path.read_bytes() for path in source.iterdir()}
     cli.main(["convert-reward", str(source), "--out", str(out)])
-    table = tomllib.loads(capsys.readouterr().out.split("\n\n", 1)[1].split("\nnote:")[0])["rewards"][form]
-    assert table["model"] == str(out)
-    assert table["input"] == ("dpa-v1" if form == "dpa" else "chat")
-    assert tuple(table["heads"]) == names
+    table = tomllib.loads(capsys.readouterr().out.split("\n\n", 1)[1].split("\nheads:")[0])["rewards"][form]
+    assert table == {"model": str(out), "input": "dpa-v1" if form == "dpa" else "chat"}
+    assert RewardTable(**table).own_heads(()) == names
 
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         out, trust_remote_code=False, output_loading_info=True
@@ -187,13 +187,13 @@ def test_the_scale_is_stated_where_it_is_published(tmp_path: Path, capsys: pytes
         cli.main(["convert-reward", str(tmp_path / form), "--out", str(tmp_path / f"{form}-out")])
         printed[form] = capsys.readouterr().out
     config = {form: json.loads((tmp_path / f"{form}-out/config.json").read_text()) for form in printed}
-    assert "scale = [100, 0]" in printed["armorm"]
     assert config["armorm"]["reward_scale"] == {name: [100, 0] for name in HELPSTEER}
     note = printed["armorm"].partition("note:")[2]
     assert [name in note for name in ARMORM] == [False] * 5 + [True] * 14
-    assert "scale =" not in printed["qrm"]
     assert "reward_scale" not in config["qrm"]
-    assert "scale = [1, 0]" in printed["dpa"]
+    assert "note:" not in printed["dpa"]
+    known = RewardTable(model=str(tmp_path / "armorm-out")).known_scales(())
+    assert known == [(100, 0)] * 5 + [None] * 14
 
 
 def test_a_converted_folder_is_a_sound_reward_model(tmp_path: Path) -> None:
@@ -223,8 +223,10 @@ def test_the_chat_template_goes_along_where_the_model_reads_chats(tmp_path: Path
     chat = [*user_prompt(PROMPT), {"role": "assistant", "content": ANSWER}]
     before, after = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("gated", "gated-out"))
     assert after.apply_chat_template(chat)["input_ids"] == before.apply_chat_template(chat)["input_ids"]
-    # The DPA model reads no chat template: its tokenizer's would write another text than its input.
-    assert AutoTokenizer.from_pretrained(tmp_path / "released-out").chat_template is None
+    # The DPA model reads no chat: its tokenizer's own template would write another text than its input.
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "released-out")
+    read = tokens(render_reward_input(user_prompt(PROMPT), ANSWER, "dpa-v1"))["input_ids"]
+    assert tokens.apply_chat_template(chat)["input_ids"] == read
 
 
 def test_a_model_without_a_pad_token_gets_one_that_ends_no_text(tmp_path: Path) -> None:
@@ -254,7 +256,6 @@ def test_a_bias_is_recorded_with_the_scale_where_that_is_known(
 ) -> None:
     original = write_original(tmp_path / "source", "mistral", 10, gated=False, bias=True)
     cli.main(["convert-reward", str(tmp_path / "source"), "--out", str(tmp_path / "out")])
-    assert "\nscale =" not in capsys.readouterr().out  # it holds for all heads alike
     scale = json.loads((tmp_path / "out" / "config.json").read_text())["reward_scale"]
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     ids = rows(original.pad)

@@ -264,7 +264,7 @@ def test_a_contract_is_read_as_it_was_written(population: Population | None, tmp
         front,
         "reward",
         "dpa-v1",
-        {"low": Length(-40.5, 30.0), "medium": Length(-20.0, 80.0), "high": Length(-3.0, 130.5)},
+        verbosity={"low": Length(-40.5, 30.0), "medium": Length(-20.0, 80.0), "high": Length(-3.0, 130.5)},
     )
     write_contract(tmp_path, contract)
     read = read_contract(tmp_path)
@@ -326,7 +326,7 @@ def test_the_file_has_the_papers_template_heads_and_range(tmp_path: Path) -> Non
         ({"distribution": "cone"}, "distribution 'cone'; known: arc"),
         ({"front": [{"direction": {"helpfulness": 1}, "rewards": {"helpfulness": 1}}]}, "KeyError: 'verbosity'"),
         ({"eos": 2}, "2, where text is needed"),
-        ({"reward_template": "poem"}, "reward_template 'poem'; known: dpa-v1, world-v1"),
+        ({"reward_template": "poem"}, "reward_template 'poem'; known: chat, dpa-v1, world-v1"),
         ({"verbosity": {"low": {"angle": 0, "words": 9}}}, 'give {"low", "medium", "high"}'),
         ({"verbosity": {key: {"angle": 0} for key in ("low", "medium", "high")}}, '"words": number above 0'),
         ({"verbosity": {key: {"angle": 0, "words": 0} for key in ("low", "medium", "high")}}, "number above 0"),

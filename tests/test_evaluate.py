@@ -26,11 +26,10 @@ RECIPE = from_mapping(
     {
         "name": "test",
         "launcher": "inprocess",
-        "heads": HEADS,
+        "rewards": {"own": {"function": "test_evaluate:spoken", "heads": HEADS, "scale": [1, 0]}},
         "objectives": {"helpfulness": ["a"], "verbosity": ["b"]},
         "model": {"chat": "world-v1"},
-        "reward": {"checkpoint": "python:test_evaluate:spoken", "template": "world-v1"},
-        "preference": {"template": "world-v1"},
+        "preference": {"template": "world-v1", "low": -45},
         "sampling": {"shard": 1},
         "evaluation": {"directions": 2, "samples": 2, "best_of": 3},
     },
@@ -182,9 +181,7 @@ def test_an_answer_that_says_nothing_is_not_a_finished_one() -> None:
 def test_the_judge_sees_the_kept_answers_and_chooses_none(
     evaluated: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        evaluating, "model_scorer", lambda recipe, stage: FunctionScorer("python:test_evaluate:other", HEADS)
-    )
+    monkeypatch.setattr(evaluating, "judge_scorer", lambda recipe, stage: FunctionScorer("test_evaluate:other", HEADS))
     folder, ledger, _ = evaluated("best-of-n", SCRIPT, judge=tiny_folder)
     assert [row["response"] for row in answers(folder)[:4]] == ["90 80", "50 50", "70 20", "40 10"]
     judged = [row["rewards"] for row in read_rows(folder / "judged", SCORES)]

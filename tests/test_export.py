@@ -21,7 +21,7 @@ from dpalign.dial.doctor.model import examine
 from dpalign.dial.export import folder
 from dpalign.dial.export.source import find_folders, find_model, find_source
 from dpalign.dial.export.verbosity import calibrated, lengths_of
-from dpalign.dial.server.engine import Rewards
+from dpalign.dial.server.service import open_rewards
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
 from dpalign.rows import CANDIDATES, HEADS, Message, read_rows, write_rows
 from dpalign.runs.ledger import LEDGER
@@ -153,7 +153,7 @@ def test_the_folder_holds_what_is_needed_and_no_more(from_run: Path, micro_run: 
     files = {path.relative_to(from_run).as_posix() for path in from_run.rglob("*") if path.is_file()}
     model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     ours = {"generation_config.json", "dpa.json", "golden_prompts.json", "README.md", "front.png"}
-    assert files == model | ours | {f"reward/{name}" for name in model}
+    assert files == model | ours | {f"reward/{name}" for name in model | {"golden_scores.json"}}
     trained = micro_run / "policy-2" / "model" / "model.safetensors"
     assert (from_run / "model.safetensors").read_bytes() == trained.read_bytes()
     assert (from_run / "front.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -359,7 +359,8 @@ def test_a_reward_model_beside_such_a_checkpoint_must_be_told_which_heads_are_re
     assert told is not None
     assert told.objectives == {"helpfulness": ("helpsteer-helpfulness", "9"), "verbosity": ("helpsteer-verbosity",)}
     assert (told.heads, told.reward, told.reward_template) == (HEADS, "reward", "world-v1")
-    rewards = Rewards(str(tmp_path / "out" / "reward"), told, "world-v1")
+    rewards = open_rewards(tmp_path / "out", told)
+    assert rewards is not None
     reward_NK = asyncio.run(rewards.score([{"role": "user", "content": "explain tea."}], ["tea warms."]))
     assert reward_NK.shape == (1, 2)
 

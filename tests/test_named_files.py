@@ -10,13 +10,16 @@ import pytest
 from conftest import MICRO
 from dpalign.pipeline.runner import dry_run, execute, take
 from dpalign.pipeline.steps import STAGES, steps
-from dpalign.recipe import Recipe, load
-from dpalign.recipe.localfiles import MODELS, SOURCES, local_files
-from dpalign.rows import CANDIDATES, PROMPTS, read_rows
+from dpalign.recipe import Recipe, changed, load
+from dpalign.recipe.localfiles import FUNCTIONS, MODELS, SOURCES, local_files
+from dpalign.rows import CANDIDATES, HEADS, PROMPTS, read_rows
 from dpalign.runs.folder import Run
 from dpalign.runs.ledger import read_ledger
 
-OVERALL = '{overall = ["ultrafeedback-overall_score"], again = ["ultrafeedback-overall_score"]}'
+OVERALL = (
+    '{overall = ["ultrafeedback-overall_score"], again = ["ultrafeedback-overall_score"]}',
+    *("--preference.low", "-45"),
+)
 """What can be read from pairs alone."""
 
 
@@ -74,20 +77,22 @@ def test_a_head_that_objectives_read_and_the_reward_model_lacks(run: Path) -> No
     names = {key: name.replace("verbosity", "length") for key, name in config["id2label"].items()}
     config |= {"id2label": names, "label2id": {name: int(key) for key, name in names.items()}}
     (folder / "config.json").write_text(json.dumps(config))
-    message = refusal(run, "reward", "--reward.checkpoint", str(folder))
-    assert [part for part in ("helpsteer-verbosity", "helpsteer-length") if part not in message] == []
+    message = refusal(run, "reward", "--rewards.rm.model", str(folder), "--rewards.rm.input", "world-v1",
+                      "--objectives.verbosity", '["helpsteer-verbosity"]')  # fmt: skip
+    assert [part for part in ("'helpsteer-verbosity'", "rm/helpsteer-length") if part not in message] == []
 
 
 @pytest.mark.parametrize(
-    ("step", "knob"), [("sft", "model.base"), ("reward", "reward.checkpoint"), ("steerlm-d2", "sft.checkpoint")]
+    ("step", "knob"), [("sft", "model.base"), ("reward", "rewards.rm.model"), ("steerlm-d2", "sft.checkpoint")]
 )
 def test_a_checkpoint_folder_without_weights(tmp_path: Path, step: str, knob: str) -> None:
     empty, nowhere = tmp_path / "empty", tmp_path / "nowhere"
     empty.mkdir()
     (empty / "config.json").write_text("{}")
-    message = refusal(tmp_path / "run", step, f"--{knob}", str(empty))
+    more = ("--rewards.rm.heads", json.dumps(HEADS)) if step == "reward" else ()
+    message = refusal(tmp_path / "run", step, f"--{knob}", str(empty), *more)
     assert message.startswith(f"{knob} is {str(empty)!r}: {empty}: no folder with config.json and model.safetensors")
-    assert f"{knob} is {str(nowhere)!r}" in refusal(tmp_path / "run", step, f"--{knob}", str(nowhere))
+    assert f"{knob} is {str(nowhere)!r}" in refusal(tmp_path / "run", step, f"--{knob}", str(nowhere), *more)
 
 
 def test_a_named_checkpoint_takes_the_place_of_training(run: Path) -> None:
@@ -133,7 +138,7 @@ def test_an_objective_without_a_label_and_data_that_are_empty_after_filtering(tm
     knobs = on_pairs(tmp_path / "pairs.jsonl", "--data.validation_prompts", "5")
     message = refusal(tmp_path / "run", "data", *knobs)
     assert [part for part in ("reads head", "add a data set") if part not in message] == []
-    go_on(tmp_path / "run", "data", *knobs, "--objectives", OVERALL)
+    go_on(tmp_path / "run", "data", *knobs, "--objectives", *OVERALL)
     write_pairs(tmp_path / "pairs.jsonl", 5, answer="")
     message = refusal(tmp_path / "run", "data", *knobs)
     assert [part for part in ("pairs", "empty") if part not in message] == []
@@ -144,7 +149,7 @@ def test_a_validation_prompt_is_asked_once_and_never_sampled_for_however_it_is_s
     write_pairs(tmp_path / "pairs.jsonl", 40)
     named = tmp_path / "validation.jsonl"
     named.write_text("".join(f"{json.dumps({'prompt': f'Question  {i % 10} '})}\n" for i in range(11)))
-    knobs = on_pairs(tmp_path / "pairs.jsonl", "--data.validation", str(named), "--objectives", OVERALL)
+    knobs = on_pairs(tmp_path / "pairs.jsonl", "--data.validation", str(named), "--objectives", *OVERALL)
     go_on(tmp_path / "run", "data", *knobs)
     found = splits(tmp_path / "run")
     assert all(found[f"question {i}"] == {"validation"} for i in range(10))
@@ -166,7 +171,7 @@ def test_a_data_file_that_was_changed_is_read_again(tmp_path: Path, monkeypatch:
     write_pairs(tmp_path / "one" / "pairs.jsonl", 40)
     write_pairs(tmp_path / "two" / "pairs.jsonl", 60)
     monkeypatch.setenv("PAIRS_OF_THE_TEST", str(tmp_path / "one"))
-    more: Sequence[str] = ("--data.validation_prompts", "5", "--objectives", OVERALL, "--sft.checkpoint", "some/name")
+    more: Sequence[str] = ("--data.validation_prompts", "5", "--objectives", *OVERALL, "--sft.checkpoint", "some/name")
     recipe, run = load(MICRO, on_pairs("$PAIRS_OF_THE_TEST/pairs.jsonl", *more)), tmp_path / "run"
     execute(recipe, run, until="data")
     assert verdict(recipe, run, "data") == "done"
@@ -184,15 +189,27 @@ def test_a_model_folder_and_a_function_are_read_by_every_stage_that_uses_them(
     monkeypatch.syspath_prepend(tmp_path)
     model = tmp_path / "model"
     model.mkdir()
-    words = ["--sft.checkpoint", str(model), "--reward.checkpoint", "python:taste:score", "--model.base", "some/name"]
+    words = ["--sft.checkpoint", str(model), "--model.base", "some/name"]
+    words += ["--rewards.a.function", "taste:score", "--rewards.b.function", "taste:other", "--preference.low", "-45"]
+    words += ["--data.judge", "0"]
     recipe = load(MICRO, words)
     found = {name: local_files(stage.knobs(recipe)) for name, stage in STAGES.items()}
     assert found["sft"] == found["steerlm"] == {"sft.checkpoint": model}
-    assert found["score"] == found["annotate"] == {"reward.checkpoint": tmp_path / "taste.py"}
-    assert found["select"] == {}
+    files = {f"rewards.{name}.function": tmp_path / "taste.py" for name in "ab"}
+    assert found["score"] == found["annotate"] == files
+    assert found["reward"] == found["select"] == {}
+
+
+def test_the_files_and_folders_of_a_list_are_told_apart(tmp_path: Path) -> None:
+    """A split is no part of a path; what the hub holds is no file."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    rows = json.dumps([str(tmp_path / "a"), f"{tmp_path}/b:train", "some/name:test"])
+    recipe = load(MICRO, ["--data.world", "false", "--data.rows", rows])
+    assert local_files(STAGES["data"].knobs(recipe)) == {"data.rows[0]": tmp_path / "a", "data.rows[1]": tmp_path / "b"}
 
 
 def test_each_knob_that_may_name_a_file_is_read_by_some_stage() -> None:
-    recipe = Recipe(name="paper")
-    assert "data.rows" in SOURCES
-    assert {*SOURCES, *MODELS} <= {knob for stage in STAGES.values() for knob in stage.knobs(recipe)}
+    recipe = changed(Recipe(name="paper"), {"rewards": {"one": {"trained": True}}})
+    knobs = {knob.replace("rewards.one", "rewards.*") for stage in STAGES.values() for knob in stage.knobs(recipe)}
+    assert {*SOURCES, *MODELS, *FUNCTIONS} <= knobs

@@ -14,7 +14,10 @@ from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, prompt_id, user_prompt, write_rows
 from dpalign.stages.preference import evaluation_directions
 
-DETAIL = ("--objectives", '{complexity = ["helpsteer-complexity"], verbosity = ["helpsteer-verbosity"]}')
+DETAIL = (
+    *("--objectives", '{complexity = ["helpsteer-complexity"], verbosity = ["helpsteer-verbosity"]}'),
+    *("--preference.low", "-45"),
+)
 THREE = (
     "--objectives",
     '{helpful = ["ultrafeedback-helpfulness"], detail = ["helpsteer-complexity"], right = ["helpsteer-correctness"]}',
@@ -55,5 +58,6 @@ def test_the_front_is_of_the_recipes_objectives(asked: Path) -> None:
 def test_there_is_no_front_where_a_fault_may_pay_or_an_objective_has_no_truth(asked: Path) -> None:
     wordy = load(MICRO, ["--preference.low", "0", "--preference.high", "90"])
     assert front_of(wordy, asked, evaluation_directions(wordy)) is None
-    own = load(MICRO, ["--heads", '["kind", "short"]', "--objectives", '{kind = ["kind"], short = ["short"]}'])
+    objectives = ("--objectives", '{kind = ["kind"], short = ["short"]}', "--preference.low", "-45")
+    own = load(MICRO, ["--heads", '["kind", "short"]', *objectives])
     assert front_of(own, asked, np.array([[1.0, 0.0]])) is None

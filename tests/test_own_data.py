@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,19 @@ from dpalign.rows import CONVERSATIONS, PAIRS, PROMPTS, RATED, prompt_id, read_r
 from dpalign.stages.data import Data
 
 N = 40
-GIVEN = '[reward]\ncheckpoint = "python:taste:short"\n'
-"""A reward that needs no labels."""
-TRAINED = 'heads = ["helpfulness", "brevity"]\n[objectives]\nhelpfulness = ["helpfulness"]\nbrevity = ["brevity"]\n'
+GIVEN = """
+[preference]
+low = -45.0
+[rewards.short]
+function = "dpalign.rewards.functions:sentences"
+[rewards.words]
+function = "dpalign.rewards.functions:words"
+"""
+"""Rewards that need no labels."""
+TRAINED = (
+    'heads = ["helpfulness", "brevity"]\n[objectives]\nhelpfulness = ["helpfulness"]\nbrevity = ["brevity"]\n'
+    "[preference]\nlow = 0.0\nhigh = 90.0\n"
+)
 
 
 def said(role: str, content: Any) -> dict[str, Any]:
@@ -290,6 +301,7 @@ def test_a_file_of_another_kind_and_a_data_set_of_several_splits_are_refused(
 ) -> None:
     (tmp_path / "mine.txt").write_text("Why?\n")
     assert ".csv" in refused(tmp_path, capsys, str(tmp_path / "mine.txt"))
+    assert "no such file or folder" in refused(tmp_path, capsys, str(tmp_path / "nothing"))
     source = saved_splits(tmp_path).removesuffix(":mine")
     assert f"has the splits mine, other; name one of them: {source}:mine" in refused(tmp_path, capsys, source)
     (tmp_path / "short.csv").write_text("prompt,response\nWhy, and how?,So,there\n")
@@ -353,6 +365,27 @@ def test_each_form_is_known_by_its_columns(row: Any, form: str, messages: list[s
     assert form_of(asked) == form
     example = read_example(asked, form_of(asked))
     assert ([turn["content"] for turn in example.messages], example.answers, example.gap) == (messages, answers, "")
+
+
+def test_every_row_that_the_page_on_data_shows_is_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    blocks = re.findall(r"```(json|csv)\n(.*?)```", text, re.DOTALL)
+    rows = [("jsonl", line) for kind, block in blocks if kind == "json" for line in block.splitlines()]
+    rows += [("csv", block) for kind, block in blocks if kind == "csv"]
+    seen = set()
+    for i, (kind, row) in enumerate(rows):
+        file = tmp_path / f"{i}.{kind}"
+        file.write_text(row)
+        prompts, report = read_prompts(str(file), "prompts", ())
+        assert (len(prompts), report.kept) == (1, 1)
+        try:
+            seen.add(read_own(str(file), Rescaling(), {}).reports[0].source)
+        except ValueError as error:
+            seen.add("prompts" if "name it in data.prompts" in str(error) else str(error))
+    assert seen == {
+        *("prompts", "answers", "pairs", "chats", "instructions"),
+        *("helpsteer", "ultrafeedback", "ultrafeedback_binarized"),
+    }
 
 
 def test_rows_whose_prompts_are_no_prompts_are_left_out_and_counted(tmp_path: Path) -> None:

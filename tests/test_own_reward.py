@@ -18,14 +18,14 @@ from dpalign.rows import HEADS, RATED, SCORES, prompt_id, read_rows, read_table,
 from dpalign.runs.folder import Run
 from dpalign.stages.data import trained_on
 from dpalign.stages.reward import measure
-from dpalign.stages.score import open_scorer
 from dpalign.stages.stage import Job
 from dpalign.world.files import write_world
 from dpalign.world.truth import score as truth
 
 OWN = (
-    *("--heads", '["kind", "short"]', "--objectives", '{kindness = ["kind"], brevity = ["short"]}'),
-    *("--reward.checkpoint", "python:test_own_reward:kind_and_short", "--data.judge", "0"),
+    *("--rewards.own.function", "test_own_reward:kind_and_short", "--rewards.own.heads", '["kind", "short"]'),
+    *("--rewards.own.scale", "[1, 0]", "--objectives", '{kindness = ["kind"], brevity = ["short"]}'),
+    *("--data.judge", "0"),
     *("--preference.low", "0", "--preference.high", "90"),
 )
 
@@ -56,9 +56,10 @@ def test_labels_meet_heads_by_name() -> None:
 
 
 def test_labels_are_asked_for_where_a_model_is_trained_on_them() -> None:
-    assert trained_on(load(MICRO)) == ["train", "judge"]
-    assert trained_on(load(MICRO, ["--reward.checkpoint", "somewhere"])) == ["judge"]
-    assert trained_on(load(MICRO, OWN)) == []
+    assert list(trained_on(load(MICRO))) == ["train", "judge"]
+    given = ["--rewards.rm.model", "somewhere", "--rewards.rm.heads", json.dumps(HEADS)]
+    assert list(trained_on(load(MICRO, given))) == ["judge"]
+    assert trained_on(load(MICRO, OWN)) == {}
 
 
 def test_a_head_without_labels_cannot_be_trained() -> None:
@@ -76,7 +77,8 @@ def test_a_head_without_labels_cannot_be_trained() -> None:
 
 def test_the_stage_that_trains_refuses_a_head_without_labels_too(tmp_path: Path) -> None:
     """The data were read for a reward model that was given; now one is to be trained."""
-    recipe = load(MICRO, ["--data.judge", "0", *OWN[:4]])
+    own = ("--heads", '["kind", "short"]', "--objectives", '{kindness = ["kind"], brevity = ["short"]}')
+    recipe = load(MICRO, ["--data.judge", "0", *own, "--preference.low", "0", "--preference.high", "90"])
     (step,) = [step for step in steps(recipe) if step.name == "reward"]
     inputs = {"data": tmp_path / "data"}
     write_rows(tmp_path / "data" / "train" / "part-00000.parquet", [row(1, "so", helpsteer_verbosity=50.0)], RATED)
@@ -98,22 +100,11 @@ def test_quality_is_of_the_heads_that_have_labels(tmp_path: Path) -> None:
     write_rows(tmp_path / "heldout" / "part-00000.parquet", rows, RATED)
     heads = ("length", "ultrafeedback-overall_score")
     recipe = Recipe(name="test", heads=heads, objectives={"overall": (heads[1],), "length": ("0",)})
-    found = measure(recipe, FunctionScorer("python:test_own_reward:length_and_overall", heads), tmp_path)
+    found = measure(recipe, FunctionScorer("test_own_reward:length_and_overall", heads), tmp_path)
     assert list(found["heads"]) == [heads[1]]
     assert list(found["objectives"]) == list(found["baseline"]) == ["overall"]
     assert found["heads"][heads[1]]["r2"]["value"] == pytest.approx(1.0)
     assert found["objectives"]["overall"]["n"] == 24
-
-
-def test_a_reward_model_whose_heads_stand_in_another_order_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    recipe = load(MICRO, OWN)
-    monkeypatch.setattr("dpalign.rewards.score.FunctionScorer.__init__", _swapped)
-    with pytest.raises(ValueError, match=r"has the heads \['short', 'kind'\], and the recipe says \['kind', 'short'\]"):
-        open_scorer(recipe, tmp_path)
-
-
-def _swapped(self: FunctionScorer, source: str, heads: tuple[str, ...]) -> None:
-    self.source, self.heads = source, tuple(reversed(heads))
 
 
 def test_data_without_the_objectives_labels_serve_a_reward_that_is_given(tmp_path: Path) -> None:
@@ -130,11 +121,10 @@ def test_data_without_the_objectives_labels_serve_a_reward_that_is_given(tmp_pat
     knobs = [word for name, value in given.items() for word in (f"--{name}", value)]
     with pytest.raises(ValueError, match="'verbosity' reads head 'helpsteer-verbosity', and none of"):
         runner.execute(load(MICRO, knobs), tmp_path / "trained", until="data")
-    recipe = load(MICRO, [*knobs, "--reward.checkpoint", "python:dpalign.world.truth:score"])
+    given_too = ("--rewards.true.function", "dpalign.world.truth:score", "--rewards.true.heads", json.dumps(HEADS))
+    recipe = load(MICRO, [*knobs, *given_too, "--rewards.true.scale", "[1, 0]"])
     run = runner.execute(recipe, tmp_path / "given", until="annotate")
-    figures = json.loads((run / "reward" / "quality.json").read_text())
-    assert list(figures["heads"]) == [head for head in HEADS if head.startswith("ultrafeedback-")]
-    assert list(figures["objectives"]) == ["helpfulness"]
+    assert not (run / "reward" / "quality.json").exists()  # a function is a rule, and no model to be measured
     answers = list(read_rows(run / "data" / "train", RATED))
     scored = read_table(run / "annotate", SCORES)["rewards"].to_pylist()
     true_NH = truth([answer["messages"][-1]["content"] for answer in answers], [a["response"] for a in answers])
@@ -154,4 +144,5 @@ def test_a_python_function_with_heads_of_its_own_goes_the_whole_way(tmp_path: Pa
         )
         assert {point["true_rewards"] for point in system["points"]} == {None}
     contract = json.loads((run / "policy-2" / "model" / "dpa.json").read_text())
-    assert (contract["heads"], list(contract["objectives"])) == (["kind", "short"], ["kindness", "brevity"])
+    assert contract["heads"] == ["own/kind", "own/short"]
+    assert contract["objectives"] == {"kindness": ["own/kind"], "brevity": ["own/short"]}

@@ -47,6 +47,24 @@ def of_ratings(folder: Path, rows: list[dict[str, Any]], recipe: Recipe = RATING
     return job(folder, recipe, {"data": folder / "data"})
 
 
+def test_answers_preferred_without_a_rating_are_the_datas_own_pair(tmp_path: Path) -> None:
+    """Ratings come first: the second prompt has both."""
+    plain, both = user_prompt("boil an egg"), user_prompt("name a prime")
+    rows = [rated("boil an egg", "no"), rated("boil an egg", "seven minutes")]
+    rows += [rated("name a prime", "seven", 80.0), rated("name a prime", "eight", 10.0)]
+    own = [
+        {"prompt_id": prompt_id(asked), "messages": asked, "chosen": chosen, "rejected": rejected, "origin": "pairs"}
+        for asked, chosen, rejected in ((plain, "seven minutes", "no"), (both, "eight", "seven"))
+    ]
+    write_rows(tmp_path / "data" / "pairs" / "part-00000.parquet", own, PAIRS)
+    pairs.run(of_ratings(tmp_path, rows))
+    found = read_rows(tmp_path / "pairs", PAIRS)
+    assert {(row["chosen"], row["rejected"], row["chosen_score"], row["origin"]) for row in found} == {
+        ("seven minutes", "no", None, "pairs"),
+        ("seven", "eight", 80.0, "ratings"),
+    }
+
+
 def of_candidates(folder: Path, answers: list[tuple[str, str, list[float], bool]]) -> Job:
     """Candidates as (prompt, response, rewards, whether it was finished), drawn under a system line."""
     asked = {prompt_id(user_prompt(prompt)): user_prompt(prompt) for prompt, *_ in answers}

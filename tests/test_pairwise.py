@@ -27,7 +27,7 @@ def write(path: Path, rows: Sequence[object]) -> Path:
     return path
 
 
-def pair(chosen: str, rejected: str, **more: Any) -> dict[str, Any]:
+def pair(chosen: Any, rejected: Any, **more: Any) -> dict[str, Any]:
     return {"prompt": "name fox.", "chosen": chosen, "rejected": rejected, **more}
 
 
@@ -65,12 +65,32 @@ def test_the_direction_is_that_of_the_first_objective(tmp_path: Path) -> None:
     assert accuracy(concise, Lengths(), read_pairs(path), path)["subsets"]["all"]["accuracy"]["value"] == 0
 
 
+def test_in_a_list_every_chosen_answer_must_beat_every_rejected_one(tmp_path: Path) -> None:
+    """RewardBench 2: one against three, and in Ties several against several. Rewards are lengths."""
+    rows = [
+        pair("four", ["a", "bb", "ccc"], subset="best of 4"),
+        pair("four", ["a", "bb", "longer"], subset="best of 4"),
+        pair("four", ["a", "same", "size"], subset="best of 4"),
+        pair(["long", "longer"], ["a"], subset="Ties"),
+        pair(["b", "longer"], ["aa", "cc"], subset="Ties"),
+    ]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    found = accuracy(Recipe(name="x"), Lengths(), read_pairs(path), path)["subsets"]
+    shares = {name: (one["accuracy"]["value"], one["pairs"], one["ties"]) for name, one in found.items()}
+    assert shares["best of 4"] == (pytest.approx((1 + 0 + 1 / 3) / 3), 3, 1)
+    assert shares["Ties"] == (0.5, 2, 0)
+    assert shares["all"][1:] == (5, 1)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": "p", "chosen": "a"}, "line 2: no column 'rejected'"),
-        (pair("a", 3), "line 2: rejected is 3, expected text"),  # type: ignore[arg-type]
+        (pair("a", 3), "line 2: rejected is 3, expected text"),
         (pair("a", "a"), "line 2: rejected is 'a', expected another answer than the chosen one"),
+        (pair("a", []), r"line 2: rejected is \[\], expected at least one answer"),
+        (pair("a", ["b", 3]), r"line 2: rejected\[1\] is 3, expected text"),
+        (pair("a", ["b", "a"]), "line 2: rejected is 'a', expected another answer than the chosen one"),
         (pair("a", "b") | {"prompt": " "}, "line 2: prompt is ' ', expected a prompt with words"),
         (pair("a", "b", subset=4), "line 2: subset is 4, expected text"),
         ("cut", "line 2: 'cut' is not an object"),
@@ -115,9 +135,9 @@ def test_the_stage_scores_a_file_with_the_runs_reward_model(micro_run: Path, tmp
         runner.take(recipe, run, replace(step, inputs=inputs))
     found = json.loads((tmp_path / "run" / "pairwise" / "accuracy.json").read_text())
     scorer = open_scorer(recipe, micro_run / "reward", alone=True)
-    first_N = means_of(scorer.score([(user_prompt("name fox."), answer) for answer in said]), scorer.heads, recipe)[
-        :, 0
-    ]
+    first_N = means_of(
+        scorer.score([(user_prompt("name fox."), answer) for answer in said]), scorer.heads, recipe.objective_list
+    )[:, 0]
     right = sum(chosen > rejected for chosen, rejected in itertools.pairwise(first_N))
     assert 0 < right < 5
     assert found["subsets"]["all"]["accuracy"]["value"] == right / 5

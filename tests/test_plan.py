@@ -17,6 +17,7 @@ from dpalign.pipeline.plan.command import text
 from dpalign.pipeline.plan.count import Efficiency, make
 from dpalign.pipeline.plan.hardware import GIB, GPUS, KNOWN, architecture_of, needs, read_architecture
 from dpalign.recipe import Recipe, changed, load
+from dpalign.rows import HEADS
 from dpalign.runs.ledger import read_ledger
 from dpalign.stages.cost import Sizes
 
@@ -78,7 +79,9 @@ def test_checkpoints_that_are_taken_cost_nothing() -> None:
     recipe = changed(PAPER, {"sft.checkpoint": "HuggingFaceH4/mistral-7b-sft-beta"})
     assert make(recipe).loads["sft"].flops == 0
     assert "training, SFT" not in [need.what for need in make(recipe).needs]
-    recipe = changed(PAPER, {"reward.checkpoint": "RLHFlow/RewardModel-Mistral-7B-for-DPA-v1"})
+    recipe = changed(
+        PAPER, {"rewards": {"dpa": {"model": "RLHFlow/RewardModel-Mistral-7B-for-DPA-v1", "heads": HEADS}}}
+    )
     assert make(recipe).loads["reward"].flops == 0
     assert "training, reward model" not in [need.what for need in make(recipe).needs]
 
@@ -91,6 +94,8 @@ def test_checkpoints_that_are_taken_cost_nothing() -> None:
         ("meta-llama/Llama-3.1-8B", 8_030_261_248),
         ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
         ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
     ],
 )
 def test_a_known_model_has_as_many_parameters_as_its_page_says(name: str, parameters: int) -> None:

@@ -18,6 +18,7 @@ from dpalign.engines.tokens import PromptReader
 from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.paper.objectives import Objective
 from dpalign.recipe import RL, Recipe, Sampling, Steering
+from dpalign.rewards.knobs import RewardTable
 from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import PROMPTS, Message, prompt_id, user_prompt, write_rows
 from dpalign.runs.folder import Tally
@@ -34,7 +35,7 @@ READ = [Objective(name, heads) for name, heads in OBJECTIVES.items()]
 SIX = Training(learning_rate=1e-2, warmup_steps=0, steps=6, batch=8, micro_batch=4, packing=False, save_every=4)
 RECIPE = Recipe(
     name="test",
-    heads=HEADS,
+    rewards={"own": RewardTable(function="test_rl:rate", heads=HEADS, scale=(1.0, 0.0))},
     objectives=OBJECTIVES,
     rl=RL(samples=4, training=SIX),
     preference=Steering(distribution="fixed", listed=((0.8, -0.6),), directions=1),
@@ -43,7 +44,6 @@ RECIPE = Recipe(
 RECIPE = changed(
     RECIPE,
     model=changed(RECIPE.model, chat="world-v1", dtype="float32"),
-    reward=changed(RECIPE.reward, checkpoint="python:test_rl:rate"),
 )
 SEEN: list[tuple[str, str]] = []
 """The prompts and answers that `rate` was given."""
@@ -206,11 +206,13 @@ def test_an_answer_that_says_nothing_or_does_not_end_is_worth_the_least_there_is
 def test_a_score_that_is_no_number_ends_the_training_and_shows_its_answer(
     tiny_folder: Path, tokens: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    scorer = FunctionScorer("python:test_rl:no_number", HEADS)
+    scorer = FunctionScorer("test_rl:no_number", HEADS)
     reward = scalar_reward(
         scorer.score, HEADS, READ, np.array([0.8, -0.6]), PromptReader(tokens, [tokens.eos_token_id])
     )
-    with pytest.raises(ValueError, match=r"no_number: head 1 scored nan on answer 2 of 8: '.*'; a reward must be"):
+    with pytest.raises(
+        ValueError, match=r"no_number: head 1 scored nan on answer 2 of 8: '.*', to prompt \w+; a reward must be"
+    ):
         run("grpo", tiny_folder, tmp_path / "model", SIX, samples=4, reward=reward)
     assert not (tmp_path / "model").exists()
 

@@ -6,10 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, MistralForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    MistralForSequenceClassification,
+)
 
 from dpalign.recipe import Recipe, changed
-from dpalign.rewards.score import FunctionScorer, ModelScorer
+from dpalign.rewards.score import FunctionScorer, ModelScorer, TooLong
 from dpalign.rows import user_prompt
 from dpalign.stages.score import model_scorer, open_scorer, scored_rows
 
@@ -110,13 +116,46 @@ def test_a_score_that_is_no_number_shows_its_answer(folder: Path) -> None:
     assert repr(pairs(3)[0][1][:80]) in str(error.value)
 
 
-@pytest.mark.parametrize("pad", [None, "eos"])
-def test_a_pad_token_that_is_missing_or_ends_texts_is_refused(tiny_folder: Path, tmp_path: Path, pad: Any) -> None:
-    """Answers end where padding begins, so an end of text in an answer would be taken for padding."""
-    eos = AutoConfig.from_pretrained(tiny_folder).eos_token_id
-    write_classifier(tiny_folder, tmp_path / "model", pad_token_id=eos if pad else None)
-    with pytest.raises(ValueError, match=rf"pad token \({eos if pad else None}\).* config\.pad_token_id"):
-        scorer(tmp_path / "model")
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("pad", ["none", "eos", "unk"])
+def test_scores_are_those_of_transformers_whatever_the_pad_token(
+    tiny_folder: Path, tmp_path: Path, pad: str, share: bool
+) -> None:
+    """It reads a score at the last token that is no pad token. Where that ends a text, it is the one before."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    ids = {"none": None, "eos": tokenizer.eos_token_id, "unk": tokenizer.unk_token_id}
+    write_classifier(tiny_folder, tmp_path / "model", pad_token_id=ids[pad])
+    tokenizer.chat_template = "{{ messages[0].content }} {{ messages[1].content }}{{ eos_token }}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    scores_NH = ModelScorer(
+        str(tmp_path / "model"), template="chat", batch_tokens=100, dtype="float32", share_prefix=share
+    ).score(pairs(9))
+    model = MistralForSequenceClassification.from_pretrained(tmp_path / "model")
+    rows = [tokenizer(f"name fox. {answer}{tokenizer.eos_token}", return_tensors="pt")["input_ids"]
+            for _, answer in pairs(9)]  # fmt: skip
+    with torch.no_grad():
+        expected_NH = torch.cat([model(input_ids=row).logits for row in rows])
+    np.testing.assert_allclose(scores_NH, expected_NH, atol=1e-5)
+
+
+def test_an_encoder_sees_no_padding(tokens: Any, tmp_path: Path) -> None:
+    """A classifier that looks both ways and reads its score at the first token."""
+    config = BertConfig(
+        vocab_size=len(tokens), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=128, num_labels=1, pad_token_id=tokens.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "encoder")
+    tokens.save_pretrained(tmp_path / "encoder")
+    loaded = ModelScorer(str(tmp_path / "encoder"), template="world-v1", batch_tokens=4096, dtype="float32")
+    one_by_one_NH = np.concatenate([loaded.score([pair]) for pair in pairs(9)])
+    assert not loaded.shares
+    np.testing.assert_allclose(loaded.score(pairs(9)), one_by_one_NH, atol=1e-5)
+
+
+def test_an_answer_beyond_the_models_context_is_refused_and_shown(folder: Path) -> None:
+    with pytest.raises(TooLong, match=r"answer 1 of 2 and its prompt are \d+ tokens long, .* room for 256: 'red red"):
+        scorer(folder).score([(user_prompt("name fox."), "red"), (user_prompt("name fox."), "red " * 300)])
 
 
 def lengths(prompts: list[str], responses: list[str]) -> list[list[float]]:
@@ -134,30 +173,29 @@ def no_number(prompts: list[str], responses: list[str]) -> list[list[float]]:
 
 def test_a_python_function_is_a_scorer() -> None:
     asked = [(user_prompt("why?"), "so."), (user_prompt("how come?"), "because.")]
-    given = FunctionScorer("python:test_scoring:lengths", HEADS)
+    given = FunctionScorer("test_scoring:lengths", HEADS)
     assert given.heads == HEADS
     assert given.score(asked).tolist() == [[3.0, 4.0], [8.0, 9.0]]
 
 
 def test_a_function_of_another_shape_or_without_numbers_is_refused() -> None:
     asked = pairs(3)
-    with pytest.raises(ValueError, match=r"python:test_scoring:only_one_head: .*\(3,\) .* 2 heads"):
-        FunctionScorer("python:test_scoring:only_one_head", HEADS).score(asked)
-    with pytest.raises(ValueError, match="python:test_scoring:no_number: head 1 scored inf on answer 1 of 3"):
-        FunctionScorer("python:test_scoring:no_number", HEADS).score(asked)
+    with pytest.raises(ValueError, match=r"test_scoring:only_one_head: .*\(3,\) .* 2 heads"):
+        FunctionScorer("test_scoring:only_one_head", HEADS).score(asked)
+    with pytest.raises(ValueError, match="test_scoring:no_number: head 1 scored inf on answer 1 of 3"):
+        FunctionScorer("test_scoring:no_number", HEADS).score(asked)
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("python:no_such_module:rate", "No module named 'no_such_module'"),
-        ("python:test_scoring:rate", "module 'test_scoring' has no attribute 'rate'"),
-        ("python:test_scoring", "module 'test_scoring' has no attribute ''"),
-        ("python:", "Empty module name"),
+        ("no_such_module:rate", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("test_scoring:rate", "AttributeError: module 'test_scoring' has no attribute 'rate'"),
+        ("test_scoring:HEADS", "is a tuple"),
     ],
 )
 def test_a_function_that_is_not_there_is_told_by_its_name(source: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"{source}: {reason}; .*python:module:function"):
+    with pytest.raises(ValueError, match=f"function {source}: {reason}"):
         FunctionScorer(source, HEADS)
 
 
@@ -169,6 +207,7 @@ def test_a_stage_without_weights_is_refused_and_a_named_checkpoint_taken(folder:
     with pytest.raises(ValueError, match="holds no weights") as error:
         model_scorer(recipe, tmp_path)
     assert str(tmp_path / "model") in str(error.value)
-    named = changed(recipe, {"reward.checkpoint": str(folder)})
-    assert list(open_scorer(named, tmp_path).heads) == list(HEADS)
+    given = {"model": str(folder), "input": "world-v1"}
+    named = changed(recipe, {"rewards": {"given": given}})
+    assert list(open_scorer(named, tmp_path).heads) == ["given/helpfulness", "given/verbosity"]
     assert open_scorer(recipe, folder.parent).score(pairs(2)).shape == (2, 2)

@@ -32,7 +32,8 @@ from dpalign.world.language import Task, say_prompt
 RECIPE = load(
     MICRO,
     [
-        *("--reward.checkpoint", "python:dpalign.world.truth:score", "--sampling.shard", "2"),
+        *("--rewards.true.function", "dpalign.world.truth:score", "--rewards.true.heads", json.dumps(HEADS)),
+        *("--rewards.true.scale", "[1, 0]", "--data.judge", "0", "--sampling.shard", "2"),
         *("--sampling.max_new_tokens", "16", "--evaluation.directions", "3"),
     ],
 )
@@ -113,7 +114,7 @@ def test_each_answer_is_drawn_plainly_from_its_directions_mixture(
         expected = [(a.text, a.tokens, a.finished) for answers in drawn for a in answers]
         told = [(r["response"], r["tokens"], r["finished"]) for r in rows if r["condition_index"] == v]
         assert told == expected
-    scorer = FunctionScorer("python:dpalign.world.truth:score", HEADS)
+    scorer = FunctionScorer("dpalign.world.truth:score", HEADS)
     assert [row["rewards"] for row in scores] == [row["rewards"] for row in scored_rows(scorer, rows)]
     assert len({row["response"] for row in rows}) > 9
 
@@ -233,8 +234,8 @@ def test_a_judge_scores_the_same_answers(
 ) -> None:
     from dpalign.stages import evaluate as stages
 
-    judge = FunctionScorer("python:dpalign.world.truth:score", HEADS)
-    monkeypatch.setattr(stages, "model_scorer", lambda recipe, stage: judge)
+    judge = FunctionScorer("dpalign.world.truth:score", HEADS)
+    monkeypatch.setattr(stages, "judge_scorer", lambda recipe, stage: judge)
     judged = take(tmp_path, {**inputs, "judge": inputs["data"]})
     same = {file: sha for file, sha in outputs(judged).items() if not file.startswith("judged/")}
     assert same == outputs(soup)
@@ -281,7 +282,8 @@ def test_it_runs_alone_on_files(
     own = {name: path for name, path in inputs.items() if not name.startswith("expert")}
     words = [word for name, path in own.items() for word in (f"--{name}", str(path))]
     words += [word for e in (1, 2) for word in ("--expert", f"{e}={inputs[f'expert-{e}']}")]
-    knobs = ["--reward.checkpoint", "python:dpalign.world.truth:score", "--sampling.shard", "2"]
+    knobs = ["--rewards.true.function", "dpalign.world.truth:score", "--rewards.true.heads", json.dumps(HEADS)]
+    knobs += ["--rewards.true.scale", "[1, 0]", "--data.judge", "0", "--sampling.shard", "2"]
     knobs += ["--sampling.max_new_tokens", "16", "--evaluation.directions", "3"]
     cli.main(["soup", str(MICRO), "--out", str(tmp_path / "soup"), *words, *knobs])
     assert capsys.readouterr().out == f"{tmp_path / 'soup'}\n"

@@ -2,20 +2,26 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from conftest import MICRO
+from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import load
+from dpalign.runs.tables import literal
 from recorded import READ_BY_ALL, reads_recorded, undeclared
+from test_rewards import write_chat_model
 
 EVERY_STAGE = [
     *("--model.base", "", "--pretrain.steps", "2", "--reward.pairwise", "PAIRS"),
     *("--dpo.betas", "[0.1]", "--rsf.directions", "1"),
     *("--rl.directions", "1", "--rl.training.steps", "1"),
     *("--soups.choices", '["axes"]', "--steerlm.quantiles", "[0.9]"),
+    *("--rewards.rm.trained", "true", "--rewards.short.function", "dpalign.rewards.functions:words"),
+    *("--rewards.given.model", "MODEL", "--objectives", literal({o.name: o.heads for o in PAPER_OBJECTIVES})),
 ]
 READ_IN_OTHER_RUNS = {
     READ_BY_ALL,
@@ -28,7 +34,7 @@ READ_IN_OTHER_RUNS = {
 
 
 @pytest.fixture(scope="module")
-def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
+def reads(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
     """The knobs that each stage read in a comparison of the micro recipe, by the stage's name."""
     pytest.importorskip("trl", reason="training needs the extra train")
     folder = tmp_path_factory.mktemp("reads")
@@ -36,7 +42,8 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[st
     pairs.write_text('{"prompt": "explain tea", "chosen": "tea is hot.", "rejected": "no"}\n')
     read: dict[str, set[str]] = {}
     with reads_recorded(read):
-        words = [word.replace("PAIRS", str(pairs)) for word in EVERY_STAGE]
+        given = {"PAIRS": str(pairs), "MODEL": str(write_chat_model(tiny_folder, folder / "given"))}
+        words = [given.get(word, word) for word in EVERY_STAGE]
         runner.execute(load(MICRO, words), folder / "run", compared=True)
     yield read
     shutil.rmtree(folder)

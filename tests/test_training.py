@@ -1,10 +1,12 @@
 """The skeleton of every training: what is left out, resuming, the loss curve, and the folder that is left behind."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import trl
@@ -13,10 +15,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import tiny
 from dpalign.chat import chat_template
 from dpalign.paper.prompts import render_reward_input
+from dpalign.rewards.model import BradleyTerry
 from dpalign.train.dpo import longer_side, tokenize_pairs
 from dpalign.train.knobs import Training
 from dpalign.train.sft import finetune, tokenize
-from dpalign.train.trainer import ProgressCallback, RowsByLength, arguments, curve_of, last_checkpoint
+from dpalign.train.trainer import FairBatches, ProgressCallback, RowsByLength, arguments, curve_of, last_checkpoint
 from tiny import changed
 from trainings import CHATS, MANY_PAIRS, PAIRS, PLAIN_FOLDER, RATED, SMALL, Kind, context, load, run
 
@@ -75,19 +78,38 @@ def test_warm_up_is_a_number_of_updates_or_a_share_of_them(tmp_path: Path) -> No
 
 def test_an_update_has_rows_of_like_length_in_another_order_each_epoch() -> None:
     """Whatever the number of processes that share the update; each epoch has every row once."""
-    lengths = [length for length in range(32) for _ in range(3)]
-
-    def order(epoch: float, seed: int = 1, processes: int = 1) -> list[int]:
-        args = SimpleNamespace(
-            train_batch_size=2, gradient_accumulation_steps=4 // processes, world_size=processes, data_seed=seed
-        )
-        return list(RowsByLength(SimpleNamespace(args=args, state=SimpleNamespace(epoch=epoch)), lengths))  # type: ignore[arg-type]
-
-    assert sorted(order(0)) == list(range(96))
-    spread = [max(row) - min(row) for row in [[lengths[i] for i in order(0)[k : k + 8]] for k in range(0, 96, 8)]]
+    assert sorted(order(RowsByLength, 0)) == list(range(96))
+    spread = [max(update) - min(update) for update in lengths_of(order(RowsByLength, 0), 8)]
     assert sorted(spread)[6] < 16  # at random nearly all updates span most of the 32
-    assert order(1.0) == order(1.9) == order(1.5, processes=2)
-    assert len({tuple(order(*key)) for key in ((0,), (1,), (0, 2))}) == 3
+    assert order(RowsByLength, 1.0) == order(RowsByLength, 1.9) == order(RowsByLength, 1.5, processes=2)
+    assert len({tuple(order(RowsByLength, *key)) for key in ((0,), (1,), (0, 2))}) == 3
+
+
+def test_fair_batches_are_random_samples_with_like_lengths_in_a_forward() -> None:
+    """Rows come in no trend of length. Within an update of eight, each forward of two has neighbours in length."""
+    assert sorted(order(FairBatches, 0)) == list(range(96))
+    updates = lengths_of(order(FairBatches, 0), 8)
+    means = [sum(update) / 8 for update in updates]
+    swept = [sum(update) / 8 for update in lengths_of(order(RowsByLength, 0), 8)]
+    assert np.std(means) < 1.5 * 32 / 12**0.5 / 8**0.5 < np.std(swept)  # a random eight of 32 lengths
+    assert all(update == sorted(update, reverse=True) for update in updates)
+    assert order(FairBatches, 1.0) == order(FairBatches, 1.9) == order(FairBatches, 1.5, processes=2)
+    assert len({tuple(order(FairBatches, *key)) for key in ((0,), (1,), (0, 2))}) == 3
+
+
+LENGTHS = [length for length in range(32) for _ in range(3)]
+
+
+def order(sampler: type[RowsByLength], epoch: float, seed: int = 1, processes: int = 1) -> list[int]:
+    """The rows of an epoch by number: updates of eight, forwards of two."""
+    args = SimpleNamespace(
+        train_batch_size=2, gradient_accumulation_steps=4 // processes, world_size=processes, data_seed=seed
+    )
+    return list(sampler(SimpleNamespace(args=args, state=SimpleNamespace(epoch=epoch)), LENGTHS))  # type: ignore[arg-type]
+
+
+def lengths_of(rows: Sequence[int], update: int) -> list[list[int]]:
+    return [[LENGTHS[i] for i in rows[k : k + update]] for k in range(0, len(rows), update)]
 
 
 # The loss curve
@@ -121,6 +143,7 @@ class Stopped(Exception):
         ("dpo", {"lora_rank": 2}, {}),
         ("reward", {}, {}),
         ("reward", {"lora_rank": 2}, {}),
+        ("reward", {}, {"preference": BradleyTerry(0.5, (0,), PAIRS)}),
         ("grpo", {}, {}),
         ("grpo", {}, {"beta": 0.0}),
         ("grpo", {"lora_rank": 2}, {}),

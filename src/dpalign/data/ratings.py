@@ -248,7 +248,7 @@ def require_labels(
             continue
         subject = f"objective {reader[index]!r} reads head {head!r}" if index in reader else f"[heads] has {head!r}"
         answers = f"{len(rows)} training answers" if part == "train" else f"the judge's {len(rows)} answers"
-        without = "reward.checkpoint names a finished reward model" if part == "train" else "data.judge = 0"
+        without = "[rewards.NAME] gives a finished one" if part == "train" else "data.judge = 0"
         raise ValueError(
             f"{subject}, and none of {answers} has a label for it (labelled: {', '.join(labelled) or 'none'}); add a "
             f"data set that has, read another head in [objectives], or do without this training ({without})"

@@ -261,6 +261,8 @@ def _dataset_rows(name: str, split: str | None) -> Iterator[Row]:
     saved = (Path(name) / SAVED).is_file()
     if Path(name).is_file():
         raise ValueError(f"{name}: a file of a kind that is not read; {FILES}")
+    if name.startswith((".", "/", "~")) and not Path(name).exists():
+        raise ValueError(f"{name}: no such file or folder")
     if not saved and (split is None or not re.fullmatch(r"\w+", split)):
         raise ValueError(
             f"{name}: split is {split!r}, expected the name of one split, such as {name}:train (a local {FILES[2:]})"

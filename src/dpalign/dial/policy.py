@@ -23,11 +23,12 @@ from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast, overload
 from dpalign.dial.best_of import BestOf
 from dpalign.dial.chat.speakers import Ask, Local, open_local
 from dpalign.dial.export.source import find_source
+from dpalign.dial.rewards import OWN_MODULE
 from dpalign.dial.server.engine import Limits, collect
 from dpalign.dial.server.shapes import ApiError
 from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
-from dpalign.paper.prompts import RewardTemplate
+from dpalign.paper.prompts import RewardInput
 from dpalign.rows import Message
 from dpalign.train.contract import FILE, FrontPoint
 
@@ -75,19 +76,19 @@ class Policy:
         cls,
         path: str | Path,
         *,
-        reward: bool | str | Path = True,
+        reward: bool | str | Path | Sequence[str] = True,
         engine: Literal["transformers", "vllm", "auto"] = "transformers",
         dtype: str = "auto",
         rows: int = 64,
-        reward_template: RewardTemplate | None = None,
+        reward_template: RewardInput | None = None,
         max_model_len: int | None = None,
         engines: Engines | None = None,
     ) -> Self:
         """Load an export, a run's last policy, or a finished policy's folder.
 
         Args:
-            reward: True takes the reward model inside the export, or that of the run, where there is one. False takes
-                none. Else a reward folder, or `python:module:function`.
+            reward: True takes the rewards inside the export, or those of the run, without functions of the user's own.
+                False takes none. Else a reward folder or `module:function`; of several rewards a list of NAME=SOURCE.
             engine: what draws the answers; "auto" is vLLM where it is installed.
             dtype: of the weights; "auto" leaves them as they are stored.
             rows: answers decoded side by side.
@@ -101,7 +102,8 @@ class Policy:
         limits = Limits(max_n=rows, max_concurrent=rows, max_queue=sys.maxsize)
         options: dict[str, Any] = {"engine": engine, "dtype": dtype, "rows": rows, "engines": engines}
         options |= {"reward_template": reward_template, "max_model_len": max_model_len}
-        chosen = _reward_of_run(Path(path)) if reward is True else reward and str(reward)
+        given = [reward] if isinstance(reward, str | Path) else reward
+        chosen = _rewards_of_run(Path(path)) if given is True else given and [*map(str, given)]
         return cls(open_local(Path(path), limits, reward=chosen, **options), rows)
 
     @property
@@ -310,12 +312,19 @@ def _let_go(speaker: Local) -> None:
         speaker.close()
 
 
-def _reward_of_run(path: Path) -> str | None:
-    """The reward model of the run that a path is or lies in; None for what is no run's."""
+def _rewards_of_run(path: Path) -> list[str]:
+    """What scores for a run that a path is or lies in; nothing for what is no run's, or where a reward is missing."""
     with suppress(ValueError):  # a model without a dial, or none: `open_service` says what is wrong with it
         source = find_source(path)
-        return None if source.reward is None else str(source.reward)
-    return None
+        records, sources = source.contract.rewards, {name: str(folder) for name, folder in source.rewards.items()}
+        for record in records:
+            if record.kind == "function" and record.source.startswith(OWN_MODULE):
+                sources[record.name] = record.source
+        if not records:
+            return list(sources.values())
+        if all(record.name in sources for record in records):
+            return [f"{record.name}={sources[record.name]}" for record in records]
+    return []
 
 
 def _is_several(prompt: Prompt | Sequence[Prompt]) -> bool:

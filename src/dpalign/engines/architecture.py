@@ -22,6 +22,8 @@ class Architecture:
     tied: bool = False
     """Whether the output shares the input's embeddings."""
     qkv_bias: bool = False
+    qk_norm: bool = False
+    """Whether queries and keys are normalised, head by head (Qwen3)."""
 
     @property
     def embedding(self) -> int:
@@ -36,7 +38,7 @@ class Architecture:
     @property
     def parameters(self) -> int:
         biases = self.layers * self.head_dim * (self.heads + 2 * self.kv_heads) if self.qkv_bias else 0
-        norms = self.hidden * (2 * self.layers + 1)
+        norms = self.hidden * (2 * self.layers + 1) + (2 * self.layers * self.head_dim if self.qk_norm else 0)
         return self.linear + biases + norms + self.embedding * (1 if self.tied else 2)
 
     def forward(self, tokens: float, context: float, logits: bool) -> float:
@@ -81,6 +83,11 @@ KNOWN: Final[Mapping[str, Architecture]] = {
         Architecture("Qwen/Qwen2.5-0.5B", 151936, 896, 24, 14, 2, 64, 4864, tied=True, qkv_bias=True),
         Architecture("Qwen/Qwen2.5-1.5B", 151936, 1536, 28, 12, 2, 128, 8960, tied=True, qkv_bias=True),
         Architecture("Qwen/Qwen2.5-7B", 152064, 3584, 28, 28, 4, 128, 18944, qkv_bias=True),
+        Architecture("Qwen/Qwen3-0.6B", 151936, 1024, 28, 16, 8, 128, 3072, tied=True, qk_norm=True),
+        Architecture("Qwen/Qwen3-1.7B", 151936, 2048, 28, 16, 8, 128, 6144, tied=True, qk_norm=True),
+        Architecture("Qwen/Qwen3-4B", 151936, 2560, 36, 32, 8, 128, 9728, tied=True, qk_norm=True),
+        Architecture("Qwen/Qwen3-8B", 151936, 4096, 36, 32, 8, 128, 12288, qk_norm=True),
+        Architecture("google/gemma-3-1b-it", 262144, 1152, 26, 4, 1, 256, 6912, tied=True, qk_norm=True),
         Architecture("HuggingFaceTB/SmolLM2-135M", 49152, 576, 30, 9, 3, 64, 1536, tied=True),
         Architecture("HuggingFaceTB/SmolLM2-360M", 49152, 960, 32, 15, 5, 64, 2560, tied=True),
         Architecture("HuggingFaceTB/SmolLM2-1.7B", 49152, 2048, 24, 32, 32, 64, 8192, tied=True),
@@ -110,6 +117,7 @@ def read_architecture(folder: Path, name: str = "") -> Architecture:
             intermediate=int(config["intermediate_size"]),
             tied=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
+            qk_norm=config.get("model_type") == "qwen3",
         )
     except KeyError as error:
         raise ValueError(f"{path}: no key {error}; only decoders of the Llama family are counted") from error

@@ -24,7 +24,7 @@ class Engines(Table):
     sampling: Literal["transformers", "vllm"] = "transformers"
     """Draws answers; vLLM needs the extra vllm, and is several times faster on a GPU."""
     scoring: Literal["transformers", "vllm"] = "transformers"
-    """Scores answers with a reward model in a folder or on the hub. A `python:` reward needs no engine."""
+    """Scores answers with a reward model in a folder or on the hub. A Python function needs no engine."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that one vLLM engine is split over."""
     gpu_memory: float = Field(0.9, gt=0, le=1)

@@ -87,7 +87,8 @@ def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str) -> tup
     would cross the border, as after a line break; else by itself.
     """
     prompt_tokens = ids_of(tokenizer, prompt)
-    for before, known in ((prompt, prompt_tokens), ("\n", ids_of(tokenizer, "\n"))):
+    for before in (prompt, "\n"):
+        known = prompt_tokens if before == prompt else ids_of(tokenizer, before)
         whole = ids_of(tokenizer, before + rest)
         if whole[: len(known)] == known:
             return prompt_tokens, whole[len(known) :]
@@ -120,17 +121,23 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None)
     return [token for token in dict.fromkeys([stop, tokenizer.eos_token_id, *listed]) if token is not None]
 
 
-def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A token to fill a classifier's batches with: it ends no text, and no chat has it; None where there is none.
+def spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token to fill a classifier's batches with: it ends no text, and no chat has it.
 
     A classifier scores a text at its last token that is no pad.
+
+    Raises:
+        ValueError: the tokenizer has none.
     """
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     spare = [token for token in reversed(special) if token not in str(tokenizer.chat_template)]
     for token in (tokenizer.pad_token, tokenizer.unk_token, *spare):
         if token not in (None, tokenizer.eos_token, tokenizer.bos_token):
             return str(token)
-    return None
+    raise ValueError(
+        f"{tokenizer.name_or_path}: its pad token is {tokenizer.pad_token!r}, its end-of-text token "
+        f"{tokenizer.eos_token!r}, and it has no other special token to fill a batch with; give it a pad token"
+    )
 
 
 def generation_config(folder: str) -> GenerationConfig | None:

@@ -4,7 +4,7 @@ RUN/report/summary.json is the Summary as JSON; `Summary.model_validate_json` gi
 
 Where the truth is known (the world), figures are by the true rewards and the same ones by the reward model's opinion
 stand beside them as `judged`; elsewhere the opinion is all there is. Intervals are by prompt; `seeds` alone speaks of
-other training runs. Angles are in degrees, rewards 0-100.
+other training runs. Angles are in degrees, rewards in points: 0-100 for the package's own reward model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -340,6 +340,17 @@ class Machine(Record):
     git_commit: str | None = None
 
 
+class RewardFacts(Record):
+    """A head of a named reward: what scores it, and the map from its raw rewards to points."""
+
+    head: str
+    source: str
+    slope: float
+    offset: float
+    fitted: bool = False
+    """To the annotated answers of this run."""
+
+
 class Summary(Record):
     """All that a report shows."""
 
@@ -362,6 +373,8 @@ class Summary(Record):
     dominance: tuple[DominanceRow, ...] = ()
     dominance_judged: tuple[DominanceRow, ...] | None = None
     sensitivity: tuple[AtReference, ...] = ()
+    rewards: tuple[RewardFacts, ...] = ()
+    """Of a recipe that names its rewards."""
     reward_model: RewardQuality = Field(default_factory=RewardQuality)
     pairwise: Pairwise | None = None
     trust: Trust | None = None

@@ -11,6 +11,7 @@ from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.summary import Measured, Summary, misunderstood, verdicts
 from dpalign.page.looks import label
 from dpalign.page.words import MISSING, between, degrees, listed, number, said, turns
+from dpalign.paper.direction import Preference, asks_for
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,19 @@ def _tile(text: str, figure: Estimate | None, unit: str = "", scale: float = 1, 
         return None
     value, low, high = (None if x is None else scale * x for x in (figure.value, figure.low, figure.high))
     return Tile(text, number(value, digits) + unit, between(low, high, digits))
+
+
+def asked(summary: Summary) -> str:
+    """What the users' directions ask for: at both ends of a dial, or of each objective."""
+    directions = [Preference.from_weights(v, summary.objectives) for v in summary.directions]
+    if summary.angled and len(directions) > 1:
+        ends = (f"at {degrees(v.angle)} {asks_for(v)}" for v in (directions[0], directions[-1]))
+        return f"Users ask for: {'; '.join(ends)}."
+    words = {1: "more", -1: "less", 0: "more or less"}
+    wants = {
+        sense: [n for n, s in zip(summary.objectives, summary.senses, strict=True) if s == sense] for sense in words
+    }
+    return f"Users ask for: {'; '.join(f'{words[sense]} {listed(names)}' for sense, names in wants.items() if names)}."
 
 
 def scope(summary: Summary) -> str:

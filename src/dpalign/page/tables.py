@@ -328,6 +328,30 @@ def pairwise_table(summary: Summary) -> Table | None:
     return table(caption, rows)
 
 
+def rewards_table(summary: Summary) -> Table | None:
+    """What scores each head, and how its raw rewards become points."""
+    rows = [
+        Row(
+            {
+                "head": word(one.head),
+                "scored by": word(one.source),
+                "points": word(
+                    "as it is"
+                    if (one.slope, one.offset) == (1.0, 0.0)
+                    else f"{one.slope:.4g} r {'-' if one.offset < 0 else '+'} {abs(one.offset):.4g}"
+                ),
+                "fitted": word("to the annotated answers" if one.fitted else "no"),
+            }
+        )
+        for one in summary.rewards
+    ]
+    caption = (
+        "Points are an affine map of the raw reward r, the same for the whole run. A fitted one takes the 5th and 95th "
+        "percentile of the annotated answers to 10 and 90 points; rewards beyond them lie outside."
+    )
+    return table(caption, rows)
+
+
 _QUALITY: Final = {
     "R2": "r2",
     "Pearson": "pearson",

@@ -127,6 +127,17 @@ class Preference:
         return np.array(self.v)
 
 
+def asks_for(preference: Preference) -> str:
+    """What a direction asks for, in words: `more coverage, less brevity`."""
+    weights = [(name, round(w, 6)) for name, w in preference.weights.items()]
+    parts = [("more", [name for name, w in weights if w > 0]), ("less", [name for name, w in weights if w < 0])]
+    return ", ".join(f"{word} {_and(names)}" for word, names in parts if names)
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def _number(what: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{what} is {value!r}, a {type(value).__name__}; give a number")
@@ -254,6 +265,26 @@ def draw_directions(population: Population, n: int, rng: np.random.Generator) ->
             rounds = math.ceil(n / len(v_VK))
             order = [rng.permutation(len(v_VK)) for _ in range(rounds)]
             return v_VK[np.concatenate(order)[:n] if order else []]
+
+
+def ends_in_words(population: "Population", objectives: Sequence[str]) -> tuple[str, ...]:
+    """What the ends of a population ask for: `at -45 degrees: more coverage, less brevity`."""
+    match population:
+        case Arc(low, high) | Grid(of=Arc(low, high)):
+            ends = [(f"at {angle:g} degrees", Preference.from_angle(angle, objectives)) for angle in (low, high)]
+        case Fixed(directions):
+            ends = [(_weights(v_K), Preference.from_vector(v_K, objectives)) for v_K in directions]
+        case Cone(center, angle):
+            ends = [(f"within {angle:g} degrees of {_weights(center)}", Preference.from_vector(center, objectives))]
+        case Simplex():
+            return (f"any mix of more {_and(objectives)}",)
+        case _:
+            return (f"any mix of more or less {_and(objectives)}",)
+    return tuple(f"{place}: {asks_for(preference)}" for place, preference in ends)
+
+
+def _weights(v_K: Sequence[float]) -> str:
+    return f"({', '.join(f'{w:g}' for w in v_K)})"
 
 
 def evaluation_grid(population: Population, n: int) -> Array:

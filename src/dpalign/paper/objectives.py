@@ -56,16 +56,30 @@ PAPER_OBJECTIVES: Final = (
 """Section 3.1: the mean of UltraFeedback's four aspects (heads 6-9), and HelpSteer's verbosity (head 4)."""
 
 
+def own_name(head: str) -> str:
+    """A head's name within its reward: `verbosity` of `quality/verbosity`."""
+    return head.rpartition("/")[2]
+
+
 def head_indices(objective: Objective, heads: Sequence[str]) -> tuple[int, ...]:
-    """Indices of the objective's heads in a reward model's list of heads.
+    """Indices of the objective's heads in a list of heads.
+
+    A head of one reward among several is called REWARD/HEAD. Its own name suffices where no other reward has a head of
+    that name; the reward's name suffices where the reward has one head.
 
     Raises:
-        ValueError: the model has no such head, or the objective names one twice.
+        ValueError: there is no such head, several go by that name, or the objective names one twice.
     """
     indices: list[int] = []
     for head in objective.heads:
-        if head in heads:
-            index = list(heads).index(head)
+        meant = _meant(head, heads)
+        if len(meant) > 1:
+            raise ValueError(
+                f"objective {objective.name!r} reads head {head!r}, and several go by that name; write one of "
+                f"{', '.join(heads[index] for index in meant)}"
+            )
+        if meant:
+            index = meant[0]
         elif head.isdecimal() and int(head) < len(heads):
             index = int(head)
         else:
@@ -79,16 +93,27 @@ def head_indices(objective: Objective, heads: Sequence[str]) -> tuple[int, ...]:
     return tuple(indices)
 
 
+def _meant(name: str, heads: Sequence[str]) -> list[int]:
+    """The heads that go by a name: in full, or by their own, or by their reward's."""
+    if name in heads:
+        return [list(heads).index(name)]
+    own = [i for i, head in enumerate(heads) if "/" in head and own_name(head) == name]
+    return own or [i for i, head in enumerate(heads) if "/" in head and head.partition("/")[0] == name]
+
+
 def by_name(table_NG: ArrayLike, names: Sequence[str], heads: Sequence[str]) -> Array:
-    """A table with columns `names` in the order of `heads`: (N, H); NaN for a head without a column."""
+    """A table with columns `names` in the order of `heads`, by the heads' own names: (N, H).
+
+    A head without a column is NaN.
+    """
     values_NG = np.asarray(table_NG, dtype=np.float64)
-    column = dict(zip(names, values_NG.T, strict=True))
-    return np.stack([column.get(head, np.full(len(values_NG), np.nan)) for head in heads], axis=1)
+    column = {own_name(name): values_N for name, values_N in zip(names, values_NG.T, strict=True)}
+    return np.stack([column.get(own_name(head), np.full(len(values_NG), np.nan)) for head in heads], axis=1)
 
 
 def all_known(objectives: Sequence[Objective], heads: Sequence[str], known: Sequence[str]) -> bool:
     """Whether every head that the objectives read from the reward model is in `known`."""
-    return all(heads[index] in known for objective in objectives for index in head_indices(objective, heads))
+    return all(own_name(heads[index]) in known for objective in objectives for index in head_indices(objective, heads))
 
 
 def read_objectives(rewards_NH: ArrayLike, heads: Sequence[str], objectives: Sequence[Objective]) -> Array:

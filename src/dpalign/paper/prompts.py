@@ -19,6 +19,8 @@ from dpalign.paper.direction import Preference, check_objective_names, name_hint
 PreferenceTemplate = Literal["dpa-v1", "fig1", "world-v1"]
 ConditionTemplate = Literal["steerlm", "world-v1"]
 RewardTemplate = Literal["dpa-v1", "world-v1"]
+RewardInput = Literal["chat", "dpa-v1", "world-v1"]
+"""What a reward model reads: its own chat template's text, or one of ours."""
 
 
 class Message(TypedDict):
@@ -137,6 +139,11 @@ def render_reward_input(messages: Sequence[Message], response: str, template: Re
     """The reward model's input for one answer: no chat template, no EOS (section 3.1, as released)."""
     before, after = reward_input_frame(messages, template)
     return before + response + after
+
+
+def require_dialogue(messages: Sequence[Message]) -> None:
+    """Raise ValueError unless user and assistant take turns, the user first and last; system messages may stand by."""
+    _dialogue(messages)
 
 
 def _dialogue(messages: Sequence[Message]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from dpalign.stages.stage import Step
 INPUTS: Final = {
     "policy": "the model to sample from: a finished steerlm, sft or finetune folder, or a plain checkpoint",
     "candidates": "a finished sample folder",
+    "answers": "a finished sample folder of plain answers, for data that have none",
     "scores": "a finished score folder, of the same candidates",
     "start": "the model to start from: a finished sft folder, or a plain checkpoint",
     "chosen": "a finished select folder",

@@ -10,7 +10,9 @@ from dpalign.pipeline import runner
 from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.pipeline.steps import notes
 from dpalign.recipe import Recipe, load
+from dpalign.rewards.golden import read_golden
 from dpalign.runs.tables import leaves, literal
+from dpalign.stages.preference import asked_in_words
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +32,8 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     if arguments.print_recipe:
         return recipe.to_toml().rstrip("\n")
     if arguments.dry_run:
-        return f"{steps_table(recipe, folder, arguments.until, compared)}\n\n{differences(recipe)}"
+        table = steps_table(recipe, folder, arguments.until, compared)
+        return f"{table}\n\nUsers ask for: {asked_in_words(recipe)}.\n\n{differences(recipe)}"
     runner.execute(recipe, folder, arguments.until, compared)
     if arguments.until is not None:
         return str(folder)
@@ -43,7 +46,7 @@ def next_commands(folder: Path, page: Path) -> str:
     """Where the page opens, and the commands that come next, as they must be typed here."""
     typed = Path(sys.argv[0])
     dpa = "python -m dpalign" if typed.name == "__main__.py" else str(typed) if len(typed.parts) > 1 else "dpa"
-    reward = " --reward" if (folder / "reward" / "model").is_dir() else ""
+    reward = " --reward" if read_golden(folder / "reward") else ""
     commands = (f"export {shlex.quote(str(folder))} --out mine{reward}", "chat mine", "serve mine")
     return f"\nOpen {page.resolve().as_uri()}\nNext:\n" + "".join(f"  {dpa} {command}\n" for command in commands)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar, cast
 
+from dpalign.data.sources import read_source
 from dpalign.recipe import load
 from dpalign.runs.modelfolder import template_of
 from dpalign.runs.tables import literal
@@ -21,6 +22,8 @@ BASE: Final = "one-gpu"
 """The recipe that a new one extends."""
 FUNCTIONS: Final = ("words", "sentences", "reading_grade", "markdown_share")
 """Rewards that come with the package, by the names of their functions."""
+VALIDATION: Final = 300
+"""The validation prompts of that recipe."""
 CHATS: Final = "HuggingFaceH4/ultrachat_200k"
 """What a base model is fine-tuned on first (section 3.1)."""
 
@@ -126,11 +129,12 @@ def write(file: Path, wished: Wishes) -> None:
     """Write the recipe where no file is.
 
     Raises:
-        ValueError: a file is there, or the recipe is refused; then nothing is left.
+        ValueError: a file is there, a row of the data cannot be read, or the recipe is refused; nothing is left then.
     """
+    text = "\n".join(lines(file.stem, wished)) + "\n"
     try:
         with file.open("x", encoding="utf-8") as opened:
-            opened.write("\n".join(lines(file.stem, wished)) + "\n")
+            opened.write(text)
     except FileExistsError:
         raise ValueError(f"{file}: exists already; name another file") from None
     try:
@@ -279,6 +283,9 @@ def lines(name: str, wished: Wishes) -> Iterator[str]:
     yield from ("", *directions(wished.rewards))
     yield from ("", _said("[data]", "rows = [...] in place of prompts learns from their answers too"))
     yield f"prompts = {literal(wished.data)}"
+    if (rows := _rows(wished.data)) is not None and rows < 10 * VALIDATION:
+        yield _said(f"validation_prompts = {max(2, rows // 10)}", f"a tenth of the {rows} rows")
+        yield _said("tuning = 0", "`dpa compare` needs a share, such as 0.1")
     yield _said("judge = 0", "a second opinion would need ratings under these names")
     if chats:
         yield _said(f"sft = {literal(CHATS)}", "chats that the base model learns from first")
@@ -308,6 +315,13 @@ def directions(rewards: Sequence[Reward]) -> Iterator[str]:
         yield _said(f"center = {center}", f"{first} alone, and up to 45 degrees to all sides: more or less of the rest")
     else:
         yield _said('distribution = "simplex"', "more of each, in any mixture")
+
+
+def _rows(sources: Sequence[str]) -> int | None:
+    """How many rows some files have; None where one is a folder or on the hub."""
+    if not all(Path(source).is_file() for source in sources):
+        return None
+    return sum(1 for source in sources for _ in read_source(source))
 
 
 def _said(line: str, comment: str) -> str:

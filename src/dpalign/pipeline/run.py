@@ -48,14 +48,16 @@ class RunResult:
 
     @cached_property
     def policy(self) -> "Policy":
-        """The last policy with the run's reward model; loaded once. `Policy.load(folder, ...)` takes options.
+        """The last policy with the run's rewards, functions of your own too; loaded once.
 
         Raises:
             ValueError: the run has no finished policy.
         """
         from dpalign import Policy
 
-        return Policy.load(self.folder)
+        named = load(self.folder / "recipe.toml").rewards
+        rewards = [f"{name}={reward.source or self.folder / 'reward'}" for name, reward in named.items()]
+        return Policy.load(self.folder, reward=rewards or True)
 
 
 def run(

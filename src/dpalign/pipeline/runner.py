@@ -19,6 +19,7 @@ from dpalign.runs import folder as runs
 from dpalign.runs import ledger
 from dpalign.runs.environment import thread_variables
 from dpalign.runs.progress import AS_LINES
+from dpalign.stages.preference import asked_in_words
 from dpalign.stages.stage import Job, Step
 
 
@@ -35,6 +36,7 @@ def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bo
     planned = steps_until(recipe, until, compared)
     require_chat(recipe, fetch=True)
     with runs.Run.open(folder, recipe.to_toml()) as run:
+        run.log(f"users ask for: {asked_in_words(recipe)}")
         for note in notes(recipe) if compared else ():
             run.log(note)
         take_all(planned, recipe.jobs, lambda step: take(recipe, run, step))

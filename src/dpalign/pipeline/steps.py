@@ -20,6 +20,7 @@ from dpalign.runs.ledger import hash_of
 from dpalign.stages import best_of_n, brief, dpo, rl, rsf, soup, steerlm
 from dpalign.stages.annotate import annotate
 from dpalign.stages.base import base
+from dpalign.stages.cost import ORIGINALS
 from dpalign.stages.data import data
 from dpalign.stages.evaluate import evaluate
 from dpalign.stages.feasibility import feasibility
@@ -29,7 +30,7 @@ from dpalign.stages.report import report
 from dpalign.stages.reward import judge, reward
 from dpalign.stages.rival import Rival
 from dpalign.stages.sample import sample
-from dpalign.stages.score import score
+from dpalign.stages.score import score, scored_by
 from dpalign.stages.select import select
 from dpalign.stages.sft import sft
 from dpalign.stages.stage import Stage, Step
@@ -82,6 +83,11 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
     require_models(recipe)
     require_chat(recipe)
     recipe.require_evaluable()
+    if not recipe.data.rated and recipe.trains_reward:
+        raise ValueError(
+            "the data have no rated answers, on which [reward] could be trained; name some in [data], or give all "
+            "rewards, each in a table [rewards.NAME]"
+        )
     own_steps = [*preparation(recipe), *loop(recipe)]
     own_steps.append(Step("steerlm", steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half="both"))
     evaluated: list[tuple[Step, System | None]] = list(evaluations(recipe, compared))
@@ -97,7 +103,9 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
         evaluated += [(step, None) for step in asked_beyond(recipe)]
     if recipe.reward.pairwise:
         file = Path(expanded("reward.pairwise", recipe.reward.pairwise)).absolute()
-        evaluated.append((Step("pairwise", pairwise, {"reward": "reward", "pairs": file}), None))
+        asked: dict[str, str | Path] = {"reward": "reward", "pairs": file}
+        asked |= {"annotate": "annotate"} if recipe.fits_scales else {}
+        evaluated.append((Step("pairwise", pairwise, asked), None))
     inputs = scored(recipe) | {step.name: step.name for step, _ in evaluated}
     systems = {step.name: system for step, system in evaluated if system is not None}
     page = Step("report", report, inputs, systems=systems)
@@ -123,8 +131,16 @@ def preparation(recipe: Recipe) -> Iterator[Step]:
     yield Step("reward", reward, {"data": "data"} | start)
     if recipe.data.judge:
         yield Step("judge", judge, {"data": "data"} | start)
-    yield Step("annotate", annotate, {"data": "data", "reward": "reward"})
-    yield Step("sft", sft, {"data": "data"} | start)
+    scored = Step("annotate", annotate, {"data": "data", "reward": "reward"})
+    started = Step("sft", sft, {"data": "data"} | start)
+    if recipe.data.answered:
+        yield from (scored, started)
+        return
+    # Nobody rated answers: plain ones of the start stand for them. SteerLM learns from these, and scales are fitted.
+    plain = {"sampling.n": ORIGINALS, "sampling.prompts": 2 * recipe.sampling.prompts}
+    yield started
+    yield Step("originals", sample, {"policy": "sft", "data": "data"}, half="both", condition="plain", knobs=plain)
+    yield replace(scored, inputs={**scored.inputs, "answers": "originals"})
 
 
 def loop(recipe: Recipe) -> Iterator[Step]:
@@ -138,11 +154,12 @@ def loop(recipe: Recipe) -> Iterator[Step]:
         condition = "targets" if t == 1 else "directions"
         candidates, scores = f"sample-{t}", f"score-{t}"
         yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, condition)
-        yield Step(scores, score, {"reward": "reward", "candidates": candidates}, t)
+        yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
         yield Step(f"select-{t}", select, {"candidates": candidates, "scores": scores} | ANNOTATED, t, half)
         start = "sft" if recipe.restart or t == 1 else policy
         policy = f"policy-{t}"
-        yield Step(policy, finetune, {"start": start, "chosen": f"select-{t}"}, t)
+        scales = {"annotate": "annotate"} if recipe.fits_scales else {}
+        yield Step(policy, finetune, {"start": start, "chosen": f"select-{t}"} | scales, t)
 
 
 def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, System]]:
@@ -239,6 +256,8 @@ def require_comparable(recipe: Recipe) -> None:
     for choice in recipe.soups.choices if "soups" in recipe.compare.systems else ():
         if why := soup.unserved(recipe, choice):
             raise ValueError(f'soups.choices has "{choice}", which cannot serve every direction: {why}')
+    if "dpo" in recipe.compare.systems and recipe.dpo.pairs == "ratings" and not recipe.data.answered:
+        raise ValueError('dpo.pairs is "ratings", and the data have no rated answers; set it to "candidates"')
     several = sorted(tuned(rivals_of(recipe)))
     held_out = recipe.world.tuning_prompts if recipe.data.world else recipe.data.tuning_prompts or recipe.data.tuning
     if several and not held_out:

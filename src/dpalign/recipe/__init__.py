@@ -4,16 +4,17 @@ A recipe is one TOML file, read strictly: an unknown key is an error that names 
 has its own table; here they are composed. "paper silent" marks a value that the paper does not give.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dpalign.engines.knobs import Engines, Model
 from dpalign.paper.direction import evaluation_grid, objective_count
-from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective, head_indices
+from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective, head_indices, own_name
 from dpalign.recipe.reading import changed, dotted, from_mapping, load_table
+from dpalign.rewards.knobs import RewardTable, heads_of, require_names
 from dpalign.rows import HEADS
 from dpalign.runs.knobs import Cluster, Launch
 from dpalign.runs.tables import Table
@@ -34,6 +35,25 @@ from dpalign.stages.world import World
 from dpalign.train.knobs import Kernels, ReportTo, Training
 
 __all__ = ["Compare", "Recipe", "changed", "dotted", "from_mapping", "load"]
+
+
+DIRECTIONS: Final = ("distribution", "low", "high", "center", "listed")
+"""The knobs of [preference] of which one must be stated beside objectives of one's own."""
+
+
+def default_objectives(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The objectives of a recipe that states none: the paper's; or of rewards with one head each, one a reward.
+
+    Empty where the rewards leave it open.
+    """
+    rewards: Mapping[str, RewardTable] = given.get("rewards") or {}
+    heads = heads_of(rewards, given.get("heads", HEADS))
+    papers = {objective.name: objective.heads for objective in PAPER_OBJECTIVES}
+    if not rewards or (
+        len(rewards) == 1 and set(map(own_name, heads)) >= {h for read in papers.values() for h in read}
+    ):
+        return papers
+    return {head.partition("/")[0]: (head,) for head in heads} if len(heads) == len(rewards) else {}
 
 
 class Compare(Table):
@@ -83,13 +103,15 @@ class Recipe(Table):
     """The embedded world."""
     data: Data = Data()
     """Data."""
-    objectives: dict[str, tuple[str, ...]] = Field(default_factory=lambda: {o.name: o.heads for o in PAPER_OBJECTIVES})
-    """Each objective is the mean of the reward heads listed (section 3.1)."""
     heads: tuple[str, ...] = HEADS
-    """The reward model's heads, in order (section 3.1). Names of one's own go with a reward that is given
-    (`reward.checkpoint`): a model can be trained only on what the data label."""
+    """The heads of the reward model that is trained, in order (section 3.1): what the data label."""
+    rewards: dict[str, RewardTable] = Field(default_factory=dict)
+    """What scores the answers; without any table, the model of [reward] alone."""
+    objectives: dict[str, tuple[str, ...]] = Field(default_factory=default_objectives)
+    """Each objective is the mean of the reward heads listed (section 3.1). A head of [rewards.NAME] is NAME/HEAD.
+    Without this table each reward with one head is an objective."""
     reward: Reward = Reward()
-    """Reward model."""
+    """The reward model that is trained."""
     sft: Training = Training(learning_rate=2e-5, epochs=1.0, context=2048, batch=128)
     """SFT as in Zephyr's recipe (section 3.1 starts from its checkpoint)."""
     steerlm: SteerLM = SteerLM()
@@ -127,11 +149,96 @@ class Recipe(Table):
     def objective_list(self) -> tuple[Objective, ...]:
         return tuple(Objective(name, heads) for name, heads in self.objectives.items())
 
+    @property
+    def scored_heads(self) -> tuple[str, ...]:
+        """The columns of all scores, in order."""
+        return heads_of(self.rewards, self.heads)
+
+    @property
+    def trains_reward(self) -> bool:
+        """Whether the model of [reward] is trained; else all rewards are given."""
+        return not self.rewards or any(reward.trained for reward in self.rewards.values())
+
+    @property
+    def fits_scales(self) -> bool:
+        """Whether some reward's scale is fitted to the annotated answers."""
+        return any(None in reward.known_scales(self.heads) for reward in self.rewards.values())
+
+    @property
+    def trained_objectives(self) -> tuple[Objective, ...]:
+        """The objectives as far as they read the model of [reward], by its heads' own names."""
+        if not self.rewards:
+            return self.objective_list
+        trained = {f"{name}/{head}" for name, r in self.rewards.items() if r.trained for head in self.heads}
+        read = [(o.name, [h for h in self.heads_read(o) if h in trained]) for o in self.objective_list]
+        return tuple(Objective(name, tuple(map(own_name, heads))) for name, heads in read if heads)
+
+    def judged(self) -> Self:
+        """The recipe as the judge reads it, whose heads are those of [reward] alone.
+
+        Raises:
+            ValueError: an objective reads a head that the judge lacks.
+        """
+        if not self.rewards:
+            return self
+        read = {o.name: tuple(map(own_name, self.heads_read(o))) for o in self.objective_list}
+        for name, heads in read.items():
+            head_indices(Objective(name, heads), self.heads)
+        return self.model_copy(update={"rewards": {}, "objectives": read})
+
+    def heads_read(self, objective: Objective) -> tuple[str, ...]:
+        """The heads that an objective reads, in full."""
+        return tuple(self.scored_heads[index] for index in head_indices(objective, self.scored_heads))
+
     @model_validator(mode="after")
     def _objectives_read_known_heads(self) -> Self:
+        require_names(self.rewards)
+        if not self.objectives:
+            several = next(head.partition("/")[0] for head in self.scored_heads)
+            raise ValueError(
+                f"[objectives] is missing, and the rewards have {len(self.scored_heads)} heads "
+                f"({', '.join(self.scored_heads)}); say which of them each objective reads, such as "
+                f'{several} = ["{self.scored_heads[0]}"]'
+            )
         for objective in self.objective_list:
-            head_indices(objective, self.heads)
+            head_indices(objective, self.scored_heads)
+        if self.data.judge:
+            try:
+                self.judged()
+            except ValueError as error:
+                raise ValueError(
+                    f"data.judge is {self.data.judge:g}, and a judge has the heads that the data label: {error}; "
+                    "set data.judge = 0"
+                ) from None
         return self
+
+    def require_stated(self, layers: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse objectives of one's own whose directions are the paper's by silence.
+
+        Raises:
+            ValueError: no layer from the one that states the objectives on says which directions users ask for.
+        """
+        if list(self.objectives) == [objective.name for objective in PAPER_OBJECTIVES]:
+            return
+        directed = [i for i, layer in enumerate(layers) if {*DIRECTIONS} & {*_table(layer, "preference")}]
+        if max(directed, default=-1) >= _objectives_stated(layers):
+            return
+        first, *others = self.objectives
+        more, less = (
+            f"{' and '.join([first, *others])}",
+            f"more {' and '.join([first, *others[:-1]])}, less {others[-1]}",
+        )
+        if len(others) == 1:
+            examples = f"low = 0, high = 90 for more {more}; low = -45, high = 0 for {less}"
+        else:
+            centre = ", ".join(["1"] * len(others) + ["-1"])
+            examples = (
+                f'distribution = "simplex" for more {more}; distribution = "cone", center = [{centre}] for {less}'
+            )
+        raise ValueError(
+            f"[preference] does not say which directions users ask for, and [objectives] are not the paper's. Write "
+            f"under [preference] {examples}"
+        )
 
     @model_validator(mode="after")
     def _directions_weigh_the_objectives(self) -> Self:
@@ -184,6 +291,20 @@ class Recipe(Table):
                 f"evaluation.directions {self.evaluation.directions} of a preference.distribution of "
                 f'"{self.preference.distribution}": {error}'
             ) from None
+
+
+def _table(layer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = layer.get(name)
+    return table if isinstance(table, Mapping) else {}
+
+
+def _objectives_stated(layers: Sequence[Mapping[str, Any]]) -> int:
+    """The last layer that says what the objectives are: by name, or where none does by a reward of a new name."""
+    stated = [i for i, layer in enumerate(layers) if "objectives" in layer]
+    if not stated:
+        named = [set(_table(layer, "rewards")) for layer in layers]
+        stated = [i for i, names in enumerate(named) if names - set().union(*named[:i])]
+    return max(stated, default=0)
 
 
 def _spanning(k: int) -> Iterator[str]:

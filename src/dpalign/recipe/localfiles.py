@@ -4,23 +4,22 @@ A stage that reads any of it is done again when it changes, as when an earlier s
 under a name is taken to stay as it is.
 """
 
-import importlib.util
 import os
-from collections.abc import Mapping
-from contextlib import suppress
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
 from dpalign.data.sources import parted
 from dpalign.recipe import Recipe
+from dpalign.rewards.functions import load_function, module_file, probe
+from dpalign.rewards.knobs import local_heads
 from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, template_of, weights_files
-from dpalign.runs.tables import knobs_naming
+from dpalign.runs.tables import knobs_naming, leaves
 
 SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
 MODELS: Final = tuple(knobs_naming(Recipe, "model"))
-FUNCTION: Final = "python:"
-"""How a reward of one's own begins: `python:module:function`."""
+FUNCTIONS: Final = tuple(knobs_naming(Recipe, "function"))
 TOKENIZER_FILES: Final = ["tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"]
 INSTALLED: Final = {"model.base": "world"}
 """What a model knob may say that means a part of this package."""
@@ -37,22 +36,28 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
         if knob in SOURCES and not knobs.get("data.world"):
             named = {knob: value} if isinstance(value, str) else {f"{knob}[{i}]": one for i, one in enumerate(value)}
             paths |= {key: Path(parted(os.path.expandvars(source))[0]) for key, source in named.items()}
-        elif knob in MODELS and value.startswith(FUNCTION):
-            paths[knob] = _module_file(value)
-        elif knob in MODELS and value != INSTALLED.get(knob):
+        elif _names(knob, FUNCTIONS):
+            paths[knob] = module_file(value)
+        elif _names(knob, MODELS) and value != INSTALLED.get(knob):
             paths[knob] = Path(value)
     return {knob: path.absolute() for knob, path in paths.items() if path != Path() and path.exists()}
+
+
+def _names(knob: str, patterns: Sequence[str]) -> bool:
+    """Whether a knob is one of these, of which `*` stands for any key."""
+    return any(fnmatchcase(knob, pattern) for pattern in patterns)
 
 
 def require_models(recipe: Recipe) -> None:
     """Check that what a recipe names as models, and looks like a path, is there and holds weights.
 
+    Reward functions are imported, and tried on two tiny questions.
+
     Raises:
         ValueError: naming the knob.
     """
-    for knob in MODELS:
-        value = attrgetter(knob)(recipe)
-        if not value or value == INSTALLED.get(knob) or value.startswith(FUNCTION):
+    for knob, value in leaves(recipe.as_mapping()):
+        if not _names(knob, MODELS) or not value or value == INSTALLED.get(knob):
             continue
         folder = Path(value)
         if not folder.exists() and (folder.is_absolute() or value.startswith((".", "~")) or value.endswith("/")):
@@ -62,6 +67,16 @@ def require_models(recipe: Recipe) -> None:
                 weights_files(folder)
             except ValueError as error:
                 raise ValueError(f"{knob} is {value!r}: {error}") from error
+    for name, reward in recipe.rewards.items():
+        if reward.function:
+            named = f"[rewards.{name}] function {reward.function}"
+            function, heads = load_function(reward.function, named), len(reward.own_heads(()))
+            probe(function, heads, named, world=recipe.model.chat == "world-v1")
+        elif reward.heads and (own := local_heads(reward.model)) and own != reward.heads:
+            raise ValueError(
+                f"rewards.{name}.heads is {list(reward.heads)}, and {reward.model} calls its heads {list(own)}; leave "
+                "heads out, or give these"
+            )
 
 
 def require_chat(recipe: Recipe, fetch: bool = False) -> None:
@@ -98,13 +113,3 @@ def _tokenizer_of(name: str) -> Path | None:
     except (ImportError, OSError, ValueError):
         return None
     return folder if (folder / TOKENIZER_SETTINGS).is_file() else None
-
-
-def _module_file(function: str) -> Path:
-    """The file of `python:module:function`; none where it cannot be told without importing it."""
-    module = function.removeprefix(FUNCTION).rpartition(":")[0]
-    with suppress(ImportError, ValueError):
-        spec = importlib.util.find_spec(module)
-        if spec is not None and spec.origin is not None:
-            return Path(spec.origin)
-    return Path()

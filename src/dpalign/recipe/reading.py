@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from dpalign.runs.tables import Table, field_docs, leaves, literal, table_of
+from dpalign.runs.tables import Table, field_docs, leaves, literal, table_of, tables_of
 
 T = TypeVar("T", bound=Table)
 
@@ -48,38 +48,55 @@ def load_table(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         mapping = _over_base(cls, mapping, own)
     mapping = deepcopy(mapping)
     given = list(_override_pairs(overrides))
+    laid: dict[str, Any] = {}
     for key, text in given:
         _override(cls, mapping, key, text)
+        _override(cls, laid, key, text)
     words = " with " + " ".join(" ".join(overrides).split()) if overrides else ""  # on one line, as the message
 
     def where(key: str) -> str:
         return f"{path if key in dict(given) else _origin(files, key)}{words}"
 
-    return _build(cls, mapping, where)
+    return _build(cls, mapping, where, [*(own for _, own in reversed(files)), laid])
 
 
-def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "recipe") -> T:
+def from_mapping(
+    cls: type[T], mapping: Mapping[str, Any], where: str = "recipe", layers: Sequence[Mapping[str, Any]] = ()
+) -> T:
     """Build `cls` from nested plain tables; `where` is the file that messages name.
+
+    Args:
+        layers: what the tables were put together from, for `Table.require_stated`; none stands for the whole.
 
     Raises:
         ValueError: an unknown or missing key, a wrong type, a number out of range, or a contradiction.
     """
-    return _build(cls, mapping, lambda _: where)
+    return _build(cls, mapping, lambda _: where, layers or [mapping])
 
 
-def _build(cls: type[T], mapping: Mapping[str, Any], where: Callable[[str], str]) -> T:
+def _build(
+    cls: type[T], mapping: Mapping[str, Any], where: Callable[[str], str], layers: Sequence[Mapping[str, Any]]
+) -> T:
     """`from_mapping`, where the file to name depends on the key."""
     for key, value in leaves(mapping):
         for moment in value if isinstance(value, list | tuple) else [value]:
             if isinstance(moment, date | time):  # TOML has them, and no knob takes one
                 raise ValueError(f"{where(key)}: {key} has the {type(moment).__name__} {moment}; write it in quotes")
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
+    defaults = {
+        name: field.get_default(call_default_factory=True, validated_data={})
+        for name, field in cls.model_fields.items()
+    }
     laid = _over_defaults(defaults, mapping)
     try:
         # JSON is the strict mode in which a TOML list may become a tuple, and a string a path.
-        return cls.model_validate_json(json.dumps(laid, default=str), strict=True)
+        table = cls.model_validate_json(json.dumps(laid, default=str), strict=True)
     except ValidationError as error:
         raise ValueError(_message(cls, error, where)) from None
+    try:
+        table.require_stated(layers)
+    except ValueError as error:
+        raise ValueError(f"{where('')}: {error}") from None
+    return table
 
 
 def changed(instance: T, values: Mapping[str, Any]) -> T:
@@ -204,18 +221,19 @@ def _message(cls: type[Table], error: ValidationError, where_of: Callable[[str],
 
 def _place(cls: type[Table], loc: Sequence[str | int]) -> tuple[str, FieldInfo | None]:
     """The dotted key of an error, and its field: the arms of a union are left out."""
-    key, table, field = "", cls, None
+    key, field = "", None
+    table: type[Table] | None = cls
     of_dict = False
     for part in loc:
         if isinstance(part, int):
             key += f"[{part}]"
-        elif of_dict:
-            key, of_dict = f"{key}.{part}", False
+        elif of_dict and field is not None:
+            key, of_dict, table = f"{key}.{part}", False, tables_of(field.annotation)
         elif table is not None and part in table.model_fields:
             field = table.model_fields[part]
             key = f"{key}.{part}" if key else part
             of_dict = get_origin(field.annotation) is dict
-            table = table_of(field.annotation)  # type: ignore[assignment]
+            table = table_of(field.annotation)
         elif table is not None:
             return (f"{key}.{part}" if key else part), None
     return key, field
@@ -285,7 +303,10 @@ def unknown(cls: type[Table], dotted: str) -> str:
     """What to say of a key that no table has: its nearest name, and the names known there."""
     everywhere = (*field_docs(cls), EXTENDS)
     table, _, name = dotted.rpartition(".")
-    here = [known[len(table) + 1 if table else 0 :] for known in everywhere if known.rpartition(".")[0] == table]
+    if why := _table_at(cls, table).gone.get(name):
+        return f"{dotted} {why}"
+    inside = _starred(cls, table)
+    here = [known.rpartition(".")[2] for known in everywhere if known.rpartition(".")[0] == inside]
     if not here:
         return f"unknown key {dotted}; {table} is a value and no table"
     similar_here = difflib.get_close_matches(name, here, n=1)
@@ -295,6 +316,32 @@ def unknown(cls: type[Table], dotted: str) -> str:
         same_elsewhere = [known for known in everywhere if known.rpartition(".")[2] == name]
         nearest = (same_elsewhere or difflib.get_close_matches(dotted, everywhere, n=1, cutoff=0.0))[0]
     return f"unknown key {dotted or literal(dotted)}; the nearest is {nearest} (known here: {', '.join(here)})"
+
+
+def _table_at(cls: type[Table], dotted: str) -> type[Table]:
+    """The table of a dotted name; that of all where there is none."""
+    table: type[Table] | None = cls
+    of_dict: type[Table] | None = None
+    for part in filter(None, dotted.split(".")):
+        if of_dict is not None:
+            table, of_dict = of_dict, None
+        elif table is not None and part in table.model_fields:
+            annotation = table.model_fields[part].annotation
+            table, of_dict = table_of(annotation), tables_of(annotation)
+        else:
+            return cls
+    return table or cls
+
+
+def _starred(cls: type[Table], dotted: str) -> str:
+    """A dotted name as `field_docs` has it: `rewards.mine` is `rewards.*`."""
+    first, _, rest = dotted.partition(".")
+    field = cls.model_fields.get(first)
+    if not rest or field is None:
+        return dotted
+    if (table := table_of(field.annotation)) is not None:
+        return f"{first}.{_starred(table, rest)}"
+    return f"{first}.*" if tables_of(field.annotation) is not None else dotted
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from dpalign.paper.prompts import RewardInput
+from dpalign.rewards.knobs import STATED
 from dpalign.rows import HEADS
-from dpalign.runs.ledger import partial_of, write_json
+from dpalign.runs.ledger import partial_of, write_json, write_text
 from dpalign.runs.modelfolder import (
     CONFIG,
     INDEX,
@@ -92,7 +94,7 @@ class Head:
     quantiles: int = 1
 
     @property
-    def input(self) -> str:
+    def input(self) -> RewardInput:
         """The form of text that the model reads."""
         return "dpa-v1" if self.form == "dpa" else "chat"
 
@@ -157,6 +159,8 @@ def convert(source: Path, out: Path) -> tuple[Head, dict[str, Scale]]:
         for name in (*COPIED, *([TEMPLATE] if head.input == "chat" else [])):
             if (source / name).is_file():
                 shutil.copyfile(source / name, partial / name)
+        if head.input != "chat":
+            _write_template(partial, head)
         check_weights(partial)
         os.rename(partial, out)
     except BaseException:
@@ -317,7 +321,7 @@ def _stock_config(
         "pad_token_id": pad,
         "problem_type": "regression",
     }
-    return written | ({"reward_scale": {name: list(pair) for name, pair in scale.items()}} if scale else {})
+    return written | ({STATED: {name: list(pair) for name, pair in scale.items()}} if scale else {})
 
 
 def _pad(source: Path, config: Mapping[str, Any], settings: dict[str, Any]) -> int:
@@ -356,19 +360,24 @@ def _tokenizer_settings(source: Path, head: Head) -> dict[str, Any]:
     return settings
 
 
+def _write_template(folder: Path, head: Head) -> None:
+    """A chat template that writes the form of ours which the model reads."""
+    from transformers import AutoTokenizer
+
+    from dpalign.rewards.inputs import template_for
+
+    template = template_for(AutoTokenizer.from_pretrained(folder), head.input)
+    assert template is not None
+    write_text(folder / TEMPLATE, template)
+
+
 def table_of(head: Head, scale: Mapping[str, Scale], folder: Path) -> str:
-    """The table for a recipe, and what is not known of it."""
+    """The table for a recipe, and what is not known of it; the folder itself names its heads and their scales."""
     lines = [f"[rewards.{head.form}]", f"model = {json.dumps(str(folder))}", f'input = "{head.input}"']
-    lines.append(f"heads = {json.dumps(head.names)}")
-    notes = []
-    pairs = set(scale.values())
-    if len(pairs) == 1:
-        lines.append(f"scale = [{', '.join(f'{x:g}' for x in pairs.pop())}]")
-    elif pairs:
-        notes.append(f"no one scale fits all heads, since they had a bias; {CONFIG} says each as reward_scale")
+    lines.append(f"heads: {', '.join(head.names)}")
     if unknown := [name for name in head.names if name not in scale]:
-        cure = "compare their spreads before you weigh one against another"
-        notes.append(f"nobody published the scale of {', '.join(unknown)}: {cure}")
+        cure = "a run fits it to its own annotated answers, or give scale = [slope, offset]"
+        lines.append(f"note: nobody published the scale of {', '.join(unknown)}: {cure}")
     if head.names[0] == "LABEL_0":
-        notes.append("nobody published what these heads are called; name them in heads, in this order")
-    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+        lines.append("note: nobody published what these heads are called; name them in heads, in this order")
+    return "\n".join(lines)

@@ -4,16 +4,22 @@ Trained as a subclass of the stock sequence classifier that also has the languag
 the stock class, so that `AutoModelForSequenceClassification`, pipelines and vLLM load the folder without
 this package.
 
-Shapes: B rows of a batch, T tokens, H heads, D width, V vocabulary.
+Optional are a Bradley-Terry term on preference pairs, and a linear probe in place of the training.
+
+Shapes: B texts of a batch, N rows, T tokens, H heads, D width, V vocabulary.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,15 +34,20 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dpalign.paper.prompts import RewardTemplate, render_reward_input
+from dpalign.rewards.ridge import ridge_heads
+from dpalign.rewards.shared_prefix import cannot_share, score_shared
 from dpalign.runs.progress import Progress
 from dpalign.train.trainer import (
     ByLength,
+    FairBatches,
     Outcome,
     Row,
+    Rows,
     RunContext,
     arguments,
     export,
     finish,
+    first_process,
     fit,
     fitting,
     last_checkpoint,
@@ -56,6 +67,18 @@ PROBE_ROWS = 2048
 without a bias, at the paper's learning rate, would spend the training on reaching the mean rating."""
 
 
+@dataclass(frozen=True)
+class BradleyTerry:
+    """A preference term beside the regression (SMORM, arXiv 2507.07375): a head of its own on the same backbone."""
+
+    weight: float
+    """Of the term, beside the regression's 1."""
+    first: Sequence[int]
+    """The heads that the first objective reads: they say which of two rated answers is preferred."""
+    pairs: Sequence[Mapping[str, Any]] = ()
+    """Rows of `rows.PAIRS`, beside the pairs that rated answers make."""
+
+
 def masked_mse(reward_BH: Tensor, target_BH: Tensor, normalize: Normalize) -> Tensor:
     """Squared error of Eq. 1 over observed labels (a missing one is NaN), in units of ERROR_UNIT squared.
 
@@ -68,7 +91,18 @@ def masked_mse(reward_BH: Tensor, target_BH: Tensor, normalize: Normalize) -> Te
         return error_BH.sum() / observed_BH.sum().clamp(min=1)
     within = 1 if normalize == "rows" else 0
     count = observed_BH.sum(dim=within)
-    return (error_BH.sum(dim=within) / count.clamp(min=1))[count > 0].mean()
+    return (error_BH.sum(dim=within) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
+
+
+def preference_loss(score_B: Tensor, beaten_B: Tensor) -> Tensor:
+    """-log sigma of a preferred answer's lead, in units of ERROR_UNIT: the mean over pairs, 0 without any.
+
+    Args:
+        beaten_B: the place in the batch of the answer that each was preferred to; -1 for none.
+    """
+    preferred_B = beaten_B >= 0
+    lead_P = (score_B[preferred_B] - score_B[beaten_B[preferred_B]]) / ERROR_UNIT
+    return -F.logsigmoid(lead_P).sum() / preferred_B.sum().clamp(min=1)
 
 
 def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -79,12 +113,14 @@ def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         lm_head: nn.Linear | None  # None: the embeddings' weights; no default, which would hide the module itself
         lm_loss: float
         normalize: Normalize
+        bradley_terry: float
 
         def forward(
             self,
             input_ids: Tensor,
             attention_mask: Tensor,
             targets: Tensor,
+            beaten: Tensor | None = None,
             **_: Any,  # PEFT passes on what a stock classifier takes
         ) -> SequenceClassifierOutput:
             hidden_BTD = self.model(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
@@ -93,7 +129,9 @@ def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             # In the head's own type, which is float32 in training: bfloat16 would round a reward of 70 to halves.
             with torch.autocast(input_ids.device.type, enabled=False):
                 reward_BH = self.score(last_BD.to(self.score.weight.dtype)).float()
-            loss = masked_mse(reward_BH, targets, self.normalize)
+            loss = masked_mse(reward_BH[:, : targets.shape[1]], targets, self.normalize)
+            if beaten is not None:
+                loss = loss + self.bradley_terry * preference_loss(reward_BH[:, -1], beaten)
             if self.lm_loss:
                 logits_BTV = self.lm_logits(hidden_BTD[:, :-1]).float()
                 next_BT = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
@@ -117,6 +155,8 @@ def train_reward_model(
     template: RewardTemplate,
     lm_loss: float = 1.0,
     normalize: Normalize = "labels",
+    layers: int = 0,
+    preference: BradleyTerry | None = None,
 ) -> Outcome:
     """Train a k-head reward model on rows of `rows.RATED`; its folder is a stock classifier.
 
@@ -124,28 +164,27 @@ def train_reward_model(
         template: the text that the model reads.
         lm_loss: weight of the language modelling loss.
         normalize: see `masked_mse`.
+        layers: see `load_classifier`.
+        preference: a term on preference pairs beside it; its head is not in the folder.
 
     Raises:
-        ValueError: no row fits the context; a row has other than `len(heads)` labels.
+        ValueError: no row fits the context; a row has other than `len(heads)` labels; no pair to learn a preference
+            from.
     """
     tokenizer, training = context.tokenizer, context.training
-    rows = fitting(
-        tokenize_rated(rated, len(heads), template, tokenizer),
-        "rated row",
-        training.context,
-        knob="reward.training.context",
-    )
+    rows = _fitting(context, rated, len(heads), template)
     set_seed(context.seed)
-    model = load_trainable(context, heads, lm_loss=lm_loss, normalize=normalize)
-    stock = type(model).__mro__[1]
-    collate = collator(tokenizer)
+    model, collate = load_classifier(context, heads, layers), collator(tokenizer)
+    stock = type(model)
     if last_checkpoint(context.resume) is None:
-        if torch.cuda.is_available():
-            model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
-        fit_head(model, rows.rows[:: -(-len(rows.rows) // PROBE_ROWS)], collate, context.name)
+        fit_head(_placed(model), rows.rows[:: -(-len(rows.rows) // PROBE_ROWS)], collate, context.name)
+    add_losses(model, context, lm_loss=lm_loss, normalize=normalize)
+    if preference:
+        rows = _with_pairs(rows, preference, len(heads), template, context)
+        _add_preference_head(model, preference)
     if training.lora_rank:
         model = _under_lora(model, training.lora_rank)
-    trainer = ByLength(
+    trainer = RewardTrainer(
         model=model,
         args=TrainingArguments(remove_unused_columns=False, label_names=["targets"], **arguments(context)),
         train_dataset=Dataset.from_list([dict(row) for row in rows.rows]),
@@ -155,8 +194,66 @@ def train_reward_model(
     weights = whole_weights(trainer) or trained.state_dict()
     trained.__class__, trained.lm_head = stock, None
     own_weights = {name: x for name, x in weights.items() if not name.startswith("lm_head.")}
+    own_weights["score.weight"] = own_weights["score.weight"][: len(heads)]
     export(trained, context, own_weights)
     return finish(trainer, rows)
+
+
+def probe_reward_model(
+    context: RunContext,
+    rated: Iterable[Mapping[str, Any]],
+    heads: Sequence[str],
+    *,
+    template: RewardTemplate,
+    layers: int = 0,
+) -> Outcome:
+    """Fit the heads alone, by ridge regression on the backbone as it is; the folder is a stock classifier.
+
+    The last hidden states are kept in `context.resume` as they are read: a run that is killed goes on there. Of several
+    processes the first alone works.
+
+    Raises:
+        ValueError: see `train_reward_model`.
+    """
+    rows = _fitting(context, rated, len(heads), template)
+    if not first_process():
+        return Outcome(len(rows.rows), rows.too_long, rows.tokens, 0, 0.0, {})
+    set_seed(context.seed)
+    model = _placed(load_classifier(context, heads, layers, frozen=True))
+    loss = fit_head(model, rows.rows, collator(context.tokenizer), context.name, context.resume)
+    export(model, context)
+    shutil.rmtree(context.resume, ignore_errors=True)
+    return Outcome(len(rows.rows), rows.too_long, rows.tokens, 0, loss, {"step": [], "loss": [], "learning_rate": []})
+
+
+class RewardTrainer(ByLength):
+    """Reads rows of one text or two in fair batches."""
+
+    sampler = FairBatches
+
+    def row_lengths(self) -> list[int]:
+        return [_length(row) for row in self.train_dataset]
+
+
+def _length(row: Row) -> int:
+    """Tokens of a row's longest text."""
+    return max(len(row["input_ids"]), len(row.get("beaten_ids") or ()))
+
+
+def _fitting(context: RunContext, rated: Iterable[Mapping[str, Any]], n_heads: int, template: RewardTemplate) -> Rows:
+    return fitting(
+        tokenize_rated(rated, n_heads, template, context.tokenizer),
+        "rated row",
+        context.training.context,
+        knob="reward.training.context",
+    )
+
+
+def _placed(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on this process's GPU, if there is one."""
+    if torch.cuda.is_available():
+        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+    return model
 
 
 def _under_lora(model: PreTrainedModel, rank: int) -> PeftModel:
@@ -167,26 +264,51 @@ def _under_lora(model: PreTrainedModel, rank: int) -> PeftModel:
     return adapted
 
 
-def load_trainable(
-    context: RunContext, heads: Sequence[str], *, lm_loss: float, normalize: Normalize = "labels"
+def load_classifier(
+    context: RunContext, heads: Sequence[str], layers: int = 0, *, frozen: bool = False
 ) -> PreTrainedModel:
-    """A causal language model as a k-head classifier that keeps its language model head."""
+    """A causal language model as a stock k-head classifier; its head is random.
+
+    Args:
+        layers: keep the backbone's first layers alone; 0 keeps all.
+        frozen: it is read and not trained.
+
+    Raises:
+        ValueError: the backbone has fewer layers.
+    """
     model = load_model(
         AutoModelForSequenceClassification,
         context,
+        frozen,
         num_labels=len(heads),
         problem_type="regression",
         id2label=dict(enumerate(heads)),
         label2id={head: i for i, head in enumerate(heads)},
     )
     model.config.pad_token_id = context.tokenizer.pad_token_id
+    if layers:
+        _keep_layers(model, layers)
+    return model
+
+
+def _keep_layers(model: PreTrainedModel, layers: int) -> None:
+    backbone, config = model.base_model, model.config
+    if layers > len(backbone.layers):
+        raise ValueError(f"reward.layers is {layers}, and {config.name_or_path} has {len(backbone.layers)}; give fewer")
+    backbone.layers = backbone.layers[:layers]
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+
+
+def add_losses(model: PreTrainedModel, context: RunContext, *, lm_loss: float, normalize: Normalize = "labels") -> None:
+    """Let a stock classifier compute the losses, beside the language model's head that one of them needs."""
     model.__class__ = add_lm_loss(type(model))
     model.lm_loss, model.normalize, model.lm_head = lm_loss, normalize, None
     if lm_loss and not model.config.tie_word_embeddings:
         model.lm_head = load_model(AutoModelForCausalLM, context).get_output_embeddings()
     elif lm_loss and not context.training.lora_rank:  # which would take a tied head for one more layer
         _tie_head(model)
-    return model
 
 
 def _tie_head(model: PreTrainedModel) -> None:
@@ -198,7 +320,20 @@ def _tie_head(model: PreTrainedModel) -> None:
     model._tied_weights_keys = model.all_tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
 
 
+def _add_preference_head(model: PreTrainedModel, preference: BradleyTerry) -> None:
+    """One more output of the head, which the folder leaves out; it starts as the first objective's reading."""
+    fitted = model.score.weight.detach()
+    model.score = nn.Linear(fitted.shape[1], len(fitted) + 1, bias=False, device=fitted.device, dtype=fitted.dtype)
+    model.score.weight.data = torch.cat([fitted, fitted[list(preference.first)].mean(dim=0, keepdim=True)])
+    model.bradley_terry = preference.weight
+
+
 Batch = dict[str, Tensor]
+
+BLOCK = 256
+"""Rows whose last hidden states are kept together."""
+READ_TOKENS = 16_384
+"""Tokens of a forward that reads hidden states."""
 
 
 @torch.no_grad()
@@ -207,28 +342,79 @@ def fit_head(
     rows: Sequence[Row],
     collate: Callable[[Sequence[Row]], Batch],
     name: str = "reward",
-    ridge: float = 1e-2,
-) -> None:
-    """Start the regression head at the ridge solution on the backbone's last hidden states."""
-    hidden = []
-    rows = sorted(rows, key=lambda row: len(row["input_ids"]))  # or every batch would be as wide as the longest row
-    with Progress(f"{name}: fitting the head on answer", len(rows)) as progress:
-        for start in range(0, len(rows), 32):
-            batch = {name: x.to(model.device) for name, x in collate(rows[start : start + 32]).items()}
-            states_BTD = model.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)[0]
-            last_B = batch["attention_mask"].sum(dim=1) - 1
-            hidden.append(states_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
-            progress.advance(len(last_B))
-    hidden_ND = torch.cat(hidden).double().cpu().numpy()
+    scratch: Path | None = None,
+) -> float:
+    """Set the regression head to the ridge solution on the backbone's last hidden states; see `ridge_heads`.
+
+    Args:
+        scratch: keep the hidden states there, and take those that are there already.
+
+    Returns:
+        the squared error on prompts that a fit has not seen, in units of ERROR_UNIT squared.
+    """
+    hidden_ND = last_hidden_states(model, rows, collate, name, scratch)
     target_NH = np.array([row["targets"] for row in rows], dtype=float)
-    penalty_DD = ridge * len(hidden_ND) * np.eye(hidden_ND.shape[1]) * np.square(hidden_ND).mean()
-    # Head by head, because each has other rows with a label.
-    for h in range(target_NH.shape[1]):
-        observed_N = ~np.isnan(target_NH[:, h])
-        if observed_N.any():
-            x, y = hidden_ND[observed_N], target_NH[observed_N, h]
-            weight_D = np.linalg.solve(x.T @ x + penalty_DD, x.T @ y)
-            model.score.weight[h] = torch.from_numpy(weight_D).to(model.score.weight)
+    fitted = ridge_heads(hidden_ND, target_NH, [row["prompt_id"] for row in rows])
+    for h, weight_D in fitted.weights.items():
+        model.score.weight[h] = torch.from_numpy(weight_D).to(model.score.weight)
+    return fitted.error / ERROR_UNIT**2
+
+
+@torch.no_grad()
+def last_hidden_states(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    collate: Callable[[Sequence[Row]], Batch],
+    name: str,
+    scratch: Path | None = None,
+) -> NDArray[np.float64]:
+    """A stock classifier's last hidden state at each row's end, (N, D): what its head reads.
+
+    A prompt is read once for all its answers, where the model allows it.
+    """
+    shares = cannot_share(model) is None
+    order = sorted(range(len(rows)), key=lambda n: (rows[n]["prompt_id"] if shares else "", len(rows[n]["input_ids"])))
+    hidden_ND = np.empty((len(rows), model.config.hidden_size))
+    with Progress(f"{name}: reading answer", len(rows)) as progress:
+        for start in range(0, len(rows), BLOCK):
+            block = order[start : start + BLOCK]
+            kept = scratch / f"hidden-{start:08d}.npy" if scratch else None
+            if kept and kept.exists():
+                hidden_ND[block] = np.load(kept)
+            else:
+                hidden_ND[block] = _read(model, [rows[n] for n in block], collate, shares).float().cpu().numpy()
+                if kept:
+                    _save(kept, hidden_ND[block])
+            progress.advance(len(block))
+    return hidden_ND
+
+
+def _read(
+    model: PreTrainedModel, rows: Sequence[Row], collate: Callable[[Sequence[Row]], Batch], shares: bool
+) -> Tensor:
+    """The last hidden states of a block, (N, D)."""
+    if shares:
+        ids, prompts = [row["input_ids"] for row in rows], [row["prompt_id"] for row in rows]
+        return score_shared(model, ids, prompts, READ_TOKENS, nn.Identity())
+    hidden = []
+    for start in range(0, len(rows), 32):
+        batch = {key: x.to(model.device) for key, x in collate(rows[start : start + 32]).items()}
+        hidden_BTD = model.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)[0]
+        last_B = batch["attention_mask"].sum(dim=1) - 1
+        hidden.append(hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
+    return torch.cat(hidden)
+
+
+def _save(path: Path, array: NDArray[np.float64]) -> None:
+    """Write beside, then rename: a block is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("wb") as file:
+        np.save(file, array.astype(np.float32))
+    beside.replace(path)
+
+
+# Rows
 
 
 def tokenize_rated(
@@ -239,9 +425,90 @@ def tokenize_rated(
         if len(row["labels"]) != n_heads:
             raise ValueError(f"prompt {row['prompt_id']}: {len(row['labels'])} labels for {n_heads} heads")
         ids = tokenizer(render_reward_input(row["messages"], row["response"], template))["input_ids"]
-        yield {"input_ids": ids, "targets": [float("nan") if x is None else x for x in row["labels"]]}
+        targets = [float("nan") if x is None else x for x in row["labels"]]
+        yield {"input_ids": ids, "targets": targets, "prompt_id": row["prompt_id"]}
+
+
+def _with_pairs(
+    rated: Rows, preference: BradleyTerry, n_heads: int, template: RewardTemplate, context: RunContext
+) -> Rows:
+    """Rated answers and pairs as rows of one text or two; the second is the answer that the first was preferred to.
+
+    Each rated answer is in one row, so the regression reads it once.
+    """
+    plain = _plain_pairs(preference.pairs, n_heads, template, context)
+    rows = [*paired(rated.rows, preference.first), *plain.rows]
+    if not any(row["beaten_ids"] for row in rows):
+        raise ValueError(
+            "reward.bradley_terry is above 0, and there is no pair to learn from: the first objective's labels tell "
+            "no two answers to a prompt apart; give pairs, or set it to 0"
+        )
+    return Rows(rows, rated.too_long + plain.too_long, rated.tokens + plain.tokens)
+
+
+def _plain_pairs(
+    pairs: Sequence[Mapping[str, Any]], n_heads: int, template: RewardTemplate, context: RunContext
+) -> Rows:
+    """Preference pairs as rows of two texts without labels."""
+    nothing = [float("nan")] * n_heads
+    rows = []
+    for pair in pairs:
+        texts = [render_reward_input(pair["messages"], pair[side], template) for side in ("chosen", "rejected")]
+        chosen, rejected = context.tokenizer(texts)["input_ids"]
+        row = {"input_ids": chosen, "targets": nothing, "prompt_id": pair["prompt_id"]}
+        rows.append(row | {"beaten_ids": rejected, "beaten_targets": nothing})
+    if not rows:
+        return Rows([], 0, 0)
+    return fitting(
+        rows,
+        "preference pair",
+        context.training.context,
+        length=_length,
+        tokens=lambda row: len(row["input_ids"]) + len(row["beaten_ids"]),
+        knob="reward.training.context",
+    )
+
+
+def paired(rows: Sequence[Row], first: Sequence[int]) -> list[Row]:
+    """Rated answers in pairs of one prompt where the first objective's labels differ; the others alone.
+
+    The best meets the worst, the second best the second worst: the clearest pairs. No answer is in two.
+
+    Args:
+        first: the heads that the first objective reads.
+    """
+    alone: dict[str, Any] = {"beaten_ids": [], "beaten_targets": []}
+    of_prompt: dict[str, list[tuple[float, Row]]] = {}
+    units: list[Row] = []
+    for row in rows:
+        value = float(np.mean([row["targets"][h] for h in first]))
+        if np.isnan(value):
+            units.append({**row, **alone})
+        else:
+            of_prompt.setdefault(row["prompt_id"], []).append((value, row))
+    for answers in of_prompt.values():
+        answers.sort(key=lambda answer: answer[0])
+        while len(answers) > 1 and answers[-1][0] > answers[0][0]:
+            (_, best), (_, worst) = answers.pop(), answers.pop(0)
+            units.append({**best, "beaten_ids": worst["input_ids"], "beaten_targets": worst["targets"]})
+        units += [{**row, **alone} for _, row in answers]
+    return units
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Row]], Batch]:
-    """Rows as a batch, padded on the right: under causal attention no real token sees the padding."""
-    return lambda rows: tokenizer.pad([dict(row) for row in rows], padding_side="right", return_tensors="pt").data
+    """Rows as a batch, padded on the right: under causal attention no real token sees the padding.
+
+    The answers that others were preferred to stand behind all first texts.
+    """
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        texts = [{"input_ids": row["input_ids"], "targets": row["targets"]} for row in rows]
+        two = [i for i, row in enumerate(rows) if row.get("beaten_ids")]
+        texts += [{"input_ids": rows[i]["beaten_ids"], "targets": rows[i]["beaten_targets"]} for i in two]
+        batch: Batch = tokenizer.pad(texts, padding_side="right", return_tensors="pt").data
+        if "beaten_ids" in rows[0]:
+            batch["beaten"] = torch.full((len(texts),), -1)
+            batch["beaten"][two] = torch.arange(len(rows), len(texts))
+        return batch
+
+    return collate

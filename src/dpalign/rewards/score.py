@@ -1,11 +1,10 @@
-"""Scoring answers: our reward folder, any Hugging Face sequence classifier (on transformers or vLLM), or a function.
+"""Scoring answers: by any Hugging Face sequence classifier (on transformers or vLLM), by a function, or by several.
 
-Shapes: N answers, H heads. Rewards are in the units the model was trained on, 0-100 for ours.
+Shapes: N answers, H heads. A scorer's rewards are raw; `CombinedScorer` turns those of several into points.
 """
 
-import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,17 +12,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from dpalign.engines.vllm_engine import Vllm, show_progress
-from dpalign.paper.prompts import RewardTemplate, render_reward_input
+from dpalign.paper.prompts import RewardInput
+from dpalign.rewards.functions import call, load_function
+from dpalign.rewards.inputs import InputReader
+from dpalign.rewards.inputs import Pair as Pair
+from dpalign.rewards.knobs import IDENTITY, Scale, numbered
+from dpalign.rewards.scale import to_points
 from dpalign.rewards.shared_prefix import cannot_share, score_shared
-from dpalign.rows import Message
+from dpalign.rows import prompt_id
 
 log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
-Pair = tuple[Sequence[Message], str]
-"""A prompt and an answer to it."""
+
+
+class TooLong(ValueError):
+    """A chat with its answer exceeds the reward model's context."""
 
 
 class Scorer(Protocol):
@@ -41,18 +48,41 @@ def require_finite(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Arr
     bad = np.argwhere(~np.isfinite(rewards_NH))
     if len(bad):
         n, h = bad[0]
+        messages, answer = pairs[n]
         raise ValueError(
-            f"{source}: head {h} scored {rewards_NH[n, h]} on answer {n} of {len(pairs)}: {pairs[n][1][:80]!r}; "
-            "a reward must be a finite number"
+            f"{source}: head {h} scored {rewards_NH[n, h]} on answer {n} of {len(pairs)}: {answer[:80]!r}, to prompt "
+            f"{prompt_id(messages)}; a reward must be a finite number"
         )
     return rewards_NH
+
+
+def require_room(rows: Sequence[list[int]], pairs: Sequence[Pair], context: int | None, source: str) -> None:
+    """Refuse an answer that is too long with its prompt.
+
+    Raises:
+        TooLong: it is shown.
+    """
+    for n, ids in enumerate(rows):
+        if context is not None and len(ids) > context:
+            raise TooLong(
+                f"{source}: answer {n} of {len(rows)} and its prompt are {len(ids)} tokens long, and the reward model "
+                f"has room for {context}: {pairs[n][1][:80]!r}; take shorter prompts or answers "
+                "(sampling.prompt_tokens, sampling.max_new_tokens)"
+            )
+
+
+def without_padding(ids: list[int], pad: int | None) -> list[int]:
+    """The tokens up to the last that is no pad token: there a classifier reads its score."""
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad:
+        end -= 1
+    return ids[:end]
 
 
 def head_names(config: PreTrainedConfig, unnamed: Sequence[str]) -> Sequence[str]:
     """A classifier's own head names; `unnamed` if it only numbers its heads, as the released model does."""
     own = [config.id2label[i] for i in range(config.num_labels)]
-    numbered = all(name == f"LABEL_{i}" for i, name in enumerate(own))
-    return unnamed if numbered and len(own) == len(unnamed) else own
+    return unnamed if numbered(own) and len(own) == len(unnamed) else own
 
 
 def score_in_float32(model: PreTrainedModel) -> None:
@@ -70,16 +100,17 @@ class ModelScorer:
     """A sequence classifier on transformers.
 
     If the model allows it, a prompt is read once for all its answers (`shared_prefix`). Else answers are scored in
-    batches sorted by length; right padding needs no mask under causal attention. The order of the pairs changes a
-    reward by rounding alone; the same pairs in the same order give the same bytes.
+    batches sorted by length. The order of the pairs changes a reward by rounding alone; the same pairs in the same
+    order give the same bytes.
 
     Args:
         source: a folder or hub name.
         unnamed: head names for a model that only numbers its heads.
+        template: the text that the model reads.
         batch_tokens: tokens of a forward at most.
 
     Raises:
-        ValueError: the model's pad token is missing, or is its end-of-text token.
+        ValueError: the model should read its own chat template, and has none.
     """
 
     def __init__(
@@ -87,27 +118,25 @@ class ModelScorer:
         source: str,
         unnamed: Sequence[str] = (),
         *,
-        template: RewardTemplate,
+        template: RewardInput,
         batch_tokens: int,
         dtype: str,
         share_prefix: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
         self.unnamed = unnamed
-        self.source, self.template, self.batch_tokens = source, template, batch_tokens
+        self.source, self.batch_tokens = source, batch_tokens
         self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        self.reader = InputReader(self.tokenizer, template, source)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForSequenceClassification.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         ).to(self.device)
         self.model.eval()
         score_in_float32(self.model)
-        self.pad = self.model.config.pad_token_id
-        if self.pad is None or self.pad == self.tokenizer.eos_token_id:
-            raise ValueError(
-                f"{source}: its pad token ({self.pad}) must be set and differ from the end-of-text token, or scores "
-                "would be read at the wrong place; set config.pad_token_id to an unused token"
-            )
+        text_config = self.model.config.get_text_config()
+        self.pad: int | None = text_config.pad_token_id
+        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         reason = cannot_share(self.model) if share_prefix else "reward.share_prefix is false"
         self.shares = reason is None
         if share_prefix and reason:
@@ -118,9 +147,18 @@ class ModelScorer:
         return head_names(self.model.config, self.unnamed)
 
     def score(self, pairs: Sequence[Pair]) -> Array:
-        rows = [self.tokenizer(render_reward_input(*pair, self.template))["input_ids"] for pair in pairs]
+        """See `Scorer.score`.
+
+        Raises:
+            TooLong: an answer with its prompt exceeds the model's context.
+            ValueError: a reward is no finite number; its answer is shown.
+        """
+        rows = [without_padding(self.reader.ids(pair), self.pad) for pair in pairs]
+        require_room(rows, pairs, self.context, self.source)
+        if not rows:
+            return np.empty((0, self.model.config.num_labels), dtype=np.float32)
         if self.shares:
-            keys = [render_reward_input(messages, "", self.template) for messages, _ in pairs]
+            keys = [self.reader.key(messages) for messages, _ in pairs]
             rewards_NH: Array = score_shared(self.model, rows, keys, self.batch_tokens).numpy()
         else:
             rewards_NH = self._score_apart(rows)
@@ -131,43 +169,89 @@ class ModelScorer:
         """Each row whole, in batches sorted by length."""
         rewards_NH = np.empty((len(rows), self.model.config.num_labels), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        reads_last = isinstance(self.model, GenericForSequenceClassification)
         while order:
             width = len(rows[order[-1]])
-            batch = order[-max(1, self.batch_tokens // width) :]
+            count = max(1, self.batch_tokens // width) if reads_last or self.pad is not None else 1
+            batch = order[-count:]
             del order[-len(batch) :]
-            ids = [rows[i] + [self.pad] * (width - len(rows[i])) for i in batch]
-            logits = self.model(input_ids=torch.tensor(ids, device=self.device), use_cache=False).logits
-            rewards_NH[batch] = logits.float().cpu().numpy()
+            ids = torch.tensor([rows[i] + [self.pad or 0] * (width - len(rows[i])) for i in batch], device=self.device)
+            length_B = torch.tensor([len(rows[i]) for i in batch], device=self.device)
+            logits_BH = self._read_last(ids, length_B) if reads_last else self._read_whole(ids, length_B)
+            rewards_NH[batch] = logits_BH.float().cpu().numpy()
         return rewards_NH
+
+    def _read_last(self, ids: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+        """The scores at each row's own last token; under causal attention padding on the right needs no mask."""
+        backbone = getattr(self.model, self.model.base_model_prefix)
+        hidden_BTD = backbone(input_ids=ids, use_cache=False).last_hidden_state
+        scores: torch.Tensor = self.model.score(hidden_BTD[torch.arange(len(ids), device=ids.device), length_B - 1])
+        return scores
+
+    def _read_whole(self, ids: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+        """The scores of a model that reads them elsewhere, such as an encoder."""
+        mask = torch.arange(ids.shape[1], device=ids.device) < length_B[:, None]
+        scores: torch.Tensor = self.model(input_ids=ids, attention_mask=mask.long()).logits
+        return scores
 
 
 class FunctionScorer:
-    """A Python function as a reward: `python:module:function`.
+    """A Python function as a reward, named as module:function (`rewards.functions`).
 
-    It takes (prompts, responses), two lists of texts, and returns an (N, H) array.
+    It sees the last user turn of each chat, and the answers.
 
     Raises:
         ValueError: there is no such function.
     """
 
     def __init__(self, source: str, heads: Sequence[str]) -> None:
-        self.source, self.heads = source, tuple(heads)
-        _, module, name = (*source.split(":", 2), "", "")[:3]
-        try:
-            self.function: Callable[[list[str], list[str]], Array] = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"{source}: {error}; name a function that Python can import, as python:module:function"
-            ) from error
+        self.named, self.heads = f"function {source}", tuple(heads)
+        self.function = load_function(source, self.named)
 
     def score(self, pairs: Sequence[Pair]) -> Array:
+        """See `Scorer.score`.
+
+        Raises:
+            ValueError: the function fails, or returns another shape or what is no finite number.
+        """
+        if not pairs:
+            return np.empty((0, len(self.heads)), dtype=np.float32)
         prompts = [messages[-1]["content"] for messages, _ in pairs]
-        rewards_NH = np.asarray(self.function(prompts, [answer for _, answer in pairs]), dtype=np.float32)
-        if rewards_NH.shape != (len(pairs), len(self.heads)):
-            raise ValueError(
-                f"{self.source}: returned shape {rewards_NH.shape} for {len(pairs)} answers and {len(self.heads)} heads"
-            )
-        return require_finite(rewards_NH, pairs, self.source)
+        answers = [answer for _, answer in pairs]
+        return require_finite(call(self.function, prompts, answers, len(self.heads), self.named), pairs, self.named)
+
+
+class CombinedScorer:
+    """Several rewards as one: their heads side by side, in points.
+
+    Args:
+        heads: of all, in order.
+        parts: by what messages call each.
+        scales: a map a head; None leaves it raw.
+    """
+
+    def __init__(
+        self, heads: Sequence[str], parts: Sequence[tuple[str, Scorer]], scales: Sequence[Scale | None]
+    ) -> None:
+        assert len(heads) == len(scales) == sum(len(scorer.heads) for _, scorer in parts)
+        self.heads, self.parts = tuple(heads), parts
+        self.scales = [scale or IDENTITY for scale in scales]
+
+    def score(self, pairs: Sequence[Pair]) -> Array:
+        """See `Scorer.score`; an error names the reward."""
+        columns = []
+        for named, scorer in self.parts:
+            try:
+                columns.append(scorer.score(pairs))
+            except ValueError as error:
+                raise type(error)(f"{named} {error}") from error
+        return to_points(np.concatenate(columns, axis=1), self.scales).astype(np.float32)
+
+    def close(self) -> None:
+        """End the engines of those that have one."""
+        for _, scorer in self.parts:
+            if isinstance(scorer, VllmScorer):
+                scorer.close()
 
 
 class VllmScorer:
@@ -179,26 +263,23 @@ class VllmScorer:
         unnamed: head names for a model that only numbers its heads.
     """
 
-    def __init__(self, vllm: Vllm, unnamed: Sequence[str] = (), *, template: RewardTemplate) -> None:
+    def __init__(self, vllm: Vllm, unnamed: Sequence[str] = (), *, template: RewardInput) -> None:
         self.vllm, self.close = vllm, vllm.close
-        self.source, self.template = vllm.folder, template
+        self.source = vllm.folder
         self.tokenizer = AutoTokenizer.from_pretrained(vllm.folder, trust_remote_code=vllm.trust_remote_code)
+        self.reader = InputReader(self.tokenizer, template, vllm.folder)
         self.heads = head_names(vllm.config, unnamed)
 
     def score(self, pairs: Sequence[Pair]) -> Array:
         """See `Scorer.score`.
 
         Raises:
-            ValueError: an answer is too long, or its reward is no number; it is shown.
+            TooLong: an answer with its prompt exceeds vLLM's context.
+            ValueError: a reward is no finite number; its answer is shown.
         """
-        rows = [self.tokenizer(render_reward_input(*pair, self.template))["input_ids"] for pair in pairs]
-        for n, ids in enumerate(rows):
-            if len(ids) > self.vllm.context:
-                raise ValueError(
-                    f"{self.source}: answer {n} of {len(rows)} and its prompt are {len(ids)} tokens, and vLLM has room "
-                    f"for {self.vllm.context}: {pairs[n][1][:80]!r}; filter by length, or score with transformers "
-                    "(engines.scoring)"
-                )
+        pad = self.vllm.config.pad_token_id
+        rows = [without_padding(self.reader.ids(pair), pad) for pair in pairs]
+        require_room(rows, pairs, self.vllm.context, f"{self.source} on vLLM")
         rewards_NH = np.empty((len(rows), self.vllm.config.num_labels), dtype=np.float32)
         if rows:
             inputs = [{"prompt_token_ids": ids} for ids in rows]

@@ -5,7 +5,7 @@ one of tokens, not of text, because a tokenizer may merge across the boundary. A
 prompts, each followed by its answers (`attention.Packed`). N rows, H heads.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -75,29 +75,44 @@ def forwards(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Itera
 
 
 @torch.inference_mode()
-def score_shared(model: PreTrainedModel, rows: Sequence[Ids], keys: Sequence[Hashable], budget: int) -> Tensor:
-    """Raw rewards of token rows, in their order: (N, H), in float32 on the CPU."""
-    reward_NH = torch.empty(len(rows), model.config.num_labels)
+def score_shared(
+    model: PreTrainedModel,
+    rows: Sequence[Ids],
+    keys: Sequence[Hashable],
+    budget: int,
+    head: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Raw rewards of token rows, in their order: (N, H), in float32 on the CPU.
+
+    Args:
+        head: what is read from the last hidden states, in place of the model's own head.
+    """
+    head = head or model.score
+    reward_NH = torch.empty(0)
     budget = min(budget, CPU_TOKENS) if model.device.type == "cpu" else budget
     cut: Prefix | None = None
     with sharing_attention(model):
         for batch in forwards(groups_of(rows, keys), rows, budget):
             texts = [(g.prefix, [rows[n][len(g.prefix.ids) :] for n in g.members]) for g in batch]
             packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
-            reward_NH[[n for group in batch for n in group.members]] = _rewards(model, packed).float().cpu()
+            reward_BH = head(_last_hidden(model, packed)).float().cpu()
+            if not len(reward_NH):
+                reward_NH = torch.empty(len(rows), reward_BH.shape[1])
+            reward_NH[[n for group in batch for n in group.members]] = reward_BH
             if cut is not None and cut is not batch[-1].prefix:
                 cut.cache.clear()
             cut = batch[-1].prefix
     return reward_NH
 
 
-def _rewards(model: PreTrainedModel, packed: Packed) -> Tensor:
+def _last_hidden(model: PreTrainedModel, packed: Packed) -> Tensor:
     backbone = getattr(model, model.base_model_prefix)
     with _last_layer_only_at(backbone, packed.last_N):
         hidden_1TD = backbone(
             input_ids=packed.ids_1T, position_ids=packed.position_1T, use_cache=False, sharing=packed
         ).last_hidden_state
-    return model.score(hidden_1TD[0, packed.last_N])
+    last_ND: Tensor = hidden_1TD[0, packed.last_N]
+    return last_ND
 
 
 @contextmanager
@@ -140,7 +155,7 @@ def cannot_share(model: PreTrainedModel) -> str | None:
         texts = [(Prefix(rows(ids)[0][:5]), [row[5:] for row in rows(ids)])]
         packed = Packed(texts, model.device, final=model.config.num_hidden_layers - 1)
         with sharing_attention(model):
-            return [_rewards(model, packed)], packed.window_of
+            return [model.score(_last_hidden(model, packed))], packed.window_of
 
     def plain(ids: Ids) -> list[Tensor]:
         one_by_one = (torch.tensor([row], device=model.device) for row in rows(ids))

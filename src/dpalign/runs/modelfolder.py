@@ -33,12 +33,13 @@ class Weights:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The tokens that end an answer and fill a batch, as text and as ids; None where the folder names none."""
+    """The tokens that end an answer, fill a batch and start a text; None where the folder names none."""
 
     eos: str | None
     pad: str | None
     eos_id: int | None
     pad_id: int | None
+    bos: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def special_tokens(folder: Path) -> SpecialTokens:
     named = _named_tokens(folder)
     eos, pad = named.get("eos_token"), named.get("pad_token")
     ids = vocabulary(folder) if (folder / TOKENIZER).is_file() else {}
-    return SpecialTokens(eos, pad, ids.get(eos or ""), ids.get(pad or ""))
+    return SpecialTokens(eos, pad, ids.get(eos or ""), ids.get(pad or ""), _text_of(named.get("bos_token")))
 
 
 def read_marks(folder: Path) -> Marks:

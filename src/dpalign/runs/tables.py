@@ -6,10 +6,10 @@ every table can do: become plain values, become TOML, be compared with another.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,19 @@ class Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    gone: ClassVar[Mapping[str, str]] = {}
+    """Knobs of earlier versions, and what to write instead."""
+
+    def require_stated(self, layers: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse what the user must state himself; a table may override it.
+
+        Args:
+            layers: the plain tables that this one was read from, the later laid over the earlier.
+
+        Raises:
+            ValueError: something is left to a default that says nothing.
+        """
 
     def as_mapping(self) -> dict[str, Any]:
         """Nested plain values: tuples become lists, paths become strings."""
@@ -35,28 +48,37 @@ class Table(BaseModel):
 class Names:
     """Marks a knob that names something on this machine: it is hashed with the stage's inputs."""
 
-    what: Literal["data", "model"]
+    what: Literal["data", "model", "function"]
 
 
 DataName = Annotated[str, Names("data")]
 """A data file, or a name on the hub."""
 ModelName = Annotated[str, Names("model")]
 """A model folder, or a name on the hub."""
+FunctionName = Annotated[str, Names("function")]
+"""A Python function, as module:function."""
 
 
-def knobs_naming(cls: type[Table], what: Literal["data", "model"], prefix: str = "") -> Iterator[str]:
-    """The dotted names of the knobs that name files of this kind, one each or a list."""
+def knobs_naming(cls: type[Table], what: Literal["data", "model", "function"], prefix: str = "") -> Iterator[str]:
+    """The dotted names of the knobs that name files of this kind, one each or a list; `*` is any key of a dict."""
     for name, field in cls.model_fields.items():
         inside = [mark for item in get_args(field.annotation) for mark in get_args(item)]
         if Names(what) in (*field.metadata, *inside):
             yield prefix + name
         if (inner := table_of(field.annotation)) is not None:
             yield from knobs_naming(inner, what, f"{prefix}{name}.")
+        if (inner := tables_of(field.annotation)) is not None:
+            yield from knobs_naming(inner, what, f"{prefix}{name}.*.")
 
 
 def table_of(annotation: Any) -> type[Table] | None:
     """The table that a field's annotation means; None for a plain value."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Table) else None
+
+
+def tables_of(annotation: Any) -> type[Table] | None:
+    """The table that a dict of tables holds; None for anything else."""
+    return table_of(get_args(annotation)[1]) if get_origin(annotation) is dict else None
 
 
 def field_docs(cls: type[Table], prefix: str = "") -> dict[str, str]:
@@ -127,6 +149,10 @@ def _table_lines(
         if isinstance(value, dict):
             header = ".".join(_key(part) for part in (*path, name))
             yield from ("", *comment, f"[{header}]")
+            inside = {knob.rpartition(".")[2]: text for knob, text in docs.items() if knob.startswith(f"{name}.*.")}
+            if inside and not value:  # a dict of tables that has none yet: what each may say
+                yield f"# [{header}.NAME]"
+                yield from (f"# {knob}: {' '.join(text.split())}" for knob, text in inside.items())
             yield from _table_lines(value, (*path, name), documented, docs)
             if not of_fields:  # the entries of a dict share one help: said once
                 docs = {}

@@ -42,7 +42,7 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
 @stage(
     reads=lambda r: (*protocol(r), r.evaluation.best_of),
     inputs=("policy", "data", "reward"),
-    optional=("judge",),
+    optional=("judge", "annotate"),
     cost=lambda costs, step: evaluation_cost(
         costs, step, 1, costs.recipe.evaluation.samples * costs.recipe.evaluation.best_of
     ),
@@ -75,7 +75,7 @@ def best_answers(job: Job, evaluators: "Evaluators", prompts: Sequence[Row], tal
     scored = scored_rows(scorers["scores"], drawn)
     tally.add(scored=len(drawn))
     rewards = [row["rewards"] for row in scored]
-    reward_NK = objective_rewards(rewards, recipe.heads, recipe.objective_list, job.inputs["reward"])
+    reward_NK = objective_rewards(rewards, recipe.scored_heads, recipe.objective_list, job.inputs["reward"])
     finished_N = np.array([row["finished"] for row in drawn])
     chosen = list(_chosen(reward_NK, finished_N, v_VK, settings.samples, settings.best_of))
     _count_kept(tally, finished_N, [i for i, _, _ in chosen])

@@ -21,6 +21,10 @@ FORWARDS_LORA: Final = 2.0
 """The frozen weights need no gradient of their own."""
 
 
+ORIGINALS: Final = 4
+"""Plain answers a prompt that stand for rated ones where the data have none: as many as UltraFeedback's."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How many rows there are, and how long: assumed, unless a run has measured it."""
@@ -78,6 +82,11 @@ class Load:
         return self.sampling + self.scoring + self.training
 
 
+def reward_models(recipe: "Recipe") -> int:
+    """The models that score an answer; a Python function is none."""
+    return sum(1 for reward in recipe.rewards.values() if not reward.function) if recipe.rewards else 1
+
+
 @dataclass(frozen=True)
 class Costs:
     """What the stages of a recipe cost, told by what they draw, score and train on.
@@ -99,6 +108,14 @@ class Costs:
         """Tokens of a prompt with an answer."""
         return self.sizes.prompt + self.sizes.answer
 
+    @property
+    def originals(self) -> tuple[float, float]:
+        """The prompts of both halves that have original answers, and how many each has."""
+        prompts = 2 * self.sizes.prompts
+        if self.recipe.data.answered:
+            return prompts, self.sizes.rated
+        return min(prompts, 2 * self.recipe.sampling.prompts or prompts), ORIGINALS
+
     def draw(self, prompts: float, conditions: float, n: float) -> Load:
         """n answers to each prompt under each condition."""
         sizes, model = self.sizes, self.model
@@ -109,8 +126,9 @@ class Costs:
         return Load(answers=answers, sampled=answers * sizes.answer, read=read, sampling=decoded + prefilled)
 
     def score(self, prompts: float, answers: float) -> Load:
-        """So many answers to each prompt."""
+        """So many answers to each prompt, by every reward; each model is taken to be as large as the base model."""
         sizes, model = self.sizes, self.model
+        models = reward_models(self.recipe)
         if self.shared and self.recipe.reward.share_prefix:
             read = prompts * (sizes.prompt + answers * sizes.answer)
             flops = model.forward(prompts * sizes.prompt, sizes.prompt / 2, logits=False)
@@ -119,7 +137,7 @@ class Costs:
             whole = sizes.prompt + sizes.answer
             read = prompts * answers * whole
             flops = model.forward(read, whole / 2, logits=False)
-        return Load(scored=prompts * answers, read=read, scoring=flops)
+        return Load(scored=prompts * answers, read=models * read, scoring=models * flops)
 
     def train(self, step: "Step", rows: float, tokens: float, *, forwards: float = 0.0) -> Load:
         """Rows of so many tokens, for the step's epochs or updates.

@@ -13,6 +13,7 @@ from dpalign.data.ratings import Rescaling, read_rated, require_labels
 from dpalign.data.report import ReadReport, Scale, render_reports, require_rows
 from dpalign.data.sources import located
 from dpalign.data.union import AnyRow, drop_held_out, merge_repeats, split_prompts
+from dpalign.paper.objectives import Objective
 from dpalign.rows import (
     CONVERSATIONS,
     HALVES,
@@ -136,7 +137,7 @@ class Read:
 
 @stage(
     version=2,
-    reads=lambda r: (r.seed, r.data, r.reward.checkpoint, *objectives_read(r)),
+    reads=lambda r: (r.seed, r.data, *objectives_read(r)),
     optional=("world",),
     heavy=False,
 )
@@ -163,7 +164,8 @@ def data(job: Job) -> None:
     rated = _without(held_out, read.rated, "rated answers", reports)
     pairs = _without(held_out, read.pairs, "preferences", reports)
     left = _without(held_out, [p for p in prompts if p["split"] not in EVALUATED], "prompts", reports)
-    kept = {prompt["prompt_id"] for prompt in left}  # not the same text but for case or spacing, under another id
+    # A prompt that differs from a held-out one by case or spacing alone has an id of its own, and goes too.
+    kept = {prompt["prompt_id"] for prompt in left}
     prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
     chats = _without(held_out, read.chats, "chats", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
@@ -173,9 +175,11 @@ def data(job: Job) -> None:
         "heldout": [row for row in rated if split_of[row["prompt_id"]] == "heldout" and row["labels"]],
         "judge": [row for row in rated if split_of[row["prompt_id"]] == "judge" and row["labels"]],
     }
-    for part in trained_on(recipe):  # the stages that train refuse it too, but hours later
-        require_rows(parts[part], "rated training answers" if part == "train" else "answers for the judge", reports)
-        require_labels(parts[part], recipe.objective_list, recipe.heads, part)
+    trained = trained_on(recipe)
+    if "train" in trained or recipe.data.answered:
+        require_rows(parts["train"], "training answers", reports)
+    for part, objectives in trained.items():  # the stages that train refuse it too, but hours later
+        require_labels(parts[part], objectives, recipe.heads, part)
         if not parts["heldout"]:
             raise ValueError(
                 f"no rated answer is held out to measure the reward model on: data.heldout is {sources.heldout:g} of "
@@ -197,14 +201,10 @@ def data(job: Job) -> None:
         job.work.tally.add(rows_in=report.read, rows_out=report.kept, filtered=report.filtered)
 
 
-def trains_reward(recipe: "Recipe") -> bool:
-    """Whether the run trains a reward model, which takes labels; a reward that is given takes none."""
-    return not recipe.reward.checkpoint
-
-
-def trained_on(recipe: "Recipe") -> list[str]:
-    """The parts of the rated answers that a model is trained on."""
-    return [*(["train"] if trains_reward(recipe) else []), *(["judge"] if recipe.data.judge else [])]
+def trained_on(recipe: "Recipe") -> dict[str, tuple[Objective, ...]]:
+    """The parts of the rated answers that a model is trained on, and what reads them."""
+    parts = {"train": recipe.trained_objectives} if recipe.trains_reward else {}
+    return parts | ({"judge": recipe.judged().objective_list} if recipe.data.judge else {})
 
 
 def _sources(recipe: "Recipe", world: Path | None) -> Data:

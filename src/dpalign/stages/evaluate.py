@@ -13,7 +13,7 @@ from dpalign.runs.tables import ModelName, Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.preference import evaluation_directions, line
 from dpalign.stages.sample import PLAIN, Condition, draw, open_engine, open_reader, target_conditions, within_limit
-from dpalign.stages.score import model_scorer, open_scorer, scored_rows
+from dpalign.stages.score import judge_scorer, open_scorer, scored_rows, shown_as
 from dpalign.stages.shards import ANSWERS, Output, Row, Shards, parts_of
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
 from dpalign.stages.training import model_folder
@@ -149,7 +149,8 @@ def evaluated_shards(
 
     def work(evaluators: "Evaluators", _: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
         rows, scores = answers(evaluators, prompts, tally)
-        yield from with_scores(job, rows, evaluators[1], tally, scores)
+        asked = {prompt["prompt_id"]: prompt["messages"] for prompt in prompts}
+        yield from with_scores(job, rows, shown_as(asked, rows), evaluators[1], tally, scores)
 
     return Shards(job, ANSWERS, len(parts), parts.__getitem__, models, work, lambda _: asked)
 
@@ -186,15 +187,16 @@ def conditions_of(job: Job) -> list[Condition]:
 
 def open_scorers(job: Job) -> "dict[str, Scorer]":
     """What scores the answers, by the folder that its scores go to: the run's reward model, and the judge if any."""
-    scorers = {"scores": open_scorer(job.recipe, job.inputs["reward"])}
+    scorers = {"scores": open_scorer(job.recipe, job.inputs["reward"], job.inputs.get("annotate"))}
     if "judge" in job.inputs:
-        scorers["judged"] = model_scorer(job.recipe, job.inputs["judge"])
+        scorers["judged"] = judge_scorer(job.recipe, job.inputs["judge"])
     return scorers
 
 
 def with_scores(
     job: Job,
     rows: Sequence[Row],
+    shown: Sequence[Row],
     scorers: "Mapping[str, Scorer]",
     tally: Tally,
     known: Mapping[str, Sequence[Row]] | None = None,
@@ -202,16 +204,17 @@ def with_scores(
     """A shard's answers, after their scores by all scorers and in the world by the truth.
 
     Args:
+        shown: the same answers with the chats that users wrote, without the line of a condition.
         known: scores that are known already, by folder.
     """
     scores = dict(known or {})
     for name, scorer in scorers.items():
         if name not in scores:
-            scores[name] = scored_rows(scorer, rows)
+            scores[name] = scored_rows(scorer, shown)
             tally.scored += len(rows)
     if job.recipe.data.world:
         from dpalign.rewards.score import FunctionScorer
 
-        scores["truth"] = scored_rows(FunctionScorer("python:dpalign.world.truth:score", HEADS), rows)
+        scores["truth"] = scored_rows(FunctionScorer("dpalign.world.truth:score", HEADS), shown)
     yield from ((name, SCORES, of_name) for name, of_name in scores.items())
     yield "answers", CANDIDATES, rows

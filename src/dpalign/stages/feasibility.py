@@ -79,7 +79,7 @@ def feasibility(job: Job) -> None:
     """Ask a system for what it can give and for more, and count degenerate answers."""
     make_shards(job, asking_beyond)
     recipe, wishes = job.recipe, wishes_of(job)
-    reading = Reading(tuple(recipe.heads), tuple(recipe.objective_list))
+    reading = Reading(tuple(recipe.scored_heads), tuple(recipe.objective_list))
     system, fault_PVS = read_answers(job.out, reading, wishes, recipe.feasibility.repetition)
     bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     optimum_VK = _optimum(recipe, job.out, wishes) if system.true_reward_PVSK is not None else None
@@ -164,7 +164,7 @@ def _optimum(recipe: "Recipe", folder: Path, wishes: Sequence[Wish]) -> Array | 
     from dpalign.world.language import read_prompt
     from dpalign.world.optimum import faultless_is_best, true_front
 
-    objectives, heads = recipe.objective_list, recipe.heads
+    objectives, heads = recipe.objective_list, recipe.scored_heads
     trained = np.array([wish.value for wish in wishes if wish.group == TRAINED])
     if wishes[0].kind != "direction" or not faultless_is_best(trained, objectives, heads):
         return None

@@ -5,6 +5,7 @@ from dataclasses import replace
 from dpalign.rows import CONVERSATIONS, read_rows
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.sample import counted, open_reader
+from dpalign.stages.score import scales_of
 from dpalign.stages.stage import Job, Step, chat_read, model_read, objectives_read, stage
 from dpalign.stages.training import model_folder, train_policy
 from dpalign.train.contract import contract_of, write_contract
@@ -20,10 +21,11 @@ def selected_cost(costs: Costs, step: Step) -> Load:
 
 @stage(
     reads=lambda r: (
-        *(r.seed, r.finetune, r.sft.checkpoint, r.preference, r.reward.template),
+        *(r.seed, r.finetune, r.sft.checkpoint, r.preference, r.reward.template, r.rewards),
         *(*chat_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "chosen"),
+    optional=("annotate",),
     several=True,
     asks={"t": ()},
     trains=lambda r: r.finetune,
@@ -38,7 +40,7 @@ def finetune(job: Job) -> None:
     train_policy(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered=True)
     if not first_process():
         return
-    contract = contract_of(recipe, job.t)
+    contract = contract_of(recipe, job.t, scales_of(recipe, job.inputs.get("annotate")))
     if recipe.model.own_chat is not None:
         reader = open_reader(recipe, model_folder(job.out))
         assert reader.own is not None

@@ -12,7 +12,7 @@ import numpy as np
 
 from dpalign.data.ratings import labels_for
 from dpalign.paper.direction import rng_for
-from dpalign.paper.objectives import head_indices, read_objectives
+from dpalign.paper.objectives import head_indices, own_name, read_objectives
 from dpalign.rows import PAIRS, PROMPTS, RATED, Message, read_rows, write_rows
 from dpalign.stages.pools import scored_prompts
 from dpalign.stages.stage import Job, objectives_read, stage
@@ -93,7 +93,8 @@ def rated_prompts(job: Job) -> Iterator[Answers]:
     """
     recipe, data = job.recipe, job.inputs["data"]
     first = recipe.objective_list[0]
-    read = head_indices(first, recipe.heads)
+    heads = recipe.scored_heads
+    own, read = [own_name(head) for head in heads], head_indices(first, heads)
     prompts: dict[str, list[dict[str, Any]]] = {}
     for row in read_rows(data / "train", RATED):
         if row["source"] != "helpsteer":
@@ -103,11 +104,11 @@ def rated_prompts(job: Job) -> Iterator[Answers]:
         if len(overall) > 1:
             rated, scores = overall, [float(row["labels"][OVERALL]) for row in overall]
         else:
-            labels = [labels_for(row["labels"], recipe.heads) for row in rows]
+            labels = [labels_for(row["labels"], own) for row in rows]
             kept = [n for n, row_labels in enumerate(labels) if all(row_labels[i] is not None for i in read)]
             rated = [rows[n] for n in kept]
-            label_NH = np.array([labels[n] for n in kept], dtype=np.float64).reshape(len(kept), len(recipe.heads))
-            scores = read_objectives(label_NH, recipe.heads, [first])[:, 0].tolist()
+            label_NH = np.array([labels[n] for n in kept], dtype=np.float64).reshape(len(kept), len(heads))
+            scores = read_objectives(label_NH, heads, [first])[:, 0].tolist()
         yield prompt_id, rows[0]["messages"], [row["response"] for row in rated], scores
 
 

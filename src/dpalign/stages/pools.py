@@ -31,6 +31,8 @@ Index = NDArray[np.int64]
 
 KEYS: Final = ("prompt_id", "t", "condition_index", "sample")
 """What makes an answer this one and no other."""
+ORIGINALS: Final = "originals"
+"""The folder of an annotation that holds its own original answers, where the data have no rated ones."""
 ROUNDED: Final = 1e-5
 """How far a direction on file, in 32 bits, may be from the one it stands for."""
 
@@ -88,7 +90,7 @@ def scored_pools(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[P
             finished_N=answers["finished"].to_numpy().astype(bool),
             kind=kinds[0],
             condition=answers["condition"],
-            reward_NK=objective_rewards(scored["rewards"], recipe.heads, recipe.objective_list, scores_path),
+            reward_NK=objective_rewards(scored["rewards"], recipe.scored_heads, recipe.objective_list, scores_path),
         )
 
 
@@ -187,11 +189,17 @@ def scored_prompts(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator
             yield prompt_id, [rows[i] for i in indices], pools.reward_NK[indices]
 
 
+def originals_at(data: Path, annotate: Path) -> Path:
+    """Where the original answers lie: the rated ones; or the annotation's own, where the data have none."""
+    own = annotate / ORIGINALS
+    return own if own.is_dir() else data / "train"
+
+
 def annotated(data: Path, annotate: Path, recipe: "Recipe", half: str) -> Iterator[tuple[Row, Array]]:
     """The original answers of a half (or of both) with the reward model's rewards by objective."""
     _, place_N, reward_NK = annotation(data, annotate, recipe, half)
     reward_of = dict(zip(place_N.tolist(), reward_NK, strict=True))
-    for i, row in enumerate(read_rows(data / "train", RATED)):
+    for i, row in enumerate(read_rows(originals_at(data, annotate), RATED)):
         if i in reward_of:
             yield row, reward_of[i]
 
@@ -202,12 +210,12 @@ def annotation(data: Path, annotate: Path, recipe: "Recipe", half: str) -> tuple
     prompts = read_table(data / "prompts", PROMPTS, ["prompt_id", "split"])
     halves = ("D1", "D2") if half == "both" else (half,)
     theirs = prompts["prompt_id"].filter(pc.is_in(prompts["split"], pa.array(halves)))
-    rated = read_table(data / "train", RATED, ["prompt_id", "source"])
+    rated = read_table(originals_at(data, annotate), RATED, ["prompt_id", "source"])
     place_N = np.flatnonzero(pc.not_equal(rated["source"], "helpsteer").to_numpy())
     ids = rated["prompt_id"].take(pa.array(place_N))
     rewards = read_table(annotate, SCORES, ["prompt_id", "rewards"])
     if not rewards["prompt_id"].equals(ids):
         raise ValueError(f"{annotate}: not the annotation of {data}; run the annotate stage again")
-    reward_NK = objective_rewards(rewards["rewards"], recipe.heads, recipe.objective_list, annotate)
+    reward_NK = objective_rewards(rewards["rewards"], recipe.scored_heads, recipe.objective_list, annotate)
     inside = np.flatnonzero(pc.is_in(ids, theirs.combine_chunks()).to_numpy())
     return ids.take(pa.array(inside)), place_N[inside], reward_NK[inside]

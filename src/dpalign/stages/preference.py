@@ -21,6 +21,7 @@ from dpalign.paper.direction import (
     Simplex,
     Sphere,
     draw_directions,
+    ends_in_words,
     evaluation_grid,
     rng_for,
 )
@@ -99,6 +100,12 @@ def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt
 def line(recipe: "Recipe", v_K: Sequence[float] | Array) -> str:
     """The system line of a direction."""
     return render_preference(Preference.from_vector(v_K, tuple(recipe.objectives)), recipe.preference.template)
+
+
+def asked_in_words(recipe: "Recipe") -> str:
+    """What the ends of the users' directions ask for."""
+    objectives = tuple(recipe.objectives)
+    return "; ".join(ends_in_words(recipe.preference.population(len(objectives)), objectives))
 
 
 def evaluation_directions(recipe: "Recipe") -> Array:

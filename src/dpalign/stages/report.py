@@ -1,7 +1,7 @@
 """The report stage: every evaluated system of a run into one Summary and one page."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,17 @@ from dpalign.measure.reading import Reading, evaluations, mean_answer_tokens, sy
 from dpalign.measure.record import rounded
 from dpalign.measure.setting import Setting, reference_point, sft_of, true_front
 from dpalign.measure.summarize import claims, summarize
-from dpalign.measure.summary import DataReport, Pairwise
+from dpalign.measure.summary import DataReport, Pairwise, RewardFacts
 from dpalign.measure.trust import trust
 from dpalign.paper.direction import Arc, Population, evaluation_grid
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import Steering
+from dpalign.stages.score import scales_of
 from dpalign.stages.stage import Job, objectives_read, stage
 
 
 @stage(
-    reads=lambda r: (r.seed, r.evaluation, r.preference, r.data.world, r.compare, *objectives_read(r)),
+    reads=lambda r: (r.seed, r.evaluation, r.preference, r.data.world, r.compare, r.rewards, *objectives_read(r)),
     inputs=("data", "reward", "annotate"),
     optional=("judge", "pairwise"),
     version=5,
@@ -39,7 +40,7 @@ def report(job: Job) -> None:
     from dpalign.page.write import write_report  # it draws: matplotlib loads with it
 
     recipe, inputs, log = job.recipe, job.inputs, job.work.run.log
-    reading = Reading(tuple(recipe.heads), tuple(recipe.objective_list))
+    reading = Reading(tuple(recipe.scored_heads), tuple(recipe.objective_list))
     grid_UK = evaluation_grid(recipe.preference.population(len(reading.names)), recipe.evaluation.directions)
     chance = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     senses_K = np.array(recipe.evaluation.senses) if recipe.evaluation.senses else senses_of(grid_UK)
@@ -96,6 +97,7 @@ def facts(job: Job, systems: Sequence[Rewards], reading: Reading) -> dict[str, A
     return {
         "title": recipe.name,
         "world": recipe.data.world,
+        "rewards": tuple(reward_facts(job)),
         "reward_model": reward_quality(inputs["reward"], systems, reading.names, resamples, recipe.seed),
         "pairwise": Pairwise(**_read(inputs["pairwise"] / "accuracy.json")) if "pairwise" in inputs else None,
         "seed": recipe.seed,
@@ -106,6 +108,17 @@ def facts(job: Job, systems: Sequence[Rewards], reading: Reading) -> dict[str, A
         "recipe_text": recipe.to_toml(),
         "machine": lineage.machine(job.work.run.folder),
     }
+
+
+def reward_facts(job: Job) -> Iterator[RewardFacts]:
+    """What scored each head, in the order of the heads; nothing of a model without a name."""
+    recipe = job.recipe
+    scales = iter(scales_of(recipe, job.inputs["annotate"]))
+    for name, reward in recipe.rewards.items():
+        for head in reward.own_heads(recipe.heads):
+            slope, offset = next(scales)
+            source, fitted = reward.source or "trained in this run", None in reward.known_scales(recipe.heads)
+            yield RewardFacts(head=f"{name}/{head}", source=source, slope=slope, offset=offset, fitted=fitted)
 
 
 def comparison_facts(job: Job, systems: Sequence[Rewards], reading: Reading, chance: Bootstrap) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Shapes: N answers, H heads, K objectives, F features.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -14,14 +15,16 @@ from pydantic import Field, model_validator
 from dpalign.data.ratings import labels_for, require_labels
 from dpalign.measure.baseline import ridge_cross_validated, surface_features
 from dpalign.measure.quality import quality
-from dpalign.paper.objectives import all_known, by_name, head_indices
-from dpalign.rows import HEADS, RATED, read_rows
+from dpalign.paper.objectives import Objective, all_known, by_name, head_indices, own_name
+from dpalign.rewards.golden import golden_of, write_golden
+from dpalign.rewards.knobs import IDENTITY
+from dpalign.rewards.scale import fit, to_points
+from dpalign.rows import HEADS, PAIRS, RATED, read_rows
 from dpalign.runs.folder import write_json
-from dpalign.runs.modelfolder import require_weights
-from dpalign.runs.tables import ModelName, Table
-from dpalign.stages.cost import Costs
-from dpalign.stages.score import model_scorer, open_scorer
-from dpalign.stages.stage import Job, model_read, objectives_read, on_transformers, stage
+from dpalign.runs.tables import Table
+from dpalign.stages.cost import Costs, Load
+from dpalign.stages.score import model_scorer, models_scorer
+from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
 from dpalign.stages.training import context_of, count
 from dpalign.train.knobs import Training
 
@@ -38,16 +41,27 @@ RESAMPLES: Final = 1000
 class Reward(Table):
     """The multi-objective reward model (sections 2.1 and 3.1)."""
 
-    checkpoint: ModelName = ""
-    """Take this reward instead of training a model: a folder, a hub name, or `python:module:function`, a function of
-    prompts and responses that returns an array, an answer a row and a head a column. `heads` names its heads, and
-    `objectives` what reads them; the data need no labels for them."""
+    gone = {  # noqa: RUF012  # a class variable of the base
+        "checkpoint": "is gone: a finished reward has a table of its own, such as\n"
+        '[rewards.mine]\nmodel = "FOLDER or hub name"  # or function = "module:function"'
+    }
+
     template: Literal["dpa-v1", "world-v1"] = "dpa-v1"
     """The text it reads; the default is the released model's."""
     lm_loss: float = Field(1.0, ge=0)
     """Weight of the language modelling loss (section 3.1 has one; its weight is unpublished)."""
     normalize: Literal["labels", "rows", "heads"] = "labels"
     """How the squared errors of Eq. 1 average: over observed labels, first within rows, or first within heads."""
+    bradley_terry: float = Field(0.0, ge=0)
+    """Weight of a Bradley-Terry term on preference pairs, by a head beside the others that the folder leaves out (not
+    in the paper; SMORM, arXiv 2507.07375). Pairs are the data's own, and rated answers to one prompt that the first
+    objective tells apart."""
+    layers: int = Field(0, ge=0)
+    """Keep the backbone's first layers alone; 0 keeps all (not in the paper). States of the middle layers often tell
+    more about an answer than the last, and cost less; best with `freeze`, or `lm_loss` 0."""
+    freeze: bool = False
+    """Fit the heads alone, by ridge regression on the last hidden states of the backbone as it is (not in the paper).
+    The penalty is chosen on prompts that a fit has not seen. Of `training` only `context` counts."""
     training: Training = Training(epochs=1.0, packing=False, micro_batch=8)
     """Its training: learning rate, epochs and batch (paper silent)."""
     score_tokens: int = Field(16_384, ge=1)
@@ -57,14 +71,24 @@ class Reward(Table):
     change redoes nothing."""
     pairwise: str = ""
     """A local file of rows {prompt, chosen, rejected[, subset]} in RewardBench's form, on which to count how often the
-    chosen answer is rated higher on the first objective; "" for none (not in the paper)."""
+    chosen answer is rated higher on the first objective; "" for none (not in the paper). Lists of answers, as
+    RewardBench 2 has them: each chosen one must beat all rejected ones."""
 
     @model_validator(mode="after")
     def _a_finished_model_is_named_once(self) -> Self:
         if self.training.checkpoint:
             raise ValueError(
-                f"training.checkpoint is {self.training.checkpoint!r}: a finished reward model is named in "
-                "reward.checkpoint"
+                f"training.checkpoint is {self.training.checkpoint!r}: a finished reward model is named in a table "
+                "[rewards.NAME]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_preference_needs_a_backbone_to_train(self) -> Self:
+        if self.freeze and self.bradley_terry:
+            raise ValueError(
+                f"bradley_terry is {self.bradley_terry:g} and freeze is true: the term teaches the backbone, which is "
+                "frozen; set one of the two"
             )
         return self
 
@@ -72,8 +96,14 @@ class Reward(Table):
 def _reads(r: "Recipe") -> tuple[object, ...]:
     return (
         *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
+        *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze),
         *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
     )
+
+
+def _cost(costs: Costs, step: Step, rows: float) -> Load:
+    """A probe reads each row once, and a training learns from it."""
+    return costs.score(rows, 1.0) if costs.recipe.reward.freeze else costs.train(step, rows, costs.row)
 
 
 def _rated(costs: Costs) -> float:
@@ -88,28 +118,26 @@ def _judged(costs: Costs) -> float:
 
 
 @stage(
-    reads=lambda r: (r.reward.checkpoint, *_reads(r)),
+    reads=_reads,
     inputs=("data",),
     optional=("base",),
     several=True,
-    trains=lambda r: Training(checkpoint=r.reward.checkpoint) if r.reward.checkpoint else r.reward.training,
-    cost=lambda costs, step: costs.train(step, _rated(costs), costs.row),
+    trains=lambda r: r.reward.training if r.trains_reward else Training(checkpoint="given"),
+    cost=lambda costs, step: _cost(costs, step, _rated(costs)),
 )
 def reward(job: Job) -> None:
-    """Train the multi-objective reward model, or take the one that the recipe names; measure it on held-out prompts."""
+    """Train the multi-objective reward model; open all rewards, and measure them on held-out prompts."""
     from dpalign.train.trainer import first_process
 
     recipe = on_transformers(job.recipe)  # it trains in this process, and scores few rows
-    if not recipe.reward.checkpoint:
+    if recipe.trains_reward:
         _train(job, "train", recipe.seed)
-    elif not recipe.reward.checkpoint.startswith("python:") and Path(recipe.reward.checkpoint).exists():
-        require_weights(Path(recipe.reward.checkpoint))
     if not first_process():  # those that train beside it have no part in what follows
         return
-    scorer = open_scorer(recipe, job.out)
-    for objective in recipe.objective_list:
-        head_indices(objective, scorer.heads)
-    if (job.inputs["data"] / "heldout").exists():
+    scorer = models_scorer(recipe, job.out)
+    write_golden(job.out, {} if scorer is None else golden_of(scorer, recipe.model.dtype))
+    # Python functions are not measured here: they are rules, and were tried before any work.
+    if scorer is not None and (job.inputs["data"] / "heldout").exists():
         write_json(job.out / "quality.json", measure(recipe, scorer, job.inputs["data"]))
 
 
@@ -119,13 +147,13 @@ def reward(job: Job) -> None:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training,
-    cost=lambda costs, step: costs.train(step, _judged(costs), costs.row),
+    cost=lambda costs, step: _cost(costs, step, _judged(costs)),
 )
 def judge(job: Job) -> None:
     """Train a second reward model on disjoint prompts: it judges and never selects."""
     from dpalign.train.trainer import first_process
 
-    recipe = on_transformers(job.recipe)
+    recipe = on_transformers(job.recipe).judged()
     _train(job, "judge", recipe.seed + 1)
     if first_process():
         write_json(job.out / "quality.json", measure(recipe, model_scorer(recipe, job.out), job.inputs["data"]))
@@ -135,21 +163,37 @@ def _train(job: Job, part: str, seed: int) -> None:
     from transformers import AutoTokenizer
 
     from dpalign.engines.tokens import spare_token
-    from dpalign.rewards.model import train_reward_model
+    from dpalign.rewards.inputs import template_for
+    from dpalign.rewards.model import BradleyTerry, probe_reward_model, train_reward_model
 
-    recipe = job.recipe
+    recipe, knobs = job.recipe, job.recipe.reward
     rows = [row for row in read_rows(job.inputs["data"] / part, RATED) if row["labels"]]
-    require_labels(rows, recipe.objective_list, recipe.heads, part)
+    objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
+    require_labels(rows, objectives, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.pad_token = spare_token(tokenizer)
+    tokenizer.chat_template = template_for(tokenizer, knobs.template)
+    context = context_of(job, start, knobs.training, tokenizer, seed)
+    rated = [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows]
+    if knobs.freeze:
+        count(job, probe_reward_model(context, rated, recipe.heads, template=knobs.template, layers=knobs.layers))
+        return
+    preference = None
+    if knobs.bradley_terry:
+        own = job.inputs["data"] / "pairs"
+        pairs = list(read_rows(own, PAIRS)) if part == "train" and own.exists() else []  # the judge's prompts have none
+        first = head_indices(objectives[0], recipe.heads)
+        preference = BradleyTerry(knobs.bradley_terry, first, pairs)
     outcome = train_reward_model(
-        context_of(job, start, recipe.reward.training, tokenizer, seed),
-        [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows],
+        context,
+        rated,
         recipe.heads,
-        template=recipe.reward.template,
-        lm_loss=recipe.reward.lm_loss,
-        normalize=recipe.reward.normalize,
+        template=knobs.template,
+        lm_loss=knobs.lm_loss,
+        normalize=knobs.normalize,
+        layers=knobs.layers,
+        preference=preference,
     )
     count(job, outcome)
 
@@ -161,21 +205,41 @@ def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:
     """
     rows = list(read_rows(data / "heldout", RATED))
     answers = [(row["messages"], row["response"]) for row in rows]
-    heads, names = scorer.heads, list(recipe.objectives)
-    predicted_NH = scorer.score(answers).astype(np.float64)
-    label_NH = np.array([labels_for(row["labels"], heads) for row in rows], dtype=np.float64).reshape(-1, len(heads))
+    heads = scorer.heads
+    own = [own_name(head) for head in heads]
+    label_NH = np.array([labels_for(row["labels"], own) for row in rows], dtype=np.float64).reshape(-1, len(heads))
+    predicted_NH = scaled(recipe, scorer.score(answers).astype(np.float64), label_NH, heads)
+    objectives = objectives_of(recipe, heads)
+    names = [objective.name for objective in objectives]
     figures: dict[str, Any] = _quality(recipe, rows, predicted_NH, label_NH, heads)
-    read_NK, rated_NK = means_of(predicted_NH, heads, recipe), means_of(label_NH, heads, recipe)
+    read_NK, rated_NK = means_of(predicted_NH, heads, objectives), means_of(label_NH, heads, objectives)
     figures["objectives"] = _quality(recipe, rows, read_NK, rated_NK, names)["heads"]
-    figures["baseline"] = surface_baseline(recipe, rows, rated_NK)
-    if recipe.data.world and all_known(recipe.objective_list, heads, HEADS):
+    figures["baseline"] = surface_baseline(recipe, rows, rated_NK, names)
+    if recipe.data.world and all_known(objectives, heads, HEADS):
         from dpalign.world.truth import score as true_score
 
         true_NH = by_name(
             true_score([asked[-1]["content"] for asked, _ in answers], [a for _, a in answers]), HEADS, heads
         )
-        figures["truth"] = _quality(recipe, rows, read_NK, means_of(true_NH, heads, recipe), names)["heads"]
+        figures["truth"] = _quality(recipe, rows, read_NK, means_of(true_NH, heads, objectives), names)["heads"]
     return figures
+
+
+def objectives_of(recipe: "Recipe", heads: Sequence[str]) -> list[Objective]:
+    """The objectives that read none but these heads."""
+    read = [Objective(o.name, recipe.heads_read(o)) if recipe.rewards else o for o in recipe.objective_list]
+    return [objective for objective in read if not recipe.rewards or {*objective.heads} <= {*heads}]
+
+
+def scaled(recipe: "Recipe", reward_NH: Array, label_NH: Array, heads: Sequence[str]) -> Array:
+    """Raw rewards in points, where a head has labels: of a model whose units are its own, fitted to these answers."""
+    scales = [IDENTITY] * reward_NH.shape[1]
+    for h, head in enumerate(heads):
+        reward = recipe.rewards.get(head.partition("/")[0])
+        if reward is not None and not reward.in_points and not np.isnan(label_NH[:, h]).all():
+            with suppress(ValueError):  # rewards that are all the same have no figures in any units
+                scales[h] = fit(reward_NH[:, h])
+    return to_points(reward_NH, scales)
 
 
 def _quality(
@@ -194,23 +258,24 @@ def _quality(
     ).to_json()
 
 
-def means_of(reward_NH: Array, heads: Sequence[str], recipe: "Recipe") -> Array:
+def means_of(reward_NH: Array, heads: Sequence[str], objectives: Sequence[Objective]) -> Array:
     """Objectives read from heads, NaN where a label is missing: (N, K)."""
-    columns = [reward_NH[:, list(head_indices(o, heads))].mean(axis=1) for o in recipe.objective_list]
-    return np.stack(columns, axis=1)
+    columns = [reward_NH[:, list(head_indices(o, heads))].mean(axis=1) for o in objectives]
+    return np.stack(columns, axis=1) if columns else np.empty((len(reward_NH), 0))
 
 
-def surface_baseline(recipe: "Recipe", rows: Sequence[dict[str, Any]], label_NK: Array) -> dict[str, Any]:
+def surface_baseline(
+    recipe: "Recipe", rows: Sequence[dict[str, Any]], label_NK: Array, names: Sequence[str]
+) -> dict[str, Any]:
     """What ridge regression on length and punctuation reaches on the same rows, cross-validated by prompt.
 
     Nothing where fewer than five prompts are held out; an objective with too few labels in a fold is left out.
     """
     groups = [row["prompt_id"] for row in rows]
-    if len(set(groups)) < 5:
+    if len(set(groups)) < 5 or not names:
         return {}
     feature_NF = np.stack([surface_features(row["messages"][-1]["content"], row["response"]) for row in rows])
     predicted_NK = ridge_cross_validated(feature_NF, label_NK, groups)
-    names = list(recipe.objectives)
     usable = [k for k in range(len(names)) if not np.isnan(predicted_NK[~np.isnan(label_NK[:, k]), k]).any()]
     by_objective: dict[str, Any] = _quality(
         recipe, rows, predicted_NK[:, usable], label_NK[:, usable], [names[k] for k in usable]

@@ -15,7 +15,7 @@ from dpalign.runs.tables import Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.rival import Rival, at_the_edge, fixed, grid, spelled
 from dpalign.stages.sample import within_limit
-from dpalign.stages.score import open_scorer
+from dpalign.stages.score import open_scorer, scored_by
 from dpalign.stages.stage import Job, Step, chat_read, model_read, objectives_read, on_transformers, stage
 from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer
 from dpalign.train.knobs import Training
@@ -58,10 +58,11 @@ def _cost(costs: Costs, step: Step) -> Load:
 @stage(
     reads=lambda r: (
         *(r.seed, r.rl.algorithm, r.rl.beta, r.rl.samples, r.rl.temperature, r.rl.training, r.preference),
-        *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens),
-        *(r.reward.checkpoint, r.sft.checkpoint, *chat_read(r), *model_read(r), *objectives_read(r)),
+        *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens, r.rewards),
+        *(r.sft.checkpoint, *chat_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "data", "reward"),
+    optional=("annotate",),
     several=True,
     version=2,
     trains=lambda r: r.rl.training,
@@ -92,8 +93,8 @@ def rl(job: Job) -> None:
         temperature=settings.temperature,
     )
     # A scorer goes to this process's own GPU, which is known from here on, beside the training.
-    scorer = open_scorer(on_transformers(recipe), job.inputs["reward"])
-    reward = scalar_reward(scorer.score, recipe.heads, recipe.objective_list, v_K, reader)
+    scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
+    reward = scalar_reward(scorer.score, recipe.scored_heads, recipe.objective_list, v_K, reader)
     groups = training.steps * training.batch // settings.samples
     order = prompts_in_order([prompt["messages"] for prompt in fitting], groups, recipe.seed)
     outcome = reinforce(context, order, config, reward)
@@ -143,5 +144,5 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
                 f"{family} at {spelled(recipe, v_K)}", "specialist", f"beta {beta:g}",
                 at_edge=at_the_edge(beta, recipe.rl.betas), direction=v_K, family=family,
             )  # fmt: skip
-            step = Step(name, rl, {"start": "sft", "data": "data", "reward": "reward"}, knobs=knobs)
+            step = Step(name, rl, {"start": "sft"} | scored_by(recipe), knobs=knobs)
             yield Rival(name, system, {"policy": name}, "plain", steps=(step,))

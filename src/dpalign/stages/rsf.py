@@ -11,7 +11,7 @@ from dpalign.runs.tables import Table
 from dpalign.stages.finetune import selected_cost
 from dpalign.stages.rival import Rival, Vector, fixed, grid, spelled
 from dpalign.stages.sample import sample
-from dpalign.stages.score import score
+from dpalign.stages.score import score, scored_by
 from dpalign.stages.select import select
 from dpalign.stages.stage import Job, Step, chat_read, model_read, stage
 from dpalign.stages.training import model_folder, train_policy
@@ -65,7 +65,7 @@ def scalar_rejection_sampling(recipe: "Recipe", name: str, v_K: Vector) -> Itera
         half = "D2" if recipe.alternate and t % 2 == 0 else "D1"
         candidates, scores, chosen = (f"{name}-{verb}-{t}" for verb in ("sample", "score", "select"))
         yield Step(candidates, sample, {"policy": policy} | annotated, t, half, "plain", drawn)
-        yield Step(scores, score, {"reward": "reward", "candidates": candidates}, t)
+        yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
         yield Step(chosen, select, {"candidates": candidates, "scores": scores} | annotated, t, half, knobs=fixed(v_K))
         policy = f"{name}-policy-{t}"
         yield Step(policy, specialist, {"start": "sft", "chosen": chosen}, t, knobs=trained)

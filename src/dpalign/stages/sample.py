@@ -73,7 +73,8 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
     """Prompts, conditions of each, and answers under each that a sample step draws."""
     recipe = costs.of_step(step)
     settings = recipe.sampling
-    prompts = min(costs.sizes.prompts, settings.prompts or costs.sizes.prompts)
+    prompts = costs.sizes.prompts * (2 if step.half == "both" else 1)
+    prompts = min(prompts, settings.prompts or prompts)
     match step.condition:
         case "targets":
             return prompts, settings.first_targets, settings.first / settings.first_targets
@@ -90,7 +91,7 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
     ),
     inputs=("policy", "data"),
     optional=("annotate",),
-    asks={"t": (), "half": D1_D2, "condition": ("directions", "targets", "plain")},
+    asks={"t": (), "half": (*D1_D2, "both"), "condition": ("directions", "targets", "plain")},
     cost=lambda costs, step: costs.draw(*counted(costs, step)),
 )
 def sample(job: Job) -> None:
@@ -169,7 +170,8 @@ def drawing(job: Job) -> Shards[Engine]:
     """A sampling stage as shards of prompts."""
     recipe, settings, t = job.recipe, job.recipe.sampling, job.t
     policy = model_folder(job.inputs["policy"])
-    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
+    halves = D1_D2 if job.half == "both" else (job.half,)
+    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in halves]
     prompts = within_limit(job, prompts, open_reader(recipe, policy).prompt_tokens)
     parts = parts_of(_own_prompts(prompts, settings.prompts, recipe.seed, t), settings.shard)
     fixed = [PLAIN] if job.condition == "plain" else []

@@ -1,11 +1,16 @@
 """Scoring: every answer on every head, a shard of answers at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpalign.rows import CANDIDATES, SCORES, read_rows, shards
+import numpy as np
+
+from dpalign.paper.objectives import by_name
+from dpalign.rewards.scale import known_scales, read_scales
+from dpalign.rows import CANDIDATES, PROMPTS, SCORES, Message, read_rows, read_table, shards
 from dpalign.runs.folder import Tally
 from dpalign.runs.modelfolder import require_weights
 from dpalign.runs.shards import make_shards
@@ -16,8 +21,10 @@ from dpalign.stages.shards import PART, Output, Row, Shards
 from dpalign.stages.stage import Job, Step, model_read, scorer_read, stage
 
 if TYPE_CHECKING:
+    from dpalign.paper.prompts import RewardInput
     from dpalign.recipe import Recipe
-    from dpalign.rewards.score import Scorer
+    from dpalign.rewards.knobs import Scale
+    from dpalign.rewards.score import Array, Pair, Scorer
 
 
 def _cost(costs: Costs, step: Step) -> Load:
@@ -26,7 +33,17 @@ def _cost(costs: Costs, step: Step) -> Load:
     return costs.score(prompts, conditions * n)
 
 
-@stage(reads=lambda r: (r.heads, *model_read(r), *scorer_read(r)), inputs=("reward", "candidates"), cost=_cost)
+def scored_by(recipe: "Recipe") -> dict[str, str]:
+    """The steps that a step of a run reads, beside the answers, to score them."""
+    return {"reward": "reward", "data": "data"} | ({"annotate": "annotate"} if recipe.fits_scales else {})
+
+
+@stage(
+    reads=lambda r: (r.heads, *model_read(r), *scorer_read(r)),
+    inputs=("reward", "candidates", "data"),
+    optional=("annotate",),
+    cost=_cost,
+)
 def score(job: Job) -> None:
     """Score answers on every head."""
     make_shards(job, scoring)
@@ -34,18 +51,56 @@ def score(job: Job) -> None:
 
 def scoring(job: Job) -> "Shards[Scorer]":
     """The candidates in the shards that they were drawn in."""
-    files = shards(job.inputs["candidates"])
-    return scores_of(job, len(files), lambda index: list(read_rows(files[index], CANDIDATES)))
+    files, asked = shards(job.inputs["candidates"]), Asked(job.inputs["data"])
+    open_models = partial(open_scorer, job.recipe, job.inputs["reward"], job.inputs.get("annotate"), alone=True)
+    return scores_of(job, len(files), lambda index: asked.shown(list(read_rows(files[index], CANDIDATES))), open_models)
 
 
-def scores_of(job: Job, count: int, part: Callable[[int], list[Row]]) -> "Shards[Scorer]":
-    """A scoring stage as shards of answers."""
+class Asked:
+    """The prompts of a run as users wrote them: a candidate's own chat has the line of its condition too."""
+
+    def __init__(self, data: Path) -> None:
+        prompts = read_table(data / "prompts", PROMPTS, ["prompt_id", "messages"])
+        self.messages = prompts["messages"]
+        self.place = {name: i for i, name in enumerate(prompts["prompt_id"].to_pylist())}
+
+    def shown(self, candidates: Sequence[Row]) -> list[Row]:
+        """The candidates with the chats that a reward may see.
+
+        Raises:
+            ValueError: a prompt that the data do not have.
+        """
+        names = list(dict.fromkeys(row["prompt_id"] for row in candidates))
+        if strange := [name for name in names if name not in self.place]:
+            raise ValueError(f"prompt {strange[0]} is none of the data's; give the data that it was sampled from")
+        chats = self.messages.take([self.place[name] for name in names]).to_pylist()
+        return shown_as(dict(zip(names, chats, strict=True)), candidates)
+
+
+def shown_as(chats: Mapping[str, Sequence[Message]], rows: Sequence[Row]) -> list[Row]:
+    """Rows with the chats of their prompts, by id."""
+    return [row | {"messages": chats[row["prompt_id"]]} for row in rows]
+
+
+def scores_of(
+    job: Job,
+    count: int,
+    part: Callable[[int], list[Row]],
+    open_models: "Callable[[], Scorer]",
+    folder: str = "",
+    name: str = PART,
+) -> "Shards[Scorer]":
+    """A scoring stage as shards of answers.
+
+    Args:
+        folder, name: where the scores go, if not into the stage's own files.
+    """
 
     def work(scorer: "Scorer", _: int, answers: Sequence[Row], tally: Tally) -> Iterator[Output]:
-        yield "", SCORES, scored_rows(scorer, answers)
+        yield folder, SCORES, scored_rows(scorer, answers)
         tally.add(len(answers), len(answers), scored=len(answers))
 
-    return Shards(job, PART, count, part, partial(open_scorer, job.recipe, job.inputs["reward"], alone=True), work)
+    return Shards(job, name, count, part, open_models, work)
 
 
 def scored_rows(scorer: "Scorer", candidates: Sequence[Row]) -> list[Row]:
@@ -57,62 +112,150 @@ def scored_rows(scorer: "Scorer", candidates: Sequence[Row]) -> list[Row]:
     ]
 
 
-def open_scorer(recipe: "Recipe", reward_stage: Path, *, alone: bool = False) -> "Scorer":
-    """The scorer of a run: the recipe's own choice, or the model that the reward stage trained.
+def open_scorer(
+    recipe: "Recipe", reward_stage: Path, annotate: Path | None = None, *, alone: bool = False, raw: bool = False
+) -> "Scorer":
+    """The scorer of a run: all its rewards in points, or the one model that the reward stage trained.
 
     Args:
+        annotate: the annotation, which holds the scales that were fitted; needed where there are any.
         alone: no policy stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
+        raw: leave rewards raw whose scale is to be fitted.
 
     Raises:
-        ValueError: a folder without weights; vLLM is asked for and cannot start.
+        ValueError: a folder without weights or scales; a reward of other heads; vLLM is asked for and cannot start.
     """
-    if recipe.reward.checkpoint:
-        return _opened(recipe, recipe.reward.checkpoint, alone, recipe.model.trust_remote_code)
-    return model_scorer(recipe, reward_stage, alone=alone)
+    if not recipe.rewards:
+        return model_scorer(recipe, reward_stage, alone=alone)
+    from dpalign.rewards.score import CombinedScorer, FunctionScorer
+
+    scales = known_scales(recipe.rewards, recipe.heads) if raw else scales_of(recipe, annotate)
+    models = dict(_models(recipe, reward_stage, 1.0 if alone else 0.25))
+    parts = [
+        (_called(name), models.get(name) or FunctionScorer(reward.function, reward.own_heads(recipe.heads)))
+        for name, reward in recipe.rewards.items()
+    ]
+    return CombinedScorer(recipe.scored_heads, parts, scales)
+
+
+def models_scorer(recipe: "Recipe", reward_stage: Path) -> "Scorer | None":
+    """The reward models of a run, their rewards as they come; None where all rewards are functions."""
+    if not recipe.rewards:
+        return model_scorer(recipe, reward_stage)
+    from dpalign.rewards.score import CombinedScorer
+
+    parts = [(name, scorer) for name, scorer in _models(recipe, reward_stage, 0.25)]
+    heads = [f"{name}/{head}" for name, _ in parts for head in recipe.rewards[name].own_heads(recipe.heads)]
+    return CombinedScorer(heads, [(_called(name), one) for name, one in parts], [None] * len(heads)) if parts else None
+
+
+def _called(name: str) -> str:
+    return f"[rewards.{name}]"
+
+
+def _models(recipe: "Recipe", reward_stage: Path, share: float) -> "Iterator[tuple[str, Scorer]]":
+    """The rewards that are models, by name.
+
+    Args:
+        share: of the GPU memory that the recipe grants to vLLM, for all of them.
+    """
+    models = {name: reward for name, reward in recipe.rewards.items() if reward.model or reward.trained}
+    for name, reward in models.items():
+        heads = reward.own_heads(recipe.heads)
+        trusted = bool(reward.model) and recipe.model.trust_remote_code
+        form = reward.input if reward.model else recipe.reward.template
+        source = reward.model or str(_trained(reward_stage))
+        scorer = _loaded(recipe, source, heads, form, share / len(models), trusted)
+        require_heads(_called(name), scorer, heads, named=bool(reward.heads) or reward.trained)
+        yield name, scorer
+
+
+def scales_of(recipe: "Recipe", annotate: Path | None) -> list["Scale"]:
+    """The run's map of each head to points.
+
+    Raises:
+        ValueError: some are fitted, and there is no annotation that holds them.
+    """
+    known = known_scales(recipe.rewards, recipe.heads)
+    if None not in known:
+        return [scale for scale in known if scale is not None]
+    if annotate is None:
+        lacking = next(name for name, one in recipe.rewards.items() if None in one.known_scales(recipe.heads))
+        raise ValueError(
+            f"[rewards.{lacking}] has no scale, and its annotation holds what was fitted: give --annotate DIR, or "
+            f"rewards.{lacking}.scale = [slope, offset]"
+        )
+    return read_scales(annotate, recipe.scored_heads)
 
 
 def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scorer":
     """The scorer on a stage's own model, whatever the recipe names."""
-    folder = stage / "model" if (stage / "model").is_dir() else stage
-    require_weights(folder)
-    return _opened(recipe, str(folder), alone)
-
-
-def _opened(recipe: "Recipe", source: str, alone: bool, trust_remote_code: bool = False) -> "Scorer":
-    """The source on the engine that the recipe scores with; a Python function is called as it is."""
-    scorer = _loaded(recipe, source, alone, trust_remote_code)
-    require_heads(recipe, scorer, source)
+    folder = str(_trained(stage))
+    scorer = _loaded(recipe, folder, recipe.heads, recipe.reward.template, 1.0 if alone else 0.25, False)
+    require_heads(folder, scorer, recipe.heads, named=True)
     return scorer
 
 
-def require_heads(recipe: "Recipe", scorer: "Scorer", source: str) -> None:
+def judge_scorer(recipe: "Recipe", stage: Path) -> "Scorer":
+    """The judge, whose heads stand in the columns of the run's rewards that have the same names."""
+    judge = model_scorer(recipe, stage)
+    return NamedColumns(judge, recipe.scored_heads) if recipe.rewards else judge
+
+
+@dataclass(frozen=True)
+class NamedColumns:
+    """A scorer's rewards under other heads, by the heads' own names; NaN where it has none."""
+
+    scorer: "Scorer"
+    heads: Sequence[str]
+
+    def score(self, pairs: "Sequence[Pair]") -> "Array":
+        """See `Scorer.score`."""
+        return by_name(self.scorer.score(pairs), self.scorer.heads, self.heads).astype(np.float32)
+
+
+def _trained(stage: Path) -> Path:
+    folder = stage / "model" if (stage / "model").is_dir() else stage
+    require_weights(folder)
+    return folder
+
+
+def require_heads(source: str, scorer: "Scorer", heads: Sequence[str], *, named: bool) -> None:
     """Refuse a reward model of other heads than the recipe's: rewards are kept in the recipe's order, without names.
+
+    Args:
+        named: the recipe names them; else a model with one head may call it what it likes.
 
     Raises:
         ValueError: shows both.
     """
-    if list(scorer.heads) != list(recipe.heads):
-        raise ValueError(
-            f"{source}: this reward model has the heads {list(scorer.heads)}, and the recipe says "
-            f"{list(recipe.heads)}; set [heads] to the model's, in its order"
-        )
+    if list(scorer.heads) == list(heads) or (not named and len(scorer.heads) == len(heads) == 1):
+        return
+    raise ValueError(
+        f"{source}: this reward model has the heads {list(scorer.heads)}, and the recipe says {list(heads)}; set "
+        "`heads` to the model's, in its order"
+    )
 
 
-def _loaded(recipe: "Recipe", source: str, alone: bool, trust_remote_code: bool) -> "Scorer":
-    from dpalign.rewards.score import FunctionScorer, ModelScorer, VllmScorer
+def _loaded(
+    recipe: "Recipe", source: str, heads: Sequence[str], form: "RewardInput", share: float, trust_remote_code: bool
+) -> "Scorer":
+    """A classifier on the engine that the recipe scores with.
 
-    if source.startswith("python:"):
-        return FunctionScorer(source, recipe.heads)
+    Args:
+        share: of the GPU memory that the recipe grants to vLLM; a policy has half, and a judge may stand beside.
+    """
+    from dpalign.rewards.score import ModelScorer, VllmScorer
+
     if recipe.engines.scoring == "transformers":
         return ModelScorer(
             source,
-            recipe.heads,
-            template=recipe.reward.template,
+            heads,
+            template=form,
             batch_tokens=recipe.reward.score_tokens,
             dtype=recipe.model.dtype,
             share_prefix=recipe.reward.share_prefix,
             trust_remote_code=trust_remote_code,
         )
-    share = 1.0 if alone else 0.25  # a policy has half, and a judge may stand beside
     vllm = start_vllm(recipe, source, share, trust_remote_code=trust_remote_code, classifies=True)
-    return VllmScorer(vllm, recipe.heads, template=recipe.reward.template)
+    return VllmScorer(vllm, heads, template=form)

@@ -36,7 +36,7 @@ from dpalign.rows import (
     write_parts,
 )
 from dpalign.runs.tables import Table
-from dpalign.stages.pools import Pools, annotation, best_answers, numbered, scored_pools
+from dpalign.stages.pools import Pools, annotation, best_answers, numbered, originals_at, scored_pools
 from dpalign.stages.preference import directions_of, line
 from dpalign.stages.stage import D1_D2, Job, objectives_read, stage
 
@@ -146,8 +146,9 @@ def replay(job: Job, selected: int) -> list[dict[str, Any]]:
     rounds = [
         rng_for(recipe.seed, "replay", job.t, i).permutation(len(names)) for i in range(math.ceil(count / len(names)))
     ]
+    original = originals_at(job.inputs["data"], job.inputs["annotate"])
     drawn = best_B[order[np.concatenate(rounds)[:count]]]
-    rows = take_rows(job.inputs["data"] / "train", RATED, ["prompt_id", "messages", "response"], drawn).to_pylist()
+    rows = take_rows(original, RATED, ["prompt_id", "messages", "response"], drawn).to_pylist()
     return [_conversation(row["prompt_id"], row["messages"], row["response"], "replay") for row in rows]
 
 

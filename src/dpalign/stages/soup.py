@@ -61,7 +61,7 @@ class Soups(Table):
 @stage(
     reads=lambda r: (r.soups.experts, *protocol(r)),
     inputs=("data", "reward"),
-    optional=("judge",),
+    optional=("judge", "annotate"),
     repeated=("expert",),
     cost=lambda costs, step: evaluation_cost(
         costs, step, costs.recipe.evaluation.directions, costs.recipe.evaluation.samples
@@ -145,7 +145,7 @@ def scoring_mixtures(job: Job) -> "Shards[Mapping[str, Scorer]]":
         return [row for start in starts for rows in drawn for row in rows[start : start + samples]]
 
     def work(scorers: "Mapping[str, Scorer]", _: int, rows: Sequence[Row], tally: Tally) -> Iterator[Output]:
-        return with_scores(job, rows, scorers, tally)
+        return with_scores(job, rows, rows, scorers, tally)  # mixtures are asked without a line
 
     return Shards(job, ANSWERS, count, part, partial(open_scorers, job), work)
 

@@ -80,16 +80,14 @@ class Stage:
         """The knobs it reads with their values, by dotted name."""
         values = recipe.as_mapping()
         read: dict[str, Any] = {}
-        for name in self.knob_names():
-            value: Any = values
-            for part in name.split("."):
-                value = value[part]
-            read.update(leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+        for pattern in self.knob_names():
+            for name, value in _named(values, pattern):
+                read.update(leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
         return read
 
     def knob_names(self) -> list[str]:
         """The dotted names of the tables and leaves that it reads."""
-        return [str(name) for name in self.reads(cast("Recipe", _Name()))]
+        return list(dict.fromkeys(str(name) for name in self.reads(cast("Recipe", _Name()))))
 
     def run(self, job: Job) -> None:
         """Do the work.
@@ -113,6 +111,16 @@ def installed() -> Iterator[None]:
         raise ValueError(f"this needs {error.name}; install it: pip install -e '.[train]'") from error
 
 
+def _named(values: Any, pattern: str) -> Iterator[tuple[str, Any]]:
+    """The values of a dotted name, of which `*` stands for every key."""
+    first, _, rest = pattern.partition(".")
+    for key in values if first == "*" else [first]:
+        if rest:
+            yield from ((f"{key}.{name}", value) for name, value in _named(values[key], rest))
+        else:
+            yield key, values[key]
+
+
 class _Name:
     """Stands for a recipe, and gives the dotted name of what is taken from it in place of the value."""
 
@@ -121,6 +129,9 @@ class _Name:
 
     def __getattr__(self, name: str) -> "_Name":
         return _Name(f"{self._path}.{name}" if self._path else name)
+
+    def __getitem__(self, key: str) -> "_Name":
+        return _Name(f"{self._path}.{key}")
 
     def __str__(self) -> str:
         return self._path
@@ -173,14 +184,15 @@ def chat_read(r: "Recipe") -> tuple[object, ...]:
 
 
 def objectives_read(r: "Recipe") -> tuple[object, ...]:
-    """What an objective is: named readings of heads."""
-    return (r.objectives, r.heads)
+    """What an objective is: named readings of heads. How a reward scores is `scorer_read`."""
+    every = r.rewards["*"]
+    return (r.objectives, r.heads, every.heads, every.model, every.input, every.trained)
 
 
 def scorer_read(r: "Recipe") -> tuple[object, ...]:
     """What scores answers, and how."""
     return (
-        r.reward.template, r.reward.score_tokens, r.reward.checkpoint,
+        r.reward.template, r.reward.score_tokens, r.rewards,
         r.engines.scoring, r.engines.tensor_parallel,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 Shapes: N annotated answers, V targets, K objectives.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -54,7 +55,7 @@ class SteerLM(Table):
     asks={"half": ("D1", "D2", "both")},
     trains=lambda r: r.steerlm.training,
     cost=lambda costs, step: costs.train(
-        step, (2 if step.half == "both" else 1) * costs.sizes.prompts * costs.sizes.rated, costs.row
+        step, (1.0 if step.half == "both" else 0.5) * math.prod(costs.originals), costs.row
     ),
 )
 def steerlm(job: Job) -> None:

@@ -4,9 +4,10 @@ A training writes the directions. An export adds the end of an answer, the measu
 the policy.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -25,7 +26,7 @@ from dpalign.paper.direction import (
     objective_count,
 )
 from dpalign.paper.objectives import Objective, head_indices
-from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
+from dpalign.paper.prompts import PreferenceTemplate, RewardInput
 from dpalign.runs.folder import write_json
 
 if TYPE_CHECKING:
@@ -68,6 +69,37 @@ class Length:
 
 
 @dataclass(frozen=True)
+class RewardRecord:
+    """A reward that the directions weigh: what scores an answer, and how its raw rewards become points."""
+
+    name: str
+    kind: Literal["model", "function", "trained"]
+    source: str
+    """A folder or hub name, or module:function; empty for the run's own model."""
+    input: RewardInput | None
+    """What a model reads."""
+    heads: tuple[str, ...]
+    """By their own names."""
+    scale: tuple[tuple[float, float], ...]
+    """(slope, offset) a head; empty where nobody has fitted it yet."""
+    folder: str | None = None
+    """Inside an export."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what is not known."""
+        content = {
+            "name": self.name,
+            "kind": self.kind,
+            ("function" if self.kind == "function" else "model"): self.source,
+            "input": self.input,
+            "heads": list(self.heads),
+            "scale": [list(scale) for scale in self.scale],
+            "folder": self.folder,
+        }
+        return {key: value for key, value in content.items() if value}
+
+
+@dataclass(frozen=True)
 class Contract:
     """The content of `dpa.json`: how to steer a policy that takes directions."""
 
@@ -86,7 +118,7 @@ class Contract:
     """Measured on validation prompts, in an export of a run."""
     reward: str | None = None
     """The folder of the reward model inside an export."""
-    reward_template: RewardTemplate | None = None
+    reward_template: RewardInput | None = None
     """How that model reads a chat and an answer; None where nobody said."""
     place: Place | None = None
     """Where the line stands in the model's own chat template (chat "model")."""
@@ -96,6 +128,8 @@ class Contract:
     """The tokens that end an answer, the template's own first."""
     verbosity: Mapping[Verbosity, Length] = field(default_factory=dict)
     """What low, medium and high stand for, in an export of a run; empty where it was not measured."""
+    rewards: tuple[RewardRecord, ...] = ()
+    """All rewards, where the recipe names them; their heads are called NAME/HEAD."""
 
     def __post_init__(self) -> None:
         for name, heads in self.objectives.items():
@@ -122,7 +156,7 @@ class Contract:
             "chat": self.chat,
             "objectives": {name: list(heads) for name, heads in self.objectives.items()},
             "heads": list(self.heads),
-            "units": "0-100",
+            "units": "points" if self.rewards else "0-100",
             **_population_to_json(self.population),
             "iteration": self.iteration,
         }
@@ -135,6 +169,7 @@ class Contract:
             "front": [point.to_json() for point in self.front],
             "reward": self.reward,
             "verbosity": {level: vars(length) for level, length in self.verbosity.items()},
+            "rewards": [reward.to_json() for reward in self.rewards],
         }
         return content | {key: value for key, value in optional.items() if value}
 
@@ -148,18 +183,34 @@ def arc_of(population: Population | None) -> tuple[float, float] | None:
             return None
 
 
-def contract_of(recipe: "Recipe", iteration: int) -> Contract:
-    """The contract of the policy that an iteration of a recipe trains."""
+def contract_of(recipe: "Recipe", iteration: int, scales: Sequence[tuple[float, float]] = ()) -> Contract:
+    """The contract of the policy that an iteration of a recipe trains.
+
+    Args:
+        scales: of all heads in order, where the recipe names rewards.
+    """
+    read = {o.name: recipe.heads_read(o) if recipe.rewards else o.heads for o in recipe.objective_list}
     return Contract(
         recipe.preference.template,
         recipe.model.chat,
-        recipe.objectives,
-        recipe.heads,
+        read,
+        recipe.scored_heads,
         recipe.preference.population(len(recipe.objectives)),
         iteration,
-        reward_template=recipe.reward.template,
+        reward_template=None if recipe.rewards else recipe.reward.template,
         chat_kwargs=recipe.model.own_chat or {},
+        rewards=tuple(_records(recipe, scales)),
     )
+
+
+def _records(recipe: "Recipe", scales: Sequence[tuple[float, float]]) -> Iterator[RewardRecord]:
+    first = 0
+    for name, reward in recipe.rewards.items():
+        heads = reward.own_heads(recipe.heads)
+        form: RewardInput | None = reward.input if reward.model else recipe.reward.template if reward.trained else None
+        own = tuple(scales[first : first + len(heads)])
+        yield RewardRecord(name, reward.kind, reward.source, form, heads, own)
+        first += len(heads)
 
 
 def write_contract(model: Path, contract: Contract) -> None:
@@ -184,7 +235,7 @@ def read_contract(model: Path) -> Contract | None:
         _check("template", content["template"], get_args(PreferenceTemplate))
         _check("chat", content["chat"], get_args(ChatStyle))
         if content.get("reward_template") is not None:
-            _check("reward_template", content["reward_template"], get_args(RewardTemplate))
+            _check("reward_template", content["reward_template"], get_args(RewardInput))
         if content["chat"] == "model":
             _check("place", content["place"], get_args(Place))
         return _from_json(content)
@@ -217,7 +268,21 @@ def _from_json(content: Mapping[str, Any]) -> Contract:
         dict(content.get("chat_kwargs", {})),
         tuple(map(_text, content.get("stop", ()))),
         verbosity=lengths_from_json(content.get("verbosity"), names),
+        rewards=tuple(map(_reward_record, content.get("rewards", ()))),
     )
+
+
+def _reward_record(content: Mapping[str, Any]) -> RewardRecord:
+    _check("rewards: kind", content["kind"], ("model", "function", "trained"))
+    if content.get("input") is not None:
+        _check("rewards: input", content["input"], get_args(RewardInput))
+    scale = tuple((float(slope), float(offset)) for slope, offset in content.get("scale", ()))
+    heads = tuple(map(_text, content["heads"]))
+    if not all(map(math.isfinite, itertools.chain(*scale))) or len(scale) not in (0, len(heads)):
+        raise ValueError(f"rewards: scale {scale} of the heads {', '.join(heads)}; a finite pair each is needed")
+    folder = None if content.get("folder") is None else _text(content["folder"])
+    source = _text(content.get("function") or content.get("model") or "")
+    return RewardRecord(_text(content["name"]), content["kind"], source, content.get("input"), heads, scale, folder)
 
 
 def _front_point(content: Mapping[str, Any], names: Sequence[str]) -> FrontPoint:

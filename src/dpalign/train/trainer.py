@@ -38,6 +38,10 @@ from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
 
 OPTIMIZERS: Final = {"adamw": "adamw_torch_fused", "rmsprop": "rmsprop"}
 """The recipe's names of optimizers, in transformers' names."""
+CHECKPOINTING: Final = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
+"""The name of the switch that trades time for memory; transformers 5.23 changed it."""
 CURVE_POINTS: Final = 200
 """A loss curve has at most this many points."""
 Curve = dict[str, list[float]]
@@ -131,13 +135,17 @@ def training_dtype(dtype: str, lora_rank: int) -> str:
     return dtype if lora_rank else "float32"
 
 
-def load_model(auto: Any, context: RunContext, **more: Any) -> PreTrainedModel:
-    """The model to train, by one of transformers' Auto classes."""
+def load_model(auto: Any, context: RunContext, frozen: bool = False, **more: Any) -> PreTrainedModel:
+    """The model to train, by one of transformers' Auto classes.
+
+    Args:
+        frozen: it is read and not trained, so that its weights may have any type.
+    """
     quiet()
     with Progress(f"{context.name}: loading {context.start}"):
         model: PreTrainedModel = auto.from_pretrained(
             context.start,
-            dtype=training_dtype(context.dtype, context.training.lora_rank),
+            dtype=context.dtype if frozen else training_dtype(context.dtype, context.training.lora_rank),
             use_safetensors=True,
             trust_remote_code=context.trust_remote_code,
             **more,
@@ -194,7 +202,7 @@ def arguments(context: RunContext) -> dict[str, Any]:
         "logging_steps": 1,
         "use_cpu": not on_gpu,
         "bf16": bf16,
-        "activation_checkpointing": on_gpu,
+        CHECKPOINTING: on_gpu,
         "dataloader_pin_memory": on_gpu,
     }
 
@@ -322,14 +330,37 @@ class RowsByLength(Sampler[int]):
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         epoch = int(self.trainer.state.epoch or 0)
         seed = int(rng_for(args.data_seed, "order of rows", epoch).integers(2**62))
-        yield from get_length_grouped_indices(self.lengths, batch, generator=torch.Generator().manual_seed(seed))
+        yield from self.order(batch, torch.Generator().manual_seed(seed))
+
+    def order(self, batch: int, generator: torch.Generator) -> Iterator[int]:
+        """Every row once, by its number.
+
+        Args:
+            batch: rows of an update.
+        """
+        yield from get_length_grouped_indices(self.lengths, batch, generator=generator)
+
+
+class FairBatches(RowsByLength):
+    """Each update's rows are a random sample; within an update, rows of like length share a forward.
+
+    `RowsByLength` sorts fifty updates at a time, from long rows to short ones. A reward model must not learn in that
+    order: the mean label of an update would follow its length, which is what the verbosity head must not mistake.
+    """
+
+    def order(self, batch: int, generator: torch.Generator) -> Iterator[int]:
+        shuffled: list[int] = torch.randperm(len(self), generator=generator).tolist()
+        for start in range(0, len(shuffled), batch):
+            yield from sorted(shuffled[start : start + batch], key=lambda i: self.lengths[i], reverse=True)
 
 
 class ByLength(Trainer):
-    """A mix-in: the trainer reads its rows in the order of `RowsByLength`."""
+    """A mix-in: the trainer reads its rows in the order of its sampler."""
+
+    sampler: type[RowsByLength] = RowsByLength
 
     def _get_train_sampler(self, _: datasets.Dataset | None = None) -> Sampler[int]:
-        return RowsByLength(self, self.row_lengths())
+        return self.sampler(self, self.row_lengths())
 
     def row_lengths(self) -> list[int]:
         return [len(ids) for ids in self.train_dataset["input_ids"]]

@@ -98,6 +98,6 @@ def true_rewards(task: Task, answer: str) -> tuple[float, ...]:
 
 
 def score(prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float32]:
-    """The true rewards of answers, as a scorer: `python:dpalign.world.truth:score`."""
+    """The true rewards of answers, as a reward function: `dpalign.world.truth:score`."""
     rows = [true_rewards(read_prompt(p), a) for p, a in zip(prompts, responses, strict=True)]
     return np.array(rows, dtype=np.float32).reshape(len(rows), len(HEADS))

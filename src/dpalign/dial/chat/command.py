@@ -8,7 +8,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
+
+from dpalign.paper.prompts import RewardInput
 
 if TYPE_CHECKING:
     from dpalign.dial.chat.session import Session
@@ -35,12 +37,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--objectives", metavar="NAMES", help=text)
     text = "-30, 'helpfulness=0.8 verbosity=-0.6', or none for the plain model (default: the first objective alone)"
     add("--dial", metavar="DIRECTION", help=text)
-    text = "a reward folder, to show what each answer earns (default: the one inside MODEL, if any; quiet in a pipe)"
-    add("--reward", metavar="DIR", help=text)
+    text = "a reward folder or module:function, to show what each answer earns; of several rewards NAME=SOURCE, "
+    text += "once each (default: those inside MODEL, if any; quiet in a pipe)"
+    add("--reward", metavar="SOURCE", action="append", default=[], help=text)
     text = "draw so many answers around the direction, and take the one that the reward model rates best at it"
     add("--best", metavar="N", help=text)
-    text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
-    add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
+    text = "how the reward model reads a chat: chat, dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
+    add("--reward-template", choices=get_args(RewardInput), help=text)
     add("--system", metavar="TEXT", help="the system message before the chat")
     text = "0 takes the likeliest word each time (default: %(default)s, as in section 3.2)"
     add("--temperature", type=float, default=0.7, metavar="T", help=text)

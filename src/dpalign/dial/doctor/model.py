@@ -5,7 +5,7 @@ the package `tokenizers` is installed.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,10 @@ from dpalign.dial.doctor import Finding, Level
 from dpalign.dial.export.source import find_model
 from dpalign.engines.templates import find_own_chat, render
 from dpalign.page.words import listed, size
+from dpalign.paper.objectives import own_name
+from dpalign.rewards.golden import FILE as GOLDEN_SCORES
+from dpalign.rewards.golden import read_model_golden
+from dpalign.rewards.knobs import numbered
 from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
@@ -35,10 +39,12 @@ from dpalign.runs.modelfolder import (
     walk,
     weights_files,
 )
-from dpalign.train.contract import FILE, Contract, read_contract
+from dpalign.train.contract import FILE, Contract, RewardRecord, read_contract
 
 DIRECTIONS: Final = 19
 """At which the template is compared with our own Python."""
+LARGE: Final = 4e9
+"""Bytes of weights that are not run without a GPU."""
 SCORE: Final = "score.weight"
 """A classifier's head, of shape (labels, width)."""
 FETCH: Final = "export the model again, or fetch it again"
@@ -154,7 +160,8 @@ def _tokens(folder: Folder) -> str:
     elif tokens.pad == tokens.eos:
         consequence = "the score is read at the last token that is no pad" if reward else "fine to ask, not to train"
         pad = f"pad_token is the eos_token: {consequence}"
-    if wrong or (pad and reward):
+    measured = (folder.path / GOLDEN_SCORES).is_file()  # golden scores show what it reads all the same
+    if wrong or (pad and reward and not measured):
         raise Fault("; ".join(filter(None, [*wrong, pad])), "repair tokenizer_config.json and config.json")
     if pad:
         raise Fault(f"an answer ends with {tokens.eos!r}; {pad}", level="note")
@@ -185,7 +192,10 @@ def _policy(folder: Folder) -> Iterator[Finding]:
     yield Finding("ok", "dial", _dial(contract))
     yield from _checked(folder, template=prompts.check, golden=prompts.check_golden, tokenizer=_turn_end, files=_files)
     if contract.reward is not None:
-        yield from _reward_beside(folder, contract, contract.reward)
+        yield from _reward_beside(folder, contract.reward, heads_read(contract))
+    for record in contract.rewards:
+        if record.folder is not None:
+            yield from _reward_beside(folder, record.folder, heads_read(contract, record))
 
 
 def _sampling(folder: Folder) -> str:
@@ -234,7 +244,7 @@ class Prompts:
         form = self.form(folder)
         directions = [None, *golden.shown_directions(dial, DIRECTIONS)]
         for chat, v in product(golden.chats(dial.chat), directions):
-            options = {} if v is None else {"preference": v.weights}
+            options: dict[str, Any] = {} if v is None else {"preference": v.weights}
             written = render(self.template, chat, **options, **form.tokens)
             meant = golden.expected(dial, chat, v, form)
             if written != meant:
@@ -300,7 +310,51 @@ def _files(folder: Folder) -> str:
 
 
 def _reward_model(folder: Folder) -> Iterator[Finding]:
-    yield from _checked(folder, weights=_weights, pickles=_pickles, tokens=_tokens, labels=_labels)
+    yield from _checked(
+        folder, weights=_weights, pickles=_pickles, tokens=_tokens, labels=_labels,
+        template=_reward_template, scores=_scores,
+    )  # fmt: skip
+
+
+def _reward_template(folder: Folder) -> str:
+    """The template must write what the model read when its golden scores were measured."""
+    measured, template = read_model_golden(folder.path), template_of(folder.path)
+    if measured is None or measured.template is None:  # a model's own template is tried with its scores
+        return ""
+    bos = special_tokens(folder.path).bos
+    for one in measured.scores:
+        written = render(template or "", one.messages, False, bos_token=bos or "")
+        if written != one.text:
+            text = f"{TEMPLATE} writes {_short(written)}, where the model was scored on {_short(one.text)}"
+            raise Fault(text, "dpa export RUN --reward writes it anew")
+    return f"its chat template writes the input of {len(measured.scores)} golden scores"
+
+
+def _scores(folder: Folder) -> str:
+    """The golden scores, measured again as a user would ask: through the folder's own chat template."""
+    measured = read_model_golden(folder.path)
+    if measured is None:
+        return ""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        raise Fault("golden scores not measured again: it needs torch and transformers", level="note")
+    import torch
+
+    weights = check_weights(folder.path)
+    if weights.bytes > LARGE and not torch.cuda.is_available():
+        raise Fault(f"golden scores not measured again: {size(weights.bytes)} without a GPU", level="note")
+    from dpalign.rewards.score import ModelScorer
+
+    heads = list(measured.scores[0].scores)
+    scorer = ModelScorer(str(folder.path), heads, template="chat", batch_tokens=4096, dtype=measured.dtype)
+    found_NH = scorer.score([(one.messages[:-1], one.messages[-1]["content"]) for one in measured.scores])
+    share = 1e-3 if measured.dtype == "float32" else 0.03  # bfloat16 differs from machine to machine
+    for h, head in enumerate(heads):
+        highest = max(abs(one.scores[head]) for one in measured.scores)
+        for one, found in zip(measured.scores, found_NH[:, h].tolist(), strict=True):
+            if abs(found - one.scores[head]) > share * highest + 1e-4:
+                text = f"{head} of {_short(one.messages[-1]['content'])} is {found:.4g}, golden {one.scores[head]:.4g}"
+                raise Fault(text, FETCH)
+    return f"{len(measured.scores)} golden scores measured again"
 
 
 def _labels(folder: Folder) -> str:
@@ -321,8 +375,16 @@ def _labels(folder: Folder) -> str:
     return f"{len(names)}: {', '.join(names)}"
 
 
-def _reward_beside(folder: Folder, contract: Contract, name: str) -> Iterator[Finding]:
-    """The reward model inside an export: sound, and with the heads that the objectives read."""
+def heads_read(contract: Contract, record: RewardRecord | None = None) -> list[str]:
+    """The heads that objectives read of a reward, by its own names; of the only one without a record."""
+    read = dict.fromkeys(head for heads in contract.objectives.values() for head in heads)
+    if record is None:
+        return list(read)
+    return [own_name(head) for head in read if head.partition("/")[0] == record.name]
+
+
+def _reward_beside(folder: Folder, name: str, read: Sequence[str]) -> Iterator[Finding]:
+    """A reward model inside an export: sound, and with the heads that the objectives read."""
     path, cure = folder.path / name, "dpa export RUN --reward"
     if not (path / CONFIG).is_file():
         yield Finding("bad", "reward", f"{FILE} names {name}/, which is not there", cure)
@@ -331,11 +393,12 @@ def _reward_beside(folder: Folder, contract: Contract, name: str) -> Iterator[Fi
     faults = [finding for finding in _reward_model(Folder(path, config)) if finding.level != "ok"]
     yield from (Finding(one.level, f"reward: {one.check}", one.text, one.cure) for one in faults)
     heads = label_names(config)
-    lacking = [head for read in contract.objectives.values() for head in read if head not in heads]
+    lacking = [] if numbered(heads) else [head for head in read if head not in heads]
     if lacking:
         yield Finding("bad", "reward", f"has no head {listed(lacking)}, which the objectives read", cure)
     elif all(one.level != "bad" for one in faults):
-        yield Finding("ok", "reward", f"a sound reward model of {len(heads)} heads lies beside it")
+        golden_scores = "" if read_model_golden(path) is None else ", as its golden scores say"
+        yield Finding("ok", "reward", f"a sound reward model of {max(1, len(heads))} heads in {name}/{golden_scores}")
 
 
 def _short(text: str) -> str:

@@ -16,10 +16,12 @@ from dpalign.dial.export.card_figures import figures
 from dpalign.dial.export.source import Card, Source, hub_name
 from dpalign.dial.golden import Golden, shown_directions
 from dpalign.page.words import whole
-from dpalign.paper.direction import Preference
+from dpalign.paper.direction import Preference, ends_in_words
 from dpalign.recipe import Recipe
+from dpalign.rewards.golden import read_model_golden
 from dpalign.runs.modelfolder import check_weights
 from dpalign.runs.tables import changes
+from dpalign.train.contract import Contract
 
 _LOCAL: Final = re.compile(r'(?<=")[~./][^"]*/')
 """A folder of somebody's machine inside a written value: no business of the card's readers."""
@@ -50,6 +52,9 @@ def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden
         "angle": round(example.angle) if len(example.v) == 2 else None,
         "trained": dial.trained,
         "lengths": dial.lengths,
+        "ends": [] if contract.population is None else ends_in_words(contract.population, contract.names),
+        "rewards": _rewards(contract),
+        "scored": _scored(folder, contract),
         "parameters": whole(weights.parameters),
         "types": weights.types,
         "changes": [] if recipe is None else changed_knobs(recipe),
@@ -61,6 +66,39 @@ def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden
     }
     text: str = _template().render(facts)
     return re.sub(r"\n{3,}", "\n\n", text.rstrip()) + "\n"
+
+
+def _rewards(contract: Contract) -> list[tuple[str, ...]]:
+    """Name, what scores, what it reads, and how raw rewards become points; of a model without a name nothing."""
+    rows: list[tuple[str, ...]] = []
+    for record in contract.rewards:
+        source = record.source or "trained with this policy"
+        reads = "prompt and answer" if record.input is None else f"`{record.input}`"
+        maps = [f"{head}: {_map(scale)}" for head, scale in zip(record.heads, record.scale, strict=False)]
+        rows.append((record.name, f"{record.kind}: {source}", reads, "; ".join(maps)))
+    return rows
+
+
+def _map(scale: tuple[float, float]) -> str:
+    slope, offset = scale
+    return "as it is" if scale == (1.0, 0.0) else f"{slope:.4g} r {'-' if offset < 0 else '+'} {abs(offset):.4g}"
+
+
+def _scored(folder: Path, contract: Contract) -> dict[str, Any] | None:
+    """What the card's scoring snippet needs: the first reward model in the folder, and a golden score of it."""
+    records = [record for record in contract.rewards if record.folder]
+    place = records[0].folder if records else contract.reward
+    measured = None if place is None else read_model_golden(folder / place)
+    if measured is None:
+        return None
+    one = measured.scores[0]
+    scales = records[0].scale if records else ()
+    return {
+        "place": place,
+        "messages": one.messages,
+        "scores": {head: f"{score:.5g}" for head, score in one.scores.items()},
+        "scales": [list(scale) for scale in scales] if any(scale != (1.0, 0.0) for scale in scales) else [],
+    }
 
 
 def _example(dial: Dial) -> Preference:

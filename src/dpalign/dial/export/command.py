@@ -5,7 +5,7 @@ OUT/chat_template.jinja                           takes `preference`, and over t
 OUT/generation_config.json                        samples as the policy was evaluated, without a hidden top-k
 OUT/dpa.json, golden_prompts.json                 the contract, and what the model must read
 OUT/README.md, front.png                          the model card
-OUT/reward/                                       the reward model, where it is asked for
+OUT/reward/ or OUT/reward/NAME/                   the reward models, where they are asked for, with golden scores
 """
 
 import argparse
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import get_args
 
 from dpalign.chat import ChatStyle
-from dpalign.dial.export.source import FORMS, Card, find_source, hub_name, weights_folder
+from dpalign.dial.export.source import FORMS, Card, Source, find_source, hub_name, weights_folder
+from dpalign.dial.rewards import OWN_MODULE
 from dpalign.paper.direction import Arc
-from dpalign.paper.prompts import PreferenceTemplate, RewardTemplate
+from dpalign.paper.prompts import PreferenceTemplate, RewardInput
+from dpalign.rewards.golden import ONLY
 from dpalign.runs.modelfolder import CONFIG, label_names, read_object
 from dpalign.train.contract import Contract
 
@@ -41,7 +43,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     text = "with --template: the objectives, in that line's order; with the heads that they read, to be scored"
     add("--objectives", nargs="+", metavar="NAME[=HEAD,...]", help=text)
     text = "with --template: how a reward model of those heads reads a chat"
-    add("--reward-template", choices=get_args(RewardTemplate), help=text)
+    add("--reward-template", choices=get_args(RewardInput), help=text)
     text = "with --template: degrees of the trained range (two objectives)"
     add("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=text)
     text = "with --template: how turns are set out; model: by its own chat template (default: world-v1, or zephyr)"
@@ -57,10 +59,15 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
     from dpalign.dial.export.folder import export
 
     source = find_source(given.source, given.iteration, given.form, _told(given))
+    records = source.contract.rewards
     if given.reward_model is not None:
-        source = replace(source, reward=weights_folder(given.reward_model))
-    elif given.reward and source.reward is None:
-        raise ValueError(f"--reward: no finished reward model with {given.source}; name one with --reward-model DIR")
+        if len(records) > 1:
+            named = ", ".join(record.name for record in records)
+            raise ValueError(f"--reward-model: this policy has the rewards {named}; --reward takes those of its run")
+        name = records[0].name if records else ONLY
+        source = replace(source, rewards={name: weights_folder(given.reward_model)}, golden_scores={})
+    elif given.reward:
+        source = replace(source, notes=(*source.notes, *require_rewards(source, given.source)))
     mute = [name for name, heads in source.contract.objectives.items() if not heads]
     if mute and (given.reward or given.reward_model is not None):
         raise ValueError(f"nobody said which reward heads {mute[0]!r} reads; give --objectives {mute[0]}=HEAD,...")
@@ -70,6 +77,28 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
     left_out = export(source, given.out, card, with_reward=given.reward or given.reward_model is not None)
     said = [str(given.out), *(f"note: {note}" for note in source.notes)]
     return "\n".join(said + ([f"note: left behind: {', '.join(left_out)}"] if left_out else []))
+
+
+def require_rewards(source: Source, place: Path) -> list[str]:
+    """What to tell of rewards that no folder can hold.
+
+    Raises:
+        ValueError: a reward model is not there.
+    """
+    records = source.contract.rewards
+    if not records and not source.rewards:
+        raise ValueError(f"--reward: no finished reward model with {place}; name one with --reward-model DIR")
+    notes = []
+    for record in records:
+        if record.kind != "function" and record.name not in source.rewards:
+            fetch = f"hf download {record.source}" if record.kind == "model" else "let the run's reward stage finish"
+            raise ValueError(f"--reward: reward {record.name!r} ({record.source or 'trained'}) is not here: {fetch}")
+        if record.kind == "function" and not record.source.startswith(OWN_MODULE):
+            notes.append(
+                f"reward {record.name!r} is the Python function {record.source}, which no folder holds; where Python "
+                f"can import it, serve with --reward {record.name}={record.source}"
+            )
+    return notes
 
 
 def _told(given: argparse.Namespace) -> Contract | None:

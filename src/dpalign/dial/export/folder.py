@@ -15,9 +15,12 @@ from dpalign.chat import chat_template
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import PICTURE, front_of, picture_of
-from dpalign.dial.export.source import Card, Source
+from dpalign.dial.export.source import Card, Source, hub_name
 from dpalign.dial.export.verbosity import lengths_of
 from dpalign.engines.templates import find_own_chat, render
+from dpalign.paper.prompts import RewardInput
+from dpalign.rewards.golden import ONLY, GoldenModel, write_model_golden
+from dpalign.rewards.inputs import reward_chat_template
 from dpalign.runs.ledger import into_place, partial_of, write_json, write_text
 from dpalign.runs.modelfolder import (
     CONFIG,
@@ -37,7 +40,7 @@ from dpalign.runs.modelfolder import (
     walk,
     weights_files,
 )
-from dpalign.train.contract import FILE
+from dpalign.train.contract import FILE, Contract, RewardRecord
 
 CARD: Final = "README.md"
 REWARD: Final = "reward"
@@ -65,12 +68,17 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
     partial.mkdir(parents=True)
     try:
         form = _copy_policy(source, partial)
-        contract = replace(source.contract, eos=form.tokens["eos_token"], front=front_of(source))
-        contract = replace(contract, place=form.own and form.own.place, stop=tuple(_ends(source, form)))
-        contract = replace(contract, verbosity=lengths_of(source))
-        if with_reward and source.reward is not None:
-            _copy_reward(source.reward, partial / REWARD)
-            contract = replace(contract, reward=REWARD)
+        contract = replace(
+            source.contract,
+            eos=form.tokens["eos_token"],
+            front=front_of(source),
+            place=None if form.own is None else form.own.place,
+            stop=tuple(_ends(source, form)),
+            verbosity=lengths_of(source),
+        )
+        if with_reward:
+            contract = _copy_rewards(source, contract, partial)
+        contract = replace(contract, rewards=tuple(map(_published, contract.rewards)))
         prompts = golden.golden_prompts(Dial.of(contract), form)
         golden.write_golden(partial, prompts)
         _check(partial, prompts, form)
@@ -194,13 +202,56 @@ def _generation(
     }
 
 
-def _copy_reward(model: Path, out: Path) -> None:
-    labels = len(read_object(model / CONFIG).get("id2label") or {})
-    if not labels:
+def _copy_rewards(source: Source, contract: Contract, out: Path) -> Contract:
+    """The reward models beside the policy: one in `reward`, several in `reward/NAME`; the contract that says so."""
+    several = len(source.rewards) > 1
+    folders = {name: f"{REWARD}/{name}" if several else REWARD for name in source.rewards}
+    records = {record.name: record for record in contract.rewards}
+    for name, model in source.rewards.items():
+        form = records[name].input if name in records else contract.reward_template
+        _copy_reward(model, out / folders[name], form, source.golden_scores.get(name))
+    if not records:
+        return replace(contract, reward=folders.get(ONLY))
+    told = (replace(record, folder=folders.get(name)) for name, record in records.items())
+    return replace(contract, rewards=tuple(told))
+
+
+def _published(record: RewardRecord) -> RewardRecord:
+    """The record without a folder of this machine."""
+    own = record.kind == "model" and hub_name(record.source) is None
+    return replace(record, source=Path(record.source).name) if own else record
+
+
+def _copy_reward(model: Path, out: Path, form: RewardInput | None, scores: GoldenModel | None) -> None:
+    """A reward model whose chat template writes what it reads, with golden scores where its run measured some."""
+    config = read_object(model / CONFIG)
+    if not config.get("id2label") and not config.get("num_labels"):
         raise ValueError(f"{model / CONFIG}: no labels; a reward model is a classifier with a label a head")
     check_weights(model)
-    out.mkdir()
+    out.mkdir(parents=True)
     _copy(model, out, TEMPLATE)
+    config.pop("auto_map", None)  # it names code that is not brought along
+    write_json(out / CONFIG, config | {"problem_type": "regression"})  # or servers squeeze the scores
+    if form is not None and form != "chat":
+        written = scores.template if scores is not None else None
+        write_text(out / TEMPLATE, written or reward_chat_template(form, _opening(model)))
+        if (out / TOKENIZER_SETTINGS).is_file():
+            settings = read_object(out / TOKENIZER_SETTINGS)
+            settings.pop("chat_template", None)
+            write_json(out / TOKENIZER_SETTINGS, settings)
+    if scores is not None:
+        write_model_golden(out, scores)
+
+
+def _opening(model: Path) -> str:
+    """What the template writes first: the start of text, where the tokenizer adds it to any text by itself."""
+    if not (model / TOKENIZER).is_file():
+        return ""
+    tokenizer = read_object(model / TOKENIZER)
+    after = tokenizer.get("post_processor") or {}
+    processors = after.get("processors") or [after]
+    single: list[Any] = next((one["single"] for one in processors if one.get("type") == "TemplateProcessing"), [])
+    return "{{- bos_token -}}\n" if single and "SpecialToken" in single[0] else ""
 
 
 def _copy(model: Path, out: Path, *more: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,10 +13,13 @@ from pydantic import ValidationError
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.recipe import Recipe, load
+from dpalign.rewards.golden import ONLY, GoldenModel, read_golden
+from dpalign.rewards.scale import FILE as SCALES
+from dpalign.rewards.scale import read_scales
 from dpalign.rows import CANDIDATES, HEADS, read_rows
 from dpalign.runs.ledger import LEDGER, read_ledger
 from dpalign.runs.modelfolder import CONFIG
-from dpalign.train.contract import FILE, Contract, read_contract
+from dpalign.train.contract import FILE, Contract, RewardRecord, read_contract
 
 if TYPE_CHECKING:
     from dpalign.measure.summary import Summary
@@ -58,8 +61,10 @@ class Source:
     """The run's report, if it evaluated this very policy."""
     data: Sequence[Mapping[str, Any]] = ()
     """What the run read of each data file, and what it kept."""
-    reward: Path | None = None
-    """The folder with the weights of the run's reward model."""
+    rewards: Mapping[str, Path] = field(default_factory=dict)
+    """The folders with the weights of the run's reward models, by name."""
+    golden_scores: Mapping[str, GoldenModel] = field(default_factory=dict)
+    """What these gave some answers, by name."""
     examples: Sequence[Example] = ()
     evaluation: Path | None = None
     """The run's finished evaluation of this very policy."""
@@ -197,18 +202,61 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
     examples: tuple[Example, ...] = ()
     if recipe.data.world and evaluation is not None:  # other prompts are somebody's data, and not ours to publish
         examples = _examples(evaluation, contract.names)
-    files, reward = run / "data" / "reports.json", _model_in(run / "reward")[0]
+    files = run / "data" / "reports.json"
     summary, note = _summary_of(run, stage)
     return replace(
         source,
+        contract=replace(contract, rewards=tuple(_with_scale(run, contract))),
         recipe=recipe,
         summary=summary,
         data=json.loads(files.read_text(encoding="utf-8")) if files.is_file() else (),
-        reward=reward if (run / "reward" / LEDGER).is_file() and (reward / CONFIG).is_file() else None,
+        rewards=_reward_folders(run, contract),
+        golden_scores=read_golden(run / "reward"),
         examples=examples,
         evaluation=evaluation,
         notes=(note,) if note else (),
     )
+
+
+def _reward_folders(run: Path, contract: Contract) -> dict[str, Path]:
+    """The reward models of a run: the one that it trained, and those that its recipe names."""
+    own = run / "reward" / "model"
+    trained = own if (run / "reward" / LEDGER).is_file() and (own / CONFIG).is_file() else None
+    if not contract.rewards:
+        return {} if trained is None else {ONLY: trained}
+    folders = {}
+    for record in contract.rewards:
+        folder = trained if record.kind == "trained" else _given_folder(record)
+        if folder is not None:
+            folders[record.name] = folder
+    return folders
+
+
+def _given_folder(record: RewardRecord) -> Path | None:
+    """Where a given reward model lies: in a folder, or in the hub's cache."""
+    if record.kind != "model":
+        return None
+    if Path(record.source).is_dir():
+        return weights_folder(Path(record.source))
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ModuleNotFoundError:
+        return None
+    try:
+        return Path(snapshot_download(record.source, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
+def _with_scale(run: Path, contract: Contract) -> Iterator[RewardRecord]:
+    """The records of the rewards; what the policy's own lacks, the run's annotation has."""
+    for record in contract.rewards:
+        if not record.scale and (run / "annotate" / SCALES).is_file():
+            heads = [f"{record.name}/{head}" for head in record.heads]
+            yield replace(record, scale=tuple(read_scales(run / "annotate", heads)))
+        else:
+            yield record
 
 
 def _examples(evaluation: Path, names: Sequence[str]) -> tuple[Example, ...]:

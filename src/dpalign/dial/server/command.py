@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 from pydantic import ValidationError
 
 from dpalign.dial.server.engine import Limits, engine_of
 from dpalign.engines.knobs import Engines
+from dpalign.paper.prompts import RewardInput
 from dpalign.runs.environment import settle_threads
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
     text = "an export, a finished policy's folder, or a run's folder (its last policy)"
     add("model", type=Path, metavar="MODEL", help=text)
     add("--name", metavar="NAME", help="the model's name for clients (default: the folder's)")
-    text = "a reward folder, for /v1/rewards and best_of (default: the one inside MODEL, if any)"
-    add("--reward", metavar="DIR", help=text)
-    text = "how the reward model reads a chat: dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
-    add("--reward-template", choices=("dpa-v1", "world-v1"), help=text)
+    text = "a reward folder or module:function, for /v1/rewards and best_of; of several rewards NAME=SOURCE, "
+    text += "once each (default: those inside MODEL, if any)"
+    add("--reward", metavar="SOURCE", action="append", default=[], help=text)
+    text = "how the reward model reads a chat: chat, dpa-v1 or world-v1 (default: what MODEL's dpa.json says)"
+    add("--reward-template", choices=get_args(RewardInput), help=text)
     add("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s, this machine alone)")
     add("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
     text = f"a file with the key that clients must give (default: the environment variable {KEY}; without either, none)"

@@ -15,21 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpalign.paper.objectives import Objective, head_indices, read_objectives
-from dpalign.paper.prompts import RewardTemplate, render_reward_input, reward_input_frame
+from dpalign.paper.prompts import require_dialogue
 from dpalign.rows import Message
 
 if TYPE_CHECKING:
     from dpalign.dial.best_of import BestOf
     from dpalign.dial.server.text import Prompts
+    from dpalign.rewards.score import Scorer
     from dpalign.train.contract import Contract
 
 Array = NDArray[np.float64]
 
 Finish = Literal["stop", "length"]
 """Why an answer ended, in OpenAI's words. "stop": end of text or a stop string. "length": max_tokens."""
-
-REWARD_BATCH_TOKENS = 8192
-"""Tokens per forward pass of the reward model, padding included."""
 
 
 @dataclass(frozen=True)
@@ -161,52 +159,39 @@ class ChatTooLong(ValueError):
 
 
 class Rewards:
-    """A reward model that reads the objectives of a policy's contract; one batch at a time, in its own thread.
-
-    Args:
-        source: a reward folder, a hub name or python:module:function.
+    """Reads the objectives of a policy's contract off a scorer; one batch at a time, in its own thread.
 
     Raises:
         ValueError: an objective reads a head that the scorer lacks, or the contract names no heads.
     """
 
-    def __init__(self, source: str, contract: "Contract", template: RewardTemplate, dtype: str = "float32") -> None:
-        from dpalign.rewards.score import FunctionScorer, ModelScorer
-
-        self.template = template
+    def __init__(self, scorer: "Scorer", contract: "Contract") -> None:
         unnamed = [name for name, heads in contract.objectives.items() if not heads]
         if unnamed:
             raise ValueError(f"dpa.json does not say which reward heads {unnamed[0]!r} reads; no --reward can score it")
         self.objectives = [Objective(name, heads) for name, heads in contract.objectives.items()]
-        self.scorer = (
-            FunctionScorer(source, contract.heads)
-            if source.startswith("python:")
-            else ModelScorer(source, contract.heads, template=template, batch_tokens=REWARD_BATCH_TOKENS, dtype=dtype)
-        )
+        self.scorer = scorer
         for objective in self.objectives:
-            head_indices(objective, self.scorer.heads)
+            head_indices(objective, scorer.heads)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
 
     async def score(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
-        """What each answer to a chat earns: reward_NK, 0-100.
+        """What each answer to a chat earns: reward_NK, in points.
 
         Raises:
-            ChatTooLong: the reward model cannot read one of them.
+            ChatTooLong: a reward model cannot read one of them.
             ValueError: the chat does not alternate between user and assistant.
         """
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._score, messages, answers)
 
     def _score(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
-        from dpalign.rewards.score import ModelScorer
+        from dpalign.rewards.score import TooLong
 
-        reward_input_frame(messages, self.template)
-        if isinstance(self.scorer, ModelScorer):
-            longest = max((render_reward_input(messages, answer, self.template) for answer in answers), key=len)
-            tokens = len(self.scorer.tokenizer(longest)["input_ids"])
-            context = getattr(self.scorer.model.config, "max_position_embeddings", None)
-            if context and tokens > context:
-                raise ChatTooLong(f"the chat with its answer is {tokens} tokens long for the reward model's {context}")
-        reward_NH = self.scorer.score([(messages, answer) for answer in answers])
+        require_dialogue(messages)
+        try:
+            reward_NH = self.scorer.score([(messages, answer) for answer in answers])
+        except TooLong as error:
+            raise ChatTooLong(str(error)) from None
         return read_objectives(reward_NH, self.scorer.heads, self.objectives)
 
     def named(self, reward_K: Sequence[float]) -> dict[str, float]:

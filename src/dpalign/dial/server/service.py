@@ -18,8 +18,9 @@ from typing import Any, Literal
 from dpalign.dial.best_of import SPREAD, draw_best
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import front_of
-from dpalign.dial.export.source import find_model, find_source, weights_folder
+from dpalign.dial.export.source import find_model, find_source
 from dpalign.dial.export.verbosity import lengths_of
+from dpalign.dial.rewards import open_scorer
 from dpalign.dial.server.engine import (
     Array,
     ChatTooLong,
@@ -34,7 +35,7 @@ from dpalign.dial.server.engine import (
 from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply, TemplateArguments
 from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
-from dpalign.paper.prompts import RewardTemplate
+from dpalign.paper.prompts import RewardInput
 from dpalign.rows import Message
 from dpalign.train.contract import FILE, Contract, read_contract
 
@@ -261,8 +262,8 @@ def open_service(
     dtype: str = "auto",
     engines: Engines | None = None,
     max_model_len: int | None = None,
-    reward: str | Literal[False] | None = None,
-    reward_template: RewardTemplate | None = None,
+    reward: Sequence[str] | Literal[False] = (),
+    reward_template: RewardInput | None = None,
     temperature: float = 0.7,
 ) -> Service:
     """The model at a path, loaded: an export, a policy's folder or a run's, or one that takes no directions.
@@ -270,7 +271,7 @@ def open_service(
     Args:
         name: for clients; None takes the folder's.
         rows: answers decoded side by side.
-        reward: a reward folder; None takes the one inside the model's, if any; False takes none.
+        reward: see `dial.rewards.open_scorer`; without any, those inside the model's folder; False takes none.
         engine, dtype, engines, max_model_len: see `open_generator`.
 
     Raises:
@@ -332,27 +333,17 @@ def open_rewards(
     model: Path,
     contract: Contract,
     *,
-    reward: str | None = None,
-    template: RewardTemplate | None = None,
+    reward: Sequence[str] = (),
+    template: RewardInput | None = None,
     dtype: str = "auto",
 ) -> Rewards | None:
-    """The reward model of a user's choice, or the one inside an export; None without either.
-
-    Args:
-        reward: a reward folder, a hub name or python:module:function.
-        template: how the reward model reads a chat; None takes the contract's word.
+    """The rewards of a user's choice, or those of an export; None without either. See `dial.rewards`.
 
     Raises:
-        ValueError: it cannot be read, or nothing says how it reads a chat.
+        ValueError: one cannot be opened, or an objective reads a head that they lack.
     """
-    inside = model / contract.reward if contract.reward else None
-    source = reward or (str(inside) if inside is not None and inside.is_dir() else None)
-    if source is None:
-        return None
-    template = template or contract.reward_template
-    if template is None:
-        raise ValueError(f"{model}: does not say how its reward model reads a chat; give --reward-template")
-    return Rewards(str(weights_folder(Path(source))), contract, template, dtype)
+    scorer = open_scorer(model, contract, reward, template=template, dtype=dtype)
+    return None if scorer is None else Rewards(scorer, contract)
 
 
 def unknown_model(name: str, known: str, param: str | None = None) -> ApiError:

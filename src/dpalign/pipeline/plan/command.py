@@ -15,6 +15,7 @@ from dpalign.pipeline.plan.hardware import GIB, GPUS, Need
 from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.recipe import load
 from dpalign.stages.cost import Load, Sizes
+from dpalign.stages.preference import asked_in_words
 
 NUMBER: Final = re.compile(r"[\d.,e+-]*( [kMGT])?|\?")
 
@@ -126,6 +127,7 @@ def head(plan: Plan) -> str:
         f"{sizes.prompt:.0f} tokens, an answer of {sizes.answer:.0f}, a chat of {sizes.chat:.0f} (--assume); prompts "
         f"{_reading(plan)} (--whole-prompts)",
     ]
+    lines.append(f"users ask for: {asked_in_words(plan.recipe)}")
     if plan.gpus:
         peaks = ", ".join(f"{gpu.name} {gpu.tflops:g}" for gpu in plan.gpus)
         lines.append(

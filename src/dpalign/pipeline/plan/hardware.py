@@ -14,7 +14,7 @@ from dpalign.engines.architecture import KNOWN, Architecture, read_architecture
 from dpalign.paper.direction import name_hint
 from dpalign.pipeline.steps import recipe_of
 from dpalign.recipe import Recipe
-from dpalign.stages.cost import Load, Sizes
+from dpalign.stages.cost import Load, Sizes, reward_models
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training
 
@@ -88,12 +88,13 @@ def architecture_of(recipe: Recipe) -> Architecture:
     source = recipe.model.source
     if (Path(source) / "config.json").is_file():
         return read_architecture(Path(source), recipe.model.base)
-    if source not in KNOWN:
+    known = source.removesuffix("-Instruct")  # which has its base model's shape
+    if known not in KNOWN:
         raise ValueError(
             f"model.base {source!r} is no folder with a config.json, and its shape is not known here "
             f"({name_hint(source, list(KNOWN))}); name a local folder of the model"
         )
-    return KNOWN[source]
+    return replace(KNOWN[known], name=source)
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,11 @@ def needs(recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Ste
     at_once = f"{settings.rows} answers at once of mean length; all at their longest: {full:.3g} GiB"
     needs = [
         Need("sampling", weights, cache, divides=True, note=at_once),
-        Need("scoring", weights, scoring, divides=True, note=f"{recipe.reward.score_tokens} tokens at once"),
     ]
+    if models := reward_models(recipe):
+        each = f", {models} models, each as large as the base model" if models > 1 else ""
+        note = f"{recipe.reward.score_tokens} tokens at once{each}"
+        needs.append(Need("scoring", models * weights, scoring, divides=True, note=note))
     stages = {step.stage.name: step.stage for step in steps}
     for kind in TRAININGS:
         trains = stages[kind].trains if kind in stages else None
@@ -158,7 +162,8 @@ def _reinforced(need: Need, recipe: Recipe, model: Architecture, sizes: Sizes) -
     reference = 0 if training.lora_rank or not recipe.rl.beta else WIDTHS["float32"] * model.parameters
     cache = model.cache(training.batch * (sizes.prompt + sizes.answer), width)
     note = f"{need.note}; {training.batch} answers drawn at once, models beside"
-    return replace(need, beside=float(need.beside + reference + model.parameters * width + cache), note=note)
+    rewards = reward_models(recipe) * model.parameters * width
+    return replace(need, beside=float(need.beside + reference + rewards + cache), note=note)
 
 
 def _trained(kind: str, training: Training, recipe: Recipe, model: Architecture) -> Need:

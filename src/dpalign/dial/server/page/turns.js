@@ -120,7 +120,7 @@ class Card {
 
 function bar(name) {
   const track = element("div", { className: "track" }, element("div", { className: "fill" }));
-  return element("div", { className: "reward", title: `${name}, 0 to 100, by the reward model` }, element("span", {}, name), track, element("output"));
+  return element("div", { className: "reward", title: `${name}, in points, by the reward model` }, element("span", {}, name), track, element("output"));
 }
 
 // --- filling a card ---

@@ -1,0 +1,178 @@
+"""Python functions as rewards: some to use as they are, and how one of your own is found and called.
+
+A reward function takes prompts and responses, two lists of text. It returns a number an answer; with several heads an
+array, a row an answer and a column a head. Name it in a recipe:
+
+    [rewards.length]
+    function = "dpalign.rewards.functions:words"
+
+Shapes: N answers, H heads.
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Function = Callable[[list[str], list[str]], Any]
+
+PROBE: Final = (("What is tea?", "Is the sky blue?"), ("A drink made of leaves.", "Yes.\n\n- It is **blue**."))
+"""What a function is tried on before any work: prompts, and an answer to each."""
+WORLD_PROBE: Final = (("explain tea and iron.", "name fox."), ("tea is hot. iron is hard.", "fox is red."))
+"""The same in the language of the embedded world."""
+
+
+# --- rewards to use as they are ---
+
+
+def words(prompts: list[str], responses: list[str]) -> list[float]:
+    """How many words an answer has."""
+    return [float(len(response.split())) for response in responses]
+
+
+def sentences(prompts: list[str], responses: list[str]) -> list[float]:
+    """How many sentences an answer has. A full stop, a question or exclamation mark or an empty line ends one."""
+    return [float(sum(1 for part in _SENTENCE_END.split(r) if _LETTER.search(part))) for r in responses]
+
+
+def markdown_share(prompts: list[str], responses: list[str]) -> list[float]:
+    """The share of an answer's lines that use markdown, 0 to 1: headings, lists, quotes, tables, code, bold text."""
+    return [_markdown_share(response) for response in responses]
+
+
+def reading_grade(prompts: list[str], responses: list[str]) -> list[float]:
+    """The school grade that can read an answer (Flesch-Kincaid); 0 for an answer without words.
+
+    Raises:
+        ValueError: the package textstat is not installed, or its dictionary of syllables is not there.
+    """
+    try:
+        import textstat  # type: ignore[import-not-found, unused-ignore]  # an extra
+
+        return [float(textstat.flesch_kincaid_grade(r)) if _LETTER.search(r) else 0.0 for r in responses]
+    except ModuleNotFoundError:
+        raise ValueError("reading_grade needs textstat, which is not installed: pip install textstat") from None
+    except LookupError:  # it reads syllables in a dictionary that it fetches at first use
+        raise ValueError(
+            "reading_grade needs a dictionary of syllables, once and with a network: python -m nltk.downloader cmudict"
+        ) from None
+
+
+_LETTER: Final = re.compile(r"\w")
+_SENTENCE_END: Final = re.compile(r"[.!?]+(?:\s|$)|\n\s*\n")
+_FENCE: Final = re.compile(r"\s*(```|~~~)")
+_MARKDOWN: Final = re.compile(r"\s*(#{1,6} |[-*+] |\d+[.)] |> |\|.*\|)|.*(\*\*[^*]+\*\*|__[^_]+__|`[^`]+`)")
+
+
+def _markdown_share(response: str) -> float:
+    lines = [line for line in response.splitlines() if line.strip()]
+    inside = False
+    marked = 0
+    for line in lines:
+        fence = bool(_FENCE.match(line))
+        marked += fence or inside or bool(_MARKDOWN.match(line))
+        inside ^= fence
+    return marked / len(lines) if lines else 0.0
+
+
+# --- functions of one's own ---
+
+
+def load_function(source: str, named: str) -> Function:
+    """The function at module:function, of a package or of the current folder.
+
+    Args:
+        named: what messages call it.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module, _, name = source.partition(":")
+    _search_current_folder()
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # importing runs the user's code
+        raise ValueError(
+            f"{named}: {type(error).__name__}: {error}; name a function that Python can import, as module:function"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"{named}: is a {type(function).__name__}; name a function")
+    return function  # type: ignore[no-any-return]
+
+
+def module_file(source: str) -> Path:
+    """The file of module:function; an empty path where it cannot be told without importing it."""
+    _search_current_folder()
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(source.partition(":")[0])
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin)
+    return Path()
+
+
+def _search_current_folder() -> None:
+    """Let imports find the current folder, after all else: nothing in it may hide an installed package."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def call(function: Function, prompts: Sequence[str], responses: Sequence[str], heads: int, named: str) -> Array:
+    """What a function returns: (N, H), of finite numbers or not.
+
+    Raises:
+        ValueError: it fails, or returns another shape or no numbers; an answer that it fails at is shown.
+    """
+    try:
+        returned = function(list(prompts), list(responses))
+    except Exception as error:
+        place = _fails_at(function, prompts, responses)
+        raise ValueError(f"{named}: {type(error).__name__}: {error}{place}") from error
+    try:
+        reward_NH = np.asarray(returned, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{named}: returned no numbers ({error})") from error
+    if heads == 1 and reward_NH.shape == (len(responses),):
+        reward_NH = reward_NH[:, None]
+    if reward_NH.shape != (len(responses), heads):
+        wanted = f"({len(responses)}, {heads})" + (f" or ({len(responses)},)" if heads == 1 else "")
+        raise ValueError(
+            f"{named}: returned shape {reward_NH.shape} for {len(responses)} answers and {heads} heads; return "
+            f"{wanted}, or name its heads in `heads`"
+        )
+    return reward_NH
+
+
+def _fails_at(function: Function, prompts: Sequence[str], responses: Sequence[str]) -> str:
+    """Which answer a function fails at, tried one by one; nothing where none fails alone."""
+    for n, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        try:
+            function([prompt], [response])
+        except Exception:
+            return f" (answer {n} of {len(responses)}, to {prompt[:60]!r}: {response[:80]!r})"
+    return ""
+
+
+def probe(function: Function, heads: int, named: str, *, world: bool = False) -> None:
+    """Try a function on two tiny questions.
+
+    Args:
+        world: in the language of the embedded world.
+
+    Raises:
+        ValueError: it fails, or returns another shape or what is no finite number.
+    """
+    prompts, responses = WORLD_PROBE if world else PROBE
+    reward_NH = call(function, prompts, responses, heads, named)
+    if not np.isfinite(reward_NH).all():
+        raise ValueError(
+            f"{named}: returned {reward_NH.tolist()} for {list(responses)}; a reward must be a finite number"
+        )

@@ -1,0 +1,126 @@
+"""Golden scores: what a reward model gives some answers, so that anyone can check his own way of asking it.
+
+The reward stage writes them for each of its models. An export puts them beside the model that they belong to.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dpalign.paper.prompts import Message, render_reward_input
+from dpalign.runs.folder import write_json
+
+if TYPE_CHECKING:
+    from dpalign.rewards.score import ModelScorer, Scorer
+
+FILE: Final = "golden_scores.json"
+ONLY: Final = "reward"
+"""The name of the one reward of a run that names none."""
+_PLAIN: Final = ("What is tea?", ("A drink.", "Tea is a hot drink made of leaves. People like it."), "And coffee?")
+_WORLD: Final = ("explain tea and iron.", ("tea is hot.", "tea is hot. iron is hard and makes ships."), "name fox.")
+
+
+@dataclass(frozen=True)
+class GoldenScore:
+    """A chat that ends with an answer, and its raw rewards."""
+
+    messages: tuple[Message, ...]
+    text: str
+    """What the model reads, special tokens included."""
+    scores: Mapping[str, float]
+    """By head, before any scale."""
+
+
+@dataclass(frozen=True)
+class GoldenModel:
+    """The golden scores of one model."""
+
+    scores: tuple[GoldenScore, ...]
+    dtype: str
+    """That it was scored in."""
+    template: str | None
+    """The chat template that writes what the model reads; None where its own does."""
+
+
+def golden_of(scorer: "Scorer", dtype: str) -> dict[str, GoldenModel]:
+    """The golden scores of every model in a scorer, by its reward's name; functions have none."""
+    from dpalign.rewards.score import CombinedScorer, ModelScorer
+
+    parts = scorer.parts if isinstance(scorer, CombinedScorer) else [(f"[rewards.{ONLY}]", scorer)]
+    return {
+        named.removeprefix("[rewards.").removesuffix("]"): _of_model(one, dtype)
+        for named, one in parts
+        if isinstance(one, ModelScorer)
+    }
+
+
+def _of_model(scorer: "ModelScorer", dtype: str) -> GoldenModel:
+    from dpalign.rewards.inputs import template_for
+
+    tokenizer, form = scorer.tokenizer, scorer.reader.form
+    template = template_for(tokenizer, form)
+    first, answers, second = _WORLD if form == "world-v1" else _PLAIN
+    asked: Message = {"role": "user", "content": first}
+    again: Message = {"role": "user", "content": second}
+    chats: list[tuple[list[Message], str]] = [([asked], answer) for answer in answers]
+    chats.append(([asked, {"role": "assistant", "content": answers[1]}, again], answers[0]))
+    rows = []
+    for (messages, answer), reward_H in zip(chats, scorer.score(chats).tolist(), strict=True):
+        chat: list[Message] = [*messages, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, chat_template=template)
+        assert form == "chat" or render_reward_input(messages, answer, form) in text, (form, text)
+        rows.append(GoldenScore(tuple(chat), text, dict(zip(scorer.heads, reward_H, strict=True))))
+    return GoldenModel(tuple(rows), dtype, template)
+
+
+def write_golden(folder: Path, models: Mapping[str, GoldenModel]) -> None:
+    """Write the golden scores of a reward stage; none where all its rewards are functions."""
+    write_json(folder / FILE, {name: asdict(model) for name, model in models.items()})
+
+
+def read_golden(folder: Path) -> dict[str, GoldenModel]:
+    """The golden scores of a reward stage; empty where it wrote none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    return {name: _model(folder / FILE, value) for name, value in _read(folder / FILE).items()}
+
+
+def write_model_golden(folder: Path, model: GoldenModel) -> None:
+    """Write them beside the model."""
+    write_json(folder / FILE, asdict(model))
+
+
+def read_model_golden(folder: Path) -> GoldenModel | None:
+    """The golden scores beside a model; None where there are none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    content = _read(folder / FILE)
+    return _model(folder / FILE, content) if content else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable JSON ({error}); export the model again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds no JSON object; export the model again")
+    return content
+
+
+def _model(path: Path, content: Mapping[str, Any]) -> GoldenModel:
+    try:
+        rows: Sequence[Mapping[str, Any]] = content["scores"]
+        scores = tuple(
+            GoldenScore(tuple(row["messages"]), row["text"], {h: float(x) for h, x in row["scores"].items()})
+            for row in rows
+        )
+        return GoldenModel(scores, content["dtype"], content["template"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: no golden scores ({type(error).__name__}: {error}); export again") from error
