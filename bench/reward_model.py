@@ -7,8 +7,9 @@
 MODEL is a folder or a hub name. FOLDER holds helpsteer_500.jsonl, helpsteer2_998.jsonl and
 ultrafeedback_pairs_1000.jsonl. `order` counts padding and how far the mean label of an update strays. `probe` fits the
 heads on the backbone as it is, five times, on four fifths of the prompts each. `tune` trains on four fifths, and
-measures on the other fifth. The ruler is ridge regression on length and punctuation, on the same parts. What is read
-or trained is kept in DIR: the same command goes on there. Figures go to standard output and to DIR.
+rates the other fifth; with other seeds, other fifths, and the figures are of all of them. The ruler is ridge regression
+on length and punctuation, on the same parts. What is read or trained is kept in DIR: the same command goes on there.
+Figures go to standard output and to DIR.
 """
 
 import argparse
@@ -177,13 +178,13 @@ def probe(rated: Sequence[Rated], given: argparse.Namespace) -> None:
 
 
 def tune(rated: Sequence[Rated], given: argparse.Namespace) -> None:
-    """One training, measured on the fifth of the prompts that it has not seen."""
+    """One training, and figures of the prompts that it and those of other seeds have not seen."""
     training = Training(
         learning_rate=given.learning_rate, warmup_steps=0.1, epochs=given.epochs, batch=16, micro_batch=4,
         context=given.context, packing=False, lora_rank=16, save_every=5,
     )  # fmt: skip
-    name = f"tune-{given.order}-{given.bradley_terry:g}-{given.seed}"
-    context = context_of(given.model, given.work, name, training, given.dtype, given.seed)
+    name = f"tune-{given.order}-{given.bradley_terry:g}"
+    context = context_of(given.model, given.work, f"{name}-{given.seed}", training, given.dtype, given.seed)
     held_out_N = fold_of(rated) == given.seed % FOLDS
     if not context.output.exists():
         reward_model.RewardTrainer.sampler = ORDERS[given.order]
@@ -197,16 +198,22 @@ def tune(rated: Sequence[Rated], given: argparse.Namespace) -> None:
             layers=given.layers,
             preference=BradleyTerry(given.bradley_terry, (0,), pairs) if given.bradley_terry else None,
         )
-        say(f"{name}: {outcome.rows} rows, {outcome.tokens} tokens, {outcome.updates} updates, loss {outcome.loss:.3f}")
-    room = [
-        n for n in np.flatnonzero(held_out_N)
-        if len(context.tokenizer(rated[n].messages[-1]["content"] + rated[n].response)["input_ids"]) <= given.context
-    ]  # fmt: skip
-    own = [rated[n] for n in room]
+        say(f"{context.name}: {outcome.rows} rows, {outcome.tokens} tokens, {outcome.updates} updates")
+    rewards_NH = np.full((len(rated), len(HEADS)), np.nan)
     scorer = ModelScorer(str(context.output), template=TEMPLATE, batch_tokens=8192, dtype=given.dtype)
-    rewards_NH = scorer.score([(one.messages, one.response) for one in own]).astype(np.float64)
-    show(f"ruler-{given.seed % FOLDS}", figures(own, ruler(rated)[room]), given.work)
-    show(name, figures(own, rewards_NH), given.work)
+    rewards_NH[held_out_N] = scorer.score(
+        [(one.messages, one.response) for one, out in zip(rated, held_out_N, strict=True) if out]
+    )
+    np.save(given.work / f"{context.name}.npy", rewards_NH)
+    # Of all fifths so far: each answer is rated by a model that has not seen its prompt.
+    kept = [np.load(path) for path in sorted(given.work.glob(f"{name}-*.npy"))]
+    pooled_NH = kept[0]
+    for other_NH in kept[1:]:
+        pooled_NH = np.where(np.isnan(pooled_NH), other_NH, pooled_NH)
+    own = np.flatnonzero(~np.isnan(pooled_NH[:, 0]))
+    measured = [rated[n] for n in own]
+    show(f"ruler-{len(kept)}", figures(measured, ruler(rated)[own]), given.work)
+    show(f"{name}-{len(kept)}", figures(measured, pooled_NH[own]), given.work)
 
 
 def main() -> None:
@@ -220,7 +227,7 @@ def main() -> None:
     parser.add_argument("--order", choices=tuple(ORDERS), default="shuffled")
     parser.add_argument("--bradley-terry", type=float, default=0.0, help="weight of the term; 0: none")
     parser.add_argument("--pairs", type=int, default=1000, help="UltraFeedback's pairs at most")
-    parser.add_argument("--context", type=int, default=384, help="tokens of a row at most, in training and measuring")
+    parser.add_argument("--context", type=int, default=384, help="tokens of a row at most, in training")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     given = parser.parse_args()

@@ -241,7 +241,7 @@ def test_a_probe_moves_the_heads_alone(tiny_folder: Path, tmp_path: Path) -> Non
     error = np.nanmean((scorer(tmp_path / "model").score(PAIRS) - label_NH) ** 2)
     assert error < np.nanvar(label_NH)
     assert outcome.loss > error / reward_model.ERROR_UNIT**2  # that one is of prompts not seen
-    assert (outcome.rows, outcome.updates) == (len(RATED), 0)
+    assert (outcome.rows, outcome.updates, outcome.tokens) == (len(RATED), 0, 0)
 
 
 def test_a_probe_that_was_killed_reads_on_where_it_was(

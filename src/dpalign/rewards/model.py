@@ -12,7 +12,7 @@ Shapes: B texts of a batch, N rows, T tokens, H heads, D width, V vocabulary.
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -210,20 +210,21 @@ def probe_reward_model(
     """Fit the heads alone, by ridge regression on the backbone as it is; the folder is a stock classifier.
 
     The last hidden states are kept in `context.resume` as they are read: a run that is killed goes on there. Of several
-    processes the first alone works.
+    processes the first alone works. No token is trained on; the loss is that of prompts that a fit has not seen.
 
     Raises:
         ValueError: see `train_reward_model`.
     """
     rows = _fitting(context, rated, len(heads), template)
+    outcome = Outcome(len(rows.rows), rows.too_long, 0, 0, 0.0, {"step": [], "loss": [], "learning_rate": []})
     if not first_process():
-        return Outcome(len(rows.rows), rows.too_long, rows.tokens, 0, 0.0, {})
+        return outcome
     set_seed(context.seed)
     model = _placed(load_classifier(context, heads, layers, frozen=True))
     loss = fit_head(model, rows.rows, collator(context.tokenizer), context.name, context.resume)
     export(model, context)
     shutil.rmtree(context.resume, ignore_errors=True)
-    return Outcome(len(rows.rows), rows.too_long, rows.tokens, 0, loss, {"step": [], "loss": [], "learning_rate": []})
+    return replace(outcome, loss=loss)
 
 
 class RewardTrainer(ByLength):
