@@ -299,19 +299,6 @@ def test_decoding_against_shared_prompts_gives_the_logits_of_copied_ones(
     assert max(together) > 10
 
 
-def test_an_answer_joins_padded_rows_while_padding_is_no_more_than_what_they_hold() -> None:
-    """Beside 2 rows of 10 tokens: 2 of 4 make 40 places for 28 tokens; 12 of 4 make 140 for 68."""
-    model = AutoModelForCausalLM.from_config(MODELS["mistral"]).eval()
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    stretched = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, rope_parameters=rope)).eval()
-    for decoder, admits in ((CopyingDecoder(model, 0), True), (CopyingDecoder(stretched, 0), False)):
-        assert decoder.admits(1000, 4)
-        with torch.inference_mode():
-            decoder.join([list(range(3, 13))], [2])
-        assert decoder.admits(2, 4) is admits
-        assert not decoder.admits(12, 4)
-
-
 def test_a_model_that_keeps_no_keys_is_refused_by_name() -> None:
     model = AutoModelForCausalLM.from_config(Lfm2Config(**SMALL, layer_types=["conv", "full_attention", "conv"]))
     with pytest.raises(ValueError, match=r"lfm2 .*LinearAttentionLayer"):

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 NAME: Final = "dpalign_sharing"
 """Name of the attention function in transformers."""
@@ -94,16 +94,11 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "it is no decoder whose attention can be replaced"
     if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         return f"it has layers of {', '.join(sorted(others))}"
-    if changing := changing_positions(config):
-        return f"its positions ({', '.join(changing)}) depend on the longest row of a batch"
-    return None
-
-
-def changing_positions(config: PreTrainedConfig) -> set[str]:
-    """The kinds of a model's positions that depend on the longest row of a batch."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
-    return kinds & {"dynamic", "longrope"}
+    if changing := kinds & {"dynamic", "longrope"}:
+        return f"its positions ({', '.join(changing)}) depend on the longest row of a batch"
+    return None
 
 
 def reason_not_to_share(

@@ -24,7 +24,6 @@ from dpalign.engines.attention import (
     Packed,
     Prefix,
     attention,
-    changing_positions,
     merge,
     reason_not_to_share,
     sharing_attention,
@@ -38,12 +37,12 @@ READ: Final = 16_384
 ROOM: Final = 128
 """The tokens of an answer that the first shelf holds."""
 
-PADDED: Final = 2
-"""How many times the tokens of its rows a padded cache may hold when rows join it."""
-
 
 class Decoder(Protocol):
     """Answers side by side, each at its next token."""
+
+    refills: bool
+    """Whether it pays that rows join others; they always can."""
 
     def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
         """Read prompts and add so many rows of each at the end; the logits of the new rows' first tokens: (R, V)."""
@@ -54,9 +53,6 @@ class Decoder(Protocol):
     def keep(self, order: Sequence[int]) -> None:
         """Keep these rows alone, in this order."""
 
-    def admits(self, rows: int, tokens: int) -> bool:
-        """Whether so many more rows, whose longest prompt has so many tokens, may join now."""
-
 
 class SharedDecoder:
     """A `Decoder` that holds each prompt once, and an answer's own keys on a shelf of answers of about its length.
@@ -64,6 +60,8 @@ class SharedDecoder:
     A shelf's answers attend side by side, padded to the longest. Shelves hold up to `ROOM` tokens, twice that, and so
     on: at most half of what is read is padding. An answer that fills its shelf moves to the next.
     """
+
+    refills = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.device = model, model.device
@@ -158,9 +156,6 @@ class SharedDecoder:
         """The new and the old place of what moves: (M, 2)."""
         moved = [(new, old) for new, old in enumerate(order) if new != old]
         return torch.tensor(moved, dtype=torch.long, device=self.device).reshape(-1, 2)
-
-    def admits(self, rows: int, tokens: int) -> bool:
-        return True
 
     def _move_up(self) -> None:
         """Move the answers that fill their shelf to the next, which is twice as wide."""
@@ -369,11 +364,14 @@ def closing(alive: Sequence[bool]) -> list[int]:
 class CopyingDecoder:
     """A `Decoder` on transformers' own cache, for any causal model: each row has its prompt's keys to itself.
 
-    Rows are padded on the left to the longest.
+    Rows are padded on the left to the longest. Young rows beside old ones are mostly padding: with the fewer steps of
+    refilled rows, sampling took longer.
 
     Raises:
         ValueError: the model's layers keep something else than keys and values.
     """
+
+    refills = False
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
@@ -381,7 +379,6 @@ class CopyingDecoder:
             names = ", ".join(sorted(kind.__name__ for kind in other))
             raise ValueError(f"{model.config.model_type} keeps its past in {names}; sample and serve it with vLLM")
         self.model, self.pad = model, pad
-        self.stretches = bool(changing_positions(model.config))
         self._clear()
 
     def _clear(self) -> None:
@@ -423,13 +420,6 @@ class CopyingDecoder:
             self.mask_RT = self.mask_RT[:, empty:]
             for layer in self.cache.layers:
                 layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
-
-    def admits(self, rows: int, tokens: int) -> bool:
-        held, width = self.mask_RT.shape
-        if not held:
-            return True
-        padded = (held + rows) * max(width, tokens)
-        return not self.stretches and padded <= PADDED * (int(self.position_R.sum()) + rows * tokens)
 
 
 def read_prompts(

@@ -98,7 +98,7 @@ class TransformersEngine:
         token_R = torch.empty(0, dtype=torch.long)
         while waiting or alive:
             logits = [decoder.read(token_R)] if alive else []
-            if batch := self._admitted(waiting, requests, prompts, decoder, len(alive)):
+            if batch := self._admitted(waiting, requests, decoder, len(alive)):
                 logits.append(decoder.join([prompts[i] for i in batch], [requests[i].n for i in batch]))
                 alive += [
                     _Row(i, sample, rng_for(*requests[i].key, sample).random(max_new_tokens))
@@ -120,24 +120,18 @@ class TransformersEngine:
                 token_R, alive = token_R[order], [alive[place] for place in order]
         return [[of_request[sample] for sample in sorted(of_request)] for of_request in answers]
 
-    def _admitted(
-        self,
-        waiting: deque[int],
-        requests: Sequence[Request],
-        prompts: Sequence[list[int]],
-        decoder: Decoder,
-        alive: int,
-    ) -> list[int]:
+    def _admitted(self, waiting: deque[int], requests: Sequence[Request], decoder: Decoder, alive: int) -> list[int]:
         """The next requests whose answers all have room, if they are worth a forward of their own."""
         batch: list[int] = []
+        if alive and not decoder.refills:
+            return batch
         rows = 0
         for i in waiting:
             if (alive or batch) and alive + rows + requests[i].n > self.rows:
                 break
             batch.append(i)
             rows += requests[i].n
-        few = rows * SHARE < self.rows and len(batch) < len(waiting)
-        if not batch or (alive and (few or not decoder.admits(rows, len(prompts[batch[-1]])))):
+        if alive and rows * SHARE < self.rows and len(batch) < len(waiting):
             return []
         for _ in batch:
             waiting.popleft()
