@@ -65,10 +65,15 @@ def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared
 def differences(recipe: Recipe) -> str:
     """The knobs that differ from the defaults, which are the paper's."""
     defaults, values = (dict(leaves(one.as_mapping())) for one in (Recipe(name=recipe.name), recipe))
+    unset = {
+        f"rewards.{name}.{key}"
+        for name, reward in recipe.rewards.items()
+        for key in reward.as_mapping().keys() - reward.model_dump(exclude_defaults=True).keys()
+    }
     rows = [
         f"  {key} = {literal(value)}" + (f"  (default {literal(defaults[key])})" if key in defaults else "")
         for key, value in values.items()
-        if key not in defaults or defaults[key] != value
+        if key not in unset and (key not in defaults or defaults[key] != value)
     ]
     rows += [f"  no {key}  (default {literal(default)})" for key, default in defaults.items() if key not in values]
     return "\n".join([f"{len(rows)} knobs differ from the defaults (--print-recipe prints them all):", *rows])
