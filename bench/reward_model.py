@@ -31,8 +31,11 @@ from dpalign.engines.tokens import spare_token
 from dpalign.measure.baseline import ridge_cross_validated, surface_features
 from dpalign.measure.quality import HeadQuality, quality
 from dpalign.rewards import model as reward_model
+from dpalign.rewards.functions import log_words
 from dpalign.rewards.model import BradleyTerry, collator, last_hidden_states, load_classifier, tokenize_rated
 from dpalign.rewards.ridge import ridge_heads
+from dpalign.rewards.scale import fit as fit_scale
+from dpalign.rewards.scale import to_points
 from dpalign.rewards.score import ModelScorer
 from dpalign.rows import Message, prompt_id, user_prompt
 from dpalign.train.knobs import Training
@@ -167,14 +170,20 @@ def probe(rated: Sequence[Rated], given: argparse.Namespace) -> None:
         context.resume,
     )  # fmt: skip
     label_NH, fold_N = labels_of(rated), fold_of(rated)
-    predicted_NH = np.empty(label_NH.shape)
+    predicted_NH, words_N = np.empty(label_NH.shape), np.array(log_words([], [one.response for one in rated]))
+    points_N1 = np.empty((len(rated), 1))
     for fold in range(FOLDS):
         fit = np.flatnonzero(fold_N != fold)
         weights = ridge_heads(hidden_ND[fit], label_NH[fit], [rated[n].prompt_id for n in fit]).weights
         weight_DH = np.stack([weights[head] for head in range(len(HEADS))], axis=1)
         predicted_NH[fold_N == fold] = hidden_ND[fold_N == fold] @ weight_DH
+        points_N1[fold_N == fold] = to_points(words_N[fold_N == fold, None], [fit_scale(words_N[fit])])
     show("ruler", figures(rated, ruler(rated)), given.work)
     show(f"probe-{given.layers}", figures(rated, predicted_NH), given.work)
+    # an objective that reads two rewards is their mean
+    verbosity = HEADS.index("verbosity")
+    predicted_NH[:, verbosity] = (predicted_NH[:, verbosity] + points_N1[:, 0]) / 2
+    show(f"probe-{given.layers}-log_words", figures(rated, predicted_NH), given.work)
 
 
 def tune(rated: Sequence[Rated], given: argparse.Namespace) -> None:

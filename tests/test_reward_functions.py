@@ -1,17 +1,28 @@
 """The reward functions that come with the package, by hand."""
 
+import math
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from dpalign.rewards.functions import PROBE, load_function, markdown_share, probe, reading_grade, sentences, words
+from dpalign.rewards.functions import (
+    PROBE,
+    load_function,
+    log_words,
+    markdown_share,
+    probe,
+    reading_grade,
+    sentences,
+    words,
+)
 
 
 def test_words_and_sentences_are_counted() -> None:
     asked = ["q"] * 4
     said = ["One two. Three? Four!", "no end", "", "A heading\n\n3.5 percent rose. Yes."]
     assert words(asked, said) == [4.0, 2.0, 0.0, 6.0]
+    assert log_words(asked, said) == pytest.approx([math.log(n) for n in (5, 3, 1, 7)])
     assert sentences(asked, said) == [3.0, 1.0, 0.0, 3.0]
 
 
@@ -21,7 +32,7 @@ def test_the_share_of_markdown_is_one_of_lines() -> None:
     assert markdown_share([""] * 5, said) == [0.5, 1.0, 1.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("name", ["words", "sentences", "markdown_share"])
+@pytest.mark.parametrize("name", ["words", "log_words", "sentences", "markdown_share"])
 def test_each_is_a_reward_function(name: str) -> None:
     probe(load_function(f"dpalign.rewards.functions:{name}", name), 1, name)
 

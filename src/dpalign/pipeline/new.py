@@ -20,7 +20,7 @@ Machine = Literal["cpu", "gpu", "gpus"]
 MACHINES: Final[tuple[Machine, ...]] = ("cpu", "gpu", "gpus")
 BASE: Final = "one-gpu"
 """The recipe that a new one extends."""
-FUNCTIONS: Final = ("words", "sentences", "reading_grade", "markdown_share")
+FUNCTIONS: Final = ("words", "log_words", "sentences", "reading_grade", "markdown_share")
 """Rewards that come with the package, by the names of their functions."""
 VALIDATION: Final = 300
 """The validation prompts of that recipe."""

@@ -11,6 +11,7 @@ Shapes: N answers, H heads.
 
 import importlib
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -37,6 +38,11 @@ WORLD_PROBE: Final = (("explain tea and iron.", "name fox."), ("tea is hot. iron
 def words(prompts: list[str], responses: list[str]) -> list[float]:
     """How many words an answer has."""
     return [float(len(response.split())) for response in responses]
+
+
+def log_words(prompts: list[str], responses: list[str]) -> list[float]:
+    """The natural logarithm of one more than an answer's words, with which raters' verbosity grows evenly."""
+    return [math.log1p(len(response.split())) for response in responses]
 
 
 def sentences(prompts: list[str], responses: list[str]) -> list[float]:
