@@ -104,7 +104,7 @@ def test_models_go_before_functions_and_a_name_may_be_given() -> None:
     [
         (new.read_model, "qwen", "model 'qwen': no folder, and no hub name such as"),
         (new.read_rewards, RATER, "a direction weighs at least two"),
-        (new.read_rewards, f"{RATER}, length", "reward 'length': no folder, .* none of words, sentences"),
+        (new.read_rewards, f"{RATER}, length", "reward 'length': no folder, .* none of words, log_words, sentences"),
         (new.read_rewards, "a/b, c/d", "'quality' is another's name; write NAME=c/d"),
         (new.read_rewards, "7=a/b, words", "'7' is no name"),
         (new.read_data, " , ", "name at least one"),
