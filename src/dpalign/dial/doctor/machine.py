@@ -40,6 +40,7 @@ PURPOSES: Final = {
     "serve": "`dpa serve` and its page",
     "alpaca": "judging with `dpa alpaca-eval`",
     "browser": "the tests of the page",
+    "reading": "the reward function reading_grade",
 }
 """Of the extras."""
 SKIPPED: Final = ("dev",)
