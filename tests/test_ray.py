@@ -134,7 +134,7 @@ def test_scores_and_evaluations_come_out_the_same_as_in_one_process(
     asked = {"policy": tiny_folder, "data": data, "reward": reward}
     steps = (
         Step("sample", STAGES["sample"], {"policy": tiny_folder, "data": data}, 1, "D1", "plain"),
-        Step("score", STAGES["score"], {"reward": reward, "candidates": "sample"}, 1),
+        Step("score", STAGES["score"], {"reward": reward, "candidates": "sample", "data": data}, 1),
         Step("best", STAGES["best_of_n"], asked, 1, "", "best-of-n"),
         Step("dial", STAGES["evaluate"], asked, 1, "", "directions"),
         Step("beyond", STAGES["feasibility"], asked, 1, "", "directions"),

@@ -82,7 +82,7 @@ def require_first_tokens_of_the_softmax(engine: Any, model: Any) -> None:
     """The shares of 4,000 first tokens differ from the model's own probabilities no more than by chance."""
     with torch.inference_mode():
         logits_V = model(torch.tensor([engine.reader.prompt_ids(user_prompt("name owl."))])).logits[0, -1].double()
-    texts = [engine.tokenizer.decode([token], skip_special_tokens=True) for token in range(len(logits_V))]
+    texts = [engine.reader.tokenizer.decode([token], skip_special_tokens=True) for token in range(len(logits_V))]
     shares = {}
     for temperature in (1.0, 0.7):
         expected: dict[str, float] = defaultdict(float)
@@ -246,7 +246,7 @@ def test_with_its_noise_generate_draws_the_same_answers(folder: Path, share: boo
     )[:, len(ids) :].tolist()
     eos = engine.tokenizer.eos_token_id
     cut = [row[: row.index(eos)] if eos in row else row for row in drawn]
-    assert [a.text for a in ours] == [engine.tokenizer.decode(row, skip_special_tokens=True) for row in cut]
+    assert [a.text for a in ours] == [engine.reader.tokenizer.decode(row, skip_special_tokens=True) for row in cut]
     assert [a.finished for a in ours] == [eos in row for row in drawn]
     assert len({a.text for a in ours}) > 4
 
