@@ -486,3 +486,9 @@ def test_real_rows_of_every_form_are_read(tmp_path: Path) -> None:
     assert (len(instructions.rated), instructions.reports[0].source) == (1100, "instructions")
     data = dpa_data(tmp_path, files, knobs="heldout = 0", knob="prompts")
     assert sum(split_sizes(data).values()) > 5500
+
+
+def test_answers_beside_prompts_are_counted_and_not_read(tmp_path: Path) -> None:
+    prompts, report = read_prompts(plain_pairs(tmp_path), "prompts", ("train",))
+    assert len(prompts) == report.kept == N
+    assert report.notes == {"answer not read": 2 * N}

@@ -80,7 +80,7 @@ def read_own(source: str, rescaling: Rescaling, scales: Scales) -> OwnData:
 
 
 def read_prompts(source: str, what: str, wanted: Sequence[str]) -> tuple[dict[str, list[Message]], ReadReport]:
-    """The prompts of a source in any form, each once, by id; answers are not read.
+    """The prompts of a source in any form, each once, by id; answers are counted and not read.
 
     Args:
         what: what they are, for the report.
@@ -102,6 +102,8 @@ def read_prompts(source: str, what: str, wanted: Sequence[str]) -> tuple[dict[st
             report.drop(example.gap or "repeated prompt")
         elif report.keeps(example.messages[-1]["content"]):
             prompts[key] = example.messages
+            if example.answers:
+                report.notes["answer not read"] += len(example.answers)
     return prompts, report
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 PENALTIES: Final = tuple(float(x) for x in 10.0 ** np.arange(-2, 2.1, 0.5))
-"""The choices, as a share of the scaled features' mean square. Smaller ones let a head with few labels grow weights that
-cancel each other: its rewards of other answers stray, and rounding shows."""
+"""The choices, as a share of the scaled features' mean square. Under smaller ones a head with few labels grows weights
+that cancel each other: its rewards of other answers stray, and rounding shows."""
 FOLDS: Final = 5
 """Parts of the prompts, each held out once."""
 
