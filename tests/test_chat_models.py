@@ -311,6 +311,20 @@ def test_a_template_that_drops_system_messages_has_the_line_in_the_users_turn() 
     assert asked(tokens, [ASK], angle=-30).count("helpfulness*87") == 1
 
 
+def test_the_line_can_stand_before_the_users_words_where_a_template_has_a_system_turn() -> None:
+    """As the recipe asks; the template goes on writing its own default system message."""
+    name, family = "Qwen3, not thinking", FAMILIES["Qwen3, not thinking"]
+    tokens = tokenizer_of(family)
+    own = keep_own_chat(tokens, family.switches, name, "world-v1", TWO, place="user")
+    assert own.place == "user"
+    text = tokens.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True, angle=0)
+    assert f"user\nhelpfulness*100 verbosity*0\n\n{ASK['content']}<|im_end|>" in text
+    line = with_system_line([ASK], "helpfulness*100 verbosity*0", "model")
+    assert tokens.apply_chat_template(own.placed(line), tokenize=False, add_generation_prompt=True) == text
+    with pytest.raises(ValueError, match=r"system's turn .* leave model\.place out"):
+        keep_own_chat(tokenizer_of(FAMILIES["Gemma 1"]), {}, "Gemma 1", place="system")
+
+
 @pytest.mark.parametrize(
     "base",
     [

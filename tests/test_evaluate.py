@@ -181,7 +181,9 @@ def test_an_answer_that_says_nothing_is_not_a_finished_one() -> None:
 def test_the_judge_sees_the_kept_answers_and_chooses_none(
     evaluated: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating, "judge_scorer", lambda recipe, stage: FunctionScorer("test_evaluate:other", HEADS))
+    monkeypatch.setattr(
+        evaluating, "judge_scorer", lambda recipe, stage, annotate: FunctionScorer("test_evaluate:other", HEADS)
+    )
     folder, ledger, _ = evaluated("best-of-n", SCRIPT, judge=tiny_folder)
     assert [row["response"] for row in answers(folder)[:4]] == ["90 80", "50 50", "70 20", "40 10"]
     judged = [row["rewards"] for row in read_rows(folder / "judged", SCORES)]

@@ -20,7 +20,7 @@ from dpalign.rewards.functions import words
 from dpalign.rewards.scale import FILE as SCALES
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, user_prompt
 from dpalign.runs.ledger import read_ledger
-from dpalign.stages.score import open_scorer
+from dpalign.stages.score import model_scorer, open_scorer
 from dpalign.train.contract import read_contract
 from dpalign.world.files import write_world
 
@@ -175,3 +175,49 @@ def test_prompts_that_nobody_answered_suffice_where_all_rewards_are_given(tmp_pa
     assert (low, high) == pytest.approx((10, 90), abs=1e-3)
     assert read_ledger(run / "steerlm-d2")["counts"]["in"] == sum(split_of[row["prompt_id"]] == "D2" for row in kept)
     assert (run / "report" / "index.html").is_file()
+
+
+def test_hints_ask_for_original_answers_of_many_kinds(tmp_path: Path) -> None:
+    """One answer under each hint, in place of four plain ones; the plan counts them so."""
+    hints = '["Answer in one word.", "Answer in one sentence.", "Answer at length."]'
+    recipe = prompts_alone(tmp_path, "--data.hints", hints)
+    planned = {step.name: step for step in steps(recipe)}
+    assert planned["originals"].condition == "hints"
+    loads = make(recipe).loads
+    assert loads["originals"].answers == loads["annotate"].scored == 3 * 2 * recipe.sampling.prompts
+
+
+PROBED = [
+    *("--reward.freeze", "true", "--rewards.ours.trained", "true"),
+    *("--rewards.short.function", "dpalign.rewards.functions:words"),
+    "--objectives",
+    '{helpful = ["ultrafeedback-helpfulness"], length = ["helpsteer-verbosity", "short"]}',
+]
+
+
+@pytest.mark.slow
+def test_a_probe_of_a_few_kilobytes_stands_for_ratings_and_hints_are_forgotten(tmp_path: Path) -> None:
+    rated = runner.execute(load(MICRO, [*PROBED, "--preference.low", "-45"]), tmp_path / "rated", until="judge")
+    probes = {name: rated / name / "probe.safetensors" for name in ("reward", "judge")}
+    assert max(path.stat().st_size for path in probes.values()) < 10_000
+    hints = ["name it.", "explain it.", "describe it."]
+    given = [
+        *("--model.base", str(rated / "base" / "model"), "--data.hints", json.dumps(hints)),
+        *("--rewards.varied.scale", "[100, 0]", "--sampling.prompts", "8"),
+        *("--reward.probe", str(probes["reward"]), "--reward.judge_probe", str(probes["judge"])),
+    ]
+    recipe = prompts_alone(tmp_path / "files", *PROBED, *given)
+    run = runner.execute(recipe, tmp_path / "run")
+    drawn, kept = read_rows(run / "originals", CANDIDATES), read_rows(run / "annotate" / "originals", RATED)
+    prompts = {row["prompt_id"]: row["messages"] for row in read_rows(run / "data" / "prompts", PROMPTS)}
+    asked = [row["messages"][-1]["content"].removeprefix(prompts[row["prompt_id"]][-1]["content"]) for row in drawn]
+    assert sorted(set(asked)) == sorted(f"\n{hint}" for hint in hints)
+    assert [row["messages"] for row in kept] == [prompts[row["prompt_id"]] for row in kept]
+
+    # the same heads on the same backbone give the same scores, and the judge scores too, by its own heads alone
+    chats: list[Any] = [(CHAT[:1], "tea is hot."), (CHAT[:1], "iron is hard and makes ships.")]
+    ours = model_scorer(recipe, run / "reward").score(chats)
+    np.testing.assert_array_equal(ours, model_scorer(recipe, rated / "reward").score(chats))
+    summary = Summary.model_validate_json((run / "report" / "summary.json").read_text())
+    assert all(np.isfinite(points_of(path)).all() for path in run.glob("evaluate-*/judged"))
+    assert summary.over_optimisation

@@ -235,7 +235,7 @@ def test_a_judge_scores_the_same_answers(
     from dpalign.stages import evaluate as stages
 
     judge = FunctionScorer("dpalign.world.truth:score", HEADS)
-    monkeypatch.setattr(stages, "judge_scorer", lambda recipe, stage: judge)
+    monkeypatch.setattr(stages, "judge_scorer", lambda recipe, stage, annotate: judge)
     judged = take(tmp_path, {**inputs, "judge": inputs["data"]})
     same = {file: sha for file, sha in outputs(judged).items() if not file.startswith("judged/")}
     assert same == outputs(soup)

@@ -12,6 +12,7 @@ import pytest
 from dpalign.chat import chat_template, render_chat, with_system_line
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
 from dpalign.paper.prompts import (
+    levels_of,
     parse_condition,
     render_condition,
     render_preference,
@@ -127,6 +128,21 @@ def test_jinja_normalises_weights_of_any_length_as_python_does(jinja: Callable, 
 
 
 # --- SteerLM's conditions
+
+
+def test_a_line_can_say_in_words_too_which_part_of_the_arc_it_is(jinja: Callable) -> None:
+    levels = levels_of(("Be short.", "Be as long as you like."), -45, 0)
+    assert levels == ((round(math.sin(math.radians(-22.5)), 4), "Be short."), (0.0, "Be as long as you like."))
+    template = chat_template("world-v1", "world-v1", NAMES, levels=levels)
+    for angle, words in ((-60, "Be short."), (-45, "Be short."), (-23, "Be short."), (-22, "Be as long as you like.")):
+        line = render_preference(Preference.from_angle(angle, NAMES), "world-v1", levels)
+        assert line.endswith(f". {words}")
+        assert jinja(template, HI, angle=angle) == f"<|system|>{line}<|user|>hi"
+    beyond = jinja(template, HI, preference={"helpfulness": 1, "verbosity": 1})  # past all parts: the last one's words
+    assert "verbosity*71. Be as long as you like." in beyond
+    assert levels_of((), -45, 0) == ()
+    with pytest.raises(ValueError, match="levels divide an arc within -90 and 90 degrees"):
+        levels_of(("a", "b"), 0, 135)
 
 
 def test_steerlm_labels_are_the_inverse_of_20_l_plus_10_clipped_and_rounded() -> None:

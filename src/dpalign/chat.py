@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from dpalign.paper.direction import check_objective_names
-from dpalign.paper.prompts import HALF, Message, PreferenceTemplate, line_pieces, require_known
+from dpalign.paper.prompts import HALF, Level, Message, PreferenceTemplate, line_pieces, require_known
 
 ChatStyle = Literal["zephyr", "world-v1", "model"]
 Place = Literal["system", "user"]
@@ -56,6 +56,7 @@ def chat_template(
     objectives: Sequence[str] | None = None,
     empty_system: bool = False,
     eos: str = "</s>",
+    levels: Sequence[Level] = (),
 ) -> str:
     """The Jinja chat template of a policy folder; it needs no code of ours to steer the policy.
 
@@ -68,6 +69,7 @@ def chat_template(
         objectives: names in the recipe's order; exactly when there is a preference template.
         empty_system: write an empty system turn where a chat has none, as Zephyr's SFT and DPO do.
         eos: the tokenizer's end of sequence, which ends an answer.
+        levels: what the line says in words, beside its arithmetic.
 
     Raises:
         ValueError: an unknown style or template; objectives without a preference template, or the reverse.
@@ -83,7 +85,7 @@ def chat_template(
         "GAP": gap,
         "EMPTY": empty_system,
     }
-    return _dial(preference_template, objectives) + _fill(_JINJA_TURNS, values)
+    return _dial(preference_template, objectives, levels) + _fill(_JINJA_TURNS, values)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ class OwnChat:
     """The token that ends an answer."""
 
     def template(
-        self, preference_template: PreferenceTemplate | None = None, objectives: Sequence[str] | None = None
+        self,
+        preference_template: PreferenceTemplate | None = None,
+        objectives: Sequence[str] | None = None,
+        levels: Sequence[Level] = (),
     ) -> str:
         """The Jinja chat template of a policy folder: the dial, and after it the base model's own text, unchanged.
 
@@ -110,7 +115,7 @@ class OwnChat:
             ValueError: objectives without a preference template, or the reverse; an unknown template.
         """
         values = {"JOINT": _JOINTS["model"], "GAP": _GAP, "ABSENT": _NO_TURN}
-        text = _dial(preference_template, objectives)
+        text = _dial(preference_template, objectives, levels)
         text += _fill(_JINJA_SYSTEM if self.place == "system" else _JINJA_USER, values)
         for name, value in self.switches.items():
             text += f"{{%- set {name} = {name} if {name} is defined else {json.dumps(value)} -%}}\n"
@@ -142,7 +147,9 @@ def base_text(template: str) -> str:
     return f"{base}\n" if ends else base  # Jinja leaves out a last newline, which had to go
 
 
-def _dial(preference_template: PreferenceTemplate | None, objectives: Sequence[str] | None) -> str:
+def _dial(
+    preference_template: PreferenceTemplate | None, objectives: Sequence[str] | None, levels: Sequence[Level] = ()
+) -> str:
     """The Jinja text that reads a direction into `dial.line`, or refuses one."""
     if (preference_template is None) != (objectives is None):
         raise ValueError(
@@ -155,7 +162,7 @@ def _dial(preference_template: PreferenceTemplate | None, objectives: Sequence[s
     opening, plus, minus = line_pieces(preference_template)
     values = {"NAMES": list(objectives), "KNOWN": ", ".join(objectives), "HALF": HALF, "OPENING": opening}
     values |= {"PLUS": plus, "MINUS": minus, "DECIMALS": preference_template == "fig1"}
-    return _fill(_JINJA_DIAL, values)
+    return _fill(_JINJA_DIAL, values | {"LEVELS": [list(level) for level in levels]})
 
 
 def _fill(jinja: str, values: Mapping[str, object]) -> str:
@@ -172,7 +179,7 @@ _JINJA_PLAIN = """\
 
 _JINJA_DIAL = """\
 {%- set names = @NAMES@ -%}
-{%- set dial = namespace(weights=[], largest=0.0, squares=0.0, line=none) -%}
+{%- set dial = namespace(weights=[], largest=0.0, squares=0.0, line=none, words=none) -%}
 {%- if angle is defined and angle is not none -%}
   {%- if preference is defined and preference is not none -%}
     {{- raise_exception("give a preference or an angle, not both") -}}
@@ -226,6 +233,12 @@ _JINJA_DIAL = """\
     {%- set digits = (n // 100) ~ "." ~ (n % 100 // 10) ~ (n % 10 if n % 10 else "") if @DECIMALS@ else n -%}
     {%- set sign = "-" if minus and (loop.first or not @DECIMALS@) else "" -%}
     {%- set dial.line = dial.line ~ joint ~ names[loop.index0] ~ "*" ~ sign ~ digits -%}
+  {%- endfor -%}
+  {%- for level in @LEVELS@ -%}
+    {%- if dial.words is none and (loop.last or dial.weights[1] / dial.largest / dial.squares ** 0.5 <= level[0]) -%}
+      {%- set dial.words = level[1] -%}
+      {%- set dial.line = dial.line ~ ". " ~ dial.words -%}
+    {%- endif -%}
   {%- endfor -%}
 {%- endif -%}
 """

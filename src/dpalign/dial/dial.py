@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from dpalign.chat import ChatStyle, with_system_line
 from dpalign.page.words import degrees
 from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Population, Preference, Simplex, arithmetic
-from dpalign.paper.prompts import PreferenceTemplate, render_preference
+from dpalign.paper.prompts import Level, PreferenceTemplate, render_preference
 from dpalign.rows import Message
 from dpalign.train.contract import FILE, Contract, FrontPoint, Length, Verbosity, arc_of, read_contract
 from dpalign.world.language import DEPTHS, THINGS
@@ -51,6 +51,8 @@ class Dial:
     """The measured front, where the contract has it."""
     verbosity: Mapping[Verbosity, Length] = field(default_factory=dict)
     """What OpenAI's words for a length stand for, where the contract has it."""
+    levels: tuple[Level, ...] = ()
+    """What the line says in words, beside its arithmetic."""
 
     @classmethod
     def load(cls, model: Path) -> Self:
@@ -69,7 +71,7 @@ class Dial:
 
     @classmethod
     def of(cls, contract: Contract) -> Self:
-        told = contract.population, contract.front, contract.verbosity
+        told = contract.population, contract.front, contract.verbosity, contract.levels
         return cls(contract.names, contract.template, contract.chat, *told)
 
     @property
@@ -169,7 +171,7 @@ class Dial:
     def line(self, preference: Preference) -> str:
         """The system line that the policy reads."""
         self._own(preference)
-        return render_preference(preference, self.template)
+        return render_preference(preference, self.template, self.levels)
 
     def messages(self, messages: Sequence[Message], preference: Preference | None) -> list[Message]:
         """The chat with the line in its system message, after what the user put there; unchanged without one."""

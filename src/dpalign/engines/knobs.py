@@ -11,7 +11,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpalign.chat import ChatStyle, Switch
+from dpalign.chat import ChatStyle, Place, Switch
 from dpalign.runs.tables import ModelName, Table
 
 WORLD_BASE: Final = Path(str(files("dpalign.world").joinpath("base")))
@@ -61,6 +61,9 @@ class Model(Table):
     template that the model came with."""
     chat_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """With "model": arguments of the model's own template, for every chat; Qwen3's {enable_thinking = false}, say."""
+    place: Literal["", "system", "user"] = ""
+    """With "model": where the dial's line stands. "" is the system message, where the model's template has one; "user"
+    opens the first user's turn, which a small model obeys sooner (not in the paper)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Weights as stored, sampled and scored with (paper silent; bfloat16 as in Zephyr's recipe). In training they are
     float32 and computed with in this type: AdamW's steps of 1e-5 are lost in bfloat16 weights."""
@@ -71,6 +74,8 @@ class Model(Table):
     def _switches_have_a_template(self) -> Self:
         if self.chat_kwargs and self.chat != "model":
             raise ValueError(f'chat_kwargs {self.chat_kwargs} are arguments of a model\'s own template: chat = "model"')
+        if self.place and self.chat != "model":
+            raise ValueError(f'place is "{self.place}", in a model\'s own chat template: chat = "model"')
         return self
 
     @property
@@ -78,6 +83,11 @@ class Model(Table):
         """The arguments of the model's own chat template, where that is kept."""
         switches = self.chat_kwargs
         return switches if self.chat == "model" else None
+
+    @property
+    def dial_place(self) -> Place | None:
+        """Where the line stands in the model's own chat template; None leaves it to that."""
+        return self.place or None
 
     @property
     def source(self) -> str:

@@ -71,12 +71,15 @@ def render(template: str, messages: Sequence[Message], ask: bool = True, /, **gi
         raise ValueError(f"the chat template says: {error}") from error
 
 
-def find_own_chat(template: str | None, marks: Marks, switches: Mapping[str, Switch], source: str) -> OwnChat:
+def find_own_chat(
+    template: str | None, marks: Marks, switches: Mapping[str, Switch], source: str, place: Place | None = None
+) -> OwnChat:
     """How a policy keeps a model's own chat template.
 
     Args:
         template: the model's, or a policy's that keeps it.
         source: the model's name, for messages.
+        place: where the dial's line goes; None finds out whether the template takes a system message.
 
     Raises:
         ValueError: the template cannot carry a dial; the message says why.
@@ -91,7 +94,7 @@ def find_own_chat(template: str | None, marks: Marks, switches: Mapping[str, Swi
 
     try:
         _require_read(base, switches)
-        place = _place(write)
+        place = _place(write, place)
         turn = find_turn(write, marks)
     except ValueError as error:
         raise ValueError(f"{source}: its chat template cannot carry the dial: {error}; {cure}") from error
@@ -136,10 +139,10 @@ def _end(tail: str, marks: Marks) -> tuple[str, str]:
     return marks.eos, marks.eos
 
 
-def _place(write: Write) -> Place:
-    """Where a template takes a system message."""
+def _place(write: Write, asked: Place | None) -> Place:
+    """Where a template takes a system message, if not where it was asked to."""
     reasons = []
-    places: tuple[Place, ...] = ("system", "user")
+    places: tuple[Place, ...] = ("system", "user") if asked is None else (asked,)
     for place in places:
         try:
             text = write(OwnChat("", place).placed([_SYSTEM, _ASK]), True)
@@ -154,6 +157,8 @@ def _place(write: Write) -> Place:
             if counts != [1, 1]
             else "is written after the question"
         )
+    if asked is not None:
+        raise ValueError(f"what stands in the {asked}'s turn {reasons[0]}; leave model.place out")
     raise ValueError(f"a system message {reasons[0]}; before the user's first words it {reasons[1]}")
 
 

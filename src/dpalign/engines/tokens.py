@@ -11,10 +11,10 @@ from typing import Any, Self
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from dpalign.chat import OwnChat, Switch
+from dpalign.chat import OwnChat, Place, Switch
 from dpalign.engines.engine import Answer
 from dpalign.engines.templates import Turn, find_own_chat, find_turn
-from dpalign.paper.prompts import PreferenceTemplate
+from dpalign.paper.prompts import Level, PreferenceTemplate
 from dpalign.rows import Message
 from dpalign.runs.modelfolder import Marks
 
@@ -33,20 +33,23 @@ def keep_own_chat(
     source: str,
     preference_template: PreferenceTemplate | None = None,
     objectives: Sequence[str] | None = None,
+    levels: Sequence[Level] = (),
+    place: Place | None = None,
 ) -> OwnChat:
     """Put the dial in front of a tokenizer's own chat template; one that has it already gets it anew.
 
     Args:
         source: the model's name, for messages.
-        preference_template, objectives: see `OwnChat.template`; None writes a template that takes no direction.
+        preference_template, objectives, levels: see `OwnChat.template`; None writes a template that takes no direction.
+        place: see `find_own_chat`.
 
     Raises:
         ValueError: the template cannot carry a dial.
     """
     template: Any = tokenizer.chat_template
     template = template.get("default") if isinstance(template, dict) else template
-    own = find_own_chat(template, marks_of(tokenizer), switches, source)
-    tokenizer.chat_template = own.template(preference_template, objectives)
+    own = find_own_chat(template, marks_of(tokenizer), switches, source, place)
+    tokenizer.chat_template = own.template(preference_template, objectives, levels)
     return own
 
 
@@ -163,19 +166,25 @@ class PromptReader:
 
     @classmethod
     def load(
-        cls, folder: str, own_chat: Mapping[str, Switch] | None = None, *, trust_remote_code: bool = False
+        cls,
+        folder: str,
+        own_chat: Mapping[str, Switch] | None = None,
+        *,
+        place: Place | None = None,
+        trust_remote_code: bool = False,
     ) -> Self:
         """That of a policy folder or hub name.
 
         Args:
             own_chat: the switches of the model's own chat template (`model.chat = "model"`), which is kept also where
                 the folder is no policy of ours; None reads the folder's template as it is.
+            place: where that template has the dial's line; None finds out.
 
         Raises:
             ValueError: the model's own template cannot carry a dial.
         """
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        own = None if own_chat is None else keep_own_chat(tokenizer, own_chat, folder)
+        own = None if own_chat is None else keep_own_chat(tokenizer, own_chat, folder, place=place)
         return cls(tokenizer, end_ids(tokenizer, generation_config(folder)), own)
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from dpalign.chat import Switch
+from dpalign.chat import Place, Switch
 from dpalign.engines.decoding import CopyingDecoder, Decoder, SharedDecoder, cannot_share
 from dpalign.engines.engine import Answer, Request, require_room
 from dpalign.engines.tokens import PromptReader
@@ -44,7 +44,7 @@ class TransformersEngine:
 
     Args:
         folder: a policy folder or hub name.
-        own_chat: see `PromptReader.load`.
+        own_chat, place: see `PromptReader.load`.
         rows: answers decoded side by side; a request's n answers stay together.
         share_prefix: the answers to a prompt share its keys, if the model allows it; else each has a copy.
 
@@ -59,10 +59,11 @@ class TransformersEngine:
         *,
         rows: int,
         dtype: str = "float32",
+        place: Place | None = None,
         share_prefix: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
-        self.reader = PromptReader.load(folder, own_chat, trust_remote_code=trust_remote_code)
+        self.reader = PromptReader.load(folder, own_chat, place=place, trust_remote_code=trust_remote_code)
         self.tokenizer = self.reader.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForCausalLM.from_pretrained(

@@ -23,6 +23,10 @@ RewardInput = Literal["chat", "dpa-v1", "world-v1"]
 """What a reward model reads: its own chat template's text, or one of ours."""
 
 
+Level = tuple[float, str]
+"""A part of an arc in words: the second weight, of a direction of length 1, up to which they hold; and the words."""
+
+
 class Message(TypedDict):
     """A turn of a chat."""
 
@@ -51,10 +55,13 @@ _CONDITION_LINES: Final = {
 }
 
 
-def render_preference(preference: Preference, template: PreferenceTemplate) -> str:
+def render_preference(preference: Preference, template: PreferenceTemplate, levels: Sequence[Level] = ()) -> str:
     """The system line that tells a policy its direction, for any number of objectives.
 
     `fig1` writes tenths as the figure does (0.8), and hundredths where they are needed (0.97).
+
+    Args:
+        levels: of two objectives, what ends the line beside the arithmetic (`levels_of`); none with ().
     """
     require_known("preference template", template, PreferenceTemplate)
     line, plus, minus = line_pieces(template)
@@ -63,7 +70,29 @@ def render_preference(preference: Preference, template: PreferenceTemplate) -> s
         # In `fig1` the joint carries the sign, but the first term has none before it.
         number = str(n) if template != "fig1" else ("-" if n < 0 and i == 0 else "") + _decimal(n)
         line += ("" if i == 0 else minus if n < 0 else plus) + f"{name}*{number}"
-    return line
+    return f"{line}. {in_words(preference.v[1], levels)}" if levels else line
+
+
+def levels_of(words: Sequence[str], low: float, high: float) -> tuple[Level, ...]:
+    """Words for equal parts of an arc, from its low end to its high end.
+
+    Args:
+        low, high: degrees of its ends, within -90 and 90.
+
+    Raises:
+        ValueError: an arc beyond, on which a second weight stands for two angles.
+    """
+    if not words:
+        return ()
+    if not -90 <= low < high <= 90:
+        raise ValueError(f"levels divide an arc within -90 and 90 degrees, and this one is {low:g} to {high:g}")
+    ends = [low + (high - low) * (i + 1) / len(words) for i in range(len(words))]
+    return tuple((round(math.sin(math.radians(end)), 4), said) for end, said in zip(ends, words, strict=True))
+
+
+def in_words(weight: float, levels: Sequence[Level]) -> str:
+    """The words of the first part that reaches to a second weight; beyond all of them, those of the last."""
+    return next((words for end, words in levels if weight <= end), levels[-1][1])
 
 
 def line_pieces(template: PreferenceTemplate) -> tuple[str, str, str]:

@@ -241,7 +241,7 @@ def _policy_points(name: str, model: Path, arguments: argparse.Namespace, lines:
     try:
         for label, preference in _directions(contract, arguments.angles, arguments.weights):
             angle = round(preference.angle, 6) + 0.0 if len(preference.v) == 2 else None
-            line = render_preference(preference, contract.template)
+            line = render_preference(preference, contract.template, contract.levels)
             points.append(Point(name, label, line, preference.weights, angle, model))
     except ValueError as error:
         raise ValueError(f"{model}: {error}") from error

@@ -2,9 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import Final
 
-RECIPES: Final = Path(__file__).parents[1] / "recipe" / "shipped"
+from dpalign.runs.environment import RECIPES
 
 
 def shipped() -> list[str]:

@@ -83,7 +83,7 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
     require_models(recipe)
     require_chat(recipe)
     recipe.require_evaluable()
-    if not recipe.data.rated and recipe.trains_reward:
+    if not recipe.data.rated and recipe.learns_rewards:
         raise ValueError(
             "the data have no rated answers, on which [reward] could be trained; name some in [data], or give all "
             "rewards, each in a table [rewards.NAME]"
@@ -114,7 +114,7 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
 
 def scored(recipe: Recipe) -> dict[str, str]:
     """What every evaluation reads beside the system itself."""
-    return {"reward": "reward"} | ANNOTATED | ({"judge": "judge"} if recipe.data.judge else {})
+    return {"reward": "reward"} | ANNOTATED | ({"judge": "judge"} if recipe.has_judge else {})
 
 
 def preparation(recipe: Recipe) -> Iterator[Step]:
@@ -129,17 +129,19 @@ def preparation(recipe: Recipe) -> Iterator[Step]:
         start = {"base": "base"}
         yield Step("base", base, {"data": "data"})
     yield Step("reward", reward, {"data": "data"} | start)
-    if recipe.data.judge:
+    if recipe.has_judge:
         yield Step("judge", judge, {"data": "data"} | start)
     scored = Step("annotate", annotate, {"data": "data", "reward": "reward"})
     started = Step("sft", sft, {"data": "data"} | start)
     if recipe.data.answered:
         yield from (scored, started)
         return
-    # Nobody rated answers: plain ones of the start stand for them. SteerLM learns from these, and scales are fitted.
-    plain = {"sampling.n": ORIGINALS, "sampling.prompts": 2 * recipe.sampling.prompts}
+    # Nobody rated answers: the start's own stand for them, plain or under hints. SteerLM learns from these, and scales
+    # are fitted.
+    own = {"sampling.n": 1 if recipe.data.hints else ORIGINALS, "sampling.prompts": 2 * recipe.sampling.prompts}
+    condition = "hints" if recipe.data.hints else "plain"
     yield started
-    yield Step("originals", sample, {"policy": "sft", "data": "data"}, half="both", condition="plain", knobs=plain)
+    yield Step("originals", sample, {"policy": "sft", "data": "data"}, half="both", condition=condition, knobs=own)
     yield replace(scored, inputs={**scored.inputs, "answers": "originals"})
 
 
@@ -183,7 +185,8 @@ def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, 
     if recipe.evaluation.controls:
         yield evaluated("sft-asked", "sft", "directions", BESIDE_THE_LOOP["sft-asked"])
         start = Path(recipe.model.source).absolute() if recipe.model.base else "base"
-        if start == "base" or Path(start).is_dir():  # a name on the hub is no folder to read from
+        same = recipe.sft.checkpoint and recipe.sft.checkpoint == recipe.model.source  # SFT is the base model itself
+        if not same and (start == "base" or Path(start).is_dir()):  # a name on the hub is no folder to read from
             yield evaluated("base-asked", start, "directions", BESIDE_THE_LOOP["base-asked"])
 
 

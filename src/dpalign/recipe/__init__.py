@@ -160,6 +160,16 @@ class Recipe(Table):
         return not self.rewards or any(reward.trained for reward in self.rewards.values())
 
     @property
+    def learns_rewards(self) -> bool:
+        """Whether a reward model learns from ratings; else all rewards are given, if only as a probe's file."""
+        return self.trains_reward and not self.reward.probe
+
+    @property
+    def has_judge(self) -> bool:
+        """Whether a second model judges, which never selects."""
+        return bool(self.data.judge or self.reward.judge_probe)
+
+    @property
     def fits_scales(self) -> bool:
         """Whether some reward's scale is fitted to the annotated answers."""
         return any(None in reward.known_scales(self.heads) for reward in self.rewards.values())
@@ -176,12 +186,18 @@ class Recipe(Table):
     def judged(self) -> Self:
         """The recipe as the judge reads it, whose heads are those of [reward] alone.
 
+        An objective may read Python functions beside them: they rate for the judge as they do for the run.
+
         Raises:
-            ValueError: an objective reads a head that the judge lacks.
+            ValueError: an objective reads a model's head that the judge lacks, or functions alone.
         """
         if not self.rewards:
             return self
-        read = {o.name: tuple(map(own_name, self.heads_read(o))) for o in self.objective_list}
+        functions = {f"{name}/{head}" for name, r in self.rewards.items() if r.function for head in r.own_heads(())}
+        read = {}
+        for objective in self.objective_list:
+            heads = self.heads_read(objective)
+            read[objective.name] = tuple(map(own_name, [h for h in heads if h not in functions] or heads))
         for name, heads in read.items():
             head_indices(Objective(name, heads), self.heads)
         return self.model_copy(update={"rewards": {}, "objectives": read})
@@ -202,14 +218,19 @@ class Recipe(Table):
             )
         for objective in self.objective_list:
             head_indices(objective, self.scored_heads)
-        if self.data.judge:
+        if self.data.judge and self.reward.judge_probe:
+            raise ValueError(
+                f"data.judge is {self.data.judge:g}, and reward.judge_probe names a finished judge; set one of the two"
+            )
+        if self.has_judge:
             try:
                 self.judged()
             except ValueError as error:
-                raise ValueError(
-                    f"data.judge is {self.data.judge:g}, and a judge has the heads that the data label: {error}; "
-                    "set data.judge = 0"
-                ) from None
+                given = (
+                    "reward.judge_probe is given" if self.reward.judge_probe else f"data.judge is {self.data.judge:g}"
+                )
+                cure = "leave it out" if self.reward.judge_probe else "set data.judge = 0"
+                raise ValueError(f"{given}, and a judge has the heads that the data label: {error}; {cure}") from None
         return self
 
     def require_stated(self, layers: Sequence[Mapping[str, Any]]) -> None:
@@ -249,6 +270,7 @@ class Recipe(Table):
         try:
             population = steering.population(k)
             steering.trained(k)
+            steering.in_words  # noqa: B018  # says what is wrong with them
         except ValueError as error:
             raise ValueError(f"[preference] {error}") from None
         if (weighed := objective_count(population)) != k:

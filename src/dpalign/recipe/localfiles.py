@@ -4,7 +4,6 @@ A stage that reads any of it is done again when it changes, as when an earlier s
 under a name is taken to stay as it is.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +13,7 @@ from dpalign.data.sources import parted
 from dpalign.recipe import Recipe
 from dpalign.rewards.functions import load_function, module_file, probe
 from dpalign.rewards.knobs import local_heads
+from dpalign.runs.environment import filled
 from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, template_of, weights_files
 from dpalign.runs.tables import knobs_naming, leaves
 
@@ -35,7 +35,7 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
     for knob, value in knobs.items():
         if knob in SOURCES and not knobs.get("data.world"):
             named = {knob: value} if isinstance(value, str) else {f"{knob}[{i}]": one for i, one in enumerate(value)}
-            paths |= {key: Path(parted(os.path.expandvars(source))[0]) for key, source in named.items()}
+            paths |= {key: Path(parted(filled(source))[0]) for key, source in named.items()}
         elif _names(knob, FUNCTIONS):
             paths[knob] = module_file(value)
         elif _names(knob, MODELS) and value != INSTALLED.get(knob):
@@ -101,7 +101,7 @@ def require_chat(recipe: Recipe, fetch: bool = False) -> None:
         )
     folder = Path(start) if Path(start).is_dir() else _tokenizer_of(start) if fetch else None
     if folder is not None:
-        find_own_chat(template_of(folder), read_marks(folder), switches, start)
+        find_own_chat(template_of(folder), read_marks(folder), switches, start, recipe.model.dial_place)
 
 
 def _tokenizer_of(name: str) -> Path | None:

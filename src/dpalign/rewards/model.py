@@ -34,6 +34,8 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dpalign.paper.prompts import RewardTemplate, render_reward_input
+from dpalign.rewards.probe import FILE as PROBE_FILE
+from dpalign.rewards.probe import Probe, take_probe, write_probe
 from dpalign.rewards.ridge import ridge_heads
 from dpalign.rewards.shared_prefix import cannot_share, score_shared
 from dpalign.runs.progress import Progress
@@ -223,8 +225,24 @@ def probe_reward_model(
     model = _placed(load_classifier(context, heads, layers, frozen=True))
     loss = fit_head(model, rows.rows, collator(context.tokenizer), context.name, context.resume)
     export(model, context)
+    write_probe(context.output.parent / PROBE_FILE, model, Probe(tuple(heads), layers, template))
     shutil.rmtree(context.resume, ignore_errors=True)
     return replace(outcome, loss=loss)
+
+
+def given_reward_model(
+    context: RunContext, probe: Path, heads: Sequence[str], *, template: RewardTemplate, layers: int = 0
+) -> Outcome:
+    """Put a probe's heads on the backbone that they were fitted on; the folder is a stock classifier.
+
+    Raises:
+        ValueError: see `probe.take_probe`.
+    """
+    if first_process():
+        model = load_classifier(context, heads, layers, frozen=True)
+        take_probe(probe, model, Probe(tuple(heads), layers, template))
+        export(model, context)
+    return Outcome(0, 0, 0, 0, 0.0, {"step": [], "loss": [], "learning_rate": []})
 
 
 class RewardTrainer(ByLength):

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from string import Template
 from typing import Any, Final
 
 PACKAGES: Final = (
@@ -13,6 +14,9 @@ PACKAGES: Final = (
     *("pyarrow", "numpy", "scipy", "moocore", "vllm", "ray"),
 )
 """The packages whose versions environment.json records, where installed."""
+
+RECIPES: Final = Path(__file__).parents[1] / "recipe" / "shipped"
+"""The recipes that are installed with the package, and the files that they read."""
 
 WAITING: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -39,16 +43,21 @@ def settle_threads(threads: int, for_torch: bool) -> None:
         torch.set_num_threads(threads)
 
 
+def filled(path: str) -> str:
+    """A path with its environment variables filled in; `$DPA_RECIPES` is the folder of the installed recipes."""
+    return Template(path).safe_substitute({"DPA_RECIPES": str(RECIPES)} | os.environ)
+
+
 def expanded(knob: str, path: str) -> str:
-    """A path with its environment variables filled in.
+    """The same, with every variable known.
 
     Raises:
         ValueError: the environment has no such variable; the message names the recipe's knob.
     """
-    filled = os.path.expandvars(path)
-    if "$" in filled:
+    name = filled(path)
+    if "$" in name:
         raise ValueError(f"{knob} is {path!r}, and the environment has no such variable; set it, or the path")
-    return filled
+    return name
 
 
 def describe_environment() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from dpalign.rows import (
 )
 from dpalign.runs.shards import make_shards
 from dpalign.stages.pools import ORIGINALS
-from dpalign.stages.score import open_scorer, scores_of
+from dpalign.stages.score import Asked, open_scorer, scores_of
 from dpalign.stages.shards import PART, Shards, parts_of
 from dpalign.stages.stage import Job, model_read, scorer_read, stage
 
@@ -54,7 +54,7 @@ def annotate(job: Job) -> None:
 
 
 def originals(job: Job) -> list[dict[str, Any]]:
-    """The rated answers; where the data have none, finished plain answers, without labels.
+    """The rated answers; where the data have none, finished plain answers, without labels or the hints they had.
 
     Raises:
         ValueError: no plain answer is finished.
@@ -64,7 +64,7 @@ def originals(job: Job) -> list[dict[str, Any]]:
         if not rated.is_dir():
             raise ValueError(f"{job.inputs['data']}: has prompts without answers; give plain ones with --answers DIR")
         return list(read_rows(rated, RATED))
-    drawn = list(read_rows(job.inputs["answers"], CANDIDATES))
+    drawn = Asked(job.inputs["data"]).shown(list(read_rows(job.inputs["answers"], CANDIDATES)))
     rows = [
         {key: row[key] for key in ("prompt_id", "messages", "response")} | {"source": "sampled", "labels": {}}
         for row in drawn

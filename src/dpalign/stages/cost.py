@@ -114,7 +114,7 @@ class Costs:
         prompts = 2 * self.sizes.prompts
         if self.recipe.data.answered:
             return prompts, self.sizes.rated
-        return min(prompts, 2 * self.recipe.sampling.prompts or prompts), ORIGINALS
+        return min(prompts, 2 * self.recipe.sampling.prompts or prompts), len(self.recipe.data.hints) or ORIGINALS
 
     def draw(self, prompts: float, conditions: float, n: float) -> Load:
         """n answers to each prompt under each condition."""

@@ -63,6 +63,9 @@ class Data(Table):
     prompts: tuple[DataName, ...] = ()
     """Prompts to align on besides; the answers to them, if any, are not read. They suffice where all rewards are given
     (not in the paper)."""
+    hints: tuple[str, ...] = ()
+    """What prompts alone are first asked with, such as "Answer in one short sentence.", one original answer each; the
+    answers are kept without it. They give SteerLM answers of many kinds to learn from (not in the paper)."""
     helpsteer: DataName = "nvidia/HelpSteer"
     """Rated answers with five attributes 0-4 that train the reward model alone (section 3.1); "" for none."""
     validation: DataName = "HuggingFaceH4/ultrafeedback_binarized:test_prefs"
@@ -90,7 +93,7 @@ class Data(Table):
     tuning: float = Field(0.0, ge=0, lt=1)
     """Share of prompts that settings may be chosen on (paper silent); `dpa compare` needs some."""
 
-    @field_validator("rows", "prompts", mode="before")
+    @field_validator("rows", "prompts", "hints", mode="before")
     @classmethod
     def _one_source_is_a_list_too(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
@@ -203,7 +206,7 @@ def data(job: Job) -> None:
 
 def trained_on(recipe: "Recipe") -> dict[str, tuple[Objective, ...]]:
     """The parts of the rated answers that a model is trained on, and what reads them."""
-    parts = {"train": recipe.trained_objectives} if recipe.trains_reward else {}
+    parts = {"train": recipe.trained_objectives} if recipe.learns_rewards else {}
     return parts | ({"judge": recipe.judged().objective_list} if recipe.data.judge else {})
 
 

@@ -189,7 +189,7 @@ def open_scorers(job: Job) -> "dict[str, Scorer]":
     """What scores the answers, by the folder that its scores go to: the run's reward model, and the judge if any."""
     scorers = {"scores": open_scorer(job.recipe, job.inputs["reward"], job.inputs.get("annotate"))}
     if "judge" in job.inputs:
-        scorers["judged"] = judge_scorer(job.recipe, job.inputs["judge"])
+        scorers["judged"] = judge_scorer(job.recipe, job.inputs["judge"], job.inputs.get("annotate"))
     return scorers
 
 

@@ -25,7 +25,7 @@ from dpalign.paper.direction import (
     evaluation_grid,
     rng_for,
 )
-from dpalign.paper.prompts import render_preference
+from dpalign.paper.prompts import Level, levels_of, render_preference
 from dpalign.runs.tables import Table
 
 if TYPE_CHECKING:
@@ -60,6 +60,20 @@ class Steering(Table):
     """Directions a prompt and iteration (section 3.1)."""
     template: Literal["dpa-v1", "fig1", "world-v1"] = "dpa-v1"
     """The system line; the default is the released policy's."""
+    levels: tuple[str, ...] = ()
+    """Arc: what equal parts of it, from low to high, are called in words at the end of the line, such as "Answer in one
+    short sentence.": a small model reads words sooner than numbers (not in the paper: none)."""
+
+    @property
+    def in_words(self) -> tuple[Level, ...]:
+        """Which directions each of the levels is for.
+
+        Raises:
+            ValueError: levels of what is no arc within -90 and 90 degrees.
+        """
+        if self.levels and self.distribution != "arc":
+            raise ValueError(f"levels with a distribution of {self.distribution}: they divide an arc")
+        return levels_of(self.levels, self.low, self.high)
 
     def trained(self, objectives: int) -> Population:
         """What training directions are drawn from: P_v, with the margin around it.
@@ -99,7 +113,8 @@ def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt
 
 def line(recipe: "Recipe", v_K: Sequence[float] | Array) -> str:
     """The system line of a direction."""
-    return render_preference(Preference.from_vector(v_K, tuple(recipe.objectives)), recipe.preference.template)
+    preference = Preference.from_vector(v_K, tuple(recipe.objectives))
+    return render_preference(preference, recipe.preference.template, recipe.preference.in_words)
 
 
 def asked_in_words(recipe: "Recipe") -> str:

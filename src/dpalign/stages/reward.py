@@ -20,8 +20,9 @@ from dpalign.rewards.golden import golden_of, write_golden
 from dpalign.rewards.knobs import IDENTITY
 from dpalign.rewards.scale import fit, to_points
 from dpalign.rows import HEADS, PAIRS, RATED, read_rows
+from dpalign.runs.environment import expanded
 from dpalign.runs.folder import write_json
-from dpalign.runs.tables import Table
+from dpalign.runs.tables import DataName, Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.score import model_scorer, models_scorer
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
@@ -62,6 +63,11 @@ class Reward(Table):
     freeze: bool = False
     """Fit the heads alone, by ridge regression on the last hidden states of the backbone as it is (not in the paper).
     The penalty is chosen on prompts that a fit has not seen. Of `training` only `context` counts."""
+    probe: DataName = ""
+    """A file of heads that `freeze` fitted on this backbone, a run's reward/probe.safetensors: they are taken as they
+    are, and no rating is needed (not in the paper)."""
+    judge_probe: DataName = ""
+    """The same for the judge, from ratings of other prompts."""
     training: Training = Training(epochs=1.0, packing=False, micro_batch=8)
     """Its training: learning rate, epochs and batch (paper silent)."""
     score_tokens: int = Field(16_384, ge=1)
@@ -84,6 +90,14 @@ class Reward(Table):
         return self
 
     @model_validator(mode="after")
+    def _a_probe_reads_a_backbone_as_it_is(self) -> Self:
+        if (self.probe or self.judge_probe) and not self.freeze:
+            raise ValueError("probe needs the backbone that it was fitted on, as it is; set freeze = true")
+        if self.judge_probe and not self.probe:
+            raise ValueError("judge_probe stands beside a probe; name one in probe, or leave both out")
+        return self
+
+    @model_validator(mode="after")
     def _a_preference_needs_a_backbone_to_train(self) -> Self:
         if self.freeze and self.bradley_terry:
             raise ValueError(
@@ -96,7 +110,7 @@ class Reward(Table):
 def _reads(r: "Recipe") -> tuple[object, ...]:
     return (
         *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
-        *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze),
+        *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze, r.reward.probe, r.reward.judge_probe),
         *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
     )
 
@@ -155,7 +169,7 @@ def judge(job: Job) -> None:
 
     recipe = on_transformers(job.recipe).judged()
     _train(job, "judge", recipe.seed + 1)
-    if first_process():
+    if first_process() and (job.inputs["data"] / "heldout").exists():
         write_json(job.out / "quality.json", measure(recipe, model_scorer(recipe, job.out), job.inputs["data"]))
 
 
@@ -164,17 +178,22 @@ def _train(job: Job, part: str, seed: int) -> None:
 
     from dpalign.engines.tokens import spare_token
     from dpalign.rewards.inputs import template_for
-    from dpalign.rewards.model import BradleyTerry, probe_reward_model, train_reward_model
+    from dpalign.rewards.model import BradleyTerry, given_reward_model, probe_reward_model, train_reward_model
 
     recipe, knobs = job.recipe, job.recipe.reward
-    rows = [row for row in read_rows(job.inputs["data"] / part, RATED) if row["labels"]]
-    objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
-    require_labels(rows, objectives, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.pad_token = spare_token(tokenizer)
     tokenizer.chat_template = template_for(tokenizer, knobs.template)
     context = context_of(job, start, knobs.training, tokenizer, seed)
+    if knobs.probe:
+        knob = "probe" if part == "train" else "judge_probe"
+        file = Path(expanded(f"reward.{knob}", getattr(knobs, knob)))
+        count(job, given_reward_model(context, file, recipe.heads, template=knobs.template, layers=knobs.layers))
+        return
+    rows = [row for row in read_rows(job.inputs["data"] / part, RATED) if row["labels"]]
+    objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
+    require_labels(rows, objectives, recipe.heads, part)
     rated = [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows]
     if knobs.freeze:
         count(job, probe_reward_model(context, rated, recipe.heads, template=knobs.template, layers=knobs.layers))

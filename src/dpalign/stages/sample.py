@@ -1,7 +1,7 @@
 """Sampling: step 1 of section 2.2, before the scoring; under directions, reward targets, or plainly."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -80,6 +80,8 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
             return prompts, settings.first_targets, settings.first / settings.first_targets
         case "plain":
             return prompts, 1, settings.n
+        case "hints":
+            return prompts, len(recipe.data.hints), settings.n
         case _:
             return prompts, recipe.preference.directions, settings.n
 
@@ -87,25 +89,30 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
 @stage(
     reads=lambda r: (
         *(r.seed, r.sampling, r.preference, r.steerlm.template, *chat_read(r), *model_read(r), *objectives_read(r)),
-        *(r.engines.sampling, r.engines.tensor_parallel),
+        *(r.engines.sampling, r.engines.tensor_parallel, r.data.hints),
     ),
     inputs=("policy", "data"),
     optional=("annotate",),
-    asks={"t": (), "half": (*D1_D2, "both"), "condition": ("directions", "targets", "plain")},
+    asks={"t": (), "half": (*D1_D2, "both"), "condition": ("directions", "targets", "plain", "hints")},
     cost=lambda costs, step: costs.draw(*counted(costs, step)),
 )
 def sample(job: Job) -> None:
-    """Draw answers from a policy: at t = 1 under reward targets, later under directions, or plainly."""
+    """Draw answers from a policy: at t = 1 under reward targets, later under directions; plainly, or under hints."""
     make_shards(job, drawing)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What answers are asked for: a direction, a reward target, or nothing; as numbers and as a system line."""
+    """What answers are asked for: a direction, a reward target, or nothing; as numbers and as a system line.
+
+    Under a hint the answers count as plain: what asks for it is forgotten.
+    """
 
     kind: str
     value: tuple[float, ...]
     line: str | None
+    hint: str = ""
+    """Words that follow the user's own."""
 
 
 PLAIN = Condition("plain", (), None)
@@ -130,6 +137,7 @@ def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine
                 model.own_chat,
                 rows=recipe.sampling.rows,
                 dtype=model.dtype,
+                place=model.dial_place,
                 trust_remote_code=model.trust_remote_code,
             )
         case "vllm":
@@ -137,7 +145,7 @@ def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine
 
             share = 1.0 if alone else 0.5
             vllm = start_vllm(recipe, policy, share, trust_remote_code=model.trust_remote_code)
-            return VllmEngine(vllm, model.own_chat)
+            return VllmEngine(vllm, model.own_chat, model.dial_place)
 
 
 def start_vllm(
@@ -163,7 +171,8 @@ def open_reader(recipe: "Recipe", policy: str) -> "PromptReader":
     """What measures prompts as that engine reads them, without its model."""
     from dpalign.engines.tokens import PromptReader
 
-    return PromptReader.load(policy, recipe.model.own_chat, trust_remote_code=recipe.model.trust_remote_code)
+    model = recipe.model
+    return PromptReader.load(policy, model.own_chat, place=model.dial_place, trust_remote_code=model.trust_remote_code)
 
 
 def drawing(job: Job) -> Shards[Engine]:
@@ -174,10 +183,17 @@ def drawing(job: Job) -> Shards[Engine]:
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in halves]
     prompts = within_limit(job, prompts, open_reader(recipe, policy).prompt_tokens)
     parts = parts_of(_own_prompts(prompts, settings.prompts, recipe.seed, t), settings.shard)
-    fixed = [PLAIN] if job.condition == "plain" else []
+    match job.condition:
+        case "targets":
+            fixed = target_conditions(job, settings.first_targets, FIRST_QUANTILE)
+        case "plain":
+            fixed = [PLAIN]
+        case "hints":
+            fixed = [replace(PLAIN, hint=hint) for hint in recipe.data.hints]
+        case _:
+            fixed = []  # each prompt's own directions
     n = [settings.n] * (len(fixed) or recipe.preference.directions)
     if job.condition == "targets":
-        fixed = target_conditions(job, settings.first_targets, FIRST_QUANTILE)
         n = shares(settings.first, len(fixed))
 
     def work(engine: Engine, _: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
@@ -288,4 +304,7 @@ def draw(
 
 def _chat(recipe: "Recipe", prompt: dict[str, Any], condition: Condition) -> list[Message]:
     messages: list[Message] = prompt["messages"]
+    if condition.hint:
+        *earlier, last = messages
+        messages = [*earlier, {**last, "content": f"{last['content']}\n{condition.hint}"}]
     return messages if condition.line is None else with_system_line(messages, condition.line, recipe.model.chat)

@@ -196,10 +196,27 @@ def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scor
     return scorer
 
 
-def judge_scorer(recipe: "Recipe", stage: Path) -> "Scorer":
-    """The judge, whose heads stand in the columns of the run's rewards that have the same names."""
+def judge_scorer(recipe: "Recipe", stage: Path, annotate: Path | None = None) -> "Scorer":
+    """The judge, in the columns of the run's rewards: its heads under models' heads of the same names.
+
+    Functions rate as they do for the run.
+    """
     judge = model_scorer(recipe, stage)
-    return NamedColumns(judge, recipe.scored_heads) if recipe.rewards else judge
+    if not recipe.rewards:
+        return judge
+    from dpalign.rewards.score import CombinedScorer, FunctionScorer
+
+    parts: list[tuple[str, Scorer]] = []
+    for name, reward in recipe.rewards.items():
+        heads = reward.own_heads(recipe.heads)
+        rates = FunctionScorer(reward.function, heads) if reward.function else NamedColumns(judge, heads)
+        parts.append((_called(name), rates))
+    of_functions = {name for name, reward in recipe.rewards.items() if reward.function}
+    scales = zip(recipe.scored_heads, scales_of(recipe, annotate), strict=True)
+    own = [
+        scale if head.partition("/")[0] in of_functions else None for head, scale in scales
+    ]  # a judge rates in points
+    return CombinedScorer(recipe.scored_heads, parts, own)
 
 
 @dataclass(frozen=True)

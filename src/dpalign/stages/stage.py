@@ -180,7 +180,7 @@ def model_read(r: "Recipe") -> tuple[object, ...]:
 
 def chat_read(r: "Recipe") -> tuple[object, ...]:
     """How a chat is written."""
-    return (r.model.chat, r.model.chat_kwargs)
+    return (r.model.chat, r.model.chat_kwargs, r.model.place)
 
 
 def objectives_read(r: "Recipe") -> tuple[object, ...]:

@@ -61,10 +61,13 @@ def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "Pr
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     template = recipe.preference.template if steered else None
     objectives = tuple(recipe.objectives) if steered else None
+    levels = recipe.preference.in_words if steered else ()
     if recipe.model.own_chat is None:
-        tokenizer.chat_template = chat_template(recipe.model.chat, template, objectives, eos=tokenizer.eos_token)
+        tokenizer.chat_template = chat_template(
+            recipe.model.chat, template, objectives, eos=tokenizer.eos_token, levels=levels
+        )
     else:
-        keep_own_chat(tokenizer, recipe.model.own_chat, start, template, objectives)
+        keep_own_chat(tokenizer, recipe.model.own_chat, start, template, objectives, levels, recipe.model.dial_place)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer

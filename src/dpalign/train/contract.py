@@ -26,7 +26,7 @@ from dpalign.paper.direction import (
     objective_count,
 )
 from dpalign.paper.objectives import Objective, head_indices
-from dpalign.paper.prompts import PreferenceTemplate, RewardInput
+from dpalign.paper.prompts import Level, PreferenceTemplate, RewardInput
 from dpalign.runs.folder import write_json
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class Contract:
     """What low, medium and high stand for, in an export of a run; empty where it was not measured."""
     rewards: tuple[RewardRecord, ...] = ()
     """All rewards, where the recipe names them; their heads are called NAME/HEAD."""
+    levels: tuple[Level, ...] = ()
+    """What the line says in words, beside its arithmetic."""
 
     def __post_init__(self) -> None:
         for name, heads in self.objectives.items():
@@ -170,6 +172,7 @@ class Contract:
             "reward": self.reward,
             "verbosity": {level: vars(length) for level, length in self.verbosity.items()},
             "rewards": [reward.to_json() for reward in self.rewards],
+            "levels": [list(level) for level in self.levels],
         }
         return content | {key: value for key, value in optional.items() if value}
 
@@ -200,6 +203,7 @@ def contract_of(recipe: "Recipe", iteration: int, scales: Sequence[tuple[float, 
         reward_template=None if recipe.rewards else recipe.reward.template,
         chat_kwargs=recipe.model.own_chat or {},
         rewards=tuple(_records(recipe, scales)),
+        levels=recipe.preference.in_words,
     )
 
 
@@ -269,6 +273,7 @@ def _from_json(content: Mapping[str, Any]) -> Contract:
         tuple(map(_text, content.get("stop", ()))),
         verbosity=lengths_from_json(content.get("verbosity"), names),
         rewards=tuple(map(_reward_record, content.get("rewards", ()))),
+        levels=tuple((float(end), _text(words)) for end, words in content.get("levels", ())),
     )
 
 

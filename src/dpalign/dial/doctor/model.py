@@ -6,7 +6,7 @@ the package `tokenizers` is installed.
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -230,10 +230,12 @@ class Prompts:
         """What writes the folder's prompts, as we understand it."""
         if self.contract.chat != "model":
             return golden.Form({"eos_token": "", **self.marks.named})
-        own = find_own_chat(self.template, self.marks, self.contract.chat_kwargs, str(folder.path))
-        if own.place != self.contract.place:
-            text = f"{FILE} has the line in the {self.contract.place}'s turn, its chat template in the {own.place}'s"
+        place, source = self.contract.place, str(folder.path)
+        own = find_own_chat(self.template, self.marks, self.contract.chat_kwargs, source)
+        if own.place == "user" and place != own.place:
+            text = f"{FILE} has the line in the {place}'s turn, its chat template in the {own.place}'s"
             raise Fault(text, f"dpa export {folder.path} --out DIR writes it anew")
+        own = replace(own, place=place)
         return golden.Form(self.marks.named, own)
 
     def check(self, folder: Folder) -> str:

@@ -146,10 +146,12 @@ def _copy_policy(source: Source, out: Path) -> golden.Form:
         raise ValueError(f"{model / TOKENIZER_SETTINGS}: names no eos_token, with which an answer could end")
     contract, own = source.contract, None
     if contract.chat == "model":
-        own = find_own_chat(template_of(model), read_marks(model), contract.chat_kwargs, str(model))
-        template = own.template(contract.template, contract.names)
+        own = find_own_chat(template_of(model), read_marks(model), contract.chat_kwargs, str(model), contract.place)
+        template = own.template(contract.template, contract.names, contract.levels)
     else:
-        template = chat_template(contract.chat, contract.template, contract.names, eos=tokens.eos)
+        template = chat_template(
+            contract.chat, contract.template, contract.names, eos=tokens.eos, levels=contract.levels
+        )
     write_text(out / TEMPLATE, template)
     config = read_object(out / CONFIG)
     settings = read_object(out / TOKENIZER_SETTINGS) if (out / TOKENIZER_SETTINGS).is_file() else {}
