@@ -157,9 +157,26 @@ def _devices() -> list[str]:
 
 def record(rows: Iterable[Row], script: str, results: Path = RESULTS, page: Path = PAGE) -> None:
     """Put rows into the results, in place of those of the same name, and write the page's table anew."""
+    merge([asdict(row) | {"script": script, "machine": machine()} for row in rows], results, page)
+
+
+def take(measured: Path, results: Path = RESULTS, page: Path = PAGE) -> list[str]:
+    """Do the same with rows that bench/gpu_all.py measured on another machine, which they name; returns their names.
+
+    Raises:
+        ValueError: they were measured at the tiny size of the tests.
+    """
+    content = json.loads(measured.read_text(encoding="utf-8"))
+    if content["small"]:
+        raise ValueError(f"{measured}: measured with --small, whose figures mean nothing; leave --small out")
+    merge(content["rows"], results, page)
+    return [row["name"] for row in content["rows"]]
+
+
+def merge(rows: Sequence[dict[str, Any]], results: Path, page: Path) -> None:
+    """Put rows with their script and machine into the results and the page."""
     known = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
-    by_name = {row["name"]: row for row in known}
-    by_name |= {row.name: asdict(row) | {"script": script, "machine": machine()} for row in rows}
+    by_name = {row["name"]: row for row in known} | {row["name"]: row for row in rows}
     kept = sorted(by_name.values(), key=lambda row: row["script"])  # a script's rows stay in their own order
     _write(results, json.dumps({"rows": kept}, indent=1) + "\n")
     if page.exists():

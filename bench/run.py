@@ -8,8 +8,9 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from harness import BENCH, THREADS, say
+from harness import BENCH, THREADS, say, take
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": str(THREADS),
@@ -31,7 +32,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="scripts to run; all without any")
     parser.add_argument("--quick", action="store_true", help="run small, in seconds, and record nothing")
+    parser.add_argument("--take", type=Path, metavar="FILE", help="record the rows of bench/gpu_all.sh's gpu.json")
     given = parser.parse_args()
+    if given.take:
+        say("\n".join(take(given.take)))
+        return
     if unknown := set(given.names) - set(scripts()):
         raise SystemExit(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(scripts())}")
     failed = []
