@@ -70,9 +70,9 @@ def evaluation_cost(costs: Costs, step: Step, conditions: float, samples: float,
     """Answers to the evaluation's prompts (`at_most` of them, if above 0), scored by the reward model and the judge."""
     tuning = costs.of_step(step).evaluation.split == "tuning"
     prompts = costs.sizes.tuning if tuning else costs.sizes.evaluated
-    prompts = min(prompts, at_most or prompts)
-    scorers = 2 if "judge" in step.inputs else 1
-    return sum([costs.score(prompts, conditions * samples)] * scorers, costs.draw(prompts, conditions, samples))
+    prompts, shard = min(prompts, at_most or prompts), float(costs.of_step(step).sampling.shard)
+    load = costs.draw(prompts, conditions, samples, shard) + costs.score(prompts, conditions * samples, shard)
+    return load + costs.score(prompts, conditions * samples, shard, models=1) if "judge" in step.inputs else load
 
 
 def _cost(costs: Costs, step: Step) -> Load:

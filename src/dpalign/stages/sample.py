@@ -92,7 +92,7 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
     inputs=("policy", "data"),
     optional=("annotate",),
     asks={"t": (), "half": (*D1_D2, "both"), "condition": ("directions", "targets", "plain")},
-    cost=lambda costs, step: costs.draw(*counted(costs, step)),
+    cost=lambda costs, step: costs.draw(*counted(costs, step), shard=costs.of_step(step).sampling.shard),
 )
 def sample(job: Job) -> None:
     """Draw answers from a policy: at t = 1 under reward targets, later under directions, or plainly."""
