@@ -112,7 +112,7 @@ def _cost(costs: Costs, step: Step, rows: float, *, trained: bool, models: int) 
         models: those that are measured.
     """
     each = costs.sizes.rated
-    load = costs.score(_share(costs, costs.recipe.data.heldout) / each, each, models=models)
+    load = costs.score(_held_out(costs) / each, each, models=models)
     alone = load.scoring
     if trained and costs.recipe.reward.freeze:
         load += costs.score(rows, 1.0, models=1)
@@ -128,8 +128,15 @@ def _rated(costs: Costs) -> float:
     return 2 * costs.sizes.prompts * costs.sizes.rated + costs.sizes.others
 
 
-def _share(costs: Costs, share: float) -> float:
-    """Rated answers to the prompts of a share, beside those in all."""
+def _judged(costs: Costs) -> float:
+    """Rated answers to the judge's own prompts."""
+    share = costs.recipe.data.judge
+    return share / (1 - share) * _rated(costs)
+
+
+def _held_out(costs: Costs) -> float:
+    """Rated answers that the model is measured on."""
+    share = costs.recipe.data.heldout
     return share / (1 - share) * _rated(costs)
 
 
@@ -165,7 +172,7 @@ def reward(job: Job) -> None:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training,
-    cost=lambda costs, step: _cost(costs, step, _share(costs, costs.recipe.data.judge), trained=True, models=1),
+    cost=lambda costs, step: _cost(costs, step, _judged(costs), trained=True, models=1),
 )
 def judge(job: Job) -> None:
     """Train a second reward model on disjoint prompts: it judges and never selects."""

@@ -173,7 +173,7 @@ def idle(plan: Plan) -> dict[str, list[str]]:
     """The steps that leave GPUs idle, by what would change it."""
     cures: dict[str, list[str]] = {}
     for step in plan.steps:
-        if plan.loads[step.name].flops and (cure := plan.spreads[step.name].cure):
+        if cure := plan.spreads[step.name].cure:
             cures.setdefault(cure, []).append(step.name)
     return cures
 
@@ -231,7 +231,7 @@ def table(plan: Plan) -> str:
     heads += ["GPUs"] if counted else []
     heads += ["GPU-hours"] if len(counted) == 1 else []
     heads += [f"{gpu.name} hours" for gpu in counted]
-    heads += ["measured"] if plan.rates else []
+    heads += ["as measured"] if plan.rates else []
     rows = [
         _cells(plan, step.name, [step.name])
         for step in plan.steps
@@ -243,7 +243,7 @@ def table(plan: Plan) -> str:
     rows += [_cells(plan, "(all)", [step.name for step in plan.steps])]
     note = "tokens sampled and trained, answers scored"
     if plan.rates:
-        note += f"; measured: what {plan.run} took, or would take by its stages' rates"
+        note += f"; as measured: what {plan.run} took, or would take by its stages' rates"
     if counted:
         note += f"; hours that pass on {plan.count} GPU{'s' if plan.count > 1 else ''}"
     if not plan.counts_hours and not plan.rates:
@@ -332,7 +332,7 @@ def _fit(least: int | None, count: int) -> str:
 def host_table(plan: Plan) -> str:
     """GiB of the machine's own memory, by kind of work."""
     rows = [[what, f"{size / GIB:,.3g}"] for what, size in plan.host.items()]
-    return _aligned([["host memory at most", "GiB"], *rows])
+    return _aligned([["host memory (weights)", "GiB"], *rows])
 
 
 def disk_table(plan: Plan) -> str:

@@ -109,7 +109,7 @@ class Plan:
 
     @property
     def host(self) -> dict[str, float]:
-        return host(self.recipe, self.model, self.sizes, self.steps, self.loads)
+        return host(self.recipe, self.model, self.steps, self.loads)
 
     @property
     def disk(self) -> dict[str, float]:

@@ -33,8 +33,8 @@ READ_TOKENS: Final = 16_384
 LAUNCH: Final = 8e-4
 """Seconds of a layer's forward at least, where PyTorch launches it kernel by kernel: assumed of any GPU. (7B models are
 known to decode at about 40 forwards a second in transformers, however fast the GPU.)"""
-HOST_TOKEN: Final = 118
-"""Bytes a token in the memory of each process that trains: Python's lists, and Arrow's copies. Measured."""
+TOKEN_BYTES: Final = 2 * 4
+"""On disk, of a token that is trained on: its id, and its label."""
 STATES: Final = {"adamw": 2, "rmsprop": 1}
 """Numbers a weight that an optimizer keeps."""
 TRAININGS: Final = {
@@ -330,6 +330,13 @@ def disk(
     checkpoints = [_learned(t, model) * WIDTHS["float32"] * (1 + STATES[t.optimizer]) for t in trainings]
     answers = sum(loads[step.name].answers for step in steps)
     scored = sum(loads[step.name].scored for step in steps)
+    # The rows of a training as tokens, and once more packed.
+    tokens = [
+        loads[step.name].rows
+        * (sizes.chat if step.stage.name == "sft" else sizes.prompt + sizes.answer)
+        * (1 + t.packing)
+        for step, t in zip(trained, trainings, strict=True)
+    ]
     return {
         "data": (2 * sizes.prompts * sizes.rated + sizes.others) * row + sizes.chats * sizes.chat * sizes.text_bytes,
         "answers": answers * sizes.answer * sizes.text_bytes,
@@ -337,28 +344,20 @@ def disk(
         "selected": sum(loads[step.name].rows for step in steps if step.stage.name in ("finetune", "specialist")) * row,
         f"{len(trained)} trained models": len(trained) * weights,
         "while training (two checkpoints)": 2.0 * max(checkpoints, default=0),
+        "while training (rows as tokens)": TOKEN_BYTES * max(tokens, default=0.0),
     }
 
 
-def host(
-    recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Step], loads: Mapping[str, Load]
-) -> dict[str, float]:
-    """Bytes of the machine's own memory, by kind of work at its most: the models that processes load, and their rows.
-
-    Every process of a training loads the whole model and holds all rows as tokens; every actor loads its models one
-    after the other.
-    """
+def host(recipe: Recipe, model: Architecture, steps: Sequence[Step], loads: Mapping[str, Load]) -> dict[str, float]:
+    """Bytes of the machine's own memory, by kind of work: each process of a training loads the whole model there before
+    it is divided, and each actor its own. Rows lie in files that are mapped, not held."""
     width, held = WIDTHS[recipe.model.dtype], dict[str, float]()
     actors = recipe.cluster.actors if recipe.cluster.address else 1
     held["sampling, scoring"] = float(actors * model.parameters * width)
     for step in steps:
-        if step.stage.trains is None or not loads[step.name].trained:
-            continue
-        training, name = step.stage.trains(recipe_of(recipe, step)), step.stage.name
-        tokens = loads[step.name].rows * (sizes.chat if name == "sft" else sizes.prompt + sizes.answer)
-        weights = model.parameters * (width if training.lora_rank else WIDTHS["float32"])
-        kind = {"judge": "reward", "specialist": "finetune"}.get(name, name)
-        needed = processes(recipe) * (weights + tokens * HOST_TOKEN)
-        what = f"training, {TRAININGS[kind]}"
-        held[what] = max(held.get(what, 0.0), float(needed))
+        if step.stage.trains is not None and loads[step.name].trained:
+            lora = step.stage.trains(recipe_of(recipe, step)).lora_rank
+            weights = model.parameters * (width if lora else WIDTHS["float32"])
+            what = "training, LoRA" if lora else "training"
+            held[what] = float(processes(recipe) * weights)
     return held

@@ -37,7 +37,7 @@ def asked(recipe: Recipe) -> int:
 
 def spread(recipe: Recipe, step: Step, load: Load, count: int) -> Spread:
     """How a step that computes this is spread over so many GPUs."""
-    if count == 1:
+    if count == 1 or not load.flops:
         return Spread(1, 1)
     if step.stage.several:
         return _trained(recipe, step, load, count)
