@@ -34,9 +34,10 @@ SEVEN = 7_241_732_096
 """Weights of Mistral-7B."""
 
 ALONE = ["--sft.checkpoint", "", "--cluster.address", "", "--cluster.actors", "1", "--cluster.gpus", "0"]
-ALONE += ["--engines.sampling", "transformers", "--engines.scoring", "transformers"]
+ALONE += ["--engines.sampling", "transformers", "--engines.scoring", "transformers", "--evaluation.shards", "1"]
 SPREAD = ["--sft.checkpoint", "HuggingFaceH4/mistral-7b-sft-beta", "--cluster.address", "local"]
 SPREAD += ["--cluster.actors", "8", "--cluster.gpus", "1", "--engines.sampling", "vllm", "--engines.scoring", "vllm"]
+SPREAD += ["--evaluation.shards", "8"]
 
 
 def on_eight(*words: str, alone: bool = False, **asked: Any) -> Plan:
@@ -188,18 +189,17 @@ def test_memory_is_told_of_what_the_run_trains() -> None:
 def test_a_lora_leaves_whole_models_and_needs_room_for_adapters_alone() -> None:
     """Of 7.24e9 weights, a checkpoint has 12 bytes each (AdamW); of a rank of 16, 41,943,040 learn."""
     ranks = [f"--{training}.lora_rank" for training in ("reward.training", "sft", "steerlm.training", "finetune")]
-    whole = make(load(cli.recipe_file("paper"), ["--sft.checkpoint", ""])).disk
+    whole = make(load(cli.recipe_file("paper"))).disk
     room, seven = "while training (two checkpoints)", 7_241_732_096
     assert whole[room] == 2 * 12 * seven
-    some = make(load(cli.recipe_file("paper"), ["--sft.checkpoint", "", "--finetune.lora_rank", "16"])).disk
+    some = make(load(cli.recipe_file("paper"), ["--finetune.lora_rank", "16"])).disk
     assert some[room] == 2 * 12 * seven  # SteerLM learns in full
-    learned = [word for rank in ranks for word in (rank, "16")]
-    small = make(load(cli.recipe_file("paper"), ["--sft.checkpoint", "", *learned])).disk
+    small = make(load(cli.recipe_file("paper"), [word for rank in ranks for word in (rank, "16")])).disk
     assert small[room] == 2 * 12 * 41_943_040
     assert {**small, room: 0.0} == {**whole, room: 0.0}
     (models,) = (size for name, size in small.items() if name.endswith("trained models"))
-    assert models == 9 * 2 * seven  # reward model, judge, SFT, two SteerLMs, four policies, in bfloat16
-    root = make(load(cli.recipe_file("paper"), ["--sft.checkpoint", "", "--finetune.optimizer", "rmsprop"])).disk
+    assert models == 8 * 2 * seven  # reward model, judge, two SteerLMs, four policies, in bfloat16; SFT is taken
+    root = make(load(cli.recipe_file("paper"), ["--finetune.optimizer", "rmsprop"])).disk
     assert root[room] == 2 * 12 * seven  # the others keep AdamW's two numbers
 
 
@@ -238,7 +238,7 @@ def test_eight_actors_make_125_shards_in_sixteen_rounds() -> None:
     hours = plan.hours(plan.loads["sample-2"], A100)
     assert plan.spreads["sample-2"].gpus == plan.spreads["score-2"].gpus == 8
     assert plan.elapsed("sample-2", A100) == pytest.approx(hours * 16 / 125)
-    assert plan.spreads["evaluate-policy-4"].speed == pytest.approx(2000 / 256)  # eight shards, the last smaller
+    assert plan.spreads["evaluate-policy-4"].speed == pytest.approx(8)  # eight shards of 250 prompts
     assert plan.spreads["annotate"].speed == pytest.approx(62.5 / 8)  # 256,000 answers, 4,096 a shard
     assert {name for name, spread in plan.spreads.items() if spread.cure} == {"reward", "judge"}
     assert plan.busy(plan.loads, A100) > 0.95 * 8 * plan.wall(A100)
@@ -246,10 +246,11 @@ def test_eight_actors_make_125_shards_in_sixteen_rounds() -> None:
 
 def test_too_few_shards_leave_gpus_idle() -> None:
     """200 prompts are one shard, and the 1,280 of tuning are five."""
-    plan = on_eight(compared=True)
+    plan = on_eight("--evaluation.shards", "1", "--data.tuning", "0.02", compared=True)
     assert (plan.spreads["feasible-policy-4"].gpus, plan.spreads["feasible-policy-4"].speed) == (1, 1)
     assert (plan.spreads["tune-dpo-1"].gpus, plan.spreads["tune-dpo-1"].speed) == (5, 5)
-    assert "1 shard for 8 actors" in plan.spreads["feasible-policy-4"].cure
+    assert "evaluation.shards = 8" in plan.spreads["feasible-policy-4"].cure
+    assert on_eight(compared=True).spreads["feasible-policy-4"].speed == pytest.approx(8)  # 25 prompts each
     half = on_eight("--cluster.actors", "4")
     assert (half.spreads["sample-2"].gpus, half.spreads["sample-2"].speed) == (4, pytest.approx(125 / 32))
     assert "cluster.actors = 8" in half.spreads["sample-2"].cure
@@ -258,7 +259,7 @@ def test_too_few_shards_leave_gpus_idle() -> None:
 
 def test_what_one_gpu_does_alone_is_not_divided() -> None:
     """Each process fits the head on 2,048 rows in float32 (19.5 TFLOPS, half of them reached); then the first measures
-    the model on 15,316 held-out answers in bfloat16 (312), while seven wait."""
+    the model on held-out answers in bfloat16 (312), while seven wait."""
     plan = on_eight()
     load = plan.loads["reward"]
     row = 2 * 6_979_321_856 * 520 + 4 * 32 * 32 * 128 * (220 * 110 + 300 * 370)  # FLOPs; the weights without embeddings
@@ -375,9 +376,8 @@ def test_rows_lie_on_disk_as_tokens_and_once_more_packed() -> None:
 @pytest.mark.parametrize("kinds", [["A100"], ["A6000", "H100"]])
 def test_the_paper_is_printed_in_a_hundred_columns(words: list[str], kinds: list[str]) -> None:
     recipe = load(cli.recipe_file("paper"), words)
-    for compared in (False, True):
-        plan = make(recipe, gpus=[GPUS[kind] for kind in kinds], compared=compared)
-        assert max(map(len, text(plan, dict.fromkeys(kinds, 2.5)).splitlines())) <= 100
+    plan = make(recipe, gpus=[GPUS[kind] for kind in kinds], compared=True)
+    assert max(map(len, text(plan, dict.fromkeys(kinds, 2.5)).splitlines())) <= 100
 
 
 def test_steps_side_by_side_take_the_time_of_the_longest_chain() -> None:

@@ -84,9 +84,12 @@ def _by_actors(recipe: Recipe, step: Step, load: Load, each: int, count: int) ->
     elif actors < room:
         cure = f"{actors} actors, and room for {room}: set cluster.actors = {room}"
     elif speed < EVEN * count:
-        fixed = step.stage.name == "annotate"
-        smaller = "of 4,096 answers, which is fixed" if fixed else "set a smaller sampling.shard"
-        cure = f"{shards} shard{'s' if shards > 1 else ''} for {actors} actors: {smaller}"
+        cure = f"{shards} shard{'s' if shards > 1 else ''} for {actors} actors: "
+        if step.stage.name == "annotate":
+            cure += "of 4,096 answers, which is fixed"
+        else:
+            evaluated = load.sampling and load.scoring
+            cure += f"set evaluation.shards = {actors}" if evaluated else "set a smaller sampling.shard"
     else:
         cure = ""
     return Spread(gpus, speed, cure)
