@@ -6,23 +6,57 @@ import re
 import struct
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpalign import cli
+from dpalign.engines.architecture import KNOWN, read_architecture
 from dpalign.engines.knobs import WORLD_BASE
 from dpalign.pipeline.plan.command import text
-from dpalign.pipeline.plan.count import Efficiency, make
-from dpalign.pipeline.plan.hardware import GIB, GPUS, KNOWN, architecture_of, needs, read_architecture
+from dpalign.pipeline.plan.count import Efficiency, Plan, make
+from dpalign.pipeline.plan.hardware import GIB, GPUS, READ_TOKENS, Need, architecture_of, needs
+from dpalign.pipeline.plan.measured import elapsed
 from dpalign.recipe import Recipe, changed, load
 from dpalign.rows import HEADS
 from dpalign.runs.ledger import read_ledger
 from dpalign.stages.cost import Sizes
+from dpalign.stages.reward import HEAD_ROWS
+from dpalign.stages.select import select
+from dpalign.stages.stage import Step
 
 PAPER = changed(Recipe(name="paper"), {"data.tuning": 0.02})
-A6000, H200 = GPUS["A6000"], GPUS["H200"]
+A6000, A100, H100, H200 = GPUS["A6000"], GPUS["A100"], GPUS["H100"], GPUS["H200"]
+SEVEN = 7_241_732_096
+"""Weights of Mistral-7B."""
+
+ALONE = ["--sft.checkpoint", "", "--cluster.address", "", "--cluster.actors", "1", "--cluster.gpus", "0"]
+ALONE += ["--engines.sampling", "transformers", "--engines.scoring", "transformers", "--evaluation.shards", "1"]
+SPREAD = ["--sft.checkpoint", "HuggingFaceH4/mistral-7b-sft-beta", "--cluster.address", "local"]
+SPREAD += ["--cluster.actors", "8", "--cluster.gpus", "1", "--engines.sampling", "vllm", "--engines.scoring", "vllm"]
+SPREAD += ["--evaluation.shards", "8"]
+
+
+def on_eight(*words: str, alone: bool = False, **asked: Any) -> Plan:
+    """The plan of recipes/paper.toml on eight A100: with eight actors of vLLM, or one process of transformers."""
+    recipe = load(cli.recipe_file("paper"), [*(ALONE if alone else SPREAD), *words])
+    return make(recipe, **{"gpus": [A100], "count": 8, **asked})
+
+
+def need(plan: Plan, what: str) -> Need:
+    """What one kind of work holds."""
+    (found,) = (need for need in plan.needs if need.what == what)
+    return found
+
+
+def figures_of(words: list[str]) -> Any:
+    """What the command prints as JSON."""
+    with redirect_stdout(StringIO()) as printed:
+        cli.main(words)
+    return json.loads(printed.getvalue())
 
 
 def peak(step: str, gpu: Any = A6000, shared: bool = True) -> float:
@@ -82,7 +116,10 @@ def test_checkpoints_that_are_taken_cost_nothing() -> None:
     recipe = changed(
         PAPER, {"rewards": {"dpa": {"model": "RLHFlow/RewardModel-Mistral-7B-for-DPA-v1", "heads": HEADS}}}
     )
-    assert make(recipe).loads["reward"].flops == 0
+    given = make(recipe).loads["reward"]
+    assert (given.training, given.fitting, given.flops) == (0, 0, given.measuring)
+    # It is measured all the same: on 1 of 20 prompts, where 19 of 20 have 291,000 answers.
+    assert given.scored == pytest.approx(291_000 / 19)
     assert "training, reward model" not in [need.what for need in make(recipe).needs]
 
 
@@ -161,16 +198,195 @@ def test_a_lora_leaves_whole_models_and_needs_room_for_adapters_alone() -> None:
     assert small[room] == 2 * 12 * 41_943_040
     assert {**small, room: 0.0} == {**whole, room: 0.0}
     (models,) = (size for name, size in small.items() if name.endswith("trained models"))
-    assert models == 9 * 2 * seven  # reward model, judge, SFT, two SteerLMs, four policies, in bfloat16
+    assert models == 8 * 2 * seven  # reward model, judge, two SteerLMs, four policies, in bfloat16; SFT is taken
     root = make(load(cli.recipe_file("paper"), ["--finetune.optimizer", "rmsprop"])).disk
     assert root[room] == 2 * 12 * seven  # the others keep AdamW's two numbers
 
 
 def test_sampling_takes_no_less_than_its_memory_allows() -> None:
     """One answer at a time, an H200 reads 14.5 GB of weights a token: 3.0 ms at 4,800 GB/s, whatever it computes."""
-    recipe = load(cli.recipe_file("paper"), ["--sampling.rows", "1", "--iterations", "1"])
+    words = ["--engines.sampling", "vllm", "--sampling.rows", "1", "--iterations", "1"]
+    recipe = load(cli.recipe_file("paper"), words)
     plan = make(recipe, gpus=[H200], assumed={"prompts": 1.0})
     assert plan.hours(plan.loads["sample-1"], H200) * 3600 == pytest.approx(80 * 300 * 3.0e-3, rel=0.03)
+
+
+def test_transformers_decodes_no_faster_than_it_launches_32_layers() -> None:
+    """25.6 ms a token on the fastest GPU, where its memory would allow 4.3 ms."""
+    recipe = load(cli.recipe_file("paper"), [*ALONE, "--sampling.rows", "1", "--iterations", "1"])
+    plan = make(recipe, gpus=[H100], assumed={"prompts": 1.0})
+    assert plan.hours(plan.loads["sample-1"], H100) * 3600 == pytest.approx(80 * 300 * 32 * 0.8e-3)
+
+
+def test_one_process_is_one_gpu_and_a_training_is_its_processes() -> None:
+    plan = on_eight(alone=True)
+    gpus = {name: spread.gpus for name, spread in plan.spreads.items() if plan.loads[name].flops}
+    trained = ("reward", "judge", "sft", "steerlm-d2", "policy-1", "policy-2", "policy-3", "policy-4", "steerlm")
+    assert {name for name, count in gpus.items() if count == 8} == {*trained}
+    assert {count for name, count in gpus.items() if name not in trained} == {1}
+    assert plan.elapsed("sample-2", A100) == plan.hours(plan.loads["sample-2"], A100)
+    assert plan.elapsed("policy-2", A100) == plan.hours(plan.loads["policy-2"], A100) / 8
+    assert 'cluster.address = "local", cluster.actors = 8, cluster.gpus = 1.0' in plan.spreads["score-1"].cure
+    alone = on_eight("--launcher", "process", "--processes", "1", "--launch.config", "", alone=True)
+    assert alone.spreads["policy-2"].gpus == 1
+    assert "processes = 8" in alone.spreads["policy-2"].cure
+
+
+def test_eight_actors_make_125_shards_in_sixteen_rounds() -> None:
+    """32,000 prompts, 256 a shard: the actors that have no sixteenth shard wait for those that have."""
+    plan = on_eight()
+    hours = plan.hours(plan.loads["sample-2"], A100)
+    assert plan.spreads["sample-2"].gpus == plan.spreads["score-2"].gpus == 8
+    assert plan.elapsed("sample-2", A100) == pytest.approx(hours * 16 / 125)
+    assert plan.spreads["evaluate-policy-4"].speed == pytest.approx(8)  # eight shards of 250 prompts
+    assert plan.spreads["annotate"].speed == pytest.approx(62.5 / 8)  # 256,000 answers, 4,096 a shard
+    assert {name for name, spread in plan.spreads.items() if spread.cure} == {"reward", "judge"}
+    assert plan.busy(plan.loads, A100) > 0.95 * 8 * plan.wall(A100)
+
+
+def test_too_few_shards_leave_gpus_idle() -> None:
+    """200 prompts are one shard, and the 1,280 of tuning are five."""
+    plan = on_eight("--evaluation.shards", "1", "--data.tuning", "0.02", compared=True)
+    assert (plan.spreads["feasible-policy-4"].gpus, plan.spreads["feasible-policy-4"].speed) == (1, 1)
+    assert (plan.spreads["tune-dpo-1"].gpus, plan.spreads["tune-dpo-1"].speed) == (5, 5)
+    assert "evaluation.shards = 8" in plan.spreads["feasible-policy-4"].cure
+    assert on_eight(compared=True).spreads["feasible-policy-4"].speed == pytest.approx(8)  # 25 prompts each
+    half = on_eight("--cluster.actors", "4")
+    assert (half.spreads["sample-2"].gpus, half.spreads["sample-2"].speed) == (4, pytest.approx(125 / 32))
+    assert "cluster.actors = 8" in half.spreads["sample-2"].cure
+    assert "cluster.gpus is 0" in on_eight("--cluster.gpus", "0").spreads["sample-2"].cure
+
+
+def test_what_one_gpu_does_alone_is_not_divided() -> None:
+    """Each process fits the head on 2,048 rows in float32 (19.5 TFLOPS, half of them reached); then the first measures
+    the model on held-out answers in bfloat16 (312), while seven wait."""
+    plan = on_eight()
+    load = plan.loads["reward"]
+    row = 2 * 6_979_321_856 * 520 + 4 * 32 * 32 * 128 * (220 * 110 + 300 * 370)  # FLOPs; the weights without embeddings
+    assert load.fitting == pytest.approx(2048 * row)
+    one = load.fitting / (19.5e12 * 0.5 * 3600) + load.measuring / (312e12 * 0.5 * 3600)
+    trained = load.training / (312e12 * 0.25 * 3600)
+    assert plan.elapsed("reward", A100) == pytest.approx(one + trained / 8)
+    probe = on_eight("--reward.freeze", "true", "--reward.lm_loss", "0")
+    assert probe.loads["reward"].measuring == probe.loads["reward"].flops
+    assert (probe.spreads["reward"].gpus, probe.elapsed("reward", A100)) == (
+        1,
+        probe.hours(probe.loads["reward"], A100),
+    )
+
+
+def test_constants_that_a_plan_repeats_are_those_of_the_code() -> None:
+    model = pytest.importorskip("dpalign.rewards.model")
+    assert (HEAD_ROWS, READ_TOKENS) == (model.PROBE_ROWS, model.READ_TOKENS)
+
+
+def test_reinforcement_decodes_few_answers_side_by_side() -> None:
+    """64 answers over 8 processes are 8 rows: 500 updates of 64 x 300 tokens are 1.2 million steps of 25.6 ms."""
+    plan = on_eight(compared=True)
+    assert plan.loads["rl-1-1"].decodes == 500 * 64 * 300 / 8
+    assert plan.hours(plan.loads["rl-1-1"], A100) > 1.2e6 * 25.6e-3 / 3600
+
+
+def test_the_gpus_are_those_that_the_recipe_asks_for() -> None:
+    paper = load(cli.recipe_file("paper"), SPREAD)
+    assert make(paper).count == make(load(cli.recipe_file("paper"), ALONE)).count == 8
+    assert make(load(cli.recipe_file("one-gpu"))).count == 1
+    assert make(changed(paper, {"cluster.actors": 16})).count == 16
+    assert max(spread.gpus for spread in make(paper, count=4).spreads.values()) == 4
+
+
+def test_a_price_is_of_all_gpus_for_all_hours() -> None:
+    words = ["plan", "paper", "--gpu", "A100", "H100", "--gpus", "8", "--price", "2", "H100=3.5", "--json", *SPREAD]
+    total = figures_of(words)["total"]
+    for kind, price in (("A100", 2), ("H100", 3.5)):
+        assert total["price"][kind] == pytest.approx(8 * price * total["hours_elapsed"][kind])
+        assert total["gpu_hours"][kind] < 8 * total["hours_elapsed"][kind]
+
+
+@pytest.mark.parametrize("name", ["world", "demo", "micro", "real"])
+def test_the_hours_of_a_small_model_are_not_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPA_REAL_DATA", "data")
+    figures = figures_of(["plan", name, "--gpu", "A6000", "cpu", "--price", "1", "--json"])
+    nothing = {"A6000": None, "cpu": None}
+    assert figures["total"]["gpu_hours"] == figures["total"]["hours_elapsed"] == figures["total"]["price"] == nothing
+    assert figures["total"]["sampled"] > 0
+    assert {step["hours_elapsed"]["cpu"] for step in figures["steps"]} == {None}
+
+
+def test_what_is_counted_of_smollm_on_a_cpu_is_near_what_it_does() -> None:
+    """One busy core read 200 tokens a second with 135 million parameters, decoded 190 and trained on 50."""
+    recipe = changed(PAPER, {"model.base": "HuggingFaceTB/SmolLM2-135M-Instruct", "model.dtype": "float32"})
+    plan, cpu = make(recipe), GPUS["cpu"]
+    loads = plan.loads
+    assert loads["sample-2"].sampled / plan.hours(loads["sample-2"], cpu) / 3600 == pytest.approx(190, rel=0.1)
+    assert loads["score-2"].read / plan.hours(loads["score-2"], cpu) / 3600 == pytest.approx(200, rel=0.6)
+    assert loads["policy-2"].trained / plan.hours(loads["policy-2"], cpu) / 3600 == pytest.approx(50, rel=0.2)
+
+
+def test_logits_are_held_where_a_loss_upcasts_them() -> None:
+    """The reward model's loss on 8 rows of 4,096 tokens has 32,000 float32 numbers a token three times: 12.6 GB. TRL's
+    trainers have none."""
+    plan = on_eight("--reward.lm_loss", "1")
+    assert need(plan, "training, reward model").logits == 8 * 4096 * 32_000 * 3 * 4
+    assert need(plan, "training, policy").logits == need(plan, "training, SteerLM").logits == 0
+    assert need(on_eight("--reward.lm_loss", "0"), "training, reward model").logits == 0
+
+
+def test_fsdp2_keeps_gradients_whole_over_the_micro_batches_of_an_update() -> None:
+    """64 rows by 8 processes are 8 forwards of one: 4 bytes a weight on each GPU, beside an eighth of 16."""
+    policy = need(on_eight(), "training, policy")
+    assert (policy.model, policy.gradients) == (16 * SEVEN, 4 * SEVEN)
+    assert policy.on(8) == policy.model / 8 + policy.gradients + policy.beside
+    assert (policy.verdict(A100, 8), policy.verdict(A6000, 8)[:2]) == ("yes: 4 by FSDP or ZeRO-3", "no")
+    assert need(on_eight("--finetune.batch", "8"), "training, policy").gradients == 0  # one forward an update
+    zero = need(on_eight("--launch.config", "zero3"), "training, policy")
+    assert (zero.gradients, zero.verdict(A6000, 8)) == (0, "yes: 4 by FSDP or ZeRO-3")
+    assert need(on_eight(), "training, reward model").gradients == 0  # 8 rows by 8 processes are a batch
+
+
+def test_an_evaluation_holds_the_policy_the_rewards_and_the_judge() -> None:
+    """Three models in bfloat16 are 43 GB; under vLLM each scorer has a quarter of 90% of a GPU."""
+    assert need(on_eight("--data.judge", "0.1", alone=True), "evaluation").model == 3 * 2 * SEVEN
+    assert need(on_eight("--data.judge", "0", alone=True), "evaluation").model == 2 * 2 * SEVEN
+    vllm = need(on_eight(), "evaluation")
+    one = 131_072 * (1024 + 2048)  # keys and values of the longest answer with its prompt
+    assert vllm.room == pytest.approx((2 * SEVEN + one) / 0.225)  # 62 GiB
+    assert (vllm.least(A100), vllm.least(A6000)) == (1, 2)
+
+
+def test_every_process_holds_the_whole_reward_model_while_its_head_is_fitted() -> None:
+    """4 bytes a weight, and 16,384 tokens of 45,056 numbers: more than a GPU of 24 GB, however many there are."""
+    fitted = need(on_eight(), "fit of the reward head")
+    assert fitted.on(8) == 4 * SEVEN + 16_384 * (4 * 4096 + 2 * 14_336) * 4
+    assert (fitted.least(A6000), fitted.least(GPUS["RTX4090"])) == (1, None)
+    assert need(on_eight("--reward.training.lora_rank", "16"), "fit of the reward head").model == 2 * SEVEN
+
+
+def test_eight_processes_load_eight_models_into_the_machines_memory() -> None:
+    assert on_eight().host == {"sampling, scoring": 8 * 2 * SEVEN, "training": 8 * 4 * SEVEN}
+    assert on_eight(alone=True).host["sampling, scoring"] == 2 * SEVEN
+
+
+def test_rows_lie_on_disk_as_tokens_and_once_more_packed() -> None:
+    """200,000 chats of 1,200 tokens, an id and a label of 4 bytes each, twice: 3.84 GB."""
+    assert on_eight(alone=True).disk["while training (rows as tokens)"] == 200_000 * 1200 * 8 * 2
+
+
+@pytest.mark.parametrize("words", [ALONE, SPREAD])
+@pytest.mark.parametrize("kinds", [["A100"], ["A6000", "H100"]])
+def test_the_paper_is_printed_in_a_hundred_columns(words: list[str], kinds: list[str]) -> None:
+    recipe = load(cli.recipe_file("paper"), words)
+    plan = make(recipe, gpus=[GPUS[kind] for kind in kinds], compared=True)
+    assert max(map(len, text(plan, dict.fromkeys(kinds, 2.5)).splitlines())) <= 100
+
+
+def test_steps_side_by_side_take_the_time_of_the_longest_chain() -> None:
+    """a 3 h, then b 2 h and c 4 h, then d 1 h: 10 h one by one, 8 h two by two."""
+    inputs = {"a": {}, "b": {"x": "a"}, "c": {"x": "a"}, "d": {"x": "b", "y": "c"}}
+    steps = [Step(name, select, read) for name, read in inputs.items()]
+    hours = {"a": 3.0, "b": 2.0, "c": 4.0, "d": 1.0}
+    assert (elapsed(steps, hours, 1), elapsed(steps, hours, 2)) == (10.0, 8.0)
+    assert math.isnan(elapsed(steps, hours | {"b": math.nan}, 2))
 
 
 @pytest.mark.parametrize("name", cli.shipped())
@@ -201,6 +417,8 @@ def test_the_plan_is_a_verb_that_prints_json_and_needs_no_torch() -> None:
         (["--mfu", "trainig=0.5"], "trainig=0.5: no such name .*nearest: 'training'"),
         (["--assume", "answer=long"], "answer=long: give NAME=NUMBER"),
         (["--gpus", "0"], "--gpus 0: give at least 1"),
+        (["--price", "cheap"], r"--price cheap: give \[KIND=\]PRICE"),
+        (["--gpu", "A100", "--price", "H100=3"], r"--price H100=3: no such kind is planned \(A100\)"),
         (["--run", "nowhere"], "--run nowhere: no finished stage"),
     ],
 )
@@ -229,3 +447,18 @@ def test_a_run_tells_its_lengths_and_rates(micro_run: Path) -> None:
     assert plan.measured_hours(plan.loads["score-1"]) == pytest.approx(plan.loads["score-1"].scored / scored / 3600)
     assert "as measured" in text(plan)
     assert Efficiency().training == 0.25
+
+
+def test_a_finished_run_takes_what_its_ledgers_say(micro_run: Path) -> None:
+    recipe = load(micro_run / "recipe.toml")
+    plan = make(recipe, run=micro_run)
+    seconds = {path.parent.name: read_ledger(path.parent)["seconds"] for path in micro_run.glob("*/ledger.json")}
+    assert {name: hours * 3600 for name, hours in plan.taken.items()} == pytest.approx(seconds)
+    assert plan.measured_wall * 3600 == pytest.approx(sum(seconds.values()))
+    # Of twice the answers a direction, sampling takes twice the seconds of the run's sampling; all else is as it was.
+    more = make(changed(recipe, {"sampling.n": 2 * recipe.sampling.n}), run=micro_run)
+    drawn = [read_ledger(micro_run / f"sample-{t}") for t in (1, 2)]
+    rate = sum(ledger["seconds"] for ledger in drawn) / sum(ledger["tokens"]["sampled"] for ledger in drawn)
+    assert more.taken["sample-2"] * 3600 == pytest.approx(rate * 2 * plan.loads["sample-2"].sampled)
+    assert more.taken["sft"] * 3600 == pytest.approx(seconds["sft"])
+    assert all(not math.isnan(hours) for hours in more.taken.values())

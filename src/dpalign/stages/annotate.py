@@ -42,7 +42,7 @@ RAW: Final = "raw-{:05d}.parquet"
     reads=lambda r: (r.heads, *model_read(r), *scorer_read(r)),
     inputs=("data", "reward"),
     optional=("answers",),
-    cost=lambda costs, step: costs.score(*costs.originals),
+    cost=lambda costs, step: costs.score(*costs.originals, ANNOTATED_SHARD / costs.originals[1]),
 )
 def annotate(job: Job) -> None:
     """Score all training answers with all rewards, whatever labels they have, and fix the rewards' scales."""

@@ -6,7 +6,7 @@ learns. Recomputed activations are not counted, as MFU has it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final
 
 from dpalign.engines.architecture import Architecture
@@ -73,9 +73,21 @@ class Load:
     """FLOPs."""
     training: float = 0.0
     """FLOPs."""
+    measuring: float = 0.0
+    """FLOPs of the scoring that the first process of a training does while the others wait."""
+    fitting: float = 0.0
+    """FLOPs of the scoring that every process does for itself, in float32: the first fit of a reward model's head."""
+    decodes: float = 0.0
+    """Steps in which all answers side by side get a token each."""
+    forwards: float = 0.0
+    """Forwards of the whole model that PyTorch launches kernel by kernel; vLLM replays graphs."""
+    parts: float = 0.0
+    """Shards of the drawing and scoring, the last one as the share that it fills; 0 where there are none."""
 
     def __add__(self, other: "Load") -> "Load":
-        return Load(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Load)))
+        """Both, over the same shards."""
+        total = Load(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Load)))
+        return replace(total, parts=max(self.parts, other.parts))
 
     @property
     def flops(self) -> float:
@@ -85,6 +97,11 @@ class Load:
 def reward_models(recipe: "Recipe") -> int:
     """The models that score an answer; a Python function is none."""
     return sum(1 for reward in recipe.rewards.values() if not reward.function) if recipe.rewards else 1
+
+
+def processes(recipe: "Recipe") -> int:
+    """The processes of a training, each on a GPU of its own."""
+    return recipe.processes if recipe.launcher in ("torchrun", "accelerate") else 1
 
 
 @dataclass(frozen=True)
@@ -116,19 +133,40 @@ class Costs:
             return prompts, self.sizes.rated
         return min(prompts, 2 * self.recipe.sampling.prompts or prompts), len(self.recipe.data.hints) or ORIGINALS
 
-    def draw(self, prompts: float, conditions: float, n: float) -> Load:
-        """n answers to each prompt under each condition."""
-        sizes, model = self.sizes, self.model
-        answers = prompts * conditions * n
-        read = prompts * conditions * (1 if self.shared else n) * sizes.prompt
-        decoded = model.forward(answers * sizes.answer, sizes.prompt + sizes.answer / 2, logits=True)
-        prefilled = model.forward(read, sizes.prompt / 2, logits=False)
-        return Load(answers=answers, sampled=answers * sizes.answer, read=read, sampling=decoded + prefilled)
+    def draw(self, prompts: float, conditions: float, n: float, shard: float = 0.0, rows: float = 0.0) -> Load:
+        """n answers to each prompt under each condition.
 
-    def score(self, prompts: float, answers: float) -> Load:
-        """So many answers to each prompt, by every reward; each model is taken to be as large as the base model."""
+        Args:
+            shard: prompts of a shard; 0 where the work has none.
+            rows: answers side by side in a training's process, which draws by transformers; 0: as [sampling] and
+                [engines] say.
+        """
+        sizes, model, recipe = self.sizes, self.model, self.recipe
+        answers = prompts * conditions * n
+        tokens = answers * sizes.answer
+        read = prompts * conditions * (1 if self.shared else n) * sizes.prompt
+        decoded = model.forward(tokens, sizes.prompt + sizes.answer / 2, logits=True)
+        prefilled = model.forward(read, sizes.prompt / 2, logits=False)
+        decodes = tokens / (rows or recipe.sampling.rows)
+        return Load(
+            answers=answers,
+            sampled=tokens,
+            read=read,
+            sampling=decoded + prefilled,
+            decodes=decodes,
+            forwards=decodes if rows or recipe.engines.sampling == "transformers" else 0.0,
+            parts=prompts / shard if shard else 0.0,
+        )
+
+    def score(self, prompts: float, answers: float, shard: float = 0.0, models: int | None = None) -> Load:
+        """So many answers to each prompt, by every reward; each model is taken to be as large as the base model.
+
+        Args:
+            shard: prompts of a shard; 0 where the work has none.
+            models: those that score, if not all rewards.
+        """
         sizes, model = self.sizes, self.model
-        models = reward_models(self.recipe)
+        models = reward_models(self.recipe) if models is None else models
         if self.shared and self.recipe.reward.share_prefix:
             read = prompts * (sizes.prompt + answers * sizes.answer)
             flops = model.forward(prompts * sizes.prompt, sizes.prompt / 2, logits=False)
@@ -137,7 +175,12 @@ class Costs:
             whole = sizes.prompt + sizes.answer
             read = prompts * answers * whole
             flops = model.forward(read, whole / 2, logits=False)
-        return Load(scored=prompts * answers, read=models * read, scoring=models * flops)
+        parts = prompts / shard if shard else 0.0
+        eager = self.recipe.engines.scoring == "transformers"
+        forwards = models * read / self.recipe.reward.score_tokens if eager else 0.0
+        return Load(
+            scored=prompts * answers, read=models * read, scoring=models * flops, forwards=forwards, parts=parts
+        )
 
     def train(self, step: "Step", rows: float, tokens: float, *, forwards: float = 0.0) -> Load:
         """Rows of so many tokens, for the step's epochs or updates.
@@ -155,9 +198,10 @@ class Costs:
             trained = training.steps * training.batch * filled
         else:
             trained = rows * tokens * training.epochs
+        at_once = float(training.context) if training.packing else training.micro_batch * tokens
         factor = (FORWARDS_LORA if training.lora_rank else FORWARDS) + forwards
         flops = factor * self.model.forward(trained, tokens / 2, logits=True)
-        return Load(rows=rows, trained=trained, training=flops)
+        return Load(rows=rows, trained=trained, training=flops, forwards=FORWARDS * trained / at_once)
 
     def load(self, step: "Step") -> Load:
         """What one step computes; what needs no model costs nothing here."""

@@ -1,5 +1,6 @@
 """Evaluation: section 3.2's protocol for one system."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +17,7 @@ from dpalign.stages.sample import PLAIN, Condition, draw, open_engine, open_read
 from dpalign.stages.score import judge_scorer, open_scorer, scored_rows, shown_as
 from dpalign.stages.shards import ANSWERS, Output, Row, Shards, parts_of
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
-from dpalign.stages.training import model_folder
+from dpalign.stages.training import Checkpoint, checkpoint_of
 
 if TYPE_CHECKING:
     from dpalign.engines.tokens import PromptReader
@@ -34,6 +35,9 @@ class Evaluation(Table):
 
     split: Literal["validation", "tuning"] = "validation"
     """The prompts: the paper's, or those that knobs may be chosen on."""
+    shards: int = Field(1, ge=1)
+    """Cut the prompts into at least this many shards, so that as many GPUs share them; none has more than
+    `sampling.shard`."""
     directions: int = Field(10, ge=1)
     """Even steps over the distribution."""
     samples: int = Field(2, ge=1)
@@ -60,7 +64,8 @@ class Evaluation(Table):
 def protocol(r: "Recipe") -> tuple[object, ...]:
     """The knobs of section 3.2's protocol, whatever is evaluated."""
     return (
-        *(r.seed, r.evaluation.split, r.evaluation.directions, r.evaluation.samples, r.evaluation.temperature),
+        *(r.seed, r.evaluation.split, r.evaluation.shards, r.evaluation.directions, r.evaluation.samples),
+        r.evaluation.temperature,
         *(r.preference, r.data.world, *sampler_read(r), *scorer_read(r)),
         *(*model_read(r), *objectives_read(r)),
     )
@@ -71,8 +76,9 @@ def evaluation_cost(costs: Costs, step: Step, conditions: float, samples: float,
     tuning = costs.of_step(step).evaluation.split == "tuning"
     prompts = costs.sizes.tuning if tuning else costs.sizes.evaluated
     prompts = min(prompts, at_most or prompts)
-    scorers = 2 if "judge" in step.inputs else 1
-    return sum([costs.score(prompts, conditions * samples)] * scorers, costs.draw(prompts, conditions, samples))
+    shard = shard_size(costs.of_step(step), math.ceil(prompts)) if prompts else 0
+    load = costs.draw(prompts, conditions, samples, shard) + costs.score(prompts, conditions * samples, shard)
+    return load + costs.score(prompts, conditions * samples, shard, models=1) if "judge" in step.inputs else load
 
 
 def _cost(costs: Costs, step: Step) -> Load:
@@ -89,7 +95,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 
 @stage(
     reads=lambda r: (
-        *(*protocol(r), r.evaluation.dpo, r.evaluation.brevity),
+        *(*protocol(r), r.evaluation.dpo, r.dpo.prompt, r.evaluation.brevity),
         *(r.steerlm.template, r.steerlm.targets, r.steerlm.quantile),
     ),
     inputs=("policy", "data", "reward"),
@@ -104,13 +110,16 @@ def evaluate(job: Job) -> None:
 
 def evaluating(job: Job) -> "Shards[Evaluators]":
     """The evaluation of a system."""
-    policy = model_folder(job.inputs["policy"]) if "policy" in job.inputs else job.recipe.evaluation.dpo
+    if "policy" in job.inputs:
+        policy = checkpoint_of(job.inputs["policy"])
+    else:
+        policy = Checkpoint(job.recipe.evaluation.dpo, job.recipe.dpo.prompt)
     prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
     return asking(job, policy, prompts, conditions_of(job), job.recipe.evaluation.samples, "evaluate")
 
 
 def asking(
-    job: Job, policy: str, prompts: Sequence[Row], conditions: Sequence[Condition], samples: int, purpose: str
+    job: Job, policy: Checkpoint, prompts: Sequence[Row], conditions: Sequence[Condition], samples: int, purpose: str
 ) -> "Shards[Evaluators]":
     """A system asked for something, and its answers scored, as shards of prompts.
 
@@ -131,7 +140,7 @@ def asking(
 
 def evaluated_shards(
     job: Job,
-    policy: str,
+    policy: Checkpoint,
     prompts: Sequence[Row],
     asked: Mapping[int, int],
     answers: "Callable[[Evaluators, Sequence[Row], Tally], Answers]",
@@ -142,7 +151,7 @@ def evaluated_shards(
         asked: how many answers each prompt gets under each condition, by its index.
         answers: the answers to some prompts, and those of their scores that it has itself.
     """
-    parts = parts_of(prompts, job.recipe.sampling.shard)
+    parts = parts_of(prompts, shard_size(job.recipe, len(prompts)))
 
     def models() -> "Evaluators":
         return open_engine(job.recipe, policy), open_scorers(job)
@@ -153,6 +162,11 @@ def evaluated_shards(
         yield from with_scores(job, rows, shown_as(asked, rows), evaluators[1], tally, scores)
 
     return Shards(job, ANSWERS, len(parts), parts.__getitem__, models, work, lambda _: asked)
+
+
+def shard_size(recipe: "Recipe", prompts: int) -> int:
+    """Prompts a shard of an evaluation: `sampling.shard`, or fewer where that makes too few shards."""
+    return min(recipe.sampling.shard, -(-prompts // recipe.evaluation.shards))
 
 
 def evaluation_prompts(job: Job, reader: "PromptReader") -> list[Row]:

@@ -5,6 +5,7 @@ Shapes: N answers, H heads, K objectives, F features.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -23,7 +24,7 @@ from dpalign.rows import HEADS, PAIRS, RATED, read_rows
 from dpalign.runs.environment import expanded
 from dpalign.runs.folder import write_json
 from dpalign.runs.tables import DataName, Table
-from dpalign.stages.cost import Costs, Load
+from dpalign.stages.cost import Costs, Load, reward_models
 from dpalign.stages.score import model_scorer, models_scorer
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
 from dpalign.stages.training import context_of, count
@@ -37,6 +38,8 @@ Array = NDArray[np.float64]
 
 RESAMPLES: Final = 1000
 """Of the held-out prompts, for the intervals of the reward model's quality."""
+HEAD_ROWS: Final = 2048
+"""Rows that the head is first fitted on (`rewards.model.PROBE_ROWS`, which a plan cannot import: it needs torch)."""
 
 
 class Reward(Table):
@@ -115,19 +118,40 @@ def _reads(r: "Recipe") -> tuple[object, ...]:
     )
 
 
-def _cost(costs: Costs, step: Step, rows: float) -> Load:
-    """A probe reads each row once, and a training learns from it."""
-    return costs.score(rows, 1.0) if costs.recipe.reward.freeze else costs.train(step, rows, costs.row)
+def _cost(costs: Costs, step: Step, rows: float, *, trained: bool, models: int) -> Load:
+    """A training on rated rows, or a probe that reads each once; then the measuring on held-out prompts.
+
+    Args:
+        trained: whether a model is trained at all.
+        models: those that are measured.
+    """
+    each = costs.sizes.rated
+    load = costs.score(_held_out(costs) / each, each, models=models)
+    alone = load.scoring
+    if trained and costs.recipe.reward.freeze:
+        load += costs.score(rows, 1.0, models=1)
+        alone = load.scoring
+    elif trained:
+        head = costs.score(min(rows, HEAD_ROWS), 1.0, models=1)
+        load += costs.train(step, rows, costs.row) + replace(head, fitting=head.scoring)
+    return replace(load, measuring=alone)
 
 
 def _rated(costs: Costs) -> float:
-    """Rated answers in all."""
-    return 2 * costs.sizes.prompts * costs.sizes.rated + costs.sizes.others
+    """Rated answers that the reward model learns from."""
+    data, answers = costs.recipe.data, 2 * costs.sizes.prompts * costs.sizes.rated + costs.sizes.others
+    return answers * (1 - data.judge) if data.judge_takes == "ratings" else answers
 
 
 def _judged(costs: Costs) -> float:
-    """Rated answers to the judge's own prompts."""
+    """Rated answers that the judge learns from."""
     share = costs.recipe.data.judge
+    return share / (1 - share) * _rated(costs)
+
+
+def _held_out(costs: Costs) -> float:
+    """Rated answers that the model is measured on."""
+    share = costs.recipe.data.heldout
     return share / (1 - share) * _rated(costs)
 
 
@@ -137,7 +161,9 @@ def _judged(costs: Costs) -> float:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training if r.trains_reward else Training(checkpoint="given"),
-    cost=lambda costs, step: _cost(costs, step, _rated(costs)),
+    cost=lambda costs, step: _cost(
+        costs, step, _rated(costs), trained=costs.recipe.trains_reward, models=reward_models(costs.recipe)
+    ),
 )
 def reward(job: Job) -> None:
     """Train the multi-objective reward model; open all rewards, and measure them on held-out prompts."""
@@ -161,7 +187,7 @@ def reward(job: Job) -> None:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training,
-    cost=lambda costs, step: _cost(costs, step, _judged(costs)),
+    cost=lambda costs, step: _cost(costs, step, _judged(costs), trained=True, models=1),
 )
 def judge(job: Job) -> None:
     """Train a second reward model on disjoint prompts: it judges and never selects."""

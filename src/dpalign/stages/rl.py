@@ -12,7 +12,7 @@ from dpalign.paper.direction import evaluation_grid
 from dpalign.rows import HALVES, PROMPTS, read_rows
 from dpalign.runs.folder import write_json
 from dpalign.runs.tables import Table
-from dpalign.stages.cost import Costs, Load
+from dpalign.stages.cost import Costs, Load, processes
 from dpalign.stages.rival import Rival, at_the_edge, fixed, grid, spelled
 from dpalign.stages.sample import within_limit
 from dpalign.stages.score import open_scorer, scored_by
@@ -49,17 +49,19 @@ class RL(Table):
 
 def _cost(costs: Costs, step: Step) -> Load:
     """Each update draws answers, scores them, and learns from them beside a reference."""
-    settings = costs.of_step(step).rl
+    recipe = costs.of_step(step)
+    settings = recipe.rl
     prompts = settings.training.steps * settings.training.batch / settings.samples
     learned = costs.train(step, 0, costs.row, forwards=1.0 if settings.beta else 0.0)
-    return costs.draw(prompts, 1, settings.samples) + costs.score(prompts, settings.samples) + learned
+    drawn = costs.draw(prompts, 1, settings.samples, rows=settings.training.batch / processes(recipe))
+    return drawn + costs.score(prompts, settings.samples) + learned
 
 
 @stage(
     reads=lambda r: (
         *(r.seed, r.rl.algorithm, r.rl.beta, r.rl.samples, r.rl.temperature, r.rl.training, r.preference),
         *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens, r.rewards),
-        *(r.sft.checkpoint, *chat_read(r), *model_read(r), *objectives_read(r)),
+        *(r.sft.checkpoint, r.sft.prompt, *chat_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "data", "reward"),
     optional=("annotate",),
@@ -79,7 +81,7 @@ def rl(job: Job) -> None:
         return
     v_K = direction(recipe)
     start = model_folder(job.inputs["start"])
-    tokenizer = policy_tokenizer(start, recipe)
+    tokenizer = policy_tokenizer(start, recipe, style=recipe.sft.prompt)
     context = context_of(job, start, training, tokenizer)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
     reader = PromptReader(tokenizer, end_ids(tokenizer, generation_config(start)))

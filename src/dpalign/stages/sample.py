@@ -23,7 +23,7 @@ from dpalign.stages.preference import directions_of, line
 from dpalign.stages.shards import PART, Output, Row, Shards, parts_of
 from dpalign.stages.stage import D1_D2, Job, Step, chat_read, model_read, objectives_read, stage
 from dpalign.stages.steerlm import reward_targets
-from dpalign.stages.training import model_folder
+from dpalign.stages.training import Checkpoint, checkpoint_of
 
 if TYPE_CHECKING:
     from dpalign.engines.tokens import PromptReader
@@ -93,8 +93,8 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
     ),
     inputs=("policy", "data"),
     optional=("annotate",),
-    asks={"t": (), "half": (*D1_D2, "both"), "condition": ("directions", "targets", "plain", "hints")},
-    cost=lambda costs, step: costs.draw(*counted(costs, step)),
+    asks={"t": (), "half": (*D1_D2, "both"), "condition": ("directions", "targets", "plain")},
+    cost=lambda costs, step: costs.draw(*counted(costs, step), shard=costs.of_step(step).sampling.shard),
 )
 def sample(job: Job) -> None:
     """Draw answers from a policy: at t = 1 under reward targets, later under directions; plainly, or under hints."""
@@ -118,7 +118,7 @@ class Condition:
 PLAIN = Condition("plain", (), None)
 
 
-def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine:
+def open_engine(recipe: "Recipe", policy: Checkpoint, *, alone: bool = False) -> Engine:
     """The engine that the recipe samples with.
 
     Args:
@@ -133,8 +133,9 @@ def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine
             from dpalign.engines.transformers_engine import TransformersEngine
 
             return TransformersEngine(
-                policy,
+                policy.source,
                 model.own_chat,
+                policy.style,
                 rows=recipe.sampling.rows,
                 dtype=model.dtype,
                 place=model.dial_place,
@@ -144,8 +145,8 @@ def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine
             from dpalign.engines.vllm_engine import VllmEngine
 
             share = 1.0 if alone else 0.5
-            vllm = start_vllm(recipe, policy, share, trust_remote_code=model.trust_remote_code)
-            return VllmEngine(vllm, model.own_chat, model.dial_place)
+            vllm = start_vllm(recipe, policy.source, share, trust_remote_code=model.trust_remote_code)
+            return VllmEngine(vllm, model.own_chat, policy.style, model.dial_place)
 
 
 def start_vllm(
@@ -167,18 +168,24 @@ def start_vllm(
     )
 
 
-def open_reader(recipe: "Recipe", policy: str) -> "PromptReader":
+def open_reader(recipe: "Recipe", policy: Checkpoint) -> "PromptReader":
     """What measures prompts as that engine reads them, without its model."""
     from dpalign.engines.tokens import PromptReader
 
     model = recipe.model
-    return PromptReader.load(policy, model.own_chat, place=model.dial_place, trust_remote_code=model.trust_remote_code)
+    return PromptReader.load(
+        policy.source,
+        model.own_chat,
+        policy.style,
+        place=model.dial_place,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def drawing(job: Job) -> Shards[Engine]:
     """A sampling stage as shards of prompts."""
     recipe, settings, t = job.recipe, job.recipe.sampling, job.t
-    policy = model_folder(job.inputs["policy"])
+    policy = checkpoint_of(job.inputs["policy"])
     halves = D1_D2 if job.half == "both" else (job.half,)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in halves]
     prompts = within_limit(job, prompts, open_reader(recipe, policy).prompt_tokens)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def _cost(costs: Costs, step: Step) -> Load:
     source = costs.steps[str(step.inputs["candidates"])]
     prompts, conditions, n = counted(costs, source)
-    return costs.score(prompts, conditions * n)
+    return costs.score(prompts, conditions * n, costs.of_step(source).sampling.shard)
 
 
 def scored_by(recipe: "Recipe") -> dict[str, str]:

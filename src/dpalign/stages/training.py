@@ -1,10 +1,11 @@
 """What the training stages share: the model to start from, its tokenizer, the context, and what the ledger counts."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, get_args
 
-from dpalign.chat import chat_template
+from dpalign.chat import PromptStyle, chat_template, styled_template
 from dpalign.runs.folder import write_json
 from dpalign.runs.modelfolder import require_weights
 from dpalign.stages.stage import Job
@@ -15,6 +16,31 @@ if TYPE_CHECKING:
 
     from dpalign.recipe import Recipe
     from dpalign.train.trainer import Outcome, RunContext
+
+
+STYLE: Final = "prompt.txt"
+"""Beside the name of a checkpoint that a stage took in place of training: the style that it is asked in."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model to sample from, and how chats are written for it."""
+
+    source: str
+    """A folder, or a name on the hub."""
+    style: PromptStyle = "own"
+
+
+def checkpoint_of(stage: Path) -> Checkpoint:
+    """The model that a training stage left, with its style: what a stage trained has that in its chat template.
+
+    Raises:
+        ValueError: a folder without weights; a style that this version does not know.
+    """
+    style: Any = (stage / STYLE).read_text().strip() if (stage / STYLE).is_file() else "own"
+    if style not in get_args(PromptStyle):
+        raise ValueError(f"{stage / STYLE}: {style!r} is no prompt style; known: {', '.join(get_args(PromptStyle))}")
+    return Checkpoint(model_folder(stage), style)
 
 
 def model_folder(stage: Path) -> str:
@@ -31,8 +57,11 @@ def model_folder(stage: Path) -> str:
     return str(folder)
 
 
-def named_checkpoint(job: Job, training: Training) -> bool:
+def named_checkpoint(job: Job, training: Training, style: PromptStyle = "own") -> bool:
     """Whether the recipe names a checkpoint in place of this training; its name is kept where `model_folder` reads it.
+
+    Args:
+        style: how chats are written for it; kept where `checkpoint_of` reads it.
 
     Raises:
         ValueError: a folder without weights.
@@ -42,17 +71,23 @@ def named_checkpoint(job: Job, training: Training) -> bool:
     if Path(training.checkpoint).exists():
         require_weights(Path(training.checkpoint))
     (job.out / "checkpoint.txt").write_text(training.checkpoint + "\n")
+    if style != "own":
+        (job.out / STYLE).write_text(style + "\n")
     return True
 
 
-def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "PreTrainedTokenizerBase":
+def policy_tokenizer(
+    start: str, recipe: "Recipe", steered: bool = False, style: PromptStyle = "own"
+) -> "PreTrainedTokenizerBase":
     """The tokenizer of a policy trained from `start`, with the recipe's chat template and a pad token.
 
     Args:
         steered: the chat template takes a preference.
+        style: how chats are written for a policy without a dial.
 
     Raises:
-        ValueError: the model's own chat template is kept, and cannot carry a dial.
+        ValueError: the model's own chat template is kept, and cannot carry a dial; a style that the tokenizer cannot
+            write.
     """
     from transformers import AutoTokenizer
 
@@ -62,7 +97,10 @@ def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "Pr
     template = recipe.preference.template if steered else None
     objectives = tuple(recipe.objectives) if steered else None
     levels = recipe.preference.in_words if steered else ()
-    if recipe.model.own_chat is None:
+    if style != "own":
+        assert not steered
+        tokenizer.chat_template = styled_template(style, tokenizer.bos_token, tokenizer.eos_token)
+    elif recipe.model.own_chat is None:
         tokenizer.chat_template = chat_template(
             recipe.model.chat, template, objectives, eos=tokenizer.eos_token, levels=levels
         )
@@ -107,16 +145,22 @@ def count(job: Job, outcome: "Outcome") -> None:
 
 
 def train_policy(
-    job: Job, start: str, rows: Iterable[Mapping[str, Any]], training: Training, steered: bool = False
+    job: Job,
+    start: str,
+    rows: Iterable[Mapping[str, Any]],
+    training: Training,
+    steered: bool = False,
+    style: PromptStyle = "own",
 ) -> None:
     """Train, unless the recipe names a checkpoint.
 
     Args:
         steered: the model's chat template takes a preference.
+        style: how chats are written for a model without a dial, trained or named.
     """
     from dpalign.train.sft import finetune
 
-    if named_checkpoint(job, training):
+    if named_checkpoint(job, training, style):
         return
-    tokenizer = policy_tokenizer(start, job.recipe, steered)
+    tokenizer = policy_tokenizer(start, job.recipe, steered, style)
     count(job, finetune(context_of(job, start, training, tokenizer), rows))

@@ -235,7 +235,7 @@ class Prompts:
         if own.place == "user" and place != own.place:
             text = f"{FILE} has the line in the {place}'s turn, its chat template in the {own.place}'s"
             raise Fault(text, f"dpa export {folder.path} --out DIR writes it anew")
-        own = replace(own, place=place)
+        own = replace(own, place=place or own.place)
         return golden.Form(self.marks.named, own)
 
     def check(self, folder: Folder) -> str:

@@ -4,7 +4,8 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,12 +13,19 @@ from typing import Any, Final
 from dpalign.paper.direction import name_hint
 from dpalign.pipeline.plan.count import Efficiency, Plan, make
 from dpalign.pipeline.plan.hardware import GIB, GPUS, Need
+from dpalign.pipeline.plan.measured import HOUR
+from dpalign.pipeline.plan.spread import asked
 from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.recipe import load
+from dpalign.runs.progress import spell_seconds
 from dpalign.stages.cost import Load, Sizes
 from dpalign.stages.preference import asked_in_words
 
-NUMBER: Final = re.compile(r"[\d.,e+-]*( [kMGT])?|\?")
+NUMBER: Final = re.compile(r"[\d.,e+-]*( [kMGT])?|\?|\d+ (s|min|h \d+ min)")
+
+
+WIDTH: Final = 100
+"""Columns that a line may fill."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +34,17 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu", nargs="+", choices=list(GPUS), metavar="KIND", help=f"{', '.join(GPUS)} (default: A6000, the paper's)"
     )
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many work at once (default: 1)")
-    run = "a run folder of this recipe or a smaller one: its lengths and, without --gpu, its rates"
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="how many there are (default: as many as the recipe uses)"
+    )
+    parser.add_argument(
+        "--price",
+        nargs="+",
+        default=[],
+        metavar="[KIND=]PRICE",
+        help="of a GPU-hour, of all kinds or of one: 2.5, H100=3",
+    )
+    run = "a run folder of this recipe or a smaller one: its lengths and, without --gpu, its hours"
     parser.add_argument("--run", type=Path, metavar="DIR", help=run)
     parser.add_argument("--compared", action="store_true", help="with all that `dpa compare` runs")
     whole = "read the prompt once for each answer, in sampling and scoring; else it is shared"
@@ -45,7 +62,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     """The plan of a recipe, as text or as JSON."""
     plan = make(
         load(recipe_file(arguments.recipe), overrides),
-        gpus=[GPUS[name] for name in arguments.gpu or ([] if arguments.run else ["A6000"])],
+        gpus=[GPUS[name] for name in arguments.gpu or ()],
         count=arguments.gpus,
         run=arguments.run,
         compared=arguments.compared,
@@ -53,7 +70,22 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
         efficiency=replace(Efficiency(), **_numbers("--mfu", arguments.mfu, Efficiency)),
         assumed=_numbers("--assume", arguments.assume, Sizes),
     )
-    return json.dumps(as_json(plan), indent=1) if arguments.json else text(plan)
+    if not plan.gpus and plan.rates is None and plan.counts_hours:
+        plan = replace(plan, gpus=[GPUS["A6000"]])
+    prices = _prices(arguments.price, [gpu.name for gpu in plan.gpus])
+    return json.dumps(as_json(plan, prices), indent=1) if arguments.json else text(plan, prices)
+
+
+def _prices(words: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
+    """The price of a GPU-hour of each kind: PRICE words are of all kinds, KIND=PRICE words of one."""
+    prices: dict[str, float] = {}
+    for word in words:
+        kind, _, number = word.rpartition("=")
+        if kind and kind not in kinds:
+            raise ValueError(f"--price {word}: no such kind is planned ({', '.join(kinds) or 'name one in --gpu'})")
+        price = _number("--price", word, number, "[KIND=]PRICE")
+        prices |= {kind: price} if kind else dict.fromkeys(kinds, price)
+    return prices
 
 
 def _numbers(option: str, words: Sequence[str], known: type) -> dict[str, float]:
@@ -64,16 +96,22 @@ def _numbers(option: str, words: Sequence[str], known: type) -> dict[str, float]
         name, _, number = word.partition("=")
         if name not in names:
             raise ValueError(f"{option} {word}: no such name ({name_hint(name, names)})")
-        try:
-            numbers[name] = float(number)
-        except ValueError:
-            raise ValueError(f"{option} {word}: give NAME=NUMBER") from None
-        if not 0 <= numbers[name] < math.inf:
-            raise ValueError(f"{option} {word}: give a number of at least 0")
+        numbers[name] = _number(option, word, number, "NAME=NUMBER")
     return numbers
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def _number(option: str, word: str, number: str, form: str) -> float:
+    """The number of a word of at least 0."""
+    try:
+        value = float(number)
+    except ValueError:
+        raise ValueError(f"{option} {word}: give {form}") from None
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{option} {word}: give a number of at least 0")
+    return value
+
+
+def as_json(plan: Plan, prices: Mapping[str, float] | None = None) -> dict[str, Any]:
     """The plan's figures; a figure that nothing tells is null."""
     return {
         "recipe": plan.recipe.name,
@@ -84,31 +122,73 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "prompts": _reading(plan),
             "measured_in": plan.run or None,
         },
-        "steps": [
-            {"step": step.name, "kind": step.stage.name} | _costs(plan, plan.loads[step.name]) for step in plan.steps
-        ],
-        "total": _costs(plan, plan.total),
+        "steps": [{"step": step.name, "kind": step.stage.name} | _step(plan, step.name) for step in plan.steps],
+        "total": _costs(plan, list(plan.loads))
+        | {
+            "hours_elapsed": {gpu.name: _counted(plan, plan.wall(gpu)) for gpu in plan.gpus},
+            "hours_as_measured": _known(plan.measured_wall) if plan.rates else None,
+            "price": {name: _known(cost) for name, cost in costs_of(plan, prices or {}).items()},
+        },
+        "idle": [{"steps": names, "cure": cure} for cure, names in idle(plan).items()],
         "memory_bytes": [asdict(need) | {"verdict": _verdicts(plan, need)} for need in plan.needs],
+        "host_memory_bytes": plan.host,
         "disk_bytes": plan.disk,
         "gpus": plan.count,
     }
 
 
-def _costs(plan: Plan, load: Load) -> dict[str, Any]:
-    hours = {gpu.name: plan.hours(load, gpu) for gpu in plan.gpus}
+def _step(plan: Plan, name: str) -> dict[str, Any]:
+    measured = {"hours_as_measured": _known(plan.taken[name]) if plan.rates else None}
+    hours = {gpu.name: _counted(plan, plan.elapsed(name, gpu)) for gpu in plan.gpus}
+    return _costs(plan, [name]) | {"gpus": plan.spreads[name].gpus, "hours_elapsed": hours} | measured
+
+
+def _costs(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
+    load = sum((plan.loads[name] for name in names), Load())
+    hours = {gpu.name: _counted(plan, plan.busy(names, gpu)) for gpu in plan.gpus}
     peak = {gpu.name: plan.peak_hours(load, gpu) for gpu in plan.gpus}
-    measured = plan.measured_hours(load) if plan.rates else math.nan
-    known = None if math.isnan(measured) else measured
-    return asdict(load) | {"gpu_hours": hours, "gpu_hours_at_peak": peak, "hours_as_measured": known}
+    return asdict(load) | {"gpu_hours": hours, "gpu_hours_at_peak": peak}
+
+
+def _counted(plan: Plan, hours: float) -> float | None:
+    """Hours by FLOPs; none of a model that is too small for that."""
+    return hours if plan.counts_hours else None
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def _verdicts(plan: Plan, need: Need) -> dict[str, str]:
     return {gpu.name: need.verdict(gpu, plan.count) for gpu in plan.gpus}
 
 
-def text(plan: Plan) -> str:
+def costs_of(plan: Plan, prices: Mapping[str, float]) -> dict[str, float]:
+    """What all GPUs cost for all hours, idle ones included, by kind; NaN where hours are not counted."""
+    priced = [gpu for gpu in plan.gpus if gpu.name in prices]
+    return {g.name: plan.wall(g) * plan.count * prices[g.name] if plan.counts_hours else math.nan for g in priced}
+
+
+def idle(plan: Plan) -> dict[str, list[str]]:
+    """The steps that leave GPUs idle, by what would change it."""
+    cures: dict[str, list[str]] = {}
+    for step in plan.steps:
+        if cure := plan.spreads[step.name].cure:
+            cures.setdefault(cure, []).append(step.name)
+    return cures
+
+
+def text(plan: Plan, prices: Mapping[str, float] | None = None) -> str:
     """The plan in a terminal."""
-    return "\n\n".join((head(plan), table(plan), memory_table(plan), disk_table(plan)))
+    parts = (
+        head(plan),
+        table(plan),
+        totals(plan, prices or {}),
+        memory_table(plan),
+        host_table(plan),
+        disk_table(plan),
+    )
+    return "\n\n".join(part for part in parts if part)
 
 
 def _reading(plan: Plan) -> str:
@@ -123,13 +203,13 @@ def head(plan: Plan) -> str:
     lines = [
         f"{plan.recipe.name}: {plan.recipe.iterations} iterations of {model.name}, {_short(model.parameters)} "
         f"parameters in {plan.recipe.model.dtype}",
+        f"users ask for: {asked_in_words(plan.recipe)}",
         f"{'measured in ' + plan.run if plan.run else 'assumed'}: {sizes.prompts:,.0f} prompts a half, a prompt of "
-        f"{sizes.prompt:.0f} tokens, an answer of {sizes.answer:.0f}, a chat of {sizes.chat:.0f} (--assume); prompts "
-        f"{_reading(plan)} (--whole-prompts)",
+        f"{sizes.prompt:.0f} tokens, an answer of {sizes.answer:.0f}, a chat of {sizes.chat:.0f} (--assume)",
+        f"prompts are {_reading(plan)} (--whole-prompts)",
     ]
-    lines.append(f"users ask for: {asked_in_words(plan.recipe)}")
     if plan.gpus:
-        peaks = ", ".join(f"{gpu.name} {gpu.tflops:g}" for gpu in plan.gpus)
+        peaks = ", ".join(f"{gpu.name} {gpu.peak(plan.recipe.model.dtype) / 1e12:g}" for gpu in plan.gpus)
         lines.append(
             f"assumed: {mfu.sampling:.0%} of the peak in sampling, {mfu.scoring:.0%} in scoring, {mfu.training:.0%} in "
             f"training (--mfu); peak TFLOPS: {peaks}"
@@ -141,51 +221,129 @@ def head(plan: Plan) -> str:
             for what, rate in asdict(plan.rates).items()
         ]
         lines.append(f"{plan.run} went at {', '.join(speeds)}")
-    return "\n".join(lines)
+    return "\n".join(_wrapped(line) for line in lines)
 
 
 def table(plan: Plan) -> str:
-    """Steps with what they compute and take; those that need no model are left out."""
+    """Steps with what they compute, on how many GPUs, and the hours that pass; those without a model are left out."""
+    counted = plan.gpus if plan.counts_hours else ()
     heads = ["step", "sampled", "scored", "trained", "FLOPs"]
-    heads += [name for gpu in plan.gpus for name in (f"{gpu.name} h at peak", f"{gpu.name} h")]
-    heads += ["h as measured"] if plan.rates else []
-    named = [(step.name, plan.loads[step.name]) for step in plan.steps if plan.loads[step.name].flops]
-    rows = [_cells(plan, name, load) for name, load in named]
+    heads += ["GPUs"] if counted else []
+    heads += ["GPU-hours"] if len(counted) == 1 else []
+    heads += [f"{gpu.name} hours" for gpu in counted]
+    heads += ["as measured"] if plan.rates else []
+    rows = [
+        _cells(plan, step.name, [step.name])
+        for step in plan.steps
+        if plan.loads[step.name].flops or plan.taken.get(step.name)
+    ]
     last = f"policy-{plan.recipe.iterations}"
     own = [f"{stage}-{plan.recipe.iterations}" for stage in ("sample", "score")] + [last]
-    once = sum((plan.loads[name] for name in own if name in plan.loads), Load())
-    rows += [_cells(plan, "(the last iteration)", once), _cells(plan, "(all)", plan.total)]
-    note = "tokens sampled and trained, answers scored; GPU-hours"
-    if plan.count > 1:
-        note += f": divide by {plan.count} for the hours of {plan.count} GPUs that are always busy"
-    return f"{_aligned([heads, *rows])}\n{note}"
-
-
-def _cells(plan: Plan, name: str, load: Load) -> list[str]:
-    costs = _costs(plan, load)
-    cells = [name, *(_short(x) for x in (load.sampled, load.scored, load.trained)), f"{load.flops:.2e}"]
-    for gpu in plan.gpus:
-        cells += [_hours(costs["gpu_hours_at_peak"][gpu.name]), _hours(costs["gpu_hours"][gpu.name])]
+    rows += [_cells(plan, "(the last iteration)", [name for name in own if name in plan.loads])]
+    rows += [_cells(plan, "(all)", [step.name for step in plan.steps])]
+    note = "tokens sampled and trained, answers scored"
     if plan.rates:
-        cells.append("?" if costs["hours_as_measured"] is None else _hours(costs["hours_as_measured"]))
+        note += f"; as measured: what {plan.run} took, or would take by its stages' rates"
+    if counted:
+        note += f"; hours that pass on {plan.count} GPU{'s' if plan.count > 1 else ''}"
+    if not plan.counts_hours and not plan.rates:
+        note += (
+            f"\nno hours: a model of {_short(plan.model.parameters)} parameters waits for Python and memory, not for "
+            f"arithmetic. A finished run tells them: --run runs/{plan.recipe.name}, or a smaller one of the kind"
+        )
+    return f"{_aligned([heads, *rows])}\n" + "\n".join(_wrapped(line) for line in note.split("\n"))
+
+
+def _cells(plan: Plan, title: str, names: Sequence[str]) -> list[str]:
+    """A row of the table: the sums of some steps; of all of them, the hours until the last is taken."""
+    load = sum((plan.loads[name] for name in names), Load())
+    counted = plan.gpus if plan.counts_hours else ()
+    cells = [title, *(_short(x) for x in (load.sampled, load.scored, load.trained))]
+    cells.append(f"{load.flops:.1e}" if load.flops else "")
+    if counted:
+        cells.append(str(plan.spreads[names[0]].gpus) if len(names) == 1 else "")
+    if len(counted) == 1:
+        cells.append(_hours(plan.busy(names, counted[0])))
+    cells += [_hours(sum(plan.elapsed(name, gpu) for name in names)) for gpu in counted]
+    if plan.rates:
+        together = len(names) == len(plan.steps)
+        hours = plan.measured_wall if together else sum(plan.taken[name] for name in names)
+        cells.append("?" if math.isnan(hours) else spell_seconds(hours * HOUR))
     return cells
+
+
+def totals(plan: Plan, prices: Mapping[str, float]) -> str:
+    """For each kind the hours that pass, the share that GPUs work, and the price; then what is idle, and why."""
+    lines = []
+    wanted = asked(plan.recipe)
+    if plan.gpus and wanted > plan.count:
+        lines.append(f"the recipe asks for {wanted} GPUs and would not start on {plan.count}; counted on {plan.count}")
+    for gpu in plan.gpus if plan.counts_hours else ():
+        wall, busy = plan.wall(gpu), plan.busy(plan.loads, gpu)
+        rented = wall * plan.count
+        line = f"{plan.count} {gpu.name}: {_hours(wall)} hours"
+        line += f" ({wall / 24:.1f} days)" if wall >= 48 else ""
+        line += f", {_hours(rented)} GPU-hours, of which {busy / rented:.0%} at work"
+        if gpu.name in prices:
+            line += f"; {prices[gpu.name]:,.2f} each: {costs_of(plan, prices)[gpu.name]:,.0f}"
+        lines.append(line)
+    for cure, names in idle(plan).items() if plan.gpus and plan.counts_hours else ():
+        lines.append(f"idle GPUs in {_numbered(names)}: {cure}")
+    return "\n".join(_wrapped(line) for line in lines)
+
+
+def _numbered(names: Sequence[str]) -> str:
+    """Names in a sentence: sample-1, sample-2 and sample-3 as sample-1..3."""
+    numbers: dict[str, list[str]] = {}
+    for name in names:
+        stem = name.rstrip("0123456789")
+        numbers.setdefault(stem, []).append(name.removeprefix(stem))
+    return ", ".join(stem + (own[0] if len(own) == 1 else f"{own[0]}..{own[-1]}") for stem, own in numbers.items())
 
 
 def memory_table(plan: Plan) -> str:
     """GiB by kind of work, and on how many GPUs they fit."""
     fits = [f"fits {'one' if plan.count == 1 else plan.count} {gpu.name}?" for gpu in plan.gpus]
-    heads = ["memory, GiB", "model", "beside", *fits, ""]
-    rows = [
-        [need.what, f"{need.model / GIB:.3g}", f"{need.beside / GIB:.3g}", *_verdicts(plan, need).values(), need.note]
-        for need in plan.needs
-    ]
-    return _aligned([heads, *rows])
+    heads = ["memory, GiB", "model", "beside", "logits", "gradients", *fits]
+    rows, notes = [], dict[str, list[str]]()
+    for need in plan.needs:
+        sizes = (need.model, need.beside, need.logits, need.gradients)
+        rows.append(
+            [
+                need.what,
+                *(f"{size / GIB:.3g}" if size else "" for size in sizes),
+                *(_fit(need.least(gpu), plan.count) for gpu in plan.gpus),
+            ]
+        )
+        notes.setdefault(need.note, []).append(need.what)
+    lines = [_wrapped(f"{'; '.join(whats)}: {note}") for note, whats in notes.items()]
+    if plan.gpus:
+        lines.append("on several: a training by FSDP or ZeRO-3 (or as a LoRA on fewer), vLLM by tensor_parallel")
+    return "\n".join([_aligned([heads, *rows]), *lines])
+
+
+def _fit(least: int | None, count: int) -> str:
+    """Whether what needs at least so many GPUs fits."""
+    if least is None:
+        return "no"
+    return "yes" if least == 1 else f"{'yes' if least <= count else 'no'}: on {least}"
+
+
+def host_table(plan: Plan) -> str:
+    """GiB of the machine's own memory, by kind of work."""
+    rows = [[what, f"{size / GIB:,.3g}"] for what, size in plan.host.items()]
+    return _aligned([["host memory (weights)", "GiB"], *rows])
 
 
 def disk_table(plan: Plan) -> str:
     """GB on disk."""
     rows = [[what, f"{size / 1e9:,.3g}"] for what, size in plan.disk.items()]
     return _aligned([["disk", "GB"], *rows, ["(all)", f"{sum(plan.disk.values()) / 1e9:,.3g}"]])
+
+
+def _wrapped(line: str) -> str:
+    """A sentence in lines of the width."""
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

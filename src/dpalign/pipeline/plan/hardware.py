@@ -2,7 +2,8 @@
 
 Memory and disk are estimates by formula, in bytes. Training holds weights, gradients and the optimizer's state in
 float32, as it is done here (`training_dtype`), a LoRA's model in its own type, and with recomputed activations the
-inputs of every layer and the inside of one.
+inputs of every layer and the inside of one. TRL computes the losses of its trainers without all logits (`kernels/`);
+the reward model and the base model from scratch hold them in float32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from dpalign.engines.architecture import KNOWN, Architecture, read_architecture
 from dpalign.paper.direction import name_hint
 from dpalign.pipeline.steps import recipe_of
 from dpalign.recipe import Recipe
-from dpalign.stages.cost import Load, Sizes, reward_models
+from dpalign.stages.cost import Load, Sizes, processes, reward_models
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training
 
@@ -23,9 +24,21 @@ USABLE: Final = 0.9
 """Of a GPU's memory; the rest is the libraries' and fragments."""
 GROUPS: Final = (1, 2, 4, 8, 16, 32, 64)
 WIDTHS: Final = {"bfloat16": 2, "float32": 4}
+LOGITS: Final = 3
+"""Float32 numbers a logit in training: it, its log-softmax and a gradient."""
+DRAWN_LOGIT: Final = 3 * 8
+"""Bytes a logit in the transformers engine's draws: in float64 it, its probability and their sum."""
+READ_TOKENS: Final = 16_384
+"""Tokens of a forward that the reward model's head is first fitted on (`rewards.model.READ_TOKENS`)."""
+LAUNCH: Final = 8e-4
+"""Seconds of a layer's forward at least, where PyTorch launches it kernel by kernel: assumed of any GPU. (7B models are
+known to decode at about 40 forwards a second in transformers, however fast the GPU.)"""
+TOKEN_BYTES: Final = 2 * 4
+"""On disk, of a token that is trained on: its id, and its label."""
 STATES: Final = {"adamw": 2, "rmsprop": 1}
 """Numbers a weight that an optimizer keeps."""
 TRAININGS: Final = {
+    "base": "base model",
     "reward": "reward model",
     "sft": "SFT",
     "steerlm": "SteerLM",
@@ -49,18 +62,26 @@ class Gpu:
     """Memory."""
     gb_s: float
     """Bandwidth of its memory, 10^9 bytes a second."""
+    float32: float
+    """Peak of float32 products without TF32, in 10^12 a second."""
+
+    launch: float = LAUNCH
+
+    def peak(self, dtype: str) -> float:
+        """Products of a recipe's `model.dtype`, a second."""
+        return 1e12 * (self.tflops if dtype == "bfloat16" else self.float32)
 
 
 GPUS: Final[Mapping[str, Gpu]] = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A6000", 154.8, 48, 768),
-        Gpu("A100", 312.0, 80, 2039),
-        Gpu("H100", 989.0, 80, 3350),
-        Gpu("H200", 989.0, 141, 4800),
-        Gpu("L40S", 362.0, 48, 864),
-        Gpu("RTX4090", 165.2, 24, 1008),
-        Gpu("cpu", 0.15, 16, 30),  # two cores with AVX2, in float32
+        Gpu("A6000", 154.8, 48, 768, 38.7),
+        Gpu("A100", 312.0, 80, 2039, 19.5),
+        Gpu("H100", 989.0, 80, 3350, 66.9),
+        Gpu("H200", 989.0, 141, 4800, 66.9),
+        Gpu("L40S", 362.0, 48, 864, 91.6),
+        Gpu("RTX4090", 165.2, 24, 1008, 82.6),
+        Gpu("cpu", 0.15, 16, 30, 0.15, 0.0),  # two cores with AVX2, in float32
     )
 }
 """By the makers' data sheets; the A6000 is the paper's."""
@@ -109,20 +130,34 @@ class Need:
     divides: bool = False
     """Whether `beside` is divided with the model (tensor parallel)."""
     note: str = ""
+    logits: float = 0.0
+    """Of each GPU."""
+    gradients: float = 0.0
+    """Whole ones, of each GPU: FSDP2 adds up an update's micro-batches before it divides them."""
+    room: float = 0.0
+    """Memory of a GPU below which vLLM's shares of it hold no engine."""
+    undivided: bool = False
+    """Whether one GPU must hold it all."""
 
     def on(self, gpus: int) -> float:
         """Bytes of each of so many."""
-        return self.model / gpus + (self.beside / gpus if self.divides else self.beside)
+        parts = 1 if self.undivided else gpus
+        beside = self.beside / parts if self.divides else self.beside
+        return self.model / parts + beside + self.logits + self.gradients
+
+    def fits(self, gpu: Gpu, gpus: int) -> bool:
+        """Whether so many hold it."""
+        return self.on(gpus) <= USABLE * gpu.gib * GIB and self.room / gpus <= gpu.gib * GIB
 
     def least(self, gpu: Gpu) -> int | None:
         """The fewest GPUs that hold it; None: not even the most counted."""
-        return next((n for n in GROUPS if self.on(n) <= USABLE * gpu.gib * GIB), None)
+        return next((n for n in ((1,) if self.undivided else GROUPS) if self.fits(gpu, n)), None)
 
     def verdict(self, gpu: Gpu, gpus: int) -> str:
         """Whether it fits on so many, and how."""
         least = self.least(gpu)
         if least is None:
-            return f"no: more than {GROUPS[-1]}"
+            return "no: one must hold it" if self.undivided else f"no: more than {GROUPS[-1]}"
         if least == 1:
             return "yes"
         needed = f"{least} by {'tensor parallel' if self.divides else 'FSDP or ZeRO-3'}"
@@ -131,39 +166,117 @@ class Need:
 
 def needs(recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Step]) -> list[Need]:
     """What each kind of work in these steps holds."""
-    width = WIDTHS[recipe.model.dtype]
-    weights = float(model.parameters * width)
-    settings = recipe.sampling
-    longest = settings.prompt_tokens + settings.max_new_tokens
-    cache = model.cache(settings.rows * (sizes.prompt + sizes.answer), width)
-    full = model.cache(longest, width) * settings.rows / GIB
-    widest = 4 * model.hidden + 2 * model.intermediate
-    scoring = float(recipe.reward.score_tokens * widest * width)
-    at_once = f"{settings.rows} answers at once of mean length; all at their longest: {full:.3g} GiB"
-    needs = [
-        Need("sampling", weights, cache, divides=True, note=at_once),
-    ]
-    if models := reward_models(recipe):
-        each = f", {models} models, each as large as the base model" if models > 1 else ""
-        note = f"{recipe.reward.score_tokens} tokens at once{each}"
-        needs.append(Need("scoring", models * weights, scoring, divides=True, note=note))
+    needs = [_sampling(recipe, model, sizes)]
+    if reward_models(recipe):
+        needs.append(_scoring(recipe, model))
+    judged = [step for step in steps if {"policy", "reward"} <= {*step.inputs}]
+    if judged:
+        needs.append(_evaluating(recipe, model, sizes, judge=any("judge" in step.inputs for step in judged)))
     stages = {step.stage.name: step.stage for step in steps}
     for kind in TRAININGS:
         trains = stages[kind].trains if kind in stages else None
-        if trains is not None and not trains(recipe).checkpoint:
-            need = _trained(kind, trains(recipe), recipe, model)
-            needs.append(_reinforced(need, recipe, model, sizes) if kind == "rl" else need)
+        if trains is None or trains(recipe).checkpoint:
+            continue
+        if kind == "reward":
+            needs.append(_fitted(recipe, model))
+            if recipe.reward.freeze:
+                continue
+        need = _trained(kind, trains(recipe), recipe, model)
+        needs.append(_reinforced(need, recipe, model, sizes) if kind == "rl" else need)
     return needs
+
+
+def _sampling(recipe: Recipe, model: Architecture, sizes: Sizes) -> Need:
+    """A policy with the keys and values of the answers at work; vLLM takes all that it may, and needs one of them."""
+    width, settings = WIDTHS[recipe.model.dtype], recipe.sampling
+    weights, longest = float(model.parameters * width), settings.prompt_tokens + settings.max_new_tokens
+    if recipe.engines.sampling == "vllm":
+        share = recipe.engines.gpu_memory
+        one = model.cache(longest, width)
+        note = f"vLLM takes {share:.0%} of a GPU; least: one answer of {longest} tokens"
+        return Need("sampling", weights, one, divides=True, note=note, room=(weights + one) / share)
+    cache = model.cache(settings.rows * (sizes.prompt + sizes.answer), width)
+    full = model.cache(longest, width) * settings.rows / GIB
+    note = f"{settings.rows} answers at once of mean length; all at their longest: {full:.3g} GiB"
+    return Need("sampling", weights, cache, divides=True, note=note, logits=_drawn(recipe, model))
+
+
+def _drawn(recipe: Recipe, model: Architecture) -> float:
+    """Bytes of the logits from which the transformers engine draws a token for each answer."""
+    return float(recipe.sampling.rows * model.vocabulary * DRAWN_LOGIT)
+
+
+def _read(recipe: Recipe, model: Architecture, tokens: int, width: int) -> float:
+    """Bytes of a forward without gradients over so many tokens."""
+    return float(tokens * (4 * model.hidden + 2 * model.intermediate) * width)
+
+
+def _scoring(recipe: Recipe, model: Architecture) -> Need:
+    width, models, tokens = WIDTHS[recipe.model.dtype], reward_models(recipe), recipe.reward.score_tokens
+    weights = float(models * model.parameters * width)
+    each = f"{models} models, each as large as the base model" if models > 1 else ""
+    if recipe.engines.scoring == "vllm":
+        share = recipe.engines.gpu_memory
+        note = "; ".join(filter(None, [f"vLLM takes {share:.0%} of a GPU", each]))
+        return Need("scoring", weights, 0.0, divides=True, note=note, room=weights / share)
+    note = "; ".join(filter(None, [f"{tokens} tokens at once", each]))
+    return Need("scoring", weights, _read(recipe, model, tokens, width), divides=True, note=note)
+
+
+def _evaluating(recipe: Recipe, model: Architecture, sizes: Sizes, *, judge: bool) -> Need:
+    """The policy, the rewards and the judge, all loaded. vLLM gives a policy half, a scorer a quarter of its memory."""
+    width, engines, scorers = WIDTHS[recipe.model.dtype], recipe.engines, reward_models(recipe) + judge
+    weights = float(model.parameters * width)
+    drawing, scoring = _sampling(recipe, model, sizes), _read(recipe, model, recipe.reward.score_tokens, width)
+    shares = ((0.5, engines.sampling), (0.25 / max(1, reward_models(recipe)), engines.scoring))
+    granted = [share * engines.gpu_memory for share, engine in shares if engine == "vllm"]
+    room = 0.0
+    if granted:  # the smallest share must hold an engine, and what is left the models of transformers
+        room = (weights + drawing.beside) / granted[-1]
+        if engines.sampling != engines.scoring:
+            others = scorers * weights + scoring if engines.sampling == "vllm" else drawing.on(1)
+            taken = granted[0] if engines.sampling == "vllm" else granted[0] * scorers
+            room = max(room, others / max(USABLE - taken, 0.01))
+    names = ["policy", f"{reward_models(recipe)} reward{'s' if reward_models(recipe) > 1 else ''}"]
+    note = " + ".join(filter(None, [*names, "judge" if judge else ""])) + ", all loaded"
+    if len(granted) == 2:
+        note += "; vLLM: a half and quarters of a GPU"
+    return Need(
+        "evaluation",
+        (1 + scorers) * weights,
+        max(drawing.beside, 0.0 if engines.scoring == "vllm" else scoring),
+        divides=True,
+        note=note,
+        logits=drawing.logits,
+        room=room,
+    )
 
 
 def _reinforced(need: Need, recipe: Recipe, model: Architecture, sizes: Sizes) -> Need:
     """A training beside which stand the model that it diverges from, the reward model, and what its sampling keeps."""
     width, training = WIDTHS[recipe.model.dtype], recipe.rl.training
-    reference = 0 if training.lora_rank or not recipe.rl.beta else WIDTHS["float32"] * model.parameters
-    cache = model.cache(training.batch * (sizes.prompt + sizes.answer), width)
-    note = f"{need.note}; {training.batch} answers drawn at once, models beside"
-    rewards = reward_models(recipe) * model.parameters * width
-    return replace(need, beside=float(need.beside + reference + rewards + cache), note=note)
+    reference = 0.0 if training.lora_rank or not recipe.rl.beta else float(WIDTHS["float32"] * model.parameters)
+    rows = max(1, training.batch // processes(recipe))
+    beside = need.beside + reward_models(recipe) * model.parameters * width
+    beside += model.cache(rows * (sizes.prompt + sizes.answer), width)
+    note = f"{need.note}; {rows} answers drawn at once, the reference and the rewards beside"
+    if _shared(recipe) in ("fsdp2", "zero3"):  # TRL divides the reference as it does the model
+        return replace(need, model=need.model + reference, beside=beside, note=note)
+    return replace(need, beside=beside + reference, note=note)
+
+
+def _shared(recipe: Recipe) -> str:
+    """The configuration by which a training's processes share a model; "" where each has its own."""
+    return recipe.launch.config if recipe.launcher == "accelerate" else ""
+
+
+def _fitted(recipe: Recipe, model: Architecture) -> Need:
+    """The first fit of the reward model's head: each process holds the whole model, before any is divided."""
+    training = recipe.reward.training
+    width = WIDTHS[recipe.model.dtype if training.lora_rank or recipe.reward.freeze else "float32"]
+    note = f"{width} bytes a weight, whole in each process; {READ_TOKENS} tokens at once"
+    read = _read(recipe, model, READ_TOKENS, width)
+    return Need("fit of the reward head", float(model.parameters * width), read, note=note, undivided=True)
 
 
 def _trained(kind: str, training: Training, recipe: Recipe, model: Architecture) -> Need:
@@ -171,15 +284,29 @@ def _trained(kind: str, training: Training, recipe: Recipe, model: Architecture)
     states = 1 + STATES[training.optimizer]  # with the gradient
     trained = WIDTHS["float32"] * (1 + states)
     held = _learned(training, model) * trained + (model.parameters * width if training.lora_rank else 0)
-    rows = 1 if training.packing else training.micro_batch * (2 if kind == "dpo" else 1)
+    alone = training.packing and recipe.kernels.attention == "sdpa"  # packed rows, without flash-attention
+    micro = 1 if alone else training.micro_batch
+    rows = micro * (2 if kind == "dpo" else 1)
     longest = recipe.sampling.prompt_tokens + recipe.sampling.max_new_tokens
     context = longest if kind == "rl" else training.context
     tokens = rows * context
     inside = tokens * (8 * model.hidden + 3 * model.intermediate) * width
-    activations = model.layers * tokens * model.hidden * width + inside
+    activations = float(model.layers * tokens * model.hidden * width + inside)
     per_weight = f"{trained} bytes a weight" if not training.lora_rank else f"LoRA of rank {training.lora_rank}"
     note = f"{per_weight}; {rows} x {context} tokens at once"
-    return Need(f"training, {TRAININGS[kind]}", float(held), float(activations), note=note)
+    upcast = kind == "base" or (kind == "reward" and recipe.reward.lm_loss > 0)
+    logits = float(tokens * model.vocabulary * LOGITS * WIDTHS["float32"]) if upcast else 0.0
+    config = _shared(recipe)
+    if config in ("fsdp2", "zero3"):  # two layers are gathered at a time, and what reads tokens in and out
+        gathered = 2 * model.linear / model.layers + model.embedding * (1 if model.tied else 2)
+        activations += gathered * width
+    forwards = training.batch // (micro * processes(recipe))
+    whole = config == "fsdp2" and forwards > 1
+    if whole:
+        note += f"; FSDP2 holds gradients whole over {forwards} forwards, ZeRO does not"
+    gradients = float(_learned(training, model) * WIDTHS["float32"]) if whole else 0.0
+    what = f"training, {TRAININGS[kind]}"
+    return Need(what, float(held), activations, note=note, logits=logits, gradients=gradients)
 
 
 def _learned(training: Training, model: Architecture) -> int:
@@ -203,6 +330,13 @@ def disk(
     checkpoints = [_learned(t, model) * WIDTHS["float32"] * (1 + STATES[t.optimizer]) for t in trainings]
     answers = sum(loads[step.name].answers for step in steps)
     scored = sum(loads[step.name].scored for step in steps)
+    # The rows of a training as tokens, and once more packed.
+    tokens = [
+        loads[step.name].rows
+        * (sizes.chat if step.stage.name == "sft" else sizes.prompt + sizes.answer)
+        * (1 + t.packing)
+        for step, t in zip(trained, trainings, strict=True)
+    ]
     return {
         "data": (2 * sizes.prompts * sizes.rated + sizes.others) * row + sizes.chats * sizes.chat * sizes.text_bytes,
         "answers": answers * sizes.answer * sizes.text_bytes,
@@ -210,4 +344,20 @@ def disk(
         "selected": sum(loads[step.name].rows for step in steps if step.stage.name in ("finetune", "specialist")) * row,
         f"{len(trained)} trained models": len(trained) * weights,
         "while training (two checkpoints)": 2.0 * max(checkpoints, default=0),
+        "while training (rows as tokens)": TOKEN_BYTES * max(tokens, default=0.0),
     }
+
+
+def host(recipe: Recipe, model: Architecture, steps: Sequence[Step], loads: Mapping[str, Load]) -> dict[str, float]:
+    """Bytes of the machine's own memory, by kind of work: each process of a training loads the whole model there before
+    it is divided, and each actor its own. Rows lie in files that are mapped, not held."""
+    width, held = WIDTHS[recipe.model.dtype], dict[str, float]()
+    actors = recipe.cluster.actors if recipe.cluster.address else 1
+    held["sampling, scoring"] = float(actors * model.parameters * width)
+    for step in steps:
+        if step.stage.trains is not None and loads[step.name].trained:
+            lora = step.stage.trains(recipe_of(recipe, step)).lora_rank
+            weights = model.parameters * (width if lora else WIDTHS["float32"])
+            what = "training, LoRA" if lora else "training"
+            held[what] = float(processes(recipe) * weights)
+    return held
