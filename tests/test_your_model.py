@@ -117,6 +117,8 @@ def test_the_same_lines_run_to_the_page_and_every_reader_writes_the_same_prompt(
     path = recipe_file(tmp_path, form, names)
     knobs = {f"{table}.{key}": x for table in ("steerlm.training", "finetune") for key, x in TRAINED.items()} | SMALL
     words = [part for key, value in knobs.items() for part in (f"--{key}", str(value))]
+    if form == "SmolLM2":  # as recipes/smol.toml asks it
+        words += ["--model.place", "user", "--preference.levels", '["Be short.", "Be long."]']
     run, out = tmp_path / "run", tmp_path / "export"
     cli.main(["run", str(path), "--out", str(run), *words])
     assert (run / "report" / "index.html").is_file()
@@ -137,10 +139,11 @@ def test_the_same_lines_run_to_the_page_and_every_reader_writes_the_same_prompt(
             continue
         # what the policy trained on, and what a user's words become in transformers and in our server
         line, *question = row["messages"]
-        terms = [term.split("*") for term in line["content"].rpartition("= ")[2].split(" + ")]
+        terms = [term.split("*") for term in line["content"].rpartition("= ")[2].partition(". ")[0].split(" + ")]
         v = {name: float(n) for name, n in terms}
         trained = tokens.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
         asked = tokens.apply_chat_template(question, tokenize=False, add_generation_prompt=True, preference=v)
         assert trained == asked
+        assert line["content"] in trained
         assert served._ids(question, v) == tokens(asked, add_special_tokens=False)["input_ids"]
     served.close()
