@@ -56,9 +56,12 @@ UNITS: Final = {"sampled": "tokens/s", "scored": "answers/s", "trained": "tokens
 """Of what a stage's ledger counts."""
 LARGER: Final = (
     *("--model.dtype", "bfloat16"),
-    *("--sampling.prompts", "1000"),
+    *("--sampling.prompts", "0"),
     *("--sampling.n", "16"),
+    *("--sampling.first", "80"),
+    *("--sampling.max_new_tokens", "160"),
     *("--sampling.rows", "1024"),
+    *("--evaluation.samples", "4"),
 )
 """By what a card's run of the recipe is larger than a laptop's."""
 
@@ -217,7 +220,7 @@ def run(small: bool, out: Path, end: float) -> "Iterator[Row]":
     if not recipe.is_file():
         raise Unable(f"recipes/{name}.toml is not in this checkout")
     base = os.environ.get("SMOL_BASE", "")
-    changes = () if small else (*LARGER, *(("--model.base", base) if base else ()))
+    changes = () if small else (*LARGER, *(("--model.base", base, "--sft.checkpoint", base) if base else ()))
     require_weights(load(recipe, changes).model.base)
     command = [sys.executable, "-m", "dpalign", "run", str(recipe), "--out", str(folder), *changes]
     began = time.monotonic()
