@@ -208,7 +208,10 @@ def test_a_probe_of_a_few_kilobytes_stands_for_ratings_and_hints_are_forgotten(t
     ]
     recipe = prompts_alone(tmp_path / "files", *PROBED, *given)
     run = runner.execute(recipe, tmp_path / "run")
-    drawn, kept = read_rows(run / "originals", CANDIDATES), read_rows(run / "annotate" / "originals", RATED)
+    drawn, kept = (
+        list(read_rows(run / "originals", CANDIDATES)),
+        list(read_rows(run / "annotate" / "originals", RATED)),
+    )
     prompts = {row["prompt_id"]: row["messages"] for row in read_rows(run / "data" / "prompts", PROMPTS)}
     asked = [row["messages"][-1]["content"].removeprefix(prompts[row["prompt_id"]][-1]["content"]) for row in drawn]
     assert sorted(set(asked)) == sorted(f"\n{hint}" for hint in hints)
@@ -220,4 +223,5 @@ def test_a_probe_of_a_few_kilobytes_stands_for_ratings_and_hints_are_forgotten(t
     np.testing.assert_array_equal(ours, model_scorer(recipe, rated / "reward").score(chats))
     summary = Summary.model_validate_json((run / "report" / "summary.json").read_text())
     assert all(np.isfinite(points_of(path)).all() for path in run.glob("evaluate-*/judged"))
-    assert summary.over_optimisation
+    assert summary.trust is not None
+    assert summary.trust.check == "judge"

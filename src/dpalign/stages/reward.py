@@ -125,6 +125,8 @@ def _cost(costs: Costs, step: Step, rows: float, *, trained: bool, models: int) 
         trained: whether a model is trained at all.
         models: those that are measured.
     """
+    if not costs.recipe.data.rated:  # finished rewards and probes, and nothing to measure them on
+        return Load()
     each = costs.sizes.rated
     load = costs.score(_held_out(costs) / each, each, models=models)
     alone = load.scoring
@@ -162,7 +164,7 @@ def _held_out(costs: Costs) -> float:
     several=True,
     trains=lambda r: r.reward.training if r.trains_reward else Training(checkpoint="given"),
     cost=lambda costs, step: _cost(
-        costs, step, _rated(costs), trained=costs.recipe.trains_reward, models=reward_models(costs.recipe)
+        costs, step, _rated(costs), trained=costs.recipe.learns_rewards, models=reward_models(costs.recipe)
     ),
 )
 def reward(job: Job) -> None:
@@ -187,7 +189,7 @@ def reward(job: Job) -> None:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training,
-    cost=lambda costs, step: _cost(costs, step, _judged(costs), trained=True, models=1),
+    cost=lambda costs, step: _cost(costs, step, _judged(costs), trained=not costs.recipe.reward.judge_probe, models=1),
 )
 def judge(job: Job) -> None:
     """Train a second reward model on disjoint prompts: it judges and never selects."""
