@@ -39,10 +39,11 @@ class RewardTable(Table):
     heads: tuple[str, ...] = ()
     """Names of its heads, in order. [] takes a local model's own names; else those of the recipe's `heads` for the
     forms dpa-v1 and world-v1, and one head, `score`, for all others."""
-    scale: tuple[float, ...] = ()
+    scale: tuple[float, ...] | Literal["fit"] = ()
     """[slope, offset]: a raw reward r is slope * r + offset points. [] takes what a converted model's folder states by
-    head, and keeps a trained model's rewards and those of the forms dpa-v1 and world-v1. For all others it is fitted
-    once: of the annotated answers, the 5th and 95th percentile become 10 and 90 points (paper silent)."""
+    head, and keeps a trained model's rewards and those of the forms dpa-v1 and world-v1. For all others, and with
+    "fit", it is fitted once: of the annotated answers, the 5th and 95th percentile become 10 and 90 points (paper
+    silent). A trained model with little to learn from rates all answers alike: "fit" spreads them."""
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
@@ -65,7 +66,7 @@ class RewardTable(Table):
 
     @model_validator(mode="after")
     def _scale_maps_points(self) -> Self:
-        if self.scale and (len(self.scale) != 2 or self.scale[0] == 0):
+        if self.scale not in ((), "fit") and (len(self.scale) != 2 or self.scale[0] == 0):
             raise ValueError(f"scale is {list(self.scale)}; give [slope, offset], the slope not 0")
         return self
 
@@ -90,6 +91,8 @@ class RewardTable(Table):
             trained: the heads of the model that is trained.
         """
         stated = local_scales(self.model)
+        if self.scale == "fit":
+            return [None for _ in self.own_heads(trained)]
         given = (self.scale[0], self.scale[1]) if self.scale else None
         otherwise = IDENTITY if self.in_points else None
         return [given or stated.get(head, otherwise) for head in self.own_heads(trained)]

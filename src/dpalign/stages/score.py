@@ -197,7 +197,7 @@ def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scor
 
 
 def judge_scorer(recipe: "Recipe", stage: Path, annotate: Path | None = None) -> "Scorer":
-    """The judge, in the columns of the run's rewards: its heads under models' heads of the same names.
+    """The judge, in the columns of the run's rewards: its heads under models' heads of the same names, in like units.
 
     Functions rate as they do for the run.
     """
@@ -211,11 +211,10 @@ def judge_scorer(recipe: "Recipe", stage: Path, annotate: Path | None = None) ->
         heads = reward.own_heads(recipe.heads)
         rates = FunctionScorer(reward.function, heads) if reward.function else NamedColumns(judge, heads)
         parts.append((_called(name), rates))
-    of_functions = {name for name, reward in recipe.rewards.items() if reward.function}
+    # A judge is trained as [reward] is, so its units are the same; where a given model's are fitted, it rates in points.
+    same = {name for name, reward in recipe.rewards.items() if not reward.model}
     scales = zip(recipe.scored_heads, scales_of(recipe, annotate), strict=True)
-    own = [
-        scale if head.partition("/")[0] in of_functions else None for head, scale in scales
-    ]  # a judge rates in points
+    own = [scale if head.partition("/")[0] in same else None for head, scale in scales]
     return CombinedScorer(recipe.scored_heads, parts, own)
 
 
