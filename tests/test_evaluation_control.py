@@ -1,5 +1,7 @@
 """Does the answer follow the dial: tau, slope, span, steps, regret."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
@@ -12,6 +14,7 @@ from dpalign.measure.control import (
     following_lead,
     is_dial,
     kendall_tau_b,
+    length,
     rank_correlation,
     regret,
     slope,
@@ -68,6 +71,28 @@ def test_a_dial_that_starts_above_0_is_obeyed_by_falling_all_the_way() -> None:
     found = control(dial(np.array([[60.0, 50.0, 45.0]]), arc(30, 0, -30)), FEW)
     assert (found.span.value, found.kendall_tau.value) == (15, 1)
     assert [drop.value for drop in found.drops] == [10, 5]
+
+
+def test_words_follow_the_dial_as_rewards_do_and_the_last_direction_is_a_share_of_the_first() -> None:
+    # averages 80, 70 and 30 words; the second prompt does not change at the first step
+    words_PVS = np.array([[100.0, 80.0, 40.0], [60.0, 60.0, 20.0]])[:, :, None]
+    system = replace(dial(np.full((2, 3), 50.0), arc(0, -20, -40)), words_PVS=words_PVS)
+    found = length(system, FEW)
+    assert found is not None
+    assert [drop.value for drop in found.drops] == pytest.approx([10, 40])
+    assert (found.drops[0].low, found.drops[0].high) == (0, 20)  # a replicate may hold one prompt twice
+    assert found.steps_beyond_doubt == 1
+    assert found.kendall_tau.value == pytest.approx((1 + 2 / np.sqrt(2 * 3)) / 2)  # one pair of three is a tie
+    ratio = found.last_to_first
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((30 / 80, 20 / 60, 40 / 100))
+
+
+def test_words_have_no_share_of_nothing_and_need_texts_and_a_dial() -> None:
+    mute = replace(dial(np.full((1, 2), 50.0), arc(0, -45)), words_PVS=np.array([[[0.0], [3.0]]]))
+    assert length(mute, FEW).last_to_first is None
+    assert [drop.value for drop in length(mute, FEW).drops] == [-3]
+    assert length(replace(mute, words_PVS=None), FEW) is None
+    assert length(replace(mute, directions_VK=None), FEW) is None
 
 
 def test_directions_round_a_circle_are_no_dial() -> None:

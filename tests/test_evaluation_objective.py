@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dpalign.measure.bootstrap import Array, Bootstrap
-from dpalign.measure.objective import expected_objective, objective_by_direction, objective_difference
+from dpalign.measure.objective import expected_objective, objective_by_direction, objective_difference, objective_lead
 from dpalign.measure.points import Rewards
 from dpalign.measure.system import System
 
@@ -50,6 +50,18 @@ def test_a_difference_on_the_same_prompts_cancels_what_they_share() -> None:
     assert alone.high is not None
     assert alone.low is not None
     assert alone.high - alone.low > 5
+
+
+def test_a_leads_p_value_is_two_sided() -> None:
+    before = np.full((2, 1, 2), 50.0)
+    after = before + np.array([[[1.0, 0.0]], [[3.0, 0.0]]])
+    mixed = before + np.array([[[-1.0, 0.0]], [[3.0, 0.0]]])
+    base = system("t1", before)
+    for a, b in (("t2", after), ("t2", before)), (("t2", before), ("t2", after)):
+        assert objective_lead(system(*a), system(*b), DIRECTIONS, FEW)[1] == pytest.approx(2 / 201)
+    assert objective_lead(base, system("t2", before), DIRECTIONS, FEW)[1] == 1
+    # a quarter of the replicates hold the first prompt alone
+    assert objective_lead(system("t2", mixed), base, DIRECTIONS, FEW)[1] == pytest.approx(2 / 4, abs=0.15)
 
 
 def test_a_system_sampled_at_other_directions_has_no_objective_here() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from dpalign.measure.bootstrap import Bootstrap, Estimate
+from dpalign.measure.control import Length
 from dpalign.measure.seeds import combine_seeds, over_seeds, paired_over_seeds
 from dpalign.measure.summary import DominanceRow, Figures, Intervals, Measured, Point, Summary
 from dpalign.measure.system import System
@@ -72,6 +73,32 @@ def test_each_step_of_the_dial_is_combined_over_seeds() -> None:
     assert "sft" not in found
     unlike = summary(40, 50, True, (6.0,))
     assert "t2" not in combine_seeds({1: first, 2: unlike}).drops
+
+
+def test_words_and_the_judges_objective_are_combined_over_seeds() -> None:
+    def told(judge: float, words: tuple[float, ...]) -> Summary:
+        run = summary(40, 50, True)
+        points = tuple(
+            Point(rewards={"helpfulness": Estimate(50.0)}, words=Estimate(each), degenerate=Estimate(0.0))
+            for each in words
+        )
+        length = Length(
+            kendall_tau=Estimate(0.5), drops=(), steps_beyond_doubt=0, last_to_first=Estimate(words[-1] / words[0])
+        )
+        t2 = run.systems["t2"].model_copy(
+            update={"points": points, "length": length, "by_judge": Figures(objective=Estimate(judge))}
+        )
+        sft = run.systems["sft"].model_copy(update={"by_judge": Figures(objective=Estimate(30.0))})
+        return run.model_copy(update={"systems": {"sft": sft, "t2": t2}})
+
+    found = combine_seeds({1: told(45, (100.0, 50.0)), 2: told(47, (80.0, 60.0))}, [("t2", "sft")])
+    assert [each.values for each in found.words["t2"]] == [(100, 80), (50, 60)]
+    assert found.length["t2"]["last_to_first"].values == (0.5, 0.75)
+    assert found.systems["t2"]["objective_by_judge"].value == 46
+    assert found.differences[0].by_judge.values == (15, 17)
+    assert "sft" not in found.words
+    unlike = combine_seeds({1: told(45, (100.0, 50.0)), 2: summary(40, 50, True)}, [("t2", "sft")])
+    assert (unlike.words, unlike.length, unlike.differences[0].by_judge) == ({}, {}, None)
 
 
 def test_a_difference_between_systems_that_some_run_lacks_is_refused() -> None:

@@ -107,6 +107,42 @@ def test_the_summary_reads_back_equal_and_is_the_same_bytes_again(world: Summary
         Summary.model_validate(written.model_dump() | {"typo": 1})
 
 
+def test_the_judge_has_figures_and_pairs_of_its_own(world: Summary) -> None:
+    """A judge 3 points less kind than the truth to every answer: E_v J falls, and no lead changes."""
+    stern = np.array([3.0, 0.0])
+    judged = [replace(one, judge_PVSK=one.true_reward_PVSK - stern) for one in SYSTEMS]
+    found = summarize(judged, SETTING, FRONT)
+    for name, one in found.systems.items():
+        fall = one.figures.objective.value - one.by_judge.objective.value
+        assert fall == pytest.approx(3 * DIRECTIONS[:, 0].mean(), abs=1e-6)
+        assert (one.figures, one.by_judge.hypervolume) == (world.systems[name].figures, None)
+    for row, true in zip(found.dominance_by_judge, world.dominance, strict=True):
+        assert (row.a, row.b, row.dominates) == (true.a, true.b, true.dominates)
+        assert row.objective_lead.value == pytest.approx(true.objective_lead.value)
+    assert found.dominance_of("t2", "sft", by_judge=True) == found.dominance_by_judge[2]
+    assert found.dominance == world.dominance
+    some = summarize([SYSTEMS[0], *judged[1:]], SETTING, FRONT)
+    assert (some.dominance_by_judge, some.systems["sft"].by_judge) == (None, None)
+
+
+def test_each_lead_in_the_objective_is_adjusted_over_all_pairs(world: Summary) -> None:
+    # 2 / (100 + 1) is the smallest two-sided p-value of 100 replicates; Holm multiplies the smallest of five by five
+    assert [row.lead_p_holm for row in world.dominance] == pytest.approx([10 / 101] * 5)
+
+
+def test_words_and_degenerate_answers_stand_at_every_point(world: Summary) -> None:
+    words_PVS = np.broadcast_to(np.array([90.0, 60.0, 30.0])[None, :, None], (40, 3, 2))
+    degenerate_PVS = np.zeros((40, 3, 2), dtype=bool)
+    degenerate_PVS[:10, 2, 0] = True
+    t2 = replace(SYSTEMS[3], words_PVS=words_PVS, degenerate_PVS=degenerate_PVS)
+    found = measured_system(t2, SETTING)
+    assert [point.words.value for point in found.points] == [90, 60, 30]
+    assert [point.degenerate.value for point in found.points] == [0, 0, 0.125]
+    assert 0 < found.points[2].degenerate.low < 0.125 < found.points[2].degenerate.high
+    assert found.length.last_to_first.value == pytest.approx(1 / 3)
+    assert {point.words for point in world.systems["t2"].points} == {None}
+
+
 def test_without_truth_the_reward_models_opinion_is_the_measure() -> None:
     found = summarize([replace(one, true_reward_PVSK=None) for one in SYSTEMS], SETTING)
     assert (found.measure, found.dominance_judged) == ("judged", None)

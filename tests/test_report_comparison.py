@@ -18,12 +18,25 @@ from dpalign.page import comparison_tables as tables
 from dpalign.page.combine import pairs_to_compare
 from dpalign.page.comparison_figures import comparison_plots, feasibility
 from dpalign.page.drawing import inline, svg
+from dpalign.page.figures import words
 from dpalign.page.headline import headline, recipe_note, warning
 from dpalign.page.looks import colours, in_order, looks_of
-from dpalign.page.tables import Cell, Row, Table, costs_table, stages_table, verdicts_table
-from dpalign.page.write import render_page
+from dpalign.page.tables import (
+    Cell,
+    Row,
+    Table,
+    costs_table,
+    dominance_tables,
+    length_table,
+    seeds_tables,
+    stages_table,
+    systems_table,
+    verdicts_table,
+)
+from dpalign.page.write import plots, render_page
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import steps
+from dpalign.rows import CANDIDATES, read_rows
 from dpalign.runs.folder import Run
 from dpalign.runs.ledger import read_ledger
 from test_report_page import Reader
@@ -411,6 +424,81 @@ def test_the_page_of_a_comparison_stands(summary: Summary) -> None:
     assert "nan" not in text.lower().split()
     for section in ("comparison", "use", "reward-model", "cost"):
         assert f'id="{section}"' in render_page(summary, {})
+
+
+def test_words_are_counted_in_the_answers_of_every_system(run: Path, summary: Summary) -> None:
+    points = [point for one in summary.systems.values() for point in one.points]
+    assert all(point.words.low <= point.words.value <= point.words.high for point in points)
+    assert {point.degenerate.value for point in points} == {0}  # the made-up answers repeat nothing
+    rows = list(read_rows(run / "evaluate-policy-2" / "answers", CANDIDATES))
+    last = summary.systems["DPA t=2"]
+    for v, point in enumerate(last.points):
+        own = [len(row["response"].split()) for row in rows if row["condition_index"] == v]
+        assert point.words.value == pytest.approx(np.mean(own), abs=1e-6)
+    assert last.length.last_to_first.high < 0.8  # from verbosity 60 to 35, a sentence each 16 points
+    assert last.length.kendall_tau.above_zero
+    assert summary.systems["SteerLM"].length is None
+    assert summary.degenerate_rule.repetition == 0.3
+
+
+def test_the_judge_rates_every_system_beside_the_truth(summary: Summary) -> None:
+    """It finds each answer a point less verbose, which a directed user is glad of by -v2."""
+    last = summary.systems["DPA t=2"]
+    gain = last.by_judge.objective.value - last.figures.objective.value
+    assert gain == pytest.approx(-np.mean([v["verbosity"] for v in summary.directions]), abs=1e-5)
+    assert all(one.by_judge for one in summary.systems.values())
+    assert [(row.a, row.b) for row in summary.dominance_by_judge] == [(row.a, row.b) for row in summary.dominance]
+
+
+def without_truth(summary: Summary) -> Summary:
+    """The summary as if its figures were a reward model's."""
+    return summary.model_copy(update={"measure": "judged"})
+
+
+def test_the_judges_leads_stand_beside_the_reward_models_where_no_truth_is_known(summary: Summary) -> None:
+    column = "lead by the judge"
+    assert column not in verdicts_table(summary).columns
+    shown = by_column(verdicts_table(without_truth(summary)), "SFT")
+    lead = summary.dominance_of("DPA t=2", "SFT", by_judge=True).objective_lead
+    assert shown[column].text == f"{lead.value:+.1f}"
+    by_judge = rows_of(systems_table(summary, "by_judge"))
+    assert by_judge.keys() == rows_of(systems_table(summary)).keys()
+    main = by_column(systems_table(summary), "DPA t=2")
+    assert main["by the judge"].text == by_judge["DPA t=2"].cells["E_v J(v)"].text != main["E_v J(v)"].text
+    assert len(dominance_tables(summary)["by_judge"].rows) == len(dominance_tables(summary)["last"].rows)
+
+
+def test_words_stand_at_three_directions_and_open_where_no_truth_is_known(summary: Summary) -> None:
+    table = length_table(summary)
+    at = [
+        "words at 0\N{DEGREE SIGN}",
+        "words at \N{MINUS SIGN}25\N{DEGREE SIGN}",
+        "words at \N{MINUS SIGN}45\N{DEGREE SIGN}",
+    ]
+    assert [title for title in table.columns if title.startswith("words")] == at
+    points = summary.systems["DPA t=2"].points
+    shown = by_column(table, "DPA t=2")
+    assert [shown[title].text for title in at] == [f"{points[v].words.value:.1f}" for v in (0, 5, 9)]
+    assert shown["steps"].text == f"{summary.systems['DPA t=2'].length.steps_beyond_doubt} of 9"
+    plain, targets = by_column(table, "SFT"), by_column(table, "SteerLM")
+    assert [plain[title].text == "\N{EN DASH}" for title in at] == [False, True, True]
+    most, middle, fewest = (float(targets[title].text) for title in at)
+    assert most > middle > fewest
+    text, world = render_page(without_truth(summary), {}), render_page(summary, {})
+    assert ('id="words" open' in text, 'id="words">' in world) == (True, True)
+    seeds = combine_seeds({1: summary, 2: summary}, [("DPA t=2", "SFT")])
+    assert seeds.words["DPA t=2"][9].value == points[9].words.value
+    over = [len(seeds_tables(one.model_copy(update={"seeds": seeds}))) for one in (summary, without_truth(summary))]
+    assert over[1] == over[0] + 1
+
+
+def test_words_are_drawn_along_the_dial(summary: Summary) -> None:
+    (axes,) = words(summary).canvas.axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert lines["DPA t=2"].get_ydata().tolist() == [point.words.value for point in summary.systems["DPA t=2"].points]
+    assert "SFT, asked to be brief" in lines
+    assert not [name for name in lines if name.startswith(("RSF", "GRPO")) or "no replay" in name]
+    assert "words" in plots(summary)
 
 
 def test_a_run_without_a_comparison_has_no_such_section(tmp_path: Path) -> None:

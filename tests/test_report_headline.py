@@ -81,6 +81,18 @@ def test_a_step_in_doubt_is_counted() -> None:
     assert "1 of 2" not in headline(summary("SFT"))[1]
 
 
+def test_the_words_at_both_ends_of_the_dial_stand_in_the_headline() -> None:
+    run = summary("SFT")
+    policy = run.systems["t=1"]
+    counted = tuple(
+        one.model_copy(update={"words": Estimate(words)})
+        for one, words in zip(policy.points, (97.4, 70.0, 47.6), strict=True)
+    )
+    told = run.model_copy(update={"systems": run.systems | {"t=1": policy.model_copy(update={"points": counted})}})
+    assert "from 97 to 48 words" in headline(told)[1]
+    assert "words" not in headline(run)[1]
+
+
 def test_over_seeds_a_claim_must_hold_in_every_run_and_in_the_mean() -> None:
     def row(b: str, margins: list[float], decided: int) -> DominanceOverSeeds:
         return DominanceOverSeeds(a="t=1", b=b, margin=over_seeds(margins), dominates_in=decided)

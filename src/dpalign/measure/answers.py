@@ -1,10 +1,18 @@
-"""What reads the texts of evaluate folders: the answers that the page shows, and the reward model's quality on them."""
+"""What reads the texts of evaluate folders: words and degenerate answers, the answers that the page shows, and the
+reward model's quality on them.
+
+Shapes: P prompts, V conditions, S samples.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
+from dpalign.measure.degeneracy import faults
 from dpalign.measure.points import Rewards
 from dpalign.measure.quality import quality
 from dpalign.measure.reading import answer_rows
@@ -12,6 +20,22 @@ from dpalign.measure.summary import Answer, RewardQuality
 
 SHOWN_PROMPTS: Final = 24
 """Validation prompts whose real answers the page shows."""
+
+
+def with_texts(rewards: Rewards, most_repetition: float) -> Rewards:
+    """The same rewards with the words of each answer, split at white space, and whether it is degenerate.
+
+    Args:
+        most_repetition: the share of repeated runs that a sound answer may have.
+    """
+    rows, shape_PVS = answer_rows(rewards.source, ["response", "finished"]), rewards.reward_PVSK.shape[:3]
+    words = [len(row["response"].split()) for row in rows]
+    degenerate = [bool(faults(row["response"], row["finished"], most_repetition)) for row in rows]
+    return replace(
+        rewards,
+        words_PVS=np.array(words, dtype=float).reshape(shape_PVS),
+        degenerate_PVS=np.array(degenerate).reshape(shape_PVS),
+    )
 
 
 def shown_answers(systems: Sequence[Rewards], objectives: Sequence[str]) -> Iterator[Answer]:

@@ -110,8 +110,8 @@ class Group(Record):
 class Rule(Record):
     """When an answer counts as degenerate (`degeneracy.py`)."""
 
-    sentence_words: int
-    run: int
+    sentence_words: int = SENTENCE_WORDS
+    run: int = RUN
     repetition: float
 
 
@@ -169,7 +169,7 @@ def figures(
         measure="judged" if system.true_reward_PVSK is None else "true",
         prompts=len(system.prompt_ids),
         samples=system.reward_PVSK.shape[2],
-        rule=Rule(sentence_words=SENTENCE_WORDS, run=RUN, repetition=most_repetition),
+        rule=Rule(repetition=most_repetition),
         conditions=tuple(conditions),
         groups=tuple(groups),
     )

@@ -3,7 +3,7 @@
 The dial is the direction's angle in degrees (two objectives), and what it turns is the second one:
 verbosity in the paper. All figures are positive when the policy obeys: on the paper's arc verbosity
 falls as the angle goes from 0 to -45. Directions whose weight of the second objective rises and falls by
-turns, as round a whole circle, are no dial.
+turns, as round a whole circle, are no dial. The words of the answers are measured in the same way (`length`).
 
 Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 objectives unless said otherwise.
 """
@@ -16,6 +16,7 @@ import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, Mask, replicate_means
 from dpalign.measure.points import Rewards, require_same_prompts
+from dpalign.measure.record import Record
 from dpalign.paper.direction import rng_for
 
 COMMON: Final = 5
@@ -62,12 +63,46 @@ def control(system: Rewards, bootstrap: Bootstrap) -> Control:
     """Measure a policy sampled at directions that are a dial (`is_dial`)."""
     directions_V2 = system.directions_VK
     assert is_dial(directions_V2), f"the directions of {system.name!r} are no dial"
+    return _turned(directions_V2, system.mean_PVK[:, :, 1], bootstrap)
+
+
+class Length(Record):
+    """How the words of the answers follow the dial: `Control` with words in place of reward points."""
+
+    kendall_tau: Estimate
+    """Mean over prompts of Kendall's tau-b of words against angle."""
+    drops: tuple[Estimate, ...]
+    """Words from each direction to the next, positive when they go the way of the second objective."""
+    steps_beyond_doubt: int
+    """Steps whose whole interval lies above 0."""
+    last_to_first: Estimate | None
+    """Mean words at the last direction over those at the first; None where the first has no words."""
+
+
+def length(system: Rewards, bootstrap: Bootstrap) -> Length | None:
+    """Measure the words of a policy along its dial; None without a dial, or without texts."""
+    if system.words_PVS is None or not is_dial(system.directions_VK):
+        return None
+    words_PV = system.words_PVS.mean(axis=2)
+    found = _turned(system.directions_VK, words_PV, bootstrap)
+    first_R, last_R = (bootstrap.weights(len(words_PV)) @ words_PV[:, [0, -1]]).T
+    ratio = None
+    if (first_R > 0).all():
+        ratio = bootstrap.interval(words_PV[:, -1].mean() / words_PV[:, 0].mean(), last_R / first_R)
+    return Length(
+        kendall_tau=found.kendall_tau,
+        drops=found.drops,
+        steps_beyond_doubt=found.steps_beyond_doubt,
+        last_to_first=ratio,
+    )
+
+
+def _turned(directions_V2: Array, figure_PV: Array, bootstrap: Bootstrap) -> Control:
+    """How a figure of each prompt's answers follows the dial."""
     angle_V = angles(directions_V2)
-    reward_PV = system.mean_PVK[:, :, 1]
-    mean_V = reward_PV.mean(axis=0)
-    weight_RP = bootstrap.weights(len(system.prompt_ids))
-    mean_RV = weight_RP @ reward_PV
-    tau_P, constant_P = kendall_tau_b(angle_V, reward_PV)
+    mean_V = figure_PV.mean(axis=0)
+    mean_RV = bootstrap.weights(len(figure_PV)) @ figure_PV
+    tau_P, constant_P = kendall_tau_b(angle_V, figure_PV)
     way = _way(directions_V2)
     drop_V, drop_RV = way * np.diff(mean_V), way * np.diff(mean_RV, axis=1)
     drops = tuple(bootstrap.interval(drop, drop_RV[:, v]) for v, drop in enumerate(drop_V))

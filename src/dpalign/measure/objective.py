@@ -28,10 +28,18 @@ def expected_objective(system: Rewards, directions_UK: Array, bootstrap: Bootstr
 
 def objective_difference(a: Rewards, b: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> Estimate:
     """E_v J(v) of `a` minus that of `b`, on the same prompts (a paired interval)."""
+    return objective_lead(a, b, directions_UK, bootstrap)[0]
+
+
+def objective_lead(a: Rewards, b: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> tuple[Estimate, float]:
+    """The same difference, and its two-sided p-value: about the smallest error rate at which the interval spares 0."""
     require_same_prompts([a, b])
     a_U, a_RU = _attained(a, directions_UK, bootstrap)
     b_U, b_RU = _attained(b, directions_UK, bootstrap)
-    return bootstrap.interval((a_U - b_U).mean(), (a_RU - b_RU).mean(axis=1))
+    lead_R = (a_RU - b_RU).mean(axis=1)
+    beyond = min(int((lead_R <= 0).sum()), int((lead_R >= 0).sum()))
+    p_value = min(1.0, 2 * (1 + beyond) / (bootstrap.replicates + 1))
+    return bootstrap.interval((a_U - b_U).mean(), lead_R), p_value
 
 
 def _attained(system: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> tuple[Array, Array]:

@@ -1,5 +1,7 @@
 """The rewards of a system on the evaluation prompts, and its points: mean rewards a condition.
 
+Beside the rewards stand two figures that anyone can count again in the answers: words, and which are degenerate.
+
 A system is sampled at V conditions: at directions (DPA), at reward targets (SteerLM), or plainly
 (SFT and DPO: V = 1). Section 3.2 averages the rewards of a condition over prompts and samples; those
 averages are the points of Fig. 4.
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, replicate_means
+from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, Mask, replicate_means
 from dpalign.measure.system import System
 
 
@@ -34,6 +36,10 @@ class Rewards:
     """By the judge, where there is one: a second reward model, which never selects."""
     folder: Path | None = None
     """The evaluate folder that they were read from."""
+    words_PVS: Array | None = None
+    """The words of each answer, where the texts were read."""
+    degenerate_PVS: Mask | None = None
+    """Whether each answer is degenerate (`degeneracy.py`), where the texts were read."""
 
     def __post_init__(self) -> None:
         # scores were checked where they were read: here it is our own code that must fit them together
@@ -78,6 +84,12 @@ def by_truth(system: Rewards) -> Rewards:
     return replace(system, reward_PVSK=system.true_reward_PVSK)
 
 
+def by_judge(system: Rewards) -> Rewards:
+    """The same system with the judge's rewards in place of the reward model's."""
+    assert system.judge_PVSK is not None, f"system {system.name!r} has no judge's rewards"
+    return replace(system, reward_PVSK=system.judge_PVSK, true_reward_PVSK=None)
+
+
 def require_same_prompts(systems: Sequence[Rewards]) -> None:
     """Paired comparisons need the same prompts in the same order.
 
@@ -108,6 +120,11 @@ def points(system: Rewards, bootstrap: Bootstrap) -> list[list[Estimate]]:
         [bootstrap.interval(point_VK[v, k], replicate_RVK[:, v, k]) for k in range(point_VK.shape[1])]
         for v in range(point_VK.shape[0])
     ]
+
+
+def by_condition(figure_PVS: Array | Mask, bootstrap: Bootstrap) -> list[Estimate]:
+    """The mean of each condition's answers, with an interval by prompt."""
+    return [bootstrap.mean(figure_P) for figure_P in figure_PVS.mean(axis=2).T]
 
 
 def opinion_gap(system: Rewards, bootstrap: Bootstrap) -> list[Estimate]:

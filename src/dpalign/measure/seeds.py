@@ -16,7 +16,7 @@ from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.record import Record
 
 if TYPE_CHECKING:
-    from dpalign.measure.summary import Figures, Summary
+    from dpalign.measure.summary import Figures, Measured, Summary
 
 K = TypeVar("K")
 
@@ -25,6 +25,8 @@ FIGURES: Final = (
     "spearman",
 )
 """The figures of a system that are combined over seeds."""
+BY_JUDGE: Final = "objective_by_judge"
+"""Among them E_v J(v) by the judge, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class PairOverSeeds(Record):
     a: str
     b: str
     objective: OverSeeds
+    by_judge: OverSeeds | None = None
 
 
 class DominanceOverSeeds(Record):
@@ -68,6 +71,10 @@ class Seeds(Record):
     """System -> figure."""
     drops: dict[str, tuple[OverSeeds, ...]] = {}
     """System -> what each step of the dial does."""
+    words: dict[str, tuple[OverSeeds, ...]] = {}
+    """System -> mean words at each of its conditions."""
+    length: dict[str, dict[str, OverSeeds]] = {}
+    """System -> kendall_tau and last_to_first of its words (`Length`)."""
     differences: tuple[PairOverSeeds, ...] = ()
     dominance: tuple[DominanceOverSeeds, ...] = ()
     trust: TrustOverSeeds | None = None
@@ -131,13 +138,27 @@ def combine_seeds(
     reached = {name: [one.objective.value for one in own] for name, own in figures.items()}
     # steps of the dial compare only where all runs' dials have the same ones
     alike = {name: own for name, own in figures.items() if own[0].drops and len({len(one.drops) for one in own}) == 1}
+    by_judge = {name: [_by_judge(run.systems[name]) for run in runs] for name in names}
     seeds = Seeds(
         seeds=tuple(sorted(summaries)),
         level=level,
-        systems={name: _shared([_values(one) for one in own], level) for name, own in figures.items()},
+        systems={
+            name: _shared(
+                [_values(one) | {BY_JUDGE: judge} for one, judge in zip(own, by_judge[name], strict=True)], level
+            )
+            for name, own in figures.items()
+        },
         drops={name: _drops(own, level) for name, own in alike.items()},
+        words=_words(runs, names, level),
+        length={name: own for name in names if (own := _length([run.systems[name] for run in runs], level))},
         differences=tuple(
-            PairOverSeeds(a=a, b=b, objective=paired_over_seeds(reached[a], reached[b], level)) for a, b in pairs
+            PairOverSeeds(
+                a=a,
+                b=b,
+                objective=paired_over_seeds(reached[a], reached[b], level),
+                by_judge=_paired_where_known(by_judge[a], by_judge[b], level),
+            )
+            for a, b in pairs
         ),
         dominance=tuple(_dominance(runs, level)),
         trust=_trust(runs, level),
@@ -149,6 +170,34 @@ def _drops(runs: "Sequence[Figures]", level: float) -> tuple[OverSeeds, ...]:
     """What each step of the dial does."""
     steps = zip(*(one.drops for one in runs), strict=True)
     return tuple(over_seeds([drop.value for drop in step], level) for step in steps)
+
+
+def _words(runs: "Sequence[Summary]", names: Sequence[str], level: float) -> dict[str, tuple[OverSeeds, ...]]:
+    """The words at each condition, of systems that have as many conditions in all runs."""
+    found = {}
+    for name in names:
+        words = [[point.words.value for point in run.systems[name].points if point.words] for run in runs]
+        if words[0] and len({len(own) for own in words}) == 1:
+            found[name] = tuple(over_seeds(at_one, level) for at_one in zip(*words, strict=True))
+    return found
+
+
+def _length(runs: "Sequence[Measured]", level: float) -> dict[str, OverSeeds]:
+    """How a system's words follow the dial."""
+    parts = ("kendall_tau", "last_to_first")
+    return _shared(
+        [{part: one.value for part in parts if run.length and (one := getattr(run.length, part))} for run in runs],
+        level,
+    )
+
+
+def _by_judge(measured: "Measured") -> float | None:
+    return measured.by_judge.objective.value if measured.by_judge else None
+
+
+def _paired_where_known(a: Sequence[float | None], b: Sequence[float | None], level: float) -> OverSeeds | None:
+    known_a, known_b = ([value for value in values if value is not None] for values in (a, b))
+    return paired_over_seeds(known_a, known_b, level) if len(known_a) == len(known_b) == len(a) else None
 
 
 def _values(figures: "Figures") -> dict[str, float | None]:

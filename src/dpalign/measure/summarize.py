@@ -5,14 +5,15 @@ Shapes: U evaluation directions, V conditions, K objectives.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dpalign.measure.bootstrap import Array, holm
-from dpalign.measure.control import angles, control, is_dial, regret, span_share
+from dpalign.measure.control import angles, control, is_dial, length, regret, span_share
 from dpalign.measure.dominance import dominance
 from dpalign.measure.front import coverage
 from dpalign.measure.hypervolume import hypervolume_estimate, hypervolume_share, nearby_references, sensitivity
-from dpalign.measure.objective import expected_objective, objective_by_direction, objective_difference
-from dpalign.measure.points import Rewards, by_truth, opinion_gap, points, require_same_prompts
+from dpalign.measure.objective import expected_objective, objective_by_direction, objective_lead
+from dpalign.measure.points import Rewards, by_condition, by_judge, by_truth, opinion_gap, points, require_same_prompts
 from dpalign.measure.setting import Setting
 from dpalign.measure.summary import Cost, DominanceRow, Figures, Intervals, Measured, Point, Summary, Weights
 
@@ -37,6 +38,7 @@ def summarize(
     """
     _check_systems(systems, setting, true_front)
     truth_known = systems[0].true_reward_PVSK is not None
+    judges = [by_judge(one) for one in systems if one.judge_PVSK is not None]
     measured = [rewards.measured for rewards in systems]
     front = true_front if truth_known else None
     reference_K = setting.reference_K
@@ -53,6 +55,7 @@ def summarize(
         true_front=tuple(_weights(point_K, setting) for point_K in true_front.point_VK) if true_front else None,
         dominance=tuple(dominance_table(measured, setting, pairs)),
         dominance_judged=tuple(dominance_table(systems, setting, pairs)) if truth_known else None,
+        dominance_by_judge=tuple(dominance_table(judges, setting, pairs)) if len(judges) == len(systems) else None,
         sensitivity=tuple(sensitivity(measured, setting.senses_K, references_MK, front)),
     )
 
@@ -71,15 +74,18 @@ def _check_systems(systems: Sequence[Rewards], setting: Setting, true_front: Rew
 def measured_system(
     rewards: Rewards, setting: Setting, true_front: Rewards | None = None, cost: Cost | None = None
 ) -> Measured:
-    """A system's points and figures: by the truth where it is known, and then by the reward model beside it."""
+    """A system's points and figures: by the truth where it is known, and then by the reward model and judge beside."""
     known = rewards.true_reward_PVSK is not None
+    judge = None if rewards.judge_PVSK is None else by_judge(rewards)
     gaps = opinion_gap(rewards, setting.bootstrap) if known else None
     return Measured(
         system=rewards.system,
         points=tuple(_points(rewards, setting)),
         figures=_figures(rewards.measured, setting, true_front if known else None),
         judged=_figures(rewards, setting, None) if known else None,
+        by_judge=_figures(judge, replace(setting, reference_K=None), None) if judge else None,
         opinion_gap=dict(zip(setting.objectives, gaps, strict=True)) if gaps else None,
+        length=length(rewards, setting.bootstrap),
         cost=cost,
     )
 
@@ -87,6 +93,11 @@ def measured_system(
 def _points(rewards: Rewards, setting: Setting) -> list[Point]:
     judged = points(rewards, setting.bootstrap)
     true = points(by_truth(rewards), setting.bootstrap) if rewards.true_reward_PVSK is not None else None
+    counted = {
+        name: by_condition(figure_PVS, setting.bootstrap)
+        for name, figure_PVS in (("words", rewards.words_PVS), ("degenerate", rewards.degenerate_PVS))
+        if figure_PVS is not None
+    }
     directions_VK = rewards.directions_VK
     angle_V = angles(directions_VK) if directions_VK is not None and directions_VK.shape[1] == 2 else None
     return [
@@ -95,6 +106,7 @@ def _points(rewards: Rewards, setting: Setting) -> list[Point]:
             angle=None if angle_V is None else float(angle_V[v]),
             rewards=dict(zip(setting.objectives, opinion, strict=True)),
             true_rewards=dict(zip(setting.objectives, true[v], strict=True)) if true else None,
+            **{name: by_v[v] for name, by_v in counted.items()},
         )
         for v, opinion in enumerate(judged)
     ]
@@ -131,7 +143,7 @@ def dominance_table(
     """Who dominates whom, on the rewards that the systems hold, Holm over the pairs.
 
     `dominates` is the decision over the whole table; a margin's interval speaks of its own pair.
-    Beside it the paired lead in E_v J(v) (Eq. 4).
+    Beside it the paired lead in E_v J(v) (Eq. 4), with Holm's adjustment of its own.
 
     Raises:
         ValueError: the replicates are too few for any decision.
@@ -146,19 +158,22 @@ def dominance_table(
             f"set at least {fewest}, or name fewer pairs"
         )
     tests = [dominance(by_name[a], by_name[b], setting.directions_UK, setting.bootstrap) for a, b in pairs]
+    leads = [objective_lead(by_name[a], by_name[b], setting.directions_UK, setting.bootstrap) for a, b in pairs]
+    lead_holm, test_holm = holm([p_value for _, p_value in leads]), holm([test.p_value for test in tests])
     return [
         DominanceRow(
             a=a,
             b=b,
             margin=test.margin,
             leads=test.leads,
-            objective_lead=objective_difference(by_name[a], by_name[b], setting.directions_UK, setting.bootstrap),
+            objective_lead=lead,
+            lead_p_holm=lead_p_holm,
             p_value=test.p_value,
             p_holm=p_holm,
             dominates=p_holm <= error_rate,
             coverage=None if setting.disputed else coverage(by_name[a].point_VK, by_name[b].point_VK, setting.senses_K),
         )
-        for (a, b), test, p_holm in zip(pairs, tests, holm([test.p_value for test in tests]), strict=True)
+        for (a, b), test, p_holm, (lead, _), lead_p_holm in zip(pairs, tests, test_holm, leads, lead_holm, strict=True)
     ]
 
 

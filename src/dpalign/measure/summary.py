@@ -3,7 +3,8 @@
 RUN/report/summary.json is the Summary as JSON; `Summary.model_validate_json` gives an equal one back.
 
 Where the truth is known (the world), figures are by the true rewards and the same ones by the reward model's opinion
-stand beside them as `judged`; elsewhere the opinion is all there is. Intervals are by prompt; `seeds` alone speaks of
+stand beside them as `judged`; elsewhere the opinion is all there is. A judge, which never selected, stands beside
+both. Words and degenerate answers are counted in the texts. Intervals are by prompt; `seeds` alone speaks of
 other training runs. Angles are in degrees, rewards in points: 0-100 for the package's own reward model.
 """
 
@@ -13,9 +14,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from dpalign.measure.beyond import Feasibility
+from dpalign.measure.beyond import Feasibility, Rule
 from dpalign.measure.bootstrap import Bootstrap, Estimate
-from dpalign.measure.control import FollowingLead
+from dpalign.measure.control import FollowingLead, Length
 from dpalign.measure.front import Coverage
 from dpalign.measure.hypervolume import AtReference
 from dpalign.measure.quality import HeadQuality
@@ -36,6 +37,10 @@ class Point(Record):
     """Of a direction of two objectives."""
     rewards: dict[str, Estimate]
     true_rewards: dict[str, Estimate] | None = None
+    words: Estimate | None = None
+    """Mean words of the answers. None of rewards whose answers were not read, here and below: a report reads all."""
+    degenerate: Estimate | None = None
+    """The share of degenerate answers, by `Summary.degenerate_rule`."""
 
     def by(self, objective: str, judged: bool = False) -> Estimate:
         """The reward of an objective: the true one where it is known, unless the reward model's is wanted."""
@@ -83,8 +88,12 @@ class Measured(Record):
     figures: Figures
     judged: Figures | None = None
     """The same figures by the reward model, where `figures` are by the truth."""
+    by_judge: Figures | None = None
+    """The same figures by the judge, where there is one. Without hypervolume: its reference is not of that scale."""
     opinion_gap: dict[str, Estimate] | None = None
     """By how much the reward model's opinion exceeds the truth, by objective."""
+    length: Length | None = None
+    """How the words of its answers follow the dial."""
     cost: Cost | None = None
     sweep: Cost | None = None
     """What making and choosing among all its settings took."""
@@ -116,7 +125,10 @@ class DominanceRow(Record):
     leads: tuple[Estimate, ...] = ()
     objective_lead: Estimate
     """E_v J(v) of a minus that of b, paired."""
+    lead_p_holm: float | None = None
+    """Of that lead, two-sided, over all pairs of the table (Holm)."""
     p_value: float
+    """Of dominance, as the next two."""
     p_holm: float
     dominates: bool
     """Decided over all pairs of the table (Holm)."""
@@ -372,6 +384,10 @@ class Summary(Record):
     true_front: tuple[Weights, ...] | None = None
     dominance: tuple[DominanceRow, ...] = ()
     dominance_judged: tuple[DominanceRow, ...] | None = None
+    """By the reward model, where `dominance` is by the truth."""
+    dominance_by_judge: tuple[DominanceRow, ...] | None = None
+    """By the judge, where one rated every system."""
+    degenerate_rule: Rule | None = None
     sensitivity: tuple[AtReference, ...] = ()
     rewards: tuple[RewardFacts, ...] = ()
     """Of a recipe that names its rewards."""
@@ -409,9 +425,10 @@ class Summary(Record):
         """The policy that the run ends with; None where only baselines were evaluated."""
         return next(reversed(self.of_role("iteration")), None)
 
-    def dominance_of(self, a: str, b: str) -> DominanceRow | None:
+    def dominance_of(self, a: str, b: str, by_judge: bool = False) -> DominanceRow | None:
         """The row of a pair."""
-        return next((row for row in self.dominance if (row.a, row.b) == (a, b)), None)
+        rows = (self.dominance_by_judge or ()) if by_judge else self.dominance
+        return next((row for row in rows if (row.a, row.b) == (a, b)), None)
 
     @property
     def best_objective(self) -> float | None:
@@ -430,6 +447,7 @@ class Verdict(Record):
     """The smallest lead over the directions."""
     lead: Estimate | None
     """In E_v J(v)."""
+    lead_by_judge: Estimate | None = None
     outcome: Literal["ahead", "behind", "open"]
     """ahead: it dominates the other; behind: the other dominates it; open: neither is established."""
     decided_in: int | None = None
@@ -452,19 +470,23 @@ def _verdict(summary: Summary, last: str, other: str) -> Verdict:
         runs = len(seeds.seeds)
         ahead = own is not None and own.dominates_in == runs and own.margin.above_zero
         behind = back is not None and back.dominates_in == runs and back.margin.above_zero
+        pair = next((row for row in seeds.differences if (row.a, row.b) == (last, other)), None)
         return Verdict(
             system=other,
             margin=own.margin if own else None,
-            lead=next((row.objective for row in seeds.differences if (row.a, row.b) == (last, other)), None),
+            lead=pair.objective if pair else None,
+            lead_by_judge=pair.by_judge if pair else None,
             outcome="ahead" if ahead else "behind" if behind else "open",
             decided_in=own.dominates_in if own else None,
         )
     row, reverse = summary.dominance_of(last, other), summary.dominance_of(other, last)
+    judged = summary.dominance_of(last, other, by_judge=True)
     behind = reverse is not None and reverse.dominates
     return Verdict(
         system=other,
         margin=row.margin if row else None,
         lead=row.objective_lead if row else None,
+        lead_by_judge=judged.objective_lead if judged else None,
         outcome="ahead" if row is not None and row.dominates else "behind" if behind else "open",
     )
 

@@ -6,12 +6,11 @@ prompts between the first and the last iteration that was selected by the proxy.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.objective import expected_objective, objective_difference
-from dpalign.measure.points import Rewards
+from dpalign.measure.points import Rewards, by_judge
 from dpalign.measure.summary import Trust, TrustChange, TrustPoint
 
 
@@ -55,9 +54,3 @@ def trust(systems: Sequence[Rewards], directions_UK: Array, bootstrap: Bootstrap
         change=whole,
         warning=whole is not None and whole.proxy.above_zero and whole.check.below_zero,
     )
-
-
-def by_judge(rewards: Rewards) -> Rewards:
-    """The same system with the judge's rewards in place of the reward model's."""
-    assert rewards.judge_PVSK is not None
-    return replace(rewards, reward_PVSK=rewards.judge_PVSK, true_reward_PVSK=None)

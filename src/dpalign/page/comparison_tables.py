@@ -9,7 +9,7 @@ from dpalign.measure.degeneracy import Degenerate
 from dpalign.measure.summary import Comparison, Measured, Summary, TableRow, misunderstood
 from dpalign.page.looks import in_order, looks_of, trained_for
 from dpalign.page.tables import DASH, Cell, Row, Table, ahead, cell, name_of, table, verdict, word
-from dpalign.page.words import MINUS, MISSING, degrees, listed, number, size
+from dpalign.page.words import MINUS, MISSING, degenerate_rule, degrees, listed, number, size
 
 PAPER_TABLE_1: Final = {
     "PPO": "no, no, yes, yes",
@@ -251,10 +251,8 @@ def _groups(summary: Summary, measured: Feasibility) -> Table | None:
             f"{'Margin: directions that training had around the arc and nobody asks for. ' if margin else ''}"
             "Regret: what asking for v loses against the best other angle."
         )
-    rule = measured.rule
     caption += (
-        f" Degenerate: cut at the longest allowed length, without a word, with a sentence of {rule.sentence_words} "
-        f"words or more twice, or with over {100 * rule.repetition:g}% of its runs of {rule.run} words repeated. "
+        f" {degenerate_rule(measured.rule)} "
         f"{measured.prompts:,} prompts, {measured.samples} to each in each condition; intervals over prompts."
     )
     return table(caption, rows)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from dpalign.measure.bootstrap import Estimate
-from dpalign.measure.summary import Measured, Summary, TrustPoint
+from dpalign.measure.summary import Measured, Summary, TrustPoint, shown_on_page
 from dpalign.measure.system import Role
 from dpalign.page.drawing import Plot, arms, house_style, legend, names_beside, new_canvas, panels, values
 from dpalign.page.looks import FRONT_LINE, INKS, Look, headliners, in_order, label, looks_of
@@ -29,6 +29,8 @@ def loop_plots(summary: Summary) -> list[Plot]:
             drawn.append(gap(summary))
     if any(one.steered for one in summary.systems.values()):
         drawn.append(control(summary))
+    if any(one.steered and one.points[0].words for one in summary.systems.values()):
+        drawn.append(words(summary))
     if last is not None and any(row.a == last.name for row in summary.dominance):
         drawn.append(leads(summary))
     if summary.trust and len(summary.trust.curve) > 1:
@@ -187,7 +189,7 @@ def control(summary: Summary) -> Plot:
             axes.plot(at, [point[objective_name] for point in summary.true_front], **FRONT_LINE, label="true front")
         for one in in_order(summary):
             if one.name in names:
-                _against_dial(axes, one, looks[one.name], objective_name, at)
+                _against_dial(axes, one, looks[one.name], one.rewards(objective_name), at)
         axes.set_title(f"{objective_name}, reward points")
         _set_dial(axes, at, summary.angled)
         axes.set_xlabel(_dial_name(summary.angled))
@@ -202,8 +204,23 @@ def control(summary: Summary) -> Plot:
     return Plot("control", "Control: rewards along the dial", f"{caption}Bands are {by_prompt(summary)}.", canvas)
 
 
-def _against_dial(axes: Axes, one: Measured, look: Look, objective_name: str, at: Sequence[float]) -> None:
-    found = one.rewards(objective_name)
+@house_style()
+def words(summary: Summary) -> Plot:
+    """Mean words against the dial, of all but specialists and ablations."""
+    at, looks, canvas = dial(summary), looks_of(summary), new_canvas(3.6)
+    axes = canvas.subplots()
+    for one in shown_on_page(in_order(summary)):
+        if one.system.role not in ("specialist", "ablation"):
+            _against_dial(axes, one, looks[one.name], [point.words for point in one.points if point.words], at)
+    axes.set(ylabel="mean words", xlabel=_dial_name(summary.angled))
+    axes.set_ylim(bottom=0)
+    _set_dial(axes, at, summary.angled)
+    legend(canvas, axes, 6)
+    caption = f"Mean words of the answers, counted in the texts. Bands are {by_prompt(summary)}."
+    return Plot("words", "Words along the dial", caption, canvas)
+
+
+def _against_dial(axes: Axes, one: Measured, look: Look, found: Sequence[Estimate], at: Sequence[float]) -> None:
     if one.steered:
         _band(axes, at, found, look.light, 0.16)
         axes.plot(

@@ -67,6 +67,9 @@ def _dial(summary: Summary, last: Measured) -> str:
     name, verb, means = summary.objectives[1], turns(summary), last.rewards(summary.objectives[1])
     ends = [degrees(last.points[i].angle or 0.0) for i in (0, -1)]
     course = f"from {number(means[0].value)} to {number(means[-1].value)} points"
+    words = [last.points[i].words for i in (0, -1)]
+    if words[0] and words[1]:
+        course += f" and from {number(words[0].value, 0)} to {number(words[1].value, 0)} words"
     sure, steps = figures.steps_beyond_doubt, len(figures.drops)
     if sure == steps:
         return f"Turning its dial from {ends[0]} to {ends[1]}, {name} {verb} at every step, {course}."

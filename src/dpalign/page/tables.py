@@ -1,17 +1,19 @@
 """The tables of the page, as data that the template lays out: a row is a mapping of column titles to cells."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Final, Literal
 
 from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.quality import HeadQuality
-from dpalign.measure.seeds import OverSeeds, Seeds
-from dpalign.measure.summary import DominanceRow, Measured, Summary, misunderstood, verdicts
+from dpalign.measure.seeds import BY_JUDGE, OverSeeds, Seeds
+from dpalign.measure.summary import DominanceRow, Figures, Measured, Summary, misunderstood, verdicts
 from dpalign.measure.system import Role
 from dpalign.page.looks import in_order, label, looks_of
-from dpalign.page.words import MISSING, between, degrees, number, probability, turns, whole
+from dpalign.page.words import MISSING, between, degenerate_rule, degrees, number, probability, turns, whole
+from dpalign.paper.direction import Preference
 from dpalign.runs.progress import spell_seconds
 
 COUNTED: Final = (
@@ -152,6 +154,7 @@ def verdicts_table(summary: Summary) -> Table | None:
             outcome = Cell("no claim", "the words made it no briefer", tone="no")
         beside = compared.get(one.system)
         lead = one.lead or (beside.objective if beside else None)
+        judged = one.lead_by_judge if summary.measure == "judged" else None  # the truth needs no second opinion
         cells = {
             "against": name_of(summary, one.system, explained(system)),
             f"{last.name} beats it for every user": outcome,
@@ -159,6 +162,7 @@ def verdicts_table(summary: Summary) -> Table | None:
             "in seeds": DASH if one.decided_in is None else Cell(f"{one.decided_in} of {runs}"),
             "E_v J(v)": cell(system.figures.objective),
             f"lead of {last.name}": cell(lead, sign=True),
+            "lead by the judge": cell(judged, sign=True),
             "ahead on average": word(ahead(lead, last.name, label(system))),
             "hypervolume": cell(system.figures.hypervolume if beside else None, 0),
             f"{last.name}'s over it": cell(beside.hypervolume_ratio if beside else None, 2),
@@ -186,23 +190,33 @@ _FIGURES: Final = {
 """Column -> figure of a system, scale and digits."""
 
 
-def systems_table(summary: Summary, judged: bool = False) -> Table | None:
-    """One row a system. `judged`: by the reward model's opinion, where the main figures are true."""
+def _figures(figure: Callable[[str], Estimate | None], judge: Estimate | None) -> dict[str, Cell]:
+    """The cells of `_FIGURES`, with E_v J(v) by the judge beside the first."""
+    first, *others = (
+        (title, cell(figure(key), digits, scale=scale)) for title, (key, scale, digits) in _FIGURES.items()
+    )
+    return dict([first, ("by the judge", cell(judge)), *others])
+
+
+def systems_table(summary: Summary, by: Literal["figures", "judged", "by_judge"] = "figures") -> Table | None:
+    """One row a system: its main figures, those by the reward model where these are true, or those by the judge."""
     second = summary.objectives[:2][-1]
     steps = f"steps that {second} {turns(summary)}"
     rows = []
     for one in in_order(summary):
-        figures = one.judged if judged and one.judged else one.figures
-        cells = {
-            title: cell(getattr(figures, key), digits, scale=scale) for title, (key, scale, digits) in _FIGURES.items()
-        }
+        figures: Figures | None = getattr(one, by)
+        if figures is None:
+            continue
         sure = Cell(f"{figures.steps_beyond_doubt} of {len(figures.drops)}") if figures.drops else DASH
         spearman = Cell(number(figures.spearman, 2))
+        judge = one.by_judge.objective if one.by_judge and by == "figures" else None
+        cells = _figures(partial(getattr, figures), judge)
         named = {"system": name_of(summary, one.name), **cells, steps: sure, "Spearman": spearman}
         rows.append(Row(named, strong=one is summary.last))
     notes = {
         "system": f"Small figures are intervals over the {summary.intervals.prompts:,} prompts.",
         "E_v J(v)": "E_v J is the field's MIP, mean inner product.",
+        "by the judge": "The judge is a second reward model, which never selects.",
         "Kendall tau": f"Kendall tau (as in MOC): rank agreement of {second} with the angle within a prompt, averaged.",
         "span": f"Span: {second} between the ends of the dial.",
         "regret": "Regret: what asking for v loses against the best other direction for v.",
@@ -214,17 +228,18 @@ def systems_table(summary: Summary, judged: bool = False) -> Table | None:
 
 
 def dominance_tables(summary: Summary) -> dict[str, Table | None]:
-    """The pairs of the last iteration, all other pairs, and the first by the reward model's opinion."""
+    """The pairs of the last iteration, all other pairs, and the first by the reward model's opinion and the judge."""
     last = summary.last.name if summary.last else None
     parts: dict[str, list[DominanceRow]] = {
         "last": [row for row in summary.dominance if row.a == last],
         "others": [row for row in summary.dominance if row.a != last],
         "judged": [row for row in summary.dominance_judged or () if row.a == last],
+        "by_judge": [row for row in summary.dominance_by_judge or () if row.a == last],
     }
     caption = (
         "A dominates B where, at every evaluation direction, the best of A's points beats the best of B's. The "
-        "smallest lead has a simultaneous interval; p is Holm's over all pairs of the run. The last columns count B's "
-        "points under A's interpolated front, out of those inside A's range, and those outside it."
+        "smallest lead has a simultaneous interval; each p is Holm's over all pairs of the run. The last columns count "
+        "B's points under A's interpolated front, out of those inside A's range, and those outside it."
     )
     return {which: table(caption, [_dominance(summary, row) for row in rows]) for which, rows in parts.items()}
 
@@ -244,10 +259,59 @@ def _dominance(summary: Summary, row: DominanceRow) -> Row:
             "smallest lead": cell(row.margin),
             "Holm p": Cell(probability(row.p_holm)),
             "lead in E_v J(v)": cell(row.objective_lead),
+            "its Holm p": DASH if row.lead_p_holm is None else Cell(probability(row.lead_p_holm)),
             "B under A's front": under,
             "outside": outside,
         }
     )
+
+
+def length_table(summary: Summary) -> Table | None:
+    """Words and degenerate answers along the dial, as anyone can count them."""
+    rows = []
+    for one in in_order(summary):
+        points, length = one.points, one.length
+        if points[0].words is None or one.same_as is not None:
+            continue
+        shown = {title: None if v is None else points[v] for title, v in _conditions_at(summary, one).items()}
+        cells = {
+            "system": name_of(summary, one.name),
+            **{f"words {title}": cell(point.words if point else None) for title, point in shown.items()},
+            "last over first, %": cell(length.last_to_first if length else None, 0, scale=100),
+            "Kendall tau": cell(length.kendall_tau if length else None, 2),
+            "steps": Cell(f"{length.steps_beyond_doubt} of {len(length.drops)}") if length else DASH,
+            **{
+                f"degenerate {title}, %": cell(point.degenerate if point else None, scale=100)
+                for title, point in shown.items()
+            },
+        }
+        rows.append(Row(cells, strong=one is summary.last))
+    second, rule = summary.objectives[:2][-1], summary.degenerate_rule
+    caption = (
+        "Counted in the texts, without any model. Words are split at white space. "
+        f"Kendall tau: rank agreement of words with the angle within a prompt. Steps: those where words go the way of "
+        f"{second}, their own interval clear of zero. A system without a dial stands in the first column; one of "
+        f"reward targets shows its most, middle and fewest words. {degenerate_rule(rule) if rule else ''}"
+    )
+    return table(caption.strip(), rows)
+
+
+def _conditions_at(summary: Summary, one: Measured) -> dict[str, int | None]:
+    """By its title, the condition that a system has at the first, the middle and the last direction.
+
+    Reward targets stand in the order of their words, the most first. A single condition stands at the first direction.
+    """
+    places = list(dict.fromkeys((0, len(summary.directions) // 2, len(summary.directions) - 1)))
+    v = [Preference.from_weights(summary.directions[i], summary.objectives) for i in places]
+    titles = [
+        f"at {degrees(x.angle)}" if summary.angled else f"at direction {i + 1}" for i, x in zip(places, v, strict=True)
+    ]
+    if one.steered:
+        return dict(zip(titles, places, strict=True))
+    if len(one.points) == 1:
+        return dict.fromkeys(titles) | {titles[0]: 0}
+    order = sorted(range(len(one.points)), key=lambda i: -(one.points[i].words or Estimate(0.0)).value)
+    return {title: order[i * (len(order) - 1) // max(len(titles) - 1, 1)] for i, title in enumerate(titles)}
 
 
 def gap_table(summary: Summary) -> Table | None:
@@ -476,8 +540,7 @@ def seeds_tables(summary: Summary) -> list[Table]:
         return []
     rows = []
     for name, own in seeds.systems.items():
-        figures = {title: cell(own.get(key), digits, scale=scale) for title, (key, scale, digits) in _FIGURES.items()}
-        rows.append(Row({"system": name_of(summary, name), **figures}))
+        rows.append(Row({"system": name_of(summary, name), **_figures(own.get, own.get(BY_JUDGE))}))
     caption = (
         f"Means over {len(seeds.seeds)} runs of the whole pipeline (seeds {', '.join(map(str, seeds.seeds))}), with "
         "t-intervals: what another training run would have given."
@@ -489,6 +552,7 @@ def seeds_tables(summary: Summary) -> list[Table]:
     shown = [
         table(caption, rows),
         _seed_steps(summary, seeds),
+        _seed_words(summary, seeds) if summary.measure == "judged" else None,
         _seed_pairs(summary, seeds),
         _seed_comparison(summary, seeds),
         table("The setting that each seed's tuning chose.", settings),
@@ -509,18 +573,36 @@ def _seed_steps(summary: Summary, seeds: Seeds) -> Table | None:
     return table(caption, rows)
 
 
+def _seed_words(summary: Summary, seeds: Seeds) -> Table | None:
+    rows = []
+    for name, words in seeds.words.items():
+        length = seeds.length.get(name, {})
+        cells = {
+            "system": name_of(summary, name),
+            **{
+                f"words {title}": DASH if v is None else _each(words[v])
+                for title, v in _conditions_at(summary, summary.systems[name]).items()
+            },
+            "last over first, %": _each(length.get("last_to_first"), 100, 0),
+            "Kendall tau": _each(length.get("kendall_tau"), digits=2),
+        }
+        rows.append(Row(cells))
+    return table("Words of the answers: means and t-intervals over seeds, each seed's own in brackets.", rows)
+
+
 def _seed_pairs(summary: Summary, seeds: Seeds) -> Table | None:
-    leads = {(row.a, row.b): row.objective for row in seeds.differences}
+    leads = {(row.a, row.b): row for row in seeds.differences}
     margins = {(row.a, row.b): row for row in seeds.dominance}
     rows = []
     for a, b in dict.fromkeys([*margins, *leads]):
-        row = margins.get((a, b))
+        row, lead = margins.get((a, b)), leads.get((a, b))
         cells = {
             "A": name_of(summary, a),
             "over B": name_of(summary, b),
             "dominates in": Cell(f"{row.dominates_in} of {len(seeds.seeds)}") if row else DASH,
             "smallest lead": _each(row.margin if row else None),
-            "lead in E_v J(v)": _each(leads.get((a, b))),
+            "lead in E_v J(v)": _each(lead.objective if lead else None),
+            "by the judge": _each(lead.by_judge if lead else None),
         }
         rows.append(Row(cells))
     return table("Pairs, compared within each seed; each seed's own in brackets.", rows)

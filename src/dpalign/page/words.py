@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from dpalign.measure.beyond import Rule
 from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.summary import Summary
 
@@ -74,6 +75,14 @@ def turns(summary: Summary) -> str:
     """What the second objective is to do as the dial turns from its first direction to its last: it falls or rises."""
     name = summary.objectives[:2][-1]
     return "falls" if summary.directions[-1][name] < summary.directions[0][name] else "rises"
+
+
+def degenerate_rule(rule: Rule) -> str:
+    """When an answer counts as degenerate."""
+    return (
+        f"Degenerate: cut at the longest allowed length, without a word, with a sentence of {rule.sentence_words} "
+        f"words or more twice, or with over {100 * rule.repetition:g}% of its runs of {rule.run} words repeated."
+    )
 
 
 def by_prompt(summary: Summary) -> str:

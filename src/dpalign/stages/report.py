@@ -10,8 +10,8 @@ import numpy as np
 
 from dpalign.measure import comparison as compare
 from dpalign.measure import lineage
-from dpalign.measure.answers import reward_quality, shown_answers
-from dpalign.measure.beyond import read_feasibility
+from dpalign.measure.answers import reward_quality, shown_answers, with_texts
+from dpalign.measure.beyond import Rule, read_feasibility
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.points import Rewards, senses_of
 from dpalign.measure.reading import Reading, evaluations, mean_answer_tokens, system_of
@@ -28,10 +28,13 @@ from dpalign.stages.stage import Job, objectives_read, stage
 
 
 @stage(
-    reads=lambda r: (r.seed, r.evaluation, r.preference, r.data.world, r.compare, r.rewards, *objectives_read(r)),
+    reads=lambda r: (
+        *(r.seed, r.evaluation, r.preference, r.data.world, r.compare, r.rewards, r.feasibility.repetition),
+        *objectives_read(r),
+    ),
     inputs=("data", "reward", "annotate"),
     optional=("judge", "pairwise"),
-    version=5,
+    version=6,
     heavy=False,
     repeated=("evaluate", "tune", "feasible"),
 )
@@ -48,6 +51,7 @@ def report(job: Job) -> None:
     # the systems: each once, in the setting that tuning chose
     evaluated, tuning = evaluations(inputs, job.systems, reading, senses_K)
     systems, tried = compare.choose_settings(evaluated, tuning, grid_UK, chance)
+    systems = [with_texts(one, recipe.feasibility.repetition) for one in systems]
     compared = any(step.startswith("feasible-") for step in inputs) or any(one.system.compared for one in systems)
     pairs = compare.comparison_pairs(systems) if compared else claims(systems)
     final = compare.enough_replicates(chance, len(pairs)) if compared else chance
@@ -96,6 +100,7 @@ def facts(job: Job, systems: Sequence[Rewards], reading: Reading) -> dict[str, A
     resamples = min(200, recipe.evaluation.bootstrap)
     return {
         "title": recipe.name,
+        "degenerate_rule": Rule(repetition=recipe.feasibility.repetition),
         "world": recipe.data.world,
         "rewards": tuple(reward_facts(job)),
         "reward_model": reward_quality(inputs["reward"], systems, reading.names, resamples, recipe.seed),
