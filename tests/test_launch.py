@@ -119,6 +119,20 @@ def test_two_processes_of_which_one_is_killed_go_on_to_what_one_trains(
     require_equal_models(alone, tmp_path, within=1e-5)
 
 
+@pytest.mark.slow
+def test_one_shared_model_in_bfloat16_keeps_rewards_labels_loss_and_sums_in_float32(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    """accelerate alone would have FSDP2 keep nothing: a reward of 6.17 would be 6.15625."""
+    assert torchrun(tiny_folder, tmp_path, "bfloat16", "watched", **sharing()) == 0
+    for rank in (0, 1):
+        seen = json.loads((tmp_path / f"watched-{rank}.json").read_text())
+        assert seen["head"] == seen["loss"] == seen["sums"] == ["torch.float32"]
+        assert seen["rounded rewards"] == ["False"]
+        assert seen["labels"] == ["57.58"]
+        assert seen["other weights"] == ["torch.bfloat16"]
+
+
 def launched(tmp_path: Path, tiny_folder: Path, *words: str) -> Path:
     """The reward stage of a run in two processes."""
     labels = dict.fromkeys(HEADS, 50.0)
