@@ -1,8 +1,10 @@
 """What the training stages share: the model to start from, its tokenizer, the context, and what the ledger counts."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dpalign.chat import chat_template
 from dpalign.runs.folder import write_json
@@ -14,7 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dpalign.recipe import Recipe
+    from dpalign.train.rl import Reinforcement
     from dpalign.train.trainer import Outcome, RunContext
+
+Done = TypeVar("Done", "Outcome", "Reinforcement")
+TRAINED: Final = ".stage/trained.json"
+"""In a stage at work whose model is trained: what the training did."""
 
 
 def model_folder(stage: Path) -> str:
@@ -93,6 +100,26 @@ def context_of(
     )
 
 
+def trained_once(job: Job, what: type[Done], train: Callable[[], Done]) -> Done:
+    """What a training did. Where the stage failed after it, the model that it left is kept, and nothing is trained.
+
+    Args:
+        train: trains, and leaves the model at `context_of`'s output.
+    """
+    from dpalign.train.trainer import first_process
+
+    note = job.out / TRAINED
+    if note.is_file():
+        require_weights(job.out / "model")
+        if first_process():
+            job.work.run.log(f"{job.out.stem}: its training was finished before, and is kept")
+        return what(**json.loads(note.read_text(encoding="utf-8")))
+    done = train()
+    if first_process():
+        write_json(note, asdict(done))
+    return done
+
+
 def count(job: Job, outcome: "Outcome") -> None:
     """Enter a training in the stage's ledger, and leave its loss curve."""
     from dpalign.train.trainer import first_process
@@ -112,8 +139,10 @@ def train_policy(
         steered: the model's chat template takes a preference.
     """
     from dpalign.train.sft import finetune
+    from dpalign.train.trainer import Outcome
 
-    if named_checkpoint(job, training):
-        return
-    tokenizer = policy_tokenizer(start, job.recipe, steered)
-    count(job, finetune(context_of(job, start, training, tokenizer), rows))
+    def train() -> Outcome:
+        return finetune(context_of(job, start, training, policy_tokenizer(start, job.recipe, steered)), rows)
+
+    if not named_checkpoint(job, training):
+        count(job, trained_once(job, Outcome, train))
