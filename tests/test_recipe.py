@@ -365,8 +365,8 @@ def test_the_papers_recipe_departs_from_the_defaults_only_where_it_says_so() -> 
     values, defaults = leaves_of(of("paper")), leaves_of(Recipe(name="paper"))
     departing = {name for name in values if values[name] != defaults[name]}
     assert departing == {
-        *("launcher", "processes", "launch.config", "data.judge", "data.tuning"),
-        *("evaluation.dpo", "evaluation.reference", "compare.paper_curves"),
+        *("launcher", "processes", "launch.config", "data.judge", "data.tuning", "data.sft"),
+        *("sft.checkpoint", "sft.prompt", "dpo.prompt", "evaluation.dpo"),
     }
     text = re.sub(r"\s*\n\s*#\s*", " ", (RECIPES / "paper.toml").read_text())
     for name in departing:

@@ -18,6 +18,7 @@ from dpalign.stages import sample as stages
 from dpalign.stages.sample import shares
 from dpalign.stages.stage import Job
 from dpalign.stages.steerlm import reward_targets
+from dpalign.stages.training import Checkpoint
 
 LABELS = load(MICRO, ["--steerlm.template", "steerlm"])
 WORLD = load(MICRO)
@@ -99,7 +100,7 @@ def test_the_targets_there_are_share_the_first_answers_and_the_log_says_so(
 ) -> None:
     """Labels 1, 2 and 3 of verbosity occur: of 16 targets that are asked for there are 3, which share 80 answers."""
     recipe = load(MICRO, ["--steerlm.template", "steerlm", "--sampling.first", "80", "--sampling.first_targets", "16"])
-    monkeypatch.setattr(stages, "model_folder", str)
+    monkeypatch.setattr(stages, "checkpoint_of", Checkpoint)
     monkeypatch.setattr(stages, "open_reader", lambda recipe, policy: Echo())
     monkeypatch.setattr(stages, "open_engine", lambda recipe, policy, alone: Echo())
     asked = [user_prompt(f"question {i}") for i in range(3)]

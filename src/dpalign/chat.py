@@ -15,6 +15,10 @@ from dpalign.paper.direction import check_objective_names
 from dpalign.paper.prompts import HALF, Message, PreferenceTemplate, line_pieces, require_known
 
 ChatStyle = Literal["zephyr", "world-v1", "model"]
+PromptStyle = Literal["own", "zephyr-sft", "zephyr-dpo"]
+"""How a chat is written for a model without a dial: in the recipe's form (a named checkpoint: in its own template), or
+as Zephyr's authors wrote each of their training rows. Both of theirs have an empty system turn where a chat has no
+system message; SFT's begin with BOS too, DPO's do not."""
 Place = Literal["system", "user"]
 """Where a system message stands: in a turn of its own, or before the first words of the user."""
 Switch = bool | int | float | str
@@ -37,11 +41,14 @@ def render_chat(
     empty_system: bool = False,
     add_generation_prompt: bool = False,
     eos: str = "</s>",
+    bos: str = "",
 ) -> str:
     """The chat as text, exactly as `chat_template(style, ...)` renders it in Jinja."""
     gap, closes = _layout(style)
     close = eos + gap if closes else ""
-    text = f"<|system|>{gap}{close}" if empty_system and (not messages or messages[0]["role"] != "system") else ""
+    text = bos
+    if empty_system and (not messages or messages[0]["role"] != "system"):
+        text += f"<|system|>{gap}{close}"
     for message in messages:
         role, content = message["role"], message["content"]
         if role not in ("system", "user", "assistant"):
@@ -56,6 +63,7 @@ def chat_template(
     objectives: Sequence[str] | None = None,
     empty_system: bool = False,
     eos: str = "</s>",
+    bos: str = "",
 ) -> str:
     """The Jinja chat template of a policy folder; it needs no code of ours to steer the policy.
 
@@ -68,6 +76,7 @@ def chat_template(
         objectives: names in the recipe's order; exactly when there is a preference template.
         empty_system: write an empty system turn where a chat has none, as Zephyr's SFT and DPO do.
         eos: the tokenizer's end of sequence, which ends an answer.
+        bos: what a chat begins with, where its model was trained so.
 
     Raises:
         ValueError: an unknown style or template; objectives without a preference template, or the reverse.
@@ -83,7 +92,22 @@ def chat_template(
         "GAP": gap,
         "EMPTY": empty_system,
     }
-    return _dial(preference_template, objectives) + _fill(_JINJA_TURNS, values)
+    begin = _fill("{{- @BOS@ -}}\n", {"BOS": bos}) if bos else ""
+    return _dial(preference_template, objectives) + begin + _fill(_JINJA_TURNS, values)
+
+
+def styled_template(style: PromptStyle, bos: str | None, eos: str) -> str:
+    """The Jinja chat template of a model that is asked as Zephyr's authors trained theirs.
+
+    Raises:
+        ValueError: "own" is no style of theirs; SFT's needs a BOS, and there is none.
+    """
+    match style:
+        case "zephyr-sft" if bos:
+            return chat_template("zephyr", empty_system=True, eos=eos, bos=bos)
+        case "zephyr-dpo":
+            return chat_template("zephyr", empty_system=True, eos=eos)
+    raise ValueError(f"prompt style {style!r}, and the tokenizer's bos_token is {bos!r}: Zephyr's SFT began with one")
 
 
 @dataclass(frozen=True)

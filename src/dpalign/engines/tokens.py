@@ -11,7 +11,7 @@ from typing import Any, Self
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from dpalign.chat import OwnChat, Switch
+from dpalign.chat import OwnChat, PromptStyle, Switch, styled_template
 from dpalign.engines.engine import Answer
 from dpalign.engines.templates import Turn, find_own_chat, find_turn
 from dpalign.paper.prompts import PreferenceTemplate
@@ -163,18 +163,26 @@ class PromptReader:
 
     @classmethod
     def load(
-        cls, folder: str, own_chat: Mapping[str, Switch] | None = None, *, trust_remote_code: bool = False
+        cls,
+        folder: str,
+        own_chat: Mapping[str, Switch] | None = None,
+        style: PromptStyle = "own",
+        *,
+        trust_remote_code: bool = False,
     ) -> Self:
         """That of a policy folder or hub name.
 
         Args:
             own_chat: the switches of the model's own chat template (`model.chat = "model"`), which is kept also where
                 the folder is no policy of ours; None reads the folder's template as it is.
+            style: how chats are written for it in place of the folder's template, unless it is "own".
 
         Raises:
-            ValueError: the model's own template cannot carry a dial.
+            ValueError: the model's own template cannot carry a dial; a style that the tokenizer cannot write.
         """
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if style != "own":
+            tokenizer.chat_template = styled_template(style, tokenizer.bos_token, tokenizer.eos_token)
         own = None if own_chat is None else keep_own_chat(tokenizer, own_chat, folder)
         return cls(tokenizer, end_ids(tokenizer, generation_config(folder)), own)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from dpalign.chat import Switch
+from dpalign.chat import PromptStyle, Switch
 from dpalign.engines.decoding import CopyingDecoder, Decoder, SharedDecoder, cannot_share
 from dpalign.engines.engine import Answer, Request, require_room
 from dpalign.engines.tokens import PromptReader
@@ -44,7 +44,7 @@ class TransformersEngine:
 
     Args:
         folder: a policy folder or hub name.
-        own_chat: see `PromptReader.load`.
+        own_chat, style: see `PromptReader.load`.
         rows: answers decoded side by side; a request's n answers stay together.
         share_prefix: the answers to a prompt share its keys, if the model allows it; else each has a copy.
 
@@ -56,13 +56,14 @@ class TransformersEngine:
         self,
         folder: str,
         own_chat: Mapping[str, Switch] | None = None,
+        style: PromptStyle = "own",
         *,
         rows: int,
         dtype: str = "float32",
         share_prefix: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
-        self.reader = PromptReader.load(folder, own_chat, trust_remote_code=trust_remote_code)
+        self.reader = PromptReader.load(folder, own_chat, style, trust_remote_code=trust_remote_code)
         self.tokenizer = self.reader.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForCausalLM.from_pretrained(

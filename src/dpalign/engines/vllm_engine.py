@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 from transformers import AutoConfig
 
-from dpalign.chat import Switch
+from dpalign.chat import PromptStyle, Switch
 from dpalign.engines.engine import Answer, Request, require_room
 from dpalign.engines.knobs import Engines
 from dpalign.engines.tokens import PromptReader
@@ -231,11 +231,11 @@ def _clean_up() -> None:
 
 
 class VllmEngine:
-    """An `Engine` on vLLM, started with a policy; `own_chat` as in `PromptReader.load`."""
+    """An `Engine` on vLLM, started with a policy; `own_chat` and `style` as in `PromptReader.load`."""
 
-    def __init__(self, vllm: Vllm, own_chat: Mapping[str, Switch] | None = None) -> None:
+    def __init__(self, vllm: Vllm, own_chat: Mapping[str, Switch] | None = None, style: PromptStyle = "own") -> None:
         self.vllm, self.close = vllm, vllm.close
-        self.reader = PromptReader.load(vllm.folder, own_chat, trust_remote_code=vllm.trust_remote_code)
+        self.reader = PromptReader.load(vllm.folder, own_chat, style, trust_remote_code=vllm.trust_remote_code)
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """See `Engine.sample`.

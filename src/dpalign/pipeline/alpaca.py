@@ -37,7 +37,7 @@ from dpalign.runs.folder import Run, Work
 from dpalign.runs.ledger import sha256_of, write_json
 from dpalign.stages.sample import Condition, draw, open_engine
 from dpalign.stages.stage import installed
-from dpalign.stages.training import model_folder
+from dpalign.stages.training import Checkpoint, checkpoint_of
 from dpalign.train.contract import Contract, read_contract
 
 VERSION: Final = 1
@@ -60,8 +60,8 @@ class Point:
     """The direction, by objective."""
     angle: float | None = None
     """Degrees, for two objectives."""
-    policy: Path | None = None
-    """The checkpoint that answers; None where the answers exist."""
+    policy: Checkpoint | None = None
+    """What answers; None where the answers exist."""
     outputs: Path | None = None
     """The file of the answers, where they exist."""
 
@@ -209,11 +209,12 @@ def points_of(arguments: argparse.Namespace) -> list[Point]:
         name, equals, folder = word.partition("=")
         if not equals or "/" in name or Path(word).exists():
             name, folder = "", word
-        model = Path(model_folder(Path(folder)))
+        policy = checkpoint_of(Path(folder))
+        model = Path(policy.source)
         if not model.is_dir():
             raise ValueError(f"{model}: no such folder; a policy is a local checkpoint (fetch one of the hub's first)")
         name = name or (model.parent if model.name == "model" else model.resolve()).name
-        points += _policy_points(name, model, arguments, lines.get(name, ()))
+        points += _policy_points(name, policy, arguments, lines.get(name, ()))
     if unused := set(lines) - {point.system for point in points}:
         raise ValueError(f"--line {min(unused)}=...: no POLICY is called {min(unused)!r}; name one NAME=FOLDER")
     if (arguments.angles or arguments.weights) and not any(point.weights for point in points):
@@ -231,20 +232,20 @@ def points_of(arguments: argparse.Namespace) -> list[Point]:
     return sorted(points, key=lambda point: (systems.index(point.system), -(point.angle or 0.0)))
 
 
-def _policy_points(name: str, model: Path, arguments: argparse.Namespace, lines: Sequence[str]) -> list[Point]:
-    contract = read_contract(model)
+def _policy_points(name: str, policy: Checkpoint, arguments: argparse.Namespace, lines: Sequence[str]) -> list[Point]:
+    contract = read_contract(Path(policy.source))
     if contract is None or lines:
         if len(lines) > 1:
-            return [Point(name, f"line-{i}", line, policy=model) for i, line in enumerate(lines, start=1)]
-        return [Point(name, line=lines[0] if lines else None, policy=model)]
+            return [Point(name, f"line-{i}", line, policy=policy) for i, line in enumerate(lines, start=1)]
+        return [Point(name, line=lines[0] if lines else None, policy=policy)]
     points = []
     try:
         for label, preference in _directions(contract, arguments.angles, arguments.weights):
             angle = round(preference.angle, 6) + 0.0 if len(preference.v) == 2 else None
             line = render_preference(preference, contract.template)
-            points.append(Point(name, label, line, preference.weights, angle, model))
+            points.append(Point(name, label, line, preference.weights, angle, policy))
     except ValueError as error:
-        raise ValueError(f"{model}: {error}") from error
+        raise ValueError(f"{policy.source}: {error}") from error
     return points
 
 
@@ -351,14 +352,15 @@ def _answer(
         if point.policy is None:
             answered.append(point)
             continue
-        inputs = {"policy": point.policy.resolve(), "instructions": source.resolve()}
-        with run.stage(f"outputs-{point.slug}", VERSION, inputs, knobs | {"line": point.line}) as work:
+        inputs = {"policy": Path(point.policy.source).resolve(), "instructions": source.resolve()}
+        own = {"line": point.line} | ({} if point.policy.style == "own" else {"prompt": point.policy.style})
+        with run.stage(f"outputs-{point.slug}", VERSION, inputs, knobs | own) as work:
             if not work.done:
                 if engines_policy != point.policy:
                     engine = None  # its memory is free before the next model loads
                     settle_threads(recipe.threads, for_torch=True)
                     with installed():
-                        engine, engines_policy = open_engine(recipe, str(point.policy), alone=True), point.policy
+                        engine, engines_policy = open_engine(recipe, point.policy, alone=True), point.policy
                 _sample(work, recipe, engine, point, instructions)
         answered.append(replace(point, outputs=work.folder / OUTPUTS))
     return answered

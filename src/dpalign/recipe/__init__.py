@@ -29,6 +29,7 @@ from dpalign.stages.rl import RL
 from dpalign.stages.rsf import RSF
 from dpalign.stages.sample import Sampling
 from dpalign.stages.select import Selection
+from dpalign.stages.sft import SFT
 from dpalign.stages.soup import Soups
 from dpalign.stages.steerlm import SteerLM
 from dpalign.stages.world import World
@@ -112,7 +113,7 @@ class Recipe(Table):
     Without this table each reward with one head is an objective."""
     reward: Reward = Reward()
     """The reward model that is trained."""
-    sft: Training = Training(learning_rate=2e-5, epochs=1.0, context=2048, batch=128)
+    sft: SFT = SFT(learning_rate=2e-5, epochs=1.0, context=2048, batch=128)
     """SFT as in Zephyr's recipe (section 3.1 starts from its checkpoint)."""
     steerlm: SteerLM = SteerLM()
     """SteerLM."""
@@ -261,6 +262,16 @@ class Recipe(Table):
             raise ValueError(f"evaluation.reference has {len(reference)} numbers, and {named}")
         if senses and (len(senses) != k or not set(senses) <= {1, -1}):
             raise ValueError(f"evaluation.senses is {list(senses)}, and {named}; give 1 or -1 for each, or none")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_have_a_form(self) -> Self:
+        for name, style in (("sft", self.sft.prompt), ("dpo", self.dpo.prompt)):
+            if style != "own" and self.model.chat != "zephyr":
+                raise ValueError(
+                    f'{name}.prompt is "{style}", a form of Zephyr\'s chats, and model.chat is "{self.model.chat}"; '
+                    'leave it at "own"'
+                )
         return self
 
     @model_validator(mode="after")

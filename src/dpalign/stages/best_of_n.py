@@ -23,7 +23,7 @@ from dpalign.stages.sample import PLAIN, draw, open_reader
 from dpalign.stages.score import scored_rows
 from dpalign.stages.shards import Row, Shards
 from dpalign.stages.stage import Job, stage
-from dpalign.stages.training import model_folder
+from dpalign.stages.training import checkpoint_of
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -54,7 +54,7 @@ def best_of_n(job: Job) -> None:
 
 def choosing(job: Job) -> "Shards[Evaluators]":
     """The prompts in shards, with `evaluation.samples` answers at each direction."""
-    policy, directions = model_folder(job.inputs["policy"]), len(evaluation_directions(job.recipe))
+    policy, directions = checkpoint_of(job.inputs["policy"]), len(evaluation_directions(job.recipe))
     prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
     asked = dict.fromkeys(range(directions), job.recipe.evaluation.samples)
     return evaluated_shards(job, policy, prompts, asked, partial(best_answers, job))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from dpalign.chat import PromptStyle
 from dpalign.measure.system import System
 from dpalign.rows import PAIRS, read_rows
 from dpalign.runs.tables import Table
@@ -28,6 +29,9 @@ class DPO(Table):
     pairs: Literal["ratings", "candidates"] = "ratings"
     """Of the data's own ratings, the best answer and one of the others (Zephyr's); or the best and the worst of the
     run's first candidates by the reward model's first objective."""
+    prompt: PromptStyle = "own"
+    """How chats are written for DPO, trained here or named in `evaluation.dpo`. "zephyr-dpo": as Zephyr's DPO was
+    trained, with an empty system turn where there is no system message. The others are those of `sft.prompt`."""
     training: Training = Training(
         optimizer="rmsprop",
         learning_rate=5e-7,
@@ -44,7 +48,7 @@ class DPO(Table):
 
 
 @stage(
-    reads=lambda r: (r.seed, r.dpo.beta, r.dpo.training, r.sft.checkpoint, *chat_read(r), *model_read(r)),
+    reads=lambda r: (r.seed, r.dpo.beta, r.dpo.training, r.dpo.prompt, r.sft.checkpoint, *chat_read(r), *model_read(r)),
     inputs=("start", "pairs"),
     several=True,
     trains=lambda r: r.dpo.training,
@@ -61,10 +65,11 @@ def dpo(job: Job) -> None:
 
     def train() -> Outcome:
         start = model_folder(job.inputs["start"])
-        context = context_of(job, start, settings.training, policy_tokenizer(start, job.recipe))
+        tokenizer = policy_tokenizer(start, job.recipe, style=settings.prompt)
+        context = context_of(job, start, settings.training, tokenizer)
         return optimise(context, read_rows(job.inputs["pairs"], PAIRS), settings.beta)
 
-    if not named_checkpoint(job, settings.training):
+    if not named_checkpoint(job, settings.training, settings.prompt):
         count(job, trained_once(job, Outcome, train))
 
 

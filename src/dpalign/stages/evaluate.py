@@ -16,7 +16,7 @@ from dpalign.stages.sample import PLAIN, Condition, draw, open_engine, open_read
 from dpalign.stages.score import judge_scorer, open_scorer, scored_rows, shown_as
 from dpalign.stages.shards import ANSWERS, Output, Row, Shards, parts_of
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
-from dpalign.stages.training import model_folder
+from dpalign.stages.training import Checkpoint, checkpoint_of
 
 if TYPE_CHECKING:
     from dpalign.engines.tokens import PromptReader
@@ -89,7 +89,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 
 @stage(
     reads=lambda r: (
-        *(*protocol(r), r.evaluation.dpo, r.evaluation.brevity),
+        *(*protocol(r), r.evaluation.dpo, r.dpo.prompt, r.evaluation.brevity),
         *(r.steerlm.template, r.steerlm.targets, r.steerlm.quantile),
     ),
     inputs=("policy", "data", "reward"),
@@ -104,13 +104,16 @@ def evaluate(job: Job) -> None:
 
 def evaluating(job: Job) -> "Shards[Evaluators]":
     """The evaluation of a system."""
-    policy = model_folder(job.inputs["policy"]) if "policy" in job.inputs else job.recipe.evaluation.dpo
+    if "policy" in job.inputs:
+        policy = checkpoint_of(job.inputs["policy"])
+    else:
+        policy = Checkpoint(job.recipe.evaluation.dpo, job.recipe.dpo.prompt)
     prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
     return asking(job, policy, prompts, conditions_of(job), job.recipe.evaluation.samples, "evaluate")
 
 
 def asking(
-    job: Job, policy: str, prompts: Sequence[Row], conditions: Sequence[Condition], samples: int, purpose: str
+    job: Job, policy: Checkpoint, prompts: Sequence[Row], conditions: Sequence[Condition], samples: int, purpose: str
 ) -> "Shards[Evaluators]":
     """A system asked for something, and its answers scored, as shards of prompts.
 
@@ -131,7 +134,7 @@ def asking(
 
 def evaluated_shards(
     job: Job,
-    policy: str,
+    policy: Checkpoint,
     prompts: Sequence[Row],
     asked: Mapping[int, int],
     answers: "Callable[[Evaluators, Sequence[Row], Tally], Answers]",

@@ -34,7 +34,7 @@ from dpalign.stages.sample import Condition, open_reader
 from dpalign.stages.shards import Shards
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
 from dpalign.stages.steerlm import reward_targets
-from dpalign.stages.training import model_folder
+from dpalign.stages.training import checkpoint_of
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -91,7 +91,7 @@ def asking_beyond(job: Job) -> "Shards[Evaluators]":
     """Every wish, asked of the recipe's number of prompts."""
     recipe, settings = job.recipe, job.recipe.feasibility
     conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes_of(job)]
-    policy = model_folder(job.inputs["policy"])
+    policy = checkpoint_of(job.inputs["policy"])
     prompts = evaluation_prompts(job, open_reader(recipe, policy))
     prompts = sorted(prompts, key=lambda prompt: str(prompt["prompt_id"]))[: settings.prompts or None]
     return asking(job, policy, prompts, conditions, settings.samples, "feasibility")

@@ -7,7 +7,7 @@ from dpalign.stages.cost import Costs, Load
 from dpalign.stages.sample import counted, open_reader
 from dpalign.stages.score import scales_of
 from dpalign.stages.stage import Job, Step, chat_read, model_read, objectives_read, stage
-from dpalign.stages.training import model_folder, train_policy
+from dpalign.stages.training import checkpoint_of, model_folder, train_policy
 from dpalign.train.contract import contract_of, write_contract
 
 
@@ -42,7 +42,7 @@ def finetune(job: Job) -> None:
         return
     contract = contract_of(recipe, job.t, scales_of(recipe, job.inputs.get("annotate")))
     if recipe.model.own_chat is not None:
-        reader = open_reader(recipe, model_folder(job.out))
+        reader = open_reader(recipe, checkpoint_of(job.out))
         assert reader.own is not None
         contract = replace(contract, place=reader.own.place, stop=reader.stop)
     write_contract(job.out / "model", contract)

@@ -59,7 +59,7 @@ def _cost(costs: Costs, step: Step) -> Load:
     reads=lambda r: (
         *(r.seed, r.rl.algorithm, r.rl.beta, r.rl.samples, r.rl.temperature, r.rl.training, r.preference),
         *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens, r.rewards),
-        *(r.sft.checkpoint, *chat_read(r), *model_read(r), *objectives_read(r)),
+        *(r.sft.checkpoint, r.sft.prompt, *chat_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "data", "reward"),
     optional=("annotate",),
@@ -79,7 +79,7 @@ def rl(job: Job) -> None:
         return
     v_K = direction(recipe)
     start = model_folder(job.inputs["start"])
-    tokenizer = policy_tokenizer(start, recipe)
+    tokenizer = policy_tokenizer(start, recipe, style=recipe.sft.prompt)
     context = context_of(job, start, training, tokenizer)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
     reader = PromptReader(tokenizer, end_ids(tokenizer, generation_config(start)))

@@ -34,7 +34,7 @@ class RSF(Table):
 
 
 @stage(
-    reads=lambda r: (r.seed, r.finetune, r.sft.checkpoint, *chat_read(r), *model_read(r)),
+    reads=lambda r: (r.seed, r.finetune, r.sft.checkpoint, r.sft.prompt, *chat_read(r), *model_read(r)),
     inputs=("start", "chosen"),
     several=True,
     asks={"t": ()},
@@ -44,7 +44,8 @@ class RSF(Table):
 def specialist(job: Job) -> None:
     """Fine-tune on the answers selected for one fixed direction, from SFT: a model without a dial."""
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
-    train_policy(job, model_folder(job.inputs["start"]), rows, job.recipe.finetune)
+    recipe = job.recipe
+    train_policy(job, model_folder(job.inputs["start"]), rows, recipe.finetune, style=recipe.sft.prompt)
 
 
 def rivals(recipe: "Recipe") -> Iterator[Rival]:

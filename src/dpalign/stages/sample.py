@@ -23,7 +23,7 @@ from dpalign.stages.preference import directions_of, line
 from dpalign.stages.shards import PART, Output, Row, Shards, parts_of
 from dpalign.stages.stage import D1_D2, Job, Step, chat_read, model_read, objectives_read, stage
 from dpalign.stages.steerlm import reward_targets
-from dpalign.stages.training import model_folder
+from dpalign.stages.training import Checkpoint, checkpoint_of
 
 if TYPE_CHECKING:
     from dpalign.engines.tokens import PromptReader
@@ -111,7 +111,7 @@ class Condition:
 PLAIN = Condition("plain", (), None)
 
 
-def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine:
+def open_engine(recipe: "Recipe", policy: Checkpoint, *, alone: bool = False) -> Engine:
     """The engine that the recipe samples with.
 
     Args:
@@ -126,8 +126,9 @@ def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine
             from dpalign.engines.transformers_engine import TransformersEngine
 
             return TransformersEngine(
-                policy,
+                policy.source,
                 model.own_chat,
+                policy.style,
                 rows=recipe.sampling.rows,
                 dtype=model.dtype,
                 trust_remote_code=model.trust_remote_code,
@@ -136,8 +137,8 @@ def open_engine(recipe: "Recipe", policy: str, *, alone: bool = False) -> Engine
             from dpalign.engines.vllm_engine import VllmEngine
 
             share = 1.0 if alone else 0.5
-            vllm = start_vllm(recipe, policy, share, trust_remote_code=model.trust_remote_code)
-            return VllmEngine(vllm, model.own_chat)
+            vllm = start_vllm(recipe, policy.source, share, trust_remote_code=model.trust_remote_code)
+            return VllmEngine(vllm, model.own_chat, policy.style)
 
 
 def start_vllm(
@@ -159,17 +160,18 @@ def start_vllm(
     )
 
 
-def open_reader(recipe: "Recipe", policy: str) -> "PromptReader":
+def open_reader(recipe: "Recipe", policy: Checkpoint) -> "PromptReader":
     """What measures prompts as that engine reads them, without its model."""
     from dpalign.engines.tokens import PromptReader
 
-    return PromptReader.load(policy, recipe.model.own_chat, trust_remote_code=recipe.model.trust_remote_code)
+    model = recipe.model
+    return PromptReader.load(policy.source, model.own_chat, policy.style, trust_remote_code=model.trust_remote_code)
 
 
 def drawing(job: Job) -> Shards[Engine]:
     """A sampling stage as shards of prompts."""
     recipe, settings, t = job.recipe, job.recipe.sampling, job.t
-    policy = model_folder(job.inputs["policy"])
+    policy = checkpoint_of(job.inputs["policy"])
     halves = D1_D2 if job.half == "both" else (job.half,)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in halves]
     prompts = within_limit(job, prompts, open_reader(recipe, policy).prompt_tokens)

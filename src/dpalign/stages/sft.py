@@ -1,8 +1,19 @@
 """Supervised fine-tuning on chats (section 3.1; Zephyr's)."""
 
+from dpalign.chat import PromptStyle
 from dpalign.rows import CONVERSATIONS, read_rows
 from dpalign.stages.stage import Job, chat_read, model_read, stage
 from dpalign.stages.training import train_policy
+from dpalign.train.knobs import Training
+
+
+class SFT(Training):
+    """Supervised fine-tuning on chats (section 3.1; Zephyr's)."""
+
+    prompt: PromptStyle = "own"
+    """How chats are written for SFT, and for what learns from it without a dial. "own": by [model] chat, or by a
+    checkpoint's own template. "zephyr-sft": with BOS, and an empty system turn where there is no system message, as
+    Zephyr's SFT was trained. "zephyr-dpo": the same without BOS."""
 
 
 @stage(
@@ -20,4 +31,4 @@ def sft(job: Job) -> None:
     if not job.recipe.sft.checkpoint and not chats.exists():
         raise ValueError("no chats to fine-tune on: set data.sft, or name a finished model in sft.checkpoint")
     rows = [] if job.recipe.sft.checkpoint else read_rows(chats, CONVERSATIONS)
-    train_policy(job, start, rows, job.recipe.sft)
+    train_policy(job, start, rows, job.recipe.sft, style=job.recipe.sft.prompt)

@@ -34,7 +34,7 @@ from dpalign.stages.rsf import scalar_rejection_sampling
 from dpalign.stages.sample import Condition, draw, open_engine, open_reader
 from dpalign.stages.shards import ANSWERS, Output, Row, Shards, parts_of
 from dpalign.stages.stage import Job, Step, stage
-from dpalign.stages.training import model_folder
+from dpalign.stages.training import Checkpoint, model_folder
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -100,7 +100,7 @@ class Mixtures:
             from dpalign.train.soups import mix
 
             mix(self.experts, self.w_VE[v], mixture)
-            self.engine, self.mixed = open_engine(self.job.recipe, str(mixture), alone=True), v
+            self.engine, self.mixed = open_engine(self.job.recipe, Checkpoint(str(mixture)), alone=True), v
             shutil.rmtree(mixture)
             seconds = round(time.monotonic() - began, 3)
             write_json(resume / SWITCHED.format(v), {"direction": v, "seconds": seconds})
@@ -112,7 +112,7 @@ def drawing_mixtures(job: Job) -> Shards[Mixtures]:
     recipe, experts = job.recipe, experts_of(job)
     key, samples, temperature = (recipe.seed, "evaluate"), recipe.evaluation.samples, recipe.evaluation.temperature
     v_VK, w_VE = mixtures_of(recipe)
-    parts = parts_of(evaluation_prompts(job, open_reader(recipe, str(experts[0]))), recipe.sampling.shard)
+    parts = parts_of(evaluation_prompts(job, open_reader(recipe, Checkpoint(str(experts[0])))), recipe.sampling.shard)
 
     def work(mixtures: Mixtures, index: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
         v = index // len(parts)

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
-from dpalign.chat import chat_template
+from dpalign.chat import PromptStyle, chat_template, styled_template
 from dpalign.runs.folder import write_json
 from dpalign.runs.modelfolder import require_weights
 from dpalign.stages.stage import Job
@@ -22,6 +22,29 @@ if TYPE_CHECKING:
 Done = TypeVar("Done", "Outcome", "Reinforcement")
 TRAINED: Final = ".stage/trained.json"
 """In a stage at work whose model is trained: what the training did."""
+STYLE: Final = "prompt.txt"
+"""Beside the name of a checkpoint that a stage took in place of training: the style that it is asked in."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model to sample from, and how chats are written for it."""
+
+    source: str
+    """A folder, or a name on the hub."""
+    style: PromptStyle = "own"
+
+
+def checkpoint_of(stage: Path) -> Checkpoint:
+    """The model that a training stage left, with its style: what a stage trained has that in its chat template.
+
+    Raises:
+        ValueError: a folder without weights; a style that this version does not know.
+    """
+    style: Any = (stage / STYLE).read_text().strip() if (stage / STYLE).is_file() else "own"
+    if style not in get_args(PromptStyle):
+        raise ValueError(f"{stage / STYLE}: {style!r} is no prompt style; known: {', '.join(get_args(PromptStyle))}")
+    return Checkpoint(model_folder(stage), style)
 
 
 def model_folder(stage: Path) -> str:
@@ -38,8 +61,11 @@ def model_folder(stage: Path) -> str:
     return str(folder)
 
 
-def named_checkpoint(job: Job, training: Training) -> bool:
+def named_checkpoint(job: Job, training: Training, style: PromptStyle = "own") -> bool:
     """Whether the recipe names a checkpoint in place of this training; its name is kept where `model_folder` reads it.
+
+    Args:
+        style: how chats are written for it; kept where `checkpoint_of` reads it.
 
     Raises:
         ValueError: a folder without weights.
@@ -49,17 +75,23 @@ def named_checkpoint(job: Job, training: Training) -> bool:
     if Path(training.checkpoint).exists():
         require_weights(Path(training.checkpoint))
     (job.out / "checkpoint.txt").write_text(training.checkpoint + "\n")
+    if style != "own":
+        (job.out / STYLE).write_text(style + "\n")
     return True
 
 
-def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "PreTrainedTokenizerBase":
+def policy_tokenizer(
+    start: str, recipe: "Recipe", steered: bool = False, style: PromptStyle = "own"
+) -> "PreTrainedTokenizerBase":
     """The tokenizer of a policy trained from `start`, with the recipe's chat template and a pad token.
 
     Args:
         steered: the chat template takes a preference.
+        style: how chats are written for a policy without a dial.
 
     Raises:
-        ValueError: the model's own chat template is kept, and cannot carry a dial.
+        ValueError: the model's own chat template is kept, and cannot carry a dial; a style that the tokenizer cannot
+            write.
     """
     from transformers import AutoTokenizer
 
@@ -68,7 +100,10 @@ def policy_tokenizer(start: str, recipe: "Recipe", steered: bool = False) -> "Pr
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     template = recipe.preference.template if steered else None
     objectives = tuple(recipe.objectives) if steered else None
-    if recipe.model.own_chat is None:
+    if style != "own":
+        assert not steered
+        tokenizer.chat_template = styled_template(style, tokenizer.bos_token, tokenizer.eos_token)
+    elif recipe.model.own_chat is None:
         tokenizer.chat_template = chat_template(recipe.model.chat, template, objectives, eos=tokenizer.eos_token)
     else:
         keep_own_chat(tokenizer, recipe.model.own_chat, start, template, objectives)
@@ -131,18 +166,25 @@ def count(job: Job, outcome: "Outcome") -> None:
 
 
 def train_policy(
-    job: Job, start: str, rows: Iterable[Mapping[str, Any]], training: Training, steered: bool = False
+    job: Job,
+    start: str,
+    rows: Iterable[Mapping[str, Any]],
+    training: Training,
+    steered: bool = False,
+    style: PromptStyle = "own",
 ) -> None:
     """Train, unless the recipe names a checkpoint.
 
     Args:
         steered: the model's chat template takes a preference.
+        style: how chats are written for a model without a dial, trained or named.
     """
     from dpalign.train.sft import finetune
     from dpalign.train.trainer import Outcome
 
     def train() -> Outcome:
-        return finetune(context_of(job, start, training, policy_tokenizer(start, job.recipe, steered)), rows)
+        tokenizer = policy_tokenizer(start, job.recipe, steered, style)
+        return finetune(context_of(job, start, training, tokenizer), rows)
 
-    if not named_checkpoint(job, training):
+    if not named_checkpoint(job, training, style):
         count(job, trained_once(job, Outcome, train))
