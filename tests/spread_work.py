@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from dpalign.rewards import model as reward_model
+from dpalign.runs.launch import configuration
 from dpalign.train.knobs import Training
 from dpalign.train.trainer import first_process, leave_processes
 from tiny import changed
@@ -37,6 +38,22 @@ TRAINING = Training(
     packing=False,
     loss_on="answer",
 )
+
+
+def sharing() -> dict[str, str]:
+    """What accelerate tells two processes that are to share one model (FSDP2), which it refuses to tell on a CPU."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    given = launch_command_parser().parse_args(["--use_fsdp", "script"])
+    for name, value in load_config_from_file(str(configuration("fsdp2"))).fsdp_config.items():
+        setattr(given, name, value)
+    given.num_processes, given.num_machines, given.mixed_precision, given.dynamo_backend = 2, 1, "bf16", "no"
+    given.use_cpu, given.num_cpu_threads_per_process, given.debug = False, 1, False
+    told = {name: value for name, value in prepare_multi_gpu_env(given).items() if name.startswith(("FSDP", "ACCEL"))}
+    assert told["ACCELERATE_USE_FSDP"] == "true"
+    return told
 
 
 def share_on_a_cpu() -> None:
