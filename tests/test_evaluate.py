@@ -119,6 +119,23 @@ def test_the_wish_for_brevity_is_the_recipes_and_changes_no_chance(evaluated: An
         evaluated("brief", script, changed(RECIPE, {"evaluation.brevity": ""}))
 
 
+# Shards
+
+
+def test_an_evaluation_is_cut_into_as_many_shards_as_are_to_share_it_and_its_answers_stay(evaluated: Any) -> None:
+    third = user_prompt("third")
+    script = {prompt: ["60 40", "50 50"] for prompt in ("first", "second", "third")}
+    files, rows = {}, {}
+    for shards in (1, 2, 3):
+        recipe = changed(RECIPE, {"sampling.shard": 256, "evaluation.shards": shards})
+        folder, _, _ = evaluated("plain", script, recipe, prompts=(FIRST, SECOND, third))
+        files[shards] = len(list((folder / "answers").iterdir()))
+        assert len(list((folder / "scores").iterdir())) == files[shards]
+        rows[shards] = [(row["prompt_id"], row["sample"], row["response"]) for row in answers(folder)]
+    assert files == {1: 1, 2: 2, 3: 3}
+    assert rows[1] == rows[2] == rows[3]
+
+
 # Best of n
 
 

@@ -109,6 +109,8 @@ def test_what_counts_as_asked_is_what_the_line_can_state() -> None:
     reward_NK = np.array([[66.0, 30.0]]).repeat(10, axis=0)
     recipe = changed(load(MICRO), {"steerlm.template": "steerlm", "feasibility.reach": [0.0, 1.0]})
     assert [wish.value for wish in targets_beyond(recipe, reward_NK)] == [(70.0, 30.0), (90.0, 30.0)]
+    in_points = changed(recipe, {"steerlm.template": "steerlm-100-v1"})
+    assert [wish.value for wish in targets_beyond(in_points, reward_NK)] == [(66.0, 30.0), (100.0, 30.0)]
 
 
 def asked(*targets: tuple[float, float]) -> list[Wish]:

@@ -222,6 +222,30 @@ def test_rating_columns_become_heads_to_train_on(tmp_path: Path) -> None:
     assert {row["labels"]["brevity"] for row in read_rows(stated / "train", RATED)} == {10.0, 30.0, 50.0}
 
 
+def test_a_judge_that_takes_ratings_leaves_its_prompts_and_answers_to_the_others(tmp_path: Path) -> None:
+    """The judge's fifth is the same either way; then D1 and D2 have it too, without its ratings and preferences."""
+    files = [own_ratings(tmp_path), plain_pairs(tmp_path)]
+    knobs, found = "heldout = 0.2\njudge = 0.2\n", {}
+    for takes in ("prompts", "ratings"):
+        data = dpa_data(tmp_path, files, TRAINED, f'{knobs}judge_takes = "{takes}"', takes)
+        found[takes] = {part: list(read_rows(data / part, RATED)) for part in ("train", "heldout", "judge")}
+        paired = {row["prompt_id"] for row in read_rows(data / "pairs", PAIRS)}
+        judged = {row["prompt_id"] for row in found[takes]["judge"]}
+        sizes = split_sizes(data)
+        assert abs(sizes["D1"] - sizes["D2"]) <= 1
+        assert not judged & paired
+        rated = {row["prompt_id"] for row in found[takes]["train"] if row["labels"]}
+        assert rated == paired
+        assert not judged & rated
+    assert found["prompts"]["judge"] == found["ratings"]["judge"]
+    assert found["prompts"]["heldout"] == found["ratings"]["heldout"]
+    before, after = ({row["prompt_id"] for row in found[takes]["train"]} for takes in found)
+    assert after == before | judged
+    assert sizes["D1"] + sizes["D2"] == len(after)
+    unrated = {(row["prompt_id"], row["response"]) for row in found["ratings"]["train"] if not row["labels"]}
+    assert {(row["prompt_id"], row["response"]) for row in found["ratings"]["judge"]} < unrated
+
+
 def test_a_csv_file_holds_texts_with_line_breaks_and_missing_ratings(tmp_path: Path) -> None:
     data = dpa_data(tmp_path, own_csv(tmp_path), TRAINED, "heldout = 0.2")
     (report,) = [report for report in reports(data) if report["source"] == "answers"]

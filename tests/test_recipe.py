@@ -1,6 +1,7 @@
 """Recipe files: what is read, what is refused and how, and that what is written reads back equal."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -10,11 +11,18 @@ import pytest
 
 from conftest import RECIPES
 from dpalign.cli import shipped
+from dpalign.data.union import split_prompts
 from dpalign.pipeline.runner import execute
 from dpalign.pipeline.steps import steps
 from dpalign.recipe import Recipe, changed, from_mapping, load
+from dpalign.rows import HALVES
 from dpalign.runs.tables import changes, field_docs
+from dpalign.stages.annotate import ANNOTATED_SHARD
+from dpalign.stages.evaluate import shard_size
 from dpalign.stages.select import select
+from dpalign.stages.shards import parts_of
+
+DOCS = RECIPES.parent / "docs"
 
 AWKWARD = from_mapping(
     Recipe,
@@ -365,12 +373,66 @@ def test_the_papers_recipe_departs_from_the_defaults_only_where_it_says_so() -> 
     values, defaults = leaves_of(of("paper")), leaves_of(Recipe(name="paper"))
     departing = {name for name in values if values[name] != defaults[name]}
     assert departing == {
-        *("launcher", "processes", "launch.config", "data.judge", "data.tuning", "data.sft"),
-        *("sft.checkpoint", "sft.prompt", "dpo.prompt", "evaluation.dpo"),
+        *("launcher", "processes", "launch.config", "cluster.address", "cluster.actors", "cluster.gpus"),
+        *("data.heldout", "data.judge", "data.judge_takes", "data.tuning", "data.sft"),
+        *("sft.checkpoint", "sft.prompt", "dpo.prompt", "steerlm.template"),
+        *("engines.sampling", "engines.scoring", "evaluation.shards", "evaluation.dpo"),
     }
     text = re.sub(r"\s*\n\s*#\s*", " ", (RECIPES / "paper.toml").read_text())
     for name in departing:
         assert f"default {json.dumps(defaults[name])}" in text, name
+
+
+RAW, TEST_PREFS, TRAIN_PREFS = 63_967, 2_000, 61_135
+"""Prompts of raw UltraFeedback, and of the two splits of ultrafeedback_binarized, which are Zephyr's."""
+
+
+def test_the_papers_halves_are_as_large_as_the_paper_s_and_the_page_shows_the_sum() -> None:
+    """61,967 prompts that are not for validation, less 0.01 and 0.005 of them; the judge takes ratings alone."""
+    data, rest = of("paper").data, RAW - TEST_PREFS
+    heldout, tuning = round(rest * data.heldout), round(rest * data.tuning)
+    judge = round(rest * data.judge) if data.judge_takes == "prompts" else 0
+    both = rest - heldout - tuning - judge
+    table = re.findall(r"^\| (.+?) \| (-?[\d,]+) \| (-?[\d,]*) ?\|$", (DOCS / "data.md").read_text(), re.MULTILINE)
+    shown = {name: tuple(int(cell.replace(",", "") or 0) for cell in cells) for name, *cells in table}
+    assert list(shown.values()) == [
+        *((RAW, TRAIN_PREFS + TEST_PREFS), (-TEST_PREFS, -TEST_PREFS), (-heldout, 0), (-tuning, 0), (-judge, 0)),
+        *((both, TRAIN_PREFS), ((both + 1) // 2, (TRAIN_PREFS + 1) // 2)),
+    ]
+    assert both == pytest.approx(TRAIN_PREFS, rel=0.005)
+    ids = [f"{i:016x}" for i in range(rest)]
+    split_of = split_prompts(ids, 42, {"heldout": data.heldout, "tuning": data.tuning})
+    assert sum(split in HALVES for split in split_of.values()) == pytest.approx(both, abs=100)
+    comment = dict(stated_in(RECIPES / "paper.toml"))
+    assert (f"{heldout} prompts" in comment["data.heldout"], f"{tuning} prompts" in comment["data.tuning"]) == (
+        True,
+    ) * 2
+
+
+def test_the_papers_recipe_says_what_share_of_an_iterations_answers_rl_draws() -> None:
+    """30,519 prompts with 80 answers each are 2,441,520; 64 an update makes 38,149 updates, of which 500 are 1.3%."""
+    recipe, rl = of("paper"), of("paper").rl.training
+    prompts = round((RAW - TEST_PREFS) * (1 - recipe.data.heldout - recipe.data.tuning) / 2)
+    iteration = prompts * recipe.preference.directions * recipe.sampling.n
+    assert iteration == prompts * recipe.sampling.first
+    text = (RECIPES / "paper.toml").read_text()
+    (said,) = re.findall(r"^steps = 500 .*\n.*$", text, re.MULTILINE)
+    for figure in (rl.steps * rl.batch, iteration, math.ceil(iteration / rl.batch)):
+        assert f"{figure:,}" in said
+    assert f"{100 * rl.steps * rl.batch / iteration:.1f}%" in said
+
+
+def test_no_stage_of_the_papers_recipe_that_draws_or_scores_has_fewer_shards_than_gpus() -> None:
+    recipe = of("paper")
+    gpus = recipe.cluster.actors
+    assert (recipe.cluster.address, gpus, recipe.processes) == ("local", 8, 8)
+    tuning = round((RAW - TEST_PREFS) * recipe.data.tuning)
+    for prompts in (recipe.data.validation_prompts, tuning, recipe.feasibility.prompts):
+        assert len(parts_of([{}] * prompts, shard_size(recipe, prompts))) == gpus
+    assert shard_size(recipe, 2000) * gpus == 2000
+    half = (RAW - TEST_PREFS) // 2
+    assert half / recipe.sampling.shard > 10 * gpus
+    assert 4 * 2 * half / ANNOTATED_SHARD > 7 * gpus
 
 
 def test_an_answer_and_its_prompt_fit_every_context_of_the_real_recipe() -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import MICRO
 from dpalign.engines.engine import Answer, Request
 from dpalign.paper.prompts import parse_condition, render_condition, stated_reward
-from dpalign.recipe import Recipe, load
+from dpalign.recipe import Recipe, changed, load
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, Message, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.runs.folder import Run
 from dpalign.stages import sample as stages
@@ -21,6 +21,7 @@ from dpalign.stages.steerlm import reward_targets
 from dpalign.stages.training import Checkpoint
 
 LABELS = load(MICRO, ["--steerlm.template", "steerlm"])
+POINTS = load(MICRO, ["--steerlm.template", "steerlm-100-v1"])
 WORLD = load(MICRO)
 
 
@@ -35,7 +36,7 @@ def realistic(n: int = 2000) -> np.ndarray:
     return np.column_stack([rng.normal(65, 10, n), rng.normal(45, 14, n)]).clip(0, 100)
 
 
-@pytest.mark.parametrize("template", ["steerlm", "world-v1"])
+@pytest.mark.parametrize("template", ["steerlm", "steerlm-100-v1", "world-v1"])
 def test_what_a_line_states_is_what_it_reads_back_as(template: Any) -> None:
     for reward in (0.0, 19.9, 20.0, 55.4, 66.6, 100.0):
         stated = stated_reward(reward, template)
@@ -79,6 +80,19 @@ def test_where_any_reward_can_be_stated_quantiles_are_and_only_equal_lines_are_l
     assert [line.split()[-1] for line in lines(WORLD, reward_targets(WORLD, alike, 6, 1.0))] == ["40"]
 
 
+def test_whole_points_tell_fig_4s_targets_apart_where_five_labels_cannot() -> None:
+    """Fig. 4's SteerLM has five verbosities between 40 and 59: one label, and five lines in points."""
+    verbosity = np.repeat(np.linspace(40, 59, 5), 100)
+    reward_NK = np.column_stack([70 - np.arange(500) % 100 / 10, verbosity])
+    assert reward_targets(LABELS, reward_NK, 5, 1.0).tolist() == [[70.0, 50.0]]
+    found = reward_targets(POINTS, reward_NK, 5, 1.0)
+    assert [line.rpartition(": ")[2] for line in lines(POINTS, found)] == [
+        f"objective-0:70,objective-1:{v}" for v in (40, 45, 50, 54, 59)
+    ]
+    found = reward_targets(POINTS, realistic(), 16, 0.9)
+    assert len(set(lines(POINTS, found))) == len(found) == 16
+
+
 def test_answers_are_shared_as_evenly_as_can_be() -> None:
     assert shares(80, 16) == [5] * 16
     assert shares(80, 3) == [27, 27, 26]
@@ -95,22 +109,22 @@ class Echo:
             yield [Answer(f"{i}.", 2, True) for i in range(request.n)]
 
 
-def test_the_targets_there_are_share_the_first_answers_and_the_log_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Labels 1, 2 and 3 of verbosity occur: of 16 targets that are asked for there are 3, which share 80 answers."""
-    recipe = load(MICRO, ["--steerlm.template", "steerlm", "--sampling.first", "80", "--sampling.first_targets", "16"])
+def first_sampling(
+    recipe: Recipe, verbosities: Sequence[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """pi_0 asked for 16 targets with 80 answers, of prompts whose original answers are so verbose: rows and ids."""
+    recipe = changed(recipe, {"sampling.first": 80, "sampling.first_targets": 16, "sampling.prompts": 0})
     monkeypatch.setattr(stages, "checkpoint_of", Checkpoint)
     monkeypatch.setattr(stages, "open_reader", lambda recipe, policy: Echo())
     monkeypatch.setattr(stages, "open_engine", lambda recipe, policy, alone: Echo())
-    asked = [user_prompt(f"question {i}") for i in range(3)]
+    asked = [user_prompt(f"question {i}") for i in range(len(verbosities))]
     rated = [
         {"prompt_id": prompt_id(p), "messages": p, "response": "so", "source": "ultrafeedback", "labels": {}}
         for p in asked
     ]
     scored = [
         {"prompt_id": prompt_id(p), "t": 0, "condition_index": 0, "sample": 0, "rewards": [v] * 5 + [60.0] * 5}
-        for p, v in zip(asked, (31.0, 47.0, 73.0), strict=True)
+        for p, v in zip(asked, verbosities, strict=True)
     ]
     prompts = [{"prompt_id": prompt_id(p), "messages": p, "split": "D1"} for p in asked]
     write_rows(tmp_path / "data" / "train" / "part-00000.parquet", rated, RATED)
@@ -122,9 +136,26 @@ def test_the_targets_there_are_share_the_first_answers_and_the_log_says_so(
             job = Job(recipe, work, inputs, 1, "D1", "targets")
             stages.sample.run(job)
             ids = stages.drawing(job).ids(0)
-        rows = list(read_rows(tmp_path / "run" / "sample-1", CANDIDATES))
+        return list(read_rows(tmp_path / "run" / "sample-1", CANDIDATES)), ids
+
+
+def test_the_targets_there_are_share_the_first_answers_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels 1, 2 and 3 of verbosity occur: of 16 targets that are asked for there are 3, which share 80 answers."""
+    rows, ids = first_sampling(LABELS, (31.0, 47.0, 73.0), tmp_path, monkeypatch)
     first = [row for row in rows if row["prompt_id"] == rows[0]["prompt_id"]]
     assert Counter(row["condition_index"] for row in first) == {0: 27, 1: 27, 2: 26}
     assert [tuple(row["condition"]) for row in first[::27]] == [(70.0, 30.0), (70.0, 50.0), (70.0, 70.0)]
     assert ids == [(row["prompt_id"], row["condition_index"], row["sample"]) for row in rows]
     assert "sample-1: 3 distinct reward targets, not 16" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_in_points_the_first_answers_are_asked_for_16_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five answers for each of 16, where the labels of the same answers are three."""
+    rows, _ = first_sampling(POINTS, np.linspace(30, 75, 32).tolist(), tmp_path, monkeypatch)
+    first = [row for row in rows if row["prompt_id"] == rows[0]["prompt_id"]]
+    assert Counter(row["condition_index"] for row in first) == dict.fromkeys(range(16), 5)
+    stated = [parse_condition(row["messages"][0]["content"], "steerlm-100-v1")["verbosity"] for row in first[::5]]
+    assert stated == [round(row["condition"][1]) for row in first[::5]]
+    assert len(set(stated)) == 16

@@ -139,6 +139,17 @@ def test_steerlm_labels_are_the_inverse_of_20_l_plus_10_clipped_and_rounded() ->
     assert render_condition(rewards, "world-v1") == "a 100 b 0 c 40 d 40"
 
 
+def test_steerlm_s_points_are_whole_numbers_of_the_whole_scale() -> None:
+    line = render_condition({"helpfulness": 80.5, "verbosity": 40.4}, "steerlm-100-v1")
+    assert line == RELEASED_LINE.replace("maximize weighted rating = ", "have these attributes, from 0 to 100: ") + (
+        "helpfulness:81,verbosity:40"
+    )
+    chat = render_chat(with_system_line(CHAT, line, "zephyr"), "zephyr")
+    assert parse_condition(chat, "steerlm-100-v1") == {"helpfulness": 81, "verbosity": 40}
+    with pytest.raises(ValueError, match="no condition line of 'steerlm' in"):  # 81 is no label
+        parse_condition(line, "steerlm")
+
+
 def test_a_condition_reads_back_as_rewards() -> None:
     line = render_condition({"helpfulness": 85.4, "verbosity": 35}, "steerlm")
     chat = render_chat(with_system_line(CHAT, line, "zephyr"), "zephyr")
@@ -146,7 +157,7 @@ def test_a_condition_reads_back_as_rewards() -> None:
     assert parse_condition("helpfulness 85 verbosity 35", "world-v1") == {"helpfulness": 85, "verbosity": 35}
 
 
-@pytest.mark.parametrize("template", ["steerlm", "world-v1"])
+@pytest.mark.parametrize("template", ["steerlm", "steerlm-100-v1", "world-v1"])
 def test_every_stated_condition_survives_a_round_trip(template: str) -> None:
     for helpfulness, verbosity in itertools.product(range(10, 91, 20), repeat=2):
         rewards = {"helpfulness": float(helpfulness), "verbosity": float(verbosity)}

@@ -2,7 +2,8 @@
 
 - a preference line tells the policy its direction v: `dpa-v1` (the released model's), `fig1` (the paper's figure 1),
   `world-v1` (short, for a tiny model);
-- a condition line tells SteerLM the rewards to reach: `steerlm` (its authors' labels), `world-v1`;
+- a condition line tells SteerLM the rewards to reach: `steerlm` (its authors' labels), `steerlm-100-v1` (points),
+  `world-v1`;
 - a reward input shows the reward model a chat and an answer, never a direction: `dpa-v1` (released), `world-v1`.
 
 A preference line states the integers round(100 v). Halves round away from zero, and a value within 1e-9 of a half
@@ -17,7 +18,7 @@ from typing import Any, Final, Literal, TypedDict, get_args
 from dpalign.paper.direction import Preference, check_objective_names, name_hint
 
 PreferenceTemplate = Literal["dpa-v1", "fig1", "world-v1"]
-ConditionTemplate = Literal["steerlm", "world-v1"]
+ConditionTemplate = Literal["steerlm", "steerlm-100-v1", "world-v1"]
 RewardTemplate = Literal["dpa-v1", "world-v1"]
 RewardInput = Literal["chat", "dpa-v1", "world-v1"]
 """What a reward model reads: its own chat template's text, or one of ours."""
@@ -37,6 +38,7 @@ _RELEASED = "You are a helpful, respectful, and honest assistant who always resp
 _FIG1 = "You are a helpful assistant."
 _RATING = "Your response should maximize weighted rating = "
 _ATTRIBUTES = "Your response should have these attributes: "
+_POINTS = "Your response should have these attributes, from 0 to 100: "
 _RATE = (
     "[INST] You must read the following conversation carefully and rate the assistant's response from score 0-100 in "
     "these aspects: helpfulness, correctness, coherence, honesty, complexity, verbosity"
@@ -47,6 +49,7 @@ HALF: Final = 0.5 + 1e-9
 _NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 _CONDITION_LINES: Final = {
     "steerlm": re.compile(rf".*{_ATTRIBUTES}({_NAME}:[0-4](?:,{_NAME}:[0-4])*)(?![\w:.]).*", re.DOTALL),
+    "steerlm-100-v1": re.compile(rf".*{_POINTS}({_NAME}:\d+(?:,{_NAME}:\d+)*)(?![\w:.]).*", re.DOTALL),
     "world-v1": re.compile(rf"\s*({_NAME} \d+(?: {_NAME} \d+)*)\s*"),
 }
 
@@ -80,8 +83,8 @@ def line_pieces(template: PreferenceTemplate) -> tuple[str, str, str]:
 def render_condition(rewards: Mapping[str, float | None], template: ConditionTemplate) -> str:
     """The system line that tells SteerLM which rewards (0-100) to reach; missing ones (None, -100) are left out.
 
-    `steerlm` states labels l of 0..4, where 20 l + 10 is the reward, clipped and rounded. `world-v1` states the
-    rewards as integers. The paper does not say where the labels stand: here they end a line worded like `dpa-v1`.
+    `steerlm` states labels l of 0..4, where 20 l + 10 is the reward, clipped and rounded. The others state the
+    rewards as integers. The paper does not say where they stand: here they end a line worded like `dpa-v1`.
     """
     require_known("condition template", template, ConditionTemplate)
     present = {name: value for name, value in rewards.items() if value is not None and value != MISSING}
@@ -97,6 +100,9 @@ def render_condition(rewards: Mapping[str, float | None], template: ConditionTem
         case "steerlm":
             labels = {name: _nearest((value - 10) / 20, 4) for name, value in present.items()}
             return f"{_RELEASED} {_ATTRIBUTES}{','.join(f'{name}:{label}' for name, label in labels.items())}"
+        case "steerlm-100-v1":
+            points = (f"{name}:{_nearest(value, 100)}" for name, value in present.items())
+            return f"{_RELEASED} {_POINTS}{','.join(points)}"
         case "world-v1":
             return " ".join(f"{name} {_nearest(value, 100)}" for name, value in present.items())
 
@@ -107,7 +113,7 @@ def stated_reward(value: float, template: ConditionTemplate) -> float:
 
 
 def parse_condition(text: str, template: ConditionTemplate) -> dict[str, float]:
-    """The rewards (0-100) that a condition line states: anywhere in a text for `steerlm`, alone for `world-v1`."""
+    """The rewards (0-100) that a condition line states: alone for `world-v1`, anywhere in a text for the others."""
     require_known("condition template", template, ConditionTemplate)
     line = _CONDITION_LINES[template].fullmatch(text)
     if not line:

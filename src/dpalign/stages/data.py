@@ -87,6 +87,10 @@ class Data(Table):
     """Share of rated prompts kept out of all training, to measure the reward model on (paper silent)."""
     judge: float = Field(0.0, ge=0, lt=1)
     """Share of prompts whose ratings train the judge alone (paper silent: it has no second model)."""
+    judge_takes: Literal["prompts", "ratings"] = "prompts"
+    """What that share takes from the others: the prompts themselves, or their ratings alone. Then policies are still
+    aligned on the prompts, and their answers stay as original ones without a rating: neither the reward model nor DPO
+    learns what the judge does."""
     tuning: float = Field(0.0, ge=0, lt=1)
     """Share of prompts that settings may be chosen on (paper silent); `dpa compare` needs some."""
 
@@ -157,7 +161,7 @@ def data(job: Job) -> None:
     reports = read.reports
     if not read.asked:
         raise ValueError(_without_prompts(sources, reports))
-    split_of = _split(recipe.seed, sources, read)
+    split_of, judged = _split(recipe.seed, sources, read)
     prompts = _prompts(read.asked, split_of)
     prompts += [prompt for prompt in read.evaluated if prompt["prompt_id"] not in read.asked]
     held_out = [prompt["messages"] for prompt in prompts if prompt["split"] in EVALUATED]
@@ -171,9 +175,14 @@ def data(job: Job) -> None:
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
 
     parts = {
-        "train": [row for row in rated if split_of[row["prompt_id"]] in HALVES],
+        # An answer that the judge learns from has no rating for anyone else.
+        "train": [
+            {**row, "labels": {}} if row["prompt_id"] in judged else row
+            for row in rated
+            if split_of[row["prompt_id"]] in HALVES
+        ],
         "heldout": [row for row in rated if split_of[row["prompt_id"]] == "heldout" and row["labels"]],
-        "judge": [row for row in rated if split_of[row["prompt_id"]] == "judge" and row["labels"]],
+        "judge": [row for row in rated if row["prompt_id"] in judged and row["labels"]],
     }
     trained = trained_on(recipe)
     if "train" in trained or recipe.data.answered:
@@ -188,7 +197,8 @@ def data(job: Job) -> None:
     for name, rows in parts.items():
         if rows:
             write_rows(job.out / name / "part-00000.parquet", rows, RATED)
-    if pairs := [pair for pair in pairs if split_of[pair["prompt_id"]] in HALVES]:
+    pairs = [pair for pair in pairs if split_of[pair["prompt_id"]] in HALVES and pair["prompt_id"] not in judged]
+    if pairs:
         write_rows(job.out / "pairs" / "part-00000.parquet", pairs, PAIRS)
     if chats:
         write_rows(job.out / "chats" / "part-00000.parquet", chats, CONVERSATIONS)
@@ -296,8 +306,11 @@ def _without(
     return left
 
 
-def _split(seed: int, sources: Data, read: Read) -> dict[str, str]:
-    """A split for every prompt: validation, tuning, held out for the reward model, the judge's, or a half."""
+def _split(seed: int, sources: Data, read: Read) -> tuple[dict[str, str], set[str]]:
+    """A split for every prompt: validation, tuning, held out for the reward model, the judge's, or a half.
+
+    Also the prompts whose ratings are the judge's: those of its split, or some of the halves.
+    """
     labelled = {row["prompt_id"] for row in read.rated if row["labels"]}
     shares = {"heldout": sources.heldout, "judge": sources.judge}
     only = dict.fromkeys(shares, labelled)
@@ -310,7 +323,15 @@ def _split(seed: int, sources: Data, read: Read) -> dict[str, str]:
     if "tuning" not in named:
         by_hash["tuning"] = sources.tuning
     split_of = split_prompts(read.asked, seed, shares | by_hash, named, only)
+    judged = {key for key, part in split_of.items() if part == "judge"}
+    if sources.judge_takes == "ratings":
+        apart: dict[str, list[str]] = {}
+        for key, part in split_of.items():
+            if part not in (*HALVES, "judge"):
+                apart.setdefault(part, []).append(key)
+        split_of = split_prompts(read.asked, seed, named=apart)
     # No policy is asked what only the reward model trains on, so it has no halves.
     others = {row["prompt_id"] for row in read.rated} - read.asked.keys()
     alone = split_prompts(others, seed, shares, only=only) if others else {}
-    return split_of | {key: "D1" if part in HALVES else part for key, part in alone.items()}
+    judged |= {key for key, part in alone.items() if part == "judge"}
+    return split_of | {key: "D1" if part in HALVES else part for key, part in alone.items()}, judged

@@ -34,6 +34,9 @@ class Evaluation(Table):
 
     split: Literal["validation", "tuning"] = "validation"
     """The prompts: the paper's, or those that knobs may be chosen on."""
+    shards: int = Field(1, ge=1)
+    """Cut the prompts into at least this many shards, so that as many GPUs share them; none has more than
+    `sampling.shard`."""
     directions: int = Field(10, ge=1)
     """Even steps over the distribution."""
     samples: int = Field(2, ge=1)
@@ -60,7 +63,8 @@ class Evaluation(Table):
 def protocol(r: "Recipe") -> tuple[object, ...]:
     """The knobs of section 3.2's protocol, whatever is evaluated."""
     return (
-        *(r.seed, r.evaluation.split, r.evaluation.directions, r.evaluation.samples, r.evaluation.temperature),
+        *(r.seed, r.evaluation.split, r.evaluation.shards, r.evaluation.directions, r.evaluation.samples),
+        r.evaluation.temperature,
         *(r.preference, r.data.world, *sampler_read(r), *scorer_read(r)),
         *(*model_read(r), *objectives_read(r)),
     )
@@ -145,7 +149,7 @@ def evaluated_shards(
         asked: how many answers each prompt gets under each condition, by its index.
         answers: the answers to some prompts, and those of their scores that it has itself.
     """
-    parts = parts_of(prompts, job.recipe.sampling.shard)
+    parts = parts_of(prompts, shard_size(job.recipe, len(prompts)))
 
     def models() -> "Evaluators":
         return open_engine(job.recipe, policy), open_scorers(job)
@@ -156,6 +160,11 @@ def evaluated_shards(
         yield from with_scores(job, rows, shown_as(asked, rows), evaluators[1], tally, scores)
 
     return Shards(job, ANSWERS, len(parts), parts.__getitem__, models, work, lambda _: asked)
+
+
+def shard_size(recipe: "Recipe", prompts: int) -> int:
+    """Prompts a shard of an evaluation: `sampling.shard`, or fewer where that makes too few shards."""
+    return min(recipe.sampling.shard, -(-prompts // recipe.evaluation.shards))
 
 
 def evaluation_prompts(job: Job, reader: "PromptReader") -> list[Row]:

@@ -108,12 +108,13 @@ def _cost(costs: Costs, step: Step, rows: float) -> Load:
 
 
 def _rated(costs: Costs) -> float:
-    """Rated answers in all."""
-    return 2 * costs.sizes.prompts * costs.sizes.rated + costs.sizes.others
+    """Rated answers that the reward model learns from."""
+    data, answers = costs.recipe.data, 2 * costs.sizes.prompts * costs.sizes.rated + costs.sizes.others
+    return answers * (1 - data.judge) if data.judge_takes == "ratings" else answers
 
 
 def _judged(costs: Costs) -> float:
-    """Rated answers to the judge's own prompts."""
+    """Rated answers that the judge learns from."""
     share = costs.recipe.data.judge
     return share / (1 - share) * _rated(costs)
 

@@ -27,7 +27,14 @@ from dpalign.runs.folder import Tally, write_json
 from dpalign.runs.ledger import TIMES
 from dpalign.runs.shards import make_shards
 from dpalign.runs.tables import Table
-from dpalign.stages.evaluate import evaluation_cost, evaluation_prompts, open_scorers, protocol, with_scores
+from dpalign.stages.evaluate import (
+    evaluation_cost,
+    evaluation_prompts,
+    open_scorers,
+    protocol,
+    shard_size,
+    with_scores,
+)
 from dpalign.stages.preference import evaluation_directions
 from dpalign.stages.rival import Rival, Vector, grid, spelled
 from dpalign.stages.rsf import scalar_rejection_sampling
@@ -112,7 +119,8 @@ def drawing_mixtures(job: Job) -> Shards[Mixtures]:
     recipe, experts = job.recipe, experts_of(job)
     key, samples, temperature = (recipe.seed, "evaluate"), recipe.evaluation.samples, recipe.evaluation.temperature
     v_VK, w_VE = mixtures_of(recipe)
-    parts = parts_of(evaluation_prompts(job, open_reader(recipe, Checkpoint(str(experts[0])))), recipe.sampling.shard)
+    prompts = evaluation_prompts(job, open_reader(recipe, Checkpoint(str(experts[0]))))
+    parts = parts_of(prompts, shard_size(recipe, len(prompts)))
 
     def work(mixtures: Mixtures, index: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
         v = index // len(parts)

@@ -31,8 +31,9 @@ Array = NDArray[np.float64]
 class SteerLM(Table):
     """The reward-conditioned model: pi_0 on D2, and the baseline on D1 and D2 (sections 2.3, 3.1, 3.2)."""
 
-    template: Literal["steerlm", "world-v1"] = "steerlm"
-    """How reward targets are written (paper silent; the authors of SteerLM's own form)."""
+    template: Literal["steerlm", "steerlm-100-v1", "world-v1"] = "steerlm"
+    """How reward targets are written (paper silent): `steerlm` as its authors' labels 0..4, which cannot tell 40 from
+    59; `steerlm-100-v1` as whole points 0..100."""
     targets: int = Field(5, ge=1)
     """Verbosity values the baseline is asked for (section 3.2); fewer where the annotated answers have fewer that the
     template can tell apart, such as labels 0..4."""
@@ -88,7 +89,7 @@ def reward_targets(recipe: "Recipe", reward_NK: Array, count: int, quantile: flo
     match recipe.steerlm.template:
         case "steerlm":
             target_VK = _of_labels(recipe, reward_NK, count, quantile)
-        case "world-v1":
+        case "steerlm-100-v1" | "world-v1":
             target_VK = _of_quantiles(recipe, reward_NK, count, quantile)
     _, first = np.unique(stated(recipe, target_VK), axis=0, return_index=True)
     return target_VK[np.sort(first)]
