@@ -32,27 +32,32 @@ gpus = 0.0                 # hardware
 [model]
 base = "{model}"           # size, and no hub
 
-[data]                     # size, and no hub: of 64 K prompts 64, of 35 K attributes 36, of 2,000 validation prompts 6
+[data]                     # size, and no hub: 20 of 64 K prompts, 12 of 35 K attributes, 4 of 2,000 validation prompts
 helpsteer = "{helpsteer}"
 rows = ["{ultrafeedback}"]
 validation = "{test_prefs}"
-heldout = 0.1              # size: of 64 prompts a hundredth is none
+heldout = 0.2              # size: a hundredth of 20 prompts is none
+judge = 0.2                # as `heldout`
+tuning = 0.2               # as `heldout`
+
+[reward.training]          # size: 64 rows an update
+batch = 16
 
 [sft]
 checkpoint = "{model}"     # no hub: SFT's own checkpoint
 
 [steerlm.training]         # size: rows of 4,096 tokens, 64 an update
-context = 512
+context = 256
 batch = 4
 
 [finetune]
-context = 512
+context = 256
 batch = 4
 
 [sampling]                 # size
-prompts = 8                # of 30 in a half
+prompts = 4                # of 6 in a half
 max_new_tokens = 16
-shard = 4                  # of 256: two shards for two actors
+shard = 2                  # of 256: two shards for two actors
 
 [engines]
 cpu_cache = 0.25           # hardware: GiB a vLLM engine
@@ -67,7 +72,7 @@ TRAINED = ("reward", "judge", "steerlm-d2", "policy-1", "policy-2", "steerlm")
 def test_the_papers_recipe_runs_from_its_data_to_its_page(tmp_path: Path) -> None:
     """Two processes share each model that is trained; two actors of Ray have a vLLM each."""
     model = thousandth.write_model(tmp_path / "mistral")
-    data = thousandth.write_data(tmp_path, prompts=64, validated=6, attributes=36)
+    data = thousandth.write_data(tmp_path, prompts=20, validated=4, attributes=12)
     worker = Path(__file__).parent / "shared_worker.py"
     recipe = tmp_path / "thousandth.toml"
     recipe.write_text(RECIPE.format(python=sys.executable, worker=worker, model=model, **data))
@@ -85,7 +90,7 @@ def test_the_papers_recipe_runs_from_its_data_to_its_page(tmp_path: Path) -> Non
         assert {str(weight.dtype) for weight in weights.values()} == {"torch.bfloat16"}
     for t in (1, 2):
         assert (
-            read_ledger(run / f"sample-{t}")["counts"]["out"] == read_ledger(run / f"score-{t}")["counts"]["out"] == 640
+            read_ledger(run / f"sample-{t}")["counts"]["out"] == read_ledger(run / f"score-{t}")["counts"]["out"] == 320
         )
     summary = Summary.model_validate_json((run / "report" / "summary.json").read_text(encoding="utf-8"))
     assert summary.systems

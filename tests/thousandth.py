@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
+from dpalign.paper.direction import Preference
+from dpalign.paper.prompts import render_preference, render_reward_input
 from dpalign.world.language import THINGS, fact, say
 
 WIDTH, ENDS = 256, 6.0
@@ -27,7 +29,17 @@ def answer(things: Sequence[str], i: int) -> str:
 
 
 PAIRS = list(itertools.combinations(THINGS, 2))
-TEXTS = [text for things in PAIRS for text in (question(things), *(answer(things, i) for i in range(4)))]
+OBJECTIVES = ("helpfulness", "verbosity")
+TEXTS = [
+    text
+    for angle, things in enumerate(PAIRS)
+    for asked in [[{"role": "user", "content": question(things)}]]
+    for text in (
+        *(render_reward_input(asked, answer(things, i), "dpa-v1") for i in range(4)),
+        render_preference(Preference.from_angle(-(angle % 46), OBJECTIVES), "dpa-v1"),
+    )
+]
+"""What the tokenizer is trained on: the words of the prompts, the answers, and the lines around them."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -56,11 +68,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_model(folder: Path) -> Path:
-    """A random Mistral of four million parameters that ends an answer after a few tokens."""
+    """A random Mistral of two million parameters that ends an answer after a few tokens."""
     set_seed(1)
     tokens = tokenizer()
     config = MistralConfig(
-        vocab_size=len(tokens), hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
+        vocab_size=len(tokens), hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2,
         head_dim=32, intermediate_size=896, max_position_embeddings=2048, sliding_window=None,
         tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
