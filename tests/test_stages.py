@@ -27,6 +27,7 @@ READ_IN_OTHER_RUNS = {
     READ_BY_ALL,
     "engines.tensor_parallel",  # by vLLM
     "evaluation.dpo",  # where a DPO checkpoint is named
+    "dpo.prompt",  # by evaluations, where a DPO checkpoint is named
     "model.trust_remote_code",  # where a reward is named
     "model.base",  # where no base model is trained
     "sft.checkpoint",  # where it names a folder, which may change though its name stays

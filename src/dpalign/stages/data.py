@@ -174,7 +174,7 @@ def data(job: Job) -> None:
     chats = _without(held_out, read.chats, "chats", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
 
-    parts = {
+    parts: dict[str, list[Rated]] = {
         # An answer that the judge learns from has no rating for anyone else.
         "train": [
             {**row, "labels": {}} if row["prompt_id"] in judged else row
