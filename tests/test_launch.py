@@ -73,22 +73,6 @@ def require_equal_models(one: Path, two: Path, within: float) -> None:
         assert (one / name / "config.json").read_text() == (two / name / "config.json").read_text()
 
 
-def sharing() -> dict[str, str]:
-    """What accelerate tells two processes that are to share one model (FSDP2), which it refuses to tell on a CPU."""
-    from accelerate.commands.config.config_args import load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
-
-    given = launch_command_parser().parse_args(["--use_fsdp", "script"])
-    for name, value in load_config_from_file(str(configuration("fsdp2"))).fsdp_config.items():
-        setattr(given, name, value)
-    given.num_processes, given.num_machines, given.mixed_precision, given.dynamo_backend = 2, 1, "bf16", "no"
-    given.use_cpu, given.num_cpu_threads_per_process, given.debug = False, 1, False
-    told = {name: value for name, value in prepare_multi_gpu_env(given).items() if name.startswith(("FSDP", "ACCEL"))}
-    assert told["ACCELERATE_USE_FSDP"] == "true"
-    return told
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True], ids=["a copy each", "one model"])
 def test_two_processes_train_what_one_does(tmp_path: Path, tiny_folder: Path, alone: Path, shared: bool) -> None:
@@ -96,7 +80,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, tiny_folder: Path, al
 
     With one model it is FSDP2 for real, each process with half of every weight, as accelerate does it on GPUs.
     """
-    assert torchrun(tiny_folder, tmp_path, "float32", **(sharing() if shared else {})) == 0
+    assert torchrun(tiny_folder, tmp_path, "float32", **(spread_work.sharing() if shared else {})) == 0
     require_equal_models(alone, tmp_path, within=1e-5)
     losses = [json.loads((out / "losses.json").read_text()) for out in (alone, tmp_path)]
     assert losses[0].keys() == set(TRAININGS)
@@ -113,10 +97,24 @@ def test_two_processes_of_which_one_is_killed_go_on_to_what_one_trains(
     codes = []
     while not codes or codes[-1]:
         assert len(codes) <= len(TRAININGS), "one more kill than trainings"
-        codes.append(torchrun(tiny_folder, tmp_path, "float32", "killed", **(sharing() if shared else {})))
+        codes.append(torchrun(tiny_folder, tmp_path, "float32", "killed", **(spread_work.sharing() if shared else {})))
     made = [steps.read_text() for steps in tmp_path.glob("steps-*")]
     assert made == ["1 2 3 3 4 5"] * len(TRAININGS)
     require_equal_models(alone, tmp_path, within=1e-5)
+
+
+@pytest.mark.slow
+def test_one_shared_model_in_bfloat16_keeps_rewards_labels_loss_and_sums_in_float32(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    """accelerate alone would have FSDP2 keep nothing: a reward of 6.17 would be 6.15625."""
+    assert torchrun(tiny_folder, tmp_path, "bfloat16", "watched", **spread_work.sharing()) == 0
+    for rank in (0, 1):
+        seen = json.loads((tmp_path / f"watched-{rank}.json").read_text())
+        assert seen["head"] == seen["loss"] == seen["sums"] == ["torch.float32"]
+        assert seen["rounded rewards"] == ["False"]
+        assert seen["labels"] == ["57.58"]
+        assert seen["other weights"] == ["torch.bfloat16"]
 
 
 def launched(tmp_path: Path, tiny_folder: Path, *words: str) -> Path:

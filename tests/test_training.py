@@ -1,7 +1,9 @@
 """The skeleton of every training: what is left out, resuming, the loss curve, and the folder that is left behind."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import trl
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import tiny
@@ -18,8 +21,19 @@ from dpalign.paper.prompts import render_reward_input
 from dpalign.rewards.model import BradleyTerry
 from dpalign.train.dpo import longer_side, tokenize_pairs
 from dpalign.train.knobs import Training
-from dpalign.train.sft import finetune, tokenize
-from dpalign.train.trainer import FairBatches, ProgressCallback, RowsByLength, arguments, curve_of, last_checkpoint
+from dpalign.train.sft import COLUMNS, finetune, packed, tokenize
+from dpalign.train.trainer import (
+    LOOK_SECONDS,
+    FairBatches,
+    ProgressCallback,
+    Rows,
+    RowsByLength,
+    arguments,
+    curve_of,
+    first_process,
+    fitting,
+    last_checkpoint,
+)
 from tiny import changed
 from trainings import CHATS, MANY_PAIRS, PAIRS, PLAIN_FOLDER, RATED, SMALL, Kind, context, load, run
 
@@ -51,6 +65,36 @@ def test_rows_over_the_context_are_left_out_and_counted(
     assert (short.rows, short.too_long) == (len(lengths) - 1, 1)
     with pytest.raises(ValueError, match=f"of {len(lengths)} fits a context of 3 tokens; raise "):
         run(kind, tiny_folder, tmp_path / "none", changed(once, context=3))
+
+
+def test_rows_are_tokenized_and_packed_once_and_the_other_processes_map_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3, 5 and 2 tokens pack into rows of eight; the row of nine is left out."""
+
+    def rows() -> Iterator[dict[str, list[int]]]:
+        assert first_process(), "another process tokenizes"
+        for length in (3, 9, 5, 2):
+            yield {"input_ids": [length] * length, "labels": [length] * length}
+
+    def pack() -> tuple[Rows, Dataset]:
+        short = fitting(rows(), "row", 8, tmp_path / "scratch" / "rows.arrow", COLUMNS)
+        return short, packed(short.rows, 8)
+
+    monkeypatch.setenv("RANK", "1")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(pack)
+        time.sleep(3 * LOOK_SECONDS)
+        assert not waiting.done()
+        monkeypatch.setenv("RANK", "0")
+        one, once = pack()
+        other, again = waiting.result(timeout=60)
+    assert (one.fitting, one.too_long, one.tokens) == (other.fitting, other.too_long, other.tokens) == (3, 1, 10)
+    assert once["input_ids"][:] == again["input_ids"][:] == [[5] * 5 + [3] * 3, [2] * 2]
+    assert once["seq_lengths"][:] == [[5, 3], [2]]
+    for made in (one.rows, once):  # in files, which every process maps
+        assert [Path(file["filename"]).parent for file in made.cache_files] == [tmp_path / "scratch"]
+    assert (once.cache_files, one.rows.cache_files) == (again.cache_files, other.rows.cache_files)
 
 
 @pytest.mark.parametrize("processes", [3, 4])

@@ -14,7 +14,7 @@ import pytest
 from conftest import running, wait_until
 from dpalign.cli import recipe_file
 from dpalign.pipeline import runner
-from dpalign.pipeline.steps import knobs_of, steps
+from dpalign.pipeline.steps import knobs_of, processes_of, steps
 from dpalign.recipe import Recipe, changed, load
 from dpalign.runs import environment
 from dpalign.runs import folder as runs
@@ -148,11 +148,11 @@ def test_a_worker_refuses_another_number_of_processes_than_was_asked_for(
 
 def test_only_what_trains_runs_in_several_processes(world: Recipe) -> None:
     several = changed(world, {"launcher": "torchrun", "processes": 8})
-    processes = {step.stage.name: runner.processes_of(several, step) for step in steps(several)}
+    processes = {step.stage.name: processes_of(several, step) for step in steps(several)}
     assert processes["finetune"] == processes["reward"] == 8
     assert processes["sample"] == processes["report"] == processes["data"] == 1
     alone = changed(several, {"launcher": "process"})
-    assert {runner.processes_of(alone, step) for step in steps(alone)} == {1}
+    assert {processes_of(alone, step) for step in steps(alone)} == {1}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")

@@ -14,7 +14,7 @@ their interval in the same way. The alternatives use the full range.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any, Final, Literal
@@ -231,7 +231,7 @@ def labels_for(labels: Mapping[str, float], heads: Sequence[str]) -> list[float 
 
 
 def require_labels(
-    rows: Sequence[Mapping[str, Any]], objectives: Sequence[Objective], heads: Sequence[str], part: str
+    rows: Iterable[Mapping[str, Any]], objectives: Sequence[Objective], heads: Sequence[str], part: str
 ) -> None:
     """Refuse to train a head without labels: one of the user's own, or one that an objective reads.
 
@@ -242,14 +242,18 @@ def require_labels(
         ValueError: names the head, the objective that reads it, the heads that have labels, and the cure.
     """
     reader = {index: o.name for o in objectives for index in head_indices(o, heads)}
-    labelled = dict.fromkeys(head for row in rows for head in row["labels"])
+    labelled: dict[str, None] = {}
+    answers = 0
+    for row in rows:
+        answers += 1
+        labelled |= dict.fromkeys(row["labels"])
     for index, head in enumerate(heads):
         if head in labelled or (head in HEADS and index not in reader):
             continue
         subject = f"objective {reader[index]!r} reads head {head!r}" if index in reader else f"[heads] has {head!r}"
-        answers = f"{len(rows)} training answers" if part == "train" else f"the judge's {len(rows)} answers"
+        whose = f"{answers} training answers" if part == "train" else f"the judge's {answers} answers"
         without = "[rewards.NAME] gives a finished one" if part == "train" else "data.judge = 0"
         raise ValueError(
-            f"{subject}, and none of {answers} has a label for it (labelled: {', '.join(labelled) or 'none'}); add a "
+            f"{subject}, and none of {whose} has a label for it (labelled: {', '.join(labelled) or 'none'}); add a "
             f"data set that has, read another head in [objectives], or do without this training ({without})"
         )

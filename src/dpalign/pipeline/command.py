@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpalign.pipeline import runner
+from dpalign.pipeline.ready import lacking
 from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.pipeline.steps import notes
 from dpalign.recipe import Recipe, load
@@ -53,12 +54,12 @@ def next_commands(folder: Path, page: Path) -> str:
 
 def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> str:
     """The steps of a run, one a line, and what of each is to do."""
-    rows = [
-        (step.name, " ".join(filter(None, (step.half, step.condition))), verdict)
-        for step, verdict in runner.dry_run(recipe, folder, until, compared)
-    ]
+    verdicts = runner.dry_run(recipe, folder, until, compared)
+    rows = [(step.name, " ".join(filter(None, (step.half, step.condition))), verdict) for step, verdict in verdicts]
     name_width, how_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     lines = [f"  {name:{name_width}}  {how:{how_width}}  {verdict}" for name, how, verdict in rows]
+    if missing := lacking(recipe, [step for step, verdict in verdicts if verdict != "done"]):
+        lines += ["", "A run on this machine would be refused:", *(f"  {one}" for one in missing)]
     return "\n".join([*(notes(recipe) if compared else []), f"{len(rows)} steps into {folder}:", *lines])
 
 

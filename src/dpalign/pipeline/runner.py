@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpalign.measure.system import System
+from dpalign.pipeline.ready import require_machine, require_split
 from dpalign.pipeline.steps import STAGES, knobs_of, notes, recipe_of, steps_until
 from dpalign.recipe import Recipe
 from dpalign.recipe.localfiles import local_files, require_chat
@@ -31,9 +32,12 @@ def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bo
         compared: with every other system that the recipe compares.
 
     Raises:
-        ValueError: another process holds the folder, an unknown `until`, or bad input on the way.
+        ValueError: another process holds the folder, an unknown `until`, a machine that cannot take every step, or bad
+            input on the way.
     """
-    planned = steps_until(recipe, until, compared)
+    verdicts = dry_run(recipe, folder, until, compared)
+    planned = [step for step, _ in verdicts]
+    require_machine(recipe, [step for step, verdict in verdicts if verdict != "done"])
     require_chat(recipe, fetch=True)
     with runs.Run.open(folder, recipe.to_toml()) as run:
         run.log(f"users ask for: {asked_in_words(recipe)}")
@@ -98,11 +102,6 @@ def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:
         raise
 
 
-def processes_of(recipe: Recipe, step: Step) -> int:
-    """In how many processes a step runs at once."""
-    return recipe.processes if recipe.launcher in ("torchrun", "accelerate") and step.stage.several else 1
-
-
 def order_of(work: runs.Work) -> Path:
     """Where a stage's own process reads what it is to do."""
     return work.folder / ".stage" / "order.json"
@@ -137,8 +136,13 @@ def step_of(order: Mapping[str, Any]) -> Step:
 def dry_run(
     recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False
 ) -> Sequence[tuple[Step, str]]:
-    """The steps, and for each "done" or why it is to do; touches nothing."""
+    """The steps, and for each "done" or why it is to do; touches nothing.
+
+    Raises:
+        ValueError: an unknown `until`, or a recipe that contradicts itself.
+    """
     planned = steps_until(recipe, until, compared)
+    require_split(recipe, planned)
     read = [knobs_of(recipe, step) for step in planned]
     stages = [
         ledger.Stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs)

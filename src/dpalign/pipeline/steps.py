@@ -307,6 +307,11 @@ def knobs_of(recipe: Recipe, step: Step) -> dict[str, Any]:
     return step.stage.knobs(recipe_of(recipe, step)) | step.particulars
 
 
+def processes_of(recipe: Recipe, step: Step) -> int:
+    """In how many processes a step runs at once."""
+    return recipe.processes if recipe.launcher in ("torchrun", "accelerate") and step.stage.several else 1
+
+
 def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> list[Step]:
     """The steps up to one of them; None takes all.
 

@@ -13,7 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-from dpalign.pipeline.runner import order_of, perform, processes_of, step_of
+from dpalign.pipeline.runner import order_of, perform, step_of
+from dpalign.pipeline.steps import processes_of
 from dpalign.recipe import Recipe, from_mapping
 from dpalign.runs.errors import plain_errors
 from dpalign.runs.folder import Run, holder

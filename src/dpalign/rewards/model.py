@@ -14,11 +14,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ from dpalign.rewards.ridge import ridge_heads
 from dpalign.rewards.shared_prefix import cannot_share, score_shared
 from dpalign.runs.progress import Progress
 from dpalign.train.trainer import (
+    IDS,
     ByLength,
     FairBatches,
     Outcome,
@@ -47,6 +48,7 @@ from dpalign.train.trainer import (
     Rows,
     RunContext,
     arguments,
+    column_lengths,
     export,
     finish,
     first_process,
@@ -63,6 +65,9 @@ Normalize = Literal["labels", "rows", "heads"]
 ERROR_UNIT = 25.0
 """Points of 0-100 that count as an error of 1: about a rating's standard deviation, which makes the
 regression and the language modelling loss comparable at lm_loss = 1. The paper's weight is unpublished."""
+
+COLUMNS: Final = {"input_ids": IDS, "targets": pa.list_(pa.float64()), "prompt_id": pa.string()}
+PAIR_COLUMNS: Final = {**COLUMNS, "beaten_ids": IDS, "beaten_targets": pa.list_(pa.float64())}
 
 PROBE_ROWS = 2048
 """Rows on whose last hidden states the new head is first fitted by ridge regression: a random head
@@ -179,7 +184,8 @@ def train_reward_model(
     model, collate = load_classifier(context, heads, layers), collator(tokenizer)
     stock = type(model)
     if last_checkpoint(context.resume) is None:
-        fit_head(_placed(model), rows.rows[:: -(-len(rows.rows) // PROBE_ROWS)], collate, context.name)
+        probed = rows.rows.select(range(0, rows.fitting, -(-rows.fitting // PROBE_ROWS)))
+        fit_head(_placed(model), list(probed), collate, context.name)
     add_losses(model, context, lm_loss=lm_loss, normalize=normalize)
     if preference:
         rows = _with_pairs(rows, preference, len(heads), template, context)
@@ -189,7 +195,7 @@ def train_reward_model(
     trainer = RewardTrainer(
         model=model,
         args=TrainingArguments(remove_unused_columns=False, label_names=["targets"], **arguments(context)),
-        train_dataset=Dataset.from_list([dict(row) for row in rows.rows]),
+        train_dataset=rows.rows,
         data_collator=collate,
     )
     trained = fit(trainer)
@@ -218,12 +224,12 @@ def probe_reward_model(
         ValueError: see `train_reward_model`.
     """
     rows = _fitting(context, rated, len(heads), template)
-    outcome = Outcome(len(rows.rows), rows.too_long, 0, 0, 0.0, {"step": [], "loss": [], "learning_rate": []})
+    outcome = Outcome(rows.fitting, rows.too_long, 0, 0, 0.0, {"step": [], "loss": [], "learning_rate": []})
     if not first_process():
         return outcome
     set_seed(context.seed)
     model = _placed(load_classifier(context, heads, layers, frozen=True))
-    loss = fit_head(model, rows.rows, collator(context.tokenizer), context.name, context.resume)
+    loss = fit_head(model, list(rows.rows), collator(context.tokenizer), context.name, context.resume)
     export(model, context)
     write_probe(context.output.parent / PROBE_FILE, model, Probe(tuple(heads), layers, template))
     shutil.rmtree(context.resume, ignore_errors=True)
@@ -251,12 +257,13 @@ class RewardTrainer(ByLength):
     sampler = FairBatches
 
     def row_lengths(self) -> list[int]:
-        return [_length(row) for row in self.train_dataset]
+        columns = [name for name in ("input_ids", "beaten_ids") if name in self.train_dataset.column_names]
+        return list(map(max, zip(*(column_lengths(self.train_dataset, name) for name in columns), strict=True)))
 
 
 def _length(row: Row) -> int:
     """Tokens of a row's longest text."""
-    return max(len(row["input_ids"]), len(row.get("beaten_ids") or ()))
+    return max(len(row["input_ids"]), len(row["beaten_ids"]))
 
 
 def _fitting(context: RunContext, rated: Iterable[Mapping[str, Any]], n_heads: int, template: RewardTemplate) -> Rows:
@@ -264,6 +271,8 @@ def _fitting(context: RunContext, rated: Iterable[Mapping[str, Any]], n_heads: i
         tokenize_rated(rated, n_heads, template, context.tokenizer),
         "rated row",
         context.training.context,
+        context.resume / "rows.arrow",
+        COLUMNS,
         knob="reward.training.context",
     )
 
@@ -455,37 +464,42 @@ def _with_pairs(
 
     Each rated answer is in one row, so the regression reads it once.
     """
-    plain = _plain_pairs(preference.pairs, n_heads, template, context)
-    rows = [*paired(rated.rows, preference.first), *plain.rows]
-    if not any(row["beaten_ids"] for row in rows):
-        raise ValueError(
-            "reward.bradley_terry is above 0, and there is no pair to learn from: the first objective's labels tell "
-            "no two answers to a prompt apart; give pairs, or set it to 0"
-        )
-    return Rows(rows, rated.too_long + plain.too_long, rated.tokens + plain.tokens)
 
+    def units() -> Iterator[Row]:
+        rows = [
+            *paired(list(rated.rows), preference.first),
+            *_plain_pairs(preference.pairs, n_heads, template, context),
+        ]
+        if not any(row["beaten_ids"] for row in rows):
+            raise ValueError(
+                "reward.bradley_terry is above 0, and there is no pair to learn from: the first objective's labels "
+                "tell no two answers to a prompt apart; give pairs, or set it to 0"
+            )
+        yield from rows
 
-def _plain_pairs(
-    pairs: Sequence[Mapping[str, Any]], n_heads: int, template: RewardTemplate, context: RunContext
-) -> Rows:
-    """Preference pairs as rows of two texts without labels."""
-    nothing = [float("nan")] * n_heads
-    rows = []
-    for pair in pairs:
-        texts = [render_reward_input(pair["messages"], pair[side], template) for side in ("chosen", "rejected")]
-        chosen, rejected = context.tokenizer(texts)["input_ids"]
-        row = {"input_ids": chosen, "targets": nothing, "prompt_id": pair["prompt_id"]}
-        rows.append(row | {"beaten_ids": rejected, "beaten_targets": nothing})
-    if not rows:
-        return Rows([], 0, 0)
-    return fitting(
-        rows,
+    both = fitting(
+        units(),
         "preference pair",
         context.training.context,
+        context.resume / "pairs.arrow",
+        PAIR_COLUMNS,
         length=_length,
         tokens=lambda row: len(row["input_ids"]) + len(row["beaten_ids"]),
         knob="reward.training.context",
     )
+    return replace(both, too_long=rated.too_long + both.too_long)
+
+
+def _plain_pairs(
+    pairs: Sequence[Mapping[str, Any]], n_heads: int, template: RewardTemplate, context: RunContext
+) -> Iterator[Row]:
+    """Preference pairs as rows of two texts without labels."""
+    nothing = [float("nan")] * n_heads
+    for pair in pairs:
+        texts = [render_reward_input(pair["messages"], pair[side], template) for side in ("chosen", "rejected")]
+        chosen, rejected = context.tokenizer(texts)["input_ids"]
+        row = {"input_ids": chosen, "targets": nothing, "prompt_id": pair["prompt_id"]}
+        yield row | {"beaten_ids": rejected, "beaten_targets": nothing}
 
 
 def paired(rows: Sequence[Row], first: Sequence[int]) -> list[Row]:

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from string import Template
 from typing import Any, Final
@@ -17,6 +18,9 @@ PACKAGES: Final = (
 
 RECIPES: Final = Path(__file__).parents[1] / "recipe" / "shipped"
 """The recipes that are installed with the package, and the files that they read."""
+
+GPU_DEVICES: Final = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""What a machine with GPUs of NVIDIA or AMD has, or a Windows machine under its Linux."""
 
 WAITING: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -58,6 +62,15 @@ def expanded(knob: str, path: str) -> str:
     if "$" in name:
         raise ValueError(f"{knob} is {path!r}, and the environment has no such variable; set it, or the path")
     return name
+
+
+def visible_gpus() -> int:
+    """GPUs that torch may use here. Where there are devices, a process of its own counts them: this one opens none."""
+    if not any(map(os.path.exists, GPU_DEVICES)):
+        return 0
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    done = subprocess.run(count, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else 0
 
 
 def describe_environment() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,8 +12,11 @@ from dpalign.paper.direction import rng_for
 from dpalign.rows import CONVERSATIONS, RATED, read_rows
 from dpalign.runs.tables import Table
 from dpalign.stages.stage import Job, model_read, stage
-from dpalign.stages.training import context_of, count
+from dpalign.stages.training import context_of, count, trained_once
 from dpalign.train.knobs import Training
+
+if TYPE_CHECKING:
+    from dpalign.train.trainer import Outcome
 
 
 class Pretrain(Table):
@@ -76,6 +79,12 @@ class Pretrain(Table):
 )
 def base(job: Job) -> None:
     """Train a small base model from scratch, on the world's text or on the run's own."""
+    from dpalign.train.trainer import Outcome
+
+    count(job, trained_once(job, Outcome, lambda: _pretrain(job)))
+
+
+def _pretrain(job: Job) -> "Outcome":
     from dpalign.train.pretrain import pretrain, train_tokenizer
     from dpalign.world.corpus import WORDS_TO_COME, documents
 
@@ -91,7 +100,7 @@ def base(job: Job) -> None:
     template = chat_template(job.recipe.model.chat)
     tokenizer = train_tokenizer([*texts, *words], settings.vocabulary, template, settings.split_digits)
     context = context_of(job, "", settings.training, tokenizer)
-    count(job, pretrain(context, texts, hidden=settings.hidden, layers=settings.layers, heads=settings.heads))
+    return pretrain(context, texts, hidden=settings.hidden, layers=settings.layers, heads=settings.heads)
 
 
 def _data_texts(data: Path) -> Iterator[str]:

@@ -12,7 +12,7 @@ from dpalign.runs.tables import Table
 from dpalign.stages.pairs import pairs
 from dpalign.stages.rival import Rival, at_the_edge
 from dpalign.stages.stage import Job, Step, chat_read, model_read, stage
-from dpalign.stages.training import context_of, count, model_folder, named_checkpoint, policy_tokenizer
+from dpalign.stages.training import context_of, count, model_folder, named_checkpoint, policy_tokenizer, trained_once
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
@@ -59,13 +59,18 @@ class DPO(Table):
 def dpo(job: Job) -> None:
     """Train a policy on preference pairs, from SFT; it has no dial."""
     from dpalign.train.dpo import optimise
+    from dpalign.train.trainer import Outcome
 
     settings = job.recipe.dpo
-    if named_checkpoint(job, settings.training, settings.prompt):
-        return
-    start = model_folder(job.inputs["start"])
-    context = context_of(job, start, settings.training, policy_tokenizer(start, job.recipe, style=settings.prompt))
-    count(job, optimise(context, read_rows(job.inputs["pairs"], PAIRS), settings.beta))
+
+    def train() -> Outcome:
+        start = model_folder(job.inputs["start"])
+        tokenizer = policy_tokenizer(start, job.recipe, style=settings.prompt)
+        context = context_of(job, start, settings.training, tokenizer)
+        return optimise(context, read_rows(job.inputs["pairs"], PAIRS), settings.beta)
+
+    if not named_checkpoint(job, settings.training, settings.prompt):
+        count(job, trained_once(job, Outcome, train))
 
 
 def rivals(recipe: "Recipe", condition: str = "plain") -> Iterator[Rival]:

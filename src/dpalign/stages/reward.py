@@ -3,7 +3,7 @@
 Shapes: N answers, H heads, K objectives, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +27,13 @@ from dpalign.runs.tables import DataName, Table
 from dpalign.stages.cost import Costs, Load, reward_models
 from dpalign.stages.score import model_scorer, models_scorer
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
-from dpalign.stages.training import context_of, count
+from dpalign.stages.training import context_of, count, trained_once
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
     from dpalign.rewards.score import Scorer
+    from dpalign.train.trainer import Outcome
 
 Array = NDArray[np.float64]
 
@@ -202,6 +203,12 @@ def judge(job: Job) -> None:
 
 
 def _train(job: Job, part: str, seed: int) -> None:
+    from dpalign.train.trainer import Outcome
+
+    count(job, trained_once(job, Outcome, lambda: _fit(job, part, seed)))
+
+
+def _fit(job: Job, part: str, seed: int) -> "Outcome":
     from transformers import AutoTokenizer
 
     from dpalign.engines.tokens import spare_token
@@ -217,22 +224,19 @@ def _train(job: Job, part: str, seed: int) -> None:
     if knobs.probe:
         knob = "probe" if part == "train" else "judge_probe"
         file = Path(expanded(f"reward.{knob}", getattr(knobs, knob)))
-        count(job, given_reward_model(context, file, recipe.heads, template=knobs.template, layers=knobs.layers))
-        return
-    rows = [row for row in read_rows(job.inputs["data"] / part, RATED) if row["labels"]]
+        return given_reward_model(context, file, recipe.heads, template=knobs.template, layers=knobs.layers)
     objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
-    require_labels(rows, objectives, recipe.heads, part)
-    rated = [row | {"labels": labels_for(row["labels"], recipe.heads)} for row in rows]
+    require_labels(_labelled(job, part), objectives, recipe.heads, part)
+    rated = (row | {"labels": labels_for(row["labels"], recipe.heads)} for row in _labelled(job, part))
     if knobs.freeze:
-        count(job, probe_reward_model(context, rated, recipe.heads, template=knobs.template, layers=knobs.layers))
-        return
+        return probe_reward_model(context, rated, recipe.heads, template=knobs.template, layers=knobs.layers)
     preference = None
     if knobs.bradley_terry:
         own = job.inputs["data"] / "pairs"
         pairs = list(read_rows(own, PAIRS)) if part == "train" and own.exists() else []  # the judge's prompts have none
         first = head_indices(objectives[0], recipe.heads)
         preference = BradleyTerry(knobs.bradley_terry, first, pairs)
-    outcome = train_reward_model(
+    return train_reward_model(
         context,
         rated,
         recipe.heads,
@@ -242,7 +246,10 @@ def _train(job: Job, part: str, seed: int) -> None:
         layers=knobs.layers,
         preference=preference,
     )
-    count(job, outcome)
+
+
+def _labelled(job: Job, part: str) -> Iterator[dict[str, Any]]:
+    return (row for row in read_rows(job.inputs["data"] / part, RATED) if row["labels"])
 
 
 def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:

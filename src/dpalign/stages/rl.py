@@ -17,7 +17,7 @@ from dpalign.stages.rival import Rival, at_the_edge, fixed, grid, spelled
 from dpalign.stages.sample import within_limit
 from dpalign.stages.score import open_scorer, scored_by
 from dpalign.stages.stage import Job, Step, chat_read, model_read, objectives_read, on_transformers, stage
-from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer
+from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer, trained_once
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 def rl(job: Job) -> None:
     """Train a policy by reinforcement at one fixed direction, from SFT."""
     from dpalign.engines.tokens import PromptReader, end_ids, generation_config
-    from dpalign.train.rl import configuration, prompts_in_order, reinforce, scalar_reward
+    from dpalign.train.rl import Reinforcement, configuration, prompts_in_order, reinforce, scalar_reward
     from dpalign.train.trainer import first_process
 
     recipe, settings, training = job.recipe, job.recipe.rl, job.recipe.rl.training
@@ -86,20 +86,24 @@ def rl(job: Job) -> None:
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
     reader = PromptReader(tokenizer, end_ids(tokenizer, generation_config(start)))
     fitting = within_limit(job, prompts, reader.prompt_tokens)
-    config = configuration(
-        context,
-        samples=settings.samples,
-        max_new_tokens=recipe.sampling.max_new_tokens,
-        beta=settings.beta,
-        algorithm=settings.algorithm,
-        temperature=settings.temperature,
-    )
-    # A scorer goes to this process's own GPU, which is known from here on, beside the training.
-    scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
-    reward = scalar_reward(scorer.score, recipe.scored_heads, recipe.objective_list, v_K, reader)
-    groups = training.steps * training.batch // settings.samples
-    order = prompts_in_order([prompt["messages"] for prompt in fitting], groups, recipe.seed)
-    outcome = reinforce(context, order, config, reward)
+
+    def train() -> Reinforcement:
+        config = configuration(
+            context,
+            samples=settings.samples,
+            max_new_tokens=recipe.sampling.max_new_tokens,
+            beta=settings.beta,
+            algorithm=settings.algorithm,
+            temperature=settings.temperature,
+        )
+        # A scorer goes to this process's own GPU, which is known from here on, beside the training.
+        scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
+        reward = scalar_reward(scorer.score, recipe.scored_heads, recipe.objective_list, v_K, reader)
+        groups = training.steps * training.batch // settings.samples
+        order = prompts_in_order([prompt["messages"] for prompt in fitting], groups, recipe.seed)
+        return reinforce(context, order, config, reward)
+
+    outcome = trained_once(job, Reinforcement, train)
     if first_process():
         write_json(job.out / "curve.json", outcome.curve)
         _count(job, len(fitting), outcome)

@@ -89,6 +89,12 @@ class Stage:
         """The dotted names of the tables and leaves that it reads."""
         return list(dict.fromkeys(str(name) for name in self.reads(cast("Recipe", _Name()))))
 
+    @property
+    def training_table(self) -> str:
+        """The table of the recipe that says how it trains, by dotted name."""
+        assert self.trains is not None
+        return str(self.trains(cast("Recipe", _Name()))).replace("pretrain.training", "pretrain")
+
     def run(self, job: Job) -> None:
         """Do the work.
 

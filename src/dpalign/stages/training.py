@@ -1,9 +1,10 @@
 """What the training stages share: the model to start from, its tokenizer, the context, and what the ledger counts."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from dpalign.chat import PromptStyle, chat_template, styled_template
 from dpalign.runs.folder import write_json
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dpalign.recipe import Recipe
+    from dpalign.train.rl import Reinforcement
     from dpalign.train.trainer import Outcome, RunContext
 
-
+Done = TypeVar("Done", "Outcome", "Reinforcement")
+TRAINED: Final = ".stage/trained.json"
+"""In a stage at work whose model is trained: what the training did."""
 STYLE: Final = "prompt.txt"
 """Beside the name of a checkpoint that a stage took in place of training: the style that it is asked in."""
 
@@ -134,6 +138,26 @@ def context_of(
     )
 
 
+def trained_once(job: Job, what: type[Done], train: Callable[[], Done]) -> Done:
+    """What a training did. Where the stage failed after it, the model that it left is kept, and nothing is trained.
+
+    Args:
+        train: trains, and leaves the model at `context_of`'s output.
+    """
+    from dpalign.train.trainer import first_process
+
+    note = job.out / TRAINED
+    if note.is_file():
+        require_weights(job.out / "model")
+        if first_process():
+            job.work.run.log(f"{job.out.stem}: its training was finished before, and is kept")
+        return what(**json.loads(note.read_text(encoding="utf-8")))
+    done = train()
+    if first_process():
+        write_json(note, asdict(done))
+    return done
+
+
 def count(job: Job, outcome: "Outcome") -> None:
     """Enter a training in the stage's ledger, and leave its loss curve."""
     from dpalign.train.trainer import first_process
@@ -159,8 +183,11 @@ def train_policy(
         style: how chats are written for a model without a dial, trained or named.
     """
     from dpalign.train.sft import finetune
+    from dpalign.train.trainer import Outcome
 
-    if named_checkpoint(job, training, style):
-        return
-    tokenizer = policy_tokenizer(start, job.recipe, steered, style)
-    count(job, finetune(context_of(job, start, training, tokenizer), rows))
+    def train() -> Outcome:
+        tokenizer = policy_tokenizer(start, job.recipe, steered, style)
+        return finetune(context_of(job, start, training, tokenizer), rows)
+
+    if not named_checkpoint(job, training, style):
+        count(job, trained_once(job, Outcome, train))

@@ -8,18 +8,20 @@ so that no second model stands beside the one in training.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
-from datasets import Dataset, load_from_disk
+import pyarrow as pa
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from dpalign.runs.progress import Progress
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize
-from dpalign.train.trainer import ByLength, Outcome, Row, RunContext, arguments, fitting, load_model, lora, train
+from dpalign.train.trainer import IDS, ByLength, Outcome, Row, RunContext, arguments, fitting, load_model, lora, train
+
+COLUMNS: Final = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "length": pa.int32()}
 
 
 def tokenize_pairs(
@@ -48,6 +50,12 @@ def both_sides(row: Row) -> int:
     return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
 
 
+def by_length(pairs: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Iterator[Row]:
+    """Tokenized pairs, the shortest first, each with its length: the reference reads them in this order."""
+    for row in sorted(tokenize_pairs(pairs, tokenizer), key=longer_side):
+        yield {**row, "length": longer_side(row)}
+
+
 def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: float) -> Outcome:
     """Train a model on preference pairs.
 
@@ -65,9 +73,11 @@ def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: floa
             f'"answer", not {str(training.packing).lower()} and "{training.loss_on}"'
         )
     rows = fitting(
-        tokenize_pairs(pairs, context.tokenizer),
+        by_length(pairs, context.tokenizer),
         "pair",
         training.context,
+        context.resume / "pairs.arrow",
+        COLUMNS,
         longer_side,
         both_sides,
         "dpo.training.context",
@@ -77,8 +87,12 @@ def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: floa
     return train(dpo_trainer(model, rows.rows, beta, context), rows, context)
 
 
-def dpo_trainer(model: PreTrainedModel, rows: Sequence[Row], beta: float, context: RunContext) -> DPOTrainer:
-    """TRL's DPOTrainer on pairs of token ids, with the log-probabilities of its reference: the model as it comes."""
+def dpo_trainer(model: PreTrainedModel, rows: Dataset, beta: float, context: RunContext) -> DPOTrainer:
+    """TRL's DPOTrainer on pairs of token ids, with the log-probabilities of its reference: the model as it comes.
+
+    Args:
+        rows: of COLUMNS. TRL keeps the log-probabilities beside their file, where the other processes find them.
+    """
     config = DPOConfig(
         beta=beta,
         max_length=None,
@@ -91,7 +105,7 @@ def dpo_trainer(model: PreTrainedModel, rows: Sequence[Row], beta: float, contex
     return _Trainer(
         model=model,
         args=config,
-        train_dataset=_on_disk(rows, context.resume / "pairs", config),
+        train_dataset=rows,
         processing_class=context.tokenizer,
         peft_config=lora(context.training.lora_rank),
     )
@@ -115,16 +129,3 @@ class _Trainer(ByLength, DPOTrainer):  # type: ignore[misc]
         log_probs = super().compute_ref_log_probs(model, inputs)
         self.progress.advance(len(inputs["input_ids"]) // 2 * self.args.world_size)  # both sides of a pair are rows
         return log_probs
-
-
-def _on_disk(rows: Sequence[Row], folder: Path, config: DPOConfig) -> Dataset:
-    """The rows as a data set in files, which the first of several processes writes.
-
-    TRL keeps the reference's log-probabilities beside the files; those of a data set in memory no other process finds.
-    Rows of like length stand together, since the reference reads them in this order and the trainer in its own.
-    """
-    with config.main_process_first(local=False):
-        if config.process_index == 0:
-            ordered = sorted(rows, key=longer_side)
-            Dataset.from_list([{**row, "length": longer_side(row)} for row in ordered]).save_to_disk(folder)
-        return load_from_disk(folder)

@@ -1,7 +1,7 @@
 """The knobs of all trainings: what section 3.1 says of fine-tuning, and what computes it."""
 
 from importlib.util import find_spec
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,23 +21,35 @@ class Kernels(Table):
     """Liger's fused norms, rotary embeddings and MLPs (paper silent; GPUs; package liger-kernel). The loss is computed
     in chunks, without all logits in memory, with or without."""
 
+    @property
+    def packages(self) -> list[tuple[str, str]]:
+        """The packages that these kernels need, and the knob that asks for each."""
+        flash, liger = self.attention == "flash_attention_2", self.liger
+        return [
+            *([("flash-attn", 'kernels.attention = "flash_attention_2"')] if flash else []),
+            *([("liger-kernel", "kernels.liger = true")] if liger else []),
+        ]
+
     def require(self, on_gpu: bool) -> None:
         """ValueError where these kernels cannot run here: says what is missing, and what to do."""
-        needs = {
-            ("flash-attn", 'kernels.attention = "flash_attention_2"'): self.attention == "flash_attention_2",
-            ("liger-kernel", "kernels.liger = true"): self.liger,
-        }
-        for package, knob in (key for key, is_set in needs.items() if is_set):
+        for package, knob in self.packages:
             if not on_gpu:
                 raise ValueError(f"{knob} needs a GPU, and this machine has none; leave it at its default")
             require_package(package, knob)
+
+
+EXTRAS: Final = {"vllm": "-e '.[vllm]'", "ray": "-e '.[ray]'"} | dict.fromkeys(
+    ("torch", "transformers", "datasets", "accelerate", "peft", "trl"), "-e '.[train]'"
+)
+"""What pip is to install for a package that one of our extras has."""
 
 
 def require_package(package: str, knob: str) -> None:
     """ValueError where a package that a knob needs is not installed."""
     module = {"flash-attn": "flash_attn", "liger-kernel": "liger_kernel"}.get(package, package)
     if find_spec(module) is None:
-        raise ValueError(f"{knob} needs {package}, which is not installed: pip install {package}")
+        cure = f"pip install {EXTRAS.get(package, package)}"
+        raise ValueError(f"{knob} needs {package}, which is not installed: {cure}")
 
 
 class Training(Table):

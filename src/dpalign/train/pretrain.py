@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from dpalign.train.knobs import Kernels
-from dpalign.train.sft import sft_trainer
+from dpalign.train.sft import COLUMNS, sft_trainer
 from dpalign.train.trainer import Outcome, RunContext, fitting, train
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -77,7 +77,8 @@ def pretrain(context: RunContext, documents: Sequence[str], *, hidden: int, laye
         )
     )
     encoded = ([*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in documents)
-    rows = fitting(({"input_ids": ids, "labels": ids} for ids in encoded), "document", room, knob="pretrain.context")
+    labelled = ({"input_ids": ids, "labels": ids} for ids in encoded)
+    rows = fitting(labelled, "document", room, context.resume / "rows.arrow", COLUMNS, knob="pretrain.context")
     trainer = sft_trainer(model, rows.rows, replace(context, dtype="float32", kernels=Kernels()))
     # Stored at half the size; later trainings load it as float32.
     return train(trainer, rows, replace(context, dtype="bfloat16"))

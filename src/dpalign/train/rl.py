@@ -142,15 +142,16 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
     ids = [prompt_ids(context.tokenizer, messages) for messages in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     require_room([repr(messages[-1]["content"][:80]) for messages in prompts], ids, config.max_completion_length, limit)
+    asked = Dataset.from_list([{"prompt": messages} for messages in prompts])
     trainer = (GRPOTrainer if isinstance(config, GRPOConfig) else RLOOTrainer)(
         model=model,
         reward_funcs=reward,
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": messages} for messages in prompts]),
+        train_dataset=asked,
         processing_class=context.tokenizer,
         peft_config=lora(context.training.lora_rank),
     )
-    train(trainer, Rows([], 0, 0), context)
+    train(trainer, Rows(asked, len(asked), 0, 0), context)
     return _account(trainer.state, config.generation_batch_size)
 
 

@@ -7,7 +7,8 @@ restarts the position ids at each, and the model runs without a key-value cache,
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from datasets import Dataset
@@ -17,9 +18,22 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from dpalign.engines.tokens import chat_text, continued, turn_of
 from dpalign.train.knobs import Training
-from dpalign.train.trainer import ByLength, Outcome, Row, RunContext, arguments, fitting, load_model, lora, train
+from dpalign.train.trainer import (
+    IDS,
+    ByLength,
+    Outcome,
+    Row,
+    RunContext,
+    arguments,
+    fitting,
+    load_model,
+    lora,
+    make_once,
+    train,
+)
 
 IGNORED = -100
+COLUMNS: Final = {"input_ids": IDS, "labels": IDS}
 
 
 def tokenize(
@@ -52,7 +66,8 @@ def finetune(context: RunContext, conversations: Iterable[Mapping[str, Any]]) ->
     """
     context.kernels.require(torch.cuda.is_available())
     tokenizer, training = context.tokenizer, context.training
-    rows = fitting(tokenize(conversations, tokenizer, training), "conversation", training.context)
+    tokenized = tokenize(conversations, tokenizer, training)
+    rows = fitting(tokenized, "conversation", training.context, context.resume / "rows.arrow", COLUMNS)
     set_seed(context.seed)
     attention = context.kernels.attention
     model = load_model(AutoModelForCausalLM, context, attn_implementation=attention)
@@ -60,7 +75,7 @@ def finetune(context: RunContext, conversations: Iterable[Mapping[str, Any]]) ->
     return train(sft_trainer(model, rows.rows, context), rows, context)
 
 
-def sft_trainer(model: PreTrainedModel, rows: Sequence[Row], context: RunContext) -> SFTTrainer:
+def sft_trainer(model: PreTrainedModel, rows: Dataset | Sequence[Row], context: RunContext) -> SFTTrainer:
     """TRL's SFTTrainer on rows of token ids and labels."""
     training = one_packed_row(context.training, model)
     config = SFTConfig(
@@ -73,7 +88,7 @@ def sft_trainer(model: PreTrainedModel, rows: Sequence[Row], context: RunContext
     return _Trainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list([dict(row) for row in rows]),
+        train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list([dict(row) for row in rows]),
         processing_class=context.tokenizer,
         peft_config=lora(training.lora_rank),
     )
@@ -90,17 +105,25 @@ class _Trainer(ByLength, SFTTrainer):  # type: ignore[misc]
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: SFTConfig, packing: bool, *rest: Any
     ) -> Dataset:
-        if packing:
-            return packed(dataset, args.max_length)
-        return super()._prepare_dataset(dataset, processing_class, args, packing, *rest)
+        return packed(dataset, args.max_length) if packing else dataset
 
 
 def packed(rows: Dataset, room: int) -> Dataset:
     """Token rows in rows of at most `room` tokens, none split, by best-fit decreasing.
 
-    TRL's own trainer packs a thousand at a time, and leaves as many last rows half empty.
+    TRL's own trainer packs a thousand at a time, and leaves as many last rows half empty. Rows of a file are packed
+    into a file beside it, by the first of a training's processes alone.
     """
-    return pack_dataset(rows.select_columns(["input_ids", "labels"]), room, "bfd", {"batch_size": len(rows)})
+
+    def pack(file: Path | None = None) -> Dataset:
+        how = {"batch_size": len(rows), "cache_file_name": file and str(file), "load_from_cache_file": False}
+        return pack_dataset(rows.select_columns([*COLUMNS]), room, "bfd", how)
+
+    if not rows.cache_files:
+        return pack()
+    file = Path(rows.cache_files[0]["filename"]).with_name("packed.arrow")
+    make_once(file, pack)
+    return Dataset.from_file(str(file))
 
 
 def one_packed_row(training: Training, model: PreTrainedModel) -> Training:

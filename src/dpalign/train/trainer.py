@@ -7,15 +7,21 @@ import json
 import math
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from peft import LoraConfig, PeftModel
+from torch.distributed import fsdp
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
@@ -33,6 +39,7 @@ from transformers.utils import logging as transformers_logging
 
 from dpalign.engines.tokens import end_ids
 from dpalign.paper.direction import rng_for
+from dpalign.runs.folder import write_json
 from dpalign.runs.progress import Progress
 from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
 
@@ -77,7 +84,10 @@ class RunContext:
 class Rows:
     """The rows that fit the context."""
 
-    rows: list[Row]
+    rows: datasets.Dataset
+    """Memory-mapped: however many processes read them, the machine holds them once."""
+    fitting: int
+    """How many there are."""
     too_long: int
     """How many rows did not fit, and were left out."""
     tokens: int
@@ -98,18 +108,30 @@ class Outcome:
     """See `curve_of`."""
 
 
+IDS: Final = pa.list_(pa.int32())
+"""The type of a column of token ids."""
+LOOK_SECONDS: Final = 0.1
+"""Between two looks of a process for what the first is making."""
+
+
 def fitting(
     rows: Iterable[Row],
     what: str,
     context: int,
+    file: Path,
+    columns: Mapping[str, pa.DataType],
     length: Callable[[Row], int] = lambda row: len(row["input_ids"]),
     tokens: Callable[[Row], int] = lambda row: len(row["input_ids"]),
     knob: str = "its training's context",
 ) -> Rows:
-    """Leave out the rows longer than the context, and count them.
+    """Leave out the rows longer than the context, count them, and keep the others in an Arrow file.
+
+    Of several processes the first alone reads `rows`. A training that resumes finds the file.
 
     Args:
         what: a row's name in the message: "pair".
+        file: where the rows are kept, in a training's scratch folder.
+        columns: what is kept of each row.
         length: tokens that must fit the context.
         tokens: tokens that an epoch reads of the row.
         knob: what a user raises where no row fits.
@@ -117,13 +139,54 @@ def fitting(
     Raises:
         ValueError: no row fits.
     """
-    every = list(rows)
-    short = [row for row in every if length(row) <= context]
-    if not short:
-        raise ValueError(
-            f"no {what} of {len(every)} fits a context of {context} tokens; raise {knob}, or check the data"
-        )
-    return Rows(short, len(every) - len(short), sum(tokens(row) for row in short))
+    counts = {"fitting": 0, "too_long": 0, "tokens": 0}
+
+    def short() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            if length(row) > context:
+                counts["too_long"] += 1
+                continue
+            counts["fitting"] += 1
+            counts["tokens"] += tokens(row)
+            yield {name: row[name] for name in columns}
+
+    def write(beside: Path) -> None:
+        kept, schema = short(), pa.schema(list(columns.items()))
+        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+            while batch := list(islice(kept, 1000)):
+                stream.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+        if not counts["fitting"]:
+            raise ValueError(
+                f"no {what} of {counts['too_long']} fits a context of {context} tokens; raise {knob}, or check the data"
+            )
+        write_json(file.with_suffix(".json"), counts)
+
+    make_once(file, write)
+    counts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    return Rows(datasets.Dataset.from_file(str(file)), **counts)
+
+
+def make_once(file: Path, make: Callable[[Path], object]) -> None:
+    """Have a file made by the first of a training's processes, while the others wait.
+
+    They wait for the file and not at a barrier, which would give up after half an hour.
+
+    Args:
+        make: writes the file at the path it is given; it is renamed once it is whole.
+    """
+    if first_process() and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f".{file.name}.partial")
+        make(beside)
+        beside.rename(file)
+    while not file.exists():
+        time.sleep(LOOK_SECONDS)
+
+
+def column_lengths(rows: datasets.Dataset, column: str) -> list[int]:
+    """How long each row's list is, without reading the lists."""
+    lengths: list[int] = pc.list_value_length(rows.with_format("arrow")[:][column]).to_pylist()
+    return lengths
 
 
 def training_dtype(dtype: str, lora_rank: int) -> str:
@@ -244,9 +307,11 @@ def fit(trainer: Trainer) -> PreTrainedModel:
     """Train in memory, from the last checkpoint where there is one; the model comes back with its LoRA merged."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(shown := ProgressCallback(trainer.args.run_name))
+    trainer.add_callback(StopWhereNothingIsLeft())
     require_spread(trainer)
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
+        with suppress(NothingLeft), float32_sums(trainer):
+            trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
     finally:
         shown.close()
     model: PreTrainedModel = trainer.model
@@ -260,7 +325,7 @@ def finish(trainer: Trainer, rows: Rows) -> Outcome:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     state = trainer.state
     return Outcome(
-        rows=len(rows.rows),
+        rows=rows.fitting,
         too_long=rows.too_long,
         tokens=math.ceil((state.epoch or 0.0) * rows.tokens),
         updates=state.global_step,
@@ -363,7 +428,7 @@ class ByLength(Trainer):
         return self.sampler(self, self.row_lengths())
 
     def row_lengths(self) -> list[int]:
-        return [len(ids) for ids in self.train_dataset["input_ids"]]
+        return column_lengths(self.train_dataset, "input_ids")
 
 
 class ProgressCallback(TrainerCallback):
@@ -383,6 +448,18 @@ class ProgressCallback(TrainerCallback):
     def close(self) -> None:
         if self.progress:
             self.progress.close()
+
+
+class NothingLeft(Exception):
+    """All updates were made before: the last checkpoint is the trained model."""
+
+
+class StopWhereNothingIsLeft(TrainerCallback):
+    """Ends a training that resumes from its last update; the Trainer itself would make one more within an epoch."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise NothingLeft
 
 
 # Several processes
@@ -429,6 +506,34 @@ def require_spread(trainer: Trainer) -> None:
             raise ValueError(
                 "a LoRA is merged into whole weights: use it with launcher torchrun, without launch.config"
             )
+
+
+@contextmanager
+def float32_sums(trainer: Trainer) -> Iterator[None]:
+    """Let FSDP2 sum gradients over processes in float32, and round neither rewards nor labels.
+
+    For a bfloat16 training accelerate asks FSDP2 for bfloat16 throughout: weights, sums, inputs and outputs. Here the
+    gathered weights alone are bfloat16. A reward model's head, which is a few vectors, is gathered in float32.
+    """
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None or plugin.fsdp_version != 2 or plugin.mixed_precision_policy is None:
+        yield
+        return
+    plugin.mixed_precision_policy = replace(
+        plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
+    )
+    model, head, shard = trainer.model, getattr(trainer.model, "score", None), fsdp.fully_shard
+
+    def head_first(module: Any, **options: Any) -> Any:
+        if module is model and head is not None:
+            shard(head, **options | {"mp_policy": fsdp.MixedPrecisionPolicy()})
+        return shard(module, **options)
+
+    fsdp.fully_shard = head_first  # accelerate has one policy for all parts, and looks this up as it shards
+    try:
+        yield
+    finally:
+        fsdp.fully_shard = shard
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:

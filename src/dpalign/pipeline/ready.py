@@ -1,0 +1,142 @@
+"""Whether a run can take all of its steps on this machine: asked before the first, not ten hours in."""
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any, Final
+
+from dpalign.pipeline.steps import processes_of, recipe_of
+from dpalign.recipe import Recipe
+from dpalign.runs.environment import visible_gpus
+from dpalign.runs.launch import configuration
+from dpalign.runs.shards import SPARE_CPUS, joined, require_room
+from dpalign.stages.stage import Step
+from dpalign.train.knobs import Training, require_package
+
+TRAIN: Final = ("torch", "transformers", "datasets", "accelerate", "peft", "trl")
+"""What every heavy stage needs: the extra `train`."""
+
+
+def require_split(recipe: Recipe, planned: Sequence[Step]) -> None:
+    """Check that each training's batch divides into micro-batches over its processes.
+
+    Raises:
+        ValueError: one does not; names the knobs.
+    """
+    for step, training in _trainings(recipe, planned):
+        table, processes = step.stage.training_table, processes_of(recipe, step)
+        one_a_forward = training.packing and recipe.kernels.attention == "sdpa"  # whatever micro_batch says
+        rows = processes * (1 if one_a_forward else training.micro_batch)
+        if training.batch % rows:
+            raise ValueError(
+                f"{table}.batch is {training.batch}, and {processes} processes with {table}.micro_batch "
+                f"{training.micro_batch} take {rows} rows at once; make batch a multiple of {rows}"
+            )
+        if step.stage.name == "rl" and training.batch % recipe.rl.samples:
+            raise ValueError(
+                f"{table}.batch is {training.batch}, and an answer is weighed against rl.samples {recipe.rl.samples} "
+                f"to its prompt; make batch a multiple of {recipe.rl.samples}"
+            )
+
+
+def require_machine(recipe: Recipe, todo: Sequence[Step]) -> None:
+    """Check that this machine, or the cluster that the recipe names, has what some steps need.
+
+    Raises:
+        ValueError: it has not; lists all that is missing.
+    """
+    if missing := list(lacking(recipe, todo)):
+        raise ValueError("this machine cannot take every step:\n" + "\n".join(f"- {one}" for one in missing))
+    if recipe.cluster.address not in ("", "local") and _engines(todo):
+        with joined(recipe.cluster, recipe.cluster.actors):  # or says what is wrong
+            pass
+
+
+def lacking(recipe: Recipe, todo: Sequence[Step]) -> list[str]:
+    """What this machine lacks for some steps: packages and GPUs, each with the knob that asks and the cure."""
+    packages = [why for package, knob in _packages(recipe, todo) for why in _refusal(require_package, package, knob)]
+    return [*packages, *_gpus(recipe, todo)]
+
+
+def _packages(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]:
+    """Packages, and the knob that asks for each."""
+    if any(step.stage.heavy for step in todo):
+        yield from ((package, "training, sampling or scoring") for package in TRAIN)
+    engines = _engines(todo)
+    for knob in engines:
+        if getattr(recipe.engines, knob) == "vllm":
+            yield "vllm", f'engines.{knob} = "vllm"'
+    if engines and recipe.cluster.address:
+        yield "ray", f'cluster.address = "{recipe.cluster.address}"'
+    if any(_trainings(recipe, todo)):
+        yield from recipe.kernels.packages
+        if recipe.report_to != "none":
+            yield recipe.report_to, f'report_to = "{recipe.report_to}"'
+    if _spread(recipe, todo) and recipe.launch.config.startswith("zero"):
+        yield "deepspeed", f'launch.config = "{recipe.launch.config}"'
+
+
+def _gpus(recipe: Recipe, todo: Sequence[Step]) -> Iterator[str]:
+    """What is wrong with the number of this machine's GPUs; it is counted only where something asks for GPUs."""
+    engines, cluster, spread = _engines(todo), recipe.cluster, _spread(recipe, todo)
+    on_vllm = [knob for knob in engines if getattr(recipe.engines, knob) == "vllm"]
+    kernels = [knob for _, knob in recipe.kernels.packages] if any(_trainings(recipe, todo)) else []
+    if not (on_vllm or kernels or spread or (engines and cluster.address == "local")):
+        return
+    gpus = visible_gpus()
+    shown = f"this machine shows {gpus or 'no'} GPU{'s' * (gpus != 1)}"
+    if spread and (recipe.launcher == "accelerate" if not gpus else recipe.processes > gpus):
+        yield (
+            f"processes is {recipe.processes}, each on a GPU of its own, and {shown}; lower processes, or start them "
+            "on several machines with launch.command"
+        )
+    if spread and recipe.launcher == "accelerate" and recipe.launch.config and find_spec("trl"):
+        yield from _refusal(configuration, recipe.launch.config)
+    if not gpus:
+        yield from (f"{knob} needs a GPU, and {shown}; leave it at its default" for knob in kernels)
+        if on_vllm and _vllm_for_gpus():
+            yield (
+                f'engines.{on_vllm[0]} = "vllm", whose usual build needs a GPU, and {shown}; take its CPU build '
+                '(docs/engines.md), or "transformers"'
+            )
+    if not engines:
+        return
+    if cluster.address == "local":
+        cpus = cluster.actors * cluster.cpus + SPARE_CPUS  # Ray is started with so many, whatever the machine has
+        yield from _refusal(require_room, [{"CPU": cpus, "GPU": float(gpus)}], cluster, cluster.actors)
+    elif not cluster.address and gpus and recipe.engines.tensor_parallel > gpus:
+        yield f"engines.tensor_parallel is {recipe.engines.tensor_parallel}, and {shown}; lower it"
+
+
+def _vllm_for_gpus() -> bool:
+    """Whether the installed vLLM is its usual build; the one for CPUs is a package of another name, or version."""
+    try:
+        return "cpu" not in version("vllm")
+    except PackageNotFoundError:
+        return False
+
+
+def _trainings(recipe: Recipe, steps: Sequence[Step]) -> Iterator[tuple[Step, Training]]:
+    """The steps that train, with the knobs of each; a checkpoint that is named in place of a training is none."""
+    for step in steps:
+        training = step.stage.trains(recipe_of(recipe, step)) if step.stage.trains else None
+        if training is not None and not training.checkpoint:
+            yield step, training
+
+
+def _spread(recipe: Recipe, steps: Sequence[Step]) -> bool:
+    """Whether any of the steps runs in several processes of this machine."""
+    return not recipe.launch.command and any(processes_of(recipe, step) > 1 for step, _ in _trainings(recipe, steps))
+
+
+def _engines(steps: Sequence[Step]) -> list[str]:
+    """The knobs of [engines] that the steps read: `sampling`, `scoring`."""
+    read = {name for step in steps for name in step.stage.knob_names()}
+    return [knob for knob in ("sampling", "scoring") if f"engines.{knob}" in read]
+
+
+def _refusal(check: Callable[..., object], *given: Any) -> Iterator[str]:
+    try:
+        check(*given)
+    except ValueError as error:
+        yield str(error)
