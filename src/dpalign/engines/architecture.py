@@ -89,11 +89,12 @@ KNOWN: Final[Mapping[str, Architecture]] = {
         Architecture("Qwen/Qwen3-8B", 151936, 4096, 36, 32, 8, 128, 12288, qk_norm=True),
         Architecture("google/gemma-3-1b-it", 262144, 1152, 26, 4, 1, 256, 6912, tied=True, qk_norm=True),
         Architecture("HuggingFaceTB/SmolLM2-135M", 49152, 576, 30, 9, 3, 64, 1536, tied=True),
+        Architecture("runs/smollm2", 49152, 576, 30, 9, 3, 64, 1536, tied=True),  # the same, as `dpa smollm2` puts it
         Architecture("HuggingFaceTB/SmolLM2-360M", 49152, 960, 32, 15, 5, 64, 2560, tied=True),
         Architecture("HuggingFaceTB/SmolLM2-1.7B", 49152, 2048, 24, 32, 32, 64, 8192, tied=True),
     )
 }
-"""Models of the hub whose shape is known without asking it."""
+"""Models whose shape is known without asking the hub, or before they are fetched."""
 
 
 def read_architecture(folder: Path, name: str = "") -> Architecture:

@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Final
 
+from dpalign.pipeline.smollm2 import PLACE
 from dpalign.pipeline.steps import processes_of, recipe_of
 from dpalign.recipe import Recipe
 from dpalign.runs.environment import visible_gpus
@@ -55,7 +56,13 @@ def require_machine(recipe: Recipe, todo: Sequence[Step]) -> None:
 def lacking(recipe: Recipe, todo: Sequence[Step]) -> list[str]:
     """What this machine lacks for some steps: packages and GPUs, each with the knob that asks and the cure."""
     packages = [why for package, knob in _packages(recipe, todo) for why in _refusal(require_package, package, knob)]
-    return [*packages, *_gpus(recipe, todo)]
+    return [*_unfetched(recipe, todo), *packages, *_gpus(recipe, todo)]
+
+
+def _unfetched(recipe: Recipe, todo: Sequence[Step]) -> Iterator[str]:
+    """The model of our own verb, where nobody has called it."""
+    if any(step.stage.heavy for step in todo) and recipe.model.base == str(PLACE) and not PLACE.exists():
+        yield f"model.base is {recipe.model.base}, which is not there; `dpa smollm2` fetches it"
 
 
 def _packages(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]:

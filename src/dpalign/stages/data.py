@@ -144,7 +144,7 @@ class Read:
 
 @stage(
     version=2,
-    reads=lambda r: (r.seed, r.data, *objectives_read(r)),
+    reads=lambda r: (r.seed, r.data, r.reward.probe, *objectives_read(r)),
     optional=("world",),
     heavy=False,
 )

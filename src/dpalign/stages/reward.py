@@ -216,6 +216,9 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
     from dpalign.rewards.model import BradleyTerry, given_reward_model, probe_reward_model, train_reward_model
 
     recipe, knobs = job.recipe, job.recipe.reward
+    objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
+    if not knobs.probe:
+        require_labels(_labelled(job, part), objectives, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.pad_token = spare_token(tokenizer)
@@ -225,8 +228,6 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
         knob = "probe" if part == "train" else "judge_probe"
         file = Path(expanded(f"reward.{knob}", getattr(knobs, knob)))
         return given_reward_model(context, file, recipe.heads, template=knobs.template, layers=knobs.layers)
-    objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
-    require_labels(_labelled(job, part), objectives, recipe.heads, part)
     rated = (row | {"labels": labels_for(row["labels"], recipe.heads)} for row in _labelled(job, part))
     if knobs.freeze:
         return probe_reward_model(context, rated, recipe.heads, template=knobs.template, layers=knobs.layers)
