@@ -33,7 +33,7 @@ from dpalign.stages.preference import line
 from dpalign.stages.sample import Condition, open_reader
 from dpalign.stages.shards import Shards
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
-from dpalign.stages.steerlm import reward_targets
+from dpalign.stages.steerlm import condition_line, reward_targets
 from dpalign.stages.training import checkpoint_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 @stage(
     reads=lambda r: (
         *(r.seed, r.feasibility, r.evaluation.split, r.evaluation.temperature, r.evaluation.bootstrap, r.preference),
-        *(r.data.world, r.steerlm.template, r.steerlm.targets, r.evaluation.shards),
+        *(r.data.world, r.steerlm.template, r.steerlm.levels, r.steerlm.targets, r.evaluation.shards),
         *(*sampler_read(r), *scorer_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("policy", "data", "reward"),
@@ -144,8 +144,8 @@ def targets_beyond(recipe: "Recipe", reward_NK: Array) -> list[Wish]:
         for highest_K in highest_VK.tolist():
             asked = dict(zip(names, highest_K, strict=True))
             asked[names[0]] += share * (100 - asked[names[0]])
-            text = render_condition(asked, template)
-            stated = parse_condition(text, template)
+            stated = parse_condition(render_condition(asked, template), template)
+            text = condition_line(recipe, asked.values())
             group = AS_ANNOTATED if share == 0 else f"{100 * share:g}% of the way beyond"
             value = tuple(stated[name] for name in names)
             about = {"highest": highest_K[0], "share": share}

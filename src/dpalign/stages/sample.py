@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from dpalign.chat import with_system_line
 from dpalign.engines.engine import Engine, Request
 from dpalign.paper.direction import rng_for
-from dpalign.paper.prompts import render_condition
 from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows
 from dpalign.runs.folder import Tally
 from dpalign.runs.shards import make_shards
@@ -22,7 +21,7 @@ from dpalign.stages.pools import annotated
 from dpalign.stages.preference import directions_of, line
 from dpalign.stages.shards import PART, Output, Row, Shards, parts_of
 from dpalign.stages.stage import D1_D2, Job, Step, chat_read, model_read, objectives_read, stage
-from dpalign.stages.steerlm import reward_targets
+from dpalign.stages.steerlm import condition_line, reward_targets
 from dpalign.stages.training import Checkpoint, checkpoint_of
 
 if TYPE_CHECKING:
@@ -88,7 +87,16 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
 
 @stage(
     reads=lambda r: (
-        *(r.seed, r.sampling, r.preference, r.steerlm.template, *chat_read(r), *model_read(r), *objectives_read(r)),
+        *(
+            r.seed,
+            r.sampling,
+            r.preference,
+            r.steerlm.template,
+            r.steerlm.levels,
+            *chat_read(r),
+            *model_read(r),
+            *objectives_read(r),
+        ),
         *(r.engines.sampling, r.engines.tensor_parallel, r.data.hints),
     ),
     inputs=("policy", "data"),
@@ -254,11 +262,7 @@ def target_conditions(job: Job, count: int, quantile: float) -> list[Condition]:
             f"{job.out.stem}: {len(targets)} distinct reward targets, not {count}: condition lines of "
             f"{recipe.steerlm.template!r} state no more of what the annotated answers have"
         )
-    names, template = list(recipe.objectives), recipe.steerlm.template
-    return [
-        Condition("target", tuple(r_K), render_condition(dict(zip(names, r_K, strict=True)), template))
-        for r_K in targets
-    ]
+    return [Condition("target", tuple(r_K), condition_line(recipe, r_K)) for r_K in targets]
 
 
 def shares(answers: int, targets: int) -> list[int]:
