@@ -17,7 +17,7 @@ from dpalign.runs.folder import Run
 from dpalign.stages import sample as stages
 from dpalign.stages.sample import shares
 from dpalign.stages.stage import Job
-from dpalign.stages.steerlm import reward_targets
+from dpalign.stages.steerlm import condition_line, reward_targets
 from dpalign.stages.training import Checkpoint
 
 LABELS = load(MICRO, ["--steerlm.template", "steerlm"])
@@ -41,6 +41,17 @@ def test_what_a_line_states_is_what_it_reads_back_as(template: Any) -> None:
     for reward in (0.0, 19.9, 20.0, 55.4, 66.6, 100.0):
         stated = stated_reward(reward, template)
         assert parse_condition(render_condition({"verbosity": reward}, template), template) == {"verbosity": stated}
+
+
+def test_a_line_can_say_in_words_too_how_verbose_an_answer_shall_be() -> None:
+    """Three parts of 0-100 points, by the last objective; fitted points may lie beyond the ends."""
+    recipe = load(MICRO, ["--steerlm.levels", '["Be short.", "Be brief.", "Be long."]'])
+    asked = {verbosity: condition_line(recipe, (50, verbosity)) for verbosity in (-8, 33, 34, 66, 67, 104)}
+    assert [line.rpartition(". ")[2] for line in asked.values()] == [
+        *("Be short.", "Be short.", "Be brief.", "Be brief.", "Be long.", "Be long."),
+    ]
+    assert asked[34] == "helpfulness 50 verbosity 34. Be brief."
+    assert condition_line(WORLD, (50, 34)) == "helpfulness 50 verbosity 34"
 
 
 def test_labels_are_taken_once_each_with_the_helpfulness_that_goes_with_them() -> None:
