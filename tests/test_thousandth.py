@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.ray]
 RECIPE = """
 extends = "paper"
 name = "paper-thousandth"
-iterations = 2             # size: of 4
+iterations = 1             # size: of 4; evaluations ask the policy for directions as a second one would
 processes = 2              # hardware: of 8
 
 [launch]                   # hardware: accelerate starts no FSDP2 without GPUs, so torchrun does, as accelerate would
@@ -66,7 +66,7 @@ cpu_cache = 0.25           # hardware: GiB a vLLM engine
 dpo = "{model}"            # no hub
 bootstrap = 200            # size
 """
-TRAINED = ("reward", "judge", "steerlm-d2", "policy-1", "policy-2", "steerlm")
+TRAINED = ("reward", "judge", "steerlm-d2", "policy-1", "steerlm")
 
 
 def test_the_papers_recipe_runs_from_its_data_to_its_page(tmp_path: Path) -> None:
@@ -88,16 +88,14 @@ def test_the_papers_recipe_runs_from_its_data_to_its_page(tmp_path: Path) -> Non
         assert read_ledger(run / step)["tokens"]["trained"] > 0
         weights = load_file(run / step / "model" / "model.safetensors")
         assert {str(weight.dtype) for weight in weights.values()} == {"torch.bfloat16"}
-    for t in (1, 2):
-        assert (
-            read_ledger(run / f"sample-{t}")["counts"]["out"] == read_ledger(run / f"score-{t}")["counts"]["out"] == 320
-        )
+    drawn, scored = (read_ledger(run / name)["counts"]["out"] for name in ("sample-1", "score-1"))
+    assert drawn == scored == 320
     summary = Summary.model_validate_json((run / "report" / "summary.json").read_text(encoding="utf-8"))
     assert summary.systems
-    tokens = AutoTokenizer.from_pretrained(run / "policy-2" / "model")
+    tokens = AutoTokenizer.from_pretrained(run / "policy-1" / "model")
     asked = tokens.apply_chat_template(
         [{"role": "user", "content": "Tell me about salt."}], angle=-15, tokenize=False, add_generation_prompt=True
     )
     assert "helpfulness*97 + verbosity*-26" in asked
-    policy = AutoModelForCausalLM.from_pretrained(run / "policy-2" / "model")
+    policy = AutoModelForCausalLM.from_pretrained(run / "policy-1" / "model")
     assert policy.generate(**tokens(asked, return_tensors="pt"), max_new_tokens=2).shape[0] == 1

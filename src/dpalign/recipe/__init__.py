@@ -194,7 +194,8 @@ class Recipe(Table):
         """
         if not self.rewards:
             return self
-        functions = {f"{name}/{head}" for name, r in self.rewards.items() if r.function for head in r.own_heads(())}
+        rules = {name: r for name, r in self.rewards.items() if not (r.model or r.trained)}
+        functions = {f"{name}/{head}" for name, r in rules.items() for head in r.own_heads(())}
         read = {}
         for objective in self.objective_list:
             heads = self.heads_read(objective)

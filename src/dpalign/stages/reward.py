@@ -114,7 +114,7 @@ class Reward(Table):
 def _reads(r: "Recipe") -> tuple[object, ...]:
     return (
         *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
-        *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze, r.reward.probe, r.reward.judge_probe),
+        *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze),
         *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
     )
 
@@ -159,7 +159,7 @@ def _held_out(costs: Costs) -> float:
 
 
 @stage(
-    reads=_reads,
+    reads=lambda r: (*_reads(r), r.reward.probe),
     inputs=("data",),
     optional=("base",),
     several=True,
@@ -185,7 +185,7 @@ def reward(job: Job) -> None:
 
 
 @stage(
-    reads=_reads,
+    reads=lambda r: (*_reads(r), r.reward.judge_probe),
     inputs=("data",),
     optional=("base",),
     several=True,
@@ -217,16 +217,17 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
 
     recipe, knobs = job.recipe, job.recipe.reward
     objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
-    if not knobs.probe:
+    knob = "probe" if part == "train" else "judge_probe"
+    given: str = getattr(knobs, knob)
+    if not given:
         require_labels(_labelled(job, part), objectives, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.pad_token = spare_token(tokenizer)
     tokenizer.chat_template = template_for(tokenizer, knobs.template)
     context = context_of(job, start, knobs.training, tokenizer, seed)
-    if knobs.probe:
-        knob = "probe" if part == "train" else "judge_probe"
-        file = Path(expanded(f"reward.{knob}", getattr(knobs, knob)))
+    if given:
+        file = Path(expanded(f"reward.{knob}", given))
         return given_reward_model(context, file, recipe.heads, template=knobs.template, layers=knobs.layers)
     rated = (row | {"labels": labels_for(row["labels"], recipe.heads)} for row in _labelled(job, part))
     if knobs.freeze:

@@ -192,7 +192,7 @@ def open_reader(recipe: "Recipe", policy: Checkpoint) -> "PromptReader":
 
 def drawing(job: Job) -> Shards[Engine]:
     """A sampling stage as shards of prompts."""
-    recipe, settings, t = job.recipe, job.recipe.sampling, job.t
+    recipe, settings, hints, t = job.recipe, job.recipe.sampling, job.recipe.data.hints, job.t
     policy = checkpoint_of(job.inputs["policy"])
     halves = D1_D2 if job.half == "both" else (job.half,)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in halves]
@@ -204,7 +204,7 @@ def drawing(job: Job) -> Shards[Engine]:
         case "plain":
             fixed = [PLAIN]
         case "hints":
-            fixed = [replace(PLAIN, hint=hint) for hint in recipe.data.hints]
+            fixed = [replace(PLAIN, hint=hint) for hint in hints]
         case _:
             fixed = []  # each prompt's own directions
     n = [settings.n] * (len(fixed) or recipe.preference.directions)

@@ -101,6 +101,7 @@ def policy_tokenizer(
     template = recipe.preference.template if steered else None
     objectives = tuple(recipe.objectives) if steered else None
     levels = recipe.preference.in_words if steered else ()
+    place = recipe.model.dial_place
     if style != "own":
         assert not steered
         tokenizer.chat_template = styled_template(style, tokenizer.bos_token, tokenizer.eos_token)
@@ -109,7 +110,7 @@ def policy_tokenizer(
             recipe.model.chat, template, objectives, eos=tokenizer.eos_token, levels=levels
         )
     else:
-        keep_own_chat(tokenizer, recipe.model.own_chat, start, template, objectives, levels, recipe.model.dial_place)
+        keep_own_chat(tokenizer, recipe.model.own_chat, start, template, objectives, levels, place)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
