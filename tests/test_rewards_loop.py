@@ -187,6 +187,13 @@ def test_hints_ask_for_original_answers_of_many_kinds(tmp_path: Path) -> None:
     assert loads["originals"].answers == loads["annotate"].scored == 3 * 2 * recipe.sampling.prompts
 
 
+def test_hints_and_probes_that_nothing_would_use_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"hints ask for original answers to prompts alone, .* set rows = \[\]"):
+        load(MICRO, ["--data.hints", '["Answer in one word."]'])
+    with pytest.raises(ValueError, match=r"reward\.probe gives heads to the model of \[reward\]"):
+        prompts_alone(tmp_path, "--reward.freeze", "true", "--reward.probe", "probe.safetensors")
+
+
 PROBED = [
     *("--reward.freeze", "true", "--rewards.ours.trained", "true"),
     *("--rewards.short.function", "dpalign.rewards.functions:words"),

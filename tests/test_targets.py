@@ -45,7 +45,7 @@ def test_what_a_line_states_is_what_it_reads_back_as(template: Any) -> None:
 
 def test_a_line_can_say_in_words_too_how_verbose_an_answer_shall_be() -> None:
     """Three parts of 0-100 points, by the last objective; fitted points may lie beyond the ends."""
-    recipe = load(MICRO, ["--steerlm.levels", '["Be short.", "Be brief.", "Be long."]'])
+    recipe = load(MICRO, ["--preference.levels", '["Be short.", "Be brief.", "Be long."]'])
     asked = {verbosity: condition_line(recipe, (50, verbosity)) for verbosity in (-8, 33, 34, 66, 67, 104)}
     assert [line.rpartition(". ")[2] for line in asked.values()] == [
         *("Be short.", "Be short.", "Be brief.", "Be brief.", "Be long.", "Be long."),

@@ -73,7 +73,7 @@ def render_preference(preference: Preference, template: PreferenceTemplate, leve
         # In `fig1` the joint carries the sign, but the first term has none before it.
         number = str(n) if template != "fig1" else ("-" if n < 0 and i == 0 else "") + _decimal(n)
         line += ("" if i == 0 else minus if n < 0 else plus) + f"{name}*{number}"
-    return f"{line}. {in_words(preference.v[1], levels)}" if levels else line
+    return f"{line}. {level_words(preference.v[1], levels)}" if levels else line
 
 
 def levels_of(words: Sequence[str], low: float, high: float) -> tuple[Level, ...]:
@@ -90,10 +90,10 @@ def levels_of(words: Sequence[str], low: float, high: float) -> tuple[Level, ...
     if not -90 <= low < high <= 90:
         raise ValueError(f"levels divide an arc within -90 and 90 degrees, and this one is {low:g} to {high:g}")
     ends = [low + (high - low) * (i + 1) / len(words) for i in range(len(words))]
-    return tuple((round(math.sin(math.radians(end)), 4), said) for end, said in zip(ends, words, strict=True))
+    return tuple((round(math.sin(math.radians(end)), 4), text) for end, text in zip(ends, words, strict=True))
 
 
-def in_words(weight: float, levels: Sequence[Level]) -> str:
+def level_words(weight: float, levels: Sequence[Level]) -> str:
     """The words of the first part that reaches to a second weight; beyond all of them, those of the last."""
     return next((words for end, words in levels if weight <= end), levels[-1][1])
 

@@ -20,7 +20,7 @@ from dpalign.runs.ledger import hash_of
 from dpalign.stages import best_of_n, brief, dpo, rl, rsf, soup, steerlm
 from dpalign.stages.annotate import annotate
 from dpalign.stages.base import base
-from dpalign.stages.cost import ORIGINALS
+from dpalign.stages.cost import ORIGINALS, processes
 from dpalign.stages.data import data
 from dpalign.stages.evaluate import evaluate
 from dpalign.stages.feasibility import feasibility
@@ -309,7 +309,7 @@ def knobs_of(recipe: Recipe, step: Step) -> dict[str, Any]:
 
 def processes_of(recipe: Recipe, step: Step) -> int:
     """In how many processes a step runs at once."""
-    return recipe.processes if recipe.launcher in ("torchrun", "accelerate") and step.stage.several else 1
+    return processes(recipe) if step.stage.several else 1
 
 
 def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> list[Step]:

@@ -220,6 +220,11 @@ class Recipe(Table):
             )
         for objective in self.objective_list:
             head_indices(objective, self.scored_heads)
+        if self.reward.probe and not self.trains_reward:
+            raise ValueError(
+                "reward.probe gives heads to the model of [reward], and [rewards] takes others alone; leave it out, or "
+                "add a table [rewards.NAME] with trained = true"
+            )
         if self.data.judge and self.reward.judge_probe:
             raise ValueError(
                 f"data.judge is {self.data.judge:g}, and reward.judge_probe names a finished judge; set one of the two"
@@ -272,7 +277,7 @@ class Recipe(Table):
         try:
             population = steering.population(k)
             steering.trained(k)
-            steering.in_words  # noqa: B018  # says what is wrong with them
+            steering.level_ends  # noqa: B018  # says what is wrong with them
         except ValueError as error:
             raise ValueError(f"[preference] {error}") from None
         if (weighed := objective_count(population)) != k:

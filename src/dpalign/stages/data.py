@@ -1,6 +1,6 @@
 """Prompts and ratings: every data set read into the package's own rows, and split by prompt (section 3.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -111,6 +111,15 @@ class Data(Table):
         return self
 
     @model_validator(mode="after")
+    def _hints_are_for_prompts_alone(self) -> Self:
+        if self.hints and self.answered:
+            raise ValueError(
+                "hints ask for original answers to prompts alone, and rows have their own; leave hints out, or name "
+                "prompts alone and set rows = []"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _scales_have_two_ends(self) -> Self:
         for head, (low, high) in self.scales.items():
             if low >= high:
@@ -177,6 +186,37 @@ def data(job: Job) -> None:
     chats = _without(held_out, read.chats, "chats", reports)
     require_rows([p for p in prompts if p["split"] == "validation"], "validation prompts", reports)
 
+    parts = _learned_from(recipe, sources, rated, split_of, judged, reports)
+    for name, rows in parts.items():
+        if rows:
+            write_rows(job.out / name / "part-00000.parquet", rows, RATED)
+    pairs = [pair for pair in pairs if split_of[pair["prompt_id"]] in HALVES and pair["prompt_id"] not in judged]
+    if pairs:
+        write_rows(job.out / "pairs" / "part-00000.parquet", pairs, PAIRS)
+    if chats:
+        write_rows(job.out / "chats" / "part-00000.parquet", chats, CONVERSATIONS)
+    write_rows(job.out / "prompts" / "part-00000.parquet", prompts, PROMPTS)
+    reports = [replace(report, file=Path(report.file).name if world else report.file) for report in reports]
+    write_json(job.out / "reports.json", [report.to_json() for report in reports])
+    write_text(job.out / "reports.txt", render_reports(reports))
+    job.work.run.log(render_reports(reports))
+    for report in reports:
+        job.work.tally.add(rows_in=report.read, rows_out=report.kept, filtered=report.filtered)
+
+
+def _learned_from(
+    recipe: "Recipe",
+    sources: Data,
+    rated: Sequence[Rated],
+    split_of: Mapping[str, str],
+    judged: Set[str],
+    reports: Sequence[ReadReport],
+) -> dict[str, list[Rated]]:
+    """The rated answers by what they are for: training, measuring, the judge.
+
+    Raises:
+        ValueError: none for what the recipe trains, or without the labels that it reads.
+    """
     parts: dict[str, list[Rated]] = {
         # An answer that the judge learns from has no rating for anyone else.
         "train": [
@@ -197,21 +237,7 @@ def data(job: Job) -> None:
                 f"no rated answer is held out to measure the reward model on: data.heldout is {sources.heldout:g} of "
                 f"{len(split_of)} prompts; give a greater share"
             )
-    for name, rows in parts.items():
-        if rows:
-            write_rows(job.out / name / "part-00000.parquet", rows, RATED)
-    pairs = [pair for pair in pairs if split_of[pair["prompt_id"]] in HALVES and pair["prompt_id"] not in judged]
-    if pairs:
-        write_rows(job.out / "pairs" / "part-00000.parquet", pairs, PAIRS)
-    if chats:
-        write_rows(job.out / "chats" / "part-00000.parquet", chats, CONVERSATIONS)
-    write_rows(job.out / "prompts" / "part-00000.parquet", prompts, PROMPTS)
-    reports = [replace(report, file=Path(report.file).name if world else report.file) for report in reports]
-    write_json(job.out / "reports.json", [report.to_json() for report in reports])
-    write_text(job.out / "reports.txt", render_reports(reports))
-    job.work.run.log(render_reports(reports))
-    for report in reports:
-        job.work.tally.add(rows_in=report.read, rows_out=report.kept, filtered=report.filtered)
+    return parts
 
 
 def trained_on(recipe: "Recipe") -> dict[str, tuple[Objective, ...]]:

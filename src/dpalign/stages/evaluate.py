@@ -96,7 +96,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 @stage(
     reads=lambda r: (
         *(*protocol(r), r.evaluation.dpo, r.dpo.prompt, r.evaluation.brevity),
-        *(r.steerlm.template, r.steerlm.levels, r.steerlm.targets, r.steerlm.quantile),
+        *(r.steerlm.template, r.steerlm.targets, r.steerlm.quantile),
     ),
     inputs=("policy", "data", "reward"),
     optional=("judge", "annotate"),

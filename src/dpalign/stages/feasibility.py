@@ -67,7 +67,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 @stage(
     reads=lambda r: (
         *(r.seed, r.feasibility, r.evaluation.split, r.evaluation.temperature, r.evaluation.bootstrap, r.preference),
-        *(r.data.world, r.steerlm.template, r.steerlm.levels, r.steerlm.targets, r.evaluation.shards),
+        *(r.data.world, r.steerlm.template, r.steerlm.targets, r.evaluation.shards),
         *(*sampler_read(r), *scorer_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("policy", "data", "reward"),

@@ -62,10 +62,11 @@ class Steering(Table):
     """The system line; the default is the released policy's."""
     levels: tuple[str, ...] = ()
     """Arc: what equal parts of it, from low to high, are called in words at the end of the line, such as "Answer in one
-    short sentence.": a small model reads words sooner than numbers (not in the paper: none)."""
+    short sentence.". SteerLM's line has them for equal parts of 0-100 points of the last objective. A small model reads
+    words sooner than numbers (not in the paper: none)."""
 
     @property
-    def in_words(self) -> tuple[Level, ...]:
+    def level_ends(self) -> tuple[Level, ...]:
         """Which directions each of the levels is for.
 
         Raises:
@@ -114,7 +115,7 @@ def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt
 def line(recipe: "Recipe", v_K: Sequence[float] | Array) -> str:
     """The system line of a direction."""
     preference = Preference.from_vector(v_K, tuple(recipe.objectives))
-    return render_preference(preference, recipe.preference.template, recipe.preference.in_words)
+    return render_preference(preference, recipe.preference.template, recipe.preference.level_ends)
 
 
 def asked_in_words(recipe: "Recipe") -> str:

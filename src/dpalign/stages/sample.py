@@ -87,16 +87,7 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
 
 @stage(
     reads=lambda r: (
-        *(
-            r.seed,
-            r.sampling,
-            r.preference,
-            r.steerlm.template,
-            r.steerlm.levels,
-            *chat_read(r),
-            *model_read(r),
-            *objectives_read(r),
-        ),
+        *(r.seed, r.sampling, r.preference, r.steerlm.template, *chat_read(r), *model_read(r), *objectives_read(r)),
         *(r.engines.sampling, r.engines.tensor_parallel, r.data.hints),
     ),
     inputs=("policy", "data"),

@@ -211,7 +211,7 @@ def judge_scorer(recipe: "Recipe", stage: Path, annotate: Path | None = None) ->
         heads = reward.own_heads(recipe.heads)
         rates = FunctionScorer(reward.function, heads) if reward.function else NamedColumns(judge, heads)
         parts.append((_called(name), rates))
-    # A judge is trained as [reward] is, in the same units; beside a given model, whose units are fitted, it has points.
+    # A judge is trained as [reward] is, and has its units. A given model has its own: there a judge rates in points.
     same = {name for name, reward in recipe.rewards.items() if not reward.model}
     scales = zip(recipe.scored_heads, scales_of(recipe, annotate), strict=True)
     own = [scale if head.partition("/")[0] in same else None for head, scale in scales]

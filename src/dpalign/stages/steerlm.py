@@ -34,9 +34,6 @@ class SteerLM(Table):
     template: Literal["steerlm", "steerlm-100-v1", "world-v1"] = "steerlm"
     """How reward targets are written (paper silent): `steerlm` as its authors' labels 0..4, which cannot tell 40 from
     59; `steerlm-100-v1` as whole points 0..100."""
-    levels: tuple[str, ...] = ()
-    """What equal parts of 0-100 points of the last objective are called in words, at the end of the line: as
-    `preference.levels` (not in the paper: none)."""
     targets: int = Field(5, ge=1)
     """Verbosity values the baseline is asked for (section 3.2); fewer where the annotated answers have fewer that the
     template can tell apart, such as labels 0..4."""
@@ -51,7 +48,7 @@ class SteerLM(Table):
 
 @stage(
     reads=lambda r: (
-        *(r.seed, r.steerlm.template, r.steerlm.levels, r.steerlm.training, r.sft.checkpoint, *chat_read(r)),
+        *(r.seed, r.steerlm.template, r.preference.levels, r.steerlm.training, r.sft.checkpoint, *chat_read(r)),
         *(*model_read(r), *objectives_read(r)),
     ),
     inputs=("sft", "data", "annotate"),
@@ -78,9 +75,9 @@ def steerlm(job: Job) -> None:
 
 
 def condition_line(recipe: "Recipe", reward_K: Iterable[float]) -> str:
-    """The line that asks for some rewards."""
+    """The line that asks for some rewards, in words too where the preference line has them."""
     rewards = {name: float(r) for name, r in zip(recipe.objectives, reward_K, strict=True)}
-    line, levels = render_condition(rewards, recipe.steerlm.template), recipe.steerlm.levels
+    line, levels = render_condition(rewards, recipe.steerlm.template), recipe.preference.levels
     if not levels:
         return line
     part = int(rewards[list(rewards)[-1]] / 100 * len(levels))

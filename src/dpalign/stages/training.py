@@ -100,7 +100,7 @@ def policy_tokenizer(
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     template = recipe.preference.template if steered else None
     objectives = tuple(recipe.objectives) if steered else None
-    levels = recipe.preference.in_words if steered else ()
+    levels = recipe.preference.level_ends if steered else ()
     place = recipe.model.dial_place
     if style != "own":
         assert not steered

@@ -203,7 +203,7 @@ def contract_of(recipe: "Recipe", iteration: int, scales: Sequence[tuple[float, 
         reward_template=None if recipe.rewards else recipe.reward.template,
         chat_kwargs=recipe.model.own_chat or {},
         rewards=tuple(_records(recipe, scales)),
-        levels=recipe.preference.in_words,
+        levels=recipe.preference.level_ends,
     )
 
 
