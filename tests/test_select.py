@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from dpalign import cli
 from dpalign import rows as records
@@ -205,10 +206,14 @@ def test_the_choice_by_columns_is_that_of_one_prompt_after_another(tmp_path: Pat
         left = [i for i, row in enumerate(rows) if row["prompt_id"] == key and row["finished"]]
         for v, (x, y) in enumerate(directions_of(recipe.preference, 2, recipe.seed, 2, key)):
             mine = [i for i in left if selection.pool == "prompt" or rows[i]["condition_index"] == v]
-            if mine:
+            if mine and not selection.distinct:
                 best = max(mine, key=lambda i: np.float32(rewards[i][0]) * x + np.float32(rewards[i][1]) * y)
                 expected.append(rows[best]["response"])
-                left = [i for i in left if not (selection.distinct and i == best)]
+        if selection.distinct:
+            v_VK = directions_of(recipe.preference, 2, recipe.seed, 2, key)
+            served, best_of_all = linear_sum_assignment(-v_VK @ np.float32([rewards[i] for i in left]).reshape(-1, 2).T)
+            assert len(served) == min(len(left), len(v_VK))
+            expected += [rows[left[i]]["response"] for i in best_of_all]
     assert [row["response"] for row in chosen(job(tmp_path, rows, rewards, recipe))] == expected
     assert len(expected) > 40
 

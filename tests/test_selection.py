@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
-from dpalign.paper.selection import NO_ONE, best_of_n, members, pooled_best, scalarize
+from dpalign.paper.selection import NO_ONE, assigned, best_of_n, members, pooled_best, scalarize
 
 
 def test_the_papers_figure_3_scores_and_its_best() -> None:
@@ -57,9 +58,37 @@ def test_each_direction_picks_from_the_whole_pool() -> None:
     assert pooled_best(POOL_BMK, DIRECTIONS_BVK).tolist() == [[0, 1, 1]]
 
 
-def test_distinct_directions_leave_a_taken_answer_to_the_one_before() -> None:
-    assert pooled_best(POOL_BMK, DIRECTIONS_BVK, distinct=True).tolist() == [[0, 1, 2]]
+def test_distinct_directions_share_the_answers_so_that_they_earn_most_together() -> None:
+    """90 + 32 + 18 is the most: who wants brevity most gets the shortest, in whatever order the directions come."""
+    assert pooled_best(POOL_BMK, DIRECTIONS_BVK, distinct=True).tolist() == [[0, 2, 1]]
     assert pooled_best(POOL_BMK, DIRECTIONS_BVK[:, ::-1], distinct=True).tolist() == [[1, 2, 0]]
+
+
+def test_distinct_answers_are_those_of_the_best_assignment() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        directions = int(rng.integers(1, 6))
+        score_VM = rng.normal(size=(directions, directions + int(rng.integers(0, 20))))
+        name_V = assigned(score_VM, np.arange(score_VM.shape[1]))
+        row_V, best_V = linear_sum_assignment(-score_VM)
+        assert name_V.tolist() == best_V.tolist()
+        assert row_V.tolist() == list(range(directions))
+
+
+def test_of_too_few_answers_as_many_as_there_are_are_kept() -> None:
+    assert assigned(np.array([[1.0], [3.0], [2.0]]), np.array([7])).tolist() == [NO_ONE, 7, NO_ONE]
+    assert assigned(np.empty((2, 0)), np.empty(0, dtype=np.int64)).tolist() == [NO_ONE, NO_ONE]
+
+
+def test_the_shorter_answer_goes_to_who_wants_more_brevity() -> None:
+    """Along an arc the answers, chosen from one pool a prompt, are ever shorter: no two could be exchanged with gain."""
+    rng = np.random.default_rng(1)
+    angle_V = np.radians(np.linspace(0, -45, 5))
+    v_BVK = np.repeat(np.stack([np.cos(angle_V), np.sin(angle_V)], axis=1)[None], 40, axis=0)
+    reward_BMK = rng.uniform(0, 100, (40, 16, 2))
+    index_BV = pooled_best(reward_BMK, v_BVK, distinct=True)
+    verbosity_BV = np.take_along_axis(reward_BMK[:, :, 1], index_BV, axis=1)
+    assert (np.diff(verbosity_BV.mean(axis=0)) < -5).all()
 
 
 def test_distinct_directions_need_as_many_answers() -> None:

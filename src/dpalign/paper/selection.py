@@ -45,7 +45,8 @@ def pooled_best(
 ) -> Index:
     """index_BV: for each direction of a prompt the best of its whole pool, whatever direction sampled it.
 
-    `distinct` keeps no candidate twice: each direction, in order, takes the best candidate that is left.
+    `distinct` keeps no candidate twice: of all ways to give each direction one of its own, that with the largest sum of
+    v . r. So the answers to a prompt stand in the order of its directions.
     With `allowed_BM` only allowed candidates are kept. A direction without a candidate has `NO_ONE`.
 
     Raises:
@@ -67,15 +68,47 @@ def pooled_best(
         raise ValueError(
             f"{directions} distinct answers of a pool of {reward_BMK.shape[1]}; sample more, or allow repeats"
         )
-    index_BV = np.empty(preference_BVK.shape[:2], dtype=np.int64)
-    left_BM = np.ones(reward_BMK.shape[:2], dtype=bool) if allowed_BM is None else allowed_BM.copy()
+    allowed_BM = np.ones(reward_BMK.shape[:2], dtype=bool) if allowed_BM is None else allowed_BM
+    score_BVM = np.stack([scalarize(reward_BMK, preference_BVK[:, v]) for v in range(directions)], axis=1)
+    if distinct:
+        pairs = zip(score_BVM, allowed_BM, strict=True)
+        return np.array([assigned(score_VM[:, allowed_M], np.flatnonzero(allowed_M)) for score_VM, allowed_M in pairs])
+    score_BVM = np.where(allowed_BM[:, None], score_BVM, -np.inf)
+    index_BV = np.stack([best_of_n(score_BVM[:, v]) for v in range(directions)], axis=1)
+    return np.where(allowed_BM.any(axis=1)[:, None], index_BV, NO_ONE)
+
+
+def assigned(score_VM: Array, name_M: Index) -> Index:
+    """name_V: one candidate a direction, none twice, with the largest sum of scores; of too few, some get `NO_ONE`.
+
+    The Hungarian algorithm by shortest augmenting paths (Jonker and Volgenant 1987).
+    """
+    directions, candidates = score_VM.shape
+    nothing = 1.0 + 2.0 * directions * float(np.ptp(score_VM)) if score_VM.size else 1.0
+    spare_VV = np.full((directions, directions), -score_VM.min(initial=0.0) + nothing)  # a place for who gets none
+    cost_VC = np.concatenate([-score_VM, spare_VV], axis=1)
+    price_C, taken_C = np.zeros(cost_VC.shape[1]), np.full(cost_VC.shape[1], NO_ONE)
     for v in range(directions):
-        score_BM = scalarize(reward_BMK, preference_BVK[:, v])
-        index_B = best_of_n(np.where(left_BM, score_BM, -np.inf))
-        index_BV[:, v] = np.where(left_BM.any(axis=1), index_B, NO_ONE)
-        if distinct:
-            np.put_along_axis(left_BM, index_B[:, None], False, axis=1)
-    return index_BV
+        # the cheapest way to seat v: each step seats at a place whose holder moves on to the next
+        cost_C, before_C = np.full(len(price_C), np.inf), np.full(len(price_C), NO_ONE)
+        done_C = np.zeros(len(price_C), dtype=bool)
+        mover, place, paid = v, NO_ONE, 0.0
+        while mover != NO_ONE:
+            reduced_C = cost_VC[mover] - price_C
+            own = cost_VC[mover, place] - price_C[place] if place != NO_ONE else 0.0
+            better_C = ~done_C & (paid + reduced_C - own < cost_C)
+            cost_C[better_C], before_C[better_C] = (paid + reduced_C - own)[better_C], place
+            place = int(np.argmin(np.where(done_C, np.inf, cost_C)))
+            done_C[place], paid, mover = True, cost_C[place], int(taken_C[place])
+        price_C[done_C] += cost_C[done_C] - paid
+        while place != NO_ONE:
+            before = int(before_C[place])
+            taken_C[place] = v if before == NO_ONE else taken_C[before]
+            place = before
+    name_V = np.full(directions, NO_ONE, dtype=np.int64)
+    for candidate in np.flatnonzero(taken_C[:candidates] != NO_ONE):
+        name_V[taken_C[candidate]] = name_M[candidate]
+    return name_V
 
 
 def members(group_N: Index, groups: int) -> Index:
