@@ -2,7 +2,8 @@
 
 The run holds the lock, keeps the clock and writes the ledger. The worker reads its order (the recipe and the step)
 in RUN/STEP.partial/.stage, does the work there, and leaves beside it what it counted. It ends when the run ends,
-however that ends. Where the recipe wants several processes it starts them (`runs/launch.py`): they are workers too.
+however that ends; a training that SIGTERM reaches writes a checkpoint first. Where the recipe wants several processes
+it starts them (`runs/launch.py`): they are workers too.
 """
 
 import json
@@ -19,15 +20,18 @@ from dpalign.recipe import Recipe, from_mapping
 from dpalign.runs.errors import plain_errors
 from dpalign.runs.folder import Run, holder
 from dpalign.runs.launch import LAUNCHED, launch
+from dpalign.runs.stopping import RESUME, Stopped, stoppable
 
 WATCH_SECONDS = 0.5
 """How long a worker may outlive its run; the lock, which it inherits, keeps the next run out meanwhile."""
+GRACE_SECONDS = 30.0
+"""How long it may then take to end: for the checkpoint of a training, as long as Slurm waits before it kills."""
 
 
 def main(run_folder: str, name: str) -> None:
     """Do one step of a run: the process's whole life."""
     folder = Path(run_folder)
-    with plain_errors(name):
+    with plain_errors(name), stoppable():
         parent = os.getppid()
         rank = os.environ.get("LOCAL_RANK")  # torchrun's
         if rank is None and LAUNCHED in os.environ:
@@ -48,7 +52,12 @@ def main(run_folder: str, name: str) -> None:
             raise ValueError(
                 f"{processes} processes were asked for, and WORLD_SIZE is {os.environ.get('WORLD_SIZE', 1)}"
             )
-        perform(recipe, work, step)
+        try:
+            perform(recipe, work, step)
+        except Stopped:
+            if processes > 1:  # at once: the others stop too, and nothing may wait for them here
+                os._exit(RESUME)
+            raise
         if os.environ.get("RANK", "0") == "0":
             work.leave_tally()
         if processes > 1:
@@ -64,6 +73,8 @@ def end_with(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os._exit(RESUME)
 
     threading.Thread(target=watch, daemon=True).start()
 
