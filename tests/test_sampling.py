@@ -108,15 +108,17 @@ def test_out_of_memory_the_rows_are_halved_and_the_answers_are_the_same(
 def test_no_memory_for_one_answer_and_other_errors_are_no_batch_to_halve(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for error, said in ((MemoryError(), "1 answers side by side, and no batch is smaller"), (RuntimeError("x"), "^x$")):
+    engine = TransformersEngine(str(folder), rows=2)
+    for error, kind, said in (
+        (MemoryError(), ValueError, "1 answers side by side, and no batch is smaller"),
+        (RuntimeError("of another kind"), RuntimeError, "^of another kind$"),
+    ):
 
         def fails(*_: object, error: Exception = error) -> None:
             raise error
 
         monkeypatch.setattr(SharedDecoder, "join", fails)
-        engine = object.__new__(TransformersEngine)
-        vars(engine).update(vars(TransformersEngine(str(folder), rows=2, share_prefix=False)) | {"shares": True})
-        with pytest.raises(ValueError if said[0] == "1" else RuntimeError, match=said):
+        with pytest.raises(kind, match=said):
             list(engine.sample([request("name owl.", 1)], temperature=1.0, max_new_tokens=4))
 
 

@@ -52,8 +52,9 @@ def in_halves(work: Callable[[int], T], size: int, what: str, least: int = 1) ->
                 ) from error
         # outside of the handler: the error holds the frames, and they hold the memory
         _free()
-        log.warning("out of memory, %s: going on with half of that", what.format(size))
-        size, _halvings = max(least, size // 2), _halvings + 1
+        fewer = max(least, size // 2)
+        log.warning("out of memory, %s; going on with %d", what.format(size), fewer)
+        size, _halvings = fewer, _halvings + 1
 
 
 def _free() -> None:
