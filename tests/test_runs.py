@@ -11,15 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from conftest import wait_until
+from dpalign.engines.memory import in_halves
 from dpalign.rows import write_table
 from dpalign.runs import folder as runs
 from dpalign.runs import ledger, progress
 from dpalign.runs.errors import naming, plain_errors
+from dpalign.stages.shards import Shards
 
 ENVIRONMENT = {"git_commit": "abc"}
 
@@ -320,6 +324,27 @@ def test_a_shard_damaged_before_its_stage_is_finished_never_becomes_an_output(tm
     assert not (tmp_path / "run" / "sample").exists()
     attempt(harm=False)
     assert (tmp_path / "run" / "sample" / "part-1.txt").read_text() == "answers 1"
+
+
+def test_batches_that_were_halved_are_counted_in_the_ledger(tmp_path: Path) -> None:
+    """Where 2 answers fit, 8 are halved twice; in each of three shards."""
+
+    def two_fit(size: int) -> int:
+        if size > 2:
+            raise MemoryError
+        return size
+
+    def draw(*_: Any) -> Iterator[Any]:
+        assert in_halves(two_fit, 8, "policy: {} answers") == (2, 2)
+        yield "", pa.schema([("n", pa.int32())]), [{"n": 1}]
+
+    with runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run, run.stage("sample", 1) as work:
+        job: Any = SimpleNamespace(out=work.folder)
+        drawing = Shards(job, "part-{}.parquet", 3, lambda _: [], lambda: None, draw)
+        drawing.open()
+        for shard in work.shards(3, "part-{}.parquet"):
+            drawing.make(shard)
+    assert ledger.read_ledger(work.output)["counts"] == {"in": 0, "out": 0, "filtered": {}, "halved": 6}
 
 
 def test_a_shard_and_its_folder_are_on_the_disk_before_its_tally(

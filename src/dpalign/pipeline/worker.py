@@ -24,8 +24,6 @@ from dpalign.runs.stopping import RESUME, Stopped, stoppable
 
 WATCH_SECONDS = 0.5
 """How long a worker may outlive its run; the lock, which it inherits, keeps the next run out meanwhile."""
-GRACE_SECONDS = 30.0
-"""How long it may then take to end: for the checkpoint of a training, as long as Slurm waits before it kills."""
 
 
 def main(run_folder: str, name: str) -> None:
@@ -41,12 +39,13 @@ def main(run_folder: str, name: str) -> None:
             )
         if rank is None and holder(folder) != parent:
             raise ValueError(f"{folder}: no run that waits for this worker; `dpa run` starts its own")
-        end_with(parent)
         work = Run(folder, lock=-1, git_commit=None).stage_at_work(name)
         order = json.loads(order_of(work).read_text(encoding="utf-8"))
         recipe, step = from_mapping(Recipe, order["recipe"]), step_of(order["step"])
         processes = processes_of(recipe, step)
-        if rank is None and processes > 1:
+        launches = rank is None and processes > 1
+        end_with(parent, signal.SIGTERM if launches else signal.SIGKILL)
+        if launches:
             sys.exit(launch(recipe.launch, recipe.launcher, processes, run_folder, name))
         if os.environ.get("WORLD_SIZE", "1") != str(processes):
             raise ValueError(
@@ -66,15 +65,13 @@ def main(run_folder: str, name: str) -> None:
             leave_processes()
 
 
-def end_with(parent: int) -> None:
-    """End this process soon after its parent, by the signal that torchrun passes on to its processes."""
+def end_with(parent: int, number: signal.Signals) -> None:
+    """End this process soon after its parent, and at once; by SIGTERM where it launches others, who get it too."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE_SECONDS)
-        os._exit(RESUME)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, daemon=True).start()
 

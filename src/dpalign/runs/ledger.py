@@ -346,6 +346,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush a folder to disk with all that lies in it."""
+    """Flush a folder to disk with all that lies in it, but for what another process removes meanwhile."""
     for path in (*folder.rglob("*"), folder):
-        sync(path)
+        with contextlib.suppress(FileNotFoundError):
+            sync(path)

@@ -71,7 +71,7 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
     try:
         return _export(source, out, card, with_reward=with_reward)
     finally:
-        place.unlink()
+        place.unlink(missing_ok=True)
         os.close(lock)
 
 
