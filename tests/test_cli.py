@@ -183,6 +183,51 @@ def test_a_stage_alone_reads_files_from_elsewhere_and_is_skipped_the_second_time
     assert (data / "ledger.json").stat().st_mtime_ns > made
 
 
+def test_a_stage_alone_deletes_and_overwrites_nothing_of_a_users(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["world", "world", *FEW, "--out"]
+    mine = {tmp_path / "made.old" / "notes": "a", tmp_path / "made.partial" / "notes": "b"}
+    for path, text in mine.items():
+        path.parent.mkdir()
+        path.write_text(text)
+    with pytest.raises(SystemExit):
+        cli.main([*command, str(tmp_path / "made")])
+    assert "made.partial: no stage made it" in capsys.readouterr().err
+    cli.main([*command, str(tmp_path / "other")])
+    cli.main([*command, str(tmp_path / "other"), "--seed", "7"])  # made anew
+    assert {path: path.read_text() for path in mine} == mine
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "environment.json").write_text("mine")
+    (own / "made").mkdir()
+    (own / "made" / "ledger.json").write_text('{"accounts": []}')
+    for out, said in ((own / "new", "environment.json: no run wrote it"), (own / "made", "no stage wrote it")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, str(out)])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in own.rglob("*.json")} == {
+        "environment.json": "mine",
+        "ledger.json": '{"accounts": []}',
+    }
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "a/b", "..", ".hidden", "", " ", "a\\b", "a\nb"])
+def test_a_recipes_name_leads_nowhere_but_below_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    here = tmp_path / "home" / "work"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    Path("mine.toml").write_text(f'extends = "world"\nname = {json.dumps(name)}\n')
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "mine.toml", "--until", "world", *FEW])
+    assert ended.value.code == 2
+    assert f"{name!r} names no folder below runs/" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.toml"]
+
+
 def test_a_run_up_to_a_step_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     command = ["run", "world", "--out", str(run), "--until", "data", *FEW]

@@ -53,6 +53,23 @@ def test_a_seed_counts_once_and_a_run_without_a_report_is_named(tmp_path: Path) 
         combine([tmp_path / "a"], tmp_path / "out")
 
 
+def test_only_a_page_of_its_own_is_written_anew(tmp_path: Path) -> None:
+    seeds = [finished(tmp_path / "a"), finished(tmp_path / "b", seed=2)]
+    page = combine(seeds, tmp_path / "out")
+    assert combine(seeds, tmp_path / "out") == page
+    for name, text in (("index.html", "my site"), ("summary.json", "{}"), ("figures", None)):
+        place = tmp_path / name.partition(".")[0]
+        place.mkdir()
+        (place / "notes.txt").write_text("may lie there")
+        (place / name).mkdir() if text is None else (place / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}: stands already, and is not of a page that dpa combine wrote"):
+            combine(seeds, place)
+        assert text is None or (place / name).read_text() == text
+        assert sorted(path.name for path in place.iterdir()) == sorted([name, "notes.txt"])
+    with pytest.raises(ValueError, match=r"a/report/summary\.json: stands already"):
+        combine(seeds, tmp_path / "a" / "report")  # a run's own page is no combined one
+
+
 def test_seeds_of_one_recipe_may_differ_in_where_they_ran_and_in_what_stands_beside_them(tmp_path: Path) -> None:
     alike = {
         "name": "elsewhere", "threads": 2, "jobs": 2, "launcher": "process", "engines.sampling": "vllm",

@@ -24,7 +24,7 @@ from dpalign.dial.export.verbosity import calibrated, lengths_of
 from dpalign.dial.server.service import open_rewards
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
 from dpalign.rows import CANDIDATES, HEADS, Message, read_rows, write_rows
-from dpalign.runs.ledger import LEDGER
+from dpalign.runs.ledger import LEDGER, hash_of, output_files, scratch_of, sha256_of
 from dpalign.runs.modelfolder import check_weights, special_tokens
 from dpalign.train.contract import read_contract
 
@@ -258,6 +258,14 @@ def test_a_report_of_an_earlier_policy_is_not_taken_for_this_ones(
     assert not (out / "front.png").exists()
 
 
+def listed_anew(stage: Path) -> None:
+    """Let a stage's ledger name the files that it now has."""
+    told = json.loads((stage / LEDGER).read_text())
+    outputs = {file: sha256_of(stage / file) for file in output_files(stage)}
+    told |= {"outputs": outputs, "sizes": {file: (stage / file).stat().st_size for file in outputs}}
+    (stage / LEDGER).write_text(json.dumps(told | {"digest": hash_of(outputs)}))
+
+
 WORDS = {0.0: 40, -15.0: 30, -30.0: 32, -45.0: 10}
 """Of an answer at each angle, for the test below."""
 
@@ -277,6 +285,7 @@ def test_verbosity_is_an_angle_at_which_the_policys_own_answers_have_a_length(mi
     ]
     shutil.rmtree(answers)
     write_rows(answers / "part-00000.parquet", rows, CANDIDATES)
+    listed_anew(answers.parent)
     out = export(run, tmp_path / "out")
     # 13 and 25 words lie between -45 (10) and -30 degrees (32); the dip at -15 counts as 32; 37 lies before 0 (40)
     low, medium, high = -45 + 15 * 3 / 22, -45 + 15 * 15 / 22, -15 + 15 * 5 / 8
@@ -458,6 +467,46 @@ def test_an_export_takes_only_the_place_of_an_unchanged_export(
     assert "stands already, and is no export" in refused(capsys, tiny_folder, tiny_folder, *form)
     (tmp_path / "file").write_text("")
     assert "a file; name a folder" in refused(capsys, tiny_folder, tmp_path / "file", *form)
+
+
+def test_an_export_deletes_nothing_that_a_user_calls_like_its_scratch(tiny_folder: Path, tmp_path: Path) -> None:
+    mine = [tmp_path / name / "notes.txt" for name in ("model.old", "model.v2.old", "model.v2.partial", ".model.v2")]
+    for path in mine:
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+    for _ in range(2):  # the second time an earlier export is replaced
+        export(tiny_folder, tmp_path / "model.v2", "--form", "RLHFlow/DPA-v1-Mistral-7B")
+    assert [path.read_text() for path in mine] == [path.parent.name for path in mine]
+    assert {path.name for path in tmp_path.iterdir()} == {"model.v2", *(path.parent.name for path in mine)}
+
+
+def test_a_second_export_into_the_same_place_at_once_is_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, form = tmp_path / "out", ("--form", "RLHFlow/DPA-v1-Mistral-7B")
+    write_card, refusals = folder.write_card, list[str]()
+
+    def meanwhile(*given: Any) -> None:
+        if not refusals:
+            refusals.append("")
+            refusals.append(refused(capsys, tiny_folder, out, *form))
+        write_card(*given)
+
+    monkeypatch.setattr(folder, "write_card", meanwhile)
+    export(tiny_folder, out, *form)
+    assert f"dpa: {out}: two runs into one folder: process {os.getpid()} on " in refusals[1]
+    assert examine(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    export(tiny_folder, out, *form)  # and the place is free again
+
+
+def test_what_a_killed_export_left_is_replaced(tiny_folder: Path, tmp_path: Path) -> None:
+    left = scratch_of(tmp_path / "out", "partial")
+    left.mkdir()
+    (left / "half.safetensors").write_text("half")
+    out = export(tiny_folder, tmp_path / "out", "--form", "RLHFlow/DPA-v1-Mistral-7B")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (out / "half.safetensors").exists()
 
 
 def test_an_export_that_is_interrupted_leaves_nothing(

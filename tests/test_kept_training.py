@@ -1,5 +1,8 @@
-"""A finished training is kept when something after it fails: the next run makes no update again."""
+"""What is kept of a training: all of it when something after it fails, and its checkpoints when it is cut short."""
 
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,12 @@ from dpalign.rewards import model as reward_model
 from dpalign.rows import CONVERSATIONS, HEADS, RATED, write_rows
 from dpalign.runs import folder as runs
 from dpalign.runs.ledger import read_ledger
+from dpalign.runs.stopping import Stopped, stoppable
 from dpalign.stages import finetune, reward
 from dpalign.stages.stage import Step
 from dpalign.train import trainer
+from dpalign.train.knobs import Training
+from dpalign.train.trainer import last_checkpoint
 from tiny import CHATS, changed
 from trainings import RATED as ROWS
 from trainings import SMALL, Kind, rated, run
@@ -59,6 +65,108 @@ def test_a_training_whose_model_could_not_be_written_goes_on_from_its_last_updat
     assert run(trained, tiny_folder, tmp_path / "broken" / "model", training) == unbroken
     assert len(steps) == 2 * updates
     assert tiny.weights(tmp_path / "broken" / "model") == tiny.weights(tmp_path / "unbroken" / "model")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle, as a worn disk does."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def stopped_after(updates: int, monkeypatch: pytest.MonkeyPatch, start: Path, folder: Path, training: Training) -> None:
+    """A training that fails after so many updates."""
+
+    def on_step_end(_: Any, __: Any, state: Any, *___: Any, **____: Any) -> None:
+        if state.global_step == updates:
+            raise Failed
+
+    with monkeypatch.context() as broken:
+        broken.setattr(trainer.ProgressCallback, "on_step_end", on_step_end)
+        with pytest.raises(Failed):
+            run("sft", start, folder / "model", training)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda checkpoint: cut(checkpoint / "model.safetensors"),
+        lambda checkpoint: cut(checkpoint / "optimizer.pt"),
+        lambda checkpoint: flip(checkpoint / "optimizer.pt"),
+        lambda checkpoint: (checkpoint / "scheduler.pt").write_bytes(bytes(1000)),
+        lambda checkpoint: (checkpoint / "optimizer.pt").unlink(),
+        lambda checkpoint: (checkpoint / "rng_state.pth").unlink(),
+        lambda checkpoint: cut(checkpoint / "trainer_state.json"),
+    ],
+    ids=["weights", "optimizer", "a bit", "zeros", "no optimizer", "no generator", "state"],
+)
+def test_a_checkpoint_that_cannot_be_read_is_passed_over_for_the_one_before(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stopped: Path,
+    harm: Any,
+) -> None:
+    resume = Path(shutil.copytree(stopped / "resume", tmp_path / "resume"))
+    assert sorted(path.name for path in resume.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert last_checkpoint(resume) == str(resume / "checkpoint-4")
+    assert not caplog.records
+    harm(resume / "checkpoint-4")
+    assert last_checkpoint(resume) == str(resume / "checkpoint-2")
+    assert f"{resume / 'checkpoint-4'} cannot be read" in caplog.text
+    harm(resume / "checkpoint-2")
+    assert last_checkpoint(resume) is None
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that failed at its fifth update of six, with a checkpoint every other one."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_after(5, patch, tiny_folder, folder, changed(SMALL, save_every=2))
+    return folder
+
+
+def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_bytes(
+    tiny_folder: Path, tmp_path: Path, steps: list[int], stopped: Path
+) -> None:
+    training = changed(SMALL, save_every=2)
+    run("sft", tiny_folder, tmp_path / "whole" / "model", training)
+    folder = tmp_path / "broken"
+    shutil.copytree(stopped, folder)
+    cut(folder / "resume" / "checkpoint-4" / "model.safetensors")
+    steps.clear()
+    run("sft", tiny_folder, folder / "model", training)
+    assert steps == [3, 4, 5, 6]
+    assert tiny.weights(folder / "model") == tiny.weights(tmp_path / "whole" / "model")
+
+
+def test_a_training_that_sigterm_reaches_writes_a_checkpoint_of_its_update_and_goes_on_to_the_same_bytes(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It comes in the third update of six; checkpoints are due every fourth."""
+    made: list[int] = []
+
+    def on_step_begin(_: Any, __: Any, state: Any, *___: Any, **____: Any) -> None:
+        made.append(state.global_step + 1)
+        if made == [1, 2, 3]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer.ProgressCallback, "on_step_begin", on_step_begin, raising=False)
+    with pytest.raises(Stopped), stoppable():
+        run("sft", tiny_folder, tmp_path / "ended" / "model", SMALL)
+    assert made == [1, 2, 3]
+    assert [path.name for path in (tmp_path / "ended" / "resume").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert "SIGTERM after update 3" in caplog.text
+    run("sft", tiny_folder, tmp_path / "ended" / "model", SMALL)
+    assert made == [1, 2, 3, 4, 5, 6]
+    run("sft", tiny_folder, tmp_path / "whole" / "model", SMALL)
+    assert tiny.weights(tmp_path / "ended" / "model") == tiny.weights(tmp_path / "whole" / "model")
 
 
 @pytest.mark.parametrize(

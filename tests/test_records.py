@@ -1,5 +1,7 @@
 """Rows on disk, read in part: some rows of many shards, and lists of numbers as tables."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from dpalign import rows as records
-from dpalign.rows import SCORES, matrix_of, read_table, take_rows, write_rows
+from dpalign.rows import SCORES, matrix_of, read_rows, read_table, shards, take_rows, write_rows
 
 
 def three_shards(folder: Path) -> Path:
@@ -37,6 +39,27 @@ def test_a_shard_without_a_column_that_is_read_is_named(tmp_path: Path) -> None:
     folder = three_shards(tmp_path)
     with pytest.raises(ValueError, match=r"part-00000.parquet: no column 'response' \(it has prompt_id, .*\)"):
         take_rows(folder, records.CANDIDATES, ["response"], np.array([1]))
+
+
+def test_the_files_that_a_ledger_names_are_read_and_no_others(tmp_path: Path) -> None:
+    stage = three_shards(tmp_path / "sample")
+    answers = three_shards(tmp_path / "evaluate" / "answers")
+    for folder, prefix in ((stage, ""), (answers.parent, "answers/")):
+        outputs = {f"{prefix}part-{shard:05d}.parquet": "0" * 64 for shard in range(3)}
+        (folder / "ledger.json").write_text(json.dumps({"outputs": outputs}))
+    for folder in (stage, answers):
+        assert read_table(folder, SCORES).num_rows == 10
+        added = folder / "part-00003.parquet"
+        shutil.copy(folder / "part-00002.parquet", added)
+        for read in (lambda f: read_table(f, SCORES), lambda f: list(read_rows(f, SCORES))):
+            with pytest.raises(ValueError, match=r"part-00003\.parquet: .*ledger\.json does not name it"):
+                read(folder)
+        added.unlink()
+        (folder / "part-00001.parquet").unlink()
+        with pytest.raises(ValueError, match=r"part-00001\.parquet: missing, and .*ledger\.json names it"):
+            take_rows(folder, SCORES, ["sample"], np.array([0]))
+    (stage / "ledger.json").write_text('{"what": "of somebody else"}')
+    assert len(shards(stage)) == 2
 
 
 def test_a_list_column_is_read_as_a_table_of_numbers(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from dpalign.rewards.functions import (
     PROBE,
+    call,
     load_function,
     log_words,
     markdown_share,
@@ -35,6 +37,24 @@ def test_the_share_of_markdown_is_one_of_lines() -> None:
 @pytest.mark.parametrize("name", ["words", "log_words", "sentences", "markdown_share"])
 def test_each_is_a_reward_function(name: str) -> None:
     probe(load_function(f"dpalign.rewards.functions:{name}", name), 1, name)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_function_that_asks_python_to_exit_is_named_with_the_answer(code: int) -> None:
+    def leaves(prompts: list[str], responses: list[str]) -> list[float]:
+        if "iron" in responses:
+            sys.exit(code)
+        return [1.0] * len(responses)
+
+    with pytest.raises(ValueError, match=rf"^function mine:leaves: SystemExit: {code} .*answer 1 of 2, to 'b': 'iron'"):
+        call(leaves, ["a", "b"], ["tea", "iron"], 1, "function mine:leaves")
+
+
+def test_a_module_that_asks_python_to_exit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaving_module.py").write_text("import sys\nsys.exit()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=r"^function leaving_module:f: SystemExit"):
+        load_function("leaving_module:f", "function leaving_module:f")
 
 
 def test_the_reading_grade_needs_textstat(monkeypatch: pytest.MonkeyPatch) -> None:

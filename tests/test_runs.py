@@ -1,7 +1,9 @@
 """The run folder: what is skipped, what is redone and why, and that a kill changes nothing of the result."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from conftest import wait_until
+from dpalign.engines.memory import in_halves
+from dpalign.rows import write_table
 from dpalign.runs import folder as runs
 from dpalign.runs import ledger, progress
+from dpalign.runs.errors import naming, plain_errors
+from dpalign.stages.shards import Shards
 
 ENVIRONMENT = {"git_commit": "abc"}
 
@@ -248,6 +257,238 @@ def test_a_stage_killed_amid_its_shards_goes_on_and_ends_with_the_same_bytes(tmp
     assert second["counts"] == first["counts"] == {"in": 80, "out": 72, "filtered": {"too long": 8}}
     assert second["tokens"] == first["tokens"] == {"sampled": 828, "scored": 0, "trained": 0}
     assert times(broken / "sample")["part-00.txt"] == made["part-00.txt"]
+
+
+def scored_shards(folder: Path, made: list[int], count: int = 4) -> None:
+    """A stage of shards with a file of scores beside each."""
+    with runs.Run.open(folder, "", ENVIRONMENT) as run, run.stage("evaluate", 1, {}, {"n": count}) as work:
+        for shard in work.shards(count, "answers/part-{}.txt"):
+            made.append(shard.index)
+            runs.write_text(work.folder / "scores" / shard.path.name, f"scores {shard.index}")
+            shard.tally.add(rows_in=10, rows_out=10)
+            runs.write_text(shard.path, f"answers {shard.index}")
+        if made[-1] == count - 1 and len(made) <= count:
+            raise RuntimeError("power loss")
+
+
+@pytest.mark.parametrize(
+    ("harm", "again"),
+    [
+        (lambda folder: (folder / "answers" / "part-1.txt").write_text("answ"), [1]),
+        (lambda folder: (folder / "scores" / "part-2.txt").write_text(""), [2]),
+        (lambda folder: (folder / "scores" / "part-2.txt").write_text("scores 9"), [2]),
+        (lambda folder: (folder / "scores" / "part-0.txt").unlink(), [0]),
+        (lambda folder: (folder / ".stage" / "tallies" / "answers" / "part-3.txt.json").write_text('{"rows'), [3]),
+    ],
+)
+def test_a_shard_that_a_power_loss_cut_after_its_tally_is_made_again_and_the_others_are_kept(
+    tmp_path: Path, harm: Callable[[Path], None], again: list[int]
+) -> None:
+    made: list[int] = []
+    with pytest.raises(RuntimeError, match="power loss"):
+        scored_shards(tmp_path / "run", made)
+    partial = tmp_path / "run" / "evaluate.partial"
+    kept = times(partial)
+    harm(partial)
+    scored_shards(tmp_path / "run", made)
+    assert made == [0, 1, 2, 3, *again]
+    finished = tmp_path / "run" / "evaluate"
+    unharmed = [name for name in kept if name[-5] not in map(str, again) and name.endswith(".txt")]
+    assert len(unharmed) == 6
+    assert {name: kept[name] for name in unharmed} == {name: times(finished)[name] for name in unharmed}
+    assert ledger.read_ledger(finished)["counts"] == {"in": 40, "out": 40, "filtered": {}}
+    assert [(finished / name).read_text() for name in ("answers/part-1.txt", "scores/part-2.txt")] == [
+        "answers 1",
+        "scores 2",
+    ]
+
+
+def test_a_damaged_shard_is_logged_by_name(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        scored_shards(tmp_path / "run", [])
+    (tmp_path / "run" / "evaluate.partial" / "scores" / "part-2.txt").write_text("scores 9")
+    scored_shards(tmp_path / "run", [0] * 9)
+    assert "scores/part-2.txt" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_shard_damaged_before_its_stage_is_finished_never_becomes_an_output(tmp_path: Path) -> None:
+    def attempt(harm: bool) -> None:
+        with runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run, run.stage("sample", 1) as work:
+            for shard in work.shards(3, "part-{}.txt"):
+                shard.path.write_text(f"answers {shard.index}")
+            if harm:
+                (work.folder / "part-1.txt").write_text("answers 7")
+
+    with pytest.raises(ValueError, match=r"sample\.partial/part-1\.txt: lost or damaged"):
+        attempt(harm=True)
+    assert not (tmp_path / "run" / "sample").exists()
+    attempt(harm=False)
+    assert (tmp_path / "run" / "sample" / "part-1.txt").read_text() == "answers 1"
+
+
+def test_batches_that_were_halved_are_counted_in_the_ledger(tmp_path: Path) -> None:
+    """Where 2 answers fit, 8 are halved twice; in each of three shards."""
+
+    def two_fit(size: int) -> int:
+        if size > 2:
+            raise MemoryError
+        return size
+
+    def draw(*_: Any) -> Iterator[Any]:
+        assert in_halves(two_fit, 8, "policy: {} answers") == (2, 2)
+        yield "", pa.schema([("n", pa.int32())]), [{"n": 1}]
+
+    with runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run, run.stage("sample", 1) as work:
+        job: Any = SimpleNamespace(out=work.folder)
+        drawing = Shards(job, "part-{}.parquet", 3, lambda _: [], lambda: None, draw)
+        drawing.open()
+        for shard in work.shards(3, "part-{}.parquet"):
+            drawing.make(shard)
+    assert ledger.read_ledger(work.output)["counts"] == {"in": 0, "out": 0, "filtered": {}, "halved": 6}
+
+
+def test_a_shard_and_its_folder_are_on_the_disk_before_its_tally(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.path.relpath(os.path.realpath(f"/proc/self/fd/{descriptor}"), tmp_path))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    for shard in runs.shards(tmp_path, 1, "answers/part-{}.txt"):
+        for name in ("answers", "scores"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / shard.path.name).write_text("x")
+    *before, tally = synced
+    assert set(before) == {"answers", "answers/part-0.txt", "scores", "scores/part-0.txt"}
+    assert max(map(before.index, ("answers/part-0.txt", "scores/part-0.txt"))) < before.index("answers")
+    assert "tallies" in tally
+
+
+def test_a_file_that_no_ledger_names_is_refused_by_the_stage_that_would_read_it(tmp_path: Path, prompts: Path) -> None:
+    run = tmp_path / "run"
+    pipeline(run, prompts)
+    (run / "sft" / ".DS_Store").write_text("of a file manager")
+    assert pipeline(run, prompts) == {"sft": None, "sample": None, "report": None}
+    (run / "sft" / "more-weights").write_text("w")
+    with pytest.raises(
+        ValueError, match=r"^stage sample, input policy: .*/sft/more-weights: ledger\.json does not name"
+    ):
+        pipeline(run, prompts)
+    assert "more-weights" in ledger.plan(run, stages(prompts))["sample"]
+    elsewhere = tmp_path / "elsewhere"
+    (run / "sft").rename(elsewhere)
+    with runs.Run.open(tmp_path / "other", None, ENVIRONMENT) as other, pytest.raises(ValueError, match="more-weights"):
+        other.stage("sample", 1, {"policy": elsewhere})
+
+
+def test_folders_of_a_user_that_are_called_like_our_scratch_are_neither_deleted_nor_written_into(
+    tmp_path: Path, prompts: Path
+) -> None:
+    run = tmp_path / "run"
+    pipeline(run, prompts)
+    mine = {run / "sample.old" / "notes.txt": "keep", run / "sft.partial" / "notes.txt": "me"}
+    for path, text in mine.items():
+        path.parent.mkdir()
+        path.write_text(text)
+    with pytest.raises(ValueError, match=r"sft\.partial: no stage made it, and sft needs its name; move it away"):
+        pipeline(run, prompts, epochs=3)
+    assert {path: path.read_text() for path in mine} == mine
+    shutil.rmtree(run / "sft.partial")
+    assert pipeline(run, prompts, epochs=3)["sample"] == "input policy changed"
+    assert (run / "sample.old" / "notes.txt").read_text() == "keep"
+    assert sorted(path.name for path in run.glob("s*")) == ["sample", "sample.old", "sft"]
+
+
+def test_what_a_kill_left_of_an_outdated_stage_is_cleared_away(
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    pipeline(run, prompts)
+    rename = os.rename
+
+    def killed(source: Path, target: Path) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline(run, prompts, epochs=3)
+    left = {path.name for path in run.iterdir()}
+    assert "sft" not in left
+    assert any("sft" in name and name.startswith(".") for name in left)
+    assert pipeline(run, prompts, epochs=3)["sft"] is None
+    assert {path.name for path in run.iterdir()} == {
+        *(".digests.json", ".lock", "environment.json", "log.txt", "recipe.toml", "sft", "sample", "report")
+    }
+
+
+@pytest.mark.parametrize("text", ["", "locked by me", "1234 my-host"])
+def test_a_folder_with_a_lock_of_somebody_else_is_no_run(tmp_path: Path, prompts: Path, text: str) -> None:
+    folder = tmp_path / "mine"
+    (folder / "sft").mkdir(parents=True)
+    (folder / "sft" / "thesis.txt").write_text("years of work")
+    (folder / ".lock").write_text(text)
+    with pytest.raises(ValueError, match="mine: holds other things than a run"):
+        pipeline(folder, prompts)
+    assert (folder / "sft" / "thesis.txt").read_text() == "years of work"
+    assert (folder / ".lock").read_text() == text
+
+
+def test_a_run_of_an_earlier_version_is_known_by_its_lock_and_its_environment(tmp_path: Path, prompts: Path) -> None:
+    run = tmp_path / "run"
+    pipeline(run, prompts)
+    (run / ".lock").write_text("1234 my-host")
+    assert pipeline(run, prompts) == {"sft": None, "sample": None, "report": None}
+    assert runs.is_run(run)
+
+
+@pytest.mark.parametrize("name", ["environment.json", "log.txt", ".lock", ".digests.json"])
+def test_a_stage_alone_writes_over_no_file_of_a_user(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name}: no run wrote it, and it would be overwritten"):
+        runs.Run.open(tmp_path, None, ENVIRONMENT)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_stage_alone_in_a_run_leaves_the_record_of_where_it_was_made(tmp_path: Path) -> None:
+    runs.Run.open(tmp_path / "run", "", ENVIRONMENT).close()
+    runs.Run.open(tmp_path / "run", None, {"git_commit": "of another machine"}).close()
+    assert json.loads((tmp_path / "run" / "environment.json").read_text()) == ENVIRONMENT
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pa.table({"text": ["x" * 100]})
+    for name, write in (
+        ("figures.json", lambda path: runs.write_json(path, {"n": 1})),
+        ("part-00000.parquet", lambda path: write_table(path, table)),
+    ):
+        (tmp_path / f".{name}.partial").symlink_to("/dev/full")
+        with pytest.raises(SystemExit) as ended, plain_errors("dpa"):
+            write(tmp_path / name)
+        assert ended.value.code == 2
+        assert f"dpa: {tmp_path / name}: no space left on the disk" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0"),
+        ValueError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_the_errors_of_libraries_at_a_full_disk_become_one_that_names_the_folder(error: Exception) -> None:
+    with pytest.raises(OSError, match="run/sft/model") as caught, naming(Path("run/sft/model")):
+        raise error
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(KeyError), naming(Path("run")):
+        raise KeyError("no such key")
 
 
 def test_a_kill_between_the_ledger_and_the_renaming_loses_nothing(

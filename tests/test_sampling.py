@@ -11,7 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
 import tiny
+from dpalign.engines.decoding import CopyingDecoder, SharedDecoder
 from dpalign.engines.engine import Answer, Request
+from dpalign.engines.memory import halvings
 from dpalign.engines.transformers_engine import TransformersEngine, draw
 from dpalign.paper.direction import rng_for
 from dpalign.rows import user_prompt
@@ -70,6 +72,54 @@ def test_an_answer_is_the_same_in_any_company(folder: Path) -> None:
     assert sampled(folder, requests[::-1])[::-1] == together
     assert [drawn[:3] for drawn in sampled(folder, [request(q, 5) for q in QUESTIONS])] == together
     assert len({answer.text for drawn in together for answer in drawn}) > 5
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_out_of_memory_the_rows_are_halved_and_the_answers_are_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, share: bool
+) -> None:
+    """Room for two answers side by side: 12 rows go to 6, 3 and 1; three answers to a prompt are divided too."""
+    requests = [request(q, 3) for q in QUESTIONS]
+    together = sampled(folder, requests)
+    engine = TransformersEngine(str(folder), rows=12, share_prefix=share)
+    decoder, most = (SharedDecoder if share else CopyingDecoder), list[int]()
+    read = decoder.read
+
+    def with_little_memory(self: Any, token_R: torch.Tensor) -> torch.Tensor:
+        if len(token_R) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        most.append(len(token_R))
+        return read(self, token_R)
+
+    monkeypatch.setattr(decoder, "read", with_little_memory)
+    before = halvings()
+    drawn = list(engine.sample(requests, temperature=1.0, max_new_tokens=24))
+    assert [[answer.text for answer in answers] for answers in drawn] == [
+        [answer.text for answer in answers] for answers in together
+    ]
+    assert (max(most), halvings() - before, engine.rows) == (1, 3, 1)
+    assert [message.partition(":")[0] for message in caplog.messages if "memory" in message] == [
+        f"out of memory, {folder}"
+    ] * 3
+    assert list(engine.sample(requests[:1], temperature=1.0, max_new_tokens=24)) == drawn[:1]
+    assert halvings() - before == 3  # it stays with what fits
+
+
+def test_no_memory_for_one_answer_and_other_errors_are_no_batch_to_halve(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(str(folder), rows=2)
+    for error, kind, said in (
+        (MemoryError(), ValueError, "1 answers side by side, and no batch is smaller"),
+        (RuntimeError("of another kind"), RuntimeError, "^of another kind$"),
+    ):
+
+        def fails(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(SharedDecoder, "join", fails)
+        with pytest.raises(kind, match=said):
+            list(engine.sample([request("name owl.", 1)], temperature=1.0, max_new_tokens=4))
 
 
 def test_another_key_draws_another_answer_and_the_same_key_the_same(folder: Path) -> None:

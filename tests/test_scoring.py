@@ -14,6 +14,7 @@ from transformers import (
     MistralForSequenceClassification,
 )
 
+from dpalign.engines.memory import halvings
 from dpalign.recipe import Recipe, changed
 from dpalign.rewards.score import FunctionScorer, ModelScorer, TooLong
 from dpalign.rows import user_prompt
@@ -72,6 +73,26 @@ def test_no_forward_holds_more_tokens_than_allowed(folder: Path, share: bool) ->
     assert 1 < len(shapes) < 23
     if not share:
         assert sum(rows for rows, _ in shapes) == 23
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_out_of_memory_the_forwards_are_halved_and_each_reward_is_its_answers_own(
+    folder: Path, caplog: pytest.LogCaptureFixture, share: bool
+) -> None:
+    """Room for 250 tokens of a forward: 700 go to 350 and 175."""
+    asked = pairs()
+    whole_NH = scorer(folder, share_prefix=share).score(asked)
+    model = scorer(folder, batch_tokens=700, share_prefix=share)
+
+    def require_memory(_: object, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        if (given[0] if given else named["input_ids"]).numel() > 250:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
+
+    model.model.model.register_forward_pre_hook(require_memory, with_kwargs=True)
+    before = halvings()
+    np.testing.assert_allclose(model.score(asked), whole_NH, atol=1e-5)
+    assert (model.batch_tokens, halvings() - before) == (175, 2)
+    assert sum("out of memory" in message for message in caplog.messages) == 2
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -1,6 +1,7 @@
 """A stage in a process of its own: what it leaves, how it fails, and that it does not outlive its run."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -19,8 +20,9 @@ from dpalign.recipe import Recipe, changed, load
 from dpalign.runs import environment
 from dpalign.runs import folder as runs
 from dpalign.runs.ledger import read_ledger
+from dpalign.runs.stopping import Stopped, asked, deferred, stoppable
 from dpalign.stages.data import data
-from dpalign.stages.stage import Step
+from dpalign.stages.stage import Job, Step
 from dpalign.stages.world import world as world_stage
 
 FEW = [
@@ -50,11 +52,13 @@ from pathlib import Path
 from dpalign.cli import recipe_file
 from dpalign.pipeline.runner import take_apart
 from dpalign.recipe import load
+from dpalign.runs.errors import plain_errors
 from dpalign.runs.folder import Run
+from dpalign.runs.stopping import stoppable
 from dpalign.stages.stage import Step
 from dpalign.stages.world import world
 recipe = load(recipe_file("world"), ["--launcher", "process"])
-with Run.open(Path(sys.argv[1]), None, {}) as run, run.stage("world", 1) as work:
+with plain_errors("dpa"), stoppable(), Run.open(Path(sys.argv[1]), None, {}) as run, run.stage("world", 1) as work:
     sys.executable = sys.argv[2]
     take_apart(recipe, work, Step("world", world))
 """
@@ -128,6 +132,97 @@ def test_a_worker_ended_from_outside_is_said_to_be(
         launch(tmp_path / "run", world)
 
 
+@pytest.mark.parametrize("leaves_file", [False, True])
+def test_a_worker_that_ends_well_before_its_work_is_done_fails_the_stage_which_then_goes_on(
+    tmp_path: Path, world: Recipe, monkeypatch: pytest.MonkeyPatch, leaves_file: bool
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{'echo x > $3/$4.partial/helpsteer.jsonl' if leaves_file else ''}\nexit 0\n")
+    python.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        with pytest.raises(ValueError, match="stage world: its process ended with code 0 before its work was done"):
+            launch(tmp_path / "run", world)
+    assert not (tmp_path / "run" / "world").exists()
+    launch(tmp_path / "run", world)
+    assert read_ledger(tmp_path / "run" / "world")["counts"]["out"] == 36
+
+
+def test_a_worker_without_any_output_fails_the_stage(tmp_path: Path) -> None:
+    with runs.Run.open(tmp_path / "run", None, {}) as run, run.stage("sft", 1) as work:
+        work.leave_tally()
+        with pytest.raises(ValueError, match="stage sft: its process left no file"):
+            work.require_left()
+
+
+def test_a_stage_in_which_something_exits_python_fails_with_the_place_in_the_log(tmp_path: Path, world: Recipe) -> None:
+    def leaves(_: Job) -> None:
+        sys.exit(0)
+
+    with (
+        runs.Run.open(tmp_path / "run", None, {}) as run,
+        pytest.raises(ValueError, match=r"stage world: code that it called ended Python with sys\.exit\(0\)"),
+    ):
+        runner.take(world, run, Step("world", replace(world_stage, function=leaves)))
+    assert "in leaves" in (tmp_path / "run" / "log.txt").read_text()
+    assert not (tmp_path / "run" / "world").exists()
+
+
+def test_a_warning_of_an_engine_is_kept_in_the_log(tmp_path: Path, world: Recipe) -> None:
+    def warns(job: Job) -> None:
+        logging.getLogger("dpalign.engines.memory").warning("out of memory, %d answers", 8)
+        (job.out / "x").write_text("x")
+
+    with runs.Run.open(tmp_path / "run", None, {}) as run:
+        runner.take(world, run, Step("world", replace(world_stage, function=warns)))
+    assert "world: out of memory, 8 answers" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_a_run_that_sigterm_ends_says_resume_ends_its_worker_and_keeps_the_shards(tmp_path: Path) -> None:
+    """75 is EX_TEMPFAIL of sysexits.h."""
+    folder = tmp_path / "run"
+    run = subprocess.Popen([sys.executable, "-c", RUNS, folder, waiting(tmp_path)], stderr=subprocess.PIPE, text=True)
+    wait_until((folder / "world.partial" / "part-5.txt").is_file)
+    worker = int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0])
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=20)[1]
+    assert run.returncode == 75
+    assert not running(worker)
+    assert "Traceback" not in said
+    assert "world: stopped after" in (folder / "log.txt").read_text()
+    with runs.Run.open(folder, None, {}) as again, again.stage("world", 1) as work:
+        assert next(work.shards(600, "part-{}.txt")).index >= 5
+        for index in range(600):
+            (work.folder / f"part-{index}.txt").write_text("x")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_a_run_whose_worker_alone_is_ended_by_sigterm_says_resume_too(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = subprocess.Popen([sys.executable, "-c", RUNS, folder, waiting(tmp_path)], stderr=subprocess.DEVNULL)
+    wait_until((folder / "world.partial" / "part-5.txt").is_file)
+    os.kill(int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]), signal.SIGTERM)
+    assert run.wait(timeout=20) == 75
+
+
+def test_work_that_defers_sigterm_ends_itself_and_at_its_end_at_the_latest() -> None:
+    seen = list[bool]()
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # said twice, it counts once
+        seen.append(asked())
+
+    with pytest.raises(Stopped), stoppable(), deferred():
+        work()
+    assert (seen, asked()) == ([True], False)
+    with pytest.raises(Stopped), stoppable():
+        work()
+    assert seen == [True]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_worker_is_refused_where_no_run_waits_for_it(tmp_path: Path) -> None:
     runs.Run.open(tmp_path, "", {}).close()
     command = [sys.executable, "-m", "dpalign.pipeline.worker", tmp_path, "world"]
@@ -155,14 +250,19 @@ def test_only_what_trains_runs_in_several_processes(world: Recipe) -> None:
     assert {processes_of(alone, step) for step in steps(alone)} == {1}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
-def test_a_worker_does_not_outlive_a_killed_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    python = tmp_path / "python"  # in place of `python -m dpalign.pipeline.worker RUN world`: a stage that takes 30 s
+def waiting(tmp_path: Path) -> Path:
+    """What stands for Python in `python -m dpalign.pipeline.worker RUN world`: a stage that takes 30 s."""
+    python = tmp_path / "python"
     (tmp_path / "waits.py").write_text(WAITS)
     python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/waits.py "$@"\n')
     python.chmod(0o755)
+    return python
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_a_worker_does_not_outlive_a_killed_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run = subprocess.Popen([sys.executable, "-c", RUNS, folder, python], stderr=subprocess.DEVNULL)
+    run = subprocess.Popen([sys.executable, "-c", RUNS, folder, waiting(tmp_path)], stderr=subprocess.DEVNULL)
     try:
         wait_until((folder / "world.partial" / "part-5.txt").is_file)
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()

@@ -44,6 +44,8 @@ PART: Final = 65_536
 """Rows of a shard in `write_parts`."""
 BATCH: Final = 4096
 """Rows in memory at once in `take_rows`."""
+LEDGER: Final = "ledger.json"
+"""Beside a finished stage's outputs: it names them all (`runs/ledger.py`)."""
 
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -176,7 +178,11 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write beside, then rename: a file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, beside, compression="zstd", row_group_size=max(1, table.num_rows))
+    try:
+        pq.write_table(table, beside, compression="zstd", row_group_size=max(1, table.num_rows))
+    except OSError as error:  # of a full disk, say: pyarrow names no file
+        error.filename = error.filename or str(path)
+        raise
     os.replace(beside, path)
 
 
@@ -194,13 +200,39 @@ def write_parts(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> 
 
 
 def shards(path: Path) -> list[Path]:
-    """The Parquet files of a stage's folder in order, or the one file that `path` names."""
+    """The Parquet files of a stage's folder in order, which are those of its ledger; or the one that `path` names.
+
+    Raises:
+        ValueError: there is none; one that the ledger does not name; or one that it names is missing.
+    """
     if path.is_file():
         return [path]
     files = sorted(path.glob("*.parquet"))
+    for ledger in (path / LEDGER, path.parent / LEDGER):
+        if (named := _named(ledger, path)) is None:
+            continue
+        for file in sorted({*files} ^ named):
+            if file in named:
+                raise ValueError(f"{file}: missing, and {ledger} names it; run again to make it again")
+            raise ValueError(f"{file}: {ledger} does not name it, so its stage did not write it; move it away")
+        break
     if not files:
         raise ValueError(f"{path}: no Parquet files here; has the stage that writes them finished?")
     return files
+
+
+def _named(ledger: Path, folder: Path) -> set[Path] | None:
+    """The Parquet files of a folder that a stage's ledger names; None where there is no ledger of a stage."""
+    try:
+        outputs = json.loads(ledger.read_text(encoding="utf-8"))["outputs"]
+        paths = [ledger.parent / str(name) for name in dict(outputs)]
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{ledger}: damaged ledger ({error}); delete {ledger.parent} to redo the stage") from error
+    except (KeyError, TypeError):  # a file of another kind by this name
+        return None
+    return {path for path in paths if path.parent == folder and path.suffix == ".parquet"}
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from dpalign.chat import Place, PromptStyle, Switch
 from dpalign.engines.decoding import CopyingDecoder, Decoder, SharedDecoder, cannot_share
 from dpalign.engines.engine import Answer, Request, require_room
+from dpalign.engines.memory import in_halves
 from dpalign.engines.tokens import PromptReader
 from dpalign.paper.direction import rng_for
 
@@ -27,6 +28,19 @@ log = logging.getLogger(__name__)
 
 SHARE: Final = 8
 """New answers wait until they fill one row in so many: a prefill takes about as long as a step."""
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Answers to a request that are decoded together."""
+
+    request: int
+    samples: Sequence[int]
+
+    def parts(self, size: int) -> Iterator["_Unit"]:
+        """The same answers, at most so many together."""
+        for start in range(0, len(self.samples), size):
+            yield _Unit(self.request, self.samples[start : start + size])
 
 
 @dataclass
@@ -45,7 +59,7 @@ class TransformersEngine:
     Args:
         folder: a policy folder or hub name.
         own_chat, style, place: see `PromptReader.load`.
-        rows: answers decoded side by side; a request's n answers stay together.
+        rows: answers decoded side by side; a request's n answers stay together. Out of memory, they are halved.
         share_prefix: the answers to a prompt share its keys, if the model allows it; else each has a copy.
 
     Raises:
@@ -64,6 +78,7 @@ class TransformersEngine:
         share_prefix: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
+        self.folder = folder
         self.reader = PromptReader.load(folder, own_chat, style, place=place, trust_remote_code=trust_remote_code)
         self.tokenizer = self.reader.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,6 +87,8 @@ class TransformersEngine:
         ).to(self.device)
         self.model.eval()
         self.rows = rows
+        self.halved = False
+        """Whether memory was short once: from then on also a request's answers are divided."""
         reason = cannot_share(self.model) if share_prefix else "share_prefix is false"
         self.shares = reason is None
         self._decoder()  # refuses what it cannot decode before anything is asked
@@ -81,31 +98,52 @@ class TransformersEngine:
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """See `Engine.sample`. The shortest prompts come first, so that those of similar length decode together.
 
+        Out of memory, it goes on with half the rows, from the answers that are finished.
+
         Raises:
-            ValueError: a prompt leaves no room for an answer in the model's context.
+            ValueError: a prompt leaves no room for an answer in the model's context; no memory for one answer.
         """
         prompts = [self.reader.prompt_ids(request.messages) for request in requests]
         context = getattr(self.model.config, "max_position_embeddings", None)
         require_room([request.key for request in requests], prompts, max_new_tokens, context)
-        yield from self._drawn(requests, prompts, temperature, max_new_tokens)
+        answers: list[dict[int, Answer]] = [{} for _ in requests]
+        in_order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))
+        most = max([self.rows, *(request.n for request in requests)])
+
+        def draw_missing(rows: int) -> None:
+            together = rows if self.halved or rows < self.rows else most
+            missing = [_Unit(i, [s for s in range(requests[i].n) if s not in answers[i]]) for i in in_order]
+            waiting = deque(part for unit in missing for part in unit.parts(together))
+            self._draw(waiting, rows, requests, prompts, answers, temperature, max_new_tokens)
+
+        _, rows = in_halves(draw_missing, self.rows, f"{self.folder}: {{}} answers side by side")
+        self.halved, self.rows = self.halved or rows < self.rows, rows
+        yield from ([of_request[sample] for sample in sorted(of_request)] for of_request in answers)
 
     @torch.inference_mode()
-    def _drawn(
-        self, requests: Sequence[Request], prompts: Sequence[list[int]], temperature: float, max_new_tokens: int
-    ) -> list[list[Answer]]:
+    def _draw(
+        self,
+        waiting: deque[_Unit],
+        rows: int,
+        requests: Sequence[Request],
+        prompts: Sequence[list[int]],
+        answers: Sequence[dict[int, Answer]],
+        temperature: float,
+        max_new_tokens: int,
+    ) -> None:
+        """Draw the answers that wait, and enter each once it is finished."""
         ends = self.reader.ends
-        waiting = deque(sorted(range(len(requests)), key=lambda i: len(prompts[i])))
-        answers: list[dict[int, Answer]] = [{} for _ in requests]
         decoder, alive = self._decoder(), list[_Row]()
         token_R = torch.empty(0, dtype=torch.long)
         while waiting or alive:
             logits = [decoder.read(token_R)] if alive else []
-            if batch := self._admitted(waiting, requests, decoder, len(alive)):
-                logits.append(decoder.join([prompts[i] for i in batch], [requests[i].n for i in batch]))
+            if batch := _admitted(waiting, rows, decoder, len(alive)):
+                joined = [unit.request for unit in batch]
+                logits.append(decoder.join([prompts[i] for i in joined], [len(unit.samples) for unit in batch]))
                 alive += [
-                    _Row(i, sample, rng_for(*requests[i].key, sample).random(max_new_tokens))
-                    for i in batch
-                    for sample in range(requests[i].n)
+                    _Row(unit.request, s, rng_for(*requests[unit.request].key, s).random(max_new_tokens))
+                    for unit in batch
+                    for s in unit.samples
                 ]
             uniform_R = np.array([row.uniforms[len(row.ids)] for row in alive])
             token_R = draw(logits[0] if len(logits) == 1 else torch.cat(logits), uniform_R, temperature)
@@ -120,30 +158,34 @@ class TransformersEngine:
             if len(order) < len(alive):
                 decoder.keep(order)
                 token_R, alive = token_R[order], [alive[place] for place in order]
-        return [[of_request[sample] for sample in sorted(of_request)] for of_request in answers]
-
-    def _admitted(self, waiting: deque[int], requests: Sequence[Request], decoder: Decoder, alive: int) -> list[int]:
-        """The next requests whose answers all have room, if they are worth a forward of their own."""
-        batch: list[int] = []
-        if alive and not decoder.refills:
-            return batch
-        rows = 0
-        for i in waiting:
-            if (alive or batch) and alive + rows + requests[i].n > self.rows:
-                break
-            batch.append(i)
-            rows += requests[i].n
-        if alive and rows * SHARE < self.rows and len(batch) < len(waiting):
-            return []
-        for _ in batch:
-            waiting.popleft()
-        return batch
 
     def _decoder(self) -> Decoder:
         if self.shares:
             return SharedDecoder(self.model)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.reader.ends[0]
         return CopyingDecoder(self.model, pad)
+
+
+def _admitted(waiting: deque[_Unit], rows: int, decoder: Decoder, alive: int) -> list[_Unit]:
+    """The next units whose answers all have room, if they are worth a forward of their own.
+
+    Args:
+        rows: answers side by side.
+    """
+    batch: list[_Unit] = []
+    if alive and not decoder.refills:
+        return batch
+    fresh = 0
+    for unit in waiting:
+        if (alive or batch) and alive + fresh + len(unit.samples) > rows:
+            break
+        batch.append(unit)
+        fresh += len(unit.samples)
+    if alive and fresh * SHARE < rows and len(batch) < len(waiting):
+        return []
+    for _ in batch:
+        waiting.popleft()
+    return batch
 
 
 def draw(logits_RV: torch.Tensor, uniform_R: np.ndarray, temperature: float) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Several full-pipeline seeds of one recipe on one page: the claims that a paper makes rest on these."""
 
 import argparse
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +31,10 @@ def combine(runs: Sequence[Path], out: Path) -> Path:
     """The first run's page, with the figures over the seeds of all; returns the page.
 
     Raises:
-        ValueError: fewer than two runs, one without a finished report, two of one seed, or runs of two recipes.
+        ValueError: fewer than two runs, one without a finished report, two of one seed, or runs of two recipes; a place
+            that holds another page.
     """
+    require_free(out)
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run to combine; name the folders of at least two seeds")
     summaries: dict[int, Summary] = {}
@@ -44,6 +47,20 @@ def combine(runs: Sequence[Path], out: Path) -> Path:
     first = next(iter(summaries.values()))
     seeds = combine_seeds(summaries, pairs_to_compare(list(summaries.values())))
     return write_report(out, rounded(first.model_copy(update={"seeds": seeds})))
+
+
+def require_free(out: Path) -> None:
+    """Raise ValueError where the page's files would replace others than those of an earlier `dpa combine`."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: a file; name a folder")
+    taken = next((out / name for name in ("index.html", "summary.json", "figures") if (out / name).exists()), None)
+    try:
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        ours = bool(summary["systems"]) and bool(summary["seeds"]["seeds"])
+    except (OSError, ValueError, TypeError, KeyError):
+        ours = False
+    if taken is not None and not ours:
+        raise ValueError(f"{taken}: stands already, and is not of a page that dpa combine wrote; name another place")
 
 
 def read_summary(run: Path) -> Summary:

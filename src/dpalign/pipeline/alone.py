@@ -12,7 +12,8 @@ from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import load
 from dpalign.recipe.localfiles import require_models
 from dpalign.runs.folder import Run
-from dpalign.runs.ledger import LEDGER, STAGE_NAME
+from dpalign.runs.ledger import STAGE_NAME, read_ledger
+from dpalign.runs.stopping import stoppable
 from dpalign.stages.stage import Step
 
 INPUTS: Final = {
@@ -59,8 +60,11 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     stage, out = STAGES[arguments.verb], Path(arguments.out)
     if not re.fullmatch(STAGE_NAME, out.name):
         raise ValueError(f"--out {out}: a stage's folder is named in lower-case letters, digits, - and _")
-    if out.exists() and not (out / LEDGER).is_file():
-        raise ValueError(f"--out {out}: stands already, and no stage wrote it; name another place")
+    if out.exists():
+        try:
+            read_ledger(out)
+        except ValueError as error:
+            raise ValueError(f"--out {out}: stands already, and no stage wrote it; name another place") from error
     folders = {name: getattr(arguments, name) for name in (*stage.inputs, *stage.optional)}
     inputs = {name: path.resolve() for name, path in folders.items() if path is not None}
     for repeated in stage.repeated:
@@ -70,7 +74,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
         raise ValueError(
             "--condition targets needs --annotate DIR: targets are drawn from the rewards of rated answers"
         )
-    with Run.open(out.parent, recipe_text=None) as opened:
+    with stoppable(), Run.open(out.parent, recipe_text=None) as opened:
         runner.take(recipe, opened, Step(out.name, stage, inputs, **asked))
     return str(out)
 

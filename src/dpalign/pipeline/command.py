@@ -12,6 +12,7 @@ from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.pipeline.steps import notes
 from dpalign.recipe import Recipe, load
 from dpalign.rewards.golden import read_golden
+from dpalign.runs.stopping import stoppable
 from dpalign.runs.tables import leaves, literal
 from dpalign.stages.preference import asked_in_words
 
@@ -35,7 +36,8 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     if arguments.dry_run:
         table = steps_table(recipe, folder, arguments.until, compared)
         return f"{table}\n\nUsers ask for: {asked_in_words(recipe)}.\n\n{differences(recipe)}"
-    runner.execute(recipe, folder, arguments.until, compared)
+    with stoppable():
+        runner.execute(recipe, folder, arguments.until, compared)
     if arguments.until is not None:
         return str(folder)
     page = folder / "report" / "index.html"

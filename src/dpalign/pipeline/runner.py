@@ -1,11 +1,13 @@
 """Taking the steps of a run: each unless it is done, here or in a process of its own, several side by side."""
 
+import contextlib
+import logging
 import os
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +22,7 @@ from dpalign.runs import folder as runs
 from dpalign.runs import ledger
 from dpalign.runs.environment import thread_variables
 from dpalign.runs.progress import AS_LINES
+from dpalign.runs.stopping import RESUME, Stopped, asked, wait_for
 from dpalign.stages.preference import asked_in_words
 from dpalign.stages.stage import Job, Step
 
@@ -81,6 +84,8 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
 
     Of steps side by side the heavy ones are always in a process of their own, and the others here take turns.
     """
+    if asked():
+        raise Stopped
     knobs = knobs_of(recipe, step)
     with run.stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs) as work:
         if work.done:
@@ -93,13 +98,46 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
 
 
 def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:
-    """Do a step's work in this process; where it fails, log.txt keeps the whole traceback."""
+    """Do a step's work in this process; where it fails, log.txt keeps the whole traceback.
+
+    Raises:
+        ValueError: bad input, or code that the step called has asked Python to exit.
+    """
     inputs = {name: work.run.folder / value for name, value in step.inputs.items()}
     try:
-        step.stage.run(Job(recipe_of(recipe, step), work, inputs, step.t, step.half, step.condition, step.systems))
-    except Exception:
-        work.run.note(traceback.format_exc().rstrip())
+        with _warnings_logged(work):
+            step.stage.run(Job(recipe_of(recipe, step), work, inputs, step.t, step.half, step.condition, step.systems))
+    except (Exception, SystemExit) as error:
+        with contextlib.suppress(OSError):  # a full disk has no room for it either
+            work.run.note(traceback.format_exc().rstrip())
+        if isinstance(error, SystemExit):
+            raise ValueError(
+                f"stage {step.name}: code that it called ended Python with sys.exit({error.code!r}), before the work "
+                "was done; log.txt says where"
+            ) from error
         raise
+
+
+class _ToLog(logging.Handler):
+    """Keeps warnings in the run's log."""
+
+    def __init__(self, work: runs.Work) -> None:
+        super().__init__(logging.WARNING)
+        self.work = work
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.work.run.log(f"{self.work.stage.name}: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def _warnings_logged(work: runs.Work) -> Iterator[None]:
+    """Let the run's log have the warnings of engines, scorers and trainings."""
+    logger, handler = logging.getLogger("dpalign"), _ToLog(work)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def order_of(work: runs.Work) -> Path:
@@ -108,7 +146,12 @@ def order_of(work: runs.Work) -> Path:
 
 
 def take_apart(recipe: Recipe, work: runs.Work, step: Step) -> None:
-    """Run a stage in its own process, so that its memory is given back and a crash is contained."""
+    """Run a stage in its own process, so that its memory is given back and a crash is contained.
+
+    Raises:
+        ValueError: the process failed, or ended before its work was done.
+        Stopped: SIGTERM ended it.
+    """
     plain = {
         "stage": step.stage.name,
         "inputs": {name: str(value) for name, value in step.inputs.items()},
@@ -117,7 +160,9 @@ def take_apart(recipe: Recipe, work: runs.Work, step: Step) -> None:
     runs.write_json(order_of(work), {"recipe": recipe.as_mapping(), "step": vars(step) | plain})
     command = [sys.executable, "-m", "dpalign.pipeline.worker", str(work.run.folder), step.name]
     env = (AS_LINES if recipe.jobs > 1 else {}) | os.environ | thread_variables(recipe.threads)
-    code = subprocess.run(command, pass_fds=(work.run.lock,), env=env, check=False).returncode
+    code = wait_for(subprocess.Popen(command, pass_fds=(work.run.lock,), env=env))
+    if code == RESUME:
+        raise Stopped
     if code < 0:
         signal_name = signal.Signals(-code).name
         raise ValueError(
@@ -125,6 +170,7 @@ def take_apart(recipe: Recipe, work: runs.Work, step: Step) -> None:
         )
     if code:
         raise ValueError(f"stage {step.name}: its process ended with code {code}; its own message stands above")
+    work.require_left()
 
 
 def step_of(order: Mapping[str, Any]) -> Step:

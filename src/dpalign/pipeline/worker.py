@@ -2,7 +2,8 @@
 
 The run holds the lock, keeps the clock and writes the ledger. The worker reads its order (the recipe and the step)
 in RUN/STEP.partial/.stage, does the work there, and leaves beside it what it counted. It ends when the run ends,
-however that ends. Where the recipe wants several processes it starts them (`runs/launch.py`): they are workers too.
+however that ends; a training that SIGTERM reaches writes a checkpoint first. Where the recipe wants several processes
+it starts them (`runs/launch.py`): they are workers too.
 """
 
 import json
@@ -19,6 +20,7 @@ from dpalign.recipe import Recipe, from_mapping
 from dpalign.runs.errors import plain_errors
 from dpalign.runs.folder import Run, holder
 from dpalign.runs.launch import LAUNCHED, launch
+from dpalign.runs.stopping import RESUME, Stopped, stoppable
 
 WATCH_SECONDS = 0.5
 """How long a worker may outlive its run; the lock, which it inherits, keeps the next run out meanwhile."""
@@ -27,7 +29,7 @@ WATCH_SECONDS = 0.5
 def main(run_folder: str, name: str) -> None:
     """Do one step of a run: the process's whole life."""
     folder = Path(run_folder)
-    with plain_errors(name):
+    with plain_errors(name), stoppable():
         parent = os.getppid()
         rank = os.environ.get("LOCAL_RANK")  # torchrun's
         if rank is None and LAUNCHED in os.environ:
@@ -37,18 +39,24 @@ def main(run_folder: str, name: str) -> None:
             )
         if rank is None and holder(folder) != parent:
             raise ValueError(f"{folder}: no run that waits for this worker; `dpa run` starts its own")
-        end_with(parent)
         work = Run(folder, lock=-1, git_commit=None).stage_at_work(name)
         order = json.loads(order_of(work).read_text(encoding="utf-8"))
         recipe, step = from_mapping(Recipe, order["recipe"]), step_of(order["step"])
         processes = processes_of(recipe, step)
-        if rank is None and processes > 1:
+        launches = rank is None and processes > 1
+        end_with(parent, signal.SIGTERM if launches else signal.SIGKILL)
+        if launches:
             sys.exit(launch(recipe.launch, recipe.launcher, processes, run_folder, name))
         if os.environ.get("WORLD_SIZE", "1") != str(processes):
             raise ValueError(
                 f"{processes} processes were asked for, and WORLD_SIZE is {os.environ.get('WORLD_SIZE', 1)}"
             )
-        perform(recipe, work, step)
+        try:
+            perform(recipe, work, step)
+        except Stopped:
+            if processes > 1:  # at once: the others stop too, and nothing may wait for them here
+                os._exit(RESUME)
+            raise
         if os.environ.get("RANK", "0") == "0":
             work.leave_tally()
         if processes > 1:
@@ -57,13 +65,13 @@ def main(run_folder: str, name: str) -> None:
             leave_processes()
 
 
-def end_with(parent: int) -> None:
-    """End this process soon after its parent, by the signal that torchrun passes on to its processes."""
+def end_with(parent: int, number: signal.Signals) -> None:
+    """End this process soon after its parent, and at once; by SIGTERM where it launches others, who get it too."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, daemon=True).start()
 

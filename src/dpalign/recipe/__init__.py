@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dpalign.engines.knobs import Engines, Model
 from dpalign.paper.direction import evaluation_grid, objective_count
@@ -207,6 +207,16 @@ class Recipe(Table):
     def heads_read(self, objective: Objective) -> tuple[str, ...]:
         """The heads that an objective reads, in full."""
         return tuple(self.scored_heads[index] for index in head_indices(objective, self.scored_heads))
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        """It is one folder below runs/, and never one elsewhere."""
+        if not name.strip() or name.startswith(".") or not name.isprintable() or {*name} & {*r"\\/"}:
+            raise ValueError(
+                f"{name!r} names no folder below runs/; give one word without /, \\ or a dot in front, such as 'mine'"
+            )
+        return name
 
     @model_validator(mode="after")
     def _objectives_read_known_heads(self) -> Self:

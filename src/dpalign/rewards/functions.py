@@ -106,7 +106,7 @@ def load_function(source: str, named: str) -> Function:
     _search_current_folder()
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         raise ValueError(
             f"{named}: {type(error).__name__}: {error}; name a function that Python can import, as module:function"
         ) from error
@@ -139,7 +139,7 @@ def call(function: Function, prompts: Sequence[str], responses: Sequence[str], h
     """
     try:
         returned = function(list(prompts), list(responses))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = _fails_at(function, prompts, responses)
         raise ValueError(f"{named}: {type(error).__name__}: {error}{place}") from error
     try:
@@ -162,7 +162,7 @@ def _fails_at(function: Function, prompts: Sequence[str], responses: Sequence[st
     for n, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         try:
             function([prompt], [response])
-        except Exception:
+        except (Exception, SystemExit):
             return f" (answer {n} of {len(responses)}, to {prompt[:60]!r}: {response[:80]!r})"
     return ""
 

@@ -38,6 +38,7 @@ from dpalign.rewards.probe import FILE as PROBE_FILE
 from dpalign.rewards.probe import Probe, take_probe, write_probe
 from dpalign.rewards.ridge import ridge_heads
 from dpalign.rewards.shared_prefix import cannot_share, score_shared
+from dpalign.runs.errors import naming
 from dpalign.runs.progress import Progress
 from dpalign.train.trainer import (
     IDS,
@@ -437,8 +438,10 @@ def _save(path: Path, array: NDArray[np.float64]) -> None:
     """Write beside, then rename: a block is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
+    with naming(path), beside.open("wb") as file:
         np.save(file, array.astype(np.float32))
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 
+from dpalign.engines.memory import in_halves
 from dpalign.engines.vllm_engine import Vllm, show_progress
 from dpalign.paper.prompts import RewardInput
 from dpalign.rewards.functions import call, load_function
@@ -107,7 +108,7 @@ class ModelScorer:
         source: a folder or hub name.
         unnamed: head names for a model that only numbers its heads.
         template: the text that the model reads.
-        batch_tokens: tokens of a forward at most.
+        batch_tokens: tokens of a forward at most; out of memory, they are halved.
 
     Raises:
         ValueError: the model should read its own chat template, and has none.
@@ -157,22 +158,27 @@ class ModelScorer:
         require_room(rows, pairs, self.context, self.source)
         if not rows:
             return np.empty((0, self.model.config.num_labels), dtype=np.float32)
-        if self.shares:
-            keys = [self.reader.key(messages) for messages, _ in pairs]
-            rewards_NH: Array = score_shared(self.model, rows, keys, self.batch_tokens).numpy()
-        else:
-            rewards_NH = self._score_apart(rows)
+        keys = [self.reader.key(messages) for messages, _ in pairs] if self.shares else []
+
+        def rewards(tokens: int) -> Array:
+            if not self.shares:
+                return self._score_apart(rows, tokens)
+            shared: Array = score_shared(self.model, rows, keys, tokens).numpy()
+            return shared
+
+        what = f"{self.source}: forwards of {{}} tokens"
+        rewards_NH, self.batch_tokens = in_halves(rewards, self.batch_tokens, what, least=max(map(len, rows)))
         return require_finite(rewards_NH, pairs, self.source)
 
     @torch.inference_mode()
-    def _score_apart(self, rows: Sequence[list[int]]) -> Array:
-        """Each row whole, in batches sorted by length."""
+    def _score_apart(self, rows: Sequence[list[int]], tokens: int) -> Array:
+        """Each row whole, in batches sorted by length, of so many tokens at most."""
         rewards_NH = np.empty((len(rows), self.model.config.num_labels), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         reads_last = isinstance(self.model, GenericForSequenceClassification)
         while order:
             width = len(rows[order[-1]])
-            count = max(1, self.batch_tokens // width) if reads_last or self.pad is not None else 1
+            count = max(1, tokens // width) if reads_last or self.pad is not None else 1
             batch = order[-count:]
             del order[-len(batch) :]
             ids = torch.tensor([rows[i] + [self.pad or 0] * (width - len(rows[i])) for i in batch], device=self.device)

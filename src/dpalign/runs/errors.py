@@ -1,17 +1,28 @@
 """How a command ends when something is wrong: with a line that says what, not with a traceback."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from dpalign.runs.stopping import RESUME, Stopped
+
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""The disk is full, or the user's share of it."""
+FULL_SAID: Final = ("No space left on device", "Disk quota exceeded", "inline_container", "PytorchStreamWriter")
+"""What the errors of libraries say of a full disk; the last two are torch's, which gives no reason."""
 
 
 @contextlib.contextmanager
 def plain_errors(who: str) -> Iterator[None]:
-    """End the process at an error that a user can mend with its message and code 2, at an interruption with 130.
+    """End the process at an error that a user can mend with its message and code 2.
 
-    Any other error is ours: it keeps its traceback.
+    After an interruption the code is 130, after SIGTERM `stopping.RESUME`. Any other error is ours: it keeps its
+    traceback.
     """
     try:
         yield
@@ -20,8 +31,34 @@ def plain_errors(who: str) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{who}: {error}\n")
+        sys.stderr.write(f"{who}: {_said(error)}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write(f"{who}: interrupted; the same command goes on from here\n")
         sys.exit(130)
+    except Stopped:
+        sys.stderr.write(f"{who}: ended by SIGTERM; the same command goes on from here\n")
+        sys.exit(RESUME)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in FULL:
+        place = error.filename or "a file"
+        return f"{place}: no space left on the disk; free some, and run the same command again, which goes on from here"
+    return str(error)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name what was being written when the disk is full: the errors of libraries do not.
+
+    Raises:
+        OSError: with the path as its file name.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = error.errno in FULL if isinstance(error, OSError) else any(said in str(error) for said in FULL_SAID)
+        if not full:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), getattr(error, "filename", None) or str(path)) from error

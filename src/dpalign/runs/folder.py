@@ -4,19 +4,23 @@ RUN/recipe.toml, environment.json, log.txt     what was asked, where it ran, wha
 RUN/<stage>/...                                a finished stage's outputs, beside its ledger.json
 RUN/<stage>/times.json                         what some stages measured by the clock: no output, in no digest
 RUN/<stage>.partial/...                        a stage at work, or killed at work: its finished shards are kept
+RUN/.<stage>.dpalign.old/...                   an outdated stage that is being deleted
+RUN/.lock                                      who works in it; by its mark a folder is known as a run
 RUN/<stage>[.partial]/resume/                  trainer checkpoints: no output, gone when the stage is finished
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +30,7 @@ from typing import Any, Final, Self
 from dpalign.runs.environment import describe_environment
 from dpalign.runs.ledger import (
     LEDGER,
+    SCRATCH,
     FileHashes,
     Ledger,
     Stage,
@@ -35,18 +40,26 @@ from dpalign.runs.ledger import (
     identity_of,
     input_digest,
     into_place,
+    is_unfinished_work,
     move_away,
     output_files,
     partial_of,
     sha256_of,
+    sync,
     why,
 )
 from dpalign.runs.ledger import write_json as write_json
 from dpalign.runs.ledger import write_text as write_text
 from dpalign.runs.progress import Progress, spell_seconds
+from dpalign.runs.stopping import Stopped, asked
 
 OWN: Final = ".own"
 """The name under which a stage's own process keeps what it counted beside its shards."""
+LOCK: Final = ".lock"
+MARK: Final = " dpalign"
+"""What follows, in a run's lock, the process and the machine that took it last."""
+OUR_FILES: Final = (LOCK, ".digests.json", "log.txt", "environment.json")
+"""What is written beside a stage taken alone."""
 
 
 @dataclass
@@ -59,6 +72,8 @@ class Tally:
     sampled: int = 0
     scored: int = 0
     trained: int = 0
+    halved: int = 0
+    """How often a batch was out of memory and was done again in halves."""
 
     def add(
         self,
@@ -87,14 +102,22 @@ class Shard:
 
 
 def shards(
-    folder: Path, count: int, name: str = "part-{:05d}.parquet", rank: int = 0, world: int = 1
+    folder: Path,
+    count: int,
+    name: str = "part-{:05d}.parquet",
+    rank: int = 0,
+    world: int = 1,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Shard]:
     """The shards of a stage's folder still to be made, in order: those of process `rank` among `world`.
 
     A shard is finished when its file stands and its tally is kept, which happens when the next one is asked for.
+
+    Args:
+        log: is told of each damaged file.
     """
     mine = range(rank, count, world)
-    todo = unfinished(folder, mine, name)
+    todo = unfinished(folder, mine, name, log)
     with Progress(f"{folder.stem}: shard", len(mine), len(mine) - len(todo)) as progress:
         for index in todo:
             shard = Shard(index, folder / name.format(index), Tally())
@@ -102,20 +125,57 @@ def shards(
             yield shard
             keep_tally(folder, name.format(index), shard.tally)
             progress.advance()
+            if asked():
+                raise Stopped
 
 
-def unfinished(folder: Path, indices: Iterable[int], name: str) -> list[int]:
-    """Of some of a folder's shards those that are still to be made."""
-    names = {index: name.format(index) for index in indices}
-    return [
-        i for i, shard in names.items() if not (_tally_path(folder, shard).is_file() and (folder / shard).is_file())
-    ]
+def unfinished(
+    folder: Path, indices: Iterable[int], name: str, log: Callable[[str], None] = lambda _: None
+) -> list[int]:
+    """Of some of a folder's shards those that are still to be made: also those whose files are not as they were made.
+
+    Args:
+        log: is told of each damaged file.
+    """
+    todo = []
+    for index in indices:
+        shard = name.format(index)
+        made = _digests(_tally_path(folder, shard))
+        damaged = [file for file, digest in (made or {}).items() if not _is_file_of(folder / file, digest)]
+        for file in damaged:
+            log(f"{folder.stem}: {file} is lost or damaged; its shard is made again")
+        if made is None or damaged or not (folder / shard).is_file():
+            _tally_path(folder, shard).unlink(missing_ok=True)
+            todo.append(index)
+    return todo
 
 
 def keep_tally(folder: Path, shard: str, tally: Tally) -> None:
-    """Keep what a shard took: it is finished with that, its file written before."""
+    """Keep what a shard took, and the digests of its files: it is finished with that, its files on the disk before."""
     assert (folder / shard).is_file(), f"{folder / shard} was not written"
-    write_json(_tally_path(folder, shard), vars(tally))
+    files = sorted(folder.glob(beside(shard)))
+    digests = {path.relative_to(folder).as_posix(): sha256_of(path, sync=True) for path in files}
+    for parent in {path.parent for path in files}:
+        sync(parent)
+    write_json(_tally_path(folder, shard), vars(tally) | {"files": digests})
+
+
+def beside(name: str) -> str:
+    """A pattern of a shard's file and of those of its name in folders beside its own: of answers, their scores."""
+    return f"*/{Path(name).name}" if "/" in name else name
+
+
+def _digests(tally: Path) -> dict[str, str] | None:
+    """The digests of a shard's files, as its tally keeps them; an earlier version's kept none. None without a tally."""
+    try:
+        files: dict[str, str] = dict(json.loads(tally.read_text(encoding="utf-8")).get("files", {}))
+        return files
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _is_file_of(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_of(path) == digest
 
 
 def _tally_path(folder: Path, shard: str) -> Path:
@@ -145,15 +205,15 @@ class Run:
         """
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: a file, where a run folder was asked for; name another place")
-        if recipe_text is not None and folder.exists() and not (folder / ".lock").exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder}: holds other things than a run, which could be overwritten; name another place")
+        _require_ours(folder, alone=recipe_text is None)
         folder.mkdir(parents=True, exist_ok=True)
         run_folder = folder.resolve()
         lock = hold(run_folder)
         facts = describe_environment() if environment is None else environment
         if recipe_text is not None:
             write_text(run_folder / "recipe.toml", recipe_text)
-        write_json(run_folder / "environment.json", facts)
+        if recipe_text is not None or not (run_folder / "environment.json").exists():
+            write_json(run_folder / "environment.json", facts)
         return cls(run_folder, lock, facts.get("git_commit"))
 
     def close(self) -> None:
@@ -228,6 +288,10 @@ class Work:
         if not self.done:
             # Shards of other knobs or inputs must not mix with new ones.
             if self.folder.exists() and identity_at_work(self.folder) != self.identity:
+                if not is_unfinished_work(self.folder):
+                    raise ValueError(
+                        f"{self.folder}: no stage made it, and {self.stage.name} needs its name; move it away"
+                    )
                 self.run.log(f"{self.stage.name}: unfinished work of other knobs or inputs is dropped")
                 shutil.rmtree(move_away(self.folder))
             _tally_path(self.folder, OWN).unlink(missing_ok=True)
@@ -239,24 +303,42 @@ class Work:
     ) -> None:
         if self.done:
             return
-        self.clock.stop()
         if error is None:
+            self.clock.stop()
             self._finish()
-        else:
+            return
+        with contextlib.suppress(OSError):  # of a full disk; the error at hand says more
+            self.clock.stop()
+        with contextlib.suppress(OSError):
             self.run.log(
                 f"{self.stage.name}: stopped after {spell_seconds(self.clock.seconds)} ({type(error).__name__})"
             )
 
     def shards(self, count: int, name: str = "part-{:05d}.parquet") -> Iterator[Shard]:
         """The shards still to be made, with a line of progress; see `shards`."""
-        return shards(self.folder, count, name)
+        return shards(self.folder, count, name, log=self.run.log)
 
     def leave_tally(self) -> None:
         """In a stage's own process, at its end: leave `tally` where the holder of the folder adds it up."""
         write_json(_tally_path(self.folder, OWN), vars(self.tally))
 
+    def require_left(self) -> None:
+        """Check what a stage's own process left when it ended well.
+
+        Raises:
+            ValueError: no tally, which it leaves last, or no outputs.
+        """
+        if not _tally_path(self.folder, OWN).is_file():
+            raise ValueError(
+                f"stage {self.stage.name}: its process ended with code 0 before its work was done; something that it "
+                "called ended it, such as sys.exit in a function of yours. Mend that, and run again to go on"
+            )
+        if not output_files(self.folder):
+            raise ValueError(f"stage {self.stage.name}: its process left no file in {self.folder}")
+
     def _finish(self) -> None:
         outputs = {file: sha256_of(self.folder / file, sync=True) for file in output_files(self.folder)}
+        _require_as_made(self.folder, outputs)
         total = _total(self.folder, self.tally)
         paths = {name: str(value) for name, value in self.stage.inputs.items()}
         inputs = {name: {"path": paths[name], "digest": digest} for name, digest in self.identity["inputs"].items()}
@@ -269,7 +351,8 @@ class Work:
             outputs=outputs,
             sizes={file: (self.folder / file).stat().st_size for file in outputs},
             digest=hash_of(outputs),
-            counts={"in": total.rows_in, "out": total.rows_out, "filtered": dict(total.filtered)},
+            counts={"in": total.rows_in, "out": total.rows_out, "filtered": dict(total.filtered)}
+            | ({"halved": total.halved} if total.halved else {}),
             tokens={"sampled": total.sampled, "scored": total.scored, "trained": total.trained},
             seconds=round(self.clock.seconds, 3),
             git_commit=self.run.git_commit,
@@ -308,7 +391,8 @@ class _Clock:
 
     def _tick(self) -> None:
         while not self.stopped.wait(5.0):
-            self._save()
+            with contextlib.suppress(OSError):  # a full disk: the work itself will say so
+                self._save()
 
     def _save(self) -> None:
         write_json(self.path, {"identity": self.identity, "seconds": self.seconds, "started": self.started})
@@ -319,13 +403,53 @@ def _total(folder: Path, tally: Tally) -> Tally:
     total = replace(tally, filtered=Counter(tally.filtered))
     for path in sorted((folder / ".stage" / "tallies").rglob("*.json")):
         shard = json.loads(path.read_text(encoding="utf-8"))
+        shard.pop("files", None)
         total.filtered.update(shard.pop("filtered"))
         total = replace(total, **{name: getattr(total, name) + number for name, number in shard.items()})
     return total
 
 
+def _require_as_made(folder: Path, outputs: Mapping[str, str]) -> None:
+    """Raise ValueError where a shard's file is not what its tally says was made; the next run makes it again."""
+    for tally in sorted((folder / ".stage" / "tallies").rglob("*.json")):
+        for file, digest in (_digests(tally) or {}).items():
+            if Path(file).parts[0] not in SCRATCH and outputs.get(file) != digest:
+                raise ValueError(f"{folder / file}: lost or damaged since it was made; run again to make it again")
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# Whose folder it is
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: its lock has our mark. An earlier version's names a process and a machine alone."""
+    try:
+        text = (folder / LOCK).read_text(encoding="utf-8")
+        if MARK in text:
+            return True
+        facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        return re.fullmatch(r"\d+ \S*", text) is not None and "git_commit" in facts
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _require_ours(folder: Path, alone: bool) -> None:
+    """Raise ValueError where a folder is no run, and holds what could be overwritten.
+
+    Args:
+        alone: a stage is taken alone in it, which writes `OUR_FILES` and touches nothing else.
+    """
+    if not folder.exists() or is_run(folder):
+        return
+    left = [path for path in sorted(folder.iterdir()) if path.name != LOCK or path.stat().st_size]
+    if left and not alone:
+        raise ValueError(f"{folder}: holds other things than a run, which could be overwritten; name another place")
+    for path in left:
+        if path.name in OUR_FILES:
+            raise ValueError(f"{path}: no run wrote it, and it would be overwritten; name a place in another folder")
 
 
 # One process at a time
@@ -334,8 +458,11 @@ ORPHAN_SECONDS: Final = 10.0
 """How long a new run waits for the worker processes of a killed one to end."""
 
 
-def hold(folder: Path) -> int:
+def hold(folder: Path, path: Path | None = None) -> int:
     """Hold a run folder for this process; the kernel lets go of it whenever the process ends, however it ends.
+
+    Args:
+        path: the lock's file, if not the folder's own.
 
     Returns:
         The lock's file descriptor: the folder is held until all that have it have closed it.
@@ -343,7 +470,8 @@ def hold(folder: Path) -> int:
     Raises:
         ValueError: another process holds the folder.
     """
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    path = path or folder / LOCK
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     patience = time.monotonic() + ORPHAN_SECONDS
     while True:
         try:
@@ -359,14 +487,18 @@ def hold(folder: Path) -> int:
             who = f"a process left by the ended run {pid}" if gone else f"process {pid or '(unknown)'} on {host}"
             what_to_do = "wait for it, end it, or name another folder"
             raise ValueError(f"{folder}: two runs into one folder: {who} is at work in it; {what_to_do}") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()} {platform.node()}".encode(), 0)
+    if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):  # removed by who held it
+        os.close(lock)
+        return hold(folder, path)
+    text = f"{os.getpid()} {platform.node()}{MARK}".encode()
+    os.pwrite(lock, text, 0)  # before the old text goes: a kill must not leave a run without its mark
+    os.ftruncate(lock, len(text))
     return lock
 
 
 def holder(folder: Path) -> int | None:
     """The process that took the folder last; None if none ever did."""
-    path = folder / ".lock"
+    path = folder / LOCK
     if not path.is_file():
         return None
     lock = os.open(path, os.O_RDONLY)
@@ -378,7 +510,7 @@ def holder(folder: Path) -> int | None:
 
 def _holder(lock: int) -> tuple[int | None, str]:
     """The process that took the lock last, and its machine; None, "" before the first."""
-    pid, _, host = os.pread(lock, 1000, 0).decode().partition(" ")
+    pid, _, host = os.pread(lock, 1000, 0).decode().partition(MARK)[0].partition(" ")
     return (int(pid) if pid.isdecimal() else None), host
 
 

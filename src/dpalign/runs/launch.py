@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from dpalign.runs.knobs import NAMED, Launch
+from dpalign.runs.stopping import RESUME, wait_for
 
 LAUNCHED: Final = "DPALIGN_LAUNCHED"
 """Environment variable set around accelerate, to the number of processes. A worker that finds it without a rank is the
@@ -72,11 +73,9 @@ def configuration(config: str) -> Path:
 
 
 def run_command(words: str) -> int:
-    """Run a command, and end it with this process; returns its exit code."""
-    child = subprocess.Popen(shlex.split(words))
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    code = child.wait()
-    return code if code >= 0 else 128 - code
+    """Run a command, and end it with this process; returns its exit code, `RESUME` where SIGTERM ended it."""
+    code = wait_for(subprocess.Popen(shlex.split(words)))
+    return RESUME if code == -signal.SIGTERM else code if code >= 0 else 128 - code
 
 
 def _exit_code(start: Callable[[], object]) -> int:
@@ -90,7 +89,7 @@ def _exit_code(start: Callable[[], object]) -> int:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 1
     except SignalException as signalled:  # its processes have ended too
-        return 128 + signalled.sigval
+        return RESUME if signalled.sigval == signal.SIGTERM else 128 + signalled.sigval
     except subprocess.CalledProcessError as error:  # accelerate's own, of one process
         return error.returncode if error.returncode > 0 else 1
     return 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypedDict, cast
 
+from dpalign.runs.errors import naming
 from dpalign.runs.tables import changes
 
 LEDGER: Final = "ledger.json"
@@ -172,30 +173,50 @@ def partial_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
+def is_unfinished_work(partial: Path) -> bool:
+    """Whether a partial folder is a stage's: we may drop it. A folder that a user calls so is not."""
+    if not partial.is_dir():
+        return False
+    if (partial / ".stage").is_dir() or not any(partial.iterdir()):
+        return True
+    try:
+        return bool(read_ledger(partial))
+    except ValueError:
+        return False
+
+
+def scratch_of(output: Path, kind: str) -> Path:
+    """A hidden name beside `output` that nobody else gives: what lies there is ours to delete."""
+    return output.with_name(f".{output.name}.dpalign.{kind}")
+
+
 def adopt(output: Path, identity: dict[str, Any]) -> None:
     """Carry through a renaming that a kill cut short, after the ledger was written."""
     partial = partial_of(output)
     if (partial / LEDGER).is_file() and _why_unfinished(partial, identity) is None:
         into_place(output)
-    shutil.rmtree(output.with_name(f"{output.name}.old"), ignore_errors=True)
+    for folder in (output, partial):
+        shutil.rmtree(scratch_of(folder, "old"), ignore_errors=True)
 
 
-def into_place(output: Path) -> None:
+def into_place(output: Path, partial: Path | None = None) -> None:
     """Rename the finished partial folder to `output`, an outdated one moved away first."""
-    partial = partial_of(output)
+    partial = partial or partial_of(output)
     for name in SCRATCH:
         shutil.rmtree(partial / name, ignore_errors=True)
     for path in partial.rglob(".*.partial"):
         path.unlink()
+    for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+        sync(folder)
     away = move_away(output)
     os.rename(partial, output)
-    _sync(output.parent)
+    sync(output.parent)
     shutil.rmtree(away, ignore_errors=True)
 
 
 def move_away(folder: Path) -> Path:
     """Rename a folder before it is deleted: a kill meanwhile leaves no half of it where it would be read."""
-    away = folder.with_name(f"{folder.stem}.old")
+    away = scratch_of(folder, "old")
     shutil.rmtree(away, ignore_errors=True)
     if folder.exists():
         os.rename(folder, away)
@@ -227,8 +248,10 @@ def input_digest(folder: Path, value: str | Path, hashes: "FileHashes") -> str:
     stage = _stage_of(folder, value)
     if stage is not None:
         outputs = read_ledger(folder / stage)["outputs"]
+        require_named(folder / stage)
         files = {str(folder / stage / file): sha256 for file, sha256 in outputs.items()}
     elif path.is_dir():
+        require_named(path)
         files = {str(file): hashes.of(file) for file in path.rglob("*") if file.is_file()}
     else:
         files = {str(path): hashes.of(path)} if path.is_file() else {}
@@ -236,6 +259,17 @@ def input_digest(folder: Path, value: str | Path, hashes: "FileHashes") -> str:
     if not inside:
         raise ValueError(f"{path} is missing or empty")
     return hash_of(inside)
+
+
+def require_named(stage: Path) -> None:
+    """Raise ValueError where a finished stage's folder has a file that its ledger does not name; hidden ones pass."""
+    try:
+        outputs = read_ledger(stage)["outputs"]
+    except ValueError:  # a folder that no stage made
+        return
+    for file in output_files(stage):
+        if file not in outputs and not Path(file).name.startswith("."):
+            raise ValueError(f"{stage / file}: {LEDGER} does not name it, so its stage did not write it; move it away")
 
 
 class FileHashes:
@@ -267,7 +301,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """`write_text` of bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
+    with naming(path), beside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -302,7 +336,17 @@ def sha256_of(path: Path, sync: bool = False) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+def sync(path: Path) -> None:
+    """Flush a file to disk; or a folder, for the names in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush a folder to disk with all that lies in it, but for what another process removes meanwhile."""
+    for path in (*folder.rglob("*"), folder):
+        with contextlib.suppress(FileNotFoundError):
+            sync(path)

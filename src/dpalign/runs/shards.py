@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpalign.runs.environment import settle_threads
-from dpalign.runs.folder import Run, Shard, Tally, keep_tally, unfinished
+from dpalign.runs.folder import Run, Shard, Tally, beside, keep_tally, unfinished
 from dpalign.runs.knobs import Cluster
 from dpalign.runs.ledger import SCRATCH, write_bytes
 from dpalign.runs.progress import Progress
@@ -70,12 +71,13 @@ def make_shards(job: "Job", plan: Callable[["Job"], ShardWork]) -> None:
             answer that is lost or there twice.
     """
     work = plan(job)
-    todo = unfinished(job.out, range(work.count), work.name)
+    todo = unfinished(job.out, range(work.count), work.name, job.work.run.log)
     if not job.recipe.cluster.address:
         if todo:
             work.open()
         for shard in job.work.shards(work.count, work.name):
             work.make(shard)
+        require_no_others(job.out, work)
         return
     failed = _make_on_cluster(job, plan, work, todo) if todo else {}
     if failed:
@@ -84,7 +86,16 @@ def make_shards(job: "Job", plan: Callable[["Job"], ShardWork]) -> None:
             f"{len(failed)} of {work.count} shards failed, the others are kept; the first, "
             f"{work.name.format(first)}: {failed[first]}"
         )
+    require_no_others(job.out, work)
     reconcile(job.out, work)
+
+
+def require_no_others(folder: Path, work: ShardWork) -> None:
+    """Raise ValueError where a file is called like a stage's shards and is none: it would count as an output."""
+    shards = {Path(work.name.format(index)).name for index in range(work.count)}
+    for path in sorted(folder.glob(re.sub(r"\{.*?\}", "*", beside(work.name)))):
+        if path.name not in shards:
+            raise ValueError(f"{path}: this stage has {work.count} shards, and this is none; move it away, run again")
 
 
 def named(row: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import pyarrow as pa
 
+from dpalign.engines.memory import halvings
 from dpalign.rows import write_rows
 from dpalign.runs.folder import Shard, Tally
 from dpalign.runs.shards import Id, named
@@ -45,8 +46,10 @@ class Shards(Generic[Models]):
         self.opened = self.models()
 
     def make(self, shard: Shard) -> None:
+        before = halvings()
         for folder, schema, rows in self.work(self.opened, shard.index, self.part(shard.index), shard.tally):
             write_rows(self.job.out / folder / shard.path.name, rows, schema)
+        shard.tally.halved += halvings() - before
 
     def one_by_one(self, index: int) -> Iterator[str]:
         for _, rows in groupby(self.part(index), key=lambda row: row["prompt_id"]):

@@ -4,11 +4,13 @@ A training builds its data set and its trainer (SFT, DPO, GRPO, the reward model
 """
 
 import json
+import logging
 import math
 import os
 import shutil
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors import safe_open
 from torch.distributed import fsdp
 from torch.utils.data import Sampler
 from transformers import (
@@ -39,9 +42,14 @@ from transformers.utils import logging as transformers_logging
 
 from dpalign.engines.tokens import end_ids
 from dpalign.paper.direction import rng_for
+from dpalign.runs.errors import naming
 from dpalign.runs.folder import write_json
+from dpalign.runs.ledger import sync, sync_tree
 from dpalign.runs.progress import Progress
+from dpalign.runs.stopping import Stopped, asked, deferred
 from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
+
+log = logging.getLogger(__name__)
 
 OPTIMIZERS: Final = {"adamw": "adamw_torch_fused", "rmsprop": "rmsprop"}
 """The recipe's names of optimizers, in transformers' names."""
@@ -177,8 +185,11 @@ def make_once(file: Path, make: Callable[[Path], object]) -> None:
     if first_process() and not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{file.name}.partial")
-        make(beside)
+        with naming(file):
+            make(beside)
+            sync(beside)
         beside.rename(file)
+        sync(file.parent)
     while not file.exists():
         time.sleep(LOOK_SECONDS)
 
@@ -256,7 +267,7 @@ def arguments(context: RunContext) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulate,
         "save_strategy": "steps",
         "save_steps": training.save_every,
-        "save_total_limit": 1,
+        "save_total_limit": 2,  # of which the older is read where the newer cannot be
         "seed": context.seed,
         "data_seed": context.seed,
         "disable_tqdm": True,
@@ -304,14 +315,20 @@ def train(trainer: Trainer, rows: Rows, context: RunContext) -> Outcome:
 
 
 def fit(trainer: Trainer) -> PreTrainedModel:
-    """Train in memory, from the last checkpoint where there is one; the model comes back with its LoRA merged."""
+    """Train in memory, from the last checkpoint where there is one; the model comes back with its LoRA merged.
+
+    Raises:
+        Stopped: SIGTERM has come, and a checkpoint of the update at hand is written.
+    """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(shown := ProgressCallback(trainer.args.run_name))
     trainer.add_callback(StopWhereNothingIsLeft())
+    trainer.add_callback(KeepCheckpoints())
     require_spread(trainer)
+    resume = Path(trainer.args.output_dir)
     try:
-        with suppress(NothingLeft), float32_sums(trainer):
-            trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
+        with deferred(), suppress(NothingLeft), float32_sums(trainer), naming(resume):
+            trainer.train(resume_from_checkpoint=last_checkpoint(resume))
     finally:
         shown.close()
     model: PreTrainedModel = trainer.model
@@ -363,18 +380,34 @@ def _figure(number: float) -> float:
 
 
 def last_checkpoint(resume: Path) -> str | None:
-    """The newest whole checkpoint that an interrupted training left, if any."""
+    """The newest checkpoint that an interrupted training left and that can be read, if any."""
     newest_first = sorted(resume.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return next((str(path) for path in newest_first if _is_whole(path)), None)
+    for path in newest_first:
+        reason = _damage(path)
+        if reason is None:
+            return str(path)
+        if first_process():
+            log.warning("%s cannot be read (%s); an earlier checkpoint is taken, or the start", path, reason)
+    return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether the checkpoint was written to its end: the Trainer writes its own state last."""
+def _damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be read; None if it can. The Trainer writes its own state last."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
-        return False
-    return True
+        names = [path.name for path in checkpoint.rglob("*")]
+        for part in ("model", "optim", "rng_state"):
+            if not any(part in name for name in names):
+                return f"{part} is missing"
+        for path in checkpoint.iterdir():
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):  # reads the header, and compares the file's size with it
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin") and (name := zipfile.ZipFile(path).testzip()):
+                return f"{path.name}: {name} is damaged"
+    except Exception as error:  # whatever its readers make of bytes that are not theirs
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 class RowsByLength(Sampler[int]):
@@ -462,7 +495,32 @@ class StopWhereNothingIsLeft(TrainerCallback):
             raise NothingLeft
 
 
+class KeepCheckpoints(TrainerCallback):
+    """Flushes each checkpoint to disk, while the one before it stays. After SIGTERM it has one written, and ends."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if asked_of_any(args.device):
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        sync_tree(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        sync(Path(args.output_dir))
+        if asked_of_any(args.device):
+            if first_process():
+                log.warning("ended by SIGTERM after update %d, of which a checkpoint is kept", state.global_step)
+            raise Stopped
+
+
 # Several processes
+
+
+def asked_of_any(device: torch.device) -> bool:
+    """Whether SIGTERM has come to any of a training's processes: all of them must write the same checkpoint."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return asked()
+    any_asked = torch.tensor([int(asked())], device=device)
+    torch.distributed.all_reduce(any_asked, torch.distributed.ReduceOp.MAX)
+    return bool(any_asked.item())
 
 
 def first_process() -> bool:
@@ -565,10 +623,13 @@ def export(model: PreTrainedModel, context: RunContext, state: Mapping[str, torc
             for name, x in weights.items()
             if name not in model.all_tied_weights_keys
         }
-        model.save_pretrained(beside, state_dict=cast)
-        model.config.dtype = dtype
-        model.config.save_pretrained(beside)
-        context.tokenizer.save_pretrained(beside)
+        with naming(output):
+            model.save_pretrained(beside, state_dict=cast)
+            model.config.dtype = dtype
+            model.config.save_pretrained(beside)
+            context.tokenizer.save_pretrained(beside)
+            sync_tree(beside)
         shutil.rmtree(output, ignore_errors=True)
         beside.rename(output)
+        sync(output.parent)
     wait_for_all()

@@ -21,7 +21,9 @@ from dpalign.engines.templates import find_own_chat, render
 from dpalign.paper.prompts import RewardInput
 from dpalign.rewards.golden import ONLY, GoldenModel, write_model_golden
 from dpalign.rewards.inputs import reward_chat_template
-from dpalign.runs.ledger import into_place, partial_of, write_json, write_text
+from dpalign.runs.errors import naming
+from dpalign.runs.folder import hold
+from dpalign.runs.ledger import into_place, scratch_of, sync, write_json, write_text
 from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
@@ -59,13 +61,27 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
     """Write the folder; returns the names of the checkpoint's files that stayed behind.
 
     Raises:
-        ValueError: pickled or damaged weights, no tokenizer, or a place that is taken.
+        ValueError: pickled or damaged weights, no tokenizer, a place that is taken, or another export at work on it.
     """
     require_free(out)
     require_safe(source.model)
-    partial = partial_of(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = scratch_of(out, "lock")
+    lock = hold(out, place)
+    try:
+        return _export(source, out, card, with_reward=with_reward)
+    finally:
+        place.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[str]:
+    """The same, while no other export works on this place."""
+    require_free(out)
+    partial = scratch_of(out, "partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    shutil.rmtree(scratch_of(out, "old"), ignore_errors=True)
+    partial.mkdir()
     try:
         form = _copy_policy(source, partial)
         contract = replace(
@@ -85,7 +101,7 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
         write_card(partial, replace(source, contract=contract), card, prompts)
         files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in walk(partial)}
         write_json(partial / FILE, {**contract.to_json(), "dpalign": __version__, "files": files})
-        into_place(out)
+        into_place(out, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -259,9 +275,9 @@ def _opening(model: Path) -> str:
 def _copy(model: Path, out: Path, *more: str) -> None:
     """The files that are needed, flushed to disk."""
     for name in _needed(model, more):
-        shutil.copyfile(model / name, out / name)
-        with (out / name).open("rb") as file:
-            os.fsync(file.fileno())
+        with naming(out / name):
+            shutil.copyfile(model / name, out / name)
+            sync(out / name)
 
 
 def _needed(model: Path, more: Sequence[str]) -> Iterator[str]:

@@ -326,7 +326,8 @@ def disk(
     trained = [step for step in steps if loads[step.name].trained]
     row = (sizes.prompt + sizes.answer) * sizes.text_bytes
     trainings = [step.stage.trains(recipe_of(recipe, step)) for step in trained if step.stage.trains is not None]
-    # What a training resumes from: the weights that learn, and the optimizer's state, in float32.
+    # What a training resumes from: the weights that learn, and the optimizer's state, in float32. Two are kept while a
+    # third is written.
     checkpoints = [_learned(t, model) * WIDTHS["float32"] * (1 + STATES[t.optimizer]) for t in trainings]
     answers = sum(loads[step.name].answers for step in steps)
     scored = sum(loads[step.name].scored for step in steps)
@@ -343,7 +344,7 @@ def disk(
         "scores": scored * SCORE_BYTES,
         "selected": sum(loads[step.name].rows for step in steps if step.stage.name in ("finetune", "specialist")) * row,
         f"{len(trained)} trained models": len(trained) * weights,
-        "while training (two checkpoints)": 2.0 * max(checkpoints, default=0),
+        "while training (three checkpoints)": 3.0 * max(checkpoints, default=0),
         "while training (rows as tokens)": TOKEN_BYTES * max(tokens, default=0.0),
     }
 

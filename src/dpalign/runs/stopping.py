@@ -1,0 +1,82 @@
+"""Ending when asked to: after SIGTERM, which Slurm sends before it kills, a command ends with a code that says so.
+
+A stage of shards ends at once: its finished shards are kept. A training ends after the update at hand, of which it
+writes a checkpoint.
+"""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+RESUME: Final = 75
+"""The exit code after SIGTERM, EX_TEMPFAIL of sysexits.h: the same command goes on where this one ended."""
+
+
+class Stopped(BaseException):
+    """SIGTERM has come. It is no Exception, so that code which goes on after an error does not go on after this."""
+
+
+@dataclass
+class _State:
+    asked: bool = False
+    deferrals: int = 0
+    children: set["subprocess.Popen[Any]"] = field(default_factory=set)
+
+
+_state = _State()
+
+
+def asked() -> bool:
+    """Whether SIGTERM has come."""
+    return _state.asked
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM raise `Stopped` in the main thread, and pass it on to the processes that `wait_for` waits for."""
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        _state.asked = False
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let SIGTERM wait: work that reads `asked` ends itself, and raises `Stopped` here at the latest."""
+    _state.deferrals += 1
+    try:
+        yield
+    finally:
+        _state.deferrals -= 1
+    if _state.asked:
+        raise Stopped
+
+
+def wait_for(child: "subprocess.Popen[Any]") -> int:
+    """The exit code of a child process, which ends before this one when SIGTERM or an interruption comes."""
+    _state.children.add(child)
+    try:
+        if _state.asked:
+            child.terminate()
+        return child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+    finally:
+        _state.children.discard(child)
+
+
+def _stop(*_: object) -> None:
+    if _state.asked:  # said twice, by Slurm and by a parent process; the first is being obeyed
+        return
+    _state.asked = True
+    for child in tuple(_state.children):
+        child.terminate()
+    if not _state.deferrals:
+        raise Stopped
