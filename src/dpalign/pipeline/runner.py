@@ -85,11 +85,23 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
     with run.stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs) as work:
         if work.done:
             return
+        source, rows = rows_to_take(recipe, run, step)
+        work.check = lambda total: step.stage.require_conserved(total, source, rows)
         if step.stage.heavy and (recipe.launcher != "inprocess" or recipe.jobs > 1):
             take_apart(recipe, work, step)
         else:
             with run.here:
                 perform(recipe, work, step)
+
+
+def rows_to_take(recipe: Recipe, run: runs.Run, step: Step) -> tuple[Path, int | None]:
+    """The folder whose rows a step takes, and how many its ledger counts; None where no ledger counts them."""
+    training = step.stage.trains(recipe_of(recipe, step)) if step.stage.trains else None
+    source = run.folder / step.inputs.get(step.stage.takes, "")
+    named = training is not None and training.checkpoint  # a model in place of the training, which reads nothing
+    if named or step.stage.takes not in step.inputs or not (source / ledger.LEDGER).is_file():
+        return source, None
+    return source, int(ledger.read_ledger(source)["counts"]["out"])
 
 
 def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:

@@ -76,6 +76,7 @@ def make_shards(job: "Job", plan: Callable[["Job"], ShardWork]) -> None:
             work.open()
         for shard in job.work.shards(work.count, work.name):
             work.make(shard)
+        reconcile(job.out, work)
         return
     failed = _make_on_cluster(job, plan, work, todo) if todo else {}
     if failed:

@@ -3,7 +3,7 @@
 Shapes: N answers, H heads, K objectives, F features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -181,7 +181,21 @@ def reward(job: Job) -> None:
     write_golden(job.out, {} if scorer is None else golden_of(scorer, recipe.model.dtype))
     # Python functions are not measured here: they are rules, and were tried before any work.
     if scorer is not None and (job.inputs["data"] / "heldout").exists():
-        write_json(job.out / "quality.json", measure(recipe, scorer, job.inputs["data"]))
+        figures = measure(recipe, scorer, job.inputs["data"])
+        write_json(job.out / "quality.json", figures)
+        _warn(job, figures)
+
+
+def _warn(job: Job, figures: Mapping[str, Any]) -> None:
+    """Say which heads order held-out answers no better than chance does."""
+    for head, measured in figures["heads"].items():
+        accuracy = measured["within_prompt_accuracy"]
+        if accuracy is not None and accuracy["value"] <= 0.5:
+            job.warn(
+                f"{head} puts {accuracy['value']:.0%} of {measured['pairs']} pairs of held-out answers in the order of "
+                "their labels, no more than chance; is the model asked in its own form (`input`), and are its heads in "
+                "this order?"
+            )
 
 
 @stage(
@@ -199,7 +213,9 @@ def judge(job: Job) -> None:
     recipe = on_transformers(job.recipe).judged()
     _train(job, "judge", recipe.seed + 1)
     if first_process() and (job.inputs["data"] / "heldout").exists():
-        write_json(job.out / "quality.json", measure(recipe, model_scorer(recipe, job.out), job.inputs["data"]))
+        figures = measure(recipe, model_scorer(recipe, job.out), job.inputs["data"])
+        write_json(job.out / "quality.json", figures)
+        _warn(job, figures)
 
 
 def _train(job: Job, part: str, seed: int) -> None:

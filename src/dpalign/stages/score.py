@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpalign.paper.objectives import by_name
+from dpalign.rewards.golden import ONLY, golden_for, require_golden
 from dpalign.rewards.scale import known_scales, read_scales
 from dpalign.rows import CANDIDATES, PROMPTS, SCORES, Message, read_rows, read_table, shards
 from dpalign.runs.folder import Tally
@@ -41,6 +42,7 @@ def scored_by(recipe: "Recipe") -> dict[str, str]:
 @stage(
     reads=lambda r: (r.heads, *model_read(r), *scorer_read(r)),
     inputs=("reward", "candidates", "data"),
+    takes="candidates",
     optional=("annotate",),
     cost=_cost,
 )
@@ -167,6 +169,8 @@ def _models(recipe: "Recipe", reward_stage: Path, share: float) -> "Iterator[tup
         source = reward.model or str(_trained(reward_stage))
         scorer = _loaded(recipe, source, heads, form, share / len(models), trusted)
         require_heads(_called(name), scorer, heads, named=bool(reward.heads) or reward.trained)
+        for folder in (reward_stage, Path(reward.model or reward_stage)):
+            require_golden(_called(name), scorer, golden_for(folder, name), recipe.model.dtype)
         yield name, scorer
 
 
@@ -193,6 +197,7 @@ def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scor
     folder = str(_trained(stage))
     scorer = _loaded(recipe, folder, recipe.heads, recipe.reward.template, 1.0 if alone else 0.25, False)
     require_heads(folder, scorer, recipe.heads, named=True)
+    require_golden(folder, scorer, golden_for(stage, ONLY), recipe.model.dtype)
     return scorer
 
 
