@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dpalign.data.sources import parted
 from dpalign.recipe import Recipe
-from dpalign.rewards.functions import load_function, module_file, probe
+from dpalign.rewards.functions import load_function, local_modules, module_file, probe
 from dpalign.rewards.knobs import local_heads
 from dpalign.runs.environment import filled
 from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, template_of, weights_files
@@ -38,6 +38,8 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
             paths |= {key: Path(parted(filled(source))[0]) for key, source in named.items()}
         elif _names(knob, FUNCTIONS):
             paths[knob] = module_file(value)
+            others = local_modules(value) if value else {}
+            paths |= {f"{knob}:{name}": path for name, path in others.items() if path != paths[knob]}
         elif _names(knob, MODELS) and value != INSTALLED.get(knob):
             paths[knob] = Path(value)
     return {knob: path.absolute() for knob, path in paths.items() if path != Path() and path.exists()}
