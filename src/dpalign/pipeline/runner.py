@@ -15,7 +15,7 @@ from dpalign.measure.system import System
 from dpalign.pipeline.ready import require_machine, require_split
 from dpalign.pipeline.steps import STAGES, knobs_of, notes, recipe_of, steps_until
 from dpalign.recipe import Recipe
-from dpalign.recipe.localfiles import local_files, require_chat
+from dpalign.recipe.localfiles import hub_commits, local_files, require_chat
 from dpalign.runs import folder as runs
 from dpalign.runs import ledger
 from dpalign.runs.environment import thread_variables
@@ -84,6 +84,9 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
     knobs = knobs_of(recipe, step)
     with run.stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs) as work:
         if work.done:
+            before = ledger.read_ledger(work.output).get("hub", {})
+            if moved := ledger.other_versions(before, hub_commits(knobs)):
+                run.log(f"{step.name}: kept, though the hub's names stood for other commits: {moved}")
             return
         source, rows = rows_to_take(recipe, run, step)
         work.check = lambda total: step.stage.require_conserved(total, source, rows)
@@ -92,6 +95,7 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
         else:
             with run.here:
                 perform(recipe, work, step)
+        work.hub = hub_commits(knobs)
 
 
 def rows_to_take(recipe: Recipe, run: runs.Run, step: Step) -> tuple[Path, int | None]:

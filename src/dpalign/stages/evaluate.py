@@ -9,6 +9,7 @@ from pydantic import Field
 from dpalign.engines.engine import Engine
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows
 from dpalign.runs.folder import Tally
+from dpalign.runs.hub import local_model
 from dpalign.runs.shards import make_shards
 from dpalign.runs.tables import ModelName, Table
 from dpalign.stages.cost import Costs, Load
@@ -122,7 +123,7 @@ def evaluating(job: Job) -> "Shards[Evaluators]":
     if "policy" in job.inputs:
         policy = asked_policy(job)
     else:
-        policy = Checkpoint(job.recipe.evaluation.dpo, job.recipe.dpo.prompt)
+        policy = Checkpoint(local_model(job.recipe.evaluation.dpo), job.recipe.dpo.prompt)
     prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
     return asking(job, policy, prompts, conditions_of(job), job.recipe.evaluation.samples, "evaluate")
 

@@ -23,6 +23,7 @@ from dpalign.rewards.scale import fit, to_points
 from dpalign.rows import HEADS, PAIRS, RATED, read_rows
 from dpalign.runs.environment import expanded
 from dpalign.runs.folder import write_json
+from dpalign.runs.hub import local_model
 from dpalign.runs.tables import DataName, Table
 from dpalign.stages.cost import Costs, Load, reward_models
 from dpalign.stages.score import model_scorer, models_scorer
@@ -237,7 +238,7 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
     given: str = getattr(knobs, knob)
     if not given:
         require_labels(_labelled(job, part), objectives, recipe.heads, part)
-    start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
+    start = str(job.inputs["base"] / "model") if "base" in job.inputs else local_model(recipe.model.source)
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.pad_token = spare_token(tokenizer)
     tokenizer.chat_template = template_for(tokenizer, knobs.template)

@@ -13,6 +13,7 @@ from dpalign.rewards.golden import ONLY, golden_for, require_golden
 from dpalign.rewards.scale import known_scales, read_scales
 from dpalign.rows import CANDIDATES, PROMPTS, SCORES, Message, read_rows, read_table, shards
 from dpalign.runs.folder import Tally
+from dpalign.runs.hub import local_model
 from dpalign.runs.modelfolder import require_weights
 from dpalign.runs.shards import make_shards
 from dpalign.stages.cost import Costs, Load
@@ -166,7 +167,7 @@ def _models(recipe: "Recipe", reward_stage: Path, share: float) -> "Iterator[tup
         heads = reward.own_heads(recipe.heads)
         trusted = bool(reward.model) and recipe.model.trust_remote_code
         form = reward.input if reward.model else recipe.reward.template
-        source = reward.model or str(_trained(reward_stage))
+        source = local_model(reward.model) if reward.model else str(_trained(reward_stage))
         scorer = _loaded(recipe, source, heads, form, share / len(models), trusted)
         require_heads(_called(name), scorer, heads, named=bool(reward.heads) or reward.trained)
         for folder in (reward_stage, Path(reward.model or reward_stage)):
