@@ -40,6 +40,8 @@ Array = NDArray[np.float64]
 
 RESAMPLES: Final = 1000
 """Of the held-out prompts, for the intervals of the reward model's quality."""
+FEW_PAIRS: Final = 30
+"""Pairs of held-out answers with fewer of which nothing is said of a head."""
 HEAD_ROWS: Final = 2048
 """Rows that the head is first fitted on (`rewards.model.PROBE_ROWS`, which a plan cannot import: it needs torch)."""
 
@@ -187,16 +189,23 @@ def reward(job: Job) -> None:
         _warn(job, figures)
 
 
-def _warn(job: Job, figures: Mapping[str, Any]) -> None:
-    """Say which heads order held-out answers no better than chance does."""
+def no_better_than_chance(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The heads that put no more than half of the pairs of held-out answers in their labels' order, with the share."""
+    shares = {}
     for head, measured in figures["heads"].items():
         accuracy = measured["within_prompt_accuracy"]
-        if accuracy is not None and accuracy["value"] <= 0.5:
-            job.warn(
-                f"{head} puts {accuracy['value']:.0%} of {measured['pairs']} pairs of held-out answers in the order of "
-                "their labels, no more than chance; is the model asked in its own form (`input`), and are its heads in "
-                "this order?"
-            )
+        if measured["pairs"] >= FEW_PAIRS and accuracy is not None and accuracy["value"] <= 0.5:
+            shares[head] = accuracy["value"]
+    return shares
+
+
+def _warn(job: Job, figures: Mapping[str, Any]) -> None:
+    if shares := no_better_than_chance(figures):
+        said = ", ".join(f"{head} ({share:.0%})" for head, share in shares.items())
+        job.warn(
+            f"no more than half of the pairs of held-out answers are in the order of their labels by {said}; a trained "
+            "model has learned too little; of a given one, look at its `input` and the order of its heads"
+        )
 
 
 @stage(
