@@ -12,7 +12,15 @@ from dpalign.measure.lineage import Made, stage_facts
 from dpalign.pipeline.runner import take
 from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import load
-from dpalign.rewards.golden import GoldenModel, GoldenScore, golden_for, require_golden, write_golden
+from dpalign.rewards.golden import (
+    ONLY,
+    GoldenModel,
+    GoldenScore,
+    golden_for,
+    require_golden,
+    write_golden,
+    write_model_golden,
+)
 from dpalign.runs.folder import Run, write_json
 from dpalign.runs.ledger import read_ledger
 from dpalign.stages.stage import Job, Law, Stage, Step, stage
@@ -158,6 +166,9 @@ def test_golden_scores_are_found_beside_a_model_and_in_a_reward_stage(tmp_path: 
     assert golden_for(tmp_path, "mine") == GOLDEN
     assert golden_for(tmp_path, "other") is None
     assert golden_for(tmp_path / "none", "mine") is None
+    write_model_golden(tmp_path / "model", GOLDEN)
+    assert golden_for(tmp_path / "model", ONLY) == GOLDEN
+    assert golden_for(tmp_path / "model", "mine") is None
 
 
 # Policies asked in other words

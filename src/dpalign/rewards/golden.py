@@ -122,14 +122,14 @@ def read_golden(folder: Path) -> dict[str, GoldenModel]:
 
 
 def golden_for(folder: Path, name: str) -> GoldenModel | None:
-    """The golden scores of one reward of a reward stage, or of a model in a folder of its own; None without any.
+    """The golden scores of one reward of a reward stage; of a model in a folder of its own, `ONLY` asks for them.
 
     Raises:
         ValueError: the file is damaged.
     """
     content = _read(folder / FILE)
     if isinstance(content.get("scores"), list):  # a model's own folder, such as an export
-        return _model(folder / FILE, content)
+        return _model(folder / FILE, content) if name == ONLY else None
     return _model(folder / FILE, content[name]) if name in content else None
 
 

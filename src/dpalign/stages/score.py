@@ -170,8 +170,9 @@ def _models(recipe: "Recipe", reward_stage: Path, share: float) -> "Iterator[tup
         source = local_model(reward.model) if reward.model else str(_trained(reward_stage))
         scorer = _loaded(recipe, source, heads, form, share / len(models), trusted)
         require_heads(_called(name), scorer, heads, named=bool(reward.heads) or reward.trained)
-        for folder in (reward_stage, Path(reward.model or reward_stage)):
-            require_golden(_called(name), scorer, golden_for(folder, name), recipe.model.dtype)
+        require_golden(_called(name), scorer, golden_for(reward_stage, name), recipe.model.dtype)
+        if reward.model:
+            require_golden(_called(name), scorer, golden_for(Path(source), ONLY), recipe.model.dtype)
         yield name, scorer
 
 
