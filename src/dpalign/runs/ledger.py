@@ -2,7 +2,7 @@
 
 A stage's fingerprint is the hash of its name, its version, the knobs it read and the digests of its inputs; the
 digest of an input is the hash of its files' hashes, so an upstream stage redone to the same bytes redoes nothing
-below it. Nothing else decides: not the time, the host, the git commit or the rest of the recipe.
+below it. Nothing else decides: not the time, the host, the git commit, versions of packages or the rest of the recipe.
 """
 
 import contextlib
