@@ -1,6 +1,7 @@
 """The house: imports point one way in few floors, `paper/` and `measure/` stay light, and `dpa --help` is quick."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -145,6 +146,17 @@ def test_what_the_paper_defines_and_what_is_measured_needs_no_model(package: str
 def test_the_top_of_the_package_can_be_read_at_a_glance() -> None:
     entries = {path.stem for path in SOURCE.iterdir() if not path.name.startswith("__") and path.suffix != ".typed"}
     assert len(entries) <= ENTRIES, sorted(entries)
+
+
+def test_the_lock_has_the_pins_of_the_constraints_each_with_the_hash_of_a_wheel() -> None:
+    root = Path(__file__).parents[1]
+    pins = {
+        line for line in (root / "constraints.txt").read_text().splitlines() if not line.startswith(("#", "torch=="))
+    }
+    locked = [line for line in (root / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert {line.partition(" ")[0] for line in locked} == pins
+    assert [line for line in locked if not re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", line)] == []
+    assert len(locked) == len(pins)
 
 
 QUICK = """

@@ -200,6 +200,35 @@ def test_a_model_folder_and_a_function_are_read_by_every_stage_that_uses_them(
     assert found["reward"] == found["select"] == {}
 
 
+def test_the_local_modules_that_a_function_imports_are_read_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever in a file they are imported, and those that they import; not what is installed."""
+    kit = tmp_path / "kit_of_the_test"
+    (kit / "deep").mkdir(parents=True)
+    (tmp_path / "taste_of_the_test.py").write_text(
+        "import json, numpy, dpalign.rows\nfrom kit_of_the_test.lengths import LONG\n"
+        "def score(prompts, responses):\n    import lone_of_the_test\n    raise AssertionError('nobody runs it')\n"
+    )
+    (kit / "__init__.py").write_text("raise AssertionError('nobody imports it')\n")
+    (kit / "lengths.py").write_text("from . import units\nfrom .deep.words import LONG, SHORT\n")
+    (kit / "units.py").write_text("import kit_of_the_test.lengths\n")
+    (kit / "deep" / "words.py").write_text("from ..units import none\nLONG = SHORT = 3\n")
+    (tmp_path / "lone_of_the_test.py").write_text("this is no Python\n")
+    (tmp_path / "other_of_the_test.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = local_files({"rewards.a.function": "taste_of_the_test:score"})
+    assert {key.removeprefix("rewards.a.function"): str(path.relative_to(tmp_path)) for key, path in found.items()} == {
+        "": "taste_of_the_test.py",
+        ":lone_of_the_test": "lone_of_the_test.py",
+        ":kit_of_the_test": "kit_of_the_test/__init__.py",
+        ":kit_of_the_test.lengths": "kit_of_the_test/lengths.py",
+        ":kit_of_the_test.units": "kit_of_the_test/units.py",
+        ":kit_of_the_test.deep.words": "kit_of_the_test/deep/words.py",
+    }
+    assert set(local_files({"rewards.a.function": "dpalign.rewards.functions:words"})) == {"rewards.a.function"}
+
+
 def test_the_files_and_folders_of_a_list_are_told_apart(tmp_path: Path) -> None:
     """A split is no part of a path; what the hub holds is no file."""
     for name in ("a", "b"):

@@ -333,6 +333,17 @@ def test_a_file_of_another_kind_and_a_data_set_of_several_splits_are_refused(
     assert "no prompts to align on" in refused(tmp_path, capsys, [])
 
 
+def test_a_rating_far_beyond_the_scale_of_all_others_is_refused_unless_its_scale_is_stated(tmp_path: Path) -> None:
+    """One 40 among 199 ratings of 1 to 5 is in line 120; among 99 of them it may be meant."""
+    rows = [{"prompt": ask(i), "response": "So.", "wit": 40 if i == 119 else 1 + i % 5} for i in range(200)]
+    path = write_jsonl(tmp_path / "wit.jsonl", rows)
+    with pytest.raises(ValueError, match=r"wit\.jsonl, line 120: wit is 40, and 199 of 200 .*\[data.scales\] wit = "):
+        read_own(path, Rescaling(), {})
+    assert read_own(path, Rescaling(), {"wit": (1, 40)}).reports[0].scales == {"wit": (1, 40)}
+    few = write_jsonl(tmp_path / "few.jsonl", rows[101:])
+    assert read_own(few, Rescaling(), {}).reports[0].scales == {"wit": (1, 40)}
+
+
 def test_one_rating_on_two_scales_is_refused_unless_its_scale_is_stated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from dpalign.rewards.score import FunctionScorer
 from dpalign.rows import HEADS, RATED, SCORES, prompt_id, read_rows, read_table, user_prompt, write_rows
 from dpalign.runs.folder import Run
 from dpalign.stages.data import trained_on
-from dpalign.stages.reward import measure
+from dpalign.stages.reward import measure, no_better_than_chance
 from dpalign.stages.stage import Job
 from dpalign.world.files import write_world
 from dpalign.world.truth import score as truth
@@ -34,6 +34,14 @@ def kind_and_short(prompts: list[str], responses: list[str]) -> np.ndarray:
     """Different words, and few of them."""
     words = [response.split() for response in responses]
     return np.array([[min(100.0, 5 * len(set(said))), 100 / (1 + len(said))] for said in words]).reshape(-1, 2)
+
+
+def longest(prompts: list[str], responses: list[str]) -> list[list[float]]:
+    return [[0.0, float(len(response))] for response in responses]
+
+
+def shortest(prompts: list[str], responses: list[str]) -> list[list[float]]:
+    return [[0.0, -float(len(response))] for response in responses]
 
 
 def length_and_overall(prompts: list[str], responses: list[str]) -> np.ndarray:
@@ -105,6 +113,17 @@ def test_quality_is_of_the_heads_that_have_labels(tmp_path: Path) -> None:
     assert list(found["objectives"]) == list(found["baseline"]) == ["overall"]
     assert found["heads"][heads[1]]["r2"]["value"] == pytest.approx(1.0)
     assert found["objectives"]["overall"]["n"] == 24
+
+
+def test_a_model_that_orders_held_out_answers_no_better_than_chance_is_noticed(tmp_path: Path) -> None:
+    """Of 12 prompts three pairs each are in the order of the labels, or against it."""
+    rows = [row(i, "a" * n, ultrafeedback_overall_score=10.0 * n) for i in range(12) for n in (2, 5, 9)]
+    write_rows(tmp_path / "heldout" / "part-00000.parquet", rows, RATED)
+    heads = ("length", "ultrafeedback-overall_score")
+    recipe = Recipe(name="test", heads=heads, objectives={"overall": (heads[1],), "length": ("0",)})
+    for function, found in (("longest", {}), ("shortest", {heads[1]: 0.0})):
+        figures = measure(recipe, FunctionScorer(f"test_own_reward:{function}", heads), tmp_path)
+        assert no_better_than_chance(figures) == found
 
 
 def test_data_without_the_objectives_labels_serve_a_reward_that_is_given(tmp_path: Path) -> None:

@@ -273,6 +273,31 @@ def many(folder: Path, recipe: Recipe = RECIPE) -> Job:
     return job(folder, rows, [[50.0, 50.0]] * len(rows), recipe)
 
 
+def test_degenerate_answers_among_the_chosen_are_warned_of(tmp_path: Path) -> None:
+    """Of 51 chosen answers 17 say a sentence twice; with 3 of 51 it is no more than what is borne."""
+    echo = "it is a hot drink. it is a hot drink."
+    for name, echoing, warned in (("many", 17, 1), ("few", 3, 0)):
+        rows = [candidate(p, v, 0, f"answer {v}") for p in ASKED["D1"][:17] for v in range(3)]
+        rows = [row | {"response": echo} if i < echoing else row for i, row in enumerate(rows)]
+        work = job(tmp_path / name, rows, [[50.0, 50.0]] * len(rows))
+        chosen(work)
+        said = [text for text in work.work.tally.warnings if "degenerate" in text]
+        assert len(said) == warned
+        assert all(f"{echoing} of 51 " in text for text in said)
+
+
+def test_an_objective_that_tells_no_answers_to_a_prompt_apart_is_warned_of(tmp_path: Path) -> None:
+    """Of five prompts with two finished answers, helpfulness tells those of one apart, verbosity those of three."""
+    rows, rewards = [], []
+    for i, p in enumerate(ASKED["D1"][:5]):
+        for n in range(3):
+            rows.append(candidate(p, 0, n, f"answer {n}", kind="target", finished=n < 2))
+            rewards.append([50.0 + n * (i < 1 or n == 2), 20.0 + n * (i < 3)])  # the unfinished one counts for nothing
+    work = job(tmp_path, rows, rewards, STEEP)
+    chosen(work)
+    assert [("helpfulness" in text, "4 of 5 prompts" in text) for text in work.work.tally.warnings] == [(True, True)]
+
+
 def test_replay_is_15_percent_of_all_rows_and_of_the_current_half(tmp_path: Path) -> None:
     """51 selected and 9 replayed are 60 rows; each replayed prompt comes once, with its better answer, unsteered."""
     rows = chosen(many(tmp_path))

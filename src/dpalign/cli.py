@@ -53,6 +53,9 @@ VERBS: Final[Mapping[str, Verb]] = {
     "compare": Verb(
         "run a recipe with every system that the paper compares, tuned and measured alike", "pipeline.command"
     ),
+    "reproduce": Verb(
+        "make a run again from its own recipe, and say what came out differently", "pipeline.reproduce", False
+    ),
     "plan": Verb("say what a recipe will cost: tokens, FLOPs, GPU-hours, memory, disk", "pipeline.plan.command"),
     "alpaca-eval": Verb(
         "answer AlpacaEval's instructions at several directions, have a judge compare, and draw Fig. 5",

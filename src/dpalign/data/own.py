@@ -27,6 +27,8 @@ EVALUATED_SPLITS: Final = ("test_prefs", "validation", "test")
 """The same, for prompts to evaluate on."""
 USUAL: Final[tuple[Scale, ...]] = ((0, 1), (1, 5), (0, 4), (1, 10))
 """Scales that whole numbers are taken to be on; the first that holds them all."""
+STRAYS: Final = 0.01
+"""The share of a column's ratings that, outside a usual scale of all others, are taken for mistakes."""
 _OF_A_SIDE: Final = re.compile(r"(.+)[_-](chosen|rejected)|(chosen|rejected)[_-](.+)")
 _COUNTS_ROWS: Final = re.compile(r"|id|idx|index|unnamed: 0|.*_id", re.IGNORECASE)
 
@@ -118,6 +120,7 @@ def _read(name: str, split: str | None, scales: Scales) -> tuple[OwnData, list[E
     """The rows of a source that is none of the paper's: first all ratings, then their scales, then the labels."""
     report, form = ReadReport("rows", describe(name, split)), None
     rows: list[tuple[Example, list[dict[str, float]]]] = []
+    places: list[str] = []
     texts: dict[str, str] = {}
     columns: list[str] = []
     for row in read_source(name, split):
@@ -129,7 +132,12 @@ def _read(name: str, split: str | None, scales: Scales) -> tuple[OwnData, list[E
             report.drop(example.gap)
         else:
             rows.append((example, _ratings(row, form, len(example.answers), scales, texts)))
-    _read_scales([ratings for _, ratings_A in rows for ratings in ratings_A], scales, texts, report)
+            places += [row.where] * len(example.answers)
+    ratings_N = [ratings for _, ratings_A in rows for ratings in ratings_A]
+    _read_scales(ratings_N, scales, texts, report)
+    for head, scale in report.scales.items():
+        if head not in scales:
+            _require_no_stray(head, scale, ratings_N, places)
     if rows and not any(example.answers for example, _ in rows):
         raise ValueError(f"{report.file}: prompts without answers; name it in data.prompts{or_rename(columns)}")
     own = OwnData(reports=[report])
@@ -189,6 +197,27 @@ def _read_scales(
             report.remarks.append(f"{head} is no rating: always {numbers[0]:g}")
         else:
             report.scales[head] = usual_scale(numbers)
+
+
+def _require_no_stray(head: str, scale: Scale, ratings_N: Sequence[Mapping[str, float]], places: Sequence[str]) -> None:
+    """Refuse a rating beyond the usual scale of nearly all others, such as a 40 among 1 to 5, which would stretch it.
+
+    Args:
+        scale: that was read from all ratings.
+        places: of each answer.
+    """
+    if scale in USUAL or not all(ratings.get(head, 0.0).is_integer() for ratings in ratings_N):
+        return
+    numbers = [(ratings[head], place) for ratings, place in zip(ratings_N, places, strict=True) if head in ratings]
+    for low, high in USUAL:
+        strays = [(number, place) for number, place in numbers if not low <= number <= high]
+        if len(strays) <= STRAYS * len(numbers):
+            number, place = strays[0]
+            raise ValueError(
+                f"{place}: {head} is {number:g}, and {len(numbers) - len(strays)} of {len(numbers)} ratings are "
+                f"{scale_text((low, high))}; correct or remove the row, or state the scale: [data.scales] {head} = "
+                f"[{scale[0]:g}, {scale[1]:g}]"
+            )
 
 
 def to_number(value: Any) -> float | None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpalign.rows import Message
+from dpalign.runs.hub import revised
 
 SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 FILES: Final = f"a file ends in {', '.join(SUFFIXES)}"
@@ -158,7 +159,8 @@ def _splits_of(name: str) -> list[str] | None:
     try:
         import datasets
 
-        return list(datasets.get_dataset_split_names(name))
+        plain, revision = revised(name)
+        return list(datasets.get_dataset_split_names(plain, revision=revision))
     except (ImportError, ValueError, OSError):
         return None
 
@@ -276,7 +278,8 @@ def _dataset_rows(name: str, split: str | None) -> Iterator[Row]:
             table = datasets.load_from_disk(name)
             table = table if saved else table[split]
         else:
-            table = datasets.load_dataset(name, split=split)
+            plain, revision = revised(name)
+            table = datasets.load_dataset(plain, split=split, revision=revision)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(
             f"{name}: split {split!r} could not be read ({error}); check the name, or name local files"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dpalign.paper.prompts import RewardInput
+from dpalign.runs.hub import local_model
 from dpalign.runs.modelfolder import CONFIG
 from dpalign.train.contract import Contract, RewardRecord
 
@@ -109,6 +110,7 @@ def _opened(source: str, heads: Sequence[str], form: RewardInput | None, dtype: 
         return FunctionScorer(source, heads)
     if form is None:
         raise ValueError(f"{source}: nobody said how this reward model reads a chat; give --reward-template")
+    source = local_model(source)
     folder = Path(source) / "model" if (Path(source) / "model").is_dir() else Path(source)
     scorer = ModelScorer(
         str(folder) if folder.exists() else source, heads, template=form, batch_tokens=BATCH_TOKENS, dtype=dtype

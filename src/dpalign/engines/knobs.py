@@ -54,8 +54,8 @@ class Model(Table):
     """The model that everything starts from."""
 
     base: ModelName = "mistralai/Mistral-7B-v0.1"
-    """A folder or hub name (section 3.1; Zephyr's base); "world" is the world's own, installed with this package;
-    "" trains one from scratch ([pretrain])."""
+    """A folder or hub name (section 3.1; Zephyr's base), which NAME@REVISION pins, as it does wherever a model or data
+    set is named; "world" is the world's own, installed with this package; "" trains one from scratch ([pretrain])."""
     chat: ChatStyle = "zephyr"
     """The chat template of every policy: the released checkpoints' own, that of the world, or "model", which keeps the
     template that the model came with."""

@@ -18,6 +18,8 @@ SENTENCE_WORDS: Final = 3
 """A repeated sentence of fewer words ("Yes. Yes.") does not count."""
 RUN: Final = 4
 """Words of a run whose repetition is counted."""
+MOST_REPEATED: Final = 0.3
+"""The share of repeated runs that a sound answer may have, where nobody says otherwise."""
 REASONS: Final = ("unfinished", "empty", "repeated sentence", "repetitive")
 """Why an answer is degenerate."""
 

@@ -55,6 +55,7 @@ def stage_facts(made: Made) -> StageFacts:
         rows_in=counts["in"],
         rows_out=counts["out"],
         filtered=counts["filtered"],
+        warnings=tuple(made.ledger.get("warnings", ())),
     )
 
 

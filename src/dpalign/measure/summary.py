@@ -295,6 +295,8 @@ class StageFacts(Record):
     rows_out: int
     filtered: dict[str, int]
     """Rows left out, by reason."""
+    warnings: tuple[str, ...] = ()
+    """What may spoil its result."""
 
 
 class DataReport(Record):

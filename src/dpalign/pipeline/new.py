@@ -37,7 +37,7 @@ QUESTIONS: Final = {
     "machine": f"Which machine? {', '.join(MACHINES)}.",
 }
 
-_HUB: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _FUNCTION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 

@@ -17,7 +17,7 @@ from dpalign.measure.system import System
 from dpalign.pipeline.ready import require_machine, require_split
 from dpalign.pipeline.steps import STAGES, knobs_of, notes, recipe_of, steps_until
 from dpalign.recipe import Recipe
-from dpalign.recipe.localfiles import local_files, require_chat
+from dpalign.recipe.localfiles import hub_commits, local_files, require_chat
 from dpalign.runs import folder as runs
 from dpalign.runs import ledger
 from dpalign.runs.environment import thread_variables
@@ -89,12 +89,28 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
     knobs = knobs_of(recipe, step)
     with run.stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs) as work:
         if work.done:
+            before = ledger.read_ledger(work.output).get("hub", {})
+            if moved := ledger.other_versions(before, hub_commits(knobs)):
+                run.log(f"{step.name}: kept, though the hub's names stood for other commits: {moved}")
             return
+        source, rows = rows_to_take(recipe, run, step)
+        work.check = lambda total: step.stage.require_conserved(total, source, rows)
         if step.stage.heavy and (recipe.launcher != "inprocess" or recipe.jobs > 1):
             take_apart(recipe, work, step)
         else:
             with run.here:
                 perform(recipe, work, step)
+        work.hub = hub_commits(knobs)
+
+
+def rows_to_take(recipe: Recipe, run: runs.Run, step: Step) -> tuple[Path, int | None]:
+    """The folder whose rows a step takes, and how many its ledger counts; None where no ledger counts them."""
+    training = step.stage.trains(recipe_of(recipe, step)) if step.stage.trains else None
+    source = run.folder / step.inputs.get(step.stage.takes, "")
+    named = training is not None and training.checkpoint  # a model in place of the training, which reads nothing
+    if named or step.stage.takes not in step.inputs or not (source / ledger.LEDGER).is_file():
+        return source, None
+    return source, int(ledger.read_ledger(source)["counts"]["out"])
 
 
 def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:

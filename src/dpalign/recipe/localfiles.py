@@ -1,7 +1,7 @@
 """What a recipe names that lies on this machine: data files, model folders, a function of one's own.
 
 A stage that reads any of it is done again when it changes, as when an earlier stage's outputs do. What the hub holds
-under a name is taken to stay as it is.
+under a name is taken to stay as it is: NAME@REVISION pins it, and the ledger names its commit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from dpalign.data.sources import parted
 from dpalign.recipe import Recipe
-from dpalign.rewards.functions import load_function, module_file, probe
+from dpalign.rewards.functions import load_function, local_modules, module_file, probe
 from dpalign.rewards.knobs import local_heads
 from dpalign.runs.environment import filled
+from dpalign.runs.hub import commit_of, revised
 from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, template_of, weights_files
 from dpalign.runs.tables import knobs_naming, leaves
 
@@ -38,9 +39,23 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
             paths |= {key: Path(parted(filled(source))[0]) for key, source in named.items()}
         elif _names(knob, FUNCTIONS):
             paths[knob] = module_file(value)
+            others = local_modules(value) if value else {}
+            paths |= {f"{knob}:{name}": path for name, path in others.items() if path != paths[knob]}
         elif _names(knob, MODELS) and value != INSTALLED.get(knob):
             paths[knob] = Path(value)
     return {knob: path.absolute() for knob, path in paths.items() if path != Path() and path.exists()}
+
+
+def hub_commits(knobs: Mapping[str, Any]) -> dict[str, str]:
+    """The commits that the names on the hub in some knobs stand for in its cache, by knob."""
+    commits: dict[str, str | None] = {}
+    for knob, value in knobs.items():
+        if knob in SOURCES and not knobs.get("data.world"):
+            named = {knob: value} if isinstance(value, str) else {f"{knob}[{i}]": one for i, one in enumerate(value)}
+            commits |= {key: commit_of(parted(filled(source))[0], "dataset") for key, source in named.items()}
+        elif _names(knob, MODELS):
+            commits[knob] = commit_of(value, "model")
+    return {knob: commit for knob, commit in commits.items() if commit is not None}
 
 
 def _names(knob: str, patterns: Sequence[str]) -> bool:
@@ -109,7 +124,8 @@ def _tokenizer_of(name: str) -> Path | None:
     try:
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(name, allow_patterns=TOKENIZER_FILES))
+        plain, revision = revised(name)
+        folder = Path(snapshot_download(plain, revision=revision, allow_patterns=TOKENIZER_FILES))
     except (ImportError, OSError, ValueError):
         return None
     return folder if (folder / TOKENIZER_SETTINGS).is_file() else None

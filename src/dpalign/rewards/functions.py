@@ -9,14 +9,17 @@ array, a row an answer and a column a head. Name it in a recipe:
 Shapes: N answers, H heads.
 """
 
+import ast
 import importlib
 import importlib.util
 import math
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +29,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Function = Callable[[list[str], list[str]], Any]
 
+PACKAGE: Final = Path(__file__).resolve().parents[1]
+"""Where this package lies."""
 PROBE: Final = (("What is tea?", "Is the sky blue?"), ("A drink made of leaves.", "Yes.\n\n- It is **blue**."))
 """What a function is tried on before any work: prompts, and an answer to each."""
 WORLD_PROBE: Final = (("explain tea and iron.", "name fox."), ("tea is hot. iron is hard.", "fox is red."))
@@ -123,6 +128,72 @@ def module_file(source: str) -> Path:
         if spec is not None and spec.origin is not None:
             return Path(spec.origin)
     return Path()
+
+
+def local_modules(source: str) -> dict[str, Path]:
+    """The files of a function's module and of all local modules that it imports, by the modules' names.
+
+    Imports are read in the files, and nothing is imported. Installed packages, the standard library and this package
+    have versions of their own; what is imported under a name that is made up as it runs is not found.
+    """
+    _search_current_folder()
+    found: dict[str, Path] = {}
+    waiting = [source.partition(":")[0]]
+    while waiting:
+        for name, path in _on_the_way(waiting.pop()).items():
+            if name not in found:
+                found[name] = path
+                waiting += _imported(name, path)
+    return found
+
+
+def _on_the_way(name: str) -> dict[str, Path]:
+    """The local files that an import of a module runs: those of its packages, and its own."""
+    files: dict[str, Path] = {}
+    places: Sequence[str] | None = None
+    parts = name.split(".")
+    for end, part in enumerate(parts, start=1):
+        with suppress(ImportError, ValueError):
+            spec = PathFinder.find_spec(part, places)
+            if spec is None and places is None:  # an editable install has a finder of its own
+                spec = importlib.util.find_spec(part)
+            if spec is None or (spec.has_location and not _is_local(Path(str(spec.origin)))):
+                return files
+            if spec.has_location:
+                files[".".join(parts[:end])] = Path(str(spec.origin))
+            if spec.submodule_search_locations is not None:
+                places = list(spec.submodule_search_locations)
+                continue
+        return files
+    return files
+
+
+def _is_local(path: Path) -> bool:
+    """Whether a file is neither installed nor a part of Python or of this package."""
+    paths = sysconfig.get_paths()
+    library = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return not (
+        {"site-packages", "dist-packages"} & set(path.parts)
+        or any(path.resolve().is_relative_to(place) for place in (*library, PACKAGE))
+    )
+
+
+def _imported(name: str, path: Path) -> list[str]:
+    """The modules that a file imports, wherever in it: also names that may be modules, or something in them."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    names: list[str] = []
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # importing it says what is wrong
+        return names
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, (above, node.module)))
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)] if base else []
+    return names
 
 
 def _search_current_folder() -> None:

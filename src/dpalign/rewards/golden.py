@@ -75,6 +75,38 @@ def _of_model(scorer: "ModelScorer", dtype: str) -> GoldenModel:
     return GoldenModel(tuple(rows), dtype, template)
 
 
+def departure(measured: GoldenModel, scorer: "Scorer", dtype: str) -> str:
+    """What a scorer gives the golden answers where it differs by more than rounding, in words; empty where it agrees.
+
+    Heads are compared by name, so that heads in another order differ too.
+    """
+    heads = list(scorer.heads)
+    found_NH = scorer.score([(one.messages[:-1], one.messages[-1]["content"]) for one in measured.scores])
+    share = 1e-3 if measured.dtype == dtype == "float32" else 0.03  # bfloat16 differs from machine to machine
+    for head in measured.scores[0].scores:
+        if head not in heads:
+            return f"no head {head!r}, which the golden scores have"
+        highest = max(abs(one.scores[head]) for one in measured.scores)
+        for one, found in zip(measured.scores, found_NH[:, heads.index(head)].tolist(), strict=True):
+            if not abs(found - one.scores[head]) <= share * highest + 1e-4:  # NaN is no agreement
+                answer = one.messages[-1]["content"]
+                return f"{head} of {answer[:60]!r} is {found:.4g}, golden {one.scores[head]:.4g}"
+    return ""
+
+
+def require_golden(named: str, scorer: "Scorer", measured: GoldenModel | None, dtype: str) -> None:
+    """Refuse a reward model that does not give its own golden scores: it is asked in another form, or is another model.
+
+    Raises:
+        ValueError: names the reward, the answer and both scores.
+    """
+    if measured is not None and (difference := departure(measured, scorer, dtype)):
+        raise ValueError(
+            f"{named}: {difference} ({FILE}); the model is asked in another form than it was measured in (`input`), "
+            "its heads are in another order, or its weights are others"
+        )
+
+
 def write_golden(folder: Path, models: Mapping[str, GoldenModel]) -> None:
     """Write the golden scores of a reward stage; none where all its rewards are functions."""
     write_json(folder / FILE, {name: asdict(model) for name, model in models.items()})
@@ -87,6 +119,18 @@ def read_golden(folder: Path) -> dict[str, GoldenModel]:
         ValueError: the file is damaged.
     """
     return {name: _model(folder / FILE, value) for name, value in _read(folder / FILE).items()}
+
+
+def golden_for(folder: Path, name: str) -> GoldenModel | None:
+    """The golden scores of one reward of a reward stage; of a model in a folder of its own, `ONLY` asks for them.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    content = _read(folder / FILE)
+    if isinstance(content.get("scores"), list):  # a model's own folder, such as an export
+        return _model(folder / FILE, content) if name == ONLY else None
+    return _model(folder / FILE, content[name]) if name in content else None
 
 
 def write_model_golden(folder: Path, model: GoldenModel) -> None:

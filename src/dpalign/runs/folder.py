@@ -42,8 +42,10 @@ from dpalign.runs.ledger import (
     into_place,
     is_unfinished_work,
     move_away,
+    other_versions,
     output_files,
     partial_of,
+    read_ledger,
     sha256_of,
     sync,
     why,
@@ -64,7 +66,7 @@ OUR_FILES: Final = (LOCK, ".digests.json", "log.txt", "environment.json")
 
 @dataclass
 class Tally:
-    """Rows read, written and left out (by reason), and tokens, of a shard or of a stage."""
+    """Rows read, written and left out (by reason), tokens and warnings, of a shard or of a stage."""
 
     rows_in: int = 0
     rows_out: int = 0
@@ -74,6 +76,8 @@ class Tally:
     trained: int = 0
     halved: int = 0
     """How often a batch was out of memory and was done again in halves."""
+    warnings: list[str] = field(default_factory=list)
+    """What stops no stage and may spoil a result: in its ledger, and on the report's page."""
 
     def add(
         self,
@@ -190,6 +194,8 @@ class Run:
         self.lock = lock
         """File descriptor; passed on to a stage's own process (`pass_fds`), an orphan of it still holds the folder."""
         self.git_commit = git_commit
+        self.packages: dict[str, str] = {}
+        """Their versions on this machine: in every ledger."""
         self.here = threading.Lock()
         """Held by whatever of several steps side by side works in this very process."""
 
@@ -214,7 +220,9 @@ class Run:
             write_text(run_folder / "recipe.toml", recipe_text)
         if recipe_text is not None or not (run_folder / "environment.json").exists():
             write_json(run_folder / "environment.json", facts)
-        return cls(run_folder, lock, facts.get("git_commit"))
+        run = cls(run_folder, lock, facts.get("git_commit"))
+        run.packages = dict(facts.get("packages", {}))
+        return run
 
     def close(self) -> None:
         os.close(self.lock)
@@ -261,6 +269,10 @@ class Run:
         adopt(self.folder / name, identity)
         reason = why(self.folder / name, identity)
         self.log(f"{name}: done before, nothing changed" if reason is None else f"{name}: {reason}")
+        if reason is None:
+            made_with = read_ledger(self.folder / name).get("packages", {})
+            if other := other_versions(made_with, self.packages):
+                self.log(f"{name}: kept, though made under other versions: {other}; delete its folder to make it anew")
         return Work(self, stage, identity, reason)
 
     def stage_at_work(self, name: str) -> "Work":
@@ -283,6 +295,10 @@ class Work:
         self.folder = self.output if self.done else partial_of(self.output)
         self.resume = self.folder / "resume"
         self.tally = Tally()
+        self.check: Callable[[Tally], None] = lambda total: None
+        """Given all that the stage counted, before its ledger is written; raises ValueError where rows are lost."""
+        self.hub: dict[str, str] = {}
+        """The commits of what the stage read from the hub, by knob."""
 
     def __enter__(self) -> Self:
         if not self.done:
@@ -295,7 +311,10 @@ class Work:
                 self.run.log(f"{self.stage.name}: unfinished work of other knobs or inputs is dropped")
                 shutil.rmtree(move_away(self.folder))
             _tally_path(self.folder, OWN).unlink(missing_ok=True)
-            self.clock = _Clock(self.folder / ".stage" / "state.json", self.identity)
+            self.clock = _Clock(self.folder / ".stage" / "state.json", self.identity, self.run.packages)
+            if other := other_versions(self.clock.packages, self.run.packages):
+                self.run.log(f"{self.stage.name}: warning: begun under other versions: {other}")
+                self.tally.warnings.append(f"begun under other versions than it was finished with: {other}")
         return self
 
     def __exit__(
@@ -340,6 +359,7 @@ class Work:
         outputs = {file: sha256_of(self.folder / file, sync=True) for file in output_files(self.folder)}
         _require_as_made(self.folder, outputs)
         total = _total(self.folder, self.tally)
+        self.check(total)
         paths = {name: str(value) for name, value in self.stage.inputs.items()}
         inputs = {name: {"path": paths[name], "digest": digest} for name, digest in self.identity["inputs"].items()}
         ledger = Ledger(
@@ -358,6 +378,9 @@ class Work:
             git_commit=self.run.git_commit,
             started=self.clock.started,
             finished=_now(),
+            packages=self.run.packages,
+            hub=self.hub,
+            warnings=list(dict.fromkeys(total.warnings)),
         )
         write_json(self.folder / LEDGER, ledger)
         into_place(self.output)
@@ -370,10 +393,12 @@ class Work:
 class _Clock:
     """Adds up a stage's seconds over its resumes, noting them every few seconds: a kill loses no more than that."""
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, path: Path, identity: dict[str, Any], packages: dict[str, str]) -> None:
         state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "started": _now()}
         self.path, self.identity, self.before = path, identity, state["seconds"]
         self.started: str = state["started"]
+        self.packages: dict[str, str] = state.get("packages", packages)
+        """Their versions when the stage was begun."""
         self.began = time.monotonic()
         self._save()
         self.stopped = threading.Event()
@@ -395,7 +420,8 @@ class _Clock:
                 self._save()
 
     def _save(self) -> None:
-        write_json(self.path, {"identity": self.identity, "seconds": self.seconds, "started": self.started})
+        state = {"identity": self.identity, "seconds": self.seconds, "started": self.started}
+        write_json(self.path, state | {"packages": self.packages})
 
 
 def _total(folder: Path, tally: Tally) -> Tally:

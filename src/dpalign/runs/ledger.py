@@ -2,7 +2,7 @@
 
 A stage's fingerprint is the hash of its name, its version, the knobs it read and the digests of its inputs; the
 digest of an input is the hash of its files' hashes, so an upstream stage redone to the same bytes redoes nothing
-below it. Nothing else decides: not the time, the host, the git commit or the rest of the recipe.
+below it. Nothing else decides: not the time, the host, the git commit, versions of packages or the rest of the recipe.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypedDict, cast
+from typing import Any, Final, NotRequired, TypedDict, cast
 
 from dpalign.runs.errors import naming
 from dpalign.runs.tables import changes
@@ -44,6 +44,9 @@ class Ledger(TypedDict):
     git_commit: str | None
     started: str
     finished: str
+    packages: NotRequired[dict[str, str]]  # versions; earlier ledgers lack this and what follows
+    hub: NotRequired[dict[str, str]]  # by knob, the commit that its name stood for
+    warnings: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def read_ledger(folder: Path) -> Ledger:
     path = folder / LEDGER
     try:
         ledger = cast(Ledger, json.loads(path.read_text(encoding="utf-8")))
-        missing = set(Ledger.__annotations__) - set(ledger)
+        missing = Ledger.__required_keys__ - set(ledger)
         sound = (
             not missing
             and ledger["fingerprint"] == hash_of(_ledger_identity(ledger))
@@ -167,6 +170,15 @@ def _why_unfinished(output: Path, identity: dict[str, Any]) -> str | None:
         elif identity["inputs"][name] != old["inputs"][name]:
             reasons.append(f"input {name} changed")
     return "; ".join(reasons)
+
+
+def other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which packages have other versions now, as words; empty where none has.
+
+    They redo no stage by themselves: that would cost many GPU-hours for what is often the same result.
+    """
+    both = sorted(before.keys() & now.keys())
+    return ", ".join(changes({name: before[name] for name in both}, {name: now[name] for name in both}))
 
 
 def partial_of(output: Path) -> Path:

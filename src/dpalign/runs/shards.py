@@ -78,6 +78,7 @@ def make_shards(job: "Job", plan: Callable[["Job"], ShardWork]) -> None:
         for shard in job.work.shards(work.count, work.name):
             work.make(shard)
         require_no_others(job.out, work)
+        reconcile(job.out, work)
         return
     failed = _make_on_cluster(job, plan, work, todo) if todo else {}
     if failed:

@@ -16,6 +16,7 @@ from dpalign.rows import (
     CANDIDATES,
     RATED,
     SCORES,
+    UNFINISHED,
     matrix_of,
     read_rows,
     read_table,
@@ -42,12 +43,16 @@ RAW: Final = "raw-{:05d}.parquet"
     reads=lambda r: (r.heads, *model_read(r), *scorer_read(r)),
     inputs=("data", "reward"),
     optional=("answers",),
+    takes="answers",
     cost=lambda costs, step: costs.score(*costs.originals, ANNOTATED_SHARD / costs.originals[1]),
 )
 def annotate(job: Job) -> None:
     """Score all training answers with all rewards, whatever labels they have, and fix the rewards' scales."""
     if "answers" in job.inputs:
-        write_rows(job.out / ORIGINALS / "rated-00000.parquet", originals(job), RATED)
+        rows = originals(job)
+        write_rows(job.out / ORIGINALS / "rated-00000.parquet", rows, RATED)
+        cut = read_table(job.inputs["answers"], CANDIDATES, ["finished"]).num_rows - len(rows)
+        job.work.tally.add(cut, filtered={UNFINISHED: cut} if cut else {})
     make_shards(job, annotating)
     if job.recipe.rewards:
         settle_scales(job)

@@ -43,6 +43,7 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
     reads=lambda r: (*protocol(r), r.evaluation.best_of),
     inputs=("policy", "data", "reward"),
     optional=("judge", "annotate"),
+    law="chooses",  # an answer may be the best for several directions
     cost=lambda costs, step: evaluation_cost(
         costs, step, 1, costs.recipe.evaluation.samples * costs.recipe.evaluation.best_of
     ),

@@ -52,7 +52,7 @@ OF_THE_PAPER: Final = {"rows": (), "helpsteer": "", "validation": "", "sft": ""}
 
 class Data(Table):
     """Where prompts and ratings come from. A data set is a local file (.jsonl, .json, .csv, .parquet), a folder, or a
-    name on the hub; NAME:SPLIT names a split."""
+    name on the hub; NAME:SPLIT names a split, NAME@REVISION a branch, tag or commit."""
 
     world: bool = False
     """Take everything from the embedded world instead."""

@@ -50,6 +50,7 @@ class DPO(Table):
 @stage(
     reads=lambda r: (r.seed, r.dpo.beta, r.dpo.training, r.dpo.prompt, r.sft.checkpoint, *chat_read(r), *model_read(r)),
     inputs=("start", "pairs"),
+    takes="pairs",
     several=True,
     trains=lambda r: r.dpo.training,
     cost=lambda costs, step: costs.train(

@@ -9,15 +9,25 @@ from pydantic import Field
 from dpalign.engines.engine import Engine
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows
 from dpalign.runs.folder import Tally
+from dpalign.runs.hub import local_model
 from dpalign.runs.shards import make_shards
 from dpalign.runs.tables import ModelName, Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.preference import evaluation_directions, line
-from dpalign.stages.sample import PLAIN, Condition, draw, open_engine, open_reader, target_conditions, within_limit
+from dpalign.stages.sample import (
+    PLAIN,
+    Condition,
+    asked_policy,
+    draw,
+    open_engine,
+    open_reader,
+    target_conditions,
+    within_limit,
+)
 from dpalign.stages.score import judge_scorer, open_scorer, scored_rows, shown_as
 from dpalign.stages.shards import ANSWERS, Output, Row, Shards, parts_of
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
-from dpalign.stages.training import Checkpoint, checkpoint_of
+from dpalign.stages.training import Checkpoint
 
 if TYPE_CHECKING:
     from dpalign.engines.tokens import PromptReader
@@ -111,9 +121,9 @@ def evaluate(job: Job) -> None:
 def evaluating(job: Job) -> "Shards[Evaluators]":
     """The evaluation of a system."""
     if "policy" in job.inputs:
-        policy = checkpoint_of(job.inputs["policy"])
+        policy = asked_policy(job)
     else:
-        policy = Checkpoint(job.recipe.evaluation.dpo, job.recipe.dpo.prompt)
+        policy = Checkpoint(local_model(job.recipe.evaluation.dpo), job.recipe.dpo.prompt)
     prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
     return asking(job, policy, prompts, conditions_of(job), job.recipe.evaluation.samples, "evaluate")
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from dpalign.measure.beyond import AS_ANNOTATED, TRAINED, Wish, figures, read_answers
 from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.degeneracy import MOST_REPEATED
 from dpalign.measure.reading import Reading
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.prompts import parse_condition, render_condition
@@ -30,11 +31,10 @@ from dpalign.stages.cost import Costs, Load
 from dpalign.stages.evaluate import asking, evaluation_cost, evaluation_prompts
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import line
-from dpalign.stages.sample import Condition, open_reader
+from dpalign.stages.sample import Condition, asked_policy, open_reader
 from dpalign.stages.shards import Shards
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, scorer_read, stage
 from dpalign.stages.steerlm import condition_line, reward_targets
-from dpalign.stages.training import checkpoint_of
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -53,7 +53,7 @@ class Feasibility(Table):
     reach: tuple[float, ...] = (0.0, 0.5, 1.0)
     """SteerLM is asked for the first objective this share of the way from the highest annotated near each target to the
     top of the scale; 0 asks for section 3.2's targets."""
-    repetition: float = Field(0.3, ge=0, le=1)
+    repetition: float = Field(MOST_REPEATED, ge=0, le=1)
     """Share of an answer's runs of four words that occurred in it before, above which it counts as degenerate."""
 
 
@@ -91,7 +91,7 @@ def asking_beyond(job: Job) -> "Shards[Evaluators]":
     """Every wish, asked of the recipe's number of prompts."""
     recipe, settings = job.recipe, job.recipe.feasibility
     conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes_of(job)]
-    policy = checkpoint_of(job.inputs["policy"])
+    policy = asked_policy(job)
     prompts = evaluation_prompts(job, open_reader(recipe, policy))
     prompts = sorted(prompts, key=lambda prompt: str(prompt["prompt_id"]))[: settings.prompts or None]
     return asking(job, policy, prompts, conditions, settings.samples, "feasibility")

@@ -25,6 +25,7 @@ def selected_cost(costs: Costs, step: Step) -> Load:
         *(*chat_read(r), *model_read(r), *objectives_read(r)),
     ),
     inputs=("start", "chosen"),
+    takes="chosen",
     optional=("annotate",),
     several=True,
     asks={"t": ()},

@@ -3,7 +3,7 @@
 Shapes: N answers, H heads, K objectives, F features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from dpalign.rewards.scale import fit, to_points
 from dpalign.rows import HEADS, PAIRS, RATED, read_rows
 from dpalign.runs.environment import expanded
 from dpalign.runs.folder import write_json
+from dpalign.runs.hub import local_model
 from dpalign.runs.tables import DataName, Table
 from dpalign.stages.cost import Costs, Load, reward_models
 from dpalign.stages.score import model_scorer, models_scorer
@@ -39,6 +40,8 @@ Array = NDArray[np.float64]
 
 RESAMPLES: Final = 1000
 """Of the held-out prompts, for the intervals of the reward model's quality."""
+FEW_PAIRS: Final = 30
+"""Pairs of held-out answers with fewer of which nothing is said of a head."""
 HEAD_ROWS: Final = 2048
 """Rows that the head is first fitted on (`rewards.model.PROBE_ROWS`, which a plan cannot import: it needs torch)."""
 
@@ -181,7 +184,28 @@ def reward(job: Job) -> None:
     write_golden(job.out, {} if scorer is None else golden_of(scorer, recipe.model.dtype))
     # Python functions are not measured here: they are rules, and were tried before any work.
     if scorer is not None and (job.inputs["data"] / "heldout").exists():
-        write_json(job.out / "quality.json", measure(recipe, scorer, job.inputs["data"]))
+        figures = measure(recipe, scorer, job.inputs["data"])
+        write_json(job.out / "quality.json", figures)
+        _warn(job, figures)
+
+
+def no_better_than_chance(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The heads that put no more than half of the pairs of held-out answers in their labels' order, with the share."""
+    shares = {}
+    for head, measured in figures["heads"].items():
+        accuracy = measured["within_prompt_accuracy"]
+        if measured["pairs"] >= FEW_PAIRS and accuracy is not None and accuracy["value"] <= 0.5:
+            shares[head] = accuracy["value"]
+    return shares
+
+
+def _warn(job: Job, figures: Mapping[str, Any]) -> None:
+    if shares := no_better_than_chance(figures):
+        said = ", ".join(f"{head} ({share:.0%})" for head, share in shares.items())
+        job.warn(
+            f"no more than half of the pairs of held-out answers are in the order of their labels by {said}; a trained "
+            "model has learned too little; of a given one, look at its `input` and the order of its heads"
+        )
 
 
 @stage(
@@ -199,7 +223,9 @@ def judge(job: Job) -> None:
     recipe = on_transformers(job.recipe).judged()
     _train(job, "judge", recipe.seed + 1)
     if first_process() and (job.inputs["data"] / "heldout").exists():
-        write_json(job.out / "quality.json", measure(recipe, model_scorer(recipe, job.out), job.inputs["data"]))
+        figures = measure(recipe, model_scorer(recipe, job.out), job.inputs["data"])
+        write_json(job.out / "quality.json", figures)
+        _warn(job, figures)
 
 
 def _train(job: Job, part: str, seed: int) -> None:
@@ -221,7 +247,7 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
     given: str = getattr(knobs, knob)
     if not given:
         require_labels(_labelled(job, part), objectives, recipe.heads, part)
-    start = str(job.inputs["base"] / "model") if "base" in job.inputs else recipe.model.source
+    start = str(job.inputs["base"] / "model") if "base" in job.inputs else local_model(recipe.model.source)
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.pad_token = spare_token(tokenizer)
     tokenizer.chat_template = template_for(tokenizer, knobs.template)

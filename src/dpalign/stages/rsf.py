@@ -36,6 +36,7 @@ class RSF(Table):
 @stage(
     reads=lambda r: (r.seed, r.finetune, r.sft.checkpoint, r.sft.prompt, *chat_read(r), *model_read(r)),
     inputs=("start", "chosen"),
+    takes="chosen",
     several=True,
     asks={"t": ()},
     trains=lambda r: r.finetune,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -23,6 +24,7 @@ from dpalign.stages.shards import PART, Output, Row, Shards, parts_of
 from dpalign.stages.stage import D1_D2, Job, Step, chat_read, model_read, objectives_read, stage
 from dpalign.stages.steerlm import condition_line, reward_targets
 from dpalign.stages.training import Checkpoint, checkpoint_of
+from dpalign.train.contract import require_same_dial
 
 if TYPE_CHECKING:
     from dpalign.engines.tokens import PromptReader
@@ -117,6 +119,18 @@ class Condition:
 PLAIN = Condition("plain", (), None)
 
 
+def asked_policy(job: Job) -> Checkpoint:
+    """The policy that a stage asks; where it asks for directions, in the words that the policy was trained on.
+
+    Raises:
+        ValueError: a folder without weights, or a policy that was trained on other words.
+    """
+    policy = checkpoint_of(job.inputs["policy"])
+    if job.condition == "directions":
+        require_same_dial(Path(policy.source), job.recipe)
+    return policy
+
+
 def open_engine(recipe: "Recipe", policy: Checkpoint, *, alone: bool = False) -> Engine:
     """The engine that the recipe samples with.
 
@@ -184,7 +198,7 @@ def open_reader(recipe: "Recipe", policy: Checkpoint) -> "PromptReader":
 def drawing(job: Job) -> Shards[Engine]:
     """A sampling stage as shards of prompts."""
     recipe, settings, hints, t = job.recipe, job.recipe.sampling, job.recipe.data.hints, job.t
-    policy = checkpoint_of(job.inputs["policy"])
+    policy = asked_policy(job)
     halves = D1_D2 if job.half == "both" else (job.half,)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in halves]
     prompts = within_limit(job, prompts, open_reader(recipe, policy).prompt_tokens)

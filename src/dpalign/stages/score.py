@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpalign.paper.objectives import by_name
+from dpalign.rewards.golden import ONLY, golden_for, require_golden
 from dpalign.rewards.scale import known_scales, read_scales
 from dpalign.rows import CANDIDATES, PROMPTS, SCORES, Message, read_rows, read_table, shards
 from dpalign.runs.folder import Tally
+from dpalign.runs.hub import local_model
 from dpalign.runs.modelfolder import require_weights
 from dpalign.runs.shards import make_shards
 from dpalign.stages.cost import Costs, Load
@@ -41,6 +43,7 @@ def scored_by(recipe: "Recipe") -> dict[str, str]:
 @stage(
     reads=lambda r: (r.heads, *model_read(r), *scorer_read(r)),
     inputs=("reward", "candidates", "data"),
+    takes="candidates",
     optional=("annotate",),
     cost=_cost,
 )
@@ -164,9 +167,12 @@ def _models(recipe: "Recipe", reward_stage: Path, share: float) -> "Iterator[tup
         heads = reward.own_heads(recipe.heads)
         trusted = bool(reward.model) and recipe.model.trust_remote_code
         form = reward.input if reward.model else recipe.reward.template
-        source = reward.model or str(_trained(reward_stage))
+        source = local_model(reward.model) if reward.model else str(_trained(reward_stage))
         scorer = _loaded(recipe, source, heads, form, share / len(models), trusted)
         require_heads(_called(name), scorer, heads, named=bool(reward.heads) or reward.trained)
+        require_golden(_called(name), scorer, golden_for(reward_stage, name), recipe.model.dtype)
+        if reward.model:
+            require_golden(_called(name), scorer, golden_for(Path(source), ONLY), recipe.model.dtype)
         yield name, scorer
 
 
@@ -193,6 +199,7 @@ def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scor
     folder = str(_trained(stage))
     scorer = _loaded(recipe, folder, recipe.heads, recipe.reward.template, 1.0 if alone else 0.25, False)
     require_heads(folder, scorer, recipe.heads, named=True)
+    require_golden(folder, scorer, golden_for(stage, ONLY), recipe.model.dtype)
     return scorer
 
 

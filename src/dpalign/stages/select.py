@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dpalign.chat import with_system_line
+from dpalign.measure.degeneracy import MOST_REPEATED, faults
 from dpalign.paper.direction import rng_for
 from dpalign.paper.selection import NO_ONE, best_of_n, members
 from dpalign.rows import (
@@ -52,6 +53,13 @@ WON: Final = "won"
 WITHOUT: Final = "without"
 CHOSEN: Final = "chosen"
 REPLAYED: Final = "replayed"
+DEGENERATE: Final = "degenerate"
+COMPARED: Final = "compared"
+
+DEGENERATE_SHARE: Final = 0.1
+"""The share of chosen answers that may be degenerate (`measure/degeneracy.py`) without a warning."""
+EQUAL_SHARE: Final = 0.5
+"""The share of prompts whose answers may all earn the same on an objective without a warning."""
 
 
 class Selection(Table):
@@ -67,6 +75,8 @@ class Selection(Table):
 @stage(
     reads=lambda r: (r.seed, r.replay, r.preference, r.selection, r.model.chat, *objectives_read(r)),
     inputs=("candidates", "scores", "data", "annotate"),
+    takes="candidates",
+    law="chooses",  # an answer may be the best for several directions, and replayed ones are added
     heavy=False,
     asks={"t": (), "half": D1_D2},
 )
@@ -81,7 +91,28 @@ def select(job: Job) -> None:
     job.work.tally.add(rows_in=count[CONSIDERED], rows_out=count[CHOSEN], filtered=filtered)
     if count[WITHOUT]:
         job.work.run.log(f"{count[WITHOUT]} directions of a prompt have no finished answer to learn from")
-    job.work.tally.add(rows_in=count[REPLAYED], rows_out=count[REPLAYED])
+    job.work.tally.add(rows_out=count[REPLAYED])
+    _warn(job, count)
+
+
+def _warn(job: Job, count: Counter[str]) -> None:
+    """Say what spoils a choice: degenerate answers among the chosen, or an objective that tells no answers apart."""
+    if count[DEGENERATE] > DEGENERATE_SHARE * count[CHOSEN]:
+        job.warn(
+            f"{count[DEGENERATE]} of {count[CHOSEN]} chosen answers are degenerate (empty, or they repeat themselves), "
+            f"more than {DEGENERATE_SHARE:.0%}; read some before training on them"
+        )
+    for name in job.recipe.objectives:
+        if count[_equal(name)] > EQUAL_SHARE * count[COMPARED]:
+            job.warn(
+                f"all answers to a prompt earn the same on {name} for {count[_equal(name)]} of {count[COMPARED]} "
+                f"prompts, more than {EQUAL_SHARE:.0%}; its reward cannot tell them apart"
+            )
+
+
+def _equal(objective: str) -> str:
+    """The count of prompts whose answers all earn the same on an objective."""
+    return f"equal on {objective}"
 
 
 def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
@@ -95,7 +126,10 @@ def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
         )
         row_BV = best_answers(pools, wanted_BVK, recipe.selection)
         asked = prompts["messages"].take([place[name] for name in pools.prompts]).to_pylist()
-        yield pa.Table.from_pylist(_selected(recipe, pools, asked, wanted_BVK, row_BV), schema=CONVERSATIONS)
+        selected = _selected(recipe, pools, asked, wanted_BVK, row_BV)
+        yield pa.Table.from_pylist(selected, schema=CONVERSATIONS)
+        count[DEGENERATE] += sum(bool(faults(row["response"], True, MOST_REPEATED)) for row in selected)
+        count.update(_compared(pools, list(recipe.objectives)))
         kept = row_BV[row_BV != NO_ONE]
         count[CONSIDERED] += len(pools.prompt_N)
         count[CUT] += int((~pools.finished_N).sum())
@@ -110,6 +144,20 @@ def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
     replayed = replay(job, count[CHOSEN])
     count[REPLAYED] = len(replayed)
     yield pa.Table.from_pylist(replayed, schema=CONVERSATIONS)
+
+
+def _compared(pools: Pools, names: Sequence[str]) -> Counter[str]:
+    """The prompts with several finished answers, and by objective those whose answers all earn the same."""
+    kept = np.flatnonzero(pools.finished_N)
+    row_BM = members(pools.prompt_N[kept], len(pools.prompts))
+    row_BM = row_BM[(row_BM != NO_ONE).sum(axis=1) > 1]
+    if not len(row_BM):
+        return Counter()
+    reward_BMK = pools.reward_NK[kept][row_BM]
+    first_B1K = reward_BMK[:, :1]  # `members` fills up a prompt's row at its end
+    equal_BK = ((reward_BMK == first_B1K) | (row_BM == NO_ONE)[:, :, None]).all(axis=1)
+    counts = {_equal(name): int(total) for name, total in zip(names, equal_BK.sum(axis=0), strict=True)}
+    return Counter({COMPARED: len(row_BM), **counts})
 
 
 def _selected(

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from dpalign.measure.system import System
 from dpalign.runs.environment import settle_threads
-from dpalign.runs.folder import Work
+from dpalign.runs.folder import Tally, Work
 from dpalign.runs.tables import leaves
 
 if TYPE_CHECKING:
@@ -45,6 +45,14 @@ class Job:
     def out(self) -> Path:
         return self.work.folder
 
+    def warn(self, text: str) -> None:
+        """Say what may spoil the result: in the log, in the ledger and on the report's page."""
+        self.work.run.log(f"{self.out.stem}: warning: {text}")
+        self.work.tally.warnings.append(text)
+
+
+Law = Literal["sifts", "chooses", "makes"]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -68,6 +76,11 @@ class Stage:
     """How it trains a model, where it does."""
     cost: "Cost | None" = None
     """What it computes, for `dpa plan`; None computes nothing worth counting."""
+    law: Law = "sifts"
+    """How its counts must add up. sifts: every row in is a row out, or filtered for a reason. chooses: so is every row
+    in, but one may be written more than once, and others be added. makes: no rows come in."""
+    takes: str = ""
+    """The input whose rows are its rows in, every one; "" where rows of several kinds are read."""
     name: str = ""
     """That of its function."""
     function: Callable[[Job], None] = lambda job: None
@@ -88,6 +101,25 @@ class Stage:
     def knob_names(self) -> list[str]:
         """The dotted names of the tables and leaves that it reads."""
         return list(dict.fromkeys(str(name) for name in self.reads(cast("Recipe", _Name()))))
+
+    def require_conserved(self, total: Tally, source: Path, rows: int | None) -> None:
+        """Check what a stage counted against its law.
+
+        Args:
+            source: the folder that `takes` names.
+            rows: that its own stage wrote; None where no ledger says so.
+
+        Raises:
+            ValueError: rows were lost, or came from nowhere.
+        """
+        left, counts = total.rows_in - total.filtered.total(), f"{total.rows_in} rows in, {total.rows_out} out"
+        counts += "".join(f", {number} {reason}" for reason, number in total.filtered.items())
+        kept = {"sifts": total.rows_out == left, "chooses": total.rows_out >= left >= 0, "makes": not total.rows_in}
+        cure = "delete its unfinished folder and run again"
+        if not kept[self.law]:
+            raise ValueError(f"stage {self.name}: its counts do not add up: {counts}; {cure}")
+        if rows is not None and total.rows_in != rows:
+            raise ValueError(f"stage {self.name}: {counts}, and {source} has {rows} rows to take; {cure}")
 
     @property
     def training_table(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from dpalign.chat import PromptStyle, chat_template, styled_template
 from dpalign.runs.folder import write_json
+from dpalign.runs.hub import local_model
 from dpalign.runs.modelfolder import require_weights
 from dpalign.stages.stage import Job
 from dpalign.train.knobs import Training
@@ -51,11 +52,11 @@ def model_folder(stage: Path) -> str:
     """The model that a training stage left: its folder, or the name of the checkpoint that the recipe names instead.
 
     Raises:
-        ValueError: a folder without weights.
+        ValueError: a folder without weights, or a revision that the hub does not have.
     """
     name = stage / "checkpoint.txt"
     if name.is_file():
-        return name.read_text().strip()
+        return local_model(name.read_text().strip())
     folder = stage / "model" if (stage / "model").is_dir() else stage
     require_weights(folder)
     return str(folder)
@@ -187,8 +188,9 @@ def train_policy(
     from dpalign.train.trainer import Outcome
 
     def train() -> Outcome:
-        tokenizer = policy_tokenizer(start, job.recipe, steered, style)
-        return finetune(context_of(job, start, training, tokenizer), rows)
+        source = local_model(start)
+        tokenizer = policy_tokenizer(source, job.recipe, steered, style)
+        return finetune(context_of(job, source, training, tokenizer), rows)
 
     if not named_checkpoint(job, training, style):
         count(job, trained_once(job, Outcome, train))

@@ -21,7 +21,7 @@ class World(Table):
     """Prompts that only the final evaluation sees."""
 
 
-@stage(reads=lambda r: (r.seed, r.world), heavy=False)
+@stage(reads=lambda r: (r.seed, r.world), heavy=False, law="makes")
 def world(job: Job) -> None:
     """Write the embedded world's prompts and ratings in the real data sets' forms."""
     from dpalign.world.files import write_world

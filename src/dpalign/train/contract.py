@@ -248,6 +248,32 @@ def read_contract(model: Path) -> Contract | None:
         raise ValueError(f"{path}: not a policy's contract ({reason})") from error
 
 
+def require_same_dial(model: Path, recipe: "Recipe") -> None:
+    """Refuse to ask a policy for directions in other words than it was trained on.
+
+    Args:
+        model: a checkpoint's folder; one without a contract has no dial, and is asked as the recipe says.
+
+    Raises:
+        ValueError: names the file, the knob and both values.
+    """
+    trained = read_contract(model)
+    if trained is None:
+        return
+    for knob, own, ours in (
+        ("preference.template", trained.template, recipe.preference.template),
+        ("model.chat", trained.chat, recipe.model.chat),
+        ("objectives", list(trained.names), list(recipe.objectives)),
+        ("preference.levels", list(trained.levels), list(recipe.preference.level_ends)),
+        ("model.chat_kwargs", dict(trained.chat_kwargs), dict(recipe.model.own_chat or {})),
+    ):
+        if own != ours:
+            raise ValueError(
+                f"{model / FILE}: this policy was trained with {knob} {own!r}, and the recipe says {ours!r}; ask it as "
+                "it was trained"
+            )
+
+
 def _check(key: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{key} {value!r}; known: {', '.join(known)}")

@@ -19,7 +19,7 @@ from dpalign.engines.templates import find_own_chat, render
 from dpalign.page.words import listed, size
 from dpalign.paper.objectives import own_name
 from dpalign.rewards.golden import FILE as GOLDEN_SCORES
-from dpalign.rewards.golden import read_model_golden
+from dpalign.rewards.golden import departure, read_model_golden
 from dpalign.rewards.knobs import numbered
 from dpalign.runs.modelfolder import (
     CONFIG,
@@ -348,14 +348,8 @@ def _scores(folder: Folder) -> str:
 
     heads = list(measured.scores[0].scores)
     scorer = ModelScorer(str(folder.path), heads, template="chat", batch_tokens=4096, dtype=measured.dtype)
-    found_NH = scorer.score([(one.messages[:-1], one.messages[-1]["content"]) for one in measured.scores])
-    share = 1e-3 if measured.dtype == "float32" else 0.03  # bfloat16 differs from machine to machine
-    for h, head in enumerate(heads):
-        highest = max(abs(one.scores[head]) for one in measured.scores)
-        for one, found in zip(measured.scores, found_NH[:, h].tolist(), strict=True):
-            if abs(found - one.scores[head]) > share * highest + 1e-4:
-                text = f"{head} of {_short(one.messages[-1]['content'])} is {found:.4g}, golden {one.scores[head]:.4g}"
-                raise Fault(text, FETCH)
+    if difference := departure(measured, scorer, measured.dtype):
+        raise Fault(difference, FETCH)
     return f"{len(measured.scores)} golden scores measured again"
 
 

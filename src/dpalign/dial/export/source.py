@@ -17,6 +17,7 @@ from dpalign.rewards.golden import ONLY, GoldenModel, read_golden
 from dpalign.rewards.scale import FILE as SCALES
 from dpalign.rewards.scale import read_scales
 from dpalign.rows import CANDIDATES, HEADS, read_rows
+from dpalign.runs.hub import revised
 from dpalign.runs.ledger import LEDGER, read_ledger
 from dpalign.runs.modelfolder import CONFIG
 from dpalign.train.contract import FILE, Contract, RewardRecord, read_contract
@@ -244,7 +245,8 @@ def _given_folder(record: RewardRecord) -> Path | None:
     except ModuleNotFoundError:
         return None
     try:
-        return Path(snapshot_download(record.source, local_files_only=True))
+        name, revision = revised(record.source)
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
 
@@ -310,7 +312,8 @@ def _summary_of(run: Path, stage: Path) -> "tuple[Summary | None, str]":
 
 
 def hub_name(base: str) -> str | None:
-    """A model's or data set's name on the hub; None for a path, for the world, and for nothing."""
+    """A model's or data set's name on the hub, without a revision; None for a path, for the world, and for nothing."""
+    base, _ = revised(base)
     parts = base.split("/")
     named = len(parts) == 2 and all(parts) and not base.startswith((".", "~"))
     return base if named and not Path(base).exists() else None

@@ -15,6 +15,7 @@ from dpalign.engines.architecture import KNOWN, Architecture, read_architecture
 from dpalign.paper.direction import name_hint
 from dpalign.pipeline.steps import recipe_of
 from dpalign.recipe import Recipe
+from dpalign.runs.hub import revised
 from dpalign.stages.cost import Load, Sizes, processes, reward_models
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training
@@ -109,7 +110,7 @@ def architecture_of(recipe: Recipe) -> Architecture:
     source = recipe.model.source
     if (Path(source) / "config.json").is_file():
         return read_architecture(Path(source), recipe.model.base)
-    known = source.removesuffix("-Instruct")  # which has its base model's shape
+    known = revised(source)[0].removesuffix("-Instruct")  # which has its base model's shape
     if known not in KNOWN:
         raise ValueError(
             f"model.base {source!r} is no folder with a config.json, and its shape is not known here "

@@ -1,0 +1,124 @@
+"""How far two files are apart that should be the same: Parquet, JSON and safetensors as numbers, others as bytes.
+
+Shapes: N values in a column or tensor.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+BY_THE_CLOCK: Final = frozenset({"seconds", "switch_seconds", "machine"})
+"""Keys of JSON whose values differ from run to run."""
+_TYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+"""The number types of safetensors files, as numpy has them."""
+
+
+def difference(one: Path, two: Path) -> str:
+    """What differs between two files of one name, at most; empty where only times by the clock do.
+
+    Raises:
+        ValueError: a file that cannot be read as what its name says.
+    """
+    try:
+        match one.suffix:
+            case ".parquet":
+                return _of_tables(pq.read_table(one), pq.read_table(two))
+            case ".json":
+                return _of_values(*(json.loads(path.read_text(encoding="utf-8")) for path in (one, two)))
+            case ".safetensors":
+                return _of_tensors(*(dict(_tensors(path)) for path in (one, two)))
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{one} and {two}: one of them cannot be read ({error})") from error
+    sizes = [path.stat().st_size for path in (one, two)]
+    return f"{sizes[1]} bytes for {sizes[0]}" if sizes[0] != sizes[1] else "other bytes"
+
+
+def _of_tables(one: pa.Table, two: pa.Table) -> str:
+    if one.schema != two.schema:
+        return f"columns {', '.join(two.column_names)} for {', '.join(one.column_names)}, or other types"
+    if one.num_rows != two.num_rows:
+        return f"{two.num_rows} rows for {one.num_rows}"
+    apart = []
+    for name in one.column_names:
+        if not one[name].equals(two[name]):
+            values = [column.to_pylist() for column in (one[name], two[name])]
+            rows = sum(a != b for a, b in zip(*values, strict=True))
+            apart.append(f"{name}: {rows} of {one.num_rows} rows{_at_most(*map(_numbers, (one[name], two[name])))}")
+    return "; ".join(apart) or "the same rows in other bytes"
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64] | None:
+    """A column's numbers, those of lists too; None for one of something else."""
+    flat = column.combine_chunks()
+    while pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type):
+        flat = pc.list_flatten(flat)
+    numeric = pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)
+    return flat.to_numpy(zero_copy_only=False).astype(np.float64) if numeric else None
+
+
+def _at_most(one: NDArray[np.float64] | None, two: NDArray[np.float64] | None) -> str:
+    if one is None or two is None or len(one) != len(two):
+        return ""
+    apart_N = np.where(np.isnan(one) & np.isnan(two), 0.0, np.abs(one - two))
+    return f", by at most {apart_N.max(initial=0.0):.3g}"
+
+
+def _of_values(one: Any, two: Any) -> str:
+    first, second = dict(_leaves(one)), dict(_leaves(two))
+    keys = [
+        key
+        for key in dict.fromkeys([*first, *second])
+        if (key in first, first.get(key)) != (key in second, second.get(key))
+    ]
+    if not keys:
+        return ""
+    pairs = [(first.get(key), second.get(key)) for key in keys]
+    apart = [abs(a - b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)]
+    by = f", numbers by at most {max(apart):.3g}" if apart else ""
+    return f"{len(keys)} of {len(first.keys() | second.keys())} values{by}; the first is {keys[0]}"
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of JSON by their path, those by the clock left out."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key not in BY_THE_CLOCK:
+                yield from _leaves(inner, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{place}]")
+    else:
+        yield path, value
+
+
+def _of_tensors(one: Mapping[str, NDArray[Any]], two: Mapping[str, NDArray[Any]]) -> str:
+    if one.keys() != two.keys() or any(one[name].shape != two[name].shape for name in one):
+        return f"{len(two)} tensors for {len(one)}, or other shapes"
+    apart = {
+        name: np.abs(one[name].astype(np.float64) - two[name].astype(np.float64)).max(initial=0.0)
+        for name in one
+        if not np.array_equal(one[name], two[name])
+    }
+    if not apart:
+        return "the same tensors in other bytes"
+    return f"{len(apart)} of {len(one)} tensors, by at most {max(apart.values()):.3g}"
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The tensors of a safetensors file, one after another; numpy has no bfloat16, which becomes float32."""
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    for name, entry in json.loads(content[8:start].tobytes()).items():
+        if name != "__metadata__":
+            low, high = entry["data_offsets"]
+            array = content[start + low : start + high].view(_TYPES.get(entry["dtype"], "u1"))
+            if entry["dtype"] == "BF16":
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+            yield name, array
