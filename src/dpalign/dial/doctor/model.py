@@ -126,7 +126,24 @@ def _weights(folder: Folder) -> str:
         cure = "save it as safetensors: save_pretrained does" if pickles_in(folder.path) else FETCH
         raise Fault(str(error), cure) from error
     files = weights.files[0] if len(weights.files) == 1 else f"{len(weights.files)} files"
-    return f"{weights.parameters:,} parameters, {'/'.join(weights.types)}, {size(weights.bytes)} in {files}, whole"
+    text = f"{weights.parameters:,} parameters, {'/'.join(weights.types)}, {size(weights.bytes)} in {files}, whole"
+    return text + _tensors(folder)
+
+
+def _tensors(folder: Folder) -> str:
+    """Names and shapes must be those that the configuration asks for; why they are not compared, else nothing."""
+    if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers", "accelerate")):
+        return "; names not compared: it needs the extra train"
+    if "auto_map" in folder.config:
+        return "; names not compared: the model brings code of its own, which is not run"
+    from dpalign.engines.loading import require_tensors
+
+    try:
+        require_tensors("policy" if folder.is_a("ForCausalLM") else "reward model", str(folder.path))
+    except Exception as error:  # of any kind, where transformers cannot read the configuration
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise Fault(reason.removeprefix(f"{folder.path}: "), FETCH) from error
+    return ""
 
 
 def _pickles(folder: Folder) -> str:

@@ -34,6 +34,7 @@ from dpalign.runs.modelfolder import (
     pickles_in,
     read_marks,
     read_object,
+    require_kind,
     special_tokens,
     template_of,
     vocabulary,
@@ -227,6 +228,7 @@ def _published(record: RewardRecord) -> RewardRecord:
 def _copy_reward(model: Path, out: Path, form: RewardInput | None, scores: GoldenModel | None) -> None:
     """A reward model whose chat template writes what it reads, with golden scores where its run measured some."""
     config = read_object(model / CONFIG)
+    require_kind(config, "reward model", model)
     if not config.get("id2label") and not config.get("num_labels"):
         raise ValueError(f"{model / CONFIG}: no labels; a reward model is a classifier with a label a head")
     check_weights(model)
