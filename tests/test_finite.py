@@ -1,4 +1,4 @@
-"""Numbers that are none: a NaN in weights, logits or a loss ends the work where it arises, and never becomes a result."""
+"""Numbers that are none: a NaN in weights, logits or a loss ends the work where it arises."""
 
 import math
 import shutil
@@ -55,7 +55,9 @@ def test_sampling_from_broken_weights_names_the_model_the_token_and_the_prompt(
     folder = broken(tiny_folder, tmp_path / "broken", "model.norm.weight")
     engine = TransformersEngine(str(folder), rows=2)
     with pytest.raises(ValueError, match=rf"{folder}: token 1 of answer 0 to \('fox', 7\): the model's logits are NaN"):
-        list(engine.sample([Request(tuple(user_prompt("name fox.")), 2, ("fox", 7))], temperature=1.0, max_new_tokens=4))
+        list(
+            engine.sample([Request(tuple(user_prompt("name fox.")), 2, ("fox", 7))], temperature=1.0, max_new_tokens=4)
+        )
 
 
 def test_a_learning_rate_that_breaks_the_weights_ends_the_training_at_its_update(

@@ -21,6 +21,7 @@ from dpalign.paper.objectives import own_name
 from dpalign.rewards.golden import FILE as GOLDEN_SCORES
 from dpalign.rewards.golden import read_model_golden
 from dpalign.rewards.knobs import numbered
+from dpalign.runs.ledger import FileHashes
 from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
@@ -39,7 +40,8 @@ from dpalign.runs.modelfolder import (
     walk,
     weights_files,
 )
-from dpalign.train.contract import FILE, Contract, RewardRecord, read_contract
+from dpalign.runs.verify import faults
+from dpalign.train.contract import DIGESTS, FILE, Contract, RewardRecord, read_contract
 
 DIRECTIONS: Final = 19
 """At which the template is compared with our own Python."""
@@ -312,8 +314,9 @@ def _turn_end(folder: Folder) -> str:
 
 
 def _files(folder: Folder) -> str:
-    """The files that an export lists, by their sizes."""
-    sizes = read_object(folder.path / FILE).get("files")
+    """The files that an export lists, by their sizes and digests."""
+    contract = read_object(folder.path / FILE)
+    sizes = contract.get("files")
     if not isinstance(sizes, dict):
         return ""
     here = {path.relative_to(folder.path).as_posix(): path.stat().st_size for path in walk(folder.path)}
@@ -322,6 +325,12 @@ def _files(folder: Folder) -> str:
     altered = sorted(name for name, bytes_ in sizes.items() if here[name] != bytes_)
     if own := [name for name in altered if not name.endswith(".md")]:
         raise Fault(f"another size than exported: {listed(own)}", FETCH)
+    digests: dict[str, str] = contract.get(DIGESTS) or {}
+    same = {name: sha256 for name, sha256 in digests.items() if name not in altered}
+    other = [fault.file.relative_to(folder.path).as_posix() for fault in faults(folder.path, same, FileHashes())]
+    if own := [name for name in other if not name.endswith(".md")]:
+        raise Fault(f"other bytes than exported: {listed(own)}", FETCH)
+    altered += other
     return f"all {len(sizes)} as exported{', but for its card' if altered else ''}"
 
 

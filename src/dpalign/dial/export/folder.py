@@ -21,7 +21,7 @@ from dpalign.engines.templates import find_own_chat, render
 from dpalign.paper.prompts import RewardInput
 from dpalign.rewards.golden import ONLY, GoldenModel, write_model_golden
 from dpalign.rewards.inputs import reward_chat_template
-from dpalign.runs.ledger import into_place, partial_of, write_json, write_text
+from dpalign.runs.ledger import FileHashes, into_place, partial_of, sha256_of, write_json, write_text
 from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
@@ -41,7 +41,8 @@ from dpalign.runs.modelfolder import (
     walk,
     weights_files,
 )
-from dpalign.train.contract import FILE, Contract, RewardRecord
+from dpalign.runs.verify import require_intact, stage_at
+from dpalign.train.contract import DIGESTS, FILE, Contract, RewardRecord
 
 CARD: Final = "README.md"
 REWARD: Final = "reward"
@@ -60,10 +61,14 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
     """Write the folder; returns the names of the checkpoint's files that stayed behind.
 
     Raises:
-        ValueError: pickled or damaged weights, no tokenizer, or a place that is taken.
+        ValueError: pickled or damaged weights, no tokenizer, or a place that is taken; a file that is not as its stage
+            wrote it.
     """
     require_free(out)
     require_safe(source.model)
+    hashes, rewards = FileHashes(), source.rewards.values() if with_reward else ()
+    for stage in (*source.stages, *filter(None, map(stage_at, rewards))):
+        require_intact(stage, hashes)
     partial = partial_of(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -85,7 +90,9 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
         _check(partial, prompts, form)
         write_card(partial, replace(source, contract=contract), card, prompts)
         files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in walk(partial)}
-        write_json(partial / FILE, {**contract.to_json(), "dpalign": __version__, "files": files})
+        digests = {name: sha256_of(partial / name) for name in files}
+        written = {"dpalign": __version__, "files": files, DIGESTS: digests}
+        write_json(partial / FILE, contract.to_json() | written)
         into_place(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
