@@ -2,7 +2,9 @@
 
 import math
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,12 @@ import tiny
 from dpalign.dial.server.transformers_engine import draw_rows
 from dpalign.engines.engine import Request
 from dpalign.engines.transformers_engine import TransformersEngine, draw
+from dpalign.engines.vllm_engine import VllmEngine
 from dpalign.rows import user_prompt
 from dpalign.train.sft import finetune
 from dpalign.train.soups import mix
 from tiny import changed
-from trainings import SMALL, context
+from trainings import SMALL, Kind, context, run
 
 NAN, INF = math.nan, math.inf
 
@@ -58,6 +61,25 @@ def test_sampling_from_broken_weights_names_the_model_the_token_and_the_prompt(
         list(
             engine.sample([Request(tuple(user_prompt("name fox.")), 2, ("fox", 7))], temperature=1.0, max_new_tokens=4)
         )
+
+
+def test_what_vllm_says_of_broken_weights_names_the_model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(*_: object, **__: object) -> None:
+        raise RuntimeError("NaNs detected in logits: {'0': 400}")
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
+    llm = SimpleNamespace(generate=generate)
+    vllm: Any = SimpleNamespace(folder=str(tiny_folder), close=None, trust_remote_code=False, context=256, llm=llm)
+    with pytest.raises(ValueError, match=f"{tiny_folder} on vLLM: NaNs detected in logits"):
+        list(VllmEngine(vllm).sample([Request(tuple(user_prompt("fox?")), 1, (1,))], temperature=1.0, max_new_tokens=4))
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward", "grpo"])
+def test_every_training_ends_at_a_loss_that_is_no_number(kind: Kind, tiny_folder: Path, tmp_path: Path) -> None:
+    far = changed(SMALL, learning_rate=1e300)
+    with pytest.raises(ValueError, match=r"far: .*update \d+ .*lower .*learning_rate \(1e\+300\)"):
+        run(kind, tiny_folder, tmp_path / "model", far, told={"name": "far"})
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_learning_rate_that_breaks_the_weights_ends_the_training_at_its_update(

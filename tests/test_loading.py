@@ -14,14 +14,17 @@ import tiny
 from conftest import MICRO
 from dpalign.dial.doctor.model import examine
 from dpalign.dial.server.transformers_engine import BatchingGenerator
+from dpalign.engines.knobs import Engines
 from dpalign.engines.loading import load_whole, require_tensors
 from dpalign.engines.transformers_engine import TransformersEngine
+from dpalign.engines.vllm_engine import Vllm
 from dpalign.recipe import load
 from dpalign.recipe.localfiles import require_models
 from dpalign.rewards.model import load_classifier
 from dpalign.rewards.score import ModelScorer
 from dpalign.rows import HEADS as LABELLED
 from dpalign.train.sft import finetune
+from test_engines import stand_in
 from test_scoring import HEADS, write_classifier
 from trainings import SMALL, context
 
@@ -153,6 +156,20 @@ def test_a_recipe_that_names_a_model_of_the_other_kind_is_refused_before_any_wor
         recipe = load(MICRO, [f"--{knob}", str(folder), *more])
         with pytest.raises(ValueError, match=rf"{knob} is .*{folder}: a (policy|reward model) \(Mistral"):
             require_models(recipe)
+
+
+def test_vllm_is_not_started_on_weights_that_are_not_all_there(
+    reward: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(**_: object) -> None:
+        raise AssertionError("it was started")
+
+    stand_in(monkeypatch, start)
+    policy = altered(tiny_folder, tmp_path / "policy", without(UP))
+    headless = altered(reward, tmp_path / "headless", without("score.weight"))
+    for folder, classifies, told in ((policy, False, f"lack {UP}"), (headless, True, r"lack score\.weight")):
+        with pytest.raises(ValueError, match=f"{folder}: its weights {told}"):
+            Vllm(str(folder), Engines(), rows=1, prompt_tokens=64, max_new_tokens=32, classifies=classifies)
 
 
 def test_an_adapter_and_a_damaged_file_are_named(tiny_folder: Path, tmp_path: Path) -> None:
