@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from conftest import MICRO
+from dpalign import cli
 from dpalign.dial.doctor.model import examine
 from dpalign.dial.server.transformers_engine import BatchingGenerator
 from dpalign.engines.knobs import Engines
@@ -142,6 +143,16 @@ def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(reward: Path, 
         assert str(reward) in str(e.value)
     with pytest.raises(ValueError, match=r"a policy \(MistralForCausalLM in config\.json\), where a reward model"):
         open_reward(tiny_folder)
+
+
+def test_a_policy_is_not_exported_as_a_reward_model(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = ("--form", "RLHFlow/DPA-v1-Mistral-7B", "--reward-model", str(tiny_folder))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", str(tiny_folder), "--out", str(tmp_path / "out"), *form])
+    assert ended.value.code == 2
+    assert f"{tiny_folder}: a policy (MistralForCausalLM in config.json)" in capsys.readouterr().err
 
 
 def test_a_recipe_that_names_a_model_of_the_other_kind_is_refused_before_any_work(

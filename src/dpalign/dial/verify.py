@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from dpalign.page.words import size
 from dpalign.runs.ledger import LEDGER, FileHashes, output_files, read_ledger
@@ -15,7 +16,7 @@ from dpalign.runs.progress import Progress
 from dpalign.runs.verify import faults
 from dpalign.train.contract import DIGESTS, FILE
 
-WRONG = 2
+WRONG: Final = 2
 """The exit code where a file is not as it was written."""
 
 
@@ -35,7 +36,8 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
     with Progress("hashing the files of folder", len(folders)) as progress:
         for folder in folders:
             wrong = list(stage_faults(folder) if (folder / LEDGER).is_file() else export_faults(folder))
-            lines += [f"{folder.name}: {f'{len(wrong)} wrong' if wrong else summary(folder)}", *wrong]
+            found = f"{len(wrong)} wrong" if wrong else summary(folder)
+            lines += [f"{folder.name}: {found}", *wrong]
             count += len(wrong)
             progress.advance()
     text = "\n".join(lines)

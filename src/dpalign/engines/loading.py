@@ -1,10 +1,10 @@
 """Loading a model whole: what its folder lacks is refused, and never filled with random weights.
 
-transformers draws a tensor that a checkpoint lacks at random, and goes on. Here that is an error. So is a tensor of
-another shape, and one that the model does not have: then the weights or the configuration are another model's.
+transformers draws a missing tensor at random, and goes on. Here that is an error. So is a tensor of another shape, and
+one that the model does not have: then the weights or the configuration are another model's.
 
-Two kinds of tensors may be there in vain: those that transformers itself passes over, such as the rotary buffers of old
-checkpoints; and in a classifier the heads of other models, such as a language model's output. A tied output may lack.
+Allowed are: a tied output that is missing; extra tensors that transformers itself passes over, such as the rotary
+buffers of old checkpoints; in a reward model, the head of another model, such as a language model's output.
 """
 
 from collections.abc import Collection, Iterator, Mapping

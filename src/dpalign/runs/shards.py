@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from dpalign.rows import SCORES, read_table
 from dpalign.runs.environment import settle_threads
 from dpalign.runs.folder import Run, Shard, Tally, keep_tally, unfinished
 from dpalign.runs.knobs import Cluster
@@ -400,5 +400,9 @@ def reconcile(folder: Path, work: ShardWork) -> None:
 
 
 def _ids_of(path: Path) -> list[Id]:
-    table = read_table(path, SCORES, ["prompt_id", "condition_index", "sample"])
+    columns = ["prompt_id", "condition_index", "sample"]
+    try:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
