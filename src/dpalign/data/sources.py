@@ -242,7 +242,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
         number = 0
         for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
             for values in batch.to_pylist():

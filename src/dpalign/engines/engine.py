@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from dpalign.rows import Message
+
+BROKEN: Final = "its weights are broken: train it again at a lower learning rate, or fetch it again"
+"""What to do about a model whose logits are no numbers."""
 
 
 @dataclass(frozen=True)

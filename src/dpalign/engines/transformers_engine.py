@@ -9,17 +9,17 @@ answer does not depend on its neighbours in the batch.
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from dpalign.chat import Place, PromptStyle, Switch
 from dpalign.engines.decoding import CopyingDecoder, Decoder, SharedDecoder, cannot_share
-from dpalign.engines.engine import Answer, Request, require_room
+from dpalign.engines.engine import BROKEN, Answer, Request, require_room
+from dpalign.engines.loading import load_whole
 from dpalign.engines.memory import in_halves
 from dpalign.engines.tokens import PromptReader
 from dpalign.paper.direction import rng_for
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 SHARE: Final = 8
 """New answers wait until they fill one row in so many: a prefill takes about as long as a step."""
+LIKELIEST: Final = 1e-6
+"""A lower temperature takes the likeliest token, as its limit does: divided by it, logits would overflow."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class TransformersEngine:
         share_prefix: the answers to a prompt share its keys, if the model allows it; else each has a copy.
 
     Raises:
-        ValueError: the model's layers keep something else than keys and values.
+        ValueError: weights that are not all there (`load_whole`); layers that keep something else than keys and values.
     """
 
     def __init__(
@@ -82,9 +84,7 @@ class TransformersEngine:
         self.reader = PromptReader.load(folder, own_chat, style, place=place, trust_remote_code=trust_remote_code)
         self.tokenizer = self.reader.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-        ).to(self.device)
+        self.model = load_whole("policy", folder, dtype=dtype, trust_remote_code=trust_remote_code).to(self.device)
         self.model.eval()
         self.rows = rows
         self.halved = False
@@ -101,7 +101,8 @@ class TransformersEngine:
         Out of memory, it goes on with half the rows, from the answers that are finished.
 
         Raises:
-            ValueError: a prompt leaves no room for an answer in the model's context; no memory for one answer.
+            ValueError: a prompt leaves no room for an answer in the model's context; no memory for one answer; logits
+                from which no token can be drawn.
         """
         prompts = [self.reader.prompt_ids(request.messages) for request in requests]
         context = getattr(self.model.config, "max_position_embeddings", None)
@@ -135,6 +136,11 @@ class TransformersEngine:
         ends = self.reader.ends
         decoder, alive = self._decoder(), list[_Row]()
         token_R = torch.empty(0, dtype=torch.long)
+
+        def where(place: int) -> str:
+            row = alive[place]
+            return f"{self.folder}: token {len(row.ids) + 1} of answer {row.sample} to {requests[row.request].key}"
+
         while waiting or alive:
             logits = [decoder.read(token_R)] if alive else []
             if batch := _admitted(waiting, rows, decoder, len(alive)):
@@ -146,7 +152,7 @@ class TransformersEngine:
                     for s in unit.samples
                 ]
             uniform_R = np.array([row.uniforms[len(row.ids)] for row in alive])
-            token_R = draw(logits[0] if len(logits) == 1 else torch.cat(logits), uniform_R, temperature)
+            token_R = draw(logits[0] if len(logits) == 1 else torch.cat(logits), uniform_R, temperature, where)
             order = []
             for place, (row, token) in enumerate(zip(alive, token_R.tolist(), strict=True)):
                 row.ids.append(token)
@@ -188,14 +194,40 @@ def _admitted(waiting: deque[_Unit], rows: int, decoder: Decoder, alive: int) ->
     return batch
 
 
-def draw(logits_RV: torch.Tensor, uniform_R: np.ndarray, temperature: float) -> torch.Tensor:
+def draw(
+    logits_RV: torch.Tensor,
+    uniform_R: np.ndarray,
+    temperature: float,
+    where: Callable[[int], str] = "row {}".format,
+) -> torch.Tensor:
     """One token a row by inversion: the first whose cumulative probability exceeds the row's uniform.
 
     Temperature 0 takes the likeliest token.
+
+    Args:
+        where: what a message calls a row.
+
+    Raises:
+        ValueError: a row's logits are NaN, infinite, or minus infinity for every token.
     """
-    if temperature == 0:
-        return logits_RV.argmax(dim=-1)
+    if temperature < LIKELIEST:
+        return likeliest(logits_RV, where)
     scaled_RV = logits_RV.double() if temperature == 1 else logits_RV.double() / temperature
     cumulative_RV = torch.softmax(scaled_RV, dim=-1).cumsum_(dim=-1)
+    _require_finite(cumulative_RV[:, -1], where)
     threshold_R1 = torch.from_numpy(uniform_R).to(cumulative_RV)[:, None] * cumulative_RV[:, -1:]
     return torch.searchsorted(cumulative_RV, threshold_R1, right=True).squeeze(1).clamp(max=logits_RV.shape[1] - 1)
+
+
+def likeliest(logits_RV: torch.Tensor, where: Callable[[int], str] = "row {}".format) -> torch.Tensor:
+    """The likeliest token of each row; `where` and errors as in `draw`."""
+    token_R = logits_RV.argmax(dim=-1)
+    _require_finite(logits_RV.gather(1, token_R[:, None]).squeeze(1), where)
+    return token_R
+
+
+def _require_finite(value_R: torch.Tensor, where: Callable[[int], str]) -> None:
+    """Refuse a row whose highest logit, or whose sum of probabilities, is no finite number: its draw would be noise."""
+    bad = (~value_R.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"{where(bad[0])}: the model's logits are NaN or infinite; {BROKEN}")

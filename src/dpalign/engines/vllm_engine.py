@@ -16,14 +16,16 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from transformers import AutoConfig
 
 from dpalign.chat import Place, PromptStyle, Switch
-from dpalign.engines.engine import Answer, Request, require_room
+from dpalign.engines.engine import BROKEN, Answer, Request, require_room
 from dpalign.engines.knobs import Engines
+from dpalign.engines.loading import require_tensors
 from dpalign.engines.tokens import PromptReader
 from dpalign.paper.direction import rng_for
 from dpalign.runs.progress import AS_LINES
@@ -33,6 +35,7 @@ QUIET: Final = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or it would bind this whole process, which has its own threads
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",  # or it draws some token from them
 }
 """The environment that vLLM reads when it is imported; a variable that is set already stays."""
 
@@ -68,7 +71,8 @@ class Vllm:
         context: tokens of the longest prompt with its answer.
 
     Raises:
-        ValueError: vLLM is not installed, does not fit the machine, or cannot start with this model.
+        ValueError: vLLM is not installed, does not fit the machine, or cannot start with this model; a folder whose
+            tensors are not all there.
     """
 
     def __init__(
@@ -107,6 +111,8 @@ class Vllm:
             arguments |= {"enforce_eager": settings.eager, "gpu_memory_utilization": settings.gpu_memory * share}
         else:
             arguments |= _for_cpu(folder, self.config, settings, self.context, rows, dtype)
+        if Path(folder).is_dir():
+            require_tensors("reward model" if classifies else "policy", folder)
         set_threads = torch.set_num_threads
         try:
             self.llm = LLM(**arguments)
@@ -248,7 +254,8 @@ class VllmEngine:
         """See `Engine.sample`.
 
         Raises:
-            ValueError: a prompt leaves no room for an answer in the model's context; a temperature beyond vLLM's.
+            ValueError: a prompt leaves no room for an answer in the model's context; a temperature beyond vLLM's; a
+                model whose logits are no numbers.
         """
         from vllm import SamplingParams
 
@@ -273,7 +280,12 @@ class VllmEngine:
             for request in requests
         ]
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        outputs = self.vllm.llm.generate(inputs, params, use_tqdm=show_progress())
+        try:
+            outputs = self.vllm.llm.generate(inputs, params, use_tqdm=show_progress())
+        except RuntimeError as error:
+            if "NaNs detected in logits" not in str(error):
+                raise
+            raise ValueError(f"{self.vllm.folder} on vLLM: {error}; {BROKEN}") from error
         for request, output in zip(requests, outputs, strict=True):
             in_order = sorted(output.outputs, key=lambda answer: answer.index)
             answers = [self.reader.answer(list(answer.token_ids)) for answer in in_order]

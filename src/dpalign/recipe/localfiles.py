@@ -15,7 +15,16 @@ from dpalign.rewards.functions import load_function, local_modules, module_file,
 from dpalign.rewards.knobs import local_heads
 from dpalign.runs.environment import filled
 from dpalign.runs.hub import commit_of, revised
-from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, template_of, weights_files
+from dpalign.runs.modelfolder import (
+    CONFIG,
+    TOKENIZER_SETTINGS,
+    Kind,
+    read_marks,
+    read_object,
+    require_kind,
+    template_of,
+    weights_files,
+)
 from dpalign.runs.tables import knobs_naming, leaves
 
 SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
@@ -64,7 +73,7 @@ def _names(knob: str, patterns: Sequence[str]) -> bool:
 
 
 def require_models(recipe: Recipe) -> None:
-    """Check that what a recipe names as models, and looks like a path, is there and holds weights.
+    """Check that what a recipe names as models, and looks like a path, is there and holds weights of its kind.
 
     Reward functions are imported, and tried on two tiny questions.
 
@@ -80,6 +89,8 @@ def require_models(recipe: Recipe) -> None:
         if folder.exists():
             try:
                 weights_files(folder)
+                kind: Kind = "reward model" if knob.startswith("rewards.") else "policy"
+                require_kind(read_object(folder / CONFIG), kind, folder)
             except ValueError as error:
                 raise ValueError(f"{knob} is {value!r}: {error}") from error
     for name, reward in recipe.rewards.items():

@@ -24,8 +24,6 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -306,9 +304,10 @@ def load_classifier(
         ValueError: the backbone has fewer layers.
     """
     model = load_model(
-        AutoModelForSequenceClassification,
+        "reward model",
         context,
         frozen,
+        new_head=True,
         num_labels=len(heads),
         problem_type="regression",
         id2label=dict(enumerate(heads)),
@@ -335,7 +334,7 @@ def add_losses(model: PreTrainedModel, context: RunContext, *, lm_loss: float, n
     model.__class__ = add_lm_loss(type(model))
     model.lm_loss, model.normalize, model.lm_head = lm_loss, normalize, None
     if lm_loss and not model.config.tie_word_embeddings:
-        model.lm_head = load_model(AutoModelForCausalLM, context).get_output_embeddings()
+        model.lm_head = load_model("policy", context).get_output_embeddings()
     elif lm_loss and not context.training.lora_rank:  # which would take a tied head for one more layer
         _tie_head(model)
 

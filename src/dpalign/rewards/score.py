@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 
+from dpalign.engines.loading import load_whole
 from dpalign.engines.memory import in_halves
 from dpalign.engines.vllm_engine import Vllm, show_progress
 from dpalign.paper.prompts import RewardInput
@@ -111,7 +112,8 @@ class ModelScorer:
         batch_tokens: tokens of a forward at most; out of memory, they are halved.
 
     Raises:
-        ValueError: the model should read its own chat template, and has none.
+        ValueError: weights that are not all there (`load_whole`); the model should read its own chat template, and has
+            none.
     """
 
     def __init__(
@@ -130,9 +132,9 @@ class ModelScorer:
         self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         self.reader = InputReader(self.tokenizer, template, source)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-        ).to(self.device)
+        self.model = load_whole("reward model", source, dtype=dtype, trust_remote_code=trust_remote_code).to(
+            self.device
+        )
         self.model.eval()
         score_in_float32(self.model)
         text_config = self.model.config.get_text_config()

@@ -54,6 +54,7 @@ from dpalign.runs.ledger import write_json as write_json
 from dpalign.runs.ledger import write_text as write_text
 from dpalign.runs.progress import Progress, spell_seconds
 from dpalign.runs.stopping import Stopped, asked
+from dpalign.runs.verify import require_intact
 
 OWN: Final = ".own"
 """The name under which a stage's own process keeps what it counted beside its shards."""
@@ -196,6 +197,8 @@ class Run:
         self.git_commit = git_commit
         self.packages: dict[str, str] = {}
         """Their versions on this machine: in every ledger."""
+        self.hashed = FileHashes()
+        """Of what stages read: each file is hashed once in the life of this process."""
         self.here = threading.Lock()
         """Held by whatever of several steps side by side works in this very process."""
 
@@ -253,7 +256,8 @@ class Run:
         """Decide whether a stage must run; `with run.stage(...) as work: if not work.done: ...` runs it.
 
         Raises:
-            ValueError: an input is missing, or is of a stage that is not finished.
+            ValueError: an input is missing, or is of a stage that is not finished; where the stage must run, an input
+                file that is not as its own stage wrote it.
         """
         stage = Stage(name, version, inputs or {}, knobs or {})
         digests: dict[str, str | None] = {}
@@ -268,6 +272,12 @@ class Run:
         identity = identity_of(stage, digests)
         adopt(self.folder / name, identity)
         reason = why(self.folder / name, identity)
+        if reason is not None:
+            for key, value in stage.inputs.items():
+                try:
+                    require_intact((self.folder / value if isinstance(value, str) else value).resolve(), self.hashed)
+                except ValueError as error:
+                    raise ValueError(f"stage {name}, input {key}: {error}") from error
         self.log(f"{name}: done before, nothing changed" if reason is None else f"{name}: {reason}")
         if reason is None:
             made_with = read_ledger(self.folder / name).get("packages", {})

@@ -285,23 +285,30 @@ def require_named(stage: Path) -> None:
 
 
 class FileHashes:
-    """sha256 of files outside the run, kept by size and time of change so that large ones are read once."""
+    """sha256 of files, kept by inode, size and times so that large ones are read once.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ".digests.json"
+    Args:
+        folder: the run that keeps them, for files outside it; None: they end with the process.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.path = folder / ".digests.json" if folder else None
         self.known: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            self.known = dict(json.loads(self.path.read_text(encoding="utf-8")))
+        if self.path:
+            with contextlib.suppress(OSError, ValueError):
+                self.known = dict(json.loads(self.path.read_text(encoding="utf-8")))
 
     def of(self, file: Path) -> str:
         stat = file.stat()
+        state = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         entry = self.known.get(str(file))
-        if not isinstance(entry, list) or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            entry = self.known[str(file)] = [stat.st_size, stat.st_mtime_ns, sha256_of(file)]
-        return str(entry[2])
+        if not isinstance(entry, list) or entry[:-1] != state:
+            entry = self.known[str(file)] = [*state, sha256_of(file)]
+        return str(entry[-1])
 
     def save(self) -> None:
-        write_json(self.path, self.known)
+        if self.path:
+            write_json(self.path, self.known)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
@@ -14,6 +14,14 @@ TEMPLATE: Final = "chat_template.jinja"
 GENERATION: Final = "generation_config.json"
 TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_SETTINGS: Final = "tokenizer_config.json"
+ADAPTER: Final = "adapter_config.json"
+
+Kind = Literal["policy", "reward model"]
+_ENDS: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "policy": ("ForCausalLM", "LMHeadModel"),
+    "reward model": ("ForSequenceClassification",),
+}
+"""How architectures of each kind are called."""
 
 PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
 """Suffixes of files that run code when they are loaded, or may."""
@@ -66,6 +74,21 @@ def require_weights(folder: Path) -> None:
     """ValueError unless a folder holds a model's configuration and safetensors."""
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder}: a checkpoint folder needs config.json and *.safetensors; it holds no weights")
+
+
+def require_kind(config: Mapping[str, Any], kind: Kind, source: object) -> None:
+    """Refuse a model of the other kind, by the architectures that its configuration names.
+
+    Raises:
+        ValueError: names them.
+    """
+    named = [str(name) for name in config.get("architectures") or []]
+    found = {one for one, ends in _ENDS.items() for name in named if name.endswith(ends)}
+    if found and kind not in found:
+        (other,) = found
+        raise ValueError(
+            f"{source}: a {other} ({', '.join(named)} in {CONFIG}), where a {kind} is needed; give another folder"
+        )
 
 
 def weights_files(folder: Path) -> list[str]:

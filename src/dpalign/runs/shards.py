@@ -412,5 +412,9 @@ def reconcile(folder: Path, work: ShardWork) -> None:
 
 
 def _ids_of(path: Path) -> list[Id]:
-    table = pq.read_table(path, columns=["prompt_id", "condition_index", "sample"])
+    columns = ["prompt_id", "condition_index", "sample"]
+    try:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from dpalign.recipe import Recipe
 
 FILE: Final = "dpa.json"
+DIGESTS: Final = "sha256"
+"""The key under which an export has the digest of every other file; earlier ones have sizes alone (`files`)."""
 FORMAT: Final = 2
 
 Verbosity = Literal["low", "medium", "high"]

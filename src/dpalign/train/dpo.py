@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from dpalign.runs.progress import Progress
@@ -83,7 +83,7 @@ def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: floa
         "dpo.training.context",
     )
     set_seed(context.seed)
-    model = load_model(AutoModelForCausalLM, context)
+    model = load_model("policy", context)
     return train(dpo_trainer(model, rows.rows, beta, context), rows, context)
 
 

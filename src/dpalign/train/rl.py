@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from dpalign.engines.engine import require_room
@@ -138,7 +138,7 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
         ValueError: a prompt and its answer may exceed the model's context; a score that is not a finite number.
     """
     set_seed(context.seed)
-    model = load_model(AutoModelForCausalLM, context)
+    model = load_model("policy", context)
     ids = [prompt_ids(context.tokenizer, messages) for messages in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     require_room([repr(messages[-1]["content"][:80]) for messages in prompts], ids, config.max_completion_length, limit)
@@ -151,7 +151,13 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
         processing_class=context.tokenizer,
         peft_config=lora(context.training.lora_rank),
     )
-    train(trainer, Rows(asked, len(asked), 0, 0), context)
+    try:
+        train(trainer, Rows(asked, len(asked), 0, 0), context)
+    except RuntimeError as error:  # of torch, where a policy's probabilities are no numbers
+        if "probability tensor contains" not in str(error):
+            raise
+        lower = f"lower rl.training.learning_rate ({context.training.learning_rate:g})"
+        raise ValueError(f"{context.name}: after update {trainer.state.global_step} {error}; {lower}") from error
     return _account(trainer.state, config.generation_batch_size)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from dpalign.engines.tokens import chat_text, continued, turn_of
@@ -70,7 +70,7 @@ def finetune(context: RunContext, conversations: Iterable[Mapping[str, Any]]) ->
     rows = fitting(tokenized, "conversation", training.context, context.resume / "rows.arrow", COLUMNS)
     set_seed(context.seed)
     attention = context.kernels.attention
-    model = load_model(AutoModelForCausalLM, context, attn_implementation=attention)
+    model = load_model("policy", context, attn_implementation=attention)
     model.config.pad_token_id = tokenizer.pad_token_id
     return train(sft_trainer(model, rows.rows, context), rows, context)
 

@@ -62,7 +62,7 @@ def mix(experts: Sequence[Path], weights: Sequence[float] | Array, output: Path)
     Raises:
         ValueError: weights that are no convex combination; a folder without weights; experts that differ in
             configuration, tokenizer or chat template, or in a tensor's name, shape or type (the message names the
-            file, the key and both values); `output` stands already.
+            file, the key and both values); a weight that is no finite number; `output` stands already.
     """
     w_E = _convex(weights, experts)
     if output.exists():
@@ -168,7 +168,12 @@ def _mixed(experts: Sequence[Expert], w_E: Sequence[float], name: str) -> torch.
     total = next(parts)
     for part in parts:
         total += part
-    return total.to(first.dtype)
+    mixed = total.to(first.dtype)
+    if not mixed.isfinite().all():
+        bad = next((e for e, w in zip(experts, w_E, strict=True) if w and not e.tensor(name).isfinite().all()), None)
+        where = f"the mean of {len(experts)} experts" if bad is None else str(bad.path(name))
+        raise ValueError(f"{where}: {name} holds NaN or infinite weights; train that expert again")
+    return mixed
 
 
 # Whether two experts are of one family

@@ -40,11 +40,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging as transformers_logging
 
+from dpalign.engines.loading import load_whole
 from dpalign.engines.tokens import end_ids
 from dpalign.paper.direction import rng_for
 from dpalign.runs.errors import naming
 from dpalign.runs.folder import write_json
 from dpalign.runs.ledger import sync, sync_tree
+from dpalign.runs.modelfolder import Kind
 from dpalign.runs.progress import Progress
 from dpalign.runs.stopping import Stopped, asked, deferred
 from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
@@ -209,18 +211,22 @@ def training_dtype(dtype: str, lora_rank: int) -> str:
     return dtype if lora_rank else "float32"
 
 
-def load_model(auto: Any, context: RunContext, frozen: bool = False, **more: Any) -> PreTrainedModel:
-    """The model to train, by one of transformers' Auto classes.
+def load_model(kind: Kind, context: RunContext, frozen: bool = False, **more: Any) -> PreTrainedModel:
+    """The model to train.
 
     Args:
         frozen: it is read and not trained, so that its weights may have any type.
+        more: see `load_whole`.
+
+    Raises:
+        ValueError: see `load_whole`.
     """
     quiet()
     with Progress(f"{context.name}: loading {context.start}"):
-        model: PreTrainedModel = auto.from_pretrained(
+        model = load_whole(
+            kind,
             context.start,
             dtype=context.dtype if frozen else training_dtype(context.dtype, context.training.lora_rank),
-            use_safetensors=True,
             trust_remote_code=context.trust_remote_code,
             **more,
         )
@@ -274,6 +280,7 @@ def arguments(context: RunContext) -> dict[str, Any]:
         # Each update's loss by itself: a mean over several would depend on where a resumed training started again.
         "logging_strategy": "steps",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would show the mean of other losses in place of a NaN
         "use_cpu": not on_gpu,
         "bf16": bf16,
         CHECKPOINTING: on_gpu,
@@ -319,10 +326,12 @@ def fit(trainer: Trainer) -> PreTrainedModel:
 
     Raises:
         Stopped: SIGTERM has come, and a checkpoint of the update at hand is written.
+        ValueError: a loss that is no finite number; names the stage and the update.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(shown := ProgressCallback(trainer.args.run_name))
     trainer.add_callback(StopWhereNothingIsLeft())
+    trainer.add_callback(StopAtNoNumber())
     trainer.add_callback(KeepCheckpoints())
     require_spread(trainer)
     resume = Path(trainer.args.output_dir)
@@ -511,6 +520,25 @@ class KeepCheckpoints(TrainerCallback):
             raise Stopped
 
 
+class StopAtNoNumber(TrainerCallback):
+    """Ends a training whose loss is NaN or infinite, at that update: its weights are lost."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"{args.run_name}: the loss of update {state.global_step} is {loss}; lower its learning_rate "
+                f"({args.learning_rate:g}), or look for odd rows in its data"
+            )
+
+
 # Several processes
 
 
@@ -610,12 +638,12 @@ def export(model: PreTrainedModel, context: RunContext, state: Mapping[str, torc
 
     Args:
         state: the weights, where the model holds only a part of them.
+
+    Raises:
+        ValueError: a weight is no finite number; names the stage and the tensor.
     """
     output, dtype = context.output, context.dtype
     if first_process():
-        beside = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        model.config.use_cache = True
         weights, stored = model.state_dict() if state is None else state, getattr(torch, dtype)
         # Gathered, tied weights are copies that nothing else tells from weights of their own.
         cast = {
@@ -623,6 +651,15 @@ def export(model: PreTrainedModel, context: RunContext, state: Mapping[str, torc
             for name, x in weights.items()
             if name not in model.all_tied_weights_keys
         }
+        for name, x in cast.items():
+            if not x.isfinite().all():
+                raise ValueError(
+                    f"{context.name}: after its last update {name} holds NaN or infinite weights, and is not written; "
+                    f"lower its learning_rate ({context.training.learning_rate:g})"
+                )
+        beside = output.with_name(f".{output.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        model.config.use_cache = True
         with naming(output):
             model.save_pretrained(beside, state_dict=cast)
             model.config.dtype = dtype

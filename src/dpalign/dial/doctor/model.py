@@ -21,6 +21,7 @@ from dpalign.paper.objectives import own_name
 from dpalign.rewards.golden import FILE as GOLDEN_SCORES
 from dpalign.rewards.golden import departure, read_model_golden
 from dpalign.rewards.knobs import numbered
+from dpalign.runs.ledger import FileHashes
 from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
@@ -39,7 +40,8 @@ from dpalign.runs.modelfolder import (
     walk,
     weights_files,
 )
-from dpalign.train.contract import FILE, Contract, RewardRecord, read_contract
+from dpalign.runs.verify import faults
+from dpalign.train.contract import DIGESTS, FILE, Contract, RewardRecord, read_contract
 
 DIRECTIONS: Final = 19
 """At which the template is compared with our own Python."""
@@ -126,7 +128,24 @@ def _weights(folder: Folder) -> str:
         cure = "save it as safetensors: save_pretrained does" if pickles_in(folder.path) else FETCH
         raise Fault(str(error), cure) from error
     files = weights.files[0] if len(weights.files) == 1 else f"{len(weights.files)} files"
-    return f"{weights.parameters:,} parameters, {'/'.join(weights.types)}, {size(weights.bytes)} in {files}, whole"
+    text = f"{weights.parameters:,} parameters, {'/'.join(weights.types)}, {size(weights.bytes)} in {files}, whole"
+    return text + _tensors(folder)
+
+
+def _tensors(folder: Folder) -> str:
+    """Names and shapes must be those that the configuration asks for; why they are not compared, else nothing."""
+    if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers", "accelerate")):
+        return "; names not compared: it needs the extra train"
+    if "auto_map" in folder.config:
+        return "; names not compared: the model brings code of its own, which is not run"
+    from dpalign.engines.loading import require_tensors
+
+    try:
+        require_tensors("policy" if folder.is_a("ForCausalLM") else "reward model", str(folder.path))
+    except Exception as error:  # of any kind, where transformers cannot read the configuration
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise Fault(reason.removeprefix(f"{folder.path}: "), FETCH) from error
+    return ""
 
 
 def _pickles(folder: Folder) -> str:
@@ -295,8 +314,9 @@ def _turn_end(folder: Folder) -> str:
 
 
 def _files(folder: Folder) -> str:
-    """The files that an export lists, by their sizes."""
-    sizes = read_object(folder.path / FILE).get("files")
+    """The files that an export lists, by their sizes and digests."""
+    contract = read_object(folder.path / FILE)
+    sizes = contract.get("files")
     if not isinstance(sizes, dict):
         return ""
     here = {path.relative_to(folder.path).as_posix(): path.stat().st_size for path in walk(folder.path)}
@@ -305,6 +325,12 @@ def _files(folder: Folder) -> str:
     altered = sorted(name for name, bytes_ in sizes.items() if here[name] != bytes_)
     if own := [name for name in altered if not name.endswith(".md")]:
         raise Fault(f"another size than exported: {listed(own)}", FETCH)
+    digests: dict[str, str] = contract.get(DIGESTS) or {}
+    same = {name: sha256 for name, sha256 in digests.items() if name not in altered}
+    other = [fault.file.relative_to(folder.path).as_posix() for fault in faults(folder.path, same, FileHashes())]
+    if own := [name for name in other if not name.endswith(".md")]:
+        raise Fault(f"other bytes than exported: {listed(own)}", FETCH)
+    altered += other
     return f"all {len(sizes)} as exported{', but for its card' if altered else ''}"
 
 

@@ -23,7 +23,7 @@ from dpalign.rewards.golden import ONLY, GoldenModel, write_model_golden
 from dpalign.rewards.inputs import reward_chat_template
 from dpalign.runs.errors import naming
 from dpalign.runs.folder import hold
-from dpalign.runs.ledger import into_place, scratch_of, sync, write_json, write_text
+from dpalign.runs.ledger import FileHashes, into_place, scratch_of, sha256_of, sync, write_json, write_text
 from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
@@ -36,13 +36,15 @@ from dpalign.runs.modelfolder import (
     pickles_in,
     read_marks,
     read_object,
+    require_kind,
     special_tokens,
     template_of,
     vocabulary,
     walk,
     weights_files,
 )
-from dpalign.train.contract import FILE, Contract, RewardRecord
+from dpalign.runs.verify import require_intact, stage_at
+from dpalign.train.contract import DIGESTS, FILE, Contract, RewardRecord
 
 CARD: Final = "README.md"
 REWARD: Final = "reward"
@@ -61,10 +63,14 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
     """Write the folder; returns the names of the checkpoint's files that stayed behind.
 
     Raises:
-        ValueError: pickled or damaged weights, no tokenizer, a place that is taken, or another export at work on it.
+        ValueError: pickled or damaged weights, no tokenizer, a place that is taken, or another export at work on it; a
+            file that is not as its stage wrote it.
     """
     require_free(out)
     require_safe(source.model)
+    hashes, rewards = FileHashes(), source.rewards.values() if with_reward else ()
+    for stage in (*source.stages, *filter(None, map(stage_at, rewards))):
+        require_intact(stage, hashes)
     out.parent.mkdir(parents=True, exist_ok=True)
     place = scratch_of(out, "lock")
     lock = hold(out, place)
@@ -100,7 +106,9 @@ def _export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list
         _check(partial, prompts, form)
         write_card(partial, replace(source, contract=contract), card, prompts)
         files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in walk(partial)}
-        write_json(partial / FILE, {**contract.to_json(), "dpalign": __version__, "files": files})
+        digests = {name: sha256_of(partial / name) for name in files}
+        written = {"dpalign": __version__, "files": files, DIGESTS: digests}
+        write_json(partial / FILE, contract.to_json() | written)
         into_place(out, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -243,6 +251,7 @@ def _published(record: RewardRecord) -> RewardRecord:
 def _copy_reward(model: Path, out: Path, form: RewardInput | None, scores: GoldenModel | None) -> None:
     """A reward model whose chat template writes what it reads, with golden scores where its run measured some."""
     config = read_object(model / CONFIG)
+    require_kind(config, "reward model", model)
     if not config.get("id2label") and not config.get("num_labels"):
         raise ValueError(f"{model / CONFIG}: no labels; a reward model is a classifier with a label a head")
     check_weights(model)

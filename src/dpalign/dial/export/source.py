@@ -69,6 +69,8 @@ class Source:
     examples: Sequence[Example] = ()
     evaluation: Path | None = None
     """The run's finished evaluation of this very policy."""
+    stages: tuple[Path, ...] = ()
+    """The finished stages that the policy and the report were read from."""
     notes: tuple[str, ...] = ()
     """What is missing or unusable, for the user."""
 
@@ -113,7 +115,7 @@ def find_source(
             f"{contract_folder / FILE}: no such file: say what the policy was trained to read, with "
             f"--template, --objectives and --range, or --form {' or '.join(FORMS)}"
         )
-    source = Source(model, contract, form)
+    source = Source(model, contract, form, stages=(stage,) if (stage / LEDGER).is_file() else ())
     run = stage.resolve().parent
     at_home = re.fullmatch(r"policy-\d+", stage.name) and (run / "recipe.toml").is_file() and (stage / LEDGER).is_file()
     return _with_run(source, stage, run) if at_home else source
@@ -215,6 +217,7 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
         golden_scores=read_golden(run / "reward"),
         examples=examples,
         evaluation=evaluation,
+        stages=(stage,) if summary is None else (stage, run / "report"),
         notes=(note,) if note else (),
     )
 

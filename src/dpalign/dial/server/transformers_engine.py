@@ -16,13 +16,14 @@ from typing import Final
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from dpalign.dial.server.engine import Closing, Delta, GenerationError, Sampling
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
 from dpalign.engines.decoding import CopyingDecoder
+from dpalign.engines.loading import load_whole
 from dpalign.engines.tokens import end_ids
-from dpalign.engines.transformers_engine import draw
+from dpalign.engines.transformers_engine import LIKELIEST, draw, likeliest
 from dpalign.paper.direction import rng_for
 
 log = logging.getLogger("dpalign.dial")
@@ -67,7 +68,7 @@ class BatchingGenerator:
             prompt is read alone.
 
     Raises:
-        ValueError: the model's layers keep something else than keys and values.
+        ValueError: weights that are not all there (`load_whole`); layers that keep something else than keys and values.
     """
 
     def __init__(self, folder: str, *, rows: int, dtype: str = "auto", prefill_tokens: int = 4096) -> None:
@@ -76,9 +77,7 @@ class BatchingGenerator:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # the decoding thread's own
         self.decode = decoder_of(tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        ).to(self.device)
+        model = load_whole("policy", folder, dtype=dtype).to(self.device)
         model.eval()
         self.ends = frozenset(end_ids(tokenizer, model.generation_config))
         self.special = self.ends.union(tokenizer.all_special_ids)
@@ -251,9 +250,13 @@ class BatchingGenerator:
 def draw_rows(
     logits_RV: torch.Tensor, uniform_R: np.ndarray, temperature_R: np.ndarray, top_p_R: np.ndarray
 ) -> torch.Tensor:
-    """One token a row, each at its own temperature and top-p; temperature 0 takes the likeliest."""
-    token_R = logits_RV.argmax(dim=-1)
-    warm = np.flatnonzero(temperature_R)
+    """One token a row, each at its own temperature and top-p; temperature 0 takes the likeliest.
+
+    Raises:
+        ValueError: see `draw`.
+    """
+    token_R = likeliest(logits_RV)
+    warm = np.flatnonzero(temperature_R >= LIKELIEST)
     if not len(warm):
         return token_R
     temperature = torch.from_numpy(temperature_R[warm]).to(logits_RV.device)

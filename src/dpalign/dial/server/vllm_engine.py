@@ -8,6 +8,7 @@ that the prompt leaves before a first word. vLLM still gets the stop strings, so
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 from dpalign.dial.server.engine import Delta, Finish, GenerationError, Sampling
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
 from dpalign.engines.knobs import Engines
+from dpalign.engines.loading import require_tensors
 from dpalign.engines.tokens import end_ids, generation_config
 from dpalign.engines.vllm_engine import CPU_BLOCK, require_vllm
 
@@ -41,7 +43,8 @@ class VllmGenerator:
         max_model_len: tokens of a prompt and its answer; None: what the model's context holds.
 
     Raises:
-        ValueError: vLLM is not installed, does not fit this machine, or cannot start with this model.
+        ValueError: vLLM is not installed, does not fit this machine, or cannot start with this model; a folder whose
+            tensors are not all there.
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class VllmGenerator:
             context = max_model_len or int(getattr(config, "max_position_embeddings", 0) or 4096)
             arguments |= {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
             arguments |= {"kv_cache_memory_bytes": _CPU_CACHE, "max_num_batched_tokens": max(context, 4096)}
+        if Path(folder).is_dir():
+            require_tensors("policy", folder)
         try:
             self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except (RuntimeError, ValueError, OSError) as error:

@@ -1,0 +1,106 @@
+"""`dpa verify`: does a run, a finished stage or an export still hold the bytes that were written?
+
+Every file is hashed: of a stage against its ledger, of an export against its `dpa.json`.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from dpalign.page.words import size
+from dpalign.runs.ledger import LEDGER, FileHashes, output_files, read_ledger
+from dpalign.runs.modelfolder import read_object, walk
+from dpalign.runs.progress import Progress
+from dpalign.runs.verify import faults
+from dpalign.train.contract import DIGESTS, FILE
+
+WRONG: Final = 2
+"""The exit code where a file is not as it was written."""
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run, a finished stage's folder, or an export")
+
+
+def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
+    """A line a stage, and one for every file that is missing, altered or unknown; then it ends with code 2.
+
+    Raises:
+        ValueError: the folder is none of these.
+    """
+    lines: list[str] = []
+    count, folders = 0, checked_folders(given.folder)
+    with Progress("hashing the files of folder", len(folders)) as progress:
+        for folder in folders:
+            wrong = list(stage_faults(folder) if (folder / LEDGER).is_file() else export_faults(folder))
+            found = f"{len(wrong)} wrong" if wrong else summary(folder)
+            lines += [f"{folder.name}: {found}", *wrong]
+            count += len(wrong)
+            progress.advance()
+    text = "\n".join(lines)
+    if count:
+        sys.stdout.write(f"{text}\n")
+        sys.exit(WRONG)
+    return text
+
+
+def checked_folders(folder: Path) -> list[Path]:
+    """The folder itself, where it is a finished stage's or an export; else the finished stages of a run.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if (folder / LEDGER).is_file():
+        return [folder.resolve()]
+    if (folder / FILE).is_file() and "files" in read_object(folder / FILE):
+        return [folder.resolve()]
+    if stages := sorted(path.parent for path in folder.glob(f"*/{LEDGER}")):
+        return stages
+    raise ValueError(
+        f"{folder}: neither a run with finished stages, nor such a stage's folder ({LEDGER}), nor an export"
+    )
+
+
+def stage_faults(stage: Path) -> Iterator[str]:
+    """What is wrong with a finished stage's files, a line each, and the cure."""
+    try:
+        written = read_ledger(stage)["outputs"]
+    except ValueError as error:
+        yield f"  {error}"
+        return
+    cure = f"delete {stage} and run again"
+    for fault in faults(stage, written, FileHashes()):
+        yield f"  {fault.file}: {fault.what} since it was written; {cure}"
+    for name in output_files(stage):
+        if name not in written:
+            yield f"  {stage / name}: unknown to {LEDGER}; move it away"
+
+
+def export_faults(export: Path) -> Iterator[str]:
+    """What is wrong with an export's files, a line each. An export from before the digests has sizes alone."""
+    contract = read_object(export / FILE)
+    sizes: dict[str, int] = contract["files"]
+    digests: dict[str, str] = contract.get(DIGESTS) or {}
+    wrong = {fault.file: fault.what for fault in faults(export, digests, FileHashes())}
+    for name in sizes.keys() - digests.keys():
+        if not (file := export / name).is_file() or file.stat().st_size != sizes[name]:
+            wrong[file] = "altered" if file.is_file() else "missing"
+    for file, what in sorted(wrong.items()):
+        yield f"  {file}: {what} since it was exported; export it or fetch it again"
+    for file in walk(export):
+        name = file.relative_to(export)
+        if name.as_posix() not in {*sizes, FILE} and not any(part.startswith(".") for part in name.parts):
+            yield f"  {file}: unknown to {FILE}; move it away"
+
+
+def summary(folder: Path) -> str:
+    """How much of a sound folder was compared with what."""
+    if (folder / LEDGER).is_file():
+        ledger = read_ledger(folder)
+        return f"{len(ledger['outputs'])} files, {size(sum(ledger['sizes'].values()))}, as {LEDGER} says"
+    contract = read_object(folder / FILE)
+    how = f"as {FILE} says" if contract.get(DIGESTS) else f"of the sizes in {FILE}, which has no digests"
+    return f"{len(contract['files'])} files, {size(sum(contract['files'].values()))}, {how}"
