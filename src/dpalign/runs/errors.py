@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,8 +21,17 @@ def plain_errors(who: str) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{who}: {error}\n")
+        sys.stderr.write(f"{who}: {without_credentials(str(error))}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write(f"{who}: interrupted; the same command goes on from here\n")
         sys.exit(130)
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URLs show no user and no password.
+
+    >>> without_credentials("https://me:secret@host/v1: unreachable")
+    'https://***@host/v1: unreachable'
+    """
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
