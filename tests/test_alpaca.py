@@ -93,6 +93,7 @@ def test_an_empty_answer_is_an_answer_and_a_file_may_go_on_after_the_limit(tmp_p
     [
         (["--judge-url", "http://x/v1"], "--judge-model"),
         (["--judge-url", "file:///etc", "--judge-model", "a"], "--judge-url file:///etc"),
+        (["--judge-url", "ftp://me:s3cret@x/v1", "--judge-model", "a"], "--judge-url ftp://***@x/v1"),
         (["--judge-url", "http://x", "--judge-model", "a", "--api-key-env", "NO_KEY"], "NO_KEY"),
         (["--judge-model", "a", "--api-key-env", "HOME"], "--judge-url"),
         (["--angles", "0,x"], "'0,x'"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -169,6 +170,8 @@ def test_a_lost_judge_ends_the_command_and_the_key_is_written_nowhere(
         assert "401" in message
         assert "16 of 20" in message
         assert "secret" not in message
+        assert "MY_KEY" not in os.environ  # nor in what a worker inherits
+        monkeypatch.setenv("MY_KEY", "sk-very-secret")
         run(words, server.url, "--api-key-env", "MY_KEY")
         assert {headers["authorization"] for headers in server.headers} == {"Bearer sk-very-secret"}
         without = len(server.requests)

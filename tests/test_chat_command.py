@@ -117,11 +117,32 @@ def test_a_server_that_refuses_or_describes_nonsense_is_an_error_in_words() -> N
         remote("localhost:8000")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:s3cret@127.0.0.1:1",
+        "http://me:s3/cret@127.0.0.1:1",
+        "ftp://me:s3cret@x",
+        "http://127.0.0.1:1?k=s3cret",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_without_repeating_it(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="--url ") as refused:
+        remote(url)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["chat", "--url", url, "explain tea."])
+    assert ended.value.code == 2
+    for message in (str(refused.value), capsys.readouterr().err):
+        assert "--url " in message
+        assert "s3" not in message
+        assert "cret" not in message
+
+
 def test_a_redirection_is_not_followed_so_that_the_key_stays_here() -> None:
     class Redirecting(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(307)
-            self.send_header("Location", f"{elsewhere.url}/v1/dial")
+            self.send_header("Location", f"{elsewhere.url}/v1/dial?token=s3cret")
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -129,7 +150,7 @@ def test_a_redirection_is_not_followed_so_that_the_key_stays_here() -> None:
 
     with serving() as elsewhere, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        with pytest.raises(ValueError, match=f"HTTP 307.*{elsewhere.url}"):
+        with pytest.raises(ValueError, match=f"HTTP 307.*{elsewhere.url}/v1/dial:"):
             remote(f"http://127.0.0.1:{server.server_address[1]}", key="sesame")
         server.shutdown()
     assert elsewhere.keys == []

@@ -234,6 +234,35 @@ def test_what_cannot_be_honoured_is_refused_in_openais_shape(
     assert "[" not in str(error["param"])  # a path of names, and no type of ours
 
 
+def test_a_chat_that_cannot_fit_is_refused_before_it_is_tokenized(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """255 tokens of the prompt, none of them longer than the tokenizer's longest: one character more is too many."""
+    longest = max(map(len, running.generator.prompts.tokenizer.get_vocab()))
+    most = running.service.max_characters
+    assert most == 255 * (longest + 1)
+    written, whole = [], running.generator.prompts.ids
+
+    async def ids(*arguments: object) -> object:
+        written.append(running.service.line.running)
+        return await whole(*arguments)
+
+    monkeypatch.setattr(running.generator.prompts, "ids", ids)
+    for text, tokenized in (("a " * (most // 2 + 1), 0), ("a" * most, 1)):
+        answer = running.ask(messages=[{"role": "user", "content": text}])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert len(written) == tokenized
+    assert running.ask(max_tokens=1).status_code == 200
+    assert written == [1, 1]  # in its place in line
+
+
+def test_a_field_of_a_million_characters_is_refused_in_a_short_answer(running: Running) -> None:
+    for fields in ({"x" * 10**6: 1}, {"text": {"x" * 10**6: 1}}, {"model": "x" * 10**6}, {"preference": "x" * 10**6}):
+        answer = running.ask(**fields)
+        assert answer.status_code in (400, 404)
+        assert len(answer.content) < 3000
+
+
 def test_fields_of_openais_that_ask_for_nothing_are_taken(running: Running) -> None:
     answer = running.ask(
         user="u", metadata={"a": "b"}, store=False, logprobs=False, top_logprobs=0, frequency_penalty=0.0, tools=[],

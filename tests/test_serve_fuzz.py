@@ -32,11 +32,23 @@ ODD = [
     {"role": "user"}, [{"role": "user", "content": "x"}], [{"role": "user", "content": None}],
     [{"role": "user", "content": []}], [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}],
     [{"role": "system", "content": "x"}], [{"role": "user", "content": "x", "name": {}}], {"type": "json_object"},
-    {"include_usage": 1}, float("nan"), float("inf"),
+    {"include_usage": 1}, float("nan"), float("inf"), [0] * 9000, [{}] * 3000, {str(i): 0 for i in range(3000)},
+    [{"role": "user", "content": [0] * 9000}], [{"role": "user", "content": "x"}] * 2000, "y" * 50_000,
 ]  # fmt: skip
+OURS = (
+    "pydantic",
+    "Input should",
+    "instance of",
+    "ValidationError",
+    "Error:",
+    "ChatRequest",
+    "ChatMessage",
+    "TextPart",
+)
+"""What no client needs to read: names of libraries and classes."""
 RAW = [
     b"", b"null", b"[]", b"{", b"\xff\xfe\x00", b"\x00" * 64, b"[" * 3000, b'{"a":' * 3000, b"1e99999", b"9" * 5000,
-    b"{}{}",
+    b"{}{}", b"[" + b"0," * 40_000 + b"0]", b'{"messages":[' + b"{}," * 20_000 + b"0]}", b'"\\"' * 9000,
 ]  # fmt: skip
 TYPES = ["application/json; charset=utf-16", "text/plain", "", "multipart/form-data"]
 FIELDS = [*ChatRequest.model_fields, *IGNORED, *REFUSED, "response", "angel", "preferences", "\ud83d", "x" * 2000]
@@ -94,6 +106,7 @@ def test_spoilt_requests_meet_no_5xx_and_the_server_lives_on(running: Running, c
             assert answer.status_code < 500, (request, answer.text[:300])
             if answer.status_code >= 400 and method != "HEAD":
                 assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, request
+                assert not [word for word in OURS if word in answer.text], (request, answer.text[:300])
     assert statuses[400] > count / 3
     assert statuses[200] > count / 30  # some are good all the same
     assert running.ask(seed=1, temperature=1.0).json()["choices"] == before

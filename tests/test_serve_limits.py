@@ -1,6 +1,7 @@
 """What a server withstands: no key, too much, too many, clients that leave, and its own end."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ from api_server import QUESTION, Running
 from conftest import MICRO
 from dpalign.cli import main, parser_of
 from dpalign.dial.server.command import LOCAL_NAMES, api_key, build, limits_of, vllm_of
+from dpalign.dial.server.connections import room_for
 from dpalign.dial.server.engine import Limits
 from dpalign.dial.server.guard import Guard
 from dpalign.dial.server.metrics import Metrics
@@ -336,7 +338,7 @@ def test_dpa_serve_says_where_it_answers_hides_its_key_and_ends_at_sigterm(folde
         url = f"{found[1]}/v1/chat/completions"
         body = {"model": "mine@-30", "messages": QUESTION, "max_tokens": 4}
         assert httpx2.post(url, json=body).status_code == 401
-        answer = httpx2.post(url, json=body, headers={"Authorization": "Bearer s3cret"})
+        answer = httpx2.post(f"{url}?api_key=qu3ry", json=body, headers={"Authorization": "Bearer s3cret"})
         assert answer.json()["usage"]["completion_tokens"] <= 4
         process.send_signal(signal.SIGTERM)
         log = "".join(process.communicate())
@@ -345,6 +347,8 @@ def test_dpa_serve_says_where_it_answers_hides_its_key_and_ends_at_sigterm(folde
         process.kill()
     assert process.returncode == 0
     assert "s3cret" not in log
+    assert '"POST /v1/chat/completions HTTP/1.1" 200' in log
+    assert "qu3ry" not in log
     assert "explain fox" not in log
     assert '"POST /v1/chat/completions HTTP/1.1" 401' in log
 
@@ -428,3 +432,100 @@ def test_a_runs_folder_is_served_by_its_last_policy_with_the_front_that_it_measu
     assert service.dial.to_json()["arc"] == [-45.0, 0.0]
     assert service.rewards is not None
     assert set(service.rewards.named([1.0, 2.0])) == {"helpfulness", "verbosity"}
+
+
+# --- strangers at the gate ---
+
+CHAT = "/v1/chat/completions"
+HOSTILE = [
+    b'{"model": "world", "messages": [' + b"0," * 500_000 + b"0]}",
+    b'{"model": "world", "messages": [' + b"[]," * 300_000 + b"0]}",
+    b'{"model": "world", "messages": [{"role": "user", "content": "' + b"fox, " * 200_000 + b'"}]}',
+    b'{"model": "world", "messages": [], "' + b"x" * 1_000_000 + b'": 1}',
+    b'{"model": "world", "text": {' + b",".join(b'"%d": 0' % i for i in range(9000)) + b"}}",
+    b"[" * 1_000_000,
+]
+
+
+async def ask_hostile_things(host: str, port: int, statuses: list[int]) -> None:
+    """One such request after the other, a few a second, until cancelled."""
+    while True:
+        for body in HOSTILE:
+            reader, writer = await asyncio.open_connection(host, port)
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+            statuses.append(int((await reader.readline()).split()[1]))
+            writer.close()
+            await asyncio.sleep(0.2)
+
+
+async def hold_half_open(address: tuple[str, int], held: list[socket.socket], count: int) -> None:
+    """Keep so many half-sent heads open, with a new one for each that the server closes, until cancelled."""
+    while True:
+        for line in list(held):
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    gone = line.recv(1) == b""
+                except ConnectionError:
+                    gone = True
+                if gone:
+                    held.remove(line)
+                    line.close()
+        while len(held) < count:
+            line = socket.socket()
+            line.setblocking(False)
+            held.append(line)
+            line.connect_ex(address)
+            with contextlib.suppress(OSError):  # not connected yet: then it is silent
+                line.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
+            if len(held) % 50 == 0:
+                await asyncio.sleep(0)
+        await asyncio.sleep(1)
+
+
+def besieged(folder: Path, half_open: int, clients: int, seconds: float, rounds: int) -> tuple[list[float], list[int]]:
+    """How p95 of the clients' latency under siege compares with peace, a round each; statuses of hostile requests."""
+    import serve
+
+    if room_for(half_open) < half_open:
+        pytest.skip("this machine lets a process open too few files")
+    statuses: list[int] = []
+
+    async def peace(host: str, port: int) -> Any:
+        return await serve.load(host, port, clients, seconds)
+
+    async def war(host: str, port: int) -> Any:
+        held: list[socket.socket] = []
+        siege = [
+            asyncio.create_task(hold_half_open((host, port), held, half_open)),
+            asyncio.create_task(ask_hostile_things(host, port, statuses)),
+        ]
+        try:
+            while len(held) < half_open:
+                await asyncio.sleep(0.1)
+            return await serve.load(host, port, clients, seconds)
+        finally:
+            assert not any(task.done() for task in siege)
+            for task in siege:
+                task.cancel()
+            for line in held:
+                line.close()
+
+    ratios = []
+    with serve.server(serve.policy(folder)) as (host, port):
+        asyncio.run(peace(host, port))  # the first round warms up
+        for _ in range(rounds):
+            both = [asyncio.run(seen(host, port)) for seen in (peace, war)]
+            assert [load.errors for load in both] == [[], []]
+            quiet, loud = (statistics.quantiles(load.latency, n=20)[-1] for load in both)
+            ratios.append(loud / quiet)
+    return ratios, statuses
+
+
+@pytest.mark.slow
+def test_sixteen_clients_go_on_while_strangers_hold_two_thousand_half_open_connections(tmp_path: Path) -> None:
+    """And while hostile requests of a megabyte come a few a second. Rounds of peace and siege take turns."""
+    ratios, statuses = besieged(tmp_path, half_open=2000, clients=16, seconds=8, rounds=5)
+    assert statistics.median(ratios) < 2, ratios
+    assert set(statuses) == {400}
+    assert len(statuses) > 30

@@ -1,6 +1,7 @@
 """Answers decoded side by side: the same as alone, from the right distribution, joining and leaving at any step."""
 
 import asyncio
+import shutil
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ pytest.importorskip("trl", reason="needs the extra dpalign[train]")
 pytest.importorskip("fastapi", reason="needs the extra dpalign[serve]")
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import api_server
 from dpalign.dial.server.engine import GenerationError, Sampling, collect
@@ -154,21 +155,86 @@ async def _plain(generator: BatchingGenerator) -> Any:
     return await collect(generator.stream(prompt, Sampling(60, n=1, seed=1)), 1)
 
 
-def test_a_model_that_fails_fails_its_batch_and_goes_on(folder: Path) -> None:
-    async def fail(generator: BatchingGenerator) -> Any:
-        read = generator.decoder.read
+def breaks(generator: BatchingGenerator, method: str, at: int, when: Any = None) -> list[int]:
+    """The decoder's method fails at that call and, with `when`, at every later one whose arguments it holds for.
 
-        def broken(tokens: Any) -> None:
-            generator.decoder.read = read
+    Returns:
+        the number of calls so far.
+    """
+    whole, calls = getattr(generator.decoder, method), [0]
+
+    def broken(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at or (calls[0] > at and when is not None and when(*arguments)):
             raise RuntimeError("out of memory")
+        return whole(*arguments)
 
-        generator.decoder.read = broken
-        failed = await asyncio.gather(*(asked(generator, q, Sampling(40)) for q in QUESTIONS), return_exceptions=True)
+    setattr(generator.decoder, method, broken)
+    return calls
+
+
+async def all_asked(generator: BatchingGenerator) -> Any:
+    return await asyncio.gather(
+        *(asked(generator, q, Sampling(40, n=2, seed=i)) for i, q in enumerate(QUESTIONS)), return_exceptions=True
+    )
+
+
+@pytest.mark.parametrize(("method", "at"), [("join", 1), ("read", 1), ("read", 12), ("keep", 2)])
+def test_a_step_that_fails_once_costs_no_answer(folder: Path, method: str, at: int) -> None:
+    """All answers are those of a model that never fails, whichever call it was, and at whichever token."""
+
+    async def fail(generator: BatchingGenerator) -> Any:
+        calls = breaks(generator, method, at)
+        answers = await all_asked(generator)
+        assert calls[0] > at
+        return answers
+
+    assert run(folder, fail) == run(folder, all_asked)
+
+
+def test_an_answer_that_fails_alone_is_given_up_and_no_other(folder: Path) -> None:
+    """The second question has a token that the model cannot read: alone or in company."""
+
+    async def fail(generator: BatchingGenerator) -> Any:
+        prompt = await generator.prompts.ids(user_prompt(QUESTIONS[1]), None)
+        others = [await generator.prompts.ids(user_prompt(q), None) for q in QUESTIONS[::2]]
+        poison = next(token for token in prompt if all(token not in other for other in others))
+        breaks(generator, "join", 0, lambda prompts, copies: any(poison in one for one in prompts))
+        return await all_asked(generator)
+
+    first, second, third = run(folder, fail)
+    assert isinstance(second, GenerationError)
+    assert [first, third] == run(folder, all_asked)[::2]
+
+
+def test_a_batch_that_fails_whole_and_not_alone_is_given_up_and_the_model_goes_on(folder: Path) -> None:
+    async def fail(generator: BatchingGenerator) -> Any:
+        breaks(generator, "join", 0, lambda prompts, copies: len(prompts) > 1)
+        failed = await all_asked(generator)
         return failed, await asked(generator, QUESTIONS[0], Sampling(40, seed=1))
 
     failed, answer = run(folder, fail)
     assert any(isinstance(error, GenerationError) for error in failed)
     assert answer == run(folder, lambda generator: asked(generator, QUESTIONS[0], Sampling(40, seed=1)))
+
+
+def test_a_token_without_a_row_in_the_embedding_is_found_at_start_up_and_before_a_prompt_joins(
+    folder: Path, tmp_path: Path
+) -> None:
+    async def unknown(generator: BatchingGenerator) -> Any:
+        beside = asyncio.create_task(asked(generator, QUESTIONS[0], Sampling(40, seed=1)))
+        with pytest.raises(GenerationError, match="token 100000, and the model's embedding has"):
+            await anext(generator.stream([1, 100_000], Sampling(4)))
+        return await beside
+
+    assert run(folder, unknown) == run(folder, lambda generator: asked(generator, QUESTIONS[0], Sampling(40, seed=1)))
+    wider = tmp_path / "wider"
+    shutil.copytree(folder, wider)
+    tokenizer = AutoTokenizer.from_pretrained(wider)
+    tokenizer.add_tokens(["<unheard>"])
+    tokenizer.save_pretrained(wider)
+    with pytest.raises(ValueError, match=rf"{wider}: .*'<unheard>'.* has {len(tokenizer) - 1} rows"):
+        BatchingGenerator(str(wider), rows=4)
 
 
 def test_top_p_draws_from_the_likeliest_tokens_that_reach_it() -> None:

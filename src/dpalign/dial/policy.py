@@ -274,8 +274,7 @@ class Policy:
 
     async def _draw(self, ask: Ask) -> tuple[list[Answer], Sequence[str]]:
         """The answers to one ask, and what to warn of."""
-        order = await self._speaker.order(ask)
-        async with aclosing(self._service.answers(order)) as stream:
+        async with self._speaker.placed(ask) as order, aclosing(self._service.answers(order)) as stream:
             drawn = await collect(stream, ask.n)
         if ask.best_of is not None:
             rewards: list[Any] = [new.report and dict(new.report.rewards) for new in drawn]

@@ -32,7 +32,8 @@ from dpalign.pipeline.alpaca_judge import OFFICIAL, Judge, Pair, win_rates
 from dpalign.pipeline.shipped import recipe_file
 from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, prompt_id, read_table, user_prompt, write_rows
-from dpalign.runs.environment import settle_threads
+from dpalign.runs.environment import settle_threads, take_secret
+from dpalign.runs.errors import without_credentials
 from dpalign.runs.folder import Run, Work
 from dpalign.runs.ledger import sha256_of, write_json
 from dpalign.stages.sample import Condition, draw, open_engine
@@ -156,7 +157,9 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.api_key_env is not None and not os.environ.get(arguments.api_key_env, "").strip():
         raise ValueError(f"--api-key-env {arguments.api_key_env}: that environment variable is not set")
     if url is not None and not re.match(r"https?://[^/]", url):
-        raise ValueError(f"--judge-url {url}: give the base of a server, such as http://127.0.0.1:8000/v1")
+        raise ValueError(
+            f"--judge-url {without_credentials(url)}: give the base of a server, such as http://127.0.0.1:8000/v1"
+        )
     if url is not None and not (arguments.judge_model or arguments.annotator):
         raise ValueError("--judge-url needs --judge-model, the judge's name on that server")
     if (arguments.limit is not None and arguments.limit < 1) or arguments.workers < 1:
@@ -171,7 +174,7 @@ def _judge(arguments: argparse.Namespace, recipe: Recipe) -> Judge | None:
         annotator=arguments.annotator or OFFICIAL,
         model=arguments.judge_model,
         url=arguments.judge_url,
-        key=None if arguments.api_key_env is None else os.environ[arguments.api_key_env].strip(),
+        key=None if arguments.api_key_env is None else (take_secret(arguments.api_key_env) or "").strip(),
         extra=arguments.judge_extra,
         workers=arguments.workers,
         seed=recipe.seed,

@@ -25,6 +25,7 @@ import numpy as np
 
 from dpalign.data.sources import shorten
 from dpalign.measure.bootstrap import Array
+from dpalign.runs.errors import without_credentials
 from dpalign.runs.ledger import hash_of
 from dpalign.runs.progress import Progress
 
@@ -171,8 +172,9 @@ class Judge:
         return [math.nan if row["preference"] is None else round(float(row["preference"]), 8) for row in annotated]
 
     def _redacted(self, text: str) -> str:
-        """A server's words without the key, which some repeat."""
-        return shorten(" ".join((text.replace(self._key, "[the key]") if self._key else text).split()), 200)
+        """A server's words without the key, which some repeat, and without a URL's password."""
+        text = without_credentials(text.replace(self._key, "[the key]") if self._key else text)
+        return shorten(" ".join(text.split()), 200)
 
 
 def open_annotator(name: str, seed: int) -> Any:

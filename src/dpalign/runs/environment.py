@@ -1,6 +1,7 @@
 """The machine: what it is, for the record, and how its threads wait."""
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -45,6 +46,21 @@ def settle_threads(threads: int, for_torch: bool) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def take_secret(name: str) -> str | None:
+    """The value of an environment variable, which is gone afterwards: from this process, its children and /proc."""
+    value = os.environ.get(name)
+    if value is None:
+        return None
+    if os.name == "posix":
+        # /proc/PID/environ shows the memory that the process was started with: a deleted variable is still in it
+        getenv = ctypes.CDLL(None).getenv
+        getenv.restype, getenv.argtypes = ctypes.c_void_p, (ctypes.c_char_p,)
+        if place := getenv(os.fsencode(name)):
+            ctypes.memset(place, 0, len(os.fsencode(value)))
+    del os.environ[name]
+    return value
 
 
 def filled(path: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def plain_errors(who: str) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{who}: {_said(error)}\n")
+        sys.stderr.write(f"{who}: {without_credentials(_said(error))}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write(f"{who}: interrupted; the same command goes on from here\n")
@@ -62,3 +63,12 @@ def naming(path: Path) -> Iterator[None]:
         if not full:
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), getattr(error, "filename", None) or str(path)) from error
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URLs show no user and no password.
+
+    >>> without_credentials("https://me:secret@host/v1: unreachable")
+    'https://***@host/v1: unreachable'
+    """
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)

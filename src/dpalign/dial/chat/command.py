@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 from dpalign.paper.prompts import RewardInput
+from dpalign.runs.environment import take_secret
 
 if TYPE_CHECKING:
     from dpalign.dial.chat.session import Session
@@ -116,7 +116,7 @@ def _speaker(arguments: argparse.Namespace, model: Path | None) -> "Speaker":
 
         options = {name: getattr(arguments, name) for name in ("reward", "reward_template", "dtype", "threads")}
         return open_local(model, Limits(), rows=Limits.max_n, **options)
-    key = os.environ.get(arguments.api_key_env, "").strip() or None
+    key = (take_secret(arguments.api_key_env) or "").strip() or None
     names = [name.strip() for name in (arguments.objectives or "").split(",") if name.strip()]
     return Remote(arguments.url, model=arguments.served, objectives=names, key=key, key_name=arguments.api_key_env)
 

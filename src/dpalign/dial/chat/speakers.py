@@ -9,8 +9,8 @@ import threading
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Generator, Mapping, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
@@ -24,6 +24,7 @@ from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.prompts import PreferenceTemplate
 from dpalign.rows import Message
+from dpalign.runs.errors import without_credentials
 
 if TYPE_CHECKING:
     from dpalign.dial.server.service import Order, Service
@@ -164,8 +165,7 @@ class Local(Speaker):
 
     async def _draw(self, ask: Ask, pieces: "queue.SimpleQueue[Piece | Exception | None]") -> None:
         try:
-            order = await self.order(ask)
-            async with aclosing(self.service.answers(order)) as stream:
+            async with self.placed(ask) as order, aclosing(self.service.answers(order)) as stream:
                 async for deltas in stream:
                     for delta in deltas:
                         pieces.put(Piece(delta.text, delta.finish, choice=delta.report))
@@ -176,8 +176,9 @@ class Local(Speaker):
         except Exception as error:
             pieces.put(error)
 
-    async def order(self, ask: Ask) -> "Order":
-        """What the service is to answer.
+    @asynccontextmanager
+    async def placed(self, ask: Ask) -> AsyncIterator["Order"]:
+        """What the service is to answer, with its place in line.
 
         Raises:
             ApiError, ValueError: what is wrong with the ask.
@@ -189,11 +190,10 @@ class Local(Speaker):
         except ValidationError as error:
             fault = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
-        order = await self.service.order(request)
-        if wanted is None:
-            return order
-        longest = min(wanted, self.service.generator.context - len(order.prompt))
-        return replace(order, sampling=replace(order.sampling, max_tokens=longest))
+        async with self.service.placed(request) as order:
+            longest = self.service.generator.context - len(order.prompt)
+            tokens = order.sampling.max_tokens if wanted is None else min(wanted, longest)
+            yield replace(order, sampling=replace(order.sampling, max_tokens=tokens))
 
     def rewards(self, messages: Sequence[Message], answer: str) -> Mapping[str, float]:
         if self.service.rewards is None:
@@ -261,7 +261,11 @@ class Remote(Speaker):
         self, url: str, *, model: str | None = None, objectives: Sequence[str] = (), key: str | None, key_name: str
     ) -> None:
         if not re.match(r"https?://[^/]", url):
-            raise ValueError(f"--url {url}: give the base of a server, such as http://127.0.0.1:8000")
+            shown = without_credentials(url)
+            raise ValueError(f"--url {shown}: give the base of a server, such as http://127.0.0.1:8000")
+        if "@" in url or "?" in url:  # what may be a secret is in no message
+            shown = re.sub(r"//.*@", "//***@", url).partition("?")[0]
+            raise ValueError(f"--url {shown}: without a user, a password or a query; the key goes in ${key_name}")
         self.base = re.sub(r"(/v1)?(/chat/completions)?/*$", "", url) + "/v1"
         self.key, self.key_name = key, key_name
         self.http = urllib.request.build_opener(_NoRedirect)
@@ -385,7 +389,8 @@ class Remote(Speaker):
         if error.code in (401, 403):
             reason += f"; the key (${self.key_name}) is {'refused' if self.key else 'not set'}"
         if 300 <= error.code < 400:
-            reason += f"; it redirects to {error.headers.get('Location')}: give that URL, if it is the one you mean"
+            there = without_credentials(str(error.headers.get("Location"))).partition("?")[0]
+            reason += f"; it redirects to {there}: give that URL, if it is the one you mean"
         reason = reason.replace(self.key, "[the key]") if self.key else reason
         return f"HTTP {error.code}: {reason[:300]}"
 

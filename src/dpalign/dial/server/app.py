@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from time import time
 from typing import Any, Final
@@ -22,8 +23,10 @@ from starlette.types import Receive, Scope, Send
 
 from dpalign import __version__
 from dpalign.dial.best_of import BestOf
+from dpalign.dial.server.connections import BATCH, Connection, room_for
 from dpalign.dial.server.engine import Finish, collect
 from dpalign.dial.server.guard import Guard, api_error, error_response
+from dpalign.dial.server.logs import SPARING, spare_the_log
 from dpalign.dial.server.metrics import Metrics
 from dpalign.dial.server.service import Order, Service, unknown_model
 from dpalign.dial.server.shapes import ApiError, ChatRequest, Choice, Completion, DialReply, RewardRequest, Usage
@@ -108,20 +111,18 @@ def _add_chat(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=Completion, response_model_exclude_unset=True)
     async def chat(request: ChatRequest, response: Response) -> Any:
         """Answers to a chat, at a direction if one is asked for."""
-        order = await service.order(request)
-        warnings = " | ".join(order.warnings).encode("ascii", "replace").decode()
-        headers = {"x-dpa-warning": warnings} if warnings else {}
         if request.stream:
             options = request.stream_options
-            chunks = _chunks(service, order, with_usage=bool(options and options.include_usage))
+            chunks = _chunks(service, request, with_usage=bool(options and options.include_usage))
             first = await anext(chunks)  # what fails before it has a status of its own
-            return _EventStream(first, chunks, headers=headers)
-        response.headers.update(headers)
-        return await _completion(service, order)
+            return _EventStream(first, chunks, headers=_warned(first[0]))
+        completion = await _completion(service, request)
+        response.headers.update(_warned(completion))
+        return completion
 
 
-async def _completion(service: Service, order: Order) -> Completion:
-    async with aclosing(service.answers(order)) as stream:
+async def _completion(service: Service, request: ChatRequest) -> Completion:
+    async with service.placed(request) as order, aclosing(service.answers(order)) as stream:
         answers = await collect(stream, order.sampling.n)
     choices = [
         Choice(
@@ -137,7 +138,9 @@ async def _completion(service: Service, order: Order) -> Completion:
     return Completion(**fields, choices=choices, usage=Usage.of(len(order.prompt), tokens))
 
 
-async def _chunks(service: Service, order: Order, *, with_usage: bool) -> AsyncGenerator[list[Completion], None]:
+async def _chunks(
+    service: Service, request: ChatRequest, *, with_usage: bool
+) -> AsyncGenerator[list[Completion], None]:
     """The chunks of a streamed completion, in lists that are sent together."""
     head = _head(service, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
 
@@ -145,9 +148,9 @@ async def _chunks(service: Service, order: Order, *, with_usage: bool) -> AsyncG
         choice = Choice(index=index, delta=delta, logprobs=None, finish_reason=finish)
         return Completion(**head, choices=[choice], **more)
 
-    opening = [chunk(i, {"role": "assistant", "content": ""}, **_direction(order)) for i in range(order.sampling.n)]
     tokens = 0
-    async with aclosing(service.answers(order)) as stream:
+    async with service.placed(request) as order, aclosing(service.answers(order)) as stream:
+        opening = [chunk(i, {"role": "assistant", "content": ""}, **_direction(order)) for i in range(order.sampling.n)]
         async for deltas in stream:
             tokens += sum(delta.tokens for delta in deltas)
             texts: dict[int, str] = {}  # all new text of an answer goes into one chunk
@@ -211,6 +214,12 @@ def _direction(order: Order) -> dict[str, Any]:
     return {"preference": weights, "warnings": list(order.warnings)}
 
 
+def _warned(completion: Completion) -> dict[str, str]:
+    """Its warnings as a header."""
+    warnings = " | ".join(completion.warnings).encode("ascii", "replace").decode()
+    return {"x-dpa-warning": warnings} if warnings else {}
+
+
 def _report(best_of: BestOf | None) -> dict[str, BestOf]:
     return {} if best_of is None else {"best_of": best_of}
 
@@ -268,19 +277,28 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
 # --- the server ---
 
 
+_WAITING: Final = 2048
+"""Connections that the machine holds until the event loop accepts them."""
+
+
 class Server(uvicorn.Server):
     """Says where it answers. Told to stop, it takes no new requests and ends the running ones after the grace time."""
 
     def __init__(self, app: FastAPI, service: Service, *, access_log: bool = False, log_level: str = "warning") -> None:
+        limits = service.limits
+        most = room_for(limits.max_connections)
         config = uvicorn.Config(
             app,
+            http=partial(Connection, most=most, seconds=limits.head_seconds),  # type: ignore[arg-type]  # makes one
+            backlog=BATCH,
             log_level="info" if access_log else log_level,
             access_log=access_log,
             server_header=False,
             ws="none",
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(service.limits.grace) + 5,
+            timeout_graceful_shutdown=int(limits.grace) + 5,
         )
+        spare_the_log()
         super().__init__(config)
         self.service = service
 
@@ -291,9 +309,18 @@ class Server(uvicorn.Server):
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await super().startup(sockets)
         for listening in sockets or []:
+            listening.listen(_WAITING)  # BATCH was for the event loop: more may wait outside it
             host, port = listening.getsockname()[:2]
             sys.stdout.write(f"{self.service.name} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
             sys.stdout.flush()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # each second
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.end_if_late()
+            SPARING.tell()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.closing = True

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import re
 import signal
 import socket
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from dpalign.dial.server.engine import Limits, engine_of
 from dpalign.engines.knobs import Engines
 from dpalign.paper.prompts import RewardInput
-from dpalign.runs.environment import settle_threads
+from dpalign.runs.environment import settle_threads, take_secret
 
 if TYPE_CHECKING:
     from dpalign.dial.server.service import Service
@@ -190,7 +189,7 @@ def api_key(file: Path | None) -> str | None:
     Raises:
         ValueError: it is empty, or more than a word.
     """
-    text = file.read_text(encoding="utf-8") if file is not None else os.environ.pop(KEY, None)
+    text = file.read_text(encoding="utf-8") if file is not None else take_secret(KEY)
     if text is None:
         return None
     key = text.strip()

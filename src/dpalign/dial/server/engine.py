@@ -42,6 +42,8 @@ class Limits:
     """Answers per prompt, and answers that `best_of` chooses from."""
     max_body: int = 1 << 20
     """Bytes per request."""
+    head_seconds: float = 10.0
+    """How long a request's head may take to arrive."""
     body_seconds: float = 30.0
     """How long a request's body may take to arrive."""
     read_seconds: float = 30.0
@@ -52,6 +54,16 @@ class Limits:
     """Requests that wait in line; others get 429."""
     grace: float = 20.0
     """Seconds that running answers have when the server is told to stop."""
+
+    @property
+    def max_bodies(self) -> int:
+        """Requests whose bodies are in memory: those that run or wait, and as many scorings."""
+        return 2 * (self.max_concurrent + self.max_queue)
+
+    @property
+    def max_connections(self) -> int:
+        """Open connections: those of all bodies, as many that ask nothing, and some more."""
+        return 2 * self.max_bodies + 64
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_n", "max_body", "max_concurrent"):
@@ -145,6 +157,30 @@ class Generator(Protocol):
             GenerationError: the engine could not go on.
         """
         ...
+
+
+def require_embedded(folder: str, vocabulary: Mapping[str, int], rows: int) -> None:
+    """Check that a model has a row of its embedding for every token of its tokenizer.
+
+    Raises:
+        ValueError: a chat with that token would fail, and the answers beside it too.
+    """
+    token = max(vocabulary, key=lambda name: vocabulary[name])
+    if vocabulary[token] >= rows:
+        raise ValueError(
+            f"{folder}: its tokenizer numbers the token {token!r} {vocabulary[token]}, and the model's embedding has "
+            f"{rows} rows; take the tokenizer that the model was trained with, or resize the embedding"
+        )
+
+
+def require_known(prompt: Sequence[int], rows: int) -> None:
+    """Check a prompt before it joins others, which would fail with it.
+
+    Raises:
+        GenerationError: it has a token that the model's embedding of so many rows lacks.
+    """
+    if (last := max(prompt, default=0)) >= rows:
+        raise GenerationError(f"the prompt has the token {last}, and the model's embedding has {rows} rows")
 
 
 def engine_of(name: str) -> str:

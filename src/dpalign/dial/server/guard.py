@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dpalign.dial.server.engine import Closing, GenerationError
 from dpalign.dial.server.metrics import Metrics
 from dpalign.dial.server.service import Service
-from dpalign.dial.server.shapes import ApiError
+from dpalign.dial.server.shapes import ApiError, fault_words
 
 log = logging.getLogger("dpalign.dial")
 
@@ -25,6 +25,8 @@ ROUTES: Final = ("/v1/chat/completions", "/v1/dial", "/v1/models", "/v1/rewards"
 """Paths that are counted by name."""
 DRAINED: Final = 8
 """An oversized body is read up to this many times the limit, so that its sender gets to read the error."""
+VALUES: Final = 10_000
+"""Most JSON values of a body. A million of them would hold the event loop, and all other clients, for seconds."""
 
 
 class Gone(Exception):
@@ -51,7 +53,7 @@ class Guard:
         self.app, self.service, self.metrics, self.hosts = app, service, metrics, hosts
         self.limits = service.limits
         self.bodies = 0
-        """Requests whose bodies are in memory. At most those that run or wait, and as many scorings."""
+        """Requests whose bodies are in memory."""
         self.key = None if key is None else _digest(key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +81,7 @@ class Guard:
         if scope["method"] != "POST":
             await self.app(scope, receive, reply)
             return
-        if self.bodies >= 2 * (self.limits.max_concurrent + self.limits.max_queue):
+        if self.bodies >= self.limits.max_bodies:
             raise ApiError(429, "the server is busy", code="busy", headers={"Retry-After": "1"})
         self.bodies += 1
         try:
@@ -127,7 +129,21 @@ class Guard:
             raise ApiError(408, f"the body took more than {self.limits.body_seconds:g} s", code="timeout") from None
         if size > limit or (declared.isdecimal() and int(declared) > limit):
             raise ApiError(413, f"a body of more than {limit} bytes", code="request_too_large")
-        return b"".join(chunks)
+        body = b"".join(chunks)
+        if b"\0" in body:  # or UTF-16 would hide its values from the count
+            raise ApiError(400, "the body is no JSON in UTF-8", code="invalid_json")
+        if _values(body) > VALUES:
+            raise ApiError(400, f"a body of more than {VALUES} JSON values", code="too_many_values")
+        return body
+
+
+def _values(body: bytes) -> int:
+    """About how many values a JSON text has: its commas and brackets outside strings, counted at memory speed."""
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
+    if (quotes := plain.count(b'"')) > 4 * VALUES:
+        return quotes
+    outside = b"".join(plain.split(b'"')[::2])
+    return sum(map(outside.count, (b",", b"[", b"{")))
 
 
 class _Reply:
@@ -222,11 +238,12 @@ def _invalid(error: Mapping[str, Any]) -> ApiError:
             known = "; known: preference, angle" if path[0] == "chat_template_kwargs" else ""
             return ApiError(400, f"unknown field {where!r}{known}", param=where, code="unknown_field")
         case "json_invalid":
-            return ApiError(400, f"the body is no JSON object that can be read: {error['msg']}", code="invalid_json")
+            return ApiError(400, f"the body is no JSON that can be read: {context.get('error')}", code="invalid_json")
         case _ if not where:
-            return ApiError(400, f"the body is no JSON object that can be read: {error['msg']}", code="invalid_json")
+            what = "the body is no JSON object; send one, with Content-Type: application/json"
+            return ApiError(400, what, code="invalid_json")
         case _:
-            return ApiError(400, f"{where}: {error['msg']}", param=where, code="invalid_value")
+            return ApiError(400, f"{where} {fault_words(error)}", param=where, code="invalid_value")
 
 
 def _digest(key: str) -> bytes:

@@ -52,6 +52,8 @@ class Order:
     best_of: int | None = None
     spread: float = SPREAD
     """Degrees around the direction, for best_of."""
+    began: float = 0.0
+    """When the request came, by perf_counter."""
 
 
 class Service:
@@ -81,6 +83,8 @@ class Service:
         self.closing = False
         """The server takes no new requests."""
         self.max_prompt = min(limits.max_prompt or generator.context, generator.context - 1)
+        self.max_characters = self.max_prompt * (1 + max(map(len, generator.prompts.tokenizer.get_vocab())))
+        """Of a chat: even the longest tokens, with a space between them, are too many for more."""
 
     def now(self) -> dict[str, float]:
         load = {f"engine_{name}": value for name, value in self.generator.load.items()}
@@ -105,22 +109,30 @@ class Service:
 
     # --- request -> order ---
 
-    async def order(self, request: ChatRequest) -> Order:
-        """Check a request against the model and the limits.
+    @asynccontextmanager
+    async def placed(self, request: ChatRequest) -> AsyncIterator[Order]:
+        """A request's place in line, and its order: checked against the model and the limits.
+
+        The prompt is tokenized in its place: all requests share one thread for that.
 
         Raises:
-            ApiError: what is wrong with it.
+            ApiError: what is wrong with it; the line is full.
         """
+        began = perf_counter()
         preference = self.direction(request)
         messages = [message.plain() for message in request.messages]
-        warning = None if preference is None else self.dial.warning(preference)
-        prompt = await self._prompt(messages, preference)
-        sampling = self._sampling(request, len(prompt))
+        if (characters := sum(len(message["content"]) for message in messages)) > self.max_characters:
+            what = f"{characters} characters; no more than {self.max_characters} fit in {self.max_prompt} tokens"
+            raise ApiError(400, what, param="messages", code="context_length_exceeded")
         if request.best_of is not None:
             self._check_best_of(request.best_of, preference)
+        warning = None if preference is None else self.dial.warning(preference)
         spread = SPREAD if request.angle_spread is None else request.angle_spread
         warnings = [] if warning is None else [warning]
-        return Order(messages, prompt, sampling, preference, warnings, request.best_of, spread)
+        async with self.line.place():
+            prompt = await self._prompt(messages, preference)
+            sampling = self._sampling(request, len(prompt))
+            yield Order(messages, prompt, sampling, preference, warnings, request.best_of, spread, began)
 
     def direction(self, request: ChatRequest) -> Preference | None:
         """The direction that a request asks for, in whichever field.
@@ -199,14 +211,13 @@ class Service:
     # --- order -> answers ---
 
     async def answers(self, order: Order) -> AsyncGenerator[list[Delta], None]:
-        """The answers to an order in pieces. It holds a place in line until it is finished or closed."""
-        began = perf_counter()
+        """The answers to an order, in pieces."""
         first = True
         pieces = self._stream(order.prompt, order.sampling) if order.best_of is None else self._best(order)
-        async with self.line.place(), aclosing(pieces):
+        async with aclosing(pieces):
             async for deltas in pieces:
                 if first:
-                    self.count("first_token_seconds", perf_counter() - began)
+                    self.count("first_token_seconds", perf_counter() - order.began)
                     first = False
                 yield deltas
 

@@ -49,11 +49,16 @@ REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 """Fields of OpenAI's that would change the answer, with the values beside null that ask for nothing."""
 
+_LONGEST: Final = 100
+"""Characters of a field's name that are read."""
+
 _STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 _CLOSED = ConfigDict(extra="forbid", strict=True)
 
 # --- errors ---
 
+_SHOWN: Final = 1000
+"""Characters of a message that a client sees: it may repeat what the client sent."""
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -75,12 +80,45 @@ class ApiError(Exception):
     def json(self) -> str:
         """ASCII: whatever a client sent can be shown to it."""
         kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
-        return json.dumps({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+        param = None if self.param is None else self.param[:_SHOWN]
+        error = {"message": self.message[:_SHOWN], "type": kind, "param": param, "code": self.code}
+        return json.dumps({"error": error})
 
 
 def _refuse(message: str, field: str | None = None, code: str = "invalid_value") -> NoReturn:
     """Fail a validation with an error of ours."""
     raise PydanticCustomError(code, "{message}", {"message": message, "field": field})
+
+
+_FAULTS: Final = {
+    "true or false": ("bool_type",),
+    "a whole number": ("int_type", "int_from_float", "int_parsing_size"),
+    "a finite number": ("float_type", "finite_number"),
+    "text": ("string_type", "string_unicode"),
+    "a list": ("list_type",),
+    "an object": ("dict_type", "model_type", "model_attributes_type"),
+    "at least {ge}": ("greater_than_equal",),
+    "above {gt}": ("greater_than",),
+    "at most {le}": ("less_than_equal",),
+    "below {lt}": ("less_than",),
+    "{expected}": ("literal_error",),
+    "at least {min_length} long": ("too_short", "string_too_short"),
+    "at most {max_length} long": ("too_long", "string_too_long"),
+}
+"""What a value must be, by pydantic's names for what it is not."""
+
+
+def fault_words(fault: Mapping[str, Any]) -> str:
+    """What is wrong with a field, in our words: pydantic's own name our classes."""
+    context: Mapping[str, Any] = fault.get("ctx", {})
+    match fault["type"]:
+        case "missing":
+            return "is missing"
+        case "value_error":
+            return f"is {context['error']}"
+        case kind:
+            words = next((words for words, kinds in _FAULTS.items() if kind in kinds), "another value")
+            return f"must be {words.format_map(context)}"
 
 
 # --- requests ---
@@ -114,7 +152,9 @@ class ChatMessage(BaseModel):
     model_config = _STRICT
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        list[TextPart], Field(min_length=1), BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])
+        list[TextPart],
+        Field(min_length=1, fail_fast=True),
+        BeforeValidator(_parts, json_schema_input_type=str | list[TextPart]),
     ]
 
     @model_validator(mode="after")
@@ -136,7 +176,8 @@ def _ends_with_the_user(messages: list[ChatMessage]) -> list[ChatMessage]:
     return messages
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1), AfterValidator(_ends_with_the_user)]
+# the first fault is enough: an error for each of many would hold up all other clients
+Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), AfterValidator(_ends_with_the_user)]
 
 
 def _listed(stop: object) -> object:
@@ -205,6 +246,7 @@ class ChatRequest(BaseModel):
                 continue
             if name not in REFUSED:
                 known = [*type(self).model_fields, *IGNORED, *REFUSED]
+                name = name[:_LONGEST]  # looking for the nearest of a long one takes seconds
                 hint = name_hint(name, known).partition(";")[0]
                 _refuse(f"unknown field {name!r} ({hint})", name, "unknown_field")
             if not _asks_for_nothing(value, REFUSED[name]):

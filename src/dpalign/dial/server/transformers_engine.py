@@ -3,6 +3,8 @@
 Prompts wait in the order they came. They join between two steps, a few at a time, when all their answers have room. An
 answer leaves when it ends, or when its client has left. Between two steps the event loop delivers what was drawn.
 
+A step that fails is tried again for each answer alone: only those that fail alone are given up.
+
 Shapes: R rows (answers being decoded), V vocabulary.
 """
 
@@ -11,16 +13,16 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from dpalign.dial.server.engine import Closing, Delta, GenerationError, Sampling
+from dpalign.dial.server.engine import Closing, Delta, GenerationError, Sampling, require_embedded, require_known
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
-from dpalign.engines.decoding import CopyingDecoder
+from dpalign.engines.decoding import CopyingDecoder, batches
 from dpalign.engines.loading import load_whole
 from dpalign.engines.tokens import end_ids
 from dpalign.engines.transformers_engine import LIKELIEST, draw, likeliest
@@ -53,9 +55,14 @@ class _Row:
     index: int
     text: AnswerText
     uniforms: np.ndarray
-    tokens: int = 0
-    last: int = -1
-    """The token drawn last, which the model has not read yet."""
+    drawn: list[int] = field(default_factory=list)
+    """Its tokens; the model has not read the last one yet."""
+    ended: bool = False
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens so far, for a model that has read none of them."""
+        return [*self.ticket.prompt, *self.drawn]
 
 
 class BatchingGenerator:
@@ -68,7 +75,8 @@ class BatchingGenerator:
             prompt is read alone.
 
     Raises:
-        ValueError: weights that are not all there (`load_whole`); layers that keep something else than keys and values.
+        ValueError: weights that are not all there (`load_whole`); layers that keep something else than keys and values;
+            tokens of the tokenizer that the model lacks.
     """
 
     def __init__(self, folder: str, *, rows: int, dtype: str = "auto", prefill_tokens: int = 4096) -> None:
@@ -79,6 +87,8 @@ class BatchingGenerator:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_whole("policy", folder, dtype=dtype).to(self.device)
         model.eval()
+        self.embedded = int(model.get_input_embeddings().weight.shape[0])
+        require_embedded(folder, tokenizer.get_vocab(), self.embedded)
         self.ends = frozenset(end_ids(tokenizer, model.generation_config))
         self.special = self.ends.union(tokenizer.all_special_ids)
         pad = tokenizer.pad_token_id
@@ -86,6 +96,8 @@ class BatchingGenerator:
         self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         self.tickets: deque[_Ticket] = deque()
         self.decoding: list[_Row] = []
+        self.failing: list[_Ticket] = []
+        """Those that the last step could not go on with."""
         self.steps = self.joined = 0
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoding")
         self.wake = asyncio.Event()
@@ -96,7 +108,11 @@ class BatchingGenerator:
 
     @property
     def load(self) -> Mapping[str, float]:
-        return {"rows": len(self.decoding), "waiting": len(self.tickets), "steps": self.steps}
+        return {"rows": self._unended, "waiting": len(self.tickets), "steps": self.steps}
+
+    @property
+    def _unended(self) -> int:
+        return sum(not row.ended for row in self.decoding)
 
     @property
     def failed(self) -> bool:
@@ -118,12 +134,14 @@ class BatchingGenerator:
 
         Raises:
             ValueError: more answers than rows, or no room for the answer in the context.
-            GenerationError: the model failed on these answers, or for good; the server is shutting down.
+            GenerationError: the model failed on these answers, or for good, or knows no such token; the server is
+                shutting down.
         """
         if not 1 <= sampling.n <= self.rows:
             raise ValueError(f"{sampling.n} answers to a prompt; this server decodes 1 to {self.rows} side by side")
         if len(prompt) + sampling.max_tokens > self.context:
             raise ValueError(f"{len(prompt)} tokens and {sampling.max_tokens} new ones exceed {self.context}")
+        require_known(prompt, self.embedded)
         if self.closed:
             raise Closing
         if self.ended is not None:
@@ -169,24 +187,37 @@ class BatchingGenerator:
         loop = asyncio.get_running_loop()
         newcomers = self._admitted()
         try:
-            deltas = await loop.run_in_executor(self.thread, self._step, newcomers)
+            deltas = await self._tried(newcomers)
         except Exception:
             log.exception("decoding failed; %d answers are given up", len(self.decoding))
             self._give_up(GenerationError("the model failed on this batch of answers; see the log"), newcomers)
             await loop.run_in_executor(self.thread, self.decoder.keep, [])
             return
+        finally:
+            self._fail(GenerationError("the model failed on this answer; see the log"), self.failing)
+            self.failing = []
         for ticket, delta in deltas:
             ticket.pending.append(delta)
             if delta.text or delta.finish:
                 ticket.news.set()
 
+    async def _tried(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
+        """One step, and where it fails another one that leaves out the answers that fail alone."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self.thread, self._step, newcomers)
+        except Exception:
+            log.exception("a step failed; each of its answers is tried alone")
+        return await loop.run_in_executor(self.thread, self._step_anew, newcomers)
+
     def _admitted(self) -> list[_Ticket]:
         """The next tickets in line whose answers all have room; now and then while others are decoded."""
         newcomers: list[_Ticket] = []
         wanted = sum(ticket.sampling.n for ticket in self.tickets)
-        if self.decoding and self.steps < self.joined + JOIN_EVERY and wanted * CROWD < self.rows:
+        decoding = self._unended
+        if decoding and self.steps < self.joined + JOIN_EVERY and wanted * CROWD < self.rows:
             return newcomers
-        room, width = self.rows - len(self.decoding), 0
+        room, width = self.rows - decoding, 0
         while self.tickets and self.tickets[0].sampling.n <= room:
             width = max(width, len(self.tickets[0].prompt))
             if newcomers and width * (len(newcomers) + 1) > self.prefill_tokens:
@@ -197,10 +228,13 @@ class BatchingGenerator:
 
     def _give_up(self, reason: GenerationError, more: Iterable[_Ticket]) -> None:
         """End every answer that is being decoded, and these."""
-        for ticket in [*(row.ticket for row in self.decoding), *more]:
-            ticket.error = reason
-            ticket.news.set()
+        self._fail(reason, [*(row.ticket for row in self.decoding), *more])
         self.decoding = []
+
+    def _fail(self, reason: GenerationError, tickets: Iterable[_Ticket]) -> None:
+        for ticket in tickets:
+            ticket.error = ticket.error or reason
+            ticket.news.set()
 
     @torch.inference_mode()
     def _step(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
@@ -208,27 +242,67 @@ class BatchingGenerator:
 
         It runs in the thread, while the event loop sends what the step before drew.
         """
-        self._keep([i for i, row in enumerate(self.decoding) if not row.ticket.cancelled])
+        self._keep([i for i, row in enumerate(self.decoding) if not (row.ended or row.ticket.cancelled)])
         logits: list[torch.Tensor] = []
         if self.decoding:
-            logits.append(self.decoder.read(torch.tensor([row.last for row in self.decoding], device=self.device)))
+            logits.append(self.decoder.read(torch.tensor([row.drawn[-1] for row in self.decoding], device=self.device)))
         if newcomers:
             self.joined = self.steps
             logits.append(self.decoder.join([t.prompt for t in newcomers], [t.sampling.n for t in newcomers]))
             self.decoding += [self._row(ticket, i) for ticket in newcomers for i in range(ticket.sampling.n)]
+        return self._deltas(logits)
+
+    @torch.inference_mode()
+    def _step_anew(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
+        """The same step after it failed, whatever the decoder was left with: it reads every answer from its prompt on.
+
+        Each answer is first read alone. One that fails is left out, with all others of its request.
+        """
+        rows = [row for row in self.decoding if not (row.ended or row.ticket.cancelled)]
+        joined = {row.ticket for row in rows}
+        rows += [self._row(t, i) for t in newcomers if t not in joined for i in range(t.sampling.n)]
+        self.decoding = []
+        for row in rows:
+            if row.ticket in self.failing:
+                continue
+            self.decoder.keep([])
+            try:
+                self._tokens([row], self.decoder.join([row.ids], [1]))
+            except Exception:
+                log.exception("an answer failed alone, and is given up")
+                self.failing.append(row.ticket)
+        self.decoder.keep([])
+        self.joined = self.steps
+        self.decoding = [row for row in rows if row.ticket not in self.failing]
+        parts = batches([len(row.ids) for row in self.decoding], self.prefill_tokens)
+        return self._deltas(
+            [self.decoder.join([self.decoding[i].ids for i in part], [1] * len(part)) for part in parts]
+        )
+
+    def _deltas(self, logits: Sequence[torch.Tensor]) -> list[tuple[_Ticket, Delta]]:
+        """The next token of each row, as text."""
         if not self.decoding:
             return []
         self.steps += 1
-        samplings = [row.ticket.sampling for row in self.decoding]
-        token_R = draw_rows(
-            torch.cat(logits),
-            np.array([row.uniforms[row.tokens] for row in self.decoding]),
+        token_R = self._tokens(self.decoding, torch.cat(list(logits)))
+        deltas = []
+        for row, token in zip(self.decoding, token_R, strict=True):
+            try:
+                deltas.append((row.ticket, self._delta(row, token)))
+            except Exception:  # of this row alone: the others have their token already
+                log.exception("an answer has no text, and is given up")
+                self.failing.append(row.ticket)
+        return deltas
+
+    def _tokens(self, rows: Sequence[_Row], logits_RV: torch.Tensor) -> list[int]:
+        samplings = [row.ticket.sampling for row in rows]
+        token_R: list[int] = draw_rows(
+            logits_RV,
+            np.array([row.uniforms[len(row.drawn)] for row in rows]),
             np.array([sampling.temperature for sampling in samplings]),
             np.array([sampling.top_p for sampling in samplings]),
         ).tolist()
-        deltas = [(row.ticket, self._delta(row, token)) for row, token in zip(self.decoding, token_R, strict=True)]
-        self._keep([i for i, (_, delta) in enumerate(deltas) if delta.finish is None])
-        return deltas
+        return token_R
 
     def _row(self, ticket: _Ticket, index: int) -> _Row:
         uniforms = rng_for("serve", ticket.sampling.seed, index).random(ticket.sampling.max_tokens)
@@ -236,9 +310,10 @@ class BatchingGenerator:
         return _Row(ticket, index, text, uniforms)
 
     def _delta(self, row: _Row, token: int) -> Delta:
-        row.tokens, row.last = row.tokens + 1, token
-        ended, cut = token in self.ends, row.tokens == row.ticket.sampling.max_tokens
+        row.drawn.append(token)
+        ended, cut = token in self.ends, len(row.drawn) == row.ticket.sampling.max_tokens
         text, stopped = row.text.push([token], last=ended or cut)
+        row.ended = ended or stopped or cut
         return Delta(row.index, text, 1, "stop" if ended or stopped else "length" if cut else None)
 
     def _keep(self, rows: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from dpalign.dial.server.engine import Delta, Finish, GenerationError, Sampling
+from dpalign.dial.server.engine import Delta, Finish, GenerationError, Sampling, require_embedded, require_known
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
 from dpalign.engines.knobs import Engines
 from dpalign.engines.loading import require_tensors
@@ -66,6 +66,8 @@ class VllmGenerator:
         self.ends = end_ids(tokenizer, generation_config(folder))
         self.special = frozenset([*tokenizer.all_special_ids, *self.ends])
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self.embedded = int(config.get_text_config().vocab_size)
+        require_embedded(folder, tokenizer.get_vocab(), self.embedded)
         stored = str(getattr(config, "dtype", None) or "auto").removeprefix("torch.")
         arguments: dict[str, Any] = {
             "model": folder,
@@ -112,6 +114,7 @@ class VllmGenerator:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        require_known(prompt, self.embedded)
         copies = 1 if sampling.temperature else sampling.n  # vLLM refuses to be greedy twice
         params = SamplingParams(
             n=sampling.n // copies,
