@@ -9,6 +9,7 @@ import gzip
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ SAVED: Final = "state.json"
 SAVED_SPLITS: Final = "dataset_dict.json"
 _ROLES = ("system", "user", "assistant")
 _PARQUET_BATCH = 1024
+LONGEST: Final = 1 << 24
+"""Bytes of a line, and characters of a cell: far above any chat, and below what fills the memory."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Row:
             value.encode()
         except UnicodeEncodeError as error:
             raise self.wrong(key, value, "valid Unicode (half a surrogate pair cannot be stored)") from error
+        if "\0" in value:
+            raise self.wrong(key, value, "text without the character NUL")
         return value
 
     def wrong(self, key: str, value: Any, expected: str) -> ValueError:
@@ -132,11 +137,13 @@ def located(source: str, wanted: Sequence[str]) -> tuple[str, str | None]:
     If the hub cannot be asked, the last wanted one: reading it then gives the error.
 
     Raises:
-        ValueError: several splits, and none of them is wanted.
+        ValueError: a file or folder that is not there, or is of no kind that is read; several splits, and none of them
+            is wanted.
     """
     name, split = parted(source)
     if split is not None or _of_one_file(name):
         return name, split
+    _require_data_set(name)
     known = _splits_of(name)
     if known == []:
         return name, None
@@ -154,7 +161,10 @@ def _splits_of(name: str) -> list[str] | None:
     if (folder / SAVED).is_file():
         return []
     if (folder / SAVED_SPLITS).is_file():
-        return list(json.loads((folder / SAVED_SPLITS).read_bytes())["splits"])
+        try:
+            return list(json.loads((folder / SAVED_SPLITS).read_bytes())["splits"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{folder / SAVED_SPLITS}: names no splits ({error}); save the data set again") from error
     try:
         import datasets
 
@@ -173,46 +183,68 @@ def read_source(source: str, split: str | None = None) -> Iterator[Row]:
             recipes that pool train and test leak validation prompts.
 
     Raises:
-        ValueError: no such file; an unreadable line; a split that is missing or unknown.
+        ValueError: no such file; one without rows; an unreadable line; a split that is missing or unknown.
     """
-    if not _of_one_file(source):
-        yield from _dataset_rows(source, split)
-        return
+    rows = _file_rows(source) if _of_one_file(source) else _dataset_rows(source, split)
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise ValueError(f"{describe(source, split)}: holds no rows; fetch it again, or leave it out")
+
+
+def _file_rows(source: str) -> Iterator[Row]:
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"{source}: no such file")
+        raise ValueError(f"{source}: {'a folder that holds no data set' if path.is_dir() else 'no such file'}")
     match path.suffix:
         case ".parquet":
-            yield from _parquet_rows(path)
+            return _parquet_rows(path)
         case ".json":
-            yield from _json_rows(path)
+            return _json_rows(path)
         case ".csv":
-            yield from _csv_rows(path)
+            return _csv_rows(path)
         case _:
-            yield from _jsonl_rows(path)
+            return _jsonl_rows(path)
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                values = json.loads(line)
-            except ValueError as error:  # of JSON, or of UTF-8
-                start = shorten(repr(line.decode(errors="replace").rstrip("\n")))
-                raise ValueError(
-                    f"{where}: not a whole JSON row ({error}): {start}; the file may be cut short: "
-                    "fetch it again, or remove the line"
-                ) from error
-            yield _row(where, values)
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
+            start = shorten(repr(line[:400].decode(errors="replace").rstrip("\n")))
+            raise ValueError(
+                f"{where}: not a whole JSON row ({error}): {start}; the file may be cut short: "
+                "fetch it again, or remove the line"
+            ) from error
+        yield _row(where, values)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, compressed or not."""
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            while line := file.readline(LONGEST + 1):
+                number += 1
+                if len(line) > LONGEST:
+                    raise ValueError(
+                        f"{path}, line {number}: longer than {LONGEST:,} bytes; write each row on a line of its own"
+                    )
+                yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error}, after line {number}); fetch it again") from error
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not whole JSON ({error}); the file may be cut short: fetch it again") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: holds {shorten(repr(rows))}, expected a list of rows")
@@ -222,15 +254,18 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     """Every cell is text; an empty one is null."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LONGEST)
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             cells = csv.DictReader(lines, strict=True)
+            names = cells.fieldnames or ()
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{path}: has the column {twice[0]!r} twice; rename one")
             for number, values in enumerate(cells, start=1):
                 where = f"{path}, row {number}"
                 if None in values or None in values.values():
                     raise ValueError(
-                        f"{where}: not a cell for each of {', '.join(cells.fieldnames or ())}; put quotes around "
+                        f"{where}: not a cell for each of {', '.join(names)}; put quotes around "
                         "texts with commas or line breaks"
                     )
                 yield Row(where, {name: cell or None for name, cell in values.items()})
@@ -256,13 +291,18 @@ def _row(where: str, values: Any) -> Row:
     return Row(where, values)
 
 
-def _dataset_rows(name: str, split: str | None) -> Iterator[Row]:
-    """The rows of a data set on the hub or in a folder, through `datasets`."""
-    saved = (Path(name) / SAVED).is_file()
+def _require_data_set(name: str) -> None:
+    """ValueError for what can be no data set on the hub or in a folder."""
     if Path(name).is_file():
         raise ValueError(f"{name}: a file of a kind that is not read; {FILES}")
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise ValueError(f"{name}: no such file or folder")
+
+
+def _dataset_rows(name: str, split: str | None) -> Iterator[Row]:
+    """The rows of a data set on the hub or in a folder, through `datasets`."""
+    _require_data_set(name)
+    saved = (Path(name) / SAVED).is_file()
     if not saved and (split is None or not re.fullmatch(r"\w+", split)):
         raise ValueError(
             f"{name}: split is {split!r}, expected the name of one split, such as {name}:train (a local {FILES[2:]})"

@@ -4,6 +4,7 @@ A stage that reads any of it is done again when it changes, as when an earlier s
 under a name is taken to stay as it is.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,13 +15,15 @@ from dpalign.recipe import Recipe
 from dpalign.rewards.functions import load_function, module_file, probe
 from dpalign.rewards.knobs import local_heads
 from dpalign.runs.environment import filled
-from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, template_of, weights_files
+from dpalign.runs.modelfolder import TOKENIZER_SETTINGS, read_marks, require_fit, template_of
 from dpalign.runs.tables import knobs_naming, leaves
 
 SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
 MODELS: Final = tuple(knobs_naming(Recipe, "model"))
 FUNCTIONS: Final = tuple(knobs_naming(Recipe, "function"))
 TOKENIZER_FILES: Final = ["tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"]
+HUB_NAME: Final = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+"""What can be a model's name on the hub: OWNER/NAME, or of the oldest models NAME."""
 INSTALLED: Final = {"model.base": "world"}
 """What a model knob may say that means a part of this package."""
 
@@ -49,7 +52,7 @@ def _names(knob: str, patterns: Sequence[str]) -> bool:
 
 
 def require_models(recipe: Recipe) -> None:
-    """Check that what a recipe names as models, and looks like a path, is there and holds weights.
+    """Check that what a recipe names as models, and can be no name on the hub, is there and holds whole weights.
 
     Reward functions are imported, and tried on two tiny questions.
 
@@ -60,11 +63,11 @@ def require_models(recipe: Recipe) -> None:
         if not _names(knob, MODELS) or not value or value == INSTALLED.get(knob):
             continue
         folder = Path(value)
-        if not folder.exists() and (folder.is_absolute() or value.startswith((".", "~")) or value.endswith("/")):
+        if not folder.exists() and not HUB_NAME.fullmatch(value):
             raise ValueError(f"{knob} is {value!r}: there is no such folder")
         if folder.exists():
             try:
-                weights_files(folder)
+                require_fit(folder)
             except ValueError as error:
                 raise ValueError(f"{knob} is {value!r}: {error}") from error
     for name, reward in recipe.rewards.items():

@@ -250,8 +250,11 @@ def _sources(recipe: "Recipe", world: Path | None) -> Data:
     """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
     names = ("helpsteer", "validation", "tuning_prompts", "sft")
     if world is not None:
-        paths: dict[str, Any] = {name: str(world / WORLD_FILES[name]) for name in names}
-        paths |= {"rows": (str(world / WORLD_FILES["rows"]),), "prompts": ()}
+        files = {name: world / file for name, file in WORLD_FILES.items()}
+        # The world has an empty file for a role without prompts.
+        empty = {name for name, file in files.items() if file.is_file() and not file.stat().st_size}
+        paths: dict[str, Any] = {name: "" if name in empty else str(files[name]) for name in names}
+        paths |= {"rows": (str(files["rows"]),), "prompts": ()}
     else:
         paths = {name: expanded(f"data.{name}", getattr(recipe.data, name)) for name in names}
         for name, sources in (("rows", recipe.data.rows), ("prompts", recipe.data.prompts)):
