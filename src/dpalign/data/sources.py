@@ -173,7 +173,7 @@ def _splits_of(name: str) -> list[str] | None:
         return None
 
 
-def read_source(source: str, split: str | None = None) -> Iterator[Row]:
+def read_source(source: str, split: str | None = None, *, what: str = "rows") -> Iterator[Row]:
     """All rows of a local file, or of one named split of a data set.
 
     Args:
@@ -181,6 +181,7 @@ def read_source(source: str, split: str | None = None) -> Iterator[Row]:
             disk; otherwise a name on the hub, or a folder of such files or with a copy of a hub data set.
         split: the split's own name, such as "train_prefs"; a file is one split already. Splits are never added up:
             recipes that pool train and test leak validation prompts.
+        what: what a message calls its rows.
 
     Raises:
         ValueError: no such file; one without rows; an unreadable line; a split that is missing or unknown.
@@ -191,7 +192,7 @@ def read_source(source: str, split: str | None = None) -> Iterator[Row]:
         empty = False
         yield row
     if empty:
-        raise ValueError(f"{describe(source, split)}: holds no rows; fetch it again, or leave it out")
+        raise ValueError(f"{describe(source, split)}: no {what} in it; fetch it again, or leave it out")
 
 
 def _file_rows(source: str) -> Iterator[Row]:
@@ -281,7 +282,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for values in batch.to_pylist():
                 number += 1
                 yield Row(f"{path}, row {number}", values)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); fetch it again") from error
 
 

@@ -38,7 +38,7 @@ from dpalign.train.knobs import Kernels, ReportTo, Training
 __all__ = ["Compare", "Recipe", "changed", "dotted", "from_mapping", "load"]
 
 
-ITERATIONS: Final = 1000
+ITERATIONS: Final = 100
 """The most of a recipe: all steps of a run are written out before the first."""
 DIRECTIONS: Final = ("distribution", "low", "high", "center", "listed")
 """The knobs of [preference] of which one must be stated beside objectives of one's own."""

@@ -26,6 +26,8 @@ EXTENDS: Final = "extends"
 """The key of a recipe file that names its base; the recipe itself has no such knob."""
 LONGEST: Final = 1 << 20
 """Characters of a recipe file; the longest that is shipped has 20,000."""
+DEEPEST: Final = 16
+"""Tables or lists of a recipe file in each other."""
 SHIPPED: Final = Path(__file__).parent / "shipped"
 """The recipes that are installed with the package."""
 
@@ -359,10 +361,19 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if len(text) > LONGEST:
         raise ValueError(f"{path}: more than {LONGEST:,} characters; is it a recipe?")
     try:
-        return tomllib.loads(text)
+        read = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         why = str(error).replace("at end of document", f"at line {len(text.splitlines())}, the end of the file")
         raise ValueError(f"{path}: not valid TOML: {why}") from error
+    if _is_deep(read, DEEPEST):
+        raise ValueError(f"{path}: tables or lists more than {DEEPEST} deep; no knob has so many")
+    return read
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    """Whether tables or lists lie in each other at more levels than these."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deep(one, levels - 1) for one in inner)
 
 
 def _override_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:

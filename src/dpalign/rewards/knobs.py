@@ -106,7 +106,11 @@ def local_heads(model: str) -> tuple[str, ...]:
     """The names that a local model's configuration gives its heads; none where it only numbers them."""
     if not model or not (Path(model) / CONFIG).is_file():
         return ()
-    names = label_names(read_object(Path(model) / CONFIG))
+    config = read_object(Path(model) / CONFIG)
+    try:
+        names = label_names(config)
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from None
     return () if numbered(names) else names
 
 

@@ -167,11 +167,14 @@ def require_sound(path: Path) -> None:
         return
     dial, tokens = Dial.of(contract), read_marks(model).named
     for v in shown_directions(dial, 3):
-        line = dial.line(v)
-        if line not in render(template, chats(dial.chat)[0], preference=v.weights, **tokens):
+        try:
+            written = render(template, chats(dial.chat)[0], preference=v.weights, **tokens)
+        except ValueError as error:
+            raise ValueError(f"{model}: {error}; export the policy again") from error
+        if dial.line(v) not in written:
             raise ValueError(
-                f"{contract_folder / FILE}: a direction over {', '.join(contract.names)} is written {line!r}, and the "
-                f"chat template writes another line; export the policy again"
+                f"{contract_folder / FILE}: a direction over {', '.join(contract.names)} is {dial.line(v)!r}, and the "
+                "chat template writes another line; export the policy again"
             )
 
 
