@@ -473,7 +473,7 @@ COMMANDS: Final = [
     _command(f"{_ALPACA} none", "none", files=_ASK),
     _command(f"{_ALPACA} --angles nan", "'nan'", files=_ASK),
     _command(f"{_ALPACA} --limit 0", "--limit", files=_ASK),
-    _command(_ALPACA, "i.json", "no rows in it", files={"i.json": "[]"}),
+    _command(_ALPACA, "i.json", "no instructions", files={"i.json": "[]"}),
     _command("smollm2 --out r.toml", "r.toml"),
 ]  # fmt: skip
 

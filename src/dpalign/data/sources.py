@@ -130,6 +130,23 @@ def parted(source: str) -> tuple[str, str | None]:
     return name, split
 
 
+def require_there(source: str) -> None:
+    """Check that a source is a file that is read, a folder, or what may be a name on the hub.
+
+    Raises:
+        ValueError: a file or a folder that is not there; a file of another kind.
+    """
+    name, _ = parted(source)
+    path = Path(name)
+    if _of_one_file(name):
+        if not path.is_file():
+            raise ValueError(f"{name}: no such file")
+    elif path.is_file():
+        raise ValueError(f"{name}: a file of a kind that is not read; {FILES}")
+    elif name.startswith((".", "/", "~")) and not path.exists():
+        raise ValueError(f"{name}: no such file or folder")
+
+
 def located(source: str, wanted: Sequence[str]) -> tuple[str, str | None]:
     """The name and the split to read of a source: the split that `name:split` says, or else the only one, or else the
     first wanted one that it has. A file is one split already, and so has none.
@@ -137,13 +154,11 @@ def located(source: str, wanted: Sequence[str]) -> tuple[str, str | None]:
     If the hub cannot be asked, the last wanted one: reading it then gives the error.
 
     Raises:
-        ValueError: a file or folder that is not there, or is of no kind that is read; several splits, and none of them
-            is wanted.
+        ValueError: several splits, and none of them is wanted.
     """
     name, split = parted(source)
     if split is not None or _of_one_file(name):
         return name, split
-    _require_data_set(name)
     known = _splits_of(name)
     if known == []:
         return name, None
@@ -173,7 +188,7 @@ def _splits_of(name: str) -> list[str] | None:
         return None
 
 
-def read_source(source: str, split: str | None = None, *, what: str = "rows") -> Iterator[Row]:
+def read_source(source: str, split: str | None = None) -> Iterator[Row]:
     """All rows of a local file, or of one named split of a data set.
 
     Args:
@@ -181,33 +196,24 @@ def read_source(source: str, split: str | None = None, *, what: str = "rows") ->
             disk; otherwise a name on the hub, or a folder of such files or with a copy of a hub data set.
         split: the split's own name, such as "train_prefs"; a file is one split already. Splits are never added up:
             recipes that pool train and test leak validation prompts.
-        what: what a message calls its rows.
 
     Raises:
-        ValueError: no such file; one without rows; an unreadable line; a split that is missing or unknown.
+        ValueError: no such file; an unreadable line; a split that is missing or unknown.
     """
-    rows = _file_rows(source) if _of_one_file(source) else _dataset_rows(source, split)
-    empty = True
-    for row in rows:
-        empty = False
-        yield row
-    if empty:
-        raise ValueError(f"{describe(source, split)}: no {what} in it; fetch it again, or leave it out")
-
-
-def _file_rows(source: str) -> Iterator[Row]:
+    require_there(source)
+    if not _of_one_file(source):
+        yield from _dataset_rows(source, split)
+        return
     path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"{source}: {'a folder that holds no data set' if path.is_dir() else 'no such file'}")
     match path.suffix:
         case ".parquet":
-            return _parquet_rows(path)
+            yield from _parquet_rows(path)
         case ".json":
-            return _json_rows(path)
+            yield from _json_rows(path)
         case ".csv":
-            return _csv_rows(path)
+            yield from _csv_rows(path)
         case _:
-            return _jsonl_rows(path)
+            yield from _jsonl_rows(path)
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -292,17 +298,8 @@ def _row(where: str, values: Any) -> Row:
     return Row(where, values)
 
 
-def _require_data_set(name: str) -> None:
-    """ValueError for what can be no data set on the hub or in a folder."""
-    if Path(name).is_file():
-        raise ValueError(f"{name}: a file of a kind that is not read; {FILES}")
-    if name.startswith((".", "/", "~")) and not Path(name).exists():
-        raise ValueError(f"{name}: no such file or folder")
-
-
 def _dataset_rows(name: str, split: str | None) -> Iterator[Row]:
     """The rows of a data set on the hub or in a folder, through `datasets`."""
-    _require_data_set(name)
     saved = (Path(name) / SAVED).is_file()
     if not saved and (split is None or not re.fullmatch(r"\w+", split)):
         raise ValueError(

@@ -72,7 +72,7 @@ def read_pairs(path: Path) -> list[Pair]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; reward.pairwise names a local file of pairs")
     pairs = []
-    for row in read_source(str(path), what="pairs"):
+    for row in read_source(str(path)):
         prompt, chosen, rejected = row.text("prompt"), _answers(row, "chosen"), _answers(row, "rejected")
         if not prompt.strip():
             raise row.wrong("prompt", prompt, "a prompt with words")
@@ -80,6 +80,8 @@ def read_pairs(path: Path) -> list[Pair]:
             raise row.wrong("rejected", min(both), "another answer than the chosen one")
         subset = row.text("subset") if row.values.get("subset") is not None else ""
         pairs.append(Pair(tuple(user_prompt(prompt)), chosen, rejected, subset))
+    if not pairs:
+        raise ValueError(f"{path}: no pairs in it; give rows of prompt, chosen and rejected")
     return pairs
 
 
