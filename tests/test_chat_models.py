@@ -592,7 +592,7 @@ def test_a_template_that_cannot_carry_the_dial_is_refused_before_any_work(
 
 
 def test_a_model_of_the_hub_is_looked_at_when_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run needs no network; a run fetches the tokenizer's files alone, and without a network begins its work."""
+    """A dry run needs no network; a run fetches the tokenizer's files alone before anything else."""
     theirs = tmp_path / "theirs"
     tokenizer_of(FAMILIES["Qwen 2.5"]).save_pretrained(theirs)
     (theirs / "chat_template.jinja").write_text("{{ raise_exception('no chats') }}")

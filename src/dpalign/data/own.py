@@ -230,7 +230,10 @@ def to_number(value: Any) -> float | None:
         return None
     if not isinstance(value, str | int | float):
         raise ValueError("no number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if math.isinf(number):
         raise ValueError("no number")
     return None if math.isnan(number) else number

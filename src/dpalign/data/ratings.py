@@ -207,7 +207,7 @@ def loose_rating(row: Row, key: str, bounds: tuple[int, int]) -> float | None:
         return None
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not bounds[0] <= number <= bounds[1]:  # NaN is outside too
         raise row.wrong(key, value, f'a number from {bounds[0]} to {bounds[1]}, or "N/A"')

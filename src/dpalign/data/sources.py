@@ -9,6 +9,7 @@ import gzip
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ SAVED: Final = "state.json"
 SAVED_SPLITS: Final = "dataset_dict.json"
 _ROLES = ("system", "user", "assistant")
 _PARQUET_BATCH = 1024
+LONGEST: Final = 1 << 24
+"""Bytes of a line, and characters of a cell: far above any chat, and below what fills the memory."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class Row:
             value.encode()
         except UnicodeEncodeError as error:
             raise self.wrong(key, value, "valid Unicode (half a surrogate pair cannot be stored)") from error
+        if "\0" in value:
+            raise self.wrong(key, value, "text without the character NUL")
         return value
 
     def wrong(self, key: str, value: Any, expected: str) -> ValueError:
@@ -126,6 +131,23 @@ def parted(source: str) -> tuple[str, str | None]:
     return name, split
 
 
+def require_there(source: str) -> None:
+    """Check that a source is a file that is read, a folder, or what may be a name on the hub.
+
+    Raises:
+        ValueError: a file or a folder that is not there; a file of another kind.
+    """
+    name, _ = parted(source)
+    path = Path(name)
+    if _of_one_file(name):
+        if not path.is_file():
+            raise ValueError(f"{name}: no such file")
+    elif path.is_file():
+        raise ValueError(f"{name}: a file of a kind that is not read; {FILES}")
+    elif name.startswith((".", "/", "~")) and not path.exists():
+        raise ValueError(f"{name}: no such file or folder")
+
+
 def located(source: str, wanted: Sequence[str]) -> tuple[str, str | None]:
     """The name and the split to read of a source: the split that `name:split` says, or else the only one, or else the
     first wanted one that it has. A file is one split already, and so has none.
@@ -155,7 +177,10 @@ def _splits_of(name: str) -> list[str] | None:
     if (folder / SAVED).is_file():
         return []
     if (folder / SAVED_SPLITS).is_file():
-        return list(json.loads((folder / SAVED_SPLITS).read_bytes())["splits"])
+        try:
+            return list(json.loads((folder / SAVED_SPLITS).read_bytes())["splits"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{folder / SAVED_SPLITS}: names no splits ({error}); save the data set again") from error
     try:
         import datasets
 
@@ -177,12 +202,11 @@ def read_source(source: str, split: str | None = None) -> Iterator[Row]:
     Raises:
         ValueError: no such file; an unreadable line; a split that is missing or unknown.
     """
+    require_there(source)
     if not _of_one_file(source):
         yield from _dataset_rows(source, split)
         return
     path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"{source}: no such file")
     match path.suffix:
         case ".parquet":
             yield from _parquet_rows(path)
@@ -195,26 +219,41 @@ def read_source(source: str, split: str | None = None) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                values = json.loads(line)
-            except ValueError as error:  # of JSON, or of UTF-8
-                start = shorten(repr(line.decode(errors="replace").rstrip("\n")))
-                raise ValueError(
-                    f"{where}: not a whole JSON row ({error}): {start}; the file may be cut short: "
-                    "fetch it again, or remove the line"
-                ) from error
-            yield _row(where, values)
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
+            start = shorten(repr(line[:400].decode(errors="replace").rstrip("\n")))
+            raise ValueError(
+                f"{where}: not a whole JSON row ({error}): {start}; the file may be cut short: "
+                "fetch it again, or remove the line"
+            ) from error
+        yield _row(where, values)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, compressed or not."""
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            while line := file.readline(LONGEST + 1):
+                number += 1
+                if len(line) > LONGEST:
+                    raise ValueError(
+                        f"{path}, line {number}: longer than {LONGEST:,} bytes; write each row on a line of its own"
+                    )
+                yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error}, after line {number}); fetch it again") from error
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not whole JSON ({error}); the file may be cut short: fetch it again") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: holds {shorten(repr(rows))}, expected a list of rows")
@@ -224,15 +263,18 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     """Every cell is text; an empty one is null."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LONGEST)
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             cells = csv.DictReader(lines, strict=True)
+            names = cells.fieldnames or ()
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{path}: has the column {twice[0]!r} twice; rename one")
             for number, values in enumerate(cells, start=1):
                 where = f"{path}, row {number}"
                 if None in values or None in values.values():
                     raise ValueError(
-                        f"{where}: not a cell for each of {', '.join(cells.fieldnames or ())}; put quotes around "
+                        f"{where}: not a cell for each of {', '.join(names)}; put quotes around "
                         "texts with commas or line breaks"
                     )
                 yield Row(where, {name: cell or None for name, cell in values.items()})
@@ -248,7 +290,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for values in batch.to_pylist():
                 number += 1
                 yield Row(f"{path}, row {number}", values)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); fetch it again") from error
 
 
@@ -261,10 +303,6 @@ def _row(where: str, values: Any) -> Row:
 def _dataset_rows(name: str, split: str | None) -> Iterator[Row]:
     """The rows of a data set on the hub or in a folder, through `datasets`."""
     saved = (Path(name) / SAVED).is_file()
-    if Path(name).is_file():
-        raise ValueError(f"{name}: a file of a kind that is not read; {FILES}")
-    if name.startswith((".", "/", "~")) and not Path(name).exists():
-        raise ValueError(f"{name}: no such file or folder")
     if not saved and (split is None or not re.fullmatch(r"\w+", split)):
         raise ValueError(
             f"{name}: split is {split!r}, expected the name of one split, such as {name}:train (a local {FILES[2:]})"

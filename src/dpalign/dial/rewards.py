@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from dpalign.paper.prompts import RewardInput
 from dpalign.runs.hub import local_model
-from dpalign.runs.modelfolder import CONFIG
+from dpalign.runs.modelfolder import CONFIG, require_fit
 from dpalign.train.contract import Contract, RewardRecord
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def _opened(source: str, heads: Sequence[str], form: RewardInput | None, dtype: 
         raise ValueError(f"{source}: nobody said how this reward model reads a chat; give --reward-template")
     source = local_model(source)
     folder = Path(source) / "model" if (Path(source) / "model").is_dir() else Path(source)
+    if folder.is_dir():
+        require_fit(folder)
     scorer = ModelScorer(
         str(folder) if folder.exists() else source, heads, template=form, batch_tokens=BATCH_TOKENS, dtype=dtype
     )

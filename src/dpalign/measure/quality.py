@@ -144,7 +144,7 @@ class _Bootstrap:
         self.prompts = int(prompt_N.max()) + 1 if len(prompt_N) else 0
         self.confidence = confidence
         p = max(1, self.prompts)
-        draws_BP = np.random.default_rng(seed).multinomial(p, np.full(p, 1 / p), size=resamples)
+        draws_BP = np.random.default_rng(seed % 2**32).multinomial(p, np.full(p, 1 / p), size=resamples)
         self.weight_BP = draws_BP[:, : self.prompts].astype(np.float32)
 
     def estimate(self, figure: Callable[[Array], Array], by_prompt: bool = False) -> Estimate | None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from dpalign.pipeline import runner
 from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.pipeline.steps import STAGES
-from dpalign.recipe import load
+from dpalign.recipe import ITERATIONS, load
 from dpalign.recipe.localfiles import require_models
 from dpalign.runs.folder import Run
 from dpalign.runs.ledger import STAGE_NAME, read_ledger
@@ -70,10 +70,15 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     for repeated in stage.repeated:
         inputs |= dict(_named_folder(repeated, word) for word in getattr(arguments, repeated))
     asked = {name: getattr(arguments, name) for name in stage.asks}
+    if not 0 <= asked.get("t", 0) <= ITERATIONS:
+        raise ValueError(f"--t {asked['t']}: an iteration, 0 to {ITERATIONS}")
     if asked.get("condition") == "targets" and "annotate" not in inputs:
         raise ValueError(
             "--condition targets needs --annotate DIR: targets are drawn from the rewards of rated answers"
         )
+    for name, path in inputs.items():
+        if not path.exists():
+            raise ValueError(f"stage {out.name}, input {name}: {path} is missing; name a finished folder")
     with stoppable(), Run.open(out.parent, recipe_text=None) as opened:
         runner.take(recipe, opened, Step(out.name, stage, inputs, **asked))
     return str(out)

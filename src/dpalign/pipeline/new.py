@@ -321,7 +321,10 @@ def _rows(sources: Sequence[str]) -> int | None:
     """How many rows some files have; None where one is a folder or on the hub."""
     if not all(Path(source).is_file() for source in sources):
         return None
-    return sum(1 for source in sources for _ in read_source(source))
+    counts = {source: sum(1 for _ in read_source(source)) for source in sources}
+    if empty := [source for source, count in counts.items() if not count]:
+        raise ValueError(f"data {empty[0]!r}: no rows in it")
+    return sum(counts.values())
 
 
 def _said(line: str, comment: str) -> str:

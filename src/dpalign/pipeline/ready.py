@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 from dpalign.pipeline.smollm2 import PLACE
 from dpalign.pipeline.steps import processes_of, recipe_of
 from dpalign.recipe import Recipe
-from dpalign.runs.environment import visible_gpus
+from dpalign.runs.environment import expanded, visible_gpus
 from dpalign.runs.launch import configuration
+from dpalign.runs.modelfolder import CONFIG
 from dpalign.runs.shards import SPARE_CPUS, joined, require_room
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training, require_package
@@ -57,6 +59,54 @@ def lacking(recipe: Recipe, todo: Sequence[Step]) -> list[str]:
     """What this machine lacks for some steps: packages and GPUs, each with the knob that asks and the cure."""
     packages = [why for package, knob in _packages(recipe, todo) for why in _refusal(require_package, package, knob)]
     return [*_unfetched(recipe, todo), *packages, *_gpus(recipe, todo)]
+
+
+def require_named(recipe: Recipe, todo: Sequence[Step]) -> None:
+    """Check that what some steps read, and no step makes, can be had: files here; models here, or from the hub.
+
+    Raises:
+        ValueError: something cannot; names the knob.
+    """
+    for knob, file in _files(recipe, todo):
+        if not Path(expanded(knob, file)).is_file():
+            raise ValueError(f"{knob} is {file!r}: there is no such file")
+    for knob, name in dict(_loaded(recipe, todo)).items():
+        if Path(name).exists():
+            continue
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            hf_hub_download(name, CONFIG)
+        except (OSError, ValueError, EntryNotFoundError) as error:
+            why = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{knob} is {name!r}: there is no such folder, and the hub or its cache does not give it ({why}); name "
+                f"a folder, or fetch it first: hf download {name}"
+            ) from error
+
+
+def _files(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]:
+    """The files that steps after the first read, by the knob that names each."""
+    knobs = {"reward": "reward.probe", "judge": "reward.judge_probe", "pairwise": "reward.pairwise"}
+    for step in todo:
+        knob = knobs.get(step.stage.name, "")
+        if knob and (file := getattr(recipe.reward, knob.partition(".")[2])):
+            yield knob, file
+
+
+def _loaded(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]:
+    """The models that steps load and no step makes, by the knob that names each."""
+    for step in todo:
+        own, stage = recipe_of(recipe, step), step.stage.name
+        if step.stage.trains is not None and stage != "reward" and (name := step.stage.trains(own).checkpoint):
+            yield f"{step.stage.training_table}.checkpoint", name
+        elif (stage in ("sft", "judge") or (stage == "reward" and own.trains_reward)) and own.model.base:
+            yield "model.base", own.model.source
+        if stage == "evaluate" and "policy" not in step.inputs:
+            yield "evaluation.dpo", own.evaluation.dpo
+        if step.stage.heavy:
+            yield from ((f"rewards.{name}.model", table.model) for name, table in own.rewards.items() if table.model)
 
 
 def _unfetched(recipe: Recipe, todo: Sequence[Step]) -> Iterator[str]:

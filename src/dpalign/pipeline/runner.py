@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dpalign.measure.system import System
-from dpalign.pipeline.ready import require_machine, require_split
+from dpalign.pipeline.ready import require_machine, require_named, require_split
 from dpalign.pipeline.steps import STAGES, knobs_of, notes, recipe_of, steps_until
 from dpalign.recipe import Recipe
 from dpalign.recipe.localfiles import hub_commits, local_files, require_chat
@@ -35,13 +35,15 @@ def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bo
         compared: with every other system that the recipe compares.
 
     Raises:
-        ValueError: another process holds the folder, an unknown `until`, a machine that cannot take every step, or bad
-            input on the way.
+        ValueError: another process holds the folder, an unknown `until`, a machine that cannot take every step, a file
+            or a model that cannot be had, or bad input on the way.
     """
     verdicts = dry_run(recipe, folder, until, compared)
     planned = [step for step, _ in verdicts]
-    require_machine(recipe, [step for step, verdict in verdicts if verdict != "done"])
+    todo = [step for step, verdict in verdicts if verdict != "done"]
+    require_machine(recipe, todo)
     require_chat(recipe, fetch=True)
+    require_named(recipe, todo)
     with runs.Run.open(folder, recipe.to_toml()) as run:
         run.log(f"users ask for: {asked_in_words(recipe)}")
         for note in notes(recipe) if compared else ():

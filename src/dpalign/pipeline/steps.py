@@ -23,7 +23,7 @@ from dpalign.stages.base import base
 from dpalign.stages.cost import ORIGINALS, processes
 from dpalign.stages.data import data
 from dpalign.stages.evaluate import evaluate
-from dpalign.stages.feasibility import feasibility
+from dpalign.stages.feasibility import directions_beyond, feasibility
 from dpalign.stages.finetune import finetune
 from dpalign.stages.pairwise import pairwise
 from dpalign.stages.report import report
@@ -253,14 +253,16 @@ def require_comparable(recipe: Recipe) -> None:
     """Refuse what a comparison would otherwise miss after all trainings.
 
     Raises:
-        ValueError: experts that cannot be mixed for every evaluation direction; settings to choose
-            among, and no tuning prompts.
+        ValueError: experts that cannot be mixed for every evaluation direction; no angle to ask for on the trained
+            arc; settings to choose among, and no tuning prompts.
     """
     for choice in recipe.soups.choices if "soups" in recipe.compare.systems else ():
         if why := soup.unserved(recipe, choice):
             raise ValueError(f'soups.choices has "{choice}", which cannot serve every direction: {why}')
     if "dpo" in recipe.compare.systems and recipe.dpo.pairs == "ratings" and not recipe.data.answered:
         raise ValueError('dpo.pairs is "ratings", and the data have no rated answers; set it to "candidates"')
+    if recipe.preference.distribution == "arc":
+        directions_beyond(recipe)  # or says what is wrong with its angles
     several = sorted(tuned(rivals_of(recipe)))
     held_out = recipe.world.tuning_prompts if recipe.data.world else recipe.data.tuning_prompts or recipe.data.tuning
     if several and not held_out:
@@ -323,9 +325,10 @@ def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> li
     if until is not None and until not in names:
         raise ValueError(f"no step is called {until!r}; this recipe has {', '.join(names)}")
     taken = planned if until is None else planned[: names.index(until) + 1]
-    if any(step.stage is sft for step in taken) and not (recipe.data.world or recipe.data.sft or recipe.sft.checkpoint):
+    chats = recipe.world.sft_prompts if recipe.data.world else recipe.data.sft
+    if any(step.stage is sft for step in taken) and not (chats or recipe.sft.checkpoint):
         raise ValueError(
-            "no chats for SFT: name some in data.sft, or in sft.checkpoint a model that needs none, such as an "
-            "instruct model"
+            f"no chats for SFT: {'world.sft_prompts is 0; give 4000' if recipe.data.world else 'name some in data.sft'}"
+            ", or name in sft.checkpoint a model that needs none, such as an instruct model"
         )
     return taken

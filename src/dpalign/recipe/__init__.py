@@ -14,7 +14,7 @@ from dpalign.engines.knobs import Engines, Model
 from dpalign.paper.direction import evaluation_grid, objective_count
 from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective, head_indices, own_name
 from dpalign.recipe.reading import changed, dotted, from_mapping, load_table
-from dpalign.rewards.knobs import RewardTable, heads_of, require_names
+from dpalign.rewards.knobs import RewardTable, heads_of, require_heads, require_names
 from dpalign.rows import HEADS
 from dpalign.runs.knobs import Cluster, Launch
 from dpalign.runs.tables import Table
@@ -38,6 +38,8 @@ from dpalign.train.knobs import Kernels, ReportTo, Training
 __all__ = ["Compare", "Recipe", "changed", "dotted", "from_mapping", "load"]
 
 
+ITERATIONS: Final = 100
+"""The most of a recipe: all steps of a run are written out before the first."""
 DIRECTIONS: Final = ("distribution", "low", "high", "center", "listed")
 """The knobs of [preference] of which one must be stated beside objectives of one's own."""
 
@@ -75,7 +77,7 @@ class Recipe(Table):
     """Names the run folder, runs/NAME."""
     seed: int = 42
     """Paper silent; Zephyr's."""
-    iterations: int = Field(4, ge=1)
+    iterations: int = Field(4, ge=1, le=ITERATIONS)
     """T (section 3.1)."""
     replay: float = Field(0.15, ge=0, lt=1)
     """Share of original answers among the rows of each fine-tuning (section 3.1)."""
@@ -83,11 +85,11 @@ class Recipe(Table):
     """D1 and D2 take turns (section 3.1); false samples D1 at every t."""
     restart: bool = True
     """Each fine-tuning starts from SFT, not from the last policy (section 3.1)."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=4096)
     """CPU threads; 0 leaves the choice to torch. Results are equal bytes only at equal threads."""
     launcher: Literal["inprocess", "process", "torchrun", "accelerate"] = "process"
     """Heavy stages run here, or in a process of their own; torchrun and accelerate train in one per GPU."""
-    jobs: int = Field(1, ge=1)
+    jobs: int = Field(1, ge=1, le=256)
     """Steps that do not wait for each other, side by side, each in a process of its own with `threads` of the CPU: the
     same results, sooner. For machines without a GPU, which several steps would share."""
     processes: int = Field(1, ge=1)
@@ -221,6 +223,7 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _objectives_read_known_heads(self) -> Self:
         require_names(self.rewards)
+        require_heads(self.heads)
         if not self.objectives:
             several = next(head.partition("/")[0] for head in self.scored_heads)
             raise ValueError(

@@ -4,6 +4,7 @@ A stage that reads any of it is done again when it changes, as when an earlier s
 under a name is taken to stay as it is: NAME@REVISION pins it, and the ledger names its commit.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,9 +22,9 @@ from dpalign.runs.modelfolder import (
     Kind,
     read_marks,
     read_object,
+    require_fit,
     require_kind,
     template_of,
-    weights_files,
 )
 from dpalign.runs.tables import knobs_naming, leaves
 
@@ -31,6 +32,8 @@ SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
 MODELS: Final = tuple(knobs_naming(Recipe, "model"))
 FUNCTIONS: Final = tuple(knobs_naming(Recipe, "function"))
 TOKENIZER_FILES: Final = ["tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"]
+HUB_NAME: Final = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+"""What can be a model's name on the hub: OWNER/NAME, or of the oldest models NAME."""
 INSTALLED: Final = {"model.base": "world"}
 """What a model knob may say that means a part of this package."""
 
@@ -73,7 +76,7 @@ def _names(knob: str, patterns: Sequence[str]) -> bool:
 
 
 def require_models(recipe: Recipe) -> None:
-    """Check that what a recipe names as models, and looks like a path, is there and holds weights of its kind.
+    """Check that what a recipe names as models, and can be no name on the hub, is there and holds weights of its kind.
 
     Reward functions are imported, and tried on two tiny questions.
 
@@ -84,11 +87,11 @@ def require_models(recipe: Recipe) -> None:
         if not _names(knob, MODELS) or not value or value == INSTALLED.get(knob):
             continue
         folder = Path(value)
-        if not folder.exists() and (folder.is_absolute() or value.startswith((".", "~")) or value.endswith("/")):
+        if not folder.exists() and not HUB_NAME.fullmatch(value):
             raise ValueError(f"{knob} is {value!r}: there is no such folder")
         if folder.exists():
             try:
-                weights_files(folder)
+                require_fit(folder)
                 kind: Kind = "reward model" if knob.startswith("rewards.") else "policy"
                 require_kind(read_object(folder / CONFIG), kind, folder)
             except ValueError as error:

@@ -24,6 +24,10 @@ T = TypeVar("T", bound=Table)
 
 EXTENDS: Final = "extends"
 """The key of a recipe file that names its base; the recipe itself has no such knob."""
+LONGEST: Final = 1 << 20
+"""Characters of a recipe file; the longest that is shipped has 20,000."""
+DEEPEST: Final = 16
+"""Tables or lists of a recipe file in each other."""
 SHIPPED: Final = Path(__file__).parent / "shipped"
 """The recipes that are installed with the package."""
 
@@ -279,7 +283,7 @@ def _bounds(field: FieldInfo | None) -> Iterator[str]:
     for constraint in (*field.metadata, *_constraints(field.annotation)) if field else ():
         for name, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
             if (bound := getattr(constraint, name, None)) is not None:
-                yield f"{words} {bound:g}"
+                yield f"{words} {bound:,}" if isinstance(bound, int) else f"{words} {bound:g}"
 
 
 def _constraints(annotation: Any) -> Iterator[Any]:
@@ -346,15 +350,30 @@ def _starred(cls: type[Table], dotted: str) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such recipe file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: a folder, where a recipe file was asked for") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from error
-    except tomllib.TOMLDecodeError as error:
+    if len(text) > LONGEST:
+        raise ValueError(f"{path}: more than {LONGEST:,} characters; is it a recipe?")
+    try:
+        read = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         why = str(error).replace("at end of document", f"at line {len(text.splitlines())}, the end of the file")
         raise ValueError(f"{path}: not valid TOML: {why}") from error
+    if _is_deep(read, DEEPEST):
+        raise ValueError(f"{path}: tables or lists more than {DEEPEST} deep; no knob has so many")
+    return read
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    """Whether tables or lists lie in each other at more levels than these."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deep(one, levels - 1) for one in inner)
 
 
 def _override_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -406,7 +425,7 @@ def _parse_override(kind: Any, text: str) -> Any:
     """The plain value of an override: TOML where that fits the knob's type, else the bare text."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     if set(parsed) != {"value"}:
         return text

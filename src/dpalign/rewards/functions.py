@@ -35,6 +35,8 @@ PROBE: Final = (("What is tea?", "Is the sky blue?"), ("A drink made of leaves."
 """What a function is tried on before any work: prompts, and an answer to each."""
 WORLD_PROBE: Final = (("explain tea and iron.", "name fox."), ("tea is hot. iron is hard.", "fox is red."))
 """The same in the language of the embedded world."""
+LARGEST: Final = 1e12
+"""Beyond it float32 has no room for the square of a reward's deviation, with which scales are fitted."""
 
 
 # --- rewards to use as they are ---
@@ -206,7 +208,8 @@ def call(function: Function, prompts: Sequence[str], responses: Sequence[str], h
     """What a function returns: (N, H), of finite numbers or not.
 
     Raises:
-        ValueError: it fails, or returns another shape or no numbers; an answer that it fails at is shown.
+        ValueError: it fails, or returns another shape, no real numbers, or one beyond any rating; an answer that it
+            fails at is shown.
     """
     try:
         returned = function(list(prompts), list(responses))
@@ -214,8 +217,12 @@ def call(function: Function, prompts: Sequence[str], responses: Sequence[str], h
         place = _fails_at(function, prompts, responses)
         raise ValueError(f"{named}: {type(error).__name__}: {error}{place}") from error
     try:
-        reward_NH = np.asarray(returned, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        given = np.asarray(returned)
+        if given.dtype.kind not in "biufO":
+            raise ValueError(f"but {given.dtype}: {str(given.ravel()[:3].tolist())[:80]}")
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+            reward_NH = given.astype(np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{named}: returned no numbers ({error})") from error
     if heads == 1 and reward_NH.shape == (len(responses),):
         reward_NH = reward_NH[:, None]
@@ -224,6 +231,11 @@ def call(function: Function, prompts: Sequence[str], responses: Sequence[str], h
         raise ValueError(
             f"{named}: returned shape {reward_NH.shape} for {len(responses)} answers and {heads} heads; return "
             f"{wanted}, or name its heads in `heads`"
+        )
+    if len(large := np.argwhere(np.isfinite(reward_NH) & (np.abs(reward_NH) > LARGEST))):
+        n, h = large[0]
+        raise ValueError(
+            f"{named}: returned {reward_NH[n, h]:g} for {responses[n][:80]!r}; give rewards within {LARGEST:g}"
         )
     return reward_NH
 

@@ -57,11 +57,7 @@ class RewardTable(Table):
             raise ValueError(f"function is {self.function!r}; write it as module:function")
         if self.trained and self.heads:
             raise ValueError("has heads and trained = true; name a trained model's heads in the recipe's own `heads`")
-        for i, head in enumerate(self.heads):
-            if not head or "/" in head:
-                raise ValueError(f"heads has {head!r}; a head's name is not empty and has no '/'")
-            if head in self.heads[:i]:
-                raise ValueError(f"heads names {head!r} twice; give each head its own name")
+        require_heads(self.heads)
         return self
 
     @model_validator(mode="after")
@@ -110,7 +106,11 @@ def local_heads(model: str) -> tuple[str, ...]:
     """The names that a local model's configuration gives its heads; none where it only numbers them."""
     if not model or not (Path(model) / CONFIG).is_file():
         return ()
-    names = label_names(read_object(Path(model) / CONFIG))
+    config = read_object(Path(model) / CONFIG)
+    try:
+        names = label_names(config)
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from None
     return () if numbered(names) else names
 
 
@@ -131,6 +131,19 @@ def local_scales(model: str) -> dict[str, Scale]:
 def numbered(names: Sequence[str]) -> bool:
     """Whether these are transformers' names for heads without any."""
     return all(name == f"LABEL_{i}" for i, name in enumerate(names))
+
+
+def require_heads(heads: Sequence[str]) -> None:
+    """Check the names of one reward's heads.
+
+    Raises:
+        ValueError: one that is empty, that has a '/', or that stands twice.
+    """
+    for i, head in enumerate(heads):
+        if not head or "/" in head:
+            raise ValueError(f"heads has {head!r}; a head's name is not empty and has no '/'")
+        if head in heads[:i]:
+            raise ValueError(f"heads names {head!r} twice; give each head its own name")
 
 
 def require_names(rewards: Mapping[str, RewardTable]) -> None:

@@ -23,6 +23,10 @@ _ENDS: Final[Mapping[Kind, tuple[str, ...]]] = {
 }
 """How architectures of each kind are called."""
 
+EMBEDDINGS: Final = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+"""How the names of tensors end that have a row a token, by architecture."""
+HEAD: Final = "score.weight"
+"""A classifier's head, of shape (labels, width)."""
 PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
 """Suffixes of files that run code when they are loaded, or may."""
 
@@ -140,6 +144,34 @@ def check_weights(folder: Path) -> Weights:
     )
 
 
+def require_fit(folder: Path) -> None:
+    """Check that weights are whole, and of the sizes that the folder's configuration and tokenizer say.
+
+    Raises:
+        ValueError: names the file, both sizes and the cure.
+    """
+    check_weights(folder)
+    config = read_object(folder / CONFIG)
+    headers = [read_header(folder / file) for file in weights_files(folder)]
+    tensors = {name: shape for header in headers for name, (_, shape) in header.items()}
+    size, labels = config.get("vocab_size"), label_names(config)
+    if not isinstance(size, int):  # a model of several parts, each with a configuration of its own
+        return
+    cure = "write the model again, or fetch it again"
+    for name, shape in tensors.items():
+        if name.endswith(EMBEDDINGS) and shape[0] != size:
+            raise ValueError(f"{folder / CONFIG}: vocab_size is {size}, and {name} has {shape[0]} rows; {cure}")
+        if name == HEAD and labels and shape[0] != len(labels):
+            raise ValueError(f"{folder / CONFIG}: id2label names {len(labels)}, and {name} has {shape[0]} rows; {cure}")
+    if not (folder / TOKENIZER).is_file():
+        return
+    # A token that was added may lie beyond as long as no text has it: Gemma's soft image token does.
+    ids, own = vocabulary(folder), vocabulary(folder, added=False)
+    for token in (*own, *_named_tokens(folder).values()):
+        if ids.get(token, 0) >= size:
+            raise ValueError(f"{folder / TOKENIZER}: {token!r} is token {ids[token]} of a model of {size}; {cure}")
+
+
 def read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
     """A safetensors file's tensors by name: (type, shape). The tensors themselves are not read.
 
@@ -190,12 +222,13 @@ def _named_tokens(folder: Path) -> dict[str, str]:
     return {name: token for name, token in named.items() if token is not None}
 
 
-def vocabulary(folder: Path) -> dict[str, int]:
-    """The tokens of a tokenizer.json, those that were added included."""
+def vocabulary(folder: Path, added: bool = True) -> dict[str, int]:
+    """The tokens of a tokenizer.json, those that were added included unless told otherwise."""
     tokenizer = read_object(folder / TOKENIZER)
     tokens = (tokenizer.get("model") or {}).get("vocab") or {}
     ids = dict(tokens) if isinstance(tokens, Mapping) else {token: i for i, (token, *_) in enumerate(tokens)}
-    return ids | {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or []}
+    more = tokenizer.get("added_tokens") or [] if added else []
+    return ids | {token["content"]: token["id"] for token in more}
 
 
 def template_of(folder: Path) -> str | None:
@@ -218,7 +251,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable JSON ({error})") from error
     if not isinstance(read, dict):
         raise ValueError(f"{path}: holds no JSON object")
@@ -228,7 +261,10 @@ def read_object(path: Path) -> dict[str, Any]:
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What a classifier's config.json calls its labels, in order: a reward model's heads."""
     named = config.get("id2label") or {}
-    return tuple(str(named[key]) for key in sorted(named, key=int))
+    try:
+        return tuple(str(named[key]) for key in sorted(named, key=int))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{CONFIG}: id2label is {named!r}; give each label its number") from error
 
 
 def _text_of(token: object) -> str | None:

@@ -9,9 +9,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+MOST: Final = 2**32 - 1
+"""More than any knob can mean, and the largest seed that numpy takes."""
 
 
 class Table(BaseModel):
@@ -23,6 +26,14 @@ class Table(BaseModel):
 
     gone: ClassVar[Mapping[str, str]] = {}
     """Knobs of earlier versions, and what to write instead."""
+
+    @model_validator(mode="after")
+    def _numbers_can_be_meant(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and abs(value) > MOST:
+                raise ValueError(f"{name} is {value}; give a number of at most {MOST:,}")
+        return self
 
     def require_stated(self, layers: Sequence[Mapping[str, Any]]) -> None:
         """Refuse what the user must state himself; a table may override it.

@@ -26,20 +26,20 @@ class Pretrain(Table):
     """What it reads: `world`, or the run's own training text (`data`)."""
     documents: int = Field(150_000, ge=1)
     """Documents drawn from the world, or read at most (not in the paper)."""
-    vocabulary: int = Field(1024, ge=1)
+    vocabulary: int = Field(1024, ge=1, le=1_000_000)
     """Largest size of the byte-level BPE."""
     split_digits: bool = True
     """A token a digit, as Mistral's tokenizer has it. A tiny model then reads little more of a direction than its
     first digit: false makes each number that is met often one token."""
-    hidden: int = Field(128, ge=1)
+    hidden: int = Field(128, ge=1, le=65_536)
     """Width of the Mistral architecture."""
-    layers: int = Field(4, ge=1)
+    layers: int = Field(4, ge=1, le=1000)
     """Depth."""
     heads: int = Field(4, ge=1)
     """Attention heads; half as many key-value heads."""
     context: int = Field(512, ge=1)
     """Longest position."""
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0, le=1)
     """Peak of a cosine schedule."""
     batch: int = Field(32, ge=1)
     """Documents an update."""
@@ -53,6 +53,15 @@ class Pretrain(Table):
         if self.batch % self.micro_batch:
             raise ValueError(
                 f"batch is {self.batch}, and micro_batch {self.micro_batch}; give a batch that is a multiple of it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.hidden % (2 * self.heads) or self.heads % max(1, self.heads // 2):
+            raise ValueError(
+                f"hidden is {self.hidden}, and heads {self.heads}; give 1, 3 or an even number of heads, and a hidden "
+                "that is a multiple of twice that"
             )
         return self
 

@@ -11,7 +11,7 @@ from dpalign.data.chats import read_chats
 from dpalign.data.own import EVALUATED_SPLITS, SPLITS, read_own, read_prompts, scale_text
 from dpalign.data.ratings import Rescaling, read_rated, require_labels
 from dpalign.data.report import ReadReport, Scale, render_reports, require_rows
-from dpalign.data.sources import located
+from dpalign.data.sources import located, require_there
 from dpalign.data.union import AnyRow, drop_held_out, merge_repeats, split_prompts
 from dpalign.paper.objectives import Objective
 from dpalign.rows import (
@@ -250,8 +250,11 @@ def _sources(recipe: "Recipe", world: Path | None) -> Data:
     """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
     names = ("helpsteer", "validation", "tuning_prompts", "sft")
     if world is not None:
-        paths: dict[str, Any] = {name: str(world / WORLD_FILES[name]) for name in names}
-        paths |= {"rows": (str(world / WORLD_FILES["rows"]),), "prompts": ()}
+        files = {name: world / file for name, file in WORLD_FILES.items()}
+        # The world has an empty file for a role without prompts.
+        empty = {name for name, file in files.items() if file.is_file() and not file.stat().st_size}
+        paths: dict[str, Any] = {name: "" if name in empty else str(files[name]) for name in names}
+        paths |= {"rows": (str(files["rows"]),), "prompts": ()}
     else:
         paths = {name: expanded(f"data.{name}", getattr(recipe.data, name)) for name in names}
         for name, sources in (("rows", recipe.data.rows), ("prompts", recipe.data.prompts)):
@@ -264,12 +267,16 @@ def _read(sources: Data) -> Read:
         helpsteer=sources.helpsteer_scale, aspects=sources.ultrafeedback_scale, overall=sources.overall_scale
     )
     read = Read()
+    alone = (sources.helpsteer, sources.sft, sources.validation, sources.tuning_prompts)
+    for source in filter(None, (*sources.rows, *sources.prompts, *alone)):
+        require_there(source)
     if sources.helpsteer:
         rows, report = read_rated("helpsteer", *located(sources.helpsteer, ("train",)), rescaling)
         read.rated += rows
-        read.reports.append(report)
+        read.reports.append(_with_rows(report))
     for source in sources.rows:
         own = read_own(source, rescaling, sources.scales)
+        _with_rows(own.reports[0])
         read.rated += own.rated
         read.pairs += own.pairs
         read.reports += own.reports
@@ -278,19 +285,26 @@ def _read(sources: Data) -> Read:
     for source in sources.prompts:
         asked, report = read_prompts(source, "prompts", SPLITS)
         read.asked = asked | read.asked
-        read.reports.append(report)
+        read.reports.append(_with_rows(report))
     _require_scales(sources.scales, read.reports)
     read.rated, report = merge_repeats(read.rated)
     read.reports.append(report)
     if sources.sft:
         read.chats, report = read_chats(*located(sources.sft, ("train", "train_sft")))
-        read.reports.append(report)
+        read.reports.append(_with_rows(report))
     for split, source in (("validation", sources.validation), ("tuning", sources.tuning_prompts)):
         if source:
             asked, report = read_prompts(source, f"{split} prompts", EVALUATED_SPLITS)
             read.evaluated += _prompts(asked, dict.fromkeys(asked, split))
-            read.reports.append(report)
+            read.reports.append(_with_rows(report))
     return read
+
+
+def _with_rows(report: ReadReport) -> ReadReport:
+    """The report; a ValueError for a source that has nothing at all."""
+    if not report.read and not report.notes:
+        raise ValueError(f"{report.file}: no rows in it; fetch it again, or leave it out")
+    return report
 
 
 def _prompts(asked: Mapping[str, list[Message]], split_of: Mapping[str, str]) -> list[Prompt]:

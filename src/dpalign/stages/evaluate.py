@@ -48,7 +48,7 @@ class Evaluation(Table):
     shards: int = Field(1, ge=1)
     """Cut the prompts into at least this many shards, so that as many GPUs share them; none has more than
     `sampling.shard`."""
-    directions: int = Field(10, ge=1)
+    directions: int = Field(10, ge=1, le=1000)
     """Even steps over the distribution."""
     samples: int = Field(2, ge=1)
     """Answers a prompt and direction."""
@@ -67,7 +67,7 @@ class Evaluation(Table):
     senses: tuple[int, ...] = ()
     """Fronts: 1 for an objective of which more is better, -1 for one of which less is. [] reads them off the
     directions, and leaves hypervolume out where these disagree."""
-    bootstrap: int = Field(1000, ge=1)
+    bootstrap: int = Field(1000, ge=2, le=100_000)
     """Resamples of the prompts; `dpa compare` takes more where its pairs cannot be decided with so few."""
 
 

@@ -52,11 +52,11 @@ class Steering(Table):
     """Cone: the direction in its middle, by objective."""
     angle: float = 45.0
     """Cone: degrees from its centre to its rim."""
-    points: int = Field(10, ge=1)
+    points: int = Field(10, ge=1, le=1000)
     """Grid: evenly spread directions on the arc."""
     listed: tuple[tuple[float, ...], ...] = ()
     """Fixed: the directions themselves, by objective."""
-    directions: int = Field(5, ge=1)
+    directions: int = Field(5, ge=1, le=1000)
     """Directions a prompt and iteration (section 3.1)."""
     template: Literal["dpa-v1", "fig1", "world-v1"] = "dpa-v1"
     """The system line; the default is the released policy's."""

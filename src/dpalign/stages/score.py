@@ -14,7 +14,7 @@ from dpalign.rewards.scale import known_scales, read_scales
 from dpalign.rows import CANDIDATES, PROMPTS, SCORES, Message, read_rows, read_table, shards
 from dpalign.runs.folder import Tally
 from dpalign.runs.hub import local_model
-from dpalign.runs.modelfolder import require_weights
+from dpalign.runs.modelfolder import require_fit, require_weights
 from dpalign.runs.shards import make_shards
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.pools import KEYS
@@ -240,6 +240,7 @@ class NamedColumns:
 def _trained(stage: Path) -> Path:
     folder = stage / "model" if (stage / "model").is_dir() else stage
     require_weights(folder)
+    require_fit(folder)
     return folder
 
 

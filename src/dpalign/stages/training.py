@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 from dpalign.chat import PromptStyle, chat_template, styled_template
 from dpalign.runs.folder import write_json
 from dpalign.runs.hub import local_model
-from dpalign.runs.modelfolder import require_weights
+from dpalign.runs.modelfolder import require_fit, require_weights
+from dpalign.runs.tables import MOST
 from dpalign.stages.stage import Job
 from dpalign.train.knobs import Training
 
@@ -40,12 +41,15 @@ def checkpoint_of(stage: Path) -> Checkpoint:
     """The model that a training stage left, with its style: what a stage trained has that in its chat template.
 
     Raises:
-        ValueError: a folder without weights; a style that this version does not know.
+        ValueError: a folder without weights, or whose weights do not fit it; a style that this version does not know.
     """
     style: Any = (stage / STYLE).read_text().strip() if (stage / STYLE).is_file() else "own"
     if style not in get_args(PromptStyle):
         raise ValueError(f"{stage / STYLE}: {style!r} is no prompt style; known: {', '.join(get_args(PromptStyle))}")
-    return Checkpoint(model_folder(stage), style)
+    source = model_folder(stage)
+    if Path(source).is_dir():
+        require_fit(Path(source))
+    return Checkpoint(source, style)
 
 
 def model_folder(stage: Path) -> str:
@@ -129,7 +133,7 @@ def context_of(
         training=training,
         tokenizer=tokenizer,
         output=job.out / "model",
-        seed=recipe.seed if seed is None else seed,
+        seed=(recipe.seed if seed is None else seed) % (MOST + 1),  # numpy takes no other
         resume=job.work.resume,
         dtype=recipe.model.dtype,
         trust_remote_code=recipe.model.trust_remote_code,

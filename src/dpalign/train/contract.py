@@ -245,7 +245,7 @@ def read_contract(model: Path) -> Contract | None:
         if content["chat"] == "model":
             _check("place", content["place"], get_args(Place))
         return _from_json(content)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise ValueError(f"{path}: not a policy's contract ({reason})") from error
 

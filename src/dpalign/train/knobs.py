@@ -60,7 +60,7 @@ class Training(Table):
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """Section 3.1 has AdamW. Zephyr's DPO was trained with RMSprop: its model card says Adam, its authors that the card
     is wrong (alignment-handbook, issue 43)."""
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(1e-5, gt=0, le=1)
     """The optimizer's peak (section 3.1)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate schedule (section 3.1)."""
@@ -81,7 +81,7 @@ class Training(Table):
     """Several conversations a row, blind to each other (section 3.1; best-fit decreasing)."""
     loss_on: Literal["text", "answer"] = "text"
     """Section 3.1 optimises the loss "across the text corpus"; "answer" leaves prompts out of it."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1)
     """The optimizer's (paper silent)."""
     lora_rank: int = Field(0, ge=0)
     """Train a LoRA of this rank and merge it; 0 trains all weights (section 3.1)."""

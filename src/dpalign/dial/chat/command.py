@@ -103,6 +103,10 @@ def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[P
         raise ValueError(f"--temperature {arguments.temperature}: 0 to 2")
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise ValueError(f"--max-tokens {arguments.max_tokens}: at least 1")
+    if arguments.threads < 0:
+        raise ValueError(f"--threads {arguments.threads}: at least 0")
+    if not -(2**63) <= arguments.seed < 2**63:
+        raise ValueError(f"--seed {arguments.seed}: a number of at most 63 bits")
     if words and not words[0].strip():
         raise ValueError("an empty question")
     return model, words[0] if words else None

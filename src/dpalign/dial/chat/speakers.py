@@ -225,10 +225,12 @@ def open_local(model: Path, limits: Limits, *, threads: int = 0, **options: Any)
     Raises:
         ValueError: what is wrong with which folder, or a package that is not installed.
     """
+    from dpalign.dial.export.source import require_sound
     from dpalign.dial.server.service import open_service
     from dpalign.runs.environment import settle_threads
     from dpalign.stages.stage import installed
 
+    require_sound(model)
     with installed():
         settle_threads(threads, for_torch=True)
         from transformers.utils import logging

@@ -58,6 +58,10 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
     """
     from dpalign.dial.export.folder import export
 
+    for option in ("name", "license", "base_model"):
+        words = getattr(given, option)
+        if words is not None and (not words.strip() or not words.isprintable()):
+            raise ValueError(f"--{option.replace('_', '-')} {words!r}: give words in one line")
     source = find_source(given.source, given.iteration, given.form, _told(given))
     records = source.contract.rewards
     if given.reward_model is not None:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
+from dpalign.dial.dial import Dial
+from dpalign.dial.golden import chats, shown_directions
+from dpalign.engines.templates import render
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.recipe import Recipe, load
@@ -19,7 +22,7 @@ from dpalign.rewards.scale import read_scales
 from dpalign.rows import CANDIDATES, HEADS, read_rows
 from dpalign.runs.hub import revised
 from dpalign.runs.ledger import LEDGER, read_ledger
-from dpalign.runs.modelfolder import CONFIG
+from dpalign.runs.modelfolder import CONFIG, read_marks, require_fit, template_of
 from dpalign.train.contract import FILE, Contract, RewardRecord, read_contract
 
 if TYPE_CHECKING:
@@ -152,6 +155,30 @@ def find_model(path: Path) -> tuple[str, Path, Path]:
         raise ValueError(f"{path}: no {CONFIG} here: {cure or 'not a model folder'}")
     whole = path.resolve()
     return whole.parent.name if whole.name == "model" else whole.name, model, contract_folder
+
+
+def require_sound(path: Path) -> None:
+    """Check, before a model is loaded, that its weights fit it and that its template writes its contract's directions.
+
+    Raises:
+        ValueError: what is wrong with which file.
+    """
+    _, model, contract_folder = find_model(path)
+    require_fit(model)
+    contract, template = read_contract(contract_folder), template_of(model)
+    if contract is None or template is None:
+        return
+    dial, tokens = Dial.of(contract), read_marks(model).named
+    for v in shown_directions(dial, 3):
+        try:
+            written = render(template, chats(dial.chat)[0], preference=v.weights, **tokens)
+        except ValueError as error:
+            raise ValueError(f"{model}: {error}; export the policy again") from error
+        if dial.line(v) not in written:
+            raise ValueError(
+                f"{contract_folder / FILE}: a direction over {', '.join(contract.names)} is {dial.line(v)!r}, and the "
+                "chat template writes another line; export the policy again"
+            )
 
 
 def is_run(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import re
 import signal
 import socket
@@ -91,6 +92,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     engine = engine_of(arguments.engine)
     vllm_of(arguments)
     key = api_key(arguments.api_key_file)
+    require_policy(arguments)
     for extra, modules in (("serve", ("fastapi", "uvicorn", "prometheus_client")), ("vllm", ("vllm",))):
         missing = [module for module in modules if find_spec(module) is None]
         if missing and (extra == "serve" or engine == "vllm"):
@@ -122,21 +124,36 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         server.run(sockets=[listening])
 
 
+def require_policy(arguments: argparse.Namespace) -> None:
+    """Check the model, the name and the sites before anything heavy is imported.
+
+    Raises:
+        ValueError: a model without directions, or one whose files do not fit each other; a name or a site that is none.
+    """
+    from dpalign.dial.export.source import find_model, require_sound
+    from dpalign.train.contract import read_contract
+
+    if arguments.name is not None and ("@" in arguments.name or not arguments.name.strip()):
+        raise ValueError(f"--name {arguments.name!r}: a name without '@', which divides it from a direction")
+    if arguments.name is not None and not arguments.name.isprintable():
+        raise ValueError(f"--name {arguments.name!r}: a name in one line")
+    for site in arguments.allow_origin:
+        if site != "*" and not re.fullmatch(r"https?://[^/\s]+", site):
+            raise ValueError(f"--allow-origin {site!r}: give a site such as https://example.org")
+    if read_contract(find_model(arguments.model)[2]) is None:
+        cure = "`dpa export` writes one beside a checkpoint whose form is known"
+        raise ValueError(f"{arguments.model}: no dpa.json, so this model takes no directions; {cure}")
+    require_sound(arguments.model)
+
+
 def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
     """Load model, dial and reward model.
 
     Raises:
         ValueError: what is wrong with which folder.
     """
-    from dpalign.dial.export.source import find_model
     from dpalign.dial.server.service import open_service
-    from dpalign.train.contract import read_contract
 
-    if arguments.name is not None and ("@" in arguments.name or not arguments.name.strip()):
-        raise ValueError(f"--name {arguments.name!r}: a name without '@', which divides it from a direction")
-    if read_contract(find_model(arguments.model)[2]) is None:
-        cure = "`dpa export` writes one beside a checkpoint whose form is known"
-        raise ValueError(f"{arguments.model}: no dpa.json, so this model takes no directions; {cure}")
     engines, max_model_len = vllm_of(arguments)
     same = ("name", "rows", "engine", "dtype", "reward", "reward_template", "temperature")
     options = {name: getattr(arguments, name) for name in same}
@@ -155,6 +172,10 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
     limits = Limits(**{name: getattr(arguments, name) for name in LIMITS})
     if arguments.rows < limits.max_n:
         raise ValueError(f"--rows {arguments.rows}: fewer than the {limits.max_n} answers of --max-n")
+    if not math.isfinite(limits.grace):
+        raise ValueError(f"--grace {limits.grace}: a number of seconds")
+    if arguments.threads < 0:
+        raise ValueError(f"--threads {arguments.threads}: at least 0")
     for name, most in (("temperature", 2), ("port", 65535)):
         value = getattr(arguments, name)
         if not 0 <= value <= most:
@@ -189,7 +210,10 @@ def api_key(file: Path | None) -> str | None:
     Raises:
         ValueError: it is empty, or more than a word.
     """
-    text = file.read_text(encoding="utf-8") if file is not None else take_secret(KEY)
+    try:
+        text = file.read_text(encoding="utf-8") if file is not None else take_secret(KEY)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--api-key-file {file}: cannot be read ({error})") from None
     if text is None:
         return None
     key = text.strip()

@@ -125,11 +125,13 @@ def fault_words(fault: Mapping[str, Any]) -> str:
 
 
 def _whole(text: str) -> str:
-    """Refuse half of a surrogate pair: JSON can spell it, and no tokenizer can read it."""
+    """Refuse half of a surrogate pair and NUL: JSON can spell them, and they are no text."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair, which is no text") from None
+    if "\0" in text:
+        raise ValueError("the character NUL, which is no text")
     return text
 
 
@@ -173,6 +175,8 @@ class ChatMessage(BaseModel):
 def _ends_with_the_user(messages: list[ChatMessage]) -> list[ChatMessage]:
     if messages[-1].role != "user":
         _refuse(f"the last message is the {messages[-1].role}'s; end with the user's")
+    if not messages[-1].plain()["content"].strip():
+        _refuse("the last message is empty; end with a question")
     return messages
 
 

@@ -24,6 +24,8 @@ from dpalign.stages.preference import asked_in_words
 NUMBER: Final = re.compile(r"[\d.,e+-]*( [kMGT])?|\?|\d+ (s|min|h \d+ min)")
 
 
+LARGEST: Final = 1e15
+"""The most that a count or a price can be taken to be."""
 WIDTH: Final = 100
 """Columns that a line may fill."""
 
@@ -101,13 +103,13 @@ def _numbers(option: str, words: Sequence[str], known: type) -> dict[str, float]
 
 
 def _number(option: str, word: str, number: str, form: str) -> float:
-    """The number of a word of at least 0."""
+    """The number of a word, from 0 to what sums and products of such numbers have room for."""
     try:
         value = float(number)
     except ValueError:
         raise ValueError(f"{option} {word}: give {form}") from None
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{option} {word}: give a number of at least 0")
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"{option} {word}: give a number of at least 0 and at most {LARGEST:g}")
     return value
 
 
