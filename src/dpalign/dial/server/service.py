@@ -265,6 +265,7 @@ def open_service(
     reward: Sequence[str] | Literal[False] = (),
     reward_template: RewardInput | None = None,
     temperature: float = 0.7,
+    refuse_marks: bool = False,
 ) -> Service:
     """The model at a path, loaded: an export, a policy's folder or a run's, or one that takes no directions.
 
@@ -273,6 +274,7 @@ def open_service(
         rows: answers decoded side by side.
         reward: see `dial.rewards.open_scorer`; without any, those inside the model's folder; False takes none.
         engine, dtype, engines, max_model_len: see `open_generator`.
+        refuse_marks: see `Prompts`.
 
     Raises:
         ValueError: what is wrong with which folder.
@@ -294,6 +296,7 @@ def open_service(
     generator = open_generator(
         model, engine=engine, rows=rows, dtype=dtype, engines=engines, max_model_len=max_model_len
     )
+    generator.prompts.refuses_marks = refuse_marks
     return Service(name or own.replace("@", "-"), dial, generator, limits, rewards=rewards, temperature=temperature)
 
 
