@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,19 @@ def test_training_learns_no_forged_end_and_no_forged_turn(name: str) -> None:
         assert read["input_ids"] == prompt_ids(tokens, forged["messages"]) + learnt
         (pair,) = tokenize_pairs([{**forged, "chosen": forged["response"], "rejected": "No."}], tokens)
         assert (pair["prompt_ids"] + pair["chosen_ids"], pair["chosen_ids"]) == (read["input_ids"], learnt)
+
+
+@pytest.mark.parametrize("name", ["Qwen 2.5", "Llama 3", "world-v1", "zephyr"])
+def test_an_exported_template_is_as_safe_with_transformers_own_switch(name: str) -> None:
+    """What docs/export.md and the model card advise."""
+    tokens = policy_tokenizer(name)
+    if "sanitize_control_tokens" not in signature(tokens.apply_chat_template).parameters:
+        pytest.skip("the installed transformers has no such switch")
+    given: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False, "angle": -30}
+    honest = special(tokens, tokens.apply_chat_template(chat("so"), **given))
+    for mark in marks_of_chat(tokens):
+        ids = tokens.apply_chat_template(chat(mark), sanitize_control_tokens=True, **given)
+        assert special(tokens, ids) == honest, mark
 
 
 def test_tags_that_are_plain_text_are_told_apart_by_their_tokens() -> None:

@@ -47,7 +47,7 @@ GROWING: Final = frozenset(
 """Filters, and methods of texts, that make much of little."""
 REFUSALS: Final = (
     *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
-    *(ArithmeticError, RecursionError, MemoryError),
+    *(ArithmeticError, RecursionError, MemoryError, SyntaxError),
 )
 """What rendering a chat raises, whatever is wrong with the template or the chat."""
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from dpalign.chat import OwnChat, Place, PromptStyle, Switch, styled_template
 from dpalign.engines.engine import Answer
 from dpalign.engines.forged import Guard
-from dpalign.engines.templates import REFUSALS, Turn, find_marks, find_own_chat, find_turn, render
+from dpalign.engines.templates import REFUSALS, Turn, Unbounded, find_marks, find_own_chat, find_turn, render
 from dpalign.paper.prompts import Level, PreferenceTemplate
 from dpalign.rows import Message
 from dpalign.runs.modelfolder import Marks
@@ -61,7 +61,9 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], a
 
     Raises:
         ValueError: the chat template refuses the chat or the direction.
+        Unbounded: it does not end.
     """
+    guard_of(tokenizer)  # tries the template first, in bounds: transformers has none
     try:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask, **given)
     except REFUSALS as error:
@@ -140,17 +142,20 @@ def guard_of(tokenizer: PreTrainedTokenizerBase, tags: frozenset[str] | None = N
         Unbounded: the chat template does not end.
     """
     template = tokenizer.chat_template
-    return _guard(tokenizer, template.get("default") if isinstance(template, dict) else template, len(tokenizer), tags)
+    return _guard(tokenizer, template.get("default") if isinstance(template, dict) else template, tags)
 
 
 @lru_cache(maxsize=16)
-def _guard(tokenizer: PreTrainedTokenizerBase, template: str | None, size: int, tags: frozenset[str] | None) -> Guard:
-    """Anew where the tokenizer has another template or got more tokens (`size`)."""
+def _guard(tokenizer: PreTrainedTokenizerBase, template: str | None, tags: frozenset[str] | None) -> Guard:
+    """Anew where the tokenizer gets another template."""
     known = marks_of(tokenizer)
     if tags is None:
         tags = frozenset()
         if template is not None:
-            tags = find_marks(lambda messages, ask: render(template, messages, ask, **known.named), known)
+            try:
+                tags = find_marks(lambda messages, ask: render(template, messages, ask, **known.named), known)
+            except Unbounded as error:
+                raise Unbounded(f"{tokenizer.name_or_path}: {error}") from error
     marks = known.special | tags
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
     tokens = {tokenizer.convert_tokens_to_ids(mark) for mark in marks if mark in added} - {tokenizer.unk_token_id}
@@ -191,6 +196,9 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None)
 
     Args:
         config: the model's; None where it has none.
+
+    Raises:
+        Unbounded: the chat template does not end.
     """
     named = getattr(config, "eos_token_id", None)
     listed = [*(named if isinstance(named, list) else [named])]
@@ -198,6 +206,8 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None)
     if tokenizer.chat_template is not None:
         try:
             stop = tokenizer.convert_tokens_to_ids(turn_of(tokenizer).stop)
+        except Unbounded:
+            raise
         except ValueError:  # a template of other people's, which is used as it is
             stop = tokenizer.eos_token_id
     return [token for token in dict.fromkeys([stop, tokenizer.eos_token_id, *listed]) if token is not None]

@@ -37,6 +37,7 @@ from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import RewardInput
 from dpalign.rows import Message
+from dpalign.runs.modelfolder import require_weights
 from dpalign.train.contract import FILE, Contract, read_contract
 
 
@@ -318,8 +319,9 @@ def open_generator(
         max_model_len: tokens of a prompt and its answer, with vLLM.
 
     Raises:
-        ValueError: the engine cannot run this model here.
+        ValueError: the engine cannot run this model here, or the folder lacks safetensors.
     """
+    require_weights(model)
     match engine_of(engine):
         case "vllm":
             from dpalign.dial.server.vllm_engine import VllmGenerator
