@@ -1,21 +1,28 @@
 """A model's own chat template: rendered by Jinja alone, and tried out before anything is trained.
 
-Rendering finds where the dial's line goes, what stands between a prompt and its answer, and how an answer ends. A
-template that cannot carry a dial is refused by name.
+Rendering finds where the dial's line goes, what stands between a prompt and its answer, how an answer ends, and by
+which marks turns are told apart. A template that cannot carry a dial is refused by name.
+
+A template comes with its model, from anybody. It is rendered in Jinja's sandbox, and stopped where it goes on for long
+or grows without end.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, lru_cache
+from functools import cache, lru_cache, wraps
+from time import monotonic
 from typing import Any, Final
 
 from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from dpalign.chat import OwnChat, Place, Switch, base_text
 from dpalign.paper.direction import name_hint
@@ -27,12 +34,37 @@ TODAY: Final = datetime(2024, 7, 26)
 _OURS: Final = ("messages", "tools", "documents", "add_generation_prompt", "preference", "angle", *NAMED_TOKENS)
 """Arguments of a chat template that are no switches."""
 
+SECONDS: Final = 5.0
+"""What a template may take to write a chat; real ones take milliseconds."""
+MOST: Final = 10_000_000
+"""Characters of a text, and items of a list, that a template may make."""
+WIDEST: Final = 10_000
+"""The widest text that a template may pad another to, and the bits of the largest whole number that it may make."""
+GROWING: Final = frozenset(
+    {"batch", "center", "expandtabs", "format", "indent", "join", "ljust", "replace", "rjust", "slice", "wordwrap"}
+    | {"zfill"}
+)
+"""Filters, and methods of texts, that make much of little."""
+REFUSALS: Final = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError, MemoryError, SyntaxError),
+)
+"""What rendering a chat raises, whatever is wrong with the template or the chat."""
+
 _SYSTEM: Final[Message] = {"role": "system", "content": "Zsystem 1."}
 _ASK: Final[Message] = {"role": "user", "content": "Zquestion 2."}
 _ANSWER: Final[Message] = {"role": "assistant", "content": "Zanswer 3."}
+_AGAIN: Final[Message] = {"role": "user", "content": "Zquestion 4."}
+_TAG: Final = re.compile(r"<+[^<>\s]+>+|\[[^\[\]\s]+\]")
+_BLOCK: Final = re.compile(r"<(\w+)>\s*</\1>")
+"""An empty block of thoughts: part of an answer's form."""
 
 Write = Callable[[Sequence[Message], bool], str]
 """A chat as text, with or without the opening of an answer; ValueError where the template refuses the chat."""
+
+
+class Unbounded(ValueError):
+    """A chat template goes on for too long, or makes too long a text."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +96,17 @@ def render(template: str, messages: Sequence[Message], ask: bool = True, /, **gi
 
     Raises:
         ValueError: the template refuses what it is asked, or is no Jinja.
+        Unbounded: it takes more than SECONDS, or writes too much.
     """
+    begun = _ends.set(monotonic() + SECONDS)
     try:
         return _compiled(template).render(messages=list(messages), add_generation_prompt=ask, **given)
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except Unbounded:
+        raise
+    except REFUSALS as error:
         raise ValueError(f"the chat template says: {error}") from error
+    finally:
+        _ends.reset(begun)
 
 
 def find_own_chat(
@@ -96,6 +134,8 @@ def find_own_chat(
         _require_read(base, switches)
         place = _place(write, place)
         turn = find_turn(write, marks)
+    except Unbounded as error:
+        raise ValueError(f"{source}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{source}: its chat template cannot carry the dial: {error}; {cure}") from error
     # What decoding leaves out no answer's text can hold: the prompt has to write it.
@@ -119,6 +159,43 @@ def find_turn(write: Write, marks: Marks) -> Turn:
         opened = re.search(r"<(\w+)>\s*\Z", prompt)
         lead = f"\n</{opened[1]}>\n\n" if opened else ""
     return Turn(lead, *_end(tail, marks))
+
+
+def find_marks(write: Write, marks: Marks) -> frozenset[str]:
+    """The texts by which a chat template tells turns apart, as it writes them between messages.
+
+    They are added tokens and tags, such as `<|user|>` or `[INST]`. Where neither stands between two turns, they are
+    whole lines, such as `USER:`. Special tokens need not be among them.
+
+    Raises:
+        Unbounded: see `render`.
+    """
+    chat = [_SYSTEM, _ASK, _ANSWER, _AGAIN]
+    for messages in (chat, chat[1:]):
+        try:
+            text = write(messages, True)
+        except Unbounded:
+            raise
+        except ValueError:
+            continue
+        # Without what opens the next answer: it may begin the answer's own thoughts.
+        between = re.split("|".join(re.escape(message["content"]) for message in messages), text)[:-1]
+        return frozenset(mark for n, piece in enumerate(between) for mark in _marks_in(piece, marks, first=n == 0))
+    return frozenset()
+
+
+def _marks_in(piece: str, marks: Marks, *, first: bool) -> set[str]:
+    piece = _BLOCK.sub("", piece)
+    found = {token for token in marks.added if token.strip() and token in piece} | {*_TAG.findall(piece)}
+    ends = {marks.eos, marks.named.get("bos_token")}
+    if not found <= ends:
+        return found
+    for end in found:
+        piece = piece.replace(end, "\n")
+    lines = [line.strip() for line in piece.split("\n") if line.strip()]
+    # Before the first message all but the last line is the template's own system text.
+    named = [line for line in (lines[-1:] if first else lines) if len(line) > 2 and re.search(r"[^\w\s]", line)]
+    return found | {*named}
 
 
 def _end(tail: str, marks: Marks) -> tuple[str, str]:
@@ -146,6 +223,8 @@ def _place(write: Write, asked: Place | None) -> Place:
     for place in places:
         try:
             text = write(OwnChat("", place).placed([_SYSTEM, _ASK]), True)
+        except Unbounded:
+            raise
         except ValueError as error:
             reasons.append(f"is refused ({error})")
             continue
@@ -165,7 +244,7 @@ def _place(write: Write, asked: Place | None) -> Place:
 def _require_read(base: str, switches: Mapping[str, Switch]) -> None:
     try:
         read = meta.find_undeclared_variables(_environment().parse(base))
-    except TemplateError as error:
+    except (TemplateError, RecursionError) as error:
         raise ValueError(f"it is no Jinja ({error})") from error
     known = sorted(name for name in read if name not in (*_OURS, *_environment().globals))
     for name in switches:
@@ -179,15 +258,131 @@ def _compiled(template: str) -> Template:
     return _environment().from_string(template)
 
 
+_ends: ContextVar[float] = ContextVar("_ends", default=float("inf"))
+"""When the rendering that is going on has to be over."""
+
+
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja, set up as transformers sets it up."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
+    """Jinja, set up as transformers sets it up, and bounded."""
+    environment = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
     environment.globals |= {"raise_exception": _refuse, "strftime_now": TODAY.strftime}
     environment.filters["tojson"] = lambda value, **how: json.dumps(value, **{"ensure_ascii": False, **how})
+    environment.filters |= {name: _modest(name, environment.filters[name]) for name in GROWING & {*environment.filters}}
+    del environment.globals["lipsum"]  # writes texts of any length
     return environment
+
+
+class _Bounded(ImmutableSandboxedEnvironment):
+    """Stops a template in a loop, a macro or a join, once its time is over or what it makes is too long."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def _generate(self, source: nodes.Template, *rest: Any, **named: Any) -> str:
+        bounded: nodes.Template = _Bounds().visit(source)
+        bounded.set_environment(self)
+        return super()._generate(bounded, *rest, **named)
+
+    def call(self, context: Context, called: Any, /, *given: Any, **named: Any) -> Any:
+        self.goes_on()
+        method = getattr(called, "__wrapped__", called)  # the sandbox wraps str.format
+        if isinstance(getattr(method, "__self__", None), str) and method.__name__ in GROWING:
+            _require_modest(method.__name__, (method.__self__, *given), named)
+        return super().call(context, called, *given, **named)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        self.goes_on()
+        size = 0
+        match operator, left, right:
+            case "*" | "**", int(), int():
+                bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+                size = MOST + 1 if bits > WIDEST else 0
+            case "*", (str() | list() | tuple()), int():
+                size = len(left) * right
+            case "*", int(), (str() | list() | tuple()):
+                size = left * len(right)
+            case "+", (str() | list() | tuple()), (str() | list() | tuple()):
+                size = len(left) + len(right)
+            case "%", str(), _:
+                _require_modest("format", (left, right), {})
+        _require_size(size)
+        return super().call_binop(context, operator, left, right)
+
+    def goes_on(self) -> bool:
+        """True, while there is time."""
+        if monotonic() > _ends.get():
+            raise Unbounded(f"the chat template writes one chat for more than {SECONDS:g} seconds: it may never end")
+        return True
+
+    def joined(self, *parts: Any) -> str:
+        """What `~` makes of values."""
+        self.goes_on()
+        return self.concat(map(str, parts))
+
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:
+        """Joins what a template, a macro or a block writes."""
+        kept, size = [], 0
+        for part in parts:
+            size += len(part)
+            _require_size(size)
+            kept.append(part)
+        return "".join(kept)
+
+
+class _Bounds(NodeTransformer):
+    """Puts the questions of `_Bounded` into a template's tree."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        node.body.insert(0, nodes.ExprStmt(_asks("goes_on")))
+        if node.test is not None:
+            node.test = nodes.And(_asks("goes_on"), node.test)
+        return node
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
+        self.generic_visit(node)
+        node.body.insert(0, nodes.ExprStmt(_asks("goes_on")))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:
+        self.generic_visit(node)
+        return _asks("joined", node.nodes)
+
+
+def _asks(method: str, given: Sequence[nodes.Expr] = ()) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(method), list(given), [], None, None)
+
+
+def _modest(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that refuses to make much of little."""
+
+    @wraps(run)
+    def bounded(*given: Any, **named: Any) -> Any:
+        _require_modest(name, given, named)
+        return run(*given, **named)
+
+    return bounded
+
+
+def _require_modest(name: str, given: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Raise Unbounded where one of GROWING would make too long a text of what it is given."""
+    if any(isinstance(value, int) and value > WIDEST for value in (*given, *named.values())):
+        _require_size(MOST + 1)
+    texts = [value for value in (*given, *named.values()) if isinstance(value, str)]
+    if name == "replace" and len(texts) > 2:
+        _require_size(len(texts[0]) + texts[0].count(texts[1]) * len(texts[2]))
+    if name == "join":
+        lists = [value for value in given if isinstance(value, list | tuple)]
+        _require_size(sum(len(part) for value in lists for part in value if isinstance(part, str)))
+        _require_size(sum(map(len, texts)) * sum(map(len, lists)))
+    if name == "format" and texts and re.search(r"\d{5}|\*", texts[0]):
+        _require_size(MOST + 1)
+
+
+def _require_size(size: int) -> None:
+    if size > MOST:
+        raise Unbounded(f"the chat template makes a text, a list or a number of more than {MOST} parts")
 
 
 def _refuse(message: str) -> None:

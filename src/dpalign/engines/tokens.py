@@ -1,22 +1,25 @@
 """Chats as tokens: the same in training, sampling and serving.
 
 A prompt is its text by the policy's chat template, tokenized as it stands: the template writes BOS and all other
-special tokens. An answer continues its prompt's tokens as the whole text would be tokenized.
+special tokens. An answer continues its prompt's tokens as the whole text would be tokenized. What a message holds of
+the template's marks is plain text (`engines/forged.py`).
 """
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, Self, TypeVar
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from dpalign.chat import OwnChat, Place, PromptStyle, Switch, styled_template
 from dpalign.engines.engine import Answer
-from dpalign.engines.templates import Turn, find_own_chat, find_turn
+from dpalign.engines.forged import Guard
+from dpalign.engines.templates import REFUSALS, Turn, Unbounded, find_marks, find_own_chat, find_turn, render
 from dpalign.paper.prompts import Level, PreferenceTemplate
 from dpalign.rows import Message
 from dpalign.runs.modelfolder import Marks
+
+_Row = TypeVar("_Row", bound=Mapping[str, Any])
 
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> Marks:
@@ -58,10 +61,12 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], a
 
     Raises:
         ValueError: the chat template refuses the chat or the direction.
+        Unbounded: it does not end.
     """
+    guard_of(tokenizer)  # tries the template first, in bounds: transformers has none
     try:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask, **given)
-    except (TemplateError, TypeError) as error:
+    except REFUSALS as error:
         raise ValueError(f"the model's chat template refuses this: {error}") from error
     return text
 
@@ -73,9 +78,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
         given: what the template takes beside the chat, such as preference.
 
     Raises:
-        ValueError: the chat template refuses the chat or the direction.
+        ValueError: the chat template refuses the chat or the direction; see `Guard` too.
     """
-    return ids_of(tokenizer, chat_text(tokenizer, messages, **given))
+    guard = guard_of(tokenizer)
+    contents, held = guard.hide([message["content"] for message in messages])
+    return guard.ids(chat_text(tokenizer, with_contents(messages, contents), **given), held)
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -83,19 +90,96 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str) -> tuple[list[int], list[int]]:
+def continued(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str, held: Mapping[str, str] | None = None
+) -> tuple[list[int], list[int]]:
     """The tokens of a prompt, and those of what follows it.
 
     The prompt's are those that sampling begins with. What follows is tokenized as in the whole text; where a token
     would cross the border, as after a line break; else by itself.
+
+    Args:
+        held: the marks that placeholders stand for (`Guard.hide`).
     """
-    prompt_tokens = ids_of(tokenizer, prompt)
+    guard, held = guard_of(tokenizer), held or {}
+    prompt_tokens = guard.ids(prompt, held)
     for before in (prompt, "\n"):
-        known = prompt_tokens if before == prompt else ids_of(tokenizer, before)
-        whole = ids_of(tokenizer, before + rest)
+        known = prompt_tokens if before == prompt else guard.ids(before, held)
+        whole = guard.ids(before + rest, held)
         if whole[: len(known)] == known:
             return prompt_tokens, whole[len(known) :]
-    return prompt_tokens, ids_of(tokenizer, rest)
+    return prompt_tokens, guard.ids(rest, held)
+
+
+def row_ids(tokenizer: PreTrainedTokenizerBase, turn: Turn, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """The tokens of a training row's prompt, and those of its answer with the answer's end.
+
+    Args:
+        turn: of the tokenizer's chat template (`turn_of`).
+        row: of `rows.CONVERSATIONS`.
+
+    Raises:
+        ValueError: the chat template refuses the chat; see `Guard` too.
+    """
+    guard, messages = guard_of(tokenizer), row["messages"]
+    (answer, *contents), held = guard.hide([row["response"], *(message["content"] for message in messages)])
+    prompt = chat_text(tokenizer, with_contents(messages, contents))
+    return continued(tokenizer, prompt, turn.written(answer), held)
+
+
+def with_contents(messages: Sequence[Message], contents: Sequence[str]) -> list[Message]:
+    """The messages with other texts."""
+    return [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+
+
+def guard_of(tokenizer: PreTrainedTokenizerBase, tags: frozenset[str] | None = None) -> Guard:
+    """What keeps the marks of a tokenizer's chats out of their messages.
+
+    Args:
+        tags: what tells turns apart beside special tokens; None finds it out of the chat template.
+
+    Raises:
+        Unbounded: the chat template does not end.
+    """
+    template = tokenizer.chat_template
+    return _guard(tokenizer, template.get("default") if isinstance(template, dict) else template, tags)
+
+
+@lru_cache(maxsize=16)
+def _guard(tokenizer: PreTrainedTokenizerBase, template: str | None, tags: frozenset[str] | None) -> Guard:
+    """Anew where the tokenizer gets another template."""
+    known = marks_of(tokenizer)
+    if tags is None:
+        tags = frozenset()
+        if template is not None:
+            try:
+                tags = find_marks(lambda messages, ask: render(template, messages, ask, **known.named), known)
+            except Unbounded as error:
+                raise Unbounded(f"{tokenizer.name_or_path}: {error}") from error
+    marks = known.special | tags
+    added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    tokens = {tokenizer.convert_tokens_to_ids(mark) for mark in marks if mark in added} - {tokenizer.unk_token_id}
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    loose = {mark for mark in marks if mark not in added or added[mark].normalized}
+    normalize = normalizer.normalize_str if normalizer is not None else None
+    return Guard(lambda text: ids_of(tokenizer, text), marks, tokens, normalize, loose)
+
+
+def counting_marks(rows: Iterable[_Row], guard: Guard, say: Callable[[str], object]) -> Iterator[_Row]:
+    """The rows as they are; after the last it says how many hold marks of a chat in their texts.
+
+    Args:
+        rows: with `messages`, and answers under `response`, or `chosen` and `rejected`.
+    """
+    marked = total = 0
+    first = ""
+    for row in rows:
+        answers = (row[key] for key in ("response", "chosen", "rejected") if key in row)
+        mark = guard.first([*(message["content"] for message in row["messages"]), *answers])
+        marked, total, first = marked + (mark is not None), total + 1, first or mark or ""
+        yield row
+    if marked:
+        say(f"{marked:,} of {total:,} rows hold special tokens or turn tags, such as {first!r}: read as plain text")
 
 
 def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
@@ -112,6 +196,9 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None)
 
     Args:
         config: the model's; None where it has none.
+
+    Raises:
+        Unbounded: the chat template does not end.
     """
     named = getattr(config, "eos_token_id", None)
     listed = [*(named if isinstance(named, list) else [named])]
@@ -119,6 +206,8 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None)
     if tokenizer.chat_template is not None:
         try:
             stop = tokenizer.convert_tokens_to_ids(turn_of(tokenizer).stop)
+        except Unbounded:
+            raise
         except ValueError:  # a template of other people's, which is used as it is
             stop = tokenizer.eos_token_id
     return [token for token in dict.fromkeys([stop, tokenizer.eos_token_id, *listed]) if token is not None]

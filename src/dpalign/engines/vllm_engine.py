@@ -96,6 +96,7 @@ class Vllm:
         self.context = context_length(own_context, prompt_tokens, max_new_tokens)
         arguments: dict[str, Any] = {
             "model": folder,
+            "load_format": "safetensors",  # its own choice would fall back to pickles
             "dtype": dtype,
             "max_model_len": self.context,
             "max_num_seqs": rows,

@@ -5,6 +5,7 @@ direction: it is not in the chat that a user sees.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,8 @@ _PROBE: Final[list[Message]] = [
     {"role": "user", "content": "What is tea?"},
     {"role": "assistant", "content": "A drink of wombats."},
 ]
+_TAG: Final = re.compile(r"\[/?[A-Z]+\]")
+"""What stands for a turn's mark in our own forms. Their words, such as "User:", are any text's."""
 _TRIED: Final[Sequence[list[Message]]] = (
     _PROBE[1:],
     [*_PROBE[1:], {"role": "user", "content": "And\ncoffee?"}, {"role": "assistant", "content": "[Another] one."}],
@@ -45,20 +48,33 @@ class InputReader:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", form: RewardInput, source: str) -> None:
+        from dpalign.engines.tokens import guard_of
+
         self.tokenizer, self.form, self.source = tokenizer, form, source
+        own_tags = None if form == "chat" else frozenset(_TAG.findall("".join(reward_input_frame(_PROBE[1:2], form))))
+        self.guard = guard_of(tokenizer, own_tags)
         self.takes_system = form == "chat" and self._takes_system()
 
     def ids(self, pair: Pair) -> list[int]:
         """The tokens of a chat and an answer.
 
         Raises:
-            ValueError: the chat does not alternate, or the template refuses it.
+            ValueError: the chat does not alternate, or the template refuses it; see `engines.forged.Guard` too.
         """
-        if self.form != "chat":
-            ids: list[int] = self.tokenizer(render_reward_input(*pair, self.form))["input_ids"]
-            return ids
-        messages, answer = pair
-        return self._applied([*self._seen(messages), {"role": "assistant", "content": answer}], tokenize=True)
+        (answer, *contents), held = self.guard.hide([pair[1], *(message["content"] for message in pair[0])])
+        messages: list[Message] = [
+            {**message, "content": content} for message, content in zip(pair[0], contents, strict=True)
+        ]
+        if self.form == "chat":
+            chat: list[Message] = [*self._seen(messages), {"role": "assistant", "content": answer}]
+            return self.guard.ids(self._applied(chat, tokenize=False), held) if held else self._applied(chat)
+        text = render_reward_input(messages, answer, self.form)
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        if held:  # with what the tokenizer adds to a text
+            plain = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            start = next(i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
+            ids = [*ids[:start], *self.guard.ids(text, held), *ids[start + len(plain) :]]
+        return ids
 
     def key(self, messages: Sequence[Message]) -> str:
         """What is the same for all answers to a prompt."""
@@ -90,7 +106,7 @@ class InputReader:
         first: Message = {"role": others[0]["role"], "content": f"{system['content']}\n\n{others[0]['content']}"}
         return [first, *others[1:]]
 
-    def _applied(self, messages: Sequence[Message], *, tokenize: bool) -> Any:
+    def _applied(self, messages: Sequence[Message], *, tokenize: bool = True) -> Any:
         from jinja2 import TemplateError
 
         try:

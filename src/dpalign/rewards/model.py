@@ -31,7 +31,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from dpalign.paper.prompts import RewardTemplate, render_reward_input
+from dpalign.paper.prompts import RewardTemplate
+from dpalign.rewards.inputs import InputReader
 from dpalign.rewards.probe import FILE as PROBE_FILE
 from dpalign.rewards.probe import Probe, take_probe, write_probe
 from dpalign.rewards.ridge import ridge_heads
@@ -56,6 +57,7 @@ from dpalign.train.trainer import (
     last_checkpoint,
     load_model,
     lora,
+    telling_of_marks,
     whole_weights,
 )
 
@@ -266,8 +268,9 @@ def _length(row: Row) -> int:
 
 
 def _fitting(context: RunContext, rated: Iterable[Mapping[str, Any]], n_heads: int, template: RewardTemplate) -> Rows:
+    told = telling_of_marks(rated, context, InputReader(context.tokenizer, template, "").guard)
     return fitting(
-        tokenize_rated(rated, n_heads, template, context.tokenizer),
+        tokenize_rated(told, n_heads, template, context.tokenizer),
         "rated row",
         context.training.context,
         context.resume / "rows.arrow",
@@ -451,10 +454,11 @@ def tokenize_rated(
     rated: Iterable[Mapping[str, Any]], n_heads: int, template: RewardTemplate, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Row]:
     """Token ids and targets of each rated answer; a missing label is NaN."""
+    reader = InputReader(tokenizer, template, "")
     for row in rated:
         if len(row["labels"]) != n_heads:
             raise ValueError(f"prompt {row['prompt_id']}: {len(row['labels'])} labels for {n_heads} heads")
-        ids = tokenizer(render_reward_input(row["messages"], row["response"], template))["input_ids"]
+        ids = reader.ids((row["messages"], row["response"]))
         targets = [float("nan") if x is None else x for x in row["labels"]]
         yield {"input_ids": ids, "targets": targets, "prompt_id": row["prompt_id"]}
 
@@ -497,9 +501,9 @@ def _plain_pairs(
 ) -> Iterator[Row]:
     """Preference pairs as rows of two texts without labels."""
     nothing = [float("nan")] * n_heads
-    for pair in pairs:
-        texts = [render_reward_input(pair["messages"], pair[side], template) for side in ("chosen", "rejected")]
-        chosen, rejected = context.tokenizer(texts)["input_ids"]
+    reader = InputReader(context.tokenizer, template, "")
+    for pair in telling_of_marks(pairs, context, reader.guard):
+        chosen, rejected = (reader.ids((pair["messages"], pair[side])) for side in ("chosen", "rejected"))
         row = {"input_ids": chosen, "targets": nothing, "prompt_id": pair["prompt_id"]}
         yield row | {"beaten_ids": rejected, "beaten_targets": nothing}
 

@@ -75,9 +75,11 @@ NAMED_TOKENS: Final = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "s
 
 
 def require_weights(folder: Path) -> None:
-    """ValueError unless a folder holds a model's configuration and safetensors."""
+    """ValueError unless a folder holds a model's configuration and safetensors, all that an index names."""
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder}: a checkpoint folder needs config.json and *.safetensors; it holds no weights")
+    if (folder / INDEX).is_file():
+        weights_files(folder)
 
 
 def require_kind(config: Mapping[str, Any], kind: Kind, source: object) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from dpalign.chat import ChatStyle, Place, Switch
@@ -294,7 +294,7 @@ def _from_json(content: Mapping[str, Any]) -> Contract:
         content.get("iteration"),
         None if content.get("eos") is None else _text(content["eos"]),
         tuple(_front_point(point, names) for point in content.get("front", ())),
-        None if content.get("reward") is None else _text(content["reward"]),
+        _inside(content.get("reward")),
         content.get("reward_template"),
         content.get("place"),
         dict(content.get("chat_kwargs", {})),
@@ -313,7 +313,7 @@ def _reward_record(content: Mapping[str, Any]) -> RewardRecord:
     heads = tuple(map(_text, content["heads"]))
     if not all(map(math.isfinite, itertools.chain(*scale))) or len(scale) not in (0, len(heads)):
         raise ValueError(f"rewards: scale {scale} of the heads {', '.join(heads)}; a finite pair each is needed")
-    folder = None if content.get("folder") is None else _text(content["folder"])
+    folder = _inside(content.get("folder"))
     source = _text(content.get("function") or content.get("model") or "")
     return RewardRecord(_text(content["name"]), content["kind"], source, content.get("input"), heads, scale, folder)
 
@@ -345,6 +345,16 @@ def lengths_from_json(content: object, names: Sequence[str]) -> dict[Verbosity, 
     if not all(math.isfinite(one.angle) and 0 < one.words < math.inf for one in lengths.values()):
         raise ValueError(f"verbosity {content!r}; {form}")
     return lengths
+
+
+def _inside(value: object) -> str | None:
+    """The name of a folder inside the policy's own."""
+    if value is None:
+        return None
+    name = PurePosixPath(_text(value))
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"{str(name)!r} leads out of the policy's folder")
+    return str(name)
 
 
 def _text(value: object) -> str:

@@ -19,7 +19,19 @@ from trl import DPOConfig, DPOTrainer
 from dpalign.runs.progress import Progress
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize
-from dpalign.train.trainer import IDS, ByLength, Outcome, Row, RunContext, arguments, fitting, load_model, lora, train
+from dpalign.train.trainer import (
+    IDS,
+    ByLength,
+    Outcome,
+    Row,
+    RunContext,
+    arguments,
+    fitting,
+    load_model,
+    lora,
+    telling_of_marks,
+    train,
+)
 
 COLUMNS: Final = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "length": pa.int32()}
 
@@ -73,7 +85,7 @@ def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: floa
             f'"answer", not {str(training.packing).lower()} and "{training.loss_on}"'
         )
     rows = fitting(
-        by_length(pairs, context.tokenizer),
+        by_length(telling_of_marks(pairs, context), context.tokenizer),
         "pair",
         training.context,
         context.resume / "pairs.arrow",

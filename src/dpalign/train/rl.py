@@ -143,7 +143,7 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
     limit = getattr(model.config, "max_position_embeddings", None)
     require_room([repr(messages[-1]["content"][:80]) for messages in prompts], ids, config.max_completion_length, limit)
     asked = Dataset.from_list([{"prompt": messages} for messages in prompts])
-    trainer = (GRPOTrainer if isinstance(config, GRPOConfig) else RLOOTrainer)(
+    trainer = (_Grpo if isinstance(config, GRPOConfig) else _Rloo)(
         model=model,
         reward_funcs=reward,
         args=config,
@@ -159,6 +159,24 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
         lower = f"lower rl.training.learning_rate ({context.training.learning_rate:g})"
         raise ValueError(f"{context.name}: after update {trainer.state.global_step} {error}; {lower}") from error
     return _account(trainer.state, config.generation_batch_size)
+
+
+class _OwnPrompts:
+    """A mix-in: prompts are read as sampling reads them, where TRL would read special tokens in a user's text."""
+
+    processing_class: Any
+
+    def _tokenize_prompts(self, prompts: list[list[Message]]) -> tuple[Any, ...]:
+        _, *others = super()._tokenize_prompts(prompts)  # type: ignore[misc]
+        return [prompt_ids(self.processing_class, messages) for messages in prompts], *others
+
+
+class _Grpo(_OwnPrompts, GRPOTrainer):  # type: ignore[misc]
+    pass
+
+
+class _Rloo(_OwnPrompts, RLOOTrainer):  # type: ignore[misc]
+    pass
 
 
 def _account(state: Any, batch: int) -> Reinforcement:

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from dpalign.engines.tokens import chat_text, continued, turn_of
+from dpalign.engines.tokens import row_ids, turn_of
 from dpalign.train.knobs import Training
 from dpalign.train.trainer import (
     IDS,
@@ -29,6 +29,7 @@ from dpalign.train.trainer import (
     load_model,
     lora,
     make_once,
+    telling_of_marks,
     train,
 )
 
@@ -49,8 +50,7 @@ def tokenize(
     """
     turn = turn_of(tokenizer)
     for row in conversations:
-        prompt = chat_text(tokenizer, row["messages"])
-        prompt_ids, answer_ids = continued(tokenizer, prompt, turn.written(row["response"]))
+        prompt_ids, answer_ids = row_ids(tokenizer, turn, row)
         asked = [IGNORED] * len(prompt_ids) if training.loss_on == "answer" else prompt_ids
         yield {"input_ids": prompt_ids + answer_ids, "labels": asked + answer_ids}
 
@@ -66,7 +66,7 @@ def finetune(context: RunContext, conversations: Iterable[Mapping[str, Any]]) ->
     """
     context.kernels.require(torch.cuda.is_available())
     tokenizer, training = context.tokenizer, context.training
-    tokenized = tokenize(conversations, tokenizer, training)
+    tokenized = tokenize(telling_of_marks(conversations, context), tokenizer, training)
     rows = fitting(tokenized, "conversation", training.context, context.resume / "rows.arrow", COLUMNS)
     set_seed(context.seed)
     attention = context.kernels.attention

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
 import warnings
 import zipfile
@@ -40,8 +41,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging as transformers_logging
 
+from dpalign.engines.forged import Guard
 from dpalign.engines.loading import load_whole
-from dpalign.engines.tokens import end_ids
+from dpalign.engines.tokens import counting_marks, end_ids, guard_of
 from dpalign.paper.direction import rng_for
 from dpalign.runs.errors import naming
 from dpalign.runs.folder import write_json
@@ -174,6 +176,12 @@ def fitting(
     make_once(file, write)
     counts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     return Rows(datasets.Dataset.from_file(str(file)), **counts)
+
+
+def telling_of_marks(rows: Iterable[Row], context: RunContext, guard: Guard | None = None) -> Iterator[Row]:
+    """The rows, which are read once; after the last the log has how many hold a chat's marks as text."""
+    guard = guard or guard_of(context.tokenizer)
+    return counting_marks(rows, guard, lambda text: sys.stderr.write(f"{context.name}: {text}\n"))
 
 
 def make_once(file: Path, make: Callable[[Path], object]) -> None:

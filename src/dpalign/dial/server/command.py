@@ -72,6 +72,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--max-model-len", type=int, metavar="N", help=text)
     add("--rows", type=int, default=64, metavar="N", help="answers decoded side by side (default: %(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: torch chooses")
+    text = "refuse a message that holds a special token or a turn's tag (default: it is read as plain text)"
+    add("--refuse-marks", action="store_true", help=text)
     text = "temperature of a request that states none (default: %(default)s, as in section 3.2)"
     add("--temperature", type=float, default=0.7, metavar="T", help=text)
     for name, (metavar, text) in LIMITS.items():
@@ -155,7 +157,7 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
     from dpalign.dial.server.service import open_service
 
     engines, max_model_len = vllm_of(arguments)
-    same = ("name", "rows", "engine", "dtype", "reward", "reward_template", "temperature")
+    same = ("name", "rows", "engine", "dtype", "reward", "reward_template", "temperature", "refuse_marks")
     options = {name: getattr(arguments, name) for name in same}
     return open_service(arguments.model, limits, engines=engines, max_model_len=max_model_len, **options)
 

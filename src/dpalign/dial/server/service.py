@@ -37,6 +37,7 @@ from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import RewardInput
 from dpalign.rows import Message
+from dpalign.runs.modelfolder import require_weights
 from dpalign.train.contract import FILE, Contract, read_contract
 
 
@@ -276,6 +277,7 @@ def open_service(
     reward: Sequence[str] | Literal[False] = (),
     reward_template: RewardInput | None = None,
     temperature: float = 0.7,
+    refuse_marks: bool = False,
 ) -> Service:
     """The model at a path, loaded: an export, a policy's folder or a run's, or one that takes no directions.
 
@@ -284,6 +286,7 @@ def open_service(
         rows: answers decoded side by side.
         reward: see `dial.rewards.open_scorer`; without any, those inside the model's folder; False takes none.
         engine, dtype, engines, max_model_len: see `open_generator`.
+        refuse_marks: see `Prompts`.
 
     Raises:
         ValueError: what is wrong with which folder.
@@ -305,6 +308,7 @@ def open_service(
     generator = open_generator(
         model, engine=engine, rows=rows, dtype=dtype, engines=engines, max_model_len=max_model_len
     )
+    generator.prompts.refuses_marks = refuse_marks
     return Service(name or own.replace("@", "-"), dial, generator, limits, rewards=rewards, temperature=temperature)
 
 
@@ -326,8 +330,9 @@ def open_generator(
         max_model_len: tokens of a prompt and its answer, with vLLM.
 
     Raises:
-        ValueError: the engine cannot run this model here.
+        ValueError: the engine cannot run this model here, or the folder lacks safetensors.
     """
+    require_weights(model)
     match engine_of(engine):
         case "vllm":
             from dpalign.dial.server.vllm_engine import VllmGenerator

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from transformers import AutoTokenizer
 
-from dpalign.engines.tokens import prompt_ids
+from dpalign.engines.tokens import guard_of, prompt_ids
 from dpalign.rows import Message
 
 UNFINISHED: Final = "\N{REPLACEMENT CHARACTER}"
@@ -19,21 +19,35 @@ UNFINISHED: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 class Prompts:
-    """Writes prompts in its own thread, so that a long one does not hold up the answers that are being sent."""
+    """Writes prompts in its own thread, so that a long one does not hold up the answers that are being sent.
+
+    Attributes:
+        refuses_marks: refuse a message that holds a special token or a turn's tag; else it is read as plain text.
+
+    Raises:
+        ValueError: the model's chat template does not end.
+    """
 
     def __init__(self, folder: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        guard_of(self.tokenizer)  # tries the template before any client is let in
+        self.refuses_marks = False
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
 
     async def ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
         """A prompt up to where its answer begins; the template writes the direction and all special tokens.
 
         Raises:
-            ValueError: the template refuses the chat or the direction.
+            ValueError: the template refuses the chat or the direction, or a message holds a mark.
         """
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._ids, messages, preference)
 
     def _ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
+        mark = (
+            guard_of(self.tokenizer).first(message["content"] for message in messages) if self.refuses_marks else None
+        )
+        if mark is not None:
+            raise ValueError(f"a message holds {mark!r}, which only the chat template may write; leave it out")
         arguments: dict[str, Any] = {} if preference is None else {"preference": dict(preference)}
         return prompt_ids(self.tokenizer, messages, **arguments)
 
