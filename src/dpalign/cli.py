@@ -66,6 +66,7 @@ VERBS: Final[Mapping[str, Verb]] = {
         "dial.server.command",
         False,
     ),
+    "taste": Verb("find your own direction: which of two answers do you prefer, a dozen times", "dial.taste", False),
     "combine": Verb("put several seeds' runs on one page, with figures over the seeds", "page.combine", False),
     "export": Verb(
         "write a policy as a plain Hugging Face folder, its dial in the chat template, with a model card",
