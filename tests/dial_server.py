@@ -67,6 +67,10 @@ class Model:
     questions: Sequence[str] = ()
     chosen: Mapping[str, Any] | None = None
     """What an answer tells of how it was chosen, where it is asked for as the best of several."""
+    taste: Mapping[str, Any] | None = None
+    """What it makes of choices."""
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    """The bodies of all requests for a taste."""
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """The bodies of all chat completions."""
@@ -123,6 +127,10 @@ def app_of(model: Model) -> Starlette:
         earned = {name: 90.0 - 3 * words * k for k, name in enumerate(model.objectives)}
         return reply(request, {"rewards": earned} if model.rewards else None, "this server has no reward model")
 
+    async def taste(request: Request) -> Response:
+        model.choices.append(await request.json())
+        return reply(request, model.taste, "not found")
+
     async def chat(request: Request) -> Response:
         if not allowed(request):
             return JSONResponse(error("give the API key as a bearer token"), 401)
@@ -142,6 +150,7 @@ def app_of(model: Model) -> Starlette:
             Route("/v1/dial", dial),
             Route("/v1/models", models),
             Route("/v1/rewards", rewards, methods=["POST"]),
+            Route("/v1/taste", taste, methods=["POST"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/{name}", page),
             Route("/", page, name="index"),

@@ -307,3 +307,19 @@ def test_in_a_pipe_only_the_answers_go_to_stdout() -> None:
         answer_all(session, ["/dail -30", "never asked"])
     answer_all(session, ["/dial is no command here"], commands=False)
     assert out.getvalue().endswith("/dial is no command here at -80 seed 0\n")
+
+
+def test_who_prefers_the_shorter_of_two_answers_turns_the_dial_to_brevity() -> None:
+    screen, session = chat("/score on", "tea?", "/compare -45 0", "/prefer b", "/prefer b")
+    # the parrot's answer at 0 degrees is a character shorter than that at -45, and as helpful
+    assert session.preference is not None
+    assert session.preference.angle < AHEAD.angle - 20
+    assert len(session.choices) == 1
+    assert "no two answers" in screen  # the second /prefer has nothing to choose between
+
+
+def test_a_preference_without_rewards_or_a_side_says_what_to_do() -> None:
+    screen, session = chat("tea?", "/compare -45 0", "/prefer left", "/prefer a", speaker=Parrot(scores=False))
+    assert "/prefer a or /prefer b" in screen
+    assert "--reward" in screen
+    assert session.choices == []

@@ -244,6 +244,24 @@ def test_the_best_of_several_is_chosen_under_the_dial_and_restored_by_the_addres
 
 
 @pytest.mark.browser
+def test_a_few_choices_find_a_direction_and_the_dial_turns_to_it(opened: Opener) -> None:
+    front = ({"helpfulness": 1.0, "verbosity": 0.0}, {"helpfulness": 0.8, "verbosity": -0.6})
+    reply = {"preference": front[1], "angle": -36.9, "within": 7.5, "words": "in words", "next": front}
+    with serving(Model(taste=reply)) as model, opened(model) as page:
+        ask(page, "tea?")
+        whole(page)
+        page.locator("article.B .prefer").click()
+        expect(page.locator("#taste-words")).to_contain_text("after 1 choice: in words")
+        expect(page.locator("article.A .prefer")).to_be_disabled()
+        (sent,) = model.choices
+        assert sent["choices"][0]["preferred"]["verbosity"] != sent["choices"][0]["other"]["verbosity"]
+        page.locator("#taste-use").click()
+        ask(page, "iron?")
+        whole(page, 3)
+        assert model.preferences()[-1] == pytest.approx(front[1])
+
+
+@pytest.mark.browser
 def test_without_a_reward_model_the_best_of_several_cannot_be_asked_for_and_the_page_says_why(opened: Opener) -> None:
     with serving(Model(rewards=False)) as model, opened(model, "#best=4&sides=1") as page:
         expect(page.get_by_label("Show")).to_be_disabled()

@@ -317,6 +317,22 @@ def test_an_answer_is_scored_on_each_objective(running: Running) -> None:
         assert httpx2.post(f"{running.url}/v1/rewards", json=wrong).status_code == 400
 
 
+def test_choices_between_answers_tell_a_persons_direction(running: Running) -> None:
+    def told(*choices: object) -> httpx2.Response:
+        return httpx2.post(f"{running.url}/v1/taste", json={"choices": list(choices)})
+
+    brief = {"preferred": {"helpfulness": 60, "verbosity": 20}, "other": {"helpfulness": 70, "verbosity": 50}}
+    once, often = told(brief).json(), told(*[brief] * 6).json()
+    assert -45 <= often["angle"] < once["angle"] < -22.5
+    assert often["within"] < once["within"]
+    assert math.hypot(*often["preference"].values()) == pytest.approx(1)
+    assert often["next"] is None  # this model's front was never measured
+    for wrong in ({"preferred": {"beauty": 1}, "other": {"beauty": 2}}, {"preferred": {}}, {**brief, "why": 1}):
+        assert told(wrong).status_code == 400
+    assert told(*[brief] * 101).status_code == 400
+    assert told().status_code == 400
+
+
 def test_best_of_returns_the_answer_that_the_reward_model_rates_best_as_asked(running: Running) -> None:
     """Asked for brevity, eight answers give one no longer than their mean; it says where and of how many."""
     asked = {"preference": {"verbosity": -1}, "best_of": 8, "angle_spread": 15, "seed": 4, "max_tokens": 60}

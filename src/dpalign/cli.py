@@ -69,6 +69,12 @@ VERBS: Final[Mapping[str, Verb]] = {
         "dial.server.command",
         False,
     ),
+    "taste": Verb("find your own direction: which of two answers do you prefer, a dozen times", "dial.taste", False),
+    "steerability": Verb(
+        "measure how well any model or server is steered: hypervolume, E_v J, control, calibration, side effects",
+        "dial.steerability",
+        False,
+    ),
     "combine": Verb("put several seeds' runs on one page, with figures over the seeds", "page.combine", False),
     "export": Verb(
         "write a policy as a plain Hugging Face folder, its dial in the chat template, with a model card",

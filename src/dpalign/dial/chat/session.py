@@ -17,6 +17,7 @@ from dpalign.dial.best_of import SPREAD, BestOf
 from dpalign.dial.chat.speakers import Ask, Piece, Speaker
 from dpalign.dial.chat.terminal import STYLES, Terminal
 from dpalign.dial.dial import Dial
+from dpalign.dial.taste import KEYS, Choice, next_directions, said, taste_of
 from dpalign.page.words import degrees, number
 from dpalign.paper.direction import Preference, name_hint
 from dpalign.rows import Message
@@ -94,6 +95,10 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     compared: tuple[Preference, Preference] | None = None
     """The two directions for the next message."""
+    shown: Sequence[Turn] = ()
+    """The answers to the last message: two, where directions were compared."""
+    choices: list[Choice] = field(default_factory=list)
+    """Which of two answers the user preferred, by their rewards."""
     saved: Path | None = None
 
     @property
@@ -141,6 +146,7 @@ class Session:
             self._say_how_it_ended(turn)
         if self.scoring and self.speaker.about.max_best_of and any(turn.answer.strip() for turn in turns):
             self._score(turns)
+        self.shown = turns
         return turns[0]
 
     def _draw(self, turns: Sequence[Turn]) -> None:
@@ -340,6 +346,26 @@ def _compare(session: Session, rest: str) -> None:
         session.terminal.say("The next message is answered at both.", "dim")
 
 
+def _prefer(session: Session, rest: str) -> None:
+    """Learn from a choice, and turn the dial to what all choices so far say."""
+    dial = session.the_dial()
+    if rest.lower() not in KEYS:
+        raise ValueError("/prefer a or /prefer b: the left or the right one of two answers")
+    rewards = [turn.rewards for turn in session.shown if turn.rewards is not None]
+    if len(rewards) != 2:
+        cure = "/score on, then /compare -45 0" if session.speaker.about.max_best_of else "start with --reward DIR"
+        raise ValueError(f"/prefer: no two answers with rewards are shown: {cure}")
+    place = KEYS[rest.lower()]
+    session.choices.append((rewards[place], rewards[1 - place]))
+    session.shown = ()
+    taste = taste_of(dial, session.choices)
+    session.preference = Preference.from_vector(taste.v_K, dial.objectives)
+    session.compared = next_directions(dial, taste)
+    session.terminal.say(f"{len(session.choices)} choices: {said(dial, taste)}", "dim")
+    if session.compared is not None:
+        session.terminal.say("The next message is answered at two directions again; /compare off ends that.", "dim")
+
+
 def _best(session: Session, rest: str) -> None:
     if rest in ("off", "1"):
         session.best_of = session.spread = None
@@ -469,6 +495,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "/dial": Command("[DIRECTION|off]", "turn to -30, or helpfulness=0.8 verbosity=-0.6; alone: show the dial", _dial),
     "/verbosity": Command("[low|medium|high]", "turn to short, medium or long answers; alone: how long", _verbosity),
     "/compare": Command("A B", "answer the last message, or the next, at two directions side by side", _compare),
+    "/prefer": Command("a|b", "of two answers, the one you prefer: the dial turns to what you like", _prefer),
     "/best": Command("[N [DEGREES]|off]", "show the best of N answers near the direction, by the reward model", _best),
     "/score": Command("[on|off]", "show the reward model's rewards under each answer", _score),
     "/system": Command(

@@ -29,7 +29,17 @@ from dpalign.dial.server.guard import Guard, api_error, error_response
 from dpalign.dial.server.logs import SPARING, spare_the_log
 from dpalign.dial.server.metrics import Metrics
 from dpalign.dial.server.service import Order, Service, unknown_model
-from dpalign.dial.server.shapes import ApiError, ChatRequest, Choice, Completion, DialReply, RewardRequest, Usage
+from dpalign.dial.server.shapes import (
+    ApiError,
+    ChatRequest,
+    Choice,
+    Completion,
+    DialReply,
+    RewardRequest,
+    TasteReply,
+    TasteRequest,
+    Usage,
+)
 
 PAGE: Final = Path(__file__).parent / "page"
 """The web page's files."""
@@ -261,6 +271,11 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
             reward_NK = await service.scores([message.plain() for message in request.messages], [request.response])
         assert service.rewards is not None
         return {"rewards": service.rewards.named(reward_NK[0])}
+
+    @app.post("/v1/taste")
+    async def taste(request: TasteRequest) -> TasteReply:
+        """A person's own direction, from choices between answers with known rewards. Nothing is kept."""
+        return service.taste([(choice.preferred, choice.other) for choice in request.choices])
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -21,7 +21,16 @@ from dpalign.dial.server.shapes import ApiError, fault_words
 
 log = logging.getLogger("dpalign.dial")
 
-ROUTES: Final = ("/v1/chat/completions", "/v1/dial", "/v1/models", "/v1/rewards", "/health", "/metrics", "/")
+ROUTES: Final = (
+    "/v1/chat/completions",
+    "/v1/dial",
+    "/v1/models",
+    "/v1/rewards",
+    "/v1/taste",
+    "/health",
+    "/metrics",
+    "/",
+)
 """Paths that are counted by name."""
 DRAINED: Final = 8
 """An oversized body is read up to this many times the limit, so that its sender gets to read the error."""

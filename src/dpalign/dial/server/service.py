@@ -32,7 +32,8 @@ from dpalign.dial.server.engine import (
     collect,
     engine_of,
 )
-from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply, TemplateArguments
+from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply, TasteReply, TemplateArguments
+from dpalign.dial.taste import Choice, next_directions, said, taste_of
 from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import RewardInput
@@ -101,6 +102,28 @@ class Service:
             temperature=self.temperature,
             note=self.dial.note,
             questions=list(self.dial.questions),
+        )
+
+    def taste(self, choices: Sequence[Choice]) -> TasteReply:
+        """A person's direction, as far as choices between answers tell.
+
+        Raises:
+            ApiError: the model takes no directions, or the rewards are of other objectives.
+        """
+        if not self.dial.objectives:
+            raise ApiError(404, "this model takes no directions", code="no_dial")
+        try:
+            taste = taste_of(self.dial, choices)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="choices", code="invalid_value") from None
+        preference = Preference.from_vector(taste.v_K, self.dial.objectives)
+        pair = next_directions(self.dial, taste)
+        return TasteReply(
+            preference=preference.weights,
+            angle=self.dial.angle_of(preference),
+            within=taste.within(),
+            words=said(self.dial, taste),
+            next=None if pair is None else [direction.weights for direction in pair],
         )
 
     async def close(self) -> None:

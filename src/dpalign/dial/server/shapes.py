@@ -278,6 +278,25 @@ class RewardRequest(BaseModel):
     response: Text
 
 
+Points = dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]]
+"""Rewards by objective."""
+
+
+class TasteChoice(BaseModel):
+    """A choice between two answers, by their rewards."""
+
+    model_config = _CLOSED
+    preferred: Points
+    other: Points
+
+
+class TasteRequest(BaseModel):
+    """The body of POST /v1/taste."""
+
+    model_config = _CLOSED
+    choices: Annotated[list[TasteChoice], Field(min_length=1, max_length=100)]
+
+
 # --- responses: a field that is not set is not sent ---
 
 
@@ -295,6 +314,18 @@ class DialReply(BaseModel):
     temperature: float = 0.7
     note: str | None = None
     questions: list[str] = []
+
+
+class TasteReply(BaseModel):
+    """The reply of POST /v1/taste: a person's direction, as far as the choices tell."""
+
+    preference: dict[str, float]
+    angle: float | None = Field(None, description="Degrees, where the model weighs two objectives")
+    within: float = Field(description="Degrees around the direction that hold 90% of the posterior")
+    words: str
+    next: list[dict[str, float]] | None = Field(
+        None, description="The two directions between which the next choice says most; null without a measured front"
+    )
 
 
 class Usage(BaseModel):

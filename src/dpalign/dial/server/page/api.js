@@ -54,6 +54,9 @@ export async function rewards(messages, response, signal) {
   }
 }
 
+// A person's direction, from choices between answers: [{preferred, other}], by their rewards.
+export const taste = async (choices) => (await call("v1/taste", { choices })).json();
+
 // An answer: {text}, {warnings}, {chosen} (of the best of several: how) and {finish} as they come.
 export async function* chat(body, signal) {
   const response = await call("v1/chat/completions", { ...body, stream: true }, signal);

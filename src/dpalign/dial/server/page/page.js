@@ -14,6 +14,8 @@ let front = null;
 let best = null; // how many answers each is chosen from
 let turns = [];
 let asking = null; // the AbortController of the answers being written
+let choices = []; // which of two answers was preferred, by their rewards
+let own = null; // the direction that they tell
 let followed = 0; // the timer of "answer again as the dial turns"
 
 const two = () => at("two").getAttribute("aria-pressed") === "true";
@@ -142,9 +144,9 @@ async function again() {
 
 async function answer(turn) {
   quiet();
-  const own = new AbortController();
+  const mine = new AbortController();
   asking?.abort();
-  asking = own;
+  asking = mine;
   busy(true);
   remember();
   following = true;
@@ -152,9 +154,9 @@ async function answer(turn) {
   let outcomes = [];
   let current = true;
   try {
-    outcomes = await Promise.all(Object.keys(turn.cards).map((side) => write(turn, side, own.signal)));
+    outcomes = await Promise.all(Object.keys(turn.cards).map((side) => write(turn, side, mine.signal)));
   } finally {
-    current = asking === own;
+    current = asking === mine;
     if (current) {
       asking = null;
       busy(false);
@@ -170,6 +172,7 @@ async function answer(turn) {
     remember();
     return complain(refused, () => at("question").value.trim() && at("ask").requestSubmit());
   }
+  turn.offer(prefer);
   at("said").textContent = Object.entries(turn.cards).map(([side, card]) => `${side}: ${card.count.textContent}`).join("; ");
 }
 
@@ -184,6 +187,28 @@ async function write(turn, side, signal) {
   if (best.n > 1) body.best_of = best.n;
   card.begin(dial, best.n);
   return fill(card, body, signal, contract.rewards !== false && !body.best_of);
+}
+
+// --- a person's own direction: which of two answers do you prefer? ---
+
+// The next question is answered at the two directions between which a choice says most.
+async function prefer(preferred, other) {
+  choices.push({ preferred, other });
+  try {
+    own = await api.taste(choices);
+  } catch (error) {
+    choices.pop();
+    return complain(error);
+  }
+  quiet();
+  at("taste").hidden = false;
+  at("taste-words").textContent = `after ${choices.length} ${choices.length === 1 ? "choice" : "choices"}: ${own.words}`;
+  own.next?.forEach((direction, place) => dial.turn(SIDES[place], dial.objectives.map((name) => direction[name]), false));
+}
+
+function useTaste() {
+  mode(false);
+  dial.turn("A", dial.objectives.map((name) => own.preference[name]));
 }
 
 // --- what goes wrong, and small words ---
@@ -260,6 +285,7 @@ at("question").addEventListener("change", () => dial && remember());
 document.addEventListener("keydown", (event) => event.key === "Escape" && asking?.abort());
 at("stop").addEventListener("click", () => asking?.abort());
 at("again").addEventListener("click", again);
+at("taste-use").addEventListener("click", () => own && useTaste());
 at("link").addEventListener("click", () => dial && copyLink());
 at("new").addEventListener("click", () => {
   asking?.abort();

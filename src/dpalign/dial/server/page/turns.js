@@ -19,6 +19,20 @@ export class Turn {
     return (this.cards[side] ?? this.cards[SIDES.find((other) => this.cards[other])]).text;
   }
 
+  // Ask which of two answers is preferred, once both have their rewards; chosen(preferred, other) is told.
+  offer(chosen) {
+    const cards = Object.values(this.cards);
+    if (cards.length !== 2 || cards.some((card) => !card.rewards || !card.text.trim())) return;
+    for (const card of cards) {
+      card.prefer.hidden = false;
+      card.prefer.onclick = () => {
+        for (const one of cards) one.prefer.disabled = true;
+        card.prefer.setAttribute("aria-pressed", "true");
+        chosen(card.rewards, cards.find((one) => one !== card).rewards);
+      };
+    }
+  }
+
   remove() {
     this.section.remove();
   }
@@ -33,6 +47,7 @@ class Card {
     this.bars = element("div", { className: "rewards" });
     this.total = element("p", { className: "rating" });
     this.choice = element("p", { className: "choice" });
+    this.prefer = element("button", { type: "button", className: "prefer" }, "I prefer this one");
     this.problem = element("p", { className: "warning" });
     this.problem.setAttribute("role", "alert");
     this.article = element(
@@ -45,8 +60,10 @@ class Card {
       this.bars,
       this.total,
       this.choice,
+      this.prefer,
     );
     this.article.setAttribute("aria-label", `Answer ${side}`);
+    this.prefer.setAttribute("aria-label", `I prefer answer ${side}`);
     this.side = side;
     this.text = "";
   }
@@ -63,6 +80,8 @@ class Card {
     this.bars.replaceChildren();
     this.total.replaceChildren();
     this.choice.textContent = "";
+    this.rewards = null;
+    this.prefer.hidden = true;
     this.warn("");
     this.count.textContent = best > 1 ? `drawing ${best} answers` : "";
     this.article.setAttribute("aria-busy", "true");
@@ -104,6 +123,7 @@ class Card {
   score(rewards) {
     const { objectives, signs } = this.dial;
     if (!rewards || objectives.some((name) => !Number.isFinite(rewards[name]))) return;
+    this.rewards = rewards;
     if (!this.bars.children.length) {
       this.bars.append(...objectives.map((name) => bar(name)));
     }

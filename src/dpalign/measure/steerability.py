@@ -1,0 +1,116 @@
+"""How well one model is steered: the report's figures, and two that only show along a whole dial.
+
+Calibration asks whether half a turn gives half the way. Side effects are what else changes as the dial turns: heads
+that no objective reads.
+
+Shapes: P prompts, V directions (in the order of the dial), S samples, K objectives, H heads.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from dpalign.measure.bootstrap import Array, Bootstrap, Estimate
+from dpalign.measure.control import angles, is_dial
+from dpalign.measure.points import Rewards
+from dpalign.measure.record import Record
+from dpalign.measure.setting import Setting
+from dpalign.measure.summarize import summarize
+from dpalign.measure.summary import Summary
+
+REFERENCE: Final = (0.0, 100.0)
+"""Hypervolume's reference on each objective where more is better, and where less is: the ends of the scale."""
+
+
+class SideEffect(Record):
+    """A head that no objective reads, along the dial."""
+
+    head: str
+    first: Estimate
+    """Mean points at the first direction."""
+    last: Estimate
+    change: Estimate
+    """The last less the first, paired by prompt."""
+
+
+class Steerability(Record):
+    """What is written for one model."""
+
+    summary: Summary
+    """Of that model alone."""
+    miscalibration: Estimate | None
+    """See `miscalibration`; None without a dial of two objectives, or where the second one does not follow."""
+    side_effects: tuple[SideEffect, ...]
+    how: str
+    """How the direction was given: the model's own dial, or a line in words."""
+    model: str
+    rewards: tuple[str, ...]
+    """The heads that scored."""
+
+
+def steerability(
+    rewards: Rewards,
+    head_PVSH: Array,
+    heads: Sequence[str],
+    read: Sequence[str],
+    objectives: Sequence[str],
+    bootstrap: Bootstrap,
+    about: Mapping[str, str],
+) -> Steerability:
+    """All figures of one model.
+
+    Args:
+        head_PVSH: the points of every head, of the same answers.
+        read: the heads that objectives read.
+        about: `how` and `model`.
+    """
+    assert rewards.directions_VK is not None
+    setting = Setting(tuple(objectives), rewards.directions_VK, None, bootstrap)
+    if not setting.disputed:
+        reference_K = np.where(setting.senses_K > 0, *REFERENCE)
+        setting = Setting(tuple(objectives), rewards.directions_VK, reference_K, bootstrap)
+    return Steerability(
+        summary=summarize([rewards], setting, pairs=[]),
+        miscalibration=miscalibration(rewards, bootstrap),
+        side_effects=tuple(
+            side_effect(head, head_PVSH[..., h].mean(axis=2), bootstrap)
+            for h, head in enumerate(heads)
+            if head not in read
+        ),
+        how=about["how"],
+        model=about["model"],
+        rewards=tuple(heads),
+    )
+
+
+def miscalibration(rewards: Rewards, bootstrap: Bootstrap) -> Estimate | None:
+    """How far the delivered share of the dial's way lies from the asked one, in the mean over directions: 0 to 1.
+
+    Asked at a third of the arc, a calibrated model gives a third of the way that the second objective goes from the
+    first direction to the last. 0 is a dial that turns evenly. A model that jumps at one end has up to a half.
+    """
+    directions_VK = rewards.directions_VK
+    if not is_dial(directions_VK) or len(directions_VK) < 3:
+        return None
+    angle_V = angles(directions_VK)
+    asked_V = (angle_V - angle_V[0]) / (angle_V[-1] - angle_V[0])
+    second_PV = rewards.mean_PVK[:, :, 1]
+    mean_V, mean_RV = second_PV.mean(axis=0), bootstrap.weights(len(second_PV)) @ second_PV
+    span, span_R = mean_V[-1] - mean_V[0], mean_RV[:, -1] - mean_RV[:, 0]
+    if span == 0 or not (np.sign(span_R) == np.sign(span)).all():
+        return None  # some resample does not turn at all: there is no way to have a share of
+    away = np.abs((mean_V - mean_V[0]) / span - asked_V).mean()
+    away_R = np.abs((mean_RV - mean_RV[:, :1]) / span_R[:, None] - asked_V).mean(axis=1)
+    return bootstrap.interval(float(away), away_R)
+
+
+def side_effect(head: str, point_PV: Array, bootstrap: Bootstrap) -> SideEffect:
+    """A head at both ends of the dial."""
+    first_P, last_P = point_PV[:, 0], point_PV[:, -1]
+    return SideEffect(
+        head=head,
+        first=bootstrap.mean(first_P),
+        last=bootstrap.mean(last_P),
+        change=bootstrap.mean(last_P - first_P),
+    )
