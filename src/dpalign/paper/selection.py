@@ -41,12 +41,17 @@ def best_of_n(score_BN: Array) -> Index:
 
 
 def pooled_best(
-    reward_BMK: Array, preference_BVK: Array, distinct: bool = False, allowed_BM: Bools | None = None
+    reward_BMK: Array,
+    preference_BVK: Array,
+    distinct: bool = False,
+    allowed_BM: Bools | None = None,
+    penalty_BMV: Array | None = None,
 ) -> Index:
     """index_BV: for each direction of a prompt the best of its whole pool, whatever direction sampled it.
 
     `distinct` keeps no candidate twice: each direction, in order, takes the best candidate that is left.
-    With `allowed_BM` only allowed candidates are kept. A direction without a candidate has `NO_ONE`.
+    With `allowed_BM` only allowed candidates are kept. A direction without a candidate has `NO_ONE`. `penalty_BMV` is
+    taken off a candidate's score for each direction (not in the paper).
 
     Raises:
         ValueError: shapes that do not fit; a reward that is NaN or infinite; fewer candidates than `distinct`
@@ -71,6 +76,8 @@ def pooled_best(
     left_BM = np.ones(reward_BMK.shape[:2], dtype=bool) if allowed_BM is None else allowed_BM.copy()
     for v in range(directions):
         score_BM = scalarize(reward_BMK, preference_BVK[:, v])
+        if penalty_BMV is not None:
+            score_BM -= penalty_BMV[:, :, v]
         index_B = best_of_n(np.where(left_BM, score_BM, -np.inf))
         index_BV[:, v] = np.where(left_BM.any(axis=1), index_B, NO_ONE)
         if distinct:
