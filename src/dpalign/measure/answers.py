@@ -94,5 +94,7 @@ def reward_quality(
             seed=seed,
         )
         found[one.name] = {head.name: head for head in figures.heads}
-    parts = {name: values.get(name, {}) for name in ("heads", "objectives", "baseline", "truth")}
+    parts = {
+        name: values.get(name, {}) for name in ("heads", "objectives", "baseline", "truth", "spread", "spread_truth")
+    }
     return RewardQuality.model_validate(parts | {"on_policy": found})

@@ -151,6 +151,10 @@ class RewardQuality(Record):
     baseline: dict[str, HeadQuality] = {}
     """Ridge regression on what an answer looks like: length, punctuation, counts."""
     truth: dict[str, HeadQuality] = {}
+    spread: dict[str, HeadQuality] = {}
+    """How the spread of the reward model's ensemble predicts the size of its error."""
+    spread_truth: dict[str, HeadQuality] = {}
+    """The same, where the error is known by the truth."""
     on_policy: dict[str, dict[str, HeadQuality]] = {}
     """System -> objective."""
 

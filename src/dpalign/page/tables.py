@@ -440,6 +440,8 @@ def quality_tables(summary: Summary) -> dict[str, Table | None]:
         "Objectives, on held-out ratings": measured.objectives,
         "Objectives, on the truth of held-out answers": measured.truth,
         "Heads, on held-out ratings": measured.heads,
+        "Spread of the ensemble, on the size of the error on held-out ratings": measured.spread,
+        "Spread of the ensemble, on the size of the true error": measured.spread_truth,
         "Objectives, on the policies' own samples": own,
     }
     shown = {title: heads for title, heads in parts.items() if heads}

@@ -41,13 +41,18 @@ def best_of_n(score_BN: Array) -> Index:
 
 
 def pooled_best(
-    reward_BMK: Array, preference_BVK: Array, distinct: bool = False, allowed_BM: Bools | None = None
+    reward_BMK: Array,
+    preference_BVK: Array,
+    distinct: bool = False,
+    allowed_BM: Bools | None = None,
+    penalty_BMV: Array | None = None,
 ) -> Index:
     """index_BV: for each direction of a prompt the best of its whole pool, whatever direction sampled it.
 
     `distinct` keeps no candidate twice: of all ways to give each direction one of its own, that with the largest sum of
     v . r. So the answers to a prompt stand in the order of its directions.
-    With `allowed_BM` only allowed candidates are kept. A direction without a candidate has `NO_ONE`.
+    With `allowed_BM` only allowed candidates are kept. A direction without a candidate has `NO_ONE`. `penalty_BMV` is
+    taken off a candidate's score for each direction (not in the paper).
 
     Raises:
         ValueError: shapes that do not fit; a reward that is NaN or infinite; fewer candidates than `distinct`
@@ -70,6 +75,8 @@ def pooled_best(
         )
     allowed_BM = np.ones(reward_BMK.shape[:2], dtype=bool) if allowed_BM is None else allowed_BM
     score_BVM = np.stack([scalarize(reward_BMK, preference_BVK[:, v]) for v in range(directions)], axis=1)
+    if penalty_BMV is not None:
+        score_BVM -= penalty_BMV.transpose(0, 2, 1)
     if distinct:
         pairs = zip(score_BVM, allowed_BM, strict=True)
         return np.array([assigned(score_VM[:, allowed_M], np.flatnonzero(allowed_M)) for score_VM, allowed_M in pairs])

@@ -14,6 +14,7 @@ from dpalign.engines.knobs import Engines, Model
 from dpalign.paper.direction import evaluation_grid, objective_count
 from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective, head_indices, own_name
 from dpalign.recipe.reading import changed, dotted, from_mapping, load_table
+from dpalign.rewards.ensemble import with_members
 from dpalign.rewards.knobs import RewardTable, heads_of, require_heads, require_names
 from dpalign.rows import HEADS
 from dpalign.runs.knobs import Cluster, Launch
@@ -153,9 +154,14 @@ class Recipe(Table):
         return tuple(Objective(name, heads) for name, heads in self.objectives.items())
 
     @property
+    def reward_heads(self) -> tuple[str, ...]:
+        """The outputs of the reward model that is trained: the heads, and those of its ensemble."""
+        return with_members(self.heads, self.reward.ensemble)
+
+    @property
     def scored_heads(self) -> tuple[str, ...]:
         """The columns of all scores, in order."""
-        return heads_of(self.rewards, self.heads)
+        return heads_of(self.rewards, self.reward_heads)
 
     @property
     def trains_reward(self) -> bool:
@@ -175,7 +181,7 @@ class Recipe(Table):
     @property
     def fits_scales(self) -> bool:
         """Whether some reward's scale is fitted to the annotated answers."""
-        return any(None in reward.known_scales(self.heads) for reward in self.rewards.values())
+        return any(None in reward.known_scales(self.reward_heads) for reward in self.rewards.values())
 
     @property
     def trained_objectives(self) -> tuple[Objective, ...]:
@@ -187,15 +193,16 @@ class Recipe(Table):
         return tuple(Objective(name, tuple(map(own_name, heads))) for name, heads in read if heads)
 
     def judged(self) -> Self:
-        """The recipe as the judge reads it, whose heads are those of [reward] alone.
+        """The recipe as the judge reads it, whose heads are those of [reward] alone, without an ensemble.
 
         An objective may read Python functions beside them: they rate for the judge as they do for the run.
 
         Raises:
             ValueError: an objective reads a model's head that the judge lacks, or functions alone.
         """
+        alone = {"reward": self.reward.model_copy(update={"ensemble": 0})}
         if not self.rewards:
-            return self
+            return self.model_copy(update=alone)
         rules = {name: r for name, r in self.rewards.items() if not (r.model or r.trained)}
         functions = {f"{name}/{head}" for name, r in rules.items() for head in r.own_heads(())}
         read = {}
@@ -204,7 +211,7 @@ class Recipe(Table):
             read[objective.name] = tuple(map(own_name, [h for h in heads if h not in functions] or heads))
         for name, heads in read.items():
             head_indices(Objective(name, heads), self.heads)
-        return self.model_copy(update={"rewards": {}, "objectives": read})
+        return self.model_copy(update=alone | {"rewards": {}, "objectives": read})
 
     def heads_read(self, objective: Objective) -> tuple[str, ...]:
         """The heads that an objective reads, in full."""
@@ -233,6 +240,11 @@ class Recipe(Table):
             )
         for objective in self.objective_list:
             head_indices(objective, self.scored_heads)
+        if self.selection.caution and not (self.trains_reward and self.reward.ensemble > 1):
+            raise ValueError(
+                f"selection.caution is {self.selection.caution:g}, and no ensemble says what the rewards do not know; "
+                "set reward.ensemble = 8, or leave caution out"
+            )
         if self.reward.probe and not self.trains_reward:
             raise ValueError(
                 "reward.probe gives heads to the model of [reward], and [rewards] takes others alone; leave it out, or "

@@ -7,6 +7,7 @@ from typing import Final, Literal, Self
 
 from pydantic import model_validator
 
+from dpalign.rewards.ensemble import MARK
 from dpalign.runs.modelfolder import CONFIG, label_names, read_object
 from dpalign.runs.tables import FunctionName, ModelName, Table
 
@@ -97,9 +98,12 @@ class RewardTable(Table):
         """Its heads by their own names.
 
         Args:
-            trained: those of the model that is trained.
+            trained: those of the model that is trained, its ensemble's among them.
         """
-        return self.heads or local_heads(self.model) or (tuple(trained) if self.in_points else ONE_HEAD)
+        if self.trained:
+            return tuple(trained)
+        without_members = tuple(head for head in trained if MARK not in head)
+        return self.heads or local_heads(self.model) or (without_members if self.in_points else ONE_HEAD)
 
 
 def local_heads(model: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dpalign.rewards.ensemble import head_of
 from dpalign.rewards.knobs import IDENTITY, RewardTable, Scale
 from dpalign.runs.folder import write_json
 
@@ -63,9 +64,12 @@ def fitted_scales(rewards: Mapping[str, RewardTable], trained: Sequence[str], ra
     """
     scales: list[Scale] = []
     for name, reward in rewards.items():
+        fitted: dict[str, Scale] = {}
         for head, known in zip(reward.own_heads(trained), reward.known_scales(trained), strict=True):
             reward_N = raw_NH[:, len(scales)]
-            scales.append(known or _fitted(name, head, reward_N))
+            # an ensemble's members are in the units of the head that they stand beside
+            scales.append(known or fitted.get(head_of(head)) or _fitted(name, head, reward_N))
+            fitted.setdefault(head, scales[-1])
             if reward.model and known == IDENTITY and not reward.scale:
                 _require_points(name, head, reward, reward_N)
     return scales

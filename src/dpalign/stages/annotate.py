@@ -40,7 +40,7 @@ RAW: Final = "raw-{:05d}.parquet"
 
 
 @stage(
-    reads=lambda r: (r.heads, *model_read(r), *scorer_read(r)),
+    reads=lambda r: (r.heads, r.reward.ensemble, *model_read(r), *scorer_read(r)),
     inputs=("data", "reward"),
     optional=("answers",),
     takes="answers",
@@ -103,11 +103,11 @@ def settle_scales(job: Job) -> None:
     paths = sorted(job.work.resume.glob("raw-*.parquet")) if fits else shards(job.out)
     tables = [read_table(path, SCORES) for path in paths]
     scored_NH = np.concatenate([matrix_of(table["rewards"]) for table in tables])
-    scales = fitted_scales(recipe.rewards, recipe.heads, scored_NH)
+    scales = fitted_scales(recipe.rewards, recipe.reward_heads, scored_NH)
     write_scales(job.out, recipe.scored_heads, scales)
     if not fits:
         return
-    known = known_scales(recipe.rewards, recipe.heads)  # what has a scale was scored with it
+    known = known_scales(recipe.rewards, recipe.reward_heads)  # what has a scale was scored with it
     missing = [IDENTITY if own is not None else scale for own, scale in zip(known, scales, strict=True)]
     field = SCORES.field("rewards")
     for index, table in enumerate(tables):

@@ -3,7 +3,7 @@
 At the paper's scale an iteration has 2.45 million answers: who they are and what they are worth is a few
 hundred megabytes, what they say several gigabytes. So a choice reads the former alone.
 
-Shapes: N answers of a shard, B of its prompts, V directions of a prompt, K objectives.
+Shapes: N answers of a shard, B of its prompts, V directions of a prompt, K objectives, E members of an ensemble.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import NO_ONE, best_of_n, members, pooled_best, scalarize
+from dpalign.rewards.ensemble import member_objectives
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Pools:
     condition: pa.ChunkedArray
     """What each was drawn under, as the schema has it."""
     reward_NK: Array
+    member_NEK: Array
+    """The rewards as each member of the reward model's ensemble sees them; without one E is 0."""
 
 
 def scored_pools(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[Pools]:
@@ -91,6 +94,7 @@ def scored_pools(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[P
             kind=kinds[0],
             condition=answers["condition"],
             reward_NK=objective_rewards(scored["rewards"], recipe.scored_heads, recipe.objective_list, scores_path),
+            member_NEK=member_objectives(matrix_of(scored["rewards"]), recipe.scored_heads, recipe.objective_list),
         )
 
 
@@ -127,19 +131,34 @@ def best_answers(pools: Pools, wanted_BVK: Array, selection: "Selection") -> Ind
     """
     finished = np.flatnonzero(pools.finished_N)
     prompts, directions = wanted_BVK.shape[:2]
+    penalty_NV = penalties(pools, wanted_BVK, selection.caution)
     if pools.kind != "direction" or selection.pool == "prompt":
         row_BM = _rows(finished, pools.prompt_N, prompts)
         if not row_BM.size:
             return np.full((prompts, directions), NO_ONE)
-        index_BV = pooled_best(pools.reward_NK[row_BM], wanted_BVK, selection.distinct, row_BM != NO_ONE)
+        allowed_BM = row_BM != NO_ONE
+        index_BV = pooled_best(pools.reward_NK[row_BM], wanted_BVK, selection.distinct, allowed_BM, penalty_NV[row_BM])
         return np.where(index_BV == NO_ONE, NO_ONE, np.take_along_axis(row_BM, np.maximum(index_BV, 0), axis=1))
     _require_own_directions(pools, wanted_BVK)
     row_DN = _rows(finished, pools.prompt_N * directions + pools.condition_N, prompts * directions)
     if not row_DN.size:
         return np.full((prompts, directions), NO_ONE)
     score_DN = scalarize(pools.reward_NK[row_DN], wanted_BVK.reshape(len(row_DN), -1))
+    score_DN -= penalty_NV[row_DN, np.tile(np.arange(directions), prompts)[:, None]]
     pick_B = best_of_n(np.where(row_DN == NO_ONE, -np.inf, score_DN))
     return np.take_along_axis(row_DN, pick_B[:, None], axis=1).reshape(prompts, directions)
+
+
+def penalties(pools: Pools, wanted_BVK: Array, caution: float) -> Array:
+    """Points taken off each answer's v . r, for each direction of its prompt: (N, V).
+
+    They are `caution` standard deviations of v . r over the members of the ensemble. The spread is of the whole sum:
+    errors of two objectives that cancel in it cost nothing.
+    """
+    if not caution:
+        return np.zeros((len(pools.prompt_N), wanted_BVK.shape[1]))
+    member_NEV = np.einsum("nek,nvk->nev", pools.member_NEK, wanted_BVK[pools.prompt_N])
+    return np.asarray(caution * member_NEV.std(axis=1, ddof=1))
 
 
 def _rows(kept: Index, group_N: Index, groups: int) -> Index:

@@ -120,9 +120,9 @@ def reward_facts(job: Job) -> Iterator[RewardFacts]:
     recipe = job.recipe
     scales = iter(scales_of(recipe, job.inputs["annotate"]))
     for name, reward in recipe.rewards.items():
-        for head in reward.own_heads(recipe.heads):
+        for head in reward.own_heads(recipe.reward_heads):
             slope, offset = next(scales)
-            source, fitted = reward.source or "trained in this run", None in reward.known_scales(recipe.heads)
+            source, fitted = reward.source or "trained in this run", None in reward.known_scales(recipe.reward_heads)
             yield RewardFacts(head=f"{name}/{head}", source=source, slope=slope, offset=offset, fitted=fitted)
 
 

@@ -17,6 +17,7 @@ from dpalign.data.ratings import labels_for, require_labels
 from dpalign.measure.baseline import ridge_cross_validated, surface_features
 from dpalign.measure.quality import quality
 from dpalign.paper.objectives import Objective, all_known, by_name, head_indices, own_name
+from dpalign.rewards.ensemble import masked_labels, member_objectives, members_of, with_members
 from dpalign.rewards.golden import golden_of, write_golden
 from dpalign.rewards.knobs import IDENTITY
 from dpalign.rewards.scale import fit, to_points
@@ -70,6 +71,9 @@ class Reward(Table):
     freeze: bool = False
     """Fit the heads alone, by ridge regression on the last hidden states of the backbone as it is (not in the paper).
     The penalty is chosen on prompts that a fit has not seen. Of `training` only `context` counts."""
+    ensemble: int = Field(0, ge=0, le=64)
+    """Members, each with every head once more, learned from a random half of the prompts (not in the paper; 8 suffice).
+    Their spread says what the ratings leave open: see `selection.caution`."""
     probe: DataName = ""
     """A file of heads that `freeze` fitted on this backbone, a run's reward/probe.safetensors: they are taken as they
     are, and no rating is needed (not in the paper)."""
@@ -117,7 +121,7 @@ class Reward(Table):
 def _reads(r: "Recipe") -> tuple[object, ...]:
     return (
         *(r.seed, r.reward.template, r.reward.lm_loss, r.reward.normalize, r.reward.training),
-        *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze),
+        *(r.reward.bradley_terry, r.reward.layers, r.reward.freeze, r.reward.ensemble),
         *(r.reward.score_tokens, r.model.base, r.data.world, *model_read(r), *objectives_read(r)),
     )
 
@@ -243,6 +247,8 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
 
     recipe, knobs = job.recipe, job.recipe.reward
     objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
+    members = knobs.ensemble if part == "train" else 0
+    heads = with_members(recipe.heads, members)
     knob = "probe" if part == "train" else "judge_probe"
     given: str = getattr(knobs, knob)
     if not given:
@@ -254,10 +260,13 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
     context = context_of(job, start, knobs.training, tokenizer, seed)
     if given:
         file = Path(expanded(f"reward.{knob}", given))
-        return given_reward_model(context, file, recipe.heads, template=knobs.template, layers=knobs.layers)
-    rated = (row | {"labels": labels_for(row["labels"], recipe.heads)} for row in _labelled(job, part))
+        return given_reward_model(context, file, heads, template=knobs.template, layers=knobs.layers)
+    rated = (
+        row | {"labels": masked_labels(labels_for(row["labels"], recipe.heads), row["prompt_id"], members, seed)}
+        for row in _labelled(job, part)
+    )
     if knobs.freeze:
-        return probe_reward_model(context, rated, recipe.heads, template=knobs.template, layers=knobs.layers)
+        return probe_reward_model(context, rated, heads, template=knobs.template, layers=knobs.layers)
     preference = None
     if knobs.bradley_terry:
         own = job.inputs["data"] / "pairs"
@@ -267,7 +276,7 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
     return train_reward_model(
         context,
         rated,
-        recipe.heads,
+        heads,
         template=knobs.template,
         lm_loss=knobs.lm_loss,
         normalize=knobs.normalize,
@@ -297,14 +306,27 @@ def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:
     read_NK, rated_NK = means_of(predicted_NH, heads, objectives), means_of(label_NH, heads, objectives)
     figures["objectives"] = _quality(recipe, rows, read_NK, rated_NK, names)["heads"]
     figures["baseline"] = surface_baseline(recipe, rows, rated_NK, names)
+    spread_NK = spread_of(predicted_NH, heads, objectives)
+    if spread_NK is not None:  # does an answer whose members disagree have a larger error?
+        figures["spread"] = _quality(recipe, rows, spread_NK, np.abs(read_NK - rated_NK), names)["heads"]
     if recipe.data.world and all_known(objectives, heads, HEADS):
         from dpalign.world.truth import score as true_score
 
         true_NH = by_name(
             true_score([asked[-1]["content"] for asked, _ in answers], [a for _, a in answers]), HEADS, heads
         )
-        figures["truth"] = _quality(recipe, rows, read_NK, means_of(true_NH, heads, objectives), names)["heads"]
+        truth_NK = means_of(true_NH, heads, objectives)
+        figures["truth"] = _quality(recipe, rows, read_NK, truth_NK, names)["heads"]
+        if spread_NK is not None:
+            figures["spread_truth"] = _quality(recipe, rows, spread_NK, np.abs(read_NK - truth_NK), names)["heads"]
     return figures
+
+
+def spread_of(reward_NH: Array, heads: Sequence[str], objectives: Sequence[Objective]) -> Array | None:
+    """The standard deviation of each objective over an ensemble's members: (N, K); None without an ensemble."""
+    if members_of(heads) < 2 or not objectives:
+        return None
+    return np.asarray(member_objectives(reward_NH, heads, objectives).std(axis=1, ddof=1))
 
 
 def objectives_of(recipe: "Recipe", heads: Sequence[str]) -> list[Objective]:

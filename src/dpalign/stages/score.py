@@ -41,7 +41,7 @@ def scored_by(recipe: "Recipe") -> dict[str, str]:
 
 
 @stage(
-    reads=lambda r: (r.heads, *model_read(r), *scorer_read(r)),
+    reads=lambda r: (r.heads, r.reward.ensemble, *model_read(r), *scorer_read(r)),
     inputs=("reward", "candidates", "data"),
     takes="candidates",
     optional=("annotate",),
@@ -132,10 +132,10 @@ def open_scorer(
         return model_scorer(recipe, reward_stage, alone=alone)
     from dpalign.rewards.score import CombinedScorer, FunctionScorer
 
-    scales = known_scales(recipe.rewards, recipe.heads) if raw else scales_of(recipe, annotate)
+    scales = known_scales(recipe.rewards, recipe.reward_heads) if raw else scales_of(recipe, annotate)
     models = dict(_models(recipe, reward_stage, 1.0 if alone else 0.25))
     parts = [
-        (_called(name), models.get(name) or FunctionScorer(reward.function, reward.own_heads(recipe.heads)))
+        (_called(name), models.get(name) or FunctionScorer(reward.function, reward.own_heads(recipe.reward_heads)))
         for name, reward in recipe.rewards.items()
     ]
     return CombinedScorer(recipe.scored_heads, parts, scales)
@@ -148,7 +148,7 @@ def models_scorer(recipe: "Recipe", reward_stage: Path) -> "Scorer | None":
     from dpalign.rewards.score import CombinedScorer
 
     parts = [(name, scorer) for name, scorer in _models(recipe, reward_stage, 0.25)]
-    heads = [f"{name}/{head}" for name, _ in parts for head in recipe.rewards[name].own_heads(recipe.heads)]
+    heads = [f"{name}/{head}" for name, _ in parts for head in recipe.rewards[name].own_heads(recipe.reward_heads)]
     return CombinedScorer(heads, [(_called(name), one) for name, one in parts], [None] * len(heads)) if parts else None
 
 
@@ -164,7 +164,7 @@ def _models(recipe: "Recipe", reward_stage: Path, share: float) -> "Iterator[tup
     """
     models = {name: reward for name, reward in recipe.rewards.items() if reward.model or reward.trained}
     for name, reward in models.items():
-        heads = reward.own_heads(recipe.heads)
+        heads = reward.own_heads(recipe.reward_heads)
         trusted = bool(reward.model) and recipe.model.trust_remote_code
         form = reward.input if reward.model else recipe.reward.template
         source = local_model(reward.model) if reward.model else str(_trained(reward_stage))
@@ -182,11 +182,11 @@ def scales_of(recipe: "Recipe", annotate: Path | None) -> list["Scale"]:
     Raises:
         ValueError: some are fitted, and there is no annotation that holds them.
     """
-    known = known_scales(recipe.rewards, recipe.heads)
+    known = known_scales(recipe.rewards, recipe.reward_heads)
     if None not in known:
         return [scale for scale in known if scale is not None]
     if annotate is None:
-        lacking = next(name for name, one in recipe.rewards.items() if None in one.known_scales(recipe.heads))
+        lacking = next(name for name, one in recipe.rewards.items() if None in one.known_scales(recipe.reward_heads))
         raise ValueError(
             f"[rewards.{lacking}] has no scale, and its annotation holds what was fitted: give --annotate DIR, or "
             f"rewards.{lacking}.scale = [slope, offset]"
@@ -196,9 +196,9 @@ def scales_of(recipe: "Recipe", annotate: Path | None) -> list["Scale"]:
 
 def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scorer":
     """The scorer on a stage's own model, whatever the recipe names."""
-    folder = str(_trained(stage))
-    scorer = _loaded(recipe, folder, recipe.heads, recipe.reward.template, 1.0 if alone else 0.25, False)
-    require_heads(folder, scorer, recipe.heads, named=True)
+    folder, heads = str(_trained(stage)), recipe.reward_heads
+    scorer = _loaded(recipe, folder, heads, recipe.reward.template, 1.0 if alone else 0.25, False)
+    require_heads(folder, scorer, heads, named=True)
     require_golden(folder, scorer, golden_for(stage, ONLY), recipe.model.dtype)
     return scorer
 
@@ -208,14 +208,14 @@ def judge_scorer(recipe: "Recipe", stage: Path, annotate: Path | None = None) ->
 
     Functions rate as they do for the run.
     """
-    judge = model_scorer(recipe, stage)
+    judge = model_scorer(recipe.judged(), stage)
     if not recipe.rewards:
-        return judge
+        return NamedColumns(judge, recipe.scored_heads) if recipe.reward.ensemble else judge
     from dpalign.rewards.score import CombinedScorer, FunctionScorer
 
     parts: list[tuple[str, Scorer]] = []
     for name, reward in recipe.rewards.items():
-        heads = reward.own_heads(recipe.heads)
+        heads = reward.own_heads(recipe.reward_heads)
         rates = FunctionScorer(reward.function, heads) if reward.function else NamedColumns(judge, heads)
         parts.append((_called(name), rates))
     # A judge is trained as [reward] is, and has its units. A given model has its own: there a judge rates in points.

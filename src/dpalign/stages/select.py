@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from dpalign.chat import with_system_line
 from dpalign.measure.degeneracy import MOST_REPEATED, faults
@@ -70,6 +71,9 @@ class Selection(Table):
     under: so answers that are scored already serve other directions than their own."""
     distinct: bool = False
     """From a prompt's pool no answer is kept for two directions (paper silent: at t = 1 it may be)."""
+    caution: float = Field(0.0, ge=0, le=100)
+    """An answer is ranked by v . r less this many standard deviations of v . r over the members of `reward.ensemble`.
+    0 is the paper's rule."""
 
 
 @stage(

@@ -224,7 +224,7 @@ def chat_read(r: "Recipe") -> tuple[object, ...]:
 def objectives_read(r: "Recipe") -> tuple[object, ...]:
     """What an objective is: named readings of heads. How a reward scores is `scorer_read`."""
     every = r.rewards["*"]
-    return (r.objectives, r.heads, every.heads, every.model, every.input, every.trained)
+    return (r.objectives, r.heads, r.reward.ensemble, every.heads, every.model, every.input, every.trained)
 
 
 def scorer_read(r: "Recipe") -> tuple[object, ...]:

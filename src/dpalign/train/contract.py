@@ -212,7 +212,7 @@ def contract_of(recipe: "Recipe", iteration: int, scales: Sequence[tuple[float, 
 def _records(recipe: "Recipe", scales: Sequence[tuple[float, float]]) -> Iterator[RewardRecord]:
     first = 0
     for name, reward in recipe.rewards.items():
-        heads = reward.own_heads(recipe.heads)
+        heads = reward.own_heads(recipe.reward_heads)
         form: RewardInput | None = reward.input if reward.model else recipe.reward.template if reward.trained else None
         own = tuple(scales[first : first + len(heads)])
         yield RewardRecord(name, reward.kind, reward.source, form, heads, own)

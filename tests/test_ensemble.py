@@ -1,0 +1,105 @@
+"""Rewards that know what they do not know: members of an ensemble, their spread, and a choice that heeds it."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dpalign.paper.objectives import Objective
+from dpalign.recipe import changed, load
+from dpalign.rewards.ensemble import head_of, masked_labels, member_objectives, members_of, with_members
+from dpalign.rewards.knobs import RewardTable
+from dpalign.rewards.ridge import ridge_heads
+from dpalign.rewards.scale import fitted_scales
+from dpalign.stages.pools import Pools, best_answers
+from dpalign.stages.select import Selection
+
+MICRO = Path(__file__).parent.parent / "recipes" / "micro.toml"
+HEADS = ("help", "verbose")
+OBJECTIVES = (Objective("helpfulness", ("help",)), Objective("verbosity", ("verbose",)))
+
+
+def test_every_member_has_every_head_once_more() -> None:
+    heads = with_members(HEADS, 2)
+    assert heads == ("help", "verbose", "help~1", "verbose~1", "help~2", "verbose~2")
+    assert members_of(heads) == 2
+    assert members_of(HEADS) == 0
+    assert list(map(head_of, heads)) == ["help", "verbose"] * 3
+
+
+def test_a_member_learns_from_half_of_the_prompts_whole_prompts_at_a_time() -> None:
+    prompts = [f"prompt {i}" for i in range(400)]
+    rows = np.array([masked_labels([80.0, None], prompt, 3, seed=1) for prompt in prompts], dtype=float)
+    assert rows.shape == (400, 2 * 4)
+    assert (rows[:, 0] == 80).all()
+    seen = ~np.isnan(rows[:, [2, 4, 6]])
+    assert (abs(seen.mean(axis=0) - 0.5) < 0.1).all()
+    assert not (seen[:, 0] == seen[:, 1]).all()
+    assert np.isnan(rows[:, 1::2]).all()  # a label that is missing is missing for all
+    assert masked_labels([1.0], "prompt 3", 3, seed=1) == masked_labels([1.0], "prompt 3", 3, seed=1)
+
+
+def test_a_member_reads_its_own_heads_and_shares_those_of_functions() -> None:
+    heads = ("ours/help", "ours/help~1", "ours/help~2", "words/score")
+    objectives = (Objective("helpfulness", ("ours/help", "words/score")), Objective("length", ("words/score",)))
+    reward_NEK = member_objectives(np.array([[50.0, 40.0, 70.0, 10.0]]), heads, objectives)
+    assert reward_NEK.tolist() == [[[25.0, 10.0], [40.0, 10.0]]]
+
+
+def test_the_spread_of_half_samples_is_about_the_error_of_the_whole_fit() -> None:
+    rng = np.random.default_rng(0)
+    x_ND = rng.normal(size=(300, 20))
+    weight_D, noise_N = rng.normal(size=20), 4.0 * rng.normal(size=300)
+    prompts = [str(i) for i in range(300)]
+    label_N = x_ND @ weight_D + noise_N
+    target_NE = [masked_labels([float(y)], prompt, 16, seed=0) for y, prompt in zip(label_N, prompts, strict=True)]
+    fitted = ridge_heads(x_ND, np.array(target_NE, dtype=float), prompts).weights
+    fresh_ND = rng.normal(size=(500, 20)) * rng.uniform(0.2, 3.0, size=(500, 1))  # near what was seen, and far from it
+    error_N = fresh_ND @ (fitted[0] - weight_D)
+    spread_N = np.std([fresh_ND @ fitted[member] for member in range(1, 17)], axis=0, ddof=1)
+    assert 0.6 < np.sqrt(np.mean(spread_N**2) / np.mean(error_N**2)) < 1.6
+    assert np.corrcoef(spread_N, abs(error_N))[0, 1] > 0.3
+
+
+def pools(rewards: list[list[float]], members: list[list[list[float]]], kind: str = "target") -> Pools:
+    """Answers to one prompt; drawn under targets, they may serve any direction."""
+    n = len(rewards)
+    zero_N = np.zeros(n, dtype=np.int64)
+    condition = pa.chunked_array([pa.array([[1.0, 0.0]] * n, pa.list_(pa.float32()))])
+    reward_NK, member_NEK = np.array(rewards), np.array(members)
+    whole_N = np.ones(n, dtype=bool)
+    return Pools(Path("a"), ["p"], zero_N, zero_N, whole_N, kind, condition, reward_NK, member_NEK)
+
+
+@pytest.mark.parametrize("kind", ["target", "direction"])
+def test_a_cautious_choice_leaves_the_answer_that_the_members_quarrel_about(kind: str) -> None:
+    doubtful, sure = [[40.0, 50.0], [100.0, 50.0]], [[69.0, 50.0], [67.0, 50.0]]
+    answers = pools([[70.0, 50.0], [68.0, 50.0]], [doubtful, sure], kind)
+    wanted_BVK = np.array([[[1.0, 0.0]]])
+    assert best_answers(answers, wanted_BVK, Selection()).tolist() == [[0]]
+    assert best_answers(answers, wanted_BVK, Selection(caution=1.0)).tolist() == [[1]]
+
+
+def test_errors_that_cancel_in_v_cost_nothing() -> None:
+    # both members see the same v . r at -45 degrees: one thinks the answer better and longer
+    agreed, lower = [[60.0, 40.0], [80.0, 60.0]], [[69.0, 50.5], [69.0, 50.5]]
+    answers = pools([[70.0, 50.0], [69.0, 50.5]], [agreed, lower])
+    wanted_BVK = np.array([[[np.sqrt(0.5), -np.sqrt(0.5)]]])
+    assert best_answers(answers, wanted_BVK, Selection(caution=10.0)).tolist() == [[0]]
+
+
+def test_members_are_in_the_units_of_the_head_they_stand_beside() -> None:
+    rewards = {"ours": RewardTable(trained=True, scale="fit")}
+    raw_NH = np.array([[0.0, 40.0], [1.0, 50.0], [2.0, 60.0]])
+    first, member = fitted_scales(rewards, ("help", "help~1"), raw_NH)
+    assert first == member == pytest.approx((80 / 1.8, 10 - 80 / 1.8 * 0.1))
+
+
+def test_caution_without_an_ensemble_is_refused() -> None:
+    recipe = load(MICRO)
+    with pytest.raises(ValueError, match=r"selection\.caution is 1.*reward\.ensemble"):
+        changed(recipe, {"selection.caution": 1.0})
+    with_ensemble = changed(recipe, {"selection.caution": 1.0, "reward.ensemble": 4})
+    assert len(with_ensemble.scored_heads) == 5 * len(recipe.heads)
+    assert with_ensemble.judged().reward_heads == recipe.heads
