@@ -82,7 +82,7 @@ def pooled_best(
         return np.array([assigned(score_VM[:, allowed_M], np.flatnonzero(allowed_M)) for score_VM, allowed_M in pairs])
     score_BVM = np.where(allowed_BM[:, None], score_BVM, -np.inf)
     index_BV = np.stack([best_of_n(score_BVM[:, v]) for v in range(directions)], axis=1)
-    return np.where(allowed_BM.any(axis=1)[:, None], index_BV, NO_ONE)
+    return np.where(allowed_BM.any(axis=1, keepdims=True), index_BV, NO_ONE)
 
 
 def assigned(score_VM: Array, name_M: Index) -> Index:
