@@ -91,8 +91,8 @@ def export_faults(export: Path) -> Iterator[str]:
     for file, what in sorted(wrong.items()):
         yield f"  {file}: {what} since it was exported; export it or fetch it again"
     for file in walk(export):
-        place = file.relative_to(export)
-        if place.as_posix() not in {*sizes, FILE} and not any(part.startswith(".") for part in place.parts):
+        inside = file.relative_to(export)
+        if inside.as_posix() not in {*sizes, FILE} and not any(part.startswith(".") for part in inside.parts):
             yield f"  {file}: unknown to {FILE}; move it away"
 
 
