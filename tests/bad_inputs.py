@@ -374,7 +374,7 @@ _NO_JSON: Final = replace("config.json", b"{")
 _TOO_MANY: Final = edit("tokenizer.json", model={"vocab": VOCABULARY | {"c": 5}})
 _CLASSIFIER: Final = (
     "run r.toml --dry-run --out run --rewards.a.function= --rewards.a.model m "
-    """--objectives '{a = ["a/wit"], b = ["b/score"]}'"""
+    """--preference.low 0 --objectives '{a = ["a/wit"], b = ["b/score"]}'"""
 )
 _THREE: Final = {"id2label": {"0": "wit", "1": "tact", "2": "calm"}}
 _LETTERS: Final = {"id2label": {"a": "wit", "b": "tact"}}

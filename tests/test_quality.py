@@ -72,6 +72,13 @@ def test_intervals_hold_the_value_repeat_with_the_seed_and_shrink_with_the_data(
         assert other.high - other.low < one.high - one.low
 
 
+@pytest.mark.parametrize("seed", [-4, 0, 2**32 - 1])
+def test_any_seed_that_a_recipe_may_have_serves(seed: int) -> None:
+    predicted, label, prompts, lengths = noisy(30)
+    heads = quality(predicted[:, None], label[:, None], ["x"], prompts, lengths, resamples=5, seed=seed).heads
+    assert heads[0].r2 is not None
+
+
 def test_the_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says() -> None:
     # The gap's truth is 3; 60 data sets, 90% intervals: 54 expected, standard deviation 2.3.
     covered = 0

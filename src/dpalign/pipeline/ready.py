@@ -76,13 +76,14 @@ def require_named(recipe: Recipe, todo: Sequence[Step]) -> None:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
+        plain, _, revision = name.partition("@")
         try:
-            hf_hub_download(name, CONFIG)
+            hf_hub_download(plain, CONFIG, revision=revision or None)
         except (OSError, ValueError, EntryNotFoundError) as error:
             why = str(error).partition("\n")[0]
             raise ValueError(
                 f"{knob} is {name!r}: there is no such folder, and the hub or its cache does not give it ({why}); name "
-                f"a folder, or fetch it first: hf download {name}"
+                f"a folder, or fetch it first: hf download {plain}"
             ) from error
 
 

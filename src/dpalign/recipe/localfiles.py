@@ -32,8 +32,8 @@ SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
 MODELS: Final = tuple(knobs_naming(Recipe, "model"))
 FUNCTIONS: Final = tuple(knobs_naming(Recipe, "function"))
 TOKENIZER_FILES: Final = ["tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"]
-HUB_NAME: Final = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
-"""What can be a model's name on the hub: OWNER/NAME, or of the oldest models NAME."""
+HUB_NAME: Final = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*(@[\w./-]+)?")
+"""What can be a model's name on the hub: OWNER/NAME, or of the oldest models NAME; with a revision or without."""
 INSTALLED: Final = {"model.base": "world"}
 """What a model knob may say that means a part of this package."""
 
