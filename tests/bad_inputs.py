@@ -156,6 +156,9 @@ RECIPES: Final = [
     _recipe("text for a number", "name = 'mine'\nseed = 'few'", "seed must be an int", '"few"'),
     _recipe("an unknown table", "name = 'mine'\n[samplin]\nn = 1", "samplin", "nearest is sampling"),
     _recipe("a recipe that extends itself", "extends = 'r.toml'\nname = 'mine'", "a circle"),
+    _recipe("a name that leaves runs/", "name = '../../x'", "name", "../../x"),
+    _recipe("a name with a line's end", 'name = "a\\nb"', "name"),
+    _recipe("an empty name", 'name = ""', "name"),
     _recipe("a date for a name", "name = 2024-01-01", "2024-01-01"),
     Bad("no such recipe", "run x/none.toml --dry-run", ("x/none.toml", "no such recipe file")),
     Bad("a device for a recipe", "run /dev/zero --dry-run", ("/dev/zero", "1,048,576 characters")),
@@ -270,6 +273,7 @@ FUNCTIONS: Final = [
     _function("dates", "no numbers", "datetime"),
     _function("a_generator", "no numbers"),
     _function("of_one_argument", "TypeError"),
+    _function("that_leaves", "bad_inputs:that_leaves"),
     _function("without_end", "RecursionError"),
     _function("no_module", "ModuleNotFoundError", source="no_such_module:rate"),
     _function("no_function", "AttributeError", source="bad_inputs:no_such_function"),
@@ -399,6 +403,7 @@ MODELS: Final = [
     *_model("run", "a list for a configuration", replace("config.json", b"[]"), "m/config.json"),
     *_model("run", "an index of nothing", divide("gone.safetensors"), "'gone.safetensors'"),
     *_model("run", "an index of another folder", divide("../m.safetensors"), "'../m.safetensors'"),
+    *_model("run", "a reward model as a policy", lambda _: None, "ForSequenceClassification", **CLASSIFIER),
     *_model("export", "a classifier", lambda _: None, "m/config.json", "ForSequenceClassification", **CLASSIFIER),
     *_model("run", "a label too many", lambda _: None, "id2label names 3", words=_CLASSIFIER, **CLASSIFIER | _THREE),
     *_model("run", "labels by letters", lambda _: None, "m: ", "id2label", words=_CLASSIFIER, **CLASSIFIER | _LETTERS),
@@ -475,6 +480,12 @@ COMMANDS: Final = [
     _command(f"{_ALPACA} --limit 0", "--limit", files=_ASK),
     _command(_ALPACA, "i.json", "no instructions", files={"i.json": "[]"}),
     _command("smollm2 --out r.toml", "r.toml"),
+    _command("verify nowhere", "nowhere"),
+    _command("reproduce nowhere", "nowhere"),
+    _command("taste nowhere", "nowhere"),
+    _command("taste nowhere --choices 0", "--choices 0"),
+    _command("steerability nowhere --prompts q.jsonl --out s", "q.jsonl"),
+    _command("steerability --url http://127.0.0.1:1 --prompts q.jsonl --out s", "--by"),
 ]  # fmt: skip
 
 EVERY: Final = [*KNOBS, *RECIPES, *DATA, *FUNCTIONS, *MODELS, *COMMANDS]
@@ -541,6 +552,10 @@ NUMBER: Final = 3
 
 def raises(prompts: list[str], responses: list[str]) -> Any:
     raise RuntimeError("no rating")
+
+
+def that_leaves(prompts: list[str], responses: list[str]) -> Any:
+    raise SystemExit(0)
 
 
 def text(prompts: list[str], responses: list[str]) -> Any:

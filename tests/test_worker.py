@@ -111,6 +111,8 @@ def test_a_workers_error_is_one_line_and_the_runs_error_names_the_stage(
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "helpsteer.jsonl").write_text('{"prompt": \n')
+    for name in ("ultrafeedback", "sft", "tuning", "test"):
+        (empty / f"{name}.jsonl").write_text("")
     step = Step("data", data, {"world": empty})
     with pytest.raises(ValueError, match="stage data: its process ended with code 2; its own message stands above"):
         launch(tmp_path / "run", world, step)
