@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from dpalign.runs.environment import describe_environment
+from dpalign.runs.errors import naming
 from dpalign.runs.ledger import (
     LEDGER,
     SCRATCH,
@@ -233,7 +234,8 @@ class Run:
 
     def note(self, text: str) -> None:
         """Keep a line, with the time, in log.txt."""
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        path = self.folder / "log.txt"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(f"{_now()} {text}\n")
 
     def stage(

@@ -174,7 +174,7 @@ def partial_of(output: Path) -> Path:
 
 
 def is_of_stage(folder: Path) -> bool:
-    """Whether a folder is a stage's, at work or finished, or empty: we may drop it. A user's of the same name is not."""
+    """Whether a folder is a stage's, at work or finished, or empty: we may drop it. A user's own is neither."""
     if not folder.is_dir():
         return False
     if (folder / ".stage").is_dir() or not any(folder.iterdir()):
