@@ -444,7 +444,25 @@ def test_a_run_of_an_earlier_version_is_known_by_its_lock_and_its_environment(tm
     pipeline(run, prompts)
     (run / ".lock").write_text("1234 my-host")
     assert pipeline(run, prompts) == {"sft": None, "sample": None, "report": None}
-    assert runs.is_run(run)
+    assert runs.kind_of(run) == "run"
+
+
+def test_a_folder_in_which_a_stage_was_taken_alone_becomes_a_run_only_where_nothing_else_lies(
+    tmp_path: Path, prompts: Path
+) -> None:
+    with runs.Run.open(tmp_path / "home", None, ENVIRONMENT) as run, run.stage("sft", 1) as work:
+        runs.write_text(work.folder / "weights", "w")
+    (tmp_path / "home" / "sample").mkdir()
+    (tmp_path / "home" / "sample" / "thesis.txt").write_text("years of work")
+    (tmp_path / "home" / "recipe.toml").write_text("my own")
+    with pytest.raises(ValueError, match="home: holds other things than a run"):
+        pipeline(tmp_path / "home", prompts)
+    assert (tmp_path / "home" / "recipe.toml").read_text() == "my own"
+    shutil.rmtree(tmp_path / "home" / "sample")
+    (tmp_path / "home" / "recipe.toml").unlink()
+    assert pipeline(tmp_path / "home", prompts)["sample"] == "new"
+    runs.Run.open(tmp_path / "home", None, ENVIRONMENT).close()
+    assert runs.kind_of(tmp_path / "home") == "run"  # and stays one when a stage is taken alone in it
 
 
 @pytest.mark.parametrize("name", ["environment.json", "log.txt", ".lock", ".digests.json"])

@@ -21,6 +21,7 @@ from dpalign.recipe.localfiles import hub_commits, local_files, require_chat
 from dpalign.runs import folder as runs
 from dpalign.runs import ledger
 from dpalign.runs.environment import thread_variables
+from dpalign.runs.errors import naming
 from dpalign.runs.progress import AS_LINES
 from dpalign.runs.stopping import RESUME, Stopped, asked, wait_for
 from dpalign.stages.preference import asked_in_words
@@ -123,7 +124,7 @@ def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:
     """
     inputs = {name: work.run.folder / value for name, value in step.inputs.items()}
     try:
-        with _warnings_logged(work):
+        with naming(work.folder), _warnings_logged(work):
             step.stage.run(Job(recipe_of(recipe, step), work, inputs, step.t, step.half, step.condition, step.systems))
     except (Exception, SystemExit) as error:
         with contextlib.suppress(OSError):  # a full disk has no room for it either

@@ -14,8 +14,8 @@ from dpalign.runs.stopping import RESUME, Stopped
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 """The disk is full, or the user's share of it."""
-FULL_SAID: Final = ("No space left on device", "Disk quota exceeded", "inline_container", "PytorchStreamWriter")
-"""What the errors of libraries say of a full disk; the last two are torch's, which gives no reason."""
+FULL_SAID: Final = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter")
+"""What the errors of libraries say of a full disk; the last two are torch's own of a write that failed."""
 
 
 @contextlib.contextmanager

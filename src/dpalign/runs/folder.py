@@ -25,9 +25,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from dpalign.runs.environment import describe_environment
+from dpalign.runs.errors import naming
 from dpalign.runs.ledger import (
     LEDGER,
     SCRATCH,
@@ -40,7 +41,7 @@ from dpalign.runs.ledger import (
     identity_of,
     input_digest,
     into_place,
-    is_unfinished_work,
+    is_of_stage,
     move_away,
     other_versions,
     output_files,
@@ -60,7 +61,8 @@ OWN: Final = ".own"
 """The name under which a stage's own process keeps what it counted beside its shards."""
 LOCK: Final = ".lock"
 MARK: Final = " dpalign"
-"""What follows, in a run's lock, the process and the machine that took it last."""
+WHOLE: Final = f"{MARK} run"
+"""How a lock's text ends, after the process and the machine that took it last; the second in a run with a recipe."""
 OUR_FILES: Final = (LOCK, ".digests.json", "log.txt", "environment.json")
 """What is written beside a stage taken alone."""
 
@@ -214,10 +216,10 @@ class Run:
         """
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: a file, where a run folder was asked for; name another place")
-        _require_ours(folder, alone=recipe_text is None)
+        kind = _require_ours(folder, alone=recipe_text is None)
         folder.mkdir(parents=True, exist_ok=True)
         run_folder = folder.resolve()
-        lock = hold(run_folder)
+        lock = hold(run_folder, mark=WHOLE if recipe_text is not None or kind == "run" else MARK)
         facts = describe_environment() if environment is None else environment
         if recipe_text is not None:
             write_text(run_folder / "recipe.toml", recipe_text)
@@ -243,7 +245,8 @@ class Run:
 
     def note(self, text: str) -> None:
         """Keep a line, with the time, in log.txt."""
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        path = self.folder / "log.txt"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(f"{_now()} {text}\n")
 
     def stage(
@@ -314,7 +317,7 @@ class Work:
         if not self.done:
             # Shards of other knobs or inputs must not mix with new ones.
             if self.folder.exists() and identity_at_work(self.folder) != self.identity:
-                if not is_unfinished_work(self.folder):
+                if not is_of_stage(self.folder):
                     raise ValueError(
                         f"{self.folder}: no stage made it, and {self.stage.name} needs its name; move it away"
                     )
@@ -460,32 +463,44 @@ def _now() -> str:
 # Whose folder it is
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: its lock has our mark. An earlier version's names a process and a machine alone."""
+Kind = Literal["run", "alone", "no run"]
+
+
+def kind_of(folder: Path) -> Kind:
+    """Whether a folder is a run's, or one in which stages were taken alone: the mark in its lock tells.
+
+    The lock of an earlier version names a process and a machine, and the environment stands beside it.
+    """
     try:
         text = (folder / LOCK).read_text(encoding="utf-8")
         if MARK in text:
-            return True
+            return "run" if WHOLE in text else "alone"
         facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        return re.fullmatch(r"\d+ \S*", text) is not None and "git_commit" in facts
+        if re.fullmatch(r"\d+ \S*", text) and "git_commit" in facts:
+            return "run" if (folder / "recipe.toml").is_file() else "alone"
     except (OSError, ValueError, TypeError):
-        return False
+        pass
+    return "no run"
 
 
-def _require_ours(folder: Path, alone: bool) -> None:
-    """Raise ValueError where a folder is no run, and holds what could be overwritten.
+def _require_ours(folder: Path, alone: bool) -> Kind:
+    """What a folder is. Raise ValueError where it holds what is not ours and could be overwritten.
 
     Args:
         alone: a stage is taken alone in it, which writes `OUR_FILES` and touches nothing else.
     """
-    if not folder.exists() or is_run(folder):
-        return
+    kind = kind_of(folder)
+    if not folder.exists() or kind == "run" or (alone and kind == "alone"):
+        return kind
     left = [path for path in sorted(folder.iterdir()) if path.name != LOCK or path.stat().st_size]
+    if kind == "alone":
+        left = [path for path in left if path.name not in OUR_FILES and not is_of_stage(path)]
     if left and not alone:
         raise ValueError(f"{folder}: holds other things than a run, which could be overwritten; name another place")
     for path in left:
         if path.name in OUR_FILES:
             raise ValueError(f"{path}: no run wrote it, and it would be overwritten; name a place in another folder")
+    return kind
 
 
 # One process at a time
@@ -494,11 +509,12 @@ ORPHAN_SECONDS: Final = 10.0
 """How long a new run waits for the worker processes of a killed one to end."""
 
 
-def hold(folder: Path, path: Path | None = None) -> int:
+def hold(folder: Path, path: Path | None = None, mark: str = MARK) -> int:
     """Hold a run folder for this process; the kernel lets go of it whenever the process ends, however it ends.
 
     Args:
         path: the lock's file, if not the folder's own.
+        mark: how its text ends.
 
     Returns:
         The lock's file descriptor: the folder is held until all that have it have closed it.
@@ -525,8 +541,8 @@ def hold(folder: Path, path: Path | None = None) -> int:
             raise ValueError(f"{folder}: two runs into one folder: {who} is at work in it; {what_to_do}") from None
     if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):  # removed by who held it
         os.close(lock)
-        return hold(folder, path)
-    text = f"{os.getpid()} {platform.node()}{MARK}".encode()
+        return hold(folder, path, mark)
+    text = f"{os.getpid()} {platform.node()}{mark}".encode()
     os.pwrite(lock, text, 0)  # before the old text goes: a kill must not leave a run without its mark
     os.ftruncate(lock, len(text))
     return lock

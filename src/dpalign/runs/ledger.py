@@ -185,14 +185,14 @@ def partial_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def is_unfinished_work(partial: Path) -> bool:
-    """Whether a partial folder is a stage's: we may drop it. A folder that a user calls so is not."""
-    if not partial.is_dir():
+def is_of_stage(folder: Path) -> bool:
+    """Whether a folder is a stage's, at work or finished, or empty: we may drop it. A user's own is neither."""
+    if not folder.is_dir():
         return False
-    if (partial / ".stage").is_dir() or not any(partial.iterdir()):
+    if (folder / ".stage").is_dir() or not any(folder.iterdir()):
         return True
     try:
-        return bool(read_ledger(partial))
+        return bool(read_ledger(folder))
     except ValueError:
         return False
 

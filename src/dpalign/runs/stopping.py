@@ -7,12 +7,14 @@ writes a checkpoint.
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 RESUME: Final = 75
 """The exit code after SIGTERM, EX_TEMPFAIL of sysexits.h: the same command goes on where this one ended."""
+INTERRUPTED_SECONDS: Final = 5.0
+"""How long a child may take to end by an interruption, before SIGTERM."""
 
 
 class Stopped(BaseException):
@@ -64,8 +66,12 @@ def wait_for(child: "subprocess.Popen[Any]") -> int:
         if _state.asked:
             child.terminate()
         return child.wait()
-    except BaseException:
-        child.terminate()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # at a terminal the child has been interrupted too
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(INTERRUPTED_SECONDS)
+        if not _state.asked:  # else it was told: torchrun must not be told twice
+            child.terminate()
         child.wait()
         raise
     finally:

@@ -53,7 +53,7 @@ def ledgers_of(run: Path) -> dict[str, Ledger]:
     Raises:
         ValueError: the folder holds none.
     """
-    ledgers = {path.parent.name: read_ledger(path.parent) for path in sorted(run.glob(f"*/{LEDGER}"))}
+    ledgers = {path.parent.name: read_ledger(path.parent) for path in sorted(run.glob(f"[!.]*/{LEDGER}"))}
     if not ledgers:
         raise ValueError(f"--run {run}: no finished stage in this folder; name a run folder, or leave --run out")
     return ledgers
