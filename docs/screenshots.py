@@ -1,7 +1,7 @@
 """Make the pictures of docs/page.md and docs/chat.md again, from a model with a reward model beside it.
 
     dpa export RUN --out MODEL --reward
-    python docs/screenshots.py MODEL
+    python docs/screenshots.py MODEL ["FIRST QUESTION" "SECOND QUESTION"]
 
 It needs the extras `browser` and `serve`, a Chromium and tmux.
 """
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,12 +30,13 @@ FLAGS: Final = (
 )
 COLOURS: Final = {"31": "#ff8f8f", "33": "#e3b35c", "35": "#ea93cb", "36": "#7cc7ff"}
 COLUMNS, LINES = 104, 50
+QUESTIONS: Final = ("Why do we yawn?", "How do I fall asleep faster?")
 
 
 @contextlib.contextmanager
 def server(model: Path) -> Iterator[str]:
     """`dpa serve` on a free port."""
-    words = [sys.executable, "-m", "dpalign", "serve", str(model), "--port", "0", "--name", "world"]
+    words = [sys.executable, "-m", "dpalign", "serve", str(model), "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         try:
@@ -44,7 +45,7 @@ def server(model: Path) -> Iterator[str]:
             running.terminate()
 
 
-def shoot_page(browser: Any, url: str) -> None:
+def shoot_page(browser: Any, url: str, questions: Sequence[str]) -> None:
     """The page on a desk in light and dark, and on a phone."""
     kinds = {
         "page": ((1280, 912), "light", "#a=0&b=-45"),
@@ -57,7 +58,6 @@ def shoot_page(browser: Any, url: str) -> None:
         page = window.new_page()
         page.goto(f"{url}/{address}")
         page.wait_for_selector("#send:enabled")
-        questions = ["explain needle, whale, iron and fox.", "describe drum, crown, desert and river."]
         for i, question in enumerate(questions if name == "page" else questions[-1:]):
             page.locator("#question").fill(question)
             page.keyboard.press("Enter")
@@ -72,9 +72,9 @@ def shoot_page(browser: Any, url: str) -> None:
         window.close()
 
 
-def shoot_chat(browser: Any, model: Path) -> None:
+def shoot_chat(browser: Any, model: Path, question: str) -> None:
     """A chat in a real terminal, and what it looked like."""
-    typed = ["/dial -30", "explain needle, whale, iron and fox.", "/compare -45 0", "/best 4", "/retry"]
+    typed = ["/dial -30", question, "/compare -45 0", "/best 4", "/retry"]
     screen = terminal(model, typed)
     page = browser.new_page(viewport={"width": 980, "height": 200}, device_scale_factor=1.5)
     page.set_content(
@@ -147,13 +147,15 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="an export with its reward model; its folder's name heads the chat")
-    model = parser.parse_args().model
+    parser.add_argument("questions", nargs="*", default=QUESTIONS, help="two, that the model can answer")
+    given = parser.parse_args()
+    model, questions = given.model, given.questions
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=found, args=FLAGS)
         with server(model) as url:
-            shoot_page(browser, url)
-        shoot_chat(browser, model)
+            shoot_page(browser, url, questions)
+        shoot_chat(browser, model, questions[0])
         browser.close()
 
 
