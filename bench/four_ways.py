@@ -3,10 +3,10 @@
     dpa export RUN --out MODEL --reward
     python bench/four_ways.py MODEL --vllm PYTHON [--questions FILE]
 
-asks the world's model, or with questions of its own any other, in four ways: transformers' `apply_chat_template`, vLLM's
-own server, our server by OpenAI's client, and the page in a Chromium. It fails unless all four have the model read the
-same tokens and the page shows what the client got with the same seed. It prints the table of docs/results.md. PYTHON is
-one that has vLLM.
+asks the world's model, or with questions of its own any other, in four ways: transformers' `apply_chat_template`,
+vLLM's own server, our server by OpenAI's client, and the page in a Chromium. It fails unless all four have the model
+read the same tokens and the page shows what the client got with the same seed. It prints the table of docs/results.md.
+PYTHON is one that has vLLM.
 """
 
 import argparse
