@@ -598,8 +598,9 @@ def test_a_model_of_the_hub_is_looked_at_when_a_run_begins(tmp_path: Path, monke
     (theirs / "chat_template.jinja").write_text("{{ raise_exception('no chats') }}")
     asked_for: list[str] = []
 
-    def download(name: str, allow_patterns: Sequence[str]) -> str:
+    def download(name: str, allow_patterns: Sequence[str], revision: str | None) -> str:
         asked_for.append(name)
+        assert revision is None
         assert not any("safetensors" in pattern for pattern in allow_patterns)
         return str(theirs)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 pytest.importorskip("hypothesis", reason="needs the extra dpalign[dev]")
 
@@ -33,7 +34,7 @@ from dpalign.dial.dial import Dial
 from dpalign.engines.templates import render
 from dpalign.paper.direction import Arc, Cone, Preference, Simplex, Sphere, draw_directions, evaluation_grid, rng_for
 from dpalign.paper.prompts import parse_condition, render_condition, render_preference, stated_reward
-from dpalign.paper.selection import NO_ONE, best_of_n, pooled_best, scalarize
+from dpalign.paper.selection import NO_ONE, best_of_n, pooled_best
 from dpalign.rows import CANDIDATES, CONVERSATIONS, HALVES, RATED, prompt_id, read_rows, user_prompt, write_rows
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -182,18 +183,24 @@ def test_the_best_of_n_is_the_highest_in_whatever_order_they_come(examples: int)
     holds(examples, check, st.lists(finite, min_size=1, max_size=30), st.integers(0, 2**32))
 
 
-def test_of_a_pool_each_direction_gets_the_best_that_is_allowed_and_left(examples: int) -> None:
+def test_of_a_pool_the_directions_get_the_best_that_is_allowed(examples: int) -> None:
     def check(seed: int, m: int, v: int, distinct: bool) -> None:
         rng = np.random.default_rng(seed)
         reward_BMK, wanted_BVK = rng.integers(0, 4, (2, m, 3)).astype(float), rng.normal(size=(2, v, 3))
         allowed_BM = rng.random((2, m)) < 0.7
         index_BV = pooled_best(reward_BMK, wanted_BVK, distinct, allowed_BM)
         for b in range(2):
-            left = set(np.flatnonzero(allowed_BM[b]).tolist())
-            for direction, index in enumerate(index_BV[b].tolist()):
-                score_N = scalarize(reward_BMK[b : b + 1], wanted_BVK[b : b + 1, direction])[0]
-                assert index == (max(sorted(left), key=lambda i: score_N[i]) if left else NO_ONE)
-                left -= {index} if distinct else set()
+            allowed = np.flatnonzero(allowed_BM[b])
+            score_VN = wanted_BVK[b] @ reward_BMK[b, allowed].T
+            kept = [(direction, index) for direction, index in enumerate(index_BV[b].tolist()) if index != NO_ONE]
+            earned = sum(wanted_BVK[b, direction] @ reward_BMK[b, index] for direction, index in kept)
+            assert {index for _, index in kept} <= set(allowed.tolist())
+            if distinct:  # no two get the same, as many as can be get one, and no other sharing out earns more
+                assert len({index for _, index in kept}) == len(kept) == min(v, len(allowed))
+                assert earned == pytest.approx(score_VN[linear_sum_assignment(-score_VN)].sum())
+            else:
+                assert len(kept) == (v if len(allowed) else 0)
+                assert earned == pytest.approx(score_VN.max(axis=1, initial=-np.inf).sum() if len(allowed) else 0.0)
 
     holds(examples, check, st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 5), st.booleans())
 

@@ -15,7 +15,7 @@ from dpalign.dial.taste import ask, next_directions, pairs_of, taste_of
 from dpalign.measure.taste import Taste
 from dpalign.paper.direction import Arc, Fixed, Population, Preference, Simplex, Sphere, draw_directions, rng_for
 from dpalign.train.contract import Contract, FrontPoint, write_contract
-from taste import Person, sharpness_of
+from people import Person, sharpness_of
 
 NAMES = ("helpfulness", "verbosity")
 

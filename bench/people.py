@@ -1,6 +1,6 @@
 """How soon `dpa taste` finds a person's direction: simulated people choose among a run's own answers.
 
-    python bench/taste.py runs/demo
+    python bench/people.py runs/demo
 
 A person has a direction v of the trained range and chooses by the true rewards where the run knows them, else by the
 judge's, else by the reward model's. The estimate reads the reward model's alone, as it does for a real person. A person
