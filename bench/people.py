@@ -2,9 +2,9 @@
 
     python bench/people.py runs/demo
 
-A person has a direction v of the trained range and chooses by the true rewards where the run knows them, else by the
-judge's, else by the reward model's. The estimate reads the reward model's alone, as it does for a real person. A person
-is as sharp as to take the better answer of a pair in a stated share of all pairs.
+A person has a direction v of the trained range, and chooses by v . r: r are the rewards that the run selected by, or
+with `--felt` its judge's or the truth. The estimate reads the former alone, as for a real person. A person is as
+sharp as to take the better answer of a pair in a stated share of all pairs.
 
 Shapes: N pairs, K objectives, R answers.
 """
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--people", type=int, default=100)
+    parser.add_argument("--felt", choices=("scores", "judged", "truth"), default="scores", help="what people go by")
     parser.add_argument("--agree", type=float, nargs="+", default=[0.7, 0.8, 0.9])
     given = parser.parse_args(argv)
     source = find_source(given.run)
@@ -72,10 +73,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
     assert source.recipe is not None
     reading = Reading(tuple(source.recipe.scored_heads), tuple(source.recipe.objective_list))
     known_RK = rewards(source.evaluation / "scores", reading)
-    judged = source.evaluation / "judged"
-    felt_RK = true_rewards(source.evaluation / "truth", reading)
-    if felt_RK is None:
-        felt_RK = rewards(judged, reading) if judged.exists() else known_RK
+    if given.felt == "truth":
+        felt_RK = true_rewards(source.evaluation / "truth", reading)
+    else:
+        felt_RK = rewards(source.evaluation / given.felt, reading)
+    assert felt_RK is not None, f"{given.run} knows no truth"
     rows = answer_rows(source.evaluation, ["prompt_id", "response", "finished"])
     whole = [row["finished"] and bool(row["response"].strip()) for row in rows]
     pairs = pairs_of([row["prompt_id"] for row in rows], [row["response"] for row in rows], whole, known_RK)
