@@ -30,7 +30,7 @@ FLAGS: Final = (
 )
 COLOURS: Final = {"31": "#ff8f8f", "33": "#e3b35c", "35": "#ea93cb", "36": "#7cc7ff"}
 COLUMNS, LINES = 104, 50
-QUESTIONS: Final = ("Why do we yawn?", "How do I fall asleep faster?")
+QUESTIONS: Final = ("Should we keep old buildings?", "How can I be a better listener?")
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def main() -> None:
         browser = started.chromium.launch(executable_path=found, args=FLAGS)
         with server(model) as url:
             shoot_page(browser, url, questions)
-        shoot_chat(browser, model, questions[0])
+        shoot_chat(browser, model, questions[-1])
         browser.close()
 
 
