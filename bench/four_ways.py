@@ -136,11 +136,12 @@ class OurServer:
                 page = browser.new_page()
                 page.goto(f"{url}/#sides=1&seed={i}&max={LONGEST}")
                 page.wait_for_selector("#send:enabled")
+                page.evaluate("document.getElementById('memory').checked = false")  # each question alone
                 for turn, angle in enumerate(ANGLES):
                     page.get_by_label("Direction A in degrees").fill(str(angle))
                     page.locator("#question").fill(question)
                     page.keyboard.press("Enter")
-                    page.locator(".rating b").nth(turn).wait_for()
+                    page.locator('article.A[aria-busy="false"]').nth(turn).wait_for()
                     read[i, angle] = self.read[-1]
                     answers[i, angle] = page.locator("article.A .text").last.inner_text()
                 page.close()
