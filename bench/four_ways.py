@@ -142,6 +142,7 @@ class OurServer:
                     page.locator("#question").fill(question)
                     page.keyboard.press("Enter")
                     page.locator('article.A[aria-busy="false"]').nth(turn).wait_for()
+                    page.locator("#send:visible").wait_for()  # until the answer is scored, nothing can be asked
                     read[i, angle] = self.read[-1]
                     answers[i, angle] = page.locator("article.A .text").last.inner_text()
                 page.close()
