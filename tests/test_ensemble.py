@@ -69,7 +69,7 @@ def pools(rewards: list[list[float]], members: list[list[list[float]]], kind: st
     condition = pa.chunked_array([pa.array([[1.0, 0.0]] * n, pa.list_(pa.float32()))])
     reward_NK, member_NEK = np.array(rewards), np.array(members)
     whole_N = np.ones(n, dtype=bool)
-    return Pools(Path("a"), ["p"], zero_N, zero_N, whole_N, kind, condition, reward_NK, member_NEK)
+    return Pools(Path("a"), ["p"], zero_N, zero_N, whole_N, kind, condition, reward_NK, lambda: member_NEK)
 
 
 @pytest.mark.parametrize("kind", ["target", "direction"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from dpalign.paper.selection import NO_ONE, assigned, best_of_n, members, pooled_best, scalarize
+from dpalign.paper.selection import NO_ONE, assign, best_of_n, members, pooled_best, scalarize
 
 
 def test_the_papers_figure_3_scores_and_its_best() -> None:
@@ -69,15 +69,15 @@ def test_distinct_answers_are_those_of_the_best_assignment() -> None:
     for _ in range(50):
         directions = int(rng.integers(1, 6))
         score_VM = rng.normal(size=(directions, directions + int(rng.integers(0, 20))))
-        name_V = assigned(score_VM, np.arange(score_VM.shape[1]))
+        name_V = assign(score_VM, np.arange(score_VM.shape[1]))
         row_V, best_V = linear_sum_assignment(-score_VM)
         assert name_V.tolist() == best_V.tolist()
         assert row_V.tolist() == list(range(directions))
 
 
 def test_of_too_few_answers_as_many_as_there_are_are_kept() -> None:
-    assert assigned(np.array([[1.0], [3.0], [2.0]]), np.array([7])).tolist() == [NO_ONE, 7, NO_ONE]
-    assert assigned(np.empty((2, 0)), np.empty(0, dtype=np.int64)).tolist() == [NO_ONE, NO_ONE]
+    assert assign(np.array([[1.0], [3.0], [2.0]]), np.array([7])).tolist() == [NO_ONE, 7, NO_ONE]
+    assert assign(np.empty((2, 0)), np.empty(0, dtype=np.int64)).tolist() == [NO_ONE, NO_ONE]
 
 
 def test_the_shorter_answer_goes_to_who_wants_more_brevity() -> None:

@@ -119,6 +119,7 @@ def test_a_model_without_a_dial_is_asked_in_words(yardstick: Path, questions: Pa
     ("words", "named"),
     [
         (["--prompts", "none.jsonl", "--out", "out", "--url", "http://127.0.0.1:1"], "--by"),
+        (["--prompts", "none.jsonl", "--out", "out", "--by", "m", "--url", "http://me:secret@host"], "//***@host"),
         (["--prompts", "none.jsonl", "--out", "out"], "MODEL"),
         (["somewhere", "--prompts", "none.jsonl", "--out", "out", "--directions", "1"], "--directions 1"),
         (["somewhere", "--prompts", "none.jsonl", "--out", "out"], "none.jsonl"),

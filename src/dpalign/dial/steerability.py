@@ -11,7 +11,6 @@ model's own export, or another one's (`--by`), so that different models are meas
 
 import argparse
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dpalign.data.own import EVALUATED_SPLITS, read_prompts
-from dpalign.dial.chat.speakers import Ask, Remote, Speaker, open_local
+from dpalign.dial.chat.speakers import Ask, Remote, Speaker, base_of, open_local
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.source import find_model
 from dpalign.dial.server.engine import Limits
@@ -35,6 +34,7 @@ from dpalign.page.words import degrees, number, said
 from dpalign.paper.direction import Preference, Sphere, evaluation_grid, rng_for
 from dpalign.paper.objectives import Objective, head_indices
 from dpalign.rows import CANDIDATES, SCORES, Message, matrix_of, read_table, write_rows
+from dpalign.runs.environment import take_secret
 from dpalign.runs.folder import Run, Shard
 from dpalign.runs.ledger import write_text
 from dpalign.stages.feasibility import Feasibility
@@ -93,36 +93,40 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--api-key-env", default=KEY, metavar="VARIABLE", help=text)
 
 
-def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
+def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
     """Measure; the table.
 
     Raises:
         ValueError: bad input, no yardstick, or a server that refuses; finished shards are kept.
     """
     _check(arguments)
-    prompts, _ = read_prompts(arguments.prompts, "prompts", EVALUATED_SPLITS)
+    prompts, report = read_prompts(arguments.prompts, "prompts", EVALUATED_SPLITS)
     if not prompts:
         raise ValueError(f"{arguments.prompts}: no prompts")
     prompts = dict(islice(prompts.items(), arguments.limit))
     yardstick = open_yardstick(arguments)
     with Run.open(arguments.out, None) as run:
-        answered = _answers(run, arguments, yardstick, prompts)
-        about = {"how": answered[1], "model": arguments.url or str(arguments.model)}
-        found = figures(answered[0], yardstick, Bootstrap(arguments.seed), about)
-        write_text(arguments.out / "steerability.json", found.model_dump_json(indent=2) + "\n")
-        table = table_of(found)
+        for reason, count in report.filtered.items():
+            run.log(f"{report.file}: {count} rows left out: {reason}")
+        answers, how = _answers(run, arguments, yardstick, prompts)
+        about = {"how": how, "model": arguments.url or str(arguments.model)}
+        measures = figures(answers, yardstick, Bootstrap(arguments.seed), about)
+        write_text(arguments.out / "steerability.json", measures.model_dump_json(indent=2) + "\n")
+        table = table_of(measures)
         write_text(arguments.out / "table.md", table)
         if len(yardstick.dial.objectives) == 2:
             from dpalign.page.drawing import png
             from dpalign.page.figures import front
 
-            (arguments.out / "front.png").write_bytes(png(front(found.summary).canvas))
+            (arguments.out / "front.png").write_bytes(png(front(measures.summary).canvas))
     return f"{table}\n{arguments.out / 'steerability.json'}"
 
 
 def _check(arguments: argparse.Namespace) -> None:
     if (arguments.model is None) == (arguments.url is None):
         raise ValueError("name a MODEL folder, or a server with --url: one of the two")
+    if arguments.url is not None:
+        base_of(arguments.url, arguments.api_key_env)  # refused before it stands in any record
     if arguments.url is not None and arguments.by is None:
         raise ValueError("--url: name the yardstick with --by, an export whose objectives and rewards measure")
     for name, least in (("directions", 2), ("samples", 1), ("max_tokens", 1), ("workers", 1), ("limit", 1)):
@@ -189,7 +193,7 @@ def _speaker(arguments: argparse.Namespace) -> Speaker:
     if arguments.model is not None:
         limits = Limits(max_concurrent=arguments.workers, max_queue=arguments.workers)
         return open_local(arguments.model, limits, rows=arguments.workers, dtype=arguments.dtype, reward=False)
-    key = os.environ.get(arguments.api_key_env, "").strip() or None
+    key = (take_secret(arguments.api_key_env) or "").strip() or None
     return Remote(arguments.url, model=arguments.served, key=key, key_name=arguments.api_key_env)
 
 
@@ -288,10 +292,10 @@ def figures(folder: Path, yardstick: Yardstick, bootstrap: Bootstrap, about: dic
     return rounded(steerability(rewards, head_PVSH, heads, sorted(yardstick.read), names, bootstrap, about))
 
 
-def table_of(found: Steerability) -> str:
+def table_of(measures: Steerability) -> str:
     """The figures as Markdown tables."""
-    (measured,) = found.summary.systems.values()
-    figures, names = measured.figures, found.summary.objectives
+    (measured,) = measures.summary.systems.values()
+    figures, names = measured.figures, measures.summary.objectives
     length = measured.length
     rows: list[tuple[str, str]] = [
         ("E_v J(v) (MIP)", said(figures.objective)),
@@ -299,10 +303,10 @@ def table_of(found: Steerability) -> str:
         ("tau (control)", said(figures.kendall_tau, 2)),
         (f"span of {names[-1]}, points", said(figures.span)),
         ("regret", said(figures.regret)),
-        ("miscalibration, 0 to 1", said(found.miscalibration, 2)),
+        ("miscalibration, 0 to 1", said(measures.miscalibration, 2)),
         ("words at the last direction over the first", said(length.last_to_first if length else None, 2)),
     ]
-    lines = [f"{found.model}, asked by {found.how}", "", "| figure | value (95%) |", "|---|---|"]
+    lines = [f"{measures.model}, asked by {measures.how}", "", "| figure | value (95%) |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", f"| direction | {' | '.join(names)} | v . r | words | degenerate |", "|---" * (len(names) + 4) + "|"]
     for point, worth in zip(measured.points, figures.objective_by_direction, strict=True):
@@ -310,9 +314,9 @@ def table_of(found: Steerability) -> str:
         cells = [said(point.rewards[name]) for name in names] + [said(worth), said(point.words, 0)]
         share = "" if point.degenerate is None else f"{number(100 * point.degenerate.value, 0)}%"
         lines.append(f"| {at} | {' | '.join(cells)} | {share} |")
-    if found.side_effects:
+    if measures.side_effects:
         lines += ["", "| side effect on | first | last | change |", "|---|---|---|---|"]
-        for head in found.side_effects:
+        for head in measures.side_effects:
             lines.append(f"| {head.head} | {said(head.first)} | {said(head.last)} | {said(head.change, sign=True)} |")
     return "\n".join(lines) + "\n"
 

@@ -57,7 +57,7 @@ def next_directions(dial: Dial, taste: Taste) -> tuple[Preference, Preference] |
     return dial.front[first_N[best]].direction, dial.front[second_N[best]].direction
 
 
-def said(dial: Dial, taste: Taste) -> str:
+def estimate_in_words(dial: Dial, taste: Taste) -> str:
     """The estimate in words: `helpfulness*0.86 - verbosity*0.51, at -31°; 90% within 9°`."""
     preference = Preference.from_vector(taste.v_K, dial.objectives)
     angle = dial.angle_of(preference)
@@ -173,7 +173,7 @@ def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
     if not taste.choices:
         return "nothing was chosen"
     wish = ",".join(f"{name}={w:.3g}" for name, w in zip(dial.objectives, taste.v_K.tolist(), strict=True))
-    known = f"{taste.choices} choices: {said(dial, taste)}"
+    known = f"{taste.choices} choices: {estimate_in_words(dial, taste)}"
     return f"{known}\ndpa chat {arguments.run} --dial {wish}"
 
 

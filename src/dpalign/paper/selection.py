@@ -79,13 +79,13 @@ def pooled_best(
         score_BVM -= penalty_BMV.transpose(0, 2, 1)
     if distinct:
         pairs = zip(score_BVM, allowed_BM, strict=True)
-        return np.array([assigned(score_VM[:, allowed_M], np.flatnonzero(allowed_M)) for score_VM, allowed_M in pairs])
+        return np.array([assign(score_VM[:, allowed_M], np.flatnonzero(allowed_M)) for score_VM, allowed_M in pairs])
     score_BVM = np.where(allowed_BM[:, None], score_BVM, -np.inf)
     index_BV = np.stack([best_of_n(score_BVM[:, v]) for v in range(directions)], axis=1)
     return np.where(allowed_BM.any(axis=1, keepdims=True), index_BV, NO_ONE)
 
 
-def assigned(score_VM: Array, name_M: Index) -> Index:
+def assign(score_VM: Array, name_M: Index) -> Index:
     """name_V: one candidate a direction, none twice, with the largest sum of scores; of too few, some get `NO_ONE`.
 
     The Hungarian algorithm by shortest augmenting paths (Jonker and Volgenant 1987).

@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeVar, cast
 
 from dpalign.data.sources import read_source
 from dpalign.recipe import load
+from dpalign.runs.hub import may_be_named
 from dpalign.runs.modelfolder import template_of
 from dpalign.runs.tables import literal
 
@@ -37,7 +38,6 @@ QUESTIONS: Final = {
     "machine": f"Which machine? {', '.join(MACHINES)}.",
 }
 
-_HUB: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _FUNCTION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -218,7 +218,7 @@ def read_data(words: str) -> list[str]:
     if not sources:
         raise ValueError("data: name at least one file, folder or hub name")
     for source in sources:
-        if not Path(source).exists() and not _HUB.fullmatch(source.partition(":")[0]):
+        if not Path(source).exists() and not _is_named(source.partition(":")[0]):
             raise ValueError(f"data {source!r}: no such file or folder, and no hub name such as openbmb/UltraFeedback")
     return sources
 
@@ -253,7 +253,12 @@ def _parts(words: str) -> list[str]:
 
 
 def _is_model(source: str) -> bool:
-    return Path(source).is_dir() or bool(_HUB.fullmatch(source))
+    return Path(source).is_dir() or _is_named(source)
+
+
+def _is_named(source: str) -> bool:
+    """Whether a text is OWNER/NAME on the hub."""
+    return "/" in source and may_be_named(source)
 
 
 # --- the recipe ---

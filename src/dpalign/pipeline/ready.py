@@ -10,6 +10,7 @@ from dpalign.pipeline.smollm2 import PLACE
 from dpalign.pipeline.steps import processes_of, recipe_of
 from dpalign.recipe import Recipe
 from dpalign.runs.environment import expanded, visible_gpus
+from dpalign.runs.hub import revised
 from dpalign.runs.launch import configuration
 from dpalign.runs.modelfolder import CONFIG
 from dpalign.runs.shards import SPARE_CPUS, joined, require_room
@@ -76,9 +77,9 @@ def require_named(recipe: Recipe, todo: Sequence[Step]) -> None:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
-        plain, _, revision = name.partition("@")
+        plain, revision = revised(name)
         try:
-            hf_hub_download(plain, CONFIG, revision=revision or None)
+            hf_hub_download(plain, CONFIG, revision=revision)
         except (OSError, ValueError, EntryNotFoundError) as error:
             why = str(error).partition("\n")[0]
             raise ValueError(

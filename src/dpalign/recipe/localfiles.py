@@ -4,7 +4,6 @@ A stage that reads any of it is done again when it changes, as when an earlier s
 under a name is taken to stay as it is: NAME@REVISION pins it, and the ledger names its commit.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +14,7 @@ from dpalign.recipe import Recipe
 from dpalign.rewards.functions import load_function, local_modules, module_file, probe
 from dpalign.rewards.knobs import local_heads
 from dpalign.runs.environment import filled
-from dpalign.runs.hub import commit_of, revised
+from dpalign.runs.hub import commit_of, may_be_named, revised
 from dpalign.runs.modelfolder import (
     CONFIG,
     TOKENIZER_SETTINGS,
@@ -32,8 +31,6 @@ SOURCES: Final = tuple(knobs_naming(Recipe, "data"))
 MODELS: Final = tuple(knobs_naming(Recipe, "model"))
 FUNCTIONS: Final = tuple(knobs_naming(Recipe, "function"))
 TOKENIZER_FILES: Final = ["tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"]
-HUB_NAME: Final = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*(@[\w./-]+)?")
-"""What can be a model's name on the hub: OWNER/NAME, or of the oldest models NAME; with a revision or without."""
 INSTALLED: Final = {"model.base": "world"}
 """What a model knob may say that means a part of this package."""
 
@@ -87,7 +84,7 @@ def require_models(recipe: Recipe) -> None:
         if not _names(knob, MODELS) or not value or value == INSTALLED.get(knob):
             continue
         folder = Path(value)
-        if not folder.exists() and not HUB_NAME.fullmatch(value):
+        if not folder.exists() and not may_be_named(value):
             raise ValueError(f"{knob} is {value!r}: there is no such folder")
         if folder.exists():
             try:

@@ -4,10 +4,15 @@ import re
 from pathlib import Path
 from typing import Final, Literal
 
-_NAMED: Final = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
+_NAMED: Final = re.compile(r"(?P<name>(?:\w[\w.-]*/)?\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 NOT_READ: Final = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "consolidated*"]
 """Weights in other forms than the one that is read."""
+
+
+def may_be_named(source: str) -> bool:
+    """Whether a text can be a name on the hub: OWNER/NAME, or of the oldest models NAME; with a revision or without."""
+    return _NAMED.fullmatch(source) is not None
 
 
 def revised(source: str) -> tuple[str, str | None]:

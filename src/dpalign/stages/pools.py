@@ -6,8 +6,9 @@ hundred megabytes, what they say several gigabytes. So a choice reads the former
 Shapes: N answers of a shard, B of its prompts, V directions of a prompt, K objectives, E members of an ensemble.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,8 +56,8 @@ class Pools:
     condition: pa.ChunkedArray
     """What each was drawn under, as the schema has it."""
     reward_NK: Array
-    member_NEK: Array
-    """The rewards as each member of the reward model's ensemble sees them; without one E is 0."""
+    member_NEK: Callable[[], Array]
+    """Reads the rewards as each member of the reward model's ensemble sees them; without one E is 0."""
 
 
 def scored_pools(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[Pools]:
@@ -94,7 +95,7 @@ def scored_pools(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[P
             kind=kinds[0],
             condition=answers["condition"],
             reward_NK=objective_rewards(scored["rewards"], recipe.scored_heads, recipe.objective_list, scores_path),
-            member_NEK=member_objectives(matrix_of(scored["rewards"]), recipe.scored_heads, recipe.objective_list),
+            member_NEK=partial(_member_rewards, scored["rewards"], recipe.scored_heads, recipe.objective_list),
         )
 
 
@@ -119,6 +120,10 @@ def objective_rewards(
         return read_objectives(reward_NH, heads, objectives)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def _member_rewards(rewards: pa.ChunkedArray, heads: Sequence[str], objectives: Sequence[Objective]) -> Array:
+    return member_objectives(matrix_of(rewards), heads, objectives)
 
 
 def best_answers(pools: Pools, wanted_BVK: Array, selection: "Selection") -> Index:
@@ -157,7 +162,7 @@ def penalties(pools: Pools, wanted_BVK: Array, caution: float) -> Array:
     """
     if not caution:
         return np.zeros((len(pools.prompt_N), wanted_BVK.shape[1]))
-    member_NEV = np.einsum("nek,nvk->nev", pools.member_NEK, wanted_BVK[pools.prompt_N])
+    member_NEV = np.einsum("nek,nvk->nev", pools.member_NEK(), wanted_BVK[pools.prompt_N])
     return np.asarray(caution * member_NEV.std(axis=1, ddof=1))
 
 

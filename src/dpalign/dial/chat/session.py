@@ -17,7 +17,7 @@ from dpalign.dial.best_of import SPREAD, BestOf
 from dpalign.dial.chat.speakers import Ask, Piece, Speaker
 from dpalign.dial.chat.terminal import STYLES, Terminal
 from dpalign.dial.dial import Dial
-from dpalign.dial.taste import KEYS, Choice, next_directions, said, taste_of
+from dpalign.dial.taste import KEYS, Choice, estimate_in_words, next_directions, taste_of
 from dpalign.page.words import degrees, number
 from dpalign.paper.direction import Preference, name_hint
 from dpalign.rows import Message
@@ -95,7 +95,7 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     compared: tuple[Preference, Preference] | None = None
     """The two directions for the next message."""
-    shown: Sequence[Turn] = ()
+    last_answers: Sequence[Turn] = ()
     """The answers to the last message: two, where directions were compared."""
     choices: list[Choice] = field(default_factory=list)
     """Which of two answers the user preferred, by their rewards."""
@@ -146,7 +146,7 @@ class Session:
             self._say_how_it_ended(turn)
         if self.scoring and self.speaker.about.max_best_of and any(turn.answer.strip() for turn in turns):
             self._score(turns)
-        self.shown = turns
+        self.last_answers = turns
         return turns[0]
 
     def _draw(self, turns: Sequence[Turn]) -> None:
@@ -351,17 +351,17 @@ def _prefer(session: Session, rest: str) -> None:
     dial = session.the_dial()
     if rest.lower() not in KEYS:
         raise ValueError("/prefer a or /prefer b: the left or the right one of two answers")
-    rewards = [turn.rewards for turn in session.shown if turn.rewards is not None]
+    rewards = [turn.rewards for turn in session.last_answers if turn.rewards is not None]
     if len(rewards) != 2:
         cure = "/score on, then /compare -45 0" if session.speaker.about.max_best_of else "start with --reward DIR"
         raise ValueError(f"/prefer: no two answers with rewards are shown: {cure}")
     place = KEYS[rest.lower()]
     session.choices.append((rewards[place], rewards[1 - place]))
-    session.shown = ()
+    session.last_answers = ()
     taste = taste_of(dial, session.choices)
     session.preference = Preference.from_vector(taste.v_K, dial.objectives)
     session.compared = next_directions(dial, taste)
-    session.terminal.say(f"{len(session.choices)} choices: {said(dial, taste)}", "dim")
+    session.terminal.say(f"{len(session.choices)} choices: {estimate_in_words(dial, taste)}", "dim")
     if session.compared is not None:
         session.terminal.say("The next message is answered at two directions again; /compare off ends that.", "dim")
 

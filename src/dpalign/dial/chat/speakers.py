@@ -262,13 +262,7 @@ class Remote(Speaker):
     def __init__(
         self, url: str, *, model: str | None = None, objectives: Sequence[str] = (), key: str | None, key_name: str
     ) -> None:
-        if not re.match(r"https?://[^/]", url):
-            shown = without_credentials(url)
-            raise ValueError(f"--url {shown}: give the base of a server, such as http://127.0.0.1:8000")
-        if "@" in url or "?" in url:  # what may be a secret is in no message
-            shown = re.sub(r"//.*@", "//***@", url).partition("?")[0]
-            raise ValueError(f"--url {shown}: without a user, a password or a query; the key goes in ${key_name}")
-        self.base = re.sub(r"(/v1)?(/chat/completions)?/*$", "", url) + "/v1"
+        self.base = base_of(url, key_name)
         self.key, self.key_name = key, key_name
         self.http = urllib.request.build_opener(_NoRedirect)
         described = self._described()
@@ -395,6 +389,20 @@ class Remote(Speaker):
             reason += f"; it redirects to {there}: give that URL, if it is the one you mean"
         reason = reason.replace(self.key, "[the key]") if self.key else reason
         return f"HTTP {error.code}: {reason[:300]}"
+
+
+def base_of(url: str, key_name: str) -> str:
+    """The base of a server's API, with /v1.
+
+    Raises:
+        ValueError: no URL, or one that holds what may be a secret, which no message and no record must show.
+    """
+    if not re.match(r"https?://[^/]", url):
+        raise ValueError(f"--url {without_credentials(url)}: give the base of a server, such as http://127.0.0.1:8000")
+    if "@" in url or "?" in url:
+        shown = re.sub(r"//.*@", "//***@", url).partition("?")[0]
+        raise ValueError(f"--url {shown}: without a user, a password or a query; the key goes in ${key_name}")
+    return re.sub(r"(/v1)?(/chat/completions)?/*$", "", url) + "/v1"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -33,7 +33,7 @@ from dpalign.dial.server.engine import (
     engine_of,
 )
 from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply, TasteReply, TemplateArguments
-from dpalign.dial.taste import Choice, next_directions, said, taste_of
+from dpalign.dial.taste import Choice, estimate_in_words, next_directions, taste_of
 from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import RewardInput
@@ -122,7 +122,7 @@ class Service:
             preference=preference.weights,
             angle=self.dial.angle_of(preference),
             within=taste.within(),
-            words=said(self.dial, taste),
+            words=estimate_in_words(self.dial, taste),
             next=None if pair is None else [direction.weights for direction in pair],
         )
 

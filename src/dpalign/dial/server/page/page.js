@@ -15,7 +15,7 @@ let best = null; // how many answers each is chosen from
 let turns = [];
 let asking = null; // the AbortController of the answers being written
 let choices = []; // which of two answers was preferred, by their rewards
-let own = null; // the direction that they tell
+let taste = null; // the direction that they tell
 let followed = 0; // the timer of "answer again as the dial turns"
 
 const two = () => at("two").getAttribute("aria-pressed") === "true";
@@ -195,20 +195,20 @@ async function write(turn, side, signal) {
 async function prefer(preferred, other) {
   choices.push({ preferred, other });
   try {
-    own = await api.taste(choices);
+    taste = await api.taste(choices);
   } catch (error) {
     choices.pop();
     return complain(error);
   }
   quiet();
   at("taste").hidden = false;
-  at("taste-words").textContent = `after ${choices.length} ${choices.length === 1 ? "choice" : "choices"}: ${own.words}`;
-  own.next?.forEach((direction, place) => dial.turn(SIDES[place], dial.objectives.map((name) => direction[name]), false));
+  at("taste-words").textContent = `after ${choices.length} ${choices.length === 1 ? "choice" : "choices"}: ${taste.words}`;
+  taste.next?.forEach((direction, place) => dial.turn(SIDES[place], dial.objectives.map((name) => direction[name]), false));
 }
 
 function useTaste() {
   mode(false);
-  dial.turn("A", dial.objectives.map((name) => own.preference[name]));
+  dial.turn("A", dial.objectives.map((name) => taste.preference[name]));
 }
 
 // --- what goes wrong, and small words ---
@@ -285,7 +285,7 @@ at("question").addEventListener("change", () => dial && remember());
 document.addEventListener("keydown", (event) => event.key === "Escape" && asking?.abort());
 at("stop").addEventListener("click", () => asking?.abort());
 at("again").addEventListener("click", again);
-at("taste-use").addEventListener("click", () => own && useTaste());
+at("taste-use").addEventListener("click", () => taste && useTaste());
 at("link").addEventListener("click", () => dial && copyLink());
 at("new").addEventListener("click", () => {
   asking?.abort();
