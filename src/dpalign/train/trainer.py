@@ -8,13 +8,13 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -181,7 +181,7 @@ def fitting(
 def telling_of_marks(rows: Iterable[Row], context: RunContext, guard: Guard | None = None) -> Iterator[Row]:
     """The rows, which are read once; after the last the log has how many hold a chat's marks as text."""
     guard = guard or guard_of(context.tokenizer)
-    return counting_marks(rows, guard, lambda text: sys.stderr.write(f"{context.name}: {text}\n"))
+    return counting_marks(rows, guard, partial(log.warning, "%s: %s", context.name))
 
 
 def make_once(file: Path, make: Callable[[Path], object]) -> None:
