@@ -1,7 +1,5 @@
 """`dpa serve` for the tests: a tiny policy with a dial, behind the real app, over real HTTP on 127.0.0.1."""
 
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from openai import OpenAI
 from transformers import AutoModelForCausalLM
 
 import tiny
+from conftest import answering
 from dpalign.chat import chat_template
 from dpalign.dial.dial import Dial
 from dpalign.dial.server.app import Server, create_app
@@ -129,15 +128,5 @@ def serving(
     limits = limits or Limits(max_tokens=128, max_n=8, grace=2)
     service = Service("mine", Dial.load(folder), generator, limits, rewards=rewards() if reward else None)
     server = Server(create_app(service, **options), service, log_level="error")
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service, server)
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
+    with answering(server) as (host, port):
+        yield Running(f"http://{host}:{port}", service, server)

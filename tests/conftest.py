@@ -7,10 +7,13 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -120,6 +123,24 @@ def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_reads: dict[str, s
 
     with reads_recorded(micro_reads):
         return execute(load(MICRO), tmp_path_factory.mktemp("run") / "micro")
+
+
+@contextmanager
+def answering(server: Any) -> Iterator[tuple[str, int]]:
+    """A server of ours at work on a free port, and its address; it is gone afterwards."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    address: tuple[str, int] = listening.getsockname()[:2]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield address
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra dpalign[serve]")
 
+from conftest import answering
 from dpalign.dial.server.app import Server
 from dpalign.dial.server.connections import room_for
 from dpalign.dial.server.engine import Limits
@@ -53,17 +53,8 @@ def serving(limits: Limits) -> Iterator[tuple[Server, Callable[[], socket.socket
     service: Any = SimpleNamespace(name="toy", limits=limits, closing=False, generator=SimpleNamespace(close=close))
     app: Any = toy
     server = Server(app, service, log_level="error")
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    with ExitStack() as held:
-        yield server, lambda: held.enter_context(socket.create_connection(listening.getsockname(), timeout=5))
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
+    with answering(server) as address, ExitStack() as held:
+        yield server, lambda: held.enter_context(socket.create_connection(address, timeout=5))
 
 
 def answer(line: socket.socket, request: bytes = GET) -> bytes:
