@@ -183,7 +183,9 @@ def objectives_read(
         knobs, inputs = ledger["knobs"], ledger["inputs"]
         if {"sft", "annotate"} <= inputs.keys():  # SteerLM: answers that state all their rewards
             found.update(objectives)
-        elif "rl.algorithm" in knobs or ({"candidates", "scores"} <= inputs.keys() and "replay" in knobs):
+        elif {"rl.algorithm", "policy.grpo.beta"} & knobs.keys() or (
+            {"candidates", "scores"} <= inputs.keys() and "preference.distribution" in knobs
+        ):
             weight_NK = np.abs(draw_directions(population(knobs), 64, rng_for("objectives read")))
             found.update(objectives[k] for k in np.flatnonzero(weight_NK.max(axis=0) > 1e-9).tolist())
         elif "dpo.pairs" in knobs:

@@ -36,10 +36,12 @@ def require_split(recipe: Recipe, planned: Sequence[Step]) -> None:
                 f"{table}.batch is {training.batch}, and {processes} processes with {table}.micro_batch "
                 f"{training.micro_batch} take {rows} rows at once; make batch a multiple of {rows}"
             )
-        if step.stage.name == "rl" and training.batch % recipe.rl.samples:
+        online = {"rl": recipe.rl, "reinforce": recipe.policy.grpo}.get(step.stage.name)
+        if online and training.batch % online.samples:
             raise ValueError(
-                f"{table}.batch is {training.batch}, and an answer is weighed against rl.samples {recipe.rl.samples} "
-                f"to its prompt; make batch a multiple of {recipe.rl.samples}"
+                f"{table}.batch is {training.batch}, and an answer is weighed against "
+                f"{table.removesuffix('.training')}.samples {online.samples} to its prompt; make batch a multiple of "
+                f"{online.samples}"
             )
 
 

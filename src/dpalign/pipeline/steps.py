@@ -7,9 +7,9 @@ is evaluated in each of them on the tuning prompts, by the reward model alone; t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
 from dpalign.paper.direction import name_hint
@@ -20,15 +20,17 @@ from dpalign.runs.ledger import hash_of
 from dpalign.stages import best_of_n, brief, dpo, rl, rsf, soup, steerlm
 from dpalign.stages.annotate import annotate
 from dpalign.stages.base import base
+from dpalign.stages.contrast import contrast, prefer
 from dpalign.stages.cost import ORIGINALS, processes
 from dpalign.stages.data import data
 from dpalign.stages.evaluate import evaluate
 from dpalign.stages.feasibility import directions_beyond, feasibility
 from dpalign.stages.finetune import finetune
 from dpalign.stages.pairwise import pairwise
+from dpalign.stages.reinforce import reinforce
 from dpalign.stages.report import report
 from dpalign.stages.reward import judge, reward
-from dpalign.stages.rival import Rival
+from dpalign.stages.rival import Rival, at_the_edge
 from dpalign.stages.sample import sample
 from dpalign.stages.score import score, scored_by
 from dpalign.stages.select import select
@@ -36,7 +38,27 @@ from dpalign.stages.sft import sft
 from dpalign.stages.stage import Stage, Step
 from dpalign.stages.world import world
 
-RIVALS: Final = {
+
+@dataclass(frozen=True)
+class OtherLoop:
+    """A published rival that is DPA's loop with another learner, in each of its settings."""
+
+    title: str
+    learner: Literal["dpo", "grpo"]
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+
+    def rivals(self, recipe: Recipe) -> Iterator[Rival]:
+        """A loop of its own for each strength of the pull towards its start."""
+        name, betas = self.title.lower(), getattr(recipe.policy, self.learner).betas
+        for i, beta in enumerate(betas, start=1):
+            knobs = {"policy.method": (self.learner,), f"policy.{self.learner}.beta": beta, **self.knobs}
+            made = loop_under(recipe, f"{name}-{i}", knobs)
+            system = System(self.title, setting=f"beta {beta:g}", at_edge=at_the_edge(beta, betas))
+            policy = {"policy": f"{name}-{i}-policy-{recipe.iterations}"}
+            yield Rival(f"{name}-{i}", system, policy, "directions", steps=tuple(made))
+
+
+RIVALS: Final[Mapping[str, Any]] = {
     "dpo": dpo,
     "brief": brief,
     "steerlm": steerlm,
@@ -44,13 +66,16 @@ RIVALS: Final = {
     "rl": rl,
     "soups": soup,
     "best-of-n": best_of_n,
+    "mo-odpo": OtherLoop("MO-ODPO", "dpo", {"policy.dpo.turned": False, "selection.pool": "direction"}),
+    "moc": OtherLoop("MOC", "grpo"),
 }
 """What `compare.systems` may name, in the order of the page. A new system is a line here and a file in stages/."""
 
 STAGES: Final[Mapping[str, Stage]] = {
     stage.name: stage
     for stage in (
-        *(world, data, base, reward, judge, annotate, sft, sample, score, select, finetune, evaluate),
+        *(world, data, base, reward, judge, annotate, sft, sample, score, select, finetune),
+        *(contrast, prefer, reinforce, evaluate),
         *(made for rival in RIVALS.values() for made in vars(rival).values() if isinstance(made, Stage)),
         *(feasibility, pairwise, report),
     )
@@ -104,7 +129,7 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
     if recipe.reward.pairwise:
         file = Path(expanded("reward.pairwise", recipe.reward.pairwise)).absolute()
         asked: dict[str, str | Path] = {"reward": "reward", "pairs": file}
-        asked |= {"annotate": "annotate"} if recipe.fits_scales else {}
+        asked |= scales(recipe)
         evaluated.append((Step("pairwise", pairwise, asked), None))
     inputs = scored(recipe) | {step.name: step.name for step, _ in evaluated}
     systems = {step.name: system for step, system in evaluated if system is not None}
@@ -153,15 +178,45 @@ def loop(recipe: Recipe) -> Iterator[Step]:
     policy = "steerlm-d2"
     for t in range(1, recipe.iterations + 1):
         half = "D2" if recipe.alternate and t % 2 == 0 else "D1"
-        condition = "targets" if t == 1 else "directions"
-        candidates, scores = f"sample-{t}", f"score-{t}"
-        yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, condition)
-        yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
-        yield Step(f"select-{t}", select, {"candidates": candidates, "scores": scores} | ANNOTATED, t, half)
-        start = "sft" if recipe.restart or t == 1 else policy
+        yield from LEARNERS[recipe.policy.at(t)](recipe, t, half, policy)
         policy = f"policy-{t}"
-        scales = {"annotate": "annotate"} if recipe.fits_scales else {}
-        yield Step(policy, finetune, {"start": start, "chosen": f"select-{t}"} | scales, t)
+
+
+def rejection_sampling(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
+    """An iteration of the paper: the best answers of the last policy, on which SFT is fine-tuned."""
+    condition = "targets" if t == 1 else "directions"
+    candidates, scores = f"sample-{t}", f"score-{t}"
+    yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, condition)
+    yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
+    yield Step(f"select-{t}", select, {"candidates": candidates, "scores": scores} | ANNOTATED, t, half)
+    start = "sft" if recipe.restart or t == 1 else policy
+    yield Step(f"policy-{t}", finetune, {"start": start, "chosen": f"select-{t}"} | scales(recipe), t)
+
+
+def conditional_dpo(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
+    """The last policy's answers under directions, from pairs of which it learns."""
+    policy = policy if t > 1 else "sft"
+    candidates, scores, pairs = f"sample-{t}", f"score-{t}", f"contrast-{t}"
+    yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, "directions")
+    yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
+    yield Step(pairs, contrast, {"candidates": candidates, "scores": scores, "data": "data"}, t)
+    yield Step(f"policy-{t}", prefer, {"start": policy, "pairs": pairs} | scales(recipe), t)
+
+
+def reinforcement(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
+    """The last policy learns from the answers that it gives while it learns."""
+    reference = {"sft": "sft"} if recipe.policy.grpo.reference == "sft" else {}
+    inputs = {"start": policy if t > 1 else "sft"} | scored_by(recipe) | reference
+    yield Step(f"policy-{t}", reinforce, inputs, t, half)
+
+
+LEARNERS: Final = {"rsf": rejection_sampling, "dpo": conditional_dpo, "grpo": reinforcement}
+"""The steps of an iteration by `policy.method`."""
+
+
+def scales(recipe: Recipe) -> dict[str, str]:
+    """What a policy's contract reads of the annotation: the scales that were fitted."""
+    return {"annotate": "annotate"} if recipe.fits_scales else {}
 
 
 def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, System]]:
@@ -233,19 +288,28 @@ def asked_beyond(recipe: Recipe) -> Iterator[Step]:
         yield Step("feasible-steerlm", feasibility, {"policy": "steerlm"} | shared, condition="targets")
 
 
-def ablation(recipe: Recipe, name: str, knobs: Mapping[str, Any]) -> tuple[list[Step], tuple[Step, System]]:
-    """The loop of a changed recipe under names of its own, and its last policy's evaluation by the unchanged reward."""
+def loop_under(recipe: Recipe, prefix: str, knobs: Mapping[str, Any]) -> list[Step]:
+    """The loop of a changed recipe, with all that it starts from, under names of its own."""
     changed_recipe = changed(recipe, knobs)
     own = [*preparation(changed_recipe), *loop(changed_recipe)]
-    prefix = name.lower().replace(" ", "-")
     under = {step.name: f"{prefix}-{step.name}" for step in own}
-    own_steps = []
-    for step in own:
-        inputs = {key: under.get(str(value), value) for key, value in step.inputs.items()}
-        own_steps.append(replace(step, name=under[step.name], inputs=inputs, knobs=knobs))
-    last = recipe.iterations
+    return [
+        replace(
+            step,
+            name=under[step.name],
+            inputs={key: under.get(str(value), value) for key, value in step.inputs.items()},
+            knobs={**knobs, **step.knobs},
+        )
+        for step in own
+    ]
+
+
+def ablation(recipe: Recipe, name: str, knobs: Mapping[str, Any]) -> tuple[list[Step], tuple[Step, System]]:
+    """The loop of a changed recipe, and its last policy's evaluation by the unchanged reward."""
+    prefix, last = name.lower().replace(" ", "-"), recipe.iterations
     system = System(f"DPA t={last}, {name}", "ablation", compared=True)
-    policy = {"policy": under[f"policy-{last}"]} | scored(changed_recipe)
+    policy = {"policy": f"{prefix}-policy-{last}"} | scored(changed(recipe, knobs))
+    own_steps = loop_under(recipe, prefix, knobs)
     return own_steps, (Step(f"evaluate-{prefix}-policy", evaluate, policy, last, condition="directions"), system)
 
 

@@ -20,11 +20,13 @@ from dpalign.rows import HEADS
 from dpalign.runs.knobs import Cluster, Launch
 from dpalign.runs.tables import Table
 from dpalign.stages.base import Pretrain
+from dpalign.stages.contrast import PolicyDPO
 from dpalign.stages.data import Data
 from dpalign.stages.dpo import DPO
 from dpalign.stages.evaluate import Evaluation
 from dpalign.stages.feasibility import Feasibility
 from dpalign.stages.preference import Steering
+from dpalign.stages.reinforce import PolicyGRPO
 from dpalign.stages.reward import Reward
 from dpalign.stages.rl import RL
 from dpalign.stages.rsf import RSF
@@ -69,6 +71,30 @@ class Compare(Table):
     """The loop again, each time without one of its parts; each costs about as much as the loop."""
     paper_curves: bool = False
     """Draw the paper's Fig. 4 beside the run's own: only with a reward model of the same scale can they be compared."""
+
+
+class Policy(Table):
+    """What fine-tunes the policy at each iteration, from the answers of the one before."""
+
+    method: tuple[Literal["rsf", "dpo", "grpo"], ...] = ("rsf",)
+    """One an iteration; the last stands for all that follow. rsf: fine-tune SFT on the best answers (section 2.2). dpo:
+    learn from pairs of better and worse answers under a direction. grpo: learn online from the policy's own answers.
+    The latter two go on from the last policy, and at t = 1 from SFT."""
+    dpo: PolicyDPO = PolicyDPO()
+    """Pairs under directions."""
+    grpo: PolicyGRPO = PolicyGRPO()
+    """Groups under directions."""
+
+    @field_validator("method")
+    @classmethod
+    def _some_method(cls, method: tuple[str, ...]) -> tuple[str, ...]:
+        if not method:
+            raise ValueError('it is empty; give one method or one for each iteration, such as ["rsf", "grpo"]')
+        return method
+
+    def at(self, t: int) -> str:
+        """The method of iteration t, from 1."""
+        return self.method[min(t, len(self.method)) - 1]
 
 
 class Recipe(Table):
@@ -126,6 +152,8 @@ class Recipe(Table):
     """Rejection sampling."""
     selection: Selection = Selection()
     """The choice among scored answers."""
+    policy: Policy = Policy()
+    """What fine-tunes the policy."""
     engines: Engines = Engines()
     """What samples and what scores."""
     finetune: Training = Training()

@@ -5,7 +5,7 @@ the classifier, named HEAD~1, HEAD~2 and so on: any engine scores them, and the 
 members about their mean stands for what the reward model does not know. Half samples spread as much as the full one
 errs: the halving bootstrap (Efron and Tibshirani 1993, section 10).
 
-Shapes: N answers, H heads, E members, K objectives.
+Shapes: N answers, H heads, E members, K objectives, V directions.
 """
 
 from collections.abc import Sequence
@@ -66,3 +66,12 @@ def member_objectives(reward_NH: Array, heads: Sequence[str], objectives: Sequen
         ]
         read.append(read_objectives(reward_NH, heads, own))
     return np.stack(read, axis=1) if read else np.empty((len(reward_NH), 0, len(objectives)))
+
+
+def value_spread(member_NEK: Array, v_VK: Array) -> Array:
+    """The standard deviation over the members of v . r, in points, of each answer under each direction: (V, N).
+
+    The spread is of the whole sum: errors of two objectives that cancel in it cost nothing.
+    """
+    spread_VN: Array = np.einsum("nek,vk->vne", member_NEK, v_VK).std(axis=2, ddof=1)
+    return spread_VN

@@ -34,11 +34,16 @@ def selected_cost(costs: Costs, step: Step) -> Load:
 )
 def finetune(job: Job) -> None:
     """Fine-tune on the selected answers, from SFT; the folder's chat template takes the preference."""
+    rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
+    train_policy(job, model_folder(job.inputs["start"]), rows, job.recipe.finetune, steered=True)
+    write_dial(job)
+
+
+def write_dial(job: Job) -> None:
+    """Leave beside a policy what its directions mean (`train/contract.py`)."""
     from dpalign.train.trainer import first_process
 
     recipe = job.recipe
-    rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
-    train_policy(job, model_folder(job.inputs["start"]), rows, recipe.finetune, steered=True)
     if not first_process():
         return
     contract = contract_of(recipe, job.t, scales_of(recipe, job.inputs.get("annotate")))

@@ -27,17 +27,13 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 
-class RL(Table):
-    """Online reinforcement learning of one scalar reward, for Table 1's row PPO (not run in the paper)."""
+class Reinforcing(Table):
+    """What online learning from groups of answers needs, with one direction or under many."""
 
-    algorithm: Literal["grpo", "rloo"] = "grpo"
-    """TRL's online trainers; PPO itself left TRL after 1.12."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL divergence from SFT, against a reward of about unit spread."""
+    """Weight of the KL divergence from the reference, against a reward of about unit spread."""
     betas: tuple[Annotated[float, Field(ge=0)], ...] = (0.04,)
-    """The weights that a comparison chooses among, at each of its directions."""
-    directions: int = Field(2, ge=1)
-    """Even steps over P_v; a comparison trains a specialist for each."""
+    """The weights that a comparison chooses among, at each direction where it has one."""
     samples: int = Field(8, ge=2)
     """Answers a prompt, which are each other's baseline."""
     temperature: float = Field(1.0, gt=0)
@@ -47,10 +43,22 @@ class RL(Table):
     `context`: prompts and answers are as long as [sampling] lets them be."""
 
 
+class RL(Reinforcing):
+    """Online reinforcement learning of one scalar reward, for Table 1's row PPO (not run in the paper)."""
+
+    algorithm: Literal["grpo", "rloo"] = "grpo"
+    """TRL's online trainers; PPO itself left TRL after 1.12."""
+    directions: int = Field(2, ge=1)
+    """Even steps over P_v; a comparison trains a specialist for each."""
+
+
 def _cost(costs: Costs, step: Step) -> Load:
+    return reinforced_cost(costs, step, costs.of_step(step).rl)
+
+
+def reinforced_cost(costs: Costs, step: Step, settings: Reinforcing) -> Load:
     """Each update draws answers, scores them, and learns from them beside a reference."""
     recipe = costs.of_step(step)
-    settings = recipe.rl
     prompts = settings.training.steps * settings.training.batch / settings.samples
     learned = costs.train(step, 0, costs.row, forwards=1.0 if settings.beta else 0.0)
     drawn = costs.draw(prompts, 1, settings.samples, rows=settings.training.batch / processes(recipe))
@@ -106,7 +114,7 @@ def rl(job: Job) -> None:
     outcome = trained_once(job, Reinforcement, train)
     if first_process():
         write_json(job.out / "curve.json", outcome.curve)
-        _count(job, len(fitting), outcome)
+        count_answers(job, len(fitting), outcome, settings.samples)
 
 
 def direction(recipe: "Recipe") -> Array:
@@ -127,8 +135,9 @@ def direction(recipe: "Recipe") -> Array:
     return v_K
 
 
-def _count(job: Job, prompts: int, outcome: "Reinforcement") -> None:
-    reached = min(prompts, outcome.scored // job.recipe.rl.samples)
+def count_answers(job: Job, prompts: int, outcome: "Reinforcement", samples: int) -> None:
+    """Enter a training on its own answers in the stage's ledger; say how many were cut."""
+    reached = min(prompts, outcome.scored // samples)
     missed = {"not reached": prompts - reached} if reached < prompts else {}
     tally = job.work.tally
     tally.add(prompts, reached, missed, scored=outcome.scored, trained=outcome.trained)

@@ -68,12 +68,15 @@ def by_length(pairs: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizer
         yield {**row, "length": longer_side(row)}
 
 
-def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: float) -> Outcome:
+def optimise(
+    context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: float, knob: str = "dpo.training"
+) -> Outcome:
     """Train a model on preference pairs.
 
     Args:
         pairs: rows of `rows.PAIRS`.
         beta: strength of the pull towards the start.
+        knob: the table of its settings, for messages.
 
     Raises:
         ValueError: no pair fits the training's context; or the training packs rows, or has a loss on prompts.
@@ -81,7 +84,7 @@ def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: floa
     training = context.training
     if training.packing or training.loss_on != "answer":
         raise ValueError(
-            "DPO compares whole answers, a pair a row: dpo.training needs packing = false and loss_on = "
+            f"DPO compares whole answers, a pair a row: {knob} needs packing = false and loss_on = "
             f'"answer", not {str(training.packing).lower()} and "{training.loss_on}"'
         )
     rows = fitting(
@@ -92,7 +95,7 @@ def optimise(context: RunContext, pairs: Iterable[Mapping[str, Any]], beta: floa
         COLUMNS,
         longer_side,
         both_sides,
-        "dpo.training.context",
+        f"{knob}.context",
     )
     set_seed(context.seed)
     model = load_model("policy", context)

@@ -1,4 +1,4 @@
-"""Reinforcement of one scalar reward at one fixed direction, from SFT: what stands for Table 1's PPO.
+"""Reinforcement of v . r(x, y): at one fixed direction, which stands for Table 1's PPO, or under the prompt's own.
 
 TRL no longer has PPO. Its online trainers keep PPO's objective (the expected reward of sampled answers, clipped steps,
 a KL divergence from SFT). In place of PPO's value network they use the other answers to the same prompt: GRPO their
@@ -9,9 +9,9 @@ Shapes: N answers, H heads, K objectives.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from datasets import Dataset
@@ -23,7 +23,7 @@ from dpalign.engines.engine import require_room
 from dpalign.engines.tokens import PromptReader, prompt_ids
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import Objective, read_objectives
-from dpalign.paper.selection import scalarize
+from dpalign.rewards.ensemble import member_objectives, value_spread
 from dpalign.rows import Message
 from dpalign.train.trainer import Curve, Rows, RunContext, arguments, curve_of, load_model, lora, train
 
@@ -32,6 +32,7 @@ Scores = Callable[[Sequence[tuple[list[Message], str]]], NDArray[np.floating[Any
 """What a `Scorer` does: the rewards (N, H) of prompts with their answers."""
 Reward = Callable[..., list[float]]
 Config: TypeAlias = GRPOConfig | RLOOConfig
+Prompt = TypeVar("Prompt")
 
 SPREAD: Final = 25.0
 """Points that one unit of KL divergence is weighed against: about a standard deviation of the rewards."""
@@ -54,7 +55,7 @@ class Reinforcement:
     answer."""
 
 
-def prompts_in_order(prompts: Sequence[list[Message]], count: int, seed: int) -> list[list[Message]]:
+def prompts_in_order(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """So many prompts in the order they are answered in: all once, then all again in another order."""
     rounds = [rng_for(seed, "rl", i).permutation(len(prompts)) for i in range(math.ceil(count / len(prompts)))]
     return [prompts[i] for i in np.concatenate(rounds)[:count]]
@@ -67,25 +68,51 @@ def scalar_reward(
     v_K: Array,
     reader: PromptReader,
 ) -> Reward:
-    """Eq. 2 at a fixed direction, in the form that TRL calls: v . r(x, y) of each answer, in points.
+    """Eq. 2 at a fixed direction, of prompts that state none; see `directional_reward`."""
+    rated = directional_reward(scores, heads, objectives, reader)
 
-    An answer is read as the sampling stage reads it. Selection never keeps an empty answer or a cut one. Here each is
-    worth the least that the direction can give on the scale of 0-100, and no more than the worst of the others.
-    Raters have hardly seen either, so a reward model's score of them is chance; where it likes them, a policy soon
-    writes nothing else.
+    def reward(prompts: Sequence[list[Message]], completion_ids: Sequence[list[int]], **_: Any) -> list[float]:
+        return rated(asked=prompts, v=[v_K] * len(prompts), completion_ids=completion_ids)
+
+    return reward
+
+
+def directional_reward(
+    scores: Scores,
+    heads: Sequence[str],
+    objectives: Sequence[Objective],
+    reader: PromptReader,
+    caution: float = 0.0,
+    refused: Callable[[str], bool] = lambda text: False,
+) -> Reward:
+    """Eq. 2 in the form that TRL calls: v . r(x, y) of each answer under its own direction, in points.
+
+    TRL gives the columns `asked`, the prompts as users wrote them, and `v` beside the answers. An answer is read as the
+    sampling stage reads it. Selection never keeps an empty answer or a cut one. Here each is worth the least that its
+    direction can give on the scale of 0-100, and no more than the worst of the others. Raters have hardly seen either,
+    so a reward model's score of them is chance; where it likes them, a policy soon writes nothing else.
+
+    Args:
+        caution: standard deviations of v . r over the members of an ensemble that are taken off (`selection.caution`).
+        refused: whether an answer that ended is worth the least all the same.
 
     Raises (when called):
         ValueError: a score that is not a finite number; the message shows its answer.
     """
 
-    def reward(prompts: Sequence[list[Message]], completion_ids: Sequence[list[int]], **_: Any) -> list[float]:
+    def reward(
+        asked: Sequence[list[Message]], v: Sequence[Sequence[float]], completion_ids: Sequence[list[int]], **_: Any
+    ) -> list[float]:
         answers = [reader.answer(ids) for ids in completion_ids]
-        asked = [(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
-        reward_NK = read_objectives(scores(asked), heads, objectives)
-        score_N = scalarize(reward_NK[None], v_K[None])[0]
-        whole_N = [answer.whole for answer in answers]
-        least = min([100 * np.minimum(v_K, 0).sum(), *score_N[whole_N]])
-        return [float(score) for score in np.where(whole_N, score_N, least)]
+        pairs = [(prompt, answer.text) for prompt, answer in zip(asked, answers, strict=True)]
+        reward_NH = np.asarray(scores(pairs), dtype=np.float64)
+        v_NK = np.array(v, dtype=np.float64)
+        worth_NN = v_NK @ read_objectives(reward_NH, heads, objectives).T  # row: a direction, column: an answer
+        if caution:
+            worth_NN -= caution * value_spread(member_objectives(reward_NH, heads, objectives), v_NK)
+        kept_N = np.array([answer.whole and not refused(answer.text) for answer in answers])
+        least_N = np.minimum(100 * np.minimum(v_NK, 0).sum(axis=1), worth_NN[:, kept_N].min(axis=1, initial=np.inf))
+        return [float(worth) for worth in np.where(kept_N, worth_NN.diagonal(), least_N)]
 
     return reward
 
@@ -98,19 +125,27 @@ def configuration(
     beta: float,
     algorithm: Literal["grpo", "rloo"] = "grpo",
     temperature: float = 1.0,
+    knob: str = "rl",
 ) -> Config:
     """TRL's arguments: true sampling, fresh answers for each update, the prompts in the order they are given.
+
+    Args:
+        knob: the table of the recipe, for messages.
 
     Raises:
         ValueError: no number of updates, or a batch that holds no whole groups of answers.
     """
     training = context.training
     if training.steps < 1:
-        raise ValueError(f"rl.training.steps is {training.steps}; reinforcement counts updates: give at least 1")
+        raise ValueError(f"{knob}.training.steps is {training.steps}; reinforcement counts updates: give at least 1")
     if samples < 2:
-        raise ValueError(f"rl.samples is {samples}; an answer is weighed against others to its prompt: give at least 2")
+        raise ValueError(
+            f"{knob}.samples is {samples}; an answer is weighed against others to its prompt: give at least 2"
+        )
     if training.batch % samples:
-        raise ValueError(f"rl.training.batch {training.batch} is not a multiple of rl.samples {samples}; make it one")
+        raise ValueError(
+            f"{knob}.training.batch {training.batch} is not a multiple of {knob}.samples {samples}; make it one"
+        )
     shared = arguments(context) | {
         "num_generations": samples,
         "max_completion_length": max_new_tokens,
@@ -126,13 +161,24 @@ def configuration(
     return RLOOConfig(beta=beta * SPREAD, normalize_advantages=True, **shared)
 
 
-def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Config, reward: Reward) -> Reinforcement:
+def reinforce(
+    context: RunContext,
+    prompts: Sequence[list[Message]],
+    config: Config,
+    reward: Reward,
+    columns: Sequence[Mapping[str, Any]] = (),
+    reference: str = "",
+    knob: str = "rl",
+) -> Reinforcement:
     """Train a model on its own answers to the prompts.
 
     Args:
         prompts: one a group of answers, in order, for all updates.
         config: by `configuration`.
         reward: scores answers; see `scalar_reward`.
+        columns: what the reward is told of each prompt beside it.
+        reference: the model that the divergence is measured from; "" for the start.
+        knob: the table of its settings, for messages.
 
     Raises:
         ValueError: a prompt and its answer may exceed the model's context; a score that is not a finite number.
@@ -142,7 +188,10 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
     ids = [prompt_ids(context.tokenizer, messages) for messages in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     require_room([repr(messages[-1]["content"][:80]) for messages in prompts], ids, config.max_completion_length, limit)
-    asked = Dataset.from_list([{"prompt": messages} for messages in prompts])
+    beside = columns or [{}] * len(prompts)
+    asked = Dataset.from_list([{"prompt": prompt, **more} for prompt, more in zip(prompts, beside, strict=True)])
+    if reference:
+        model.config._name_or_path = reference  # where TRL loads its reference from
     trainer = (_Grpo if isinstance(config, GRPOConfig) else _Rloo)(
         model=model,
         reward_funcs=reward,
@@ -156,7 +205,7 @@ def reinforce(context: RunContext, prompts: Sequence[list[Message]], config: Con
     except RuntimeError as error:  # of torch, where a policy's probabilities are no numbers
         if "probability tensor contains" not in str(error):
             raise
-        lower = f"lower rl.training.learning_rate ({context.training.learning_rate:g})"
+        lower = f"lower {knob}.training.learning_rate ({context.training.learning_rate:g})"
         raise ValueError(f"{context.name}: after update {trainer.state.global_step} {error}; {lower}") from error
     return _account(trainer.state, config.generation_batch_size)
 

@@ -17,6 +17,7 @@ from dpalign.pipeline.steps import recipe_of
 from dpalign.recipe import Recipe
 from dpalign.runs.hub import revised
 from dpalign.stages.cost import Load, Sizes, processes, reward_models
+from dpalign.stages.rl import Reinforcing
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training
 
@@ -46,6 +47,8 @@ TRAININGS: Final = {
     "finetune": "policy",
     "dpo": "DPO",
     "rl": "reinforcement",
+    "prefer": "policy (DPO)",
+    "reinforce": "policy (GRPO)",
 }
 """The kinds of steps whose memory is told, and what they train."""
 SCORE_BYTES: Final = 50
@@ -183,7 +186,8 @@ def needs(recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Ste
             if recipe.reward.freeze:
                 continue
         need = _trained(kind, trains(recipe), recipe, model)
-        needs.append(_reinforced(need, recipe, model, sizes) if kind == "rl" else need)
+        online = {"rl": recipe.rl, "reinforce": recipe.policy.grpo}.get(kind)
+        needs.append(_reinforced(need, recipe, online, model, sizes) if online else need)
     return needs
 
 
@@ -253,10 +257,10 @@ def _evaluating(recipe: Recipe, model: Architecture, sizes: Sizes, *, judge: boo
     )
 
 
-def _reinforced(need: Need, recipe: Recipe, model: Architecture, sizes: Sizes) -> Need:
+def _reinforced(need: Need, recipe: Recipe, online: Reinforcing, model: Architecture, sizes: Sizes) -> Need:
     """A training beside which stand the model that it diverges from, the reward model, and what its sampling keeps."""
-    width, training = WIDTHS[recipe.model.dtype], recipe.rl.training
-    reference = 0.0 if training.lora_rank or not recipe.rl.beta else float(WIDTHS["float32"] * model.parameters)
+    width, training = WIDTHS[recipe.model.dtype], online.training
+    reference = 0.0 if training.lora_rank or not online.beta else float(WIDTHS["float32"] * model.parameters)
     rows = max(1, training.batch // processes(recipe))
     beside = need.beside + reward_models(recipe) * model.parameters * width
     beside += model.cache(rows * (sizes.prompt + sizes.answer), width)
@@ -287,9 +291,9 @@ def _trained(kind: str, training: Training, recipe: Recipe, model: Architecture)
     held = _learned(training, model) * trained + (model.parameters * width if training.lora_rank else 0)
     alone = training.packing and recipe.kernels.attention == "sdpa"  # packed rows, without flash-attention
     micro = 1 if alone else training.micro_batch
-    rows = micro * (2 if kind == "dpo" else 1)
+    rows = micro * (2 if kind in ("dpo", "prefer") else 1)
     longest = recipe.sampling.prompt_tokens + recipe.sampling.max_new_tokens
-    context = longest if kind == "rl" else training.context
+    context = longest if kind in ("rl", "reinforce") else training.context
     tokens = rows * context
     inside = tokens * (8 * model.hidden + 3 * model.intermediate) * width
     activations = float(model.layers * tokens * model.hidden * width + inside)

@@ -1,0 +1,113 @@
+"""`policy.method = "grpo"`: the policy learns online from its own answers under directions.
+
+A group is n answers to one prompt under one direction v. Each is worth v . r(x, y), less the rewards' own doubt
+(`selection.caution`), and is weighed against the others of its group (GRPO). From SFT, without an iteration of
+rejection sampling before it, this is MOC's setting with GRPO in place of PPO.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpalign.chat import with_system_line
+from dpalign.paper.direction import draw_directions, rng_for
+from dpalign.rows import PROMPTS, read_rows
+from dpalign.stages.cost import Costs, Load
+from dpalign.stages.finetune import write_dial
+from dpalign.stages.preference import line
+from dpalign.stages.rl import Reinforcing, count_answers, reinforced_cost
+from dpalign.stages.sample import within_limit
+from dpalign.stages.score import open_scorer
+from dpalign.stages.stage import D1_D2, Job, Step, chat_read, model_read, objectives_read, on_transformers, stage
+from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer, trained_once
+
+if TYPE_CHECKING:
+    from dpalign.recipe import Recipe
+    from dpalign.train.rl import Reinforcement
+
+Array = NDArray[np.float64]
+
+
+class PolicyGRPO(Reinforcing):
+    """GRPO under directions, as a learner of the loop (not in the paper)."""
+
+    reference: Literal["start", "sft"] = "start"
+    """What the divergence is measured from: the policy that the iteration starts from, or SFT."""
+
+
+def _cost(costs: Costs, step: Step) -> Load:
+    return reinforced_cost(costs, step, costs.of_step(step).policy.grpo)
+
+
+@stage(
+    reads=lambda r: (
+        *(r.seed, r.policy.grpo, r.preference, r.selection.caution),
+        *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens, r.rewards),
+        *(r.sft.checkpoint, *chat_read(r), *model_read(r), *objectives_read(r)),
+    ),
+    inputs=("start", "data", "reward"),
+    optional=("annotate", "sft"),
+    several=True,
+    asks={"t": (), "half": D1_D2},
+    trains=lambda r: r.policy.grpo.training,
+    cost=_cost,
+)
+def reinforce(job: Job) -> None:
+    """Train the policy on its own answers under directions (GRPO), from the last policy."""
+    from dpalign.engines.tokens import PromptReader, end_ids, generation_config
+    from dpalign.train import rl
+    from dpalign.train.trainer import first_process
+
+    recipe, settings = job.recipe, job.recipe.policy.grpo
+    if named_checkpoint(job, settings.training):
+        return
+    start = model_folder(job.inputs["start"])
+    tokenizer = policy_tokenizer(start, recipe, steered=True)
+    context = context_of(job, start, settings.training, tokenizer)
+    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
+    reader = PromptReader(tokenizer, end_ids(tokenizer, generation_config(start)))
+    fitting = within_limit(job, prompts, reader.prompt_tokens)
+
+    def train() -> "Reinforcement":
+        config = rl.configuration(
+            context,
+            samples=settings.samples,
+            max_new_tokens=recipe.sampling.max_new_tokens,
+            beta=settings.beta,
+            temperature=settings.temperature,
+            knob="policy.grpo",
+        )
+        # A scorer goes to this process's own GPU, which is known from here on, beside the training.
+        scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
+        reward = rl.directional_reward(
+            scorer.score, recipe.scored_heads, recipe.objective_list, reader, recipe.selection.caution
+        )
+        count = settings.training.steps * settings.training.batch // settings.samples
+        groups = list(groups_of(recipe, job.t, rl.prompts_in_order(fitting, count, recipe.seed)))
+        asked = [group.pop("messages") for group in groups]
+        reference = model_folder(job.inputs["sft"]) if settings.reference == "sft" else ""
+        return rl.reinforce(context, asked, config, reward, groups, reference, "policy.grpo")
+
+    outcome = trained_once(job, rl.Reinforcement, train)
+    if first_process():
+        count_answers(job, len(fitting), outcome, settings.samples)
+    write_dial(job)
+
+
+def groups_of(recipe: "Recipe", t: int, prompts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What each group of answers is drawn and weighed under: a prompt with a direction of its own, in every round.
+
+    `messages` is what the policy reads, `asked` what the rewards see, `v` the direction.
+    """
+    population = recipe.preference.trained(len(recipe.objectives))
+    rounds: Counter[str] = Counter()
+    for prompt in prompts:
+        name, asked = prompt["prompt_id"], prompt["messages"]
+        rng = rng_for(recipe.seed, "groups", t, name, rounds[name])
+        rounds[name] += 1
+        v_K = draw_directions(population, 1, rng)[0]
+        messages = with_system_line(asked, line(recipe, v_K), recipe.model.chat)
+        yield {"messages": messages, "asked": asked, "v": v_K.tolist()}
