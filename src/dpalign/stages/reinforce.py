@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from dpalign.chat import with_system_line
 from dpalign.paper.direction import draw_directions, rng_for
+from dpalign.paper.objectives import read_objectives
+from dpalign.rewards.ensemble import member_objectives, value_spread
 from dpalign.rows import PROMPTS, read_rows
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.finetune import write_dial
@@ -23,10 +25,11 @@ from dpalign.stages.sample import within_limit
 from dpalign.stages.score import open_scorer
 from dpalign.stages.stage import D1_D2, Job, Step, chat_read, model_read, objectives_read, on_transformers, stage
 from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer, trained_once
+from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
-    from dpalign.train.rl import Reinforcement
+    from dpalign.train.rl import Reinforcement, Worth
 
 Array = NDArray[np.float64]
 
@@ -34,6 +37,9 @@ Array = NDArray[np.float64]
 class PolicyGRPO(Reinforcing):
     """GRPO under directions, as a learner of the loop (not in the paper)."""
 
+    training: Training = Training(learning_rate=1e-6, steps=1000, batch=64, packing=False, loss_on="answer")
+    """Its training: `steps` counts updates and `batch` answers. `epochs`, `packing`, `loss_on` and `context` are not
+    used."""
     reference: Literal["start", "sft"] = "start"
     """What the divergence is measured from: the policy that the iteration starts from, or SFT."""
 
@@ -82,9 +88,7 @@ def reinforce(job: Job) -> None:
         )
         # A scorer goes to this process's own GPU, which is known from here on, beside the training.
         scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
-        reward = rl.directional_reward(
-            scorer.score, recipe.scored_heads, recipe.objective_list, reader, recipe.selection.caution
-        )
+        reward = rl.directional_reward(scorer.score, worth_by(recipe), reader)
         count = settings.training.steps * settings.training.batch // settings.samples
         groups = list(groups_of(recipe, job.t, rl.prompts_in_order(fitting, count, recipe.seed)))
         asked = [group.pop("messages") for group in groups]
@@ -95,6 +99,19 @@ def reinforce(job: Job) -> None:
     if first_process():
         count_answers(job, len(fitting), outcome, settings.samples)
     write_dial(job)
+
+
+def worth_by(recipe: "Recipe") -> "Worth":
+    """v . r of answers under directions, less the ensemble's doubt where the recipe says so."""
+    heads, objectives, caution = recipe.scored_heads, recipe.objective_list, recipe.selection.caution
+
+    def worth(reward_NH: Array, v_VK: Array) -> Array:
+        worth_VN: Array = v_VK @ read_objectives(reward_NH, heads, objectives).T
+        if caution:
+            worth_VN -= caution * value_spread(member_objectives(reward_NH, heads, objectives), v_VK)
+        return worth_VN
+
+    return worth
 
 
 def groups_of(recipe: "Recipe", t: int, prompts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -23,13 +23,14 @@ from dpalign.engines.engine import require_room
 from dpalign.engines.tokens import PromptReader, prompt_ids
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import Objective, read_objectives
-from dpalign.rewards.ensemble import member_objectives, value_spread
 from dpalign.rows import Message
 from dpalign.train.trainer import Curve, Rows, RunContext, arguments, curve_of, load_model, lora, train
 
 Array = NDArray[np.float64]
 Scores = Callable[[Sequence[tuple[list[Message], str]]], NDArray[np.floating[Any]]]
 """What a `Scorer` does: the rewards (N, H) of prompts with their answers."""
+Worth = Callable[[Array, Array], Array]
+"""What answers with rewards (N, H) are worth under directions (V, K), in points: (V, N)."""
 Reward = Callable[..., list[float]]
 Config: TypeAlias = GRPOConfig | RLOOConfig
 Prompt = TypeVar("Prompt")
@@ -69,7 +70,7 @@ def scalar_reward(
     reader: PromptReader,
 ) -> Reward:
     """Eq. 2 at a fixed direction, of prompts that state none; see `directional_reward`."""
-    rated = directional_reward(scores, heads, objectives, reader)
+    rated = directional_reward(scores, lambda r_NH, v_VK: v_VK @ read_objectives(r_NH, heads, objectives).T, reader)
 
     def reward(prompts: Sequence[list[Message]], completion_ids: Sequence[list[int]], **_: Any) -> list[float]:
         return rated(asked=prompts, v=[v_K] * len(prompts), completion_ids=completion_ids)
@@ -77,24 +78,13 @@ def scalar_reward(
     return reward
 
 
-def directional_reward(
-    scores: Scores,
-    heads: Sequence[str],
-    objectives: Sequence[Objective],
-    reader: PromptReader,
-    caution: float = 0.0,
-    refused: Callable[[str], bool] = lambda text: False,
-) -> Reward:
-    """Eq. 2 in the form that TRL calls: v . r(x, y) of each answer under its own direction, in points.
+def directional_reward(scores: Scores, worth: Worth, reader: PromptReader) -> Reward:
+    """Eq. 2 in the form that TRL calls: what each answer is worth under its own direction, in points.
 
     TRL gives the columns `asked`, the prompts as users wrote them, and `v` beside the answers. An answer is read as the
     sampling stage reads it. Selection never keeps an empty answer or a cut one. Here each is worth the least that its
     direction can give on the scale of 0-100, and no more than the worst of the others. Raters have hardly seen either,
     so a reward model's score of them is chance; where it likes them, a policy soon writes nothing else.
-
-    Args:
-        caution: standard deviations of v . r over the members of an ensemble that are taken off (`selection.caution`).
-        refused: whether an answer that ended is worth the least all the same.
 
     Raises (when called):
         ValueError: a score that is not a finite number; the message shows its answer.
@@ -105,14 +95,11 @@ def directional_reward(
     ) -> list[float]:
         answers = [reader.answer(ids) for ids in completion_ids]
         pairs = [(prompt, answer.text) for prompt, answer in zip(asked, answers, strict=True)]
-        reward_NH = np.asarray(scores(pairs), dtype=np.float64)
         v_NK = np.array(v, dtype=np.float64)
-        worth_NN = v_NK @ read_objectives(reward_NH, heads, objectives).T  # row: a direction, column: an answer
-        if caution:
-            worth_NN -= caution * value_spread(member_objectives(reward_NH, heads, objectives), v_NK)
-        kept_N = np.array([answer.whole and not refused(answer.text) for answer in answers])
-        least_N = np.minimum(100 * np.minimum(v_NK, 0).sum(axis=1), worth_NN[:, kept_N].min(axis=1, initial=np.inf))
-        return [float(worth) for worth in np.where(kept_N, worth_NN.diagonal(), least_N)]
+        worth_NN = worth(np.asarray(scores(pairs), dtype=np.float64), v_NK)  # row: a direction, column: an answer
+        whole_N = np.array([answer.whole for answer in answers])
+        least_N = np.minimum(100 * np.minimum(v_NK, 0).sum(axis=1), worth_NN[:, whole_N].min(axis=1, initial=np.inf))
+        return [float(points) for points in np.where(whole_N, worth_NN.diagonal(), least_N)]
 
     return reward
 
