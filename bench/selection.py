@@ -117,7 +117,7 @@ def process(root: Path, module: str, *words: str) -> Took:
 def asked_anew(root: Path) -> Path:
     """A recipe whose directions are others than those of the answers: all of a prompt's answers serve them."""
     recipe = Recipe(
-        name="anew", preference=Steering(low=-60.0, high=10.0, stratified=True), selection=Selection(pool="prompt")
+        name="anew", preference=Steering(low=-60.0, high=10.0, stratified=True), selection=Selection(reach=180.0)
     )
     path = root / "anew.toml"
     path.write_text(recipe.to_toml())

@@ -34,7 +34,7 @@ from dpalign.dial.dial import Dial
 from dpalign.engines.templates import render
 from dpalign.paper.direction import Arc, Cone, Preference, Simplex, Sphere, draw_directions, evaluation_grid, rng_for
 from dpalign.paper.prompts import parse_condition, render_condition, render_preference, stated_reward
-from dpalign.paper.selection import NO_ONE, best_of_n, pooled_best
+from dpalign.paper.selection import NO_ONE, best_of_n, hindsight, pooled_best
 from dpalign.rows import CANDIDATES, CONVERSATIONS, HALVES, RATED, prompt_id, read_rows, user_prompt, write_rows
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -187,22 +187,37 @@ def test_of_a_pool_the_directions_get_the_best_that_is_allowed(examples: int) ->
     def check(seed: int, m: int, v: int, distinct: bool) -> None:
         rng = np.random.default_rng(seed)
         reward_BMK, wanted_BVK = rng.integers(0, 4, (2, m, 3)).astype(float), rng.normal(size=(2, v, 3))
-        allowed_BM = rng.random((2, m)) < 0.7
-        index_BV = pooled_best(reward_BMK, wanted_BVK, distinct, allowed_BM)
+        allowed_BMV = rng.random((2, m, v)) < rng.choice([0.3, 0.7, 1.0], (2, m, 1))
+        index_BV = pooled_best(reward_BMK, wanted_BVK, distinct, allowed_BMV)
         for b in range(2):
-            allowed = np.flatnonzero(allowed_BM[b])
-            score_VN = wanted_BVK[b] @ reward_BMK[b, allowed].T
+            allowed_VM = allowed_BMV[b].T
+            score_VM = np.where(allowed_VM, wanted_BVK[b] @ reward_BMK[b].T, -1e6)
             kept = [(direction, index) for direction, index in enumerate(index_BV[b].tolist()) if index != NO_ONE]
-            earned = sum(wanted_BVK[b, direction] @ reward_BMK[b, index] for direction, index in kept)
-            assert {index for _, index in kept} <= set(allowed.tolist())
+            assert all(allowed_VM[pair] for pair in kept)
             if distinct:  # no two get the same, as many as can be get one, and no other sharing out earns more
-                assert len({index for _, index in kept}) == len(kept) == min(v, len(allowed))
-                assert earned == pytest.approx(score_VN[linear_sum_assignment(-score_VN)].sum())
+                best = [pair for pair in zip(*linear_sum_assignment(-score_VM), strict=True) if allowed_VM[pair]]
+                assert len({index for _, index in kept}) == len(kept) == len(best)
+                assert sum(score_VM[pair] for pair in kept) == pytest.approx(sum(score_VM[pair] for pair in best))
             else:
-                assert len(kept) == (v if len(allowed) else 0)
-                assert earned == pytest.approx(score_VN.max(axis=1, initial=-np.inf).sum() if len(allowed) else 0.0)
+                assert [direction for direction, _ in kept] == np.flatnonzero(allowed_VM.any(axis=1)).tolist()
+                assert all(score_VM[pair] == pytest.approx(score_VM[pair[0]].max()) for pair in kept)
 
     holds(examples, check, st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 5), st.booleans())
+
+
+def test_in_hindsight_no_answer_beats_another_at_the_direction_that_it_is_kept_under(examples: int) -> None:
+    def check(seed: int, m: int, k: int) -> None:
+        reward_BMK = np.random.default_rng(seed).uniform(0, 100, (2, m, k))
+        grid_GK = evaluation_grid(Simplex(k), 40)
+        index_BG = pooled_best(reward_BMK, np.broadcast_to(grid_GK, (2, *grid_GK.shape)))
+        label_BMK = hindsight(index_BG, grid_GK, m)
+        for b in range(2):
+            kept = np.flatnonzero(~np.isnan(label_BMK[b]).any(axis=1))
+            assert kept.tolist() == np.unique(index_BG[b]).tolist()
+            score_CM = label_BMK[b, kept] @ reward_BMK[b].T
+            assert score_CM[np.arange(len(kept)), kept] == pytest.approx(score_CM.max(axis=1))
+
+    holds(examples, check, st.integers(0, 2**32), st.integers(1, 12), st.integers(2, 4))
 
 
 def test_a_split_hangs_on_the_prompt_alone(examples: int) -> None:

@@ -142,7 +142,7 @@ def test_a_direction_takes_the_best_of_its_own_answers_or_of_all_where_none_was_
         assert best == (whole if kind == "target" else {first: own[first][0], second: own[second][1]})
 
 
-PROMPT = {"selection.pool": "prompt"}
+PROMPT = {"selection.reach": 180.0}
 POOLED = changed(STEEP, PROMPT)
 
 
@@ -165,7 +165,7 @@ def test_no_answer_is_kept_twice_where_the_recipe_says_so(tmp_path: Path) -> Non
 def test_directions_that_the_answers_were_not_drawn_under_are_refused_or_served_from_the_pool(tmp_path: Path) -> None:
     """At (0, -1) the shortest is the best, wherever it was drawn."""
     other = changed(STEEP, {"preference.listed": [[1.0, 0.0], [0.0, -1.0]]})
-    advice = r"row \d was drawn under \[.*\], and direction \d .* is \[.*\]; .* set selection.pool to prompt"
+    advice = r"row \d was drawn under \[.*\], and direction \d .* is \[.*\]; .* set selection.reach to 180"
     with pytest.raises(ValueError, match=advice) as error:
         select.run(other_directions(tmp_path / "a", other))
     assert str(tmp_path / "a" / "sample" / "part-00000.parquet") in str(error.value)
@@ -180,10 +180,123 @@ def test_another_number_of_directions_or_objectives_needs_the_pool(
     heads = {"helpfulness": ["a"], "verbosity": ["b"], "third": ["a"]}
     knobs = {"preference.distribution": "sphere", "preference.directions": directions}
     other = changed(STEEP, {"objectives": dict(list(heads.items())[:objectives]), **knobs})
-    with pytest.raises(ValueError, match=rf"{directions if objectives == 2 else 3}.*; .* set selection.pool to prompt"):
+    with pytest.raises(ValueError, match=rf"{directions if objectives == 2 else 3}.*; .* set selection.reach to 180"):
         select.run(other_directions(tmp_path / "a", other))
     work = other_directions(tmp_path / "b", changed(other, PROMPT))
     assert len(chosen(work)) == directions
+
+
+def test_an_answer_serves_the_directions_within_reach_of_its_own(tmp_path: Path) -> None:
+    """Directions at 0, -36.87 and -90 degrees have an answer each, worth 90, 70, 99 at 0 degrees, 60, 38, 22.2
+    at -36.87 and -20, -30, -95 at -90."""
+    listed = {"preference.listed": [[1.0, 0.0], [0.8, -0.6], [0.0, -1.0]], "preference.directions": 3}
+    recipe = changed(STEEP, listed)
+    wanted_VK = directions_of(recipe.preference, 2, recipe.seed, 2, prompt_id(ONE)).round(6).tolist()
+    answers = {(1.0, 0.0): [90.0, 20.0], (0.8, -0.6): [70.0, 30.0], (0.0, -1.0): [99.0, 95.0]}
+    rows = [candidate(ONE, v, 0, f"{wanted_VK[v]}") for v in range(3)]
+    rewards = [answers[tuple(v_K)] for v_K in wanted_VK]
+    own, helps, brief = "[1.0, 0.0]", "[0.8, -0.6]", "[0.0, -1.0]"
+    for reach, expected in (
+        (0.0, (own, helps, brief)),
+        (36.8, (own, helps, brief)),
+        (36.9, (own, own, brief)),
+        (53.2, (own, own, helps)),
+        (90.0, (brief, own, own)),
+        (180.0, (brief, own, own)),
+    ):
+        work = job(tmp_path / f"{reach}", rows, rewards, changed(recipe, {"selection.reach": reach}))
+        assert tuple(of_direction(work)[v_K] for v_K in answers) == expected
+
+
+def test_neighbours_of_three_objectives_are_those_within_an_angle(tmp_path: Path) -> None:
+    """`middle` was drawn 45 degrees from `first` and from `third`, and these 90 degrees apart."""
+    drawn = {"first": (1.0, 0.0, 0.0), "middle": (0.5**0.5, 0.5**0.5, 0.0), "third": (0.0, 1.0, 0.0)}
+    worth = {"first": [80.0, 0.0], "middle": [10.0, 10.0], "third": [90.0, 5.0]}
+    knobs = {"objectives": {"a": ["a"], "b": ["b"], "c": ["b"]}, "preference.directions": 3, "selection.reach": 46.0}
+    recipe = changed(STEEP, {**knobs, "preference.listed": list(map(list, drawn.values()))})
+    v_VK = directions_of(recipe.preference, 3, recipe.seed, 2, prompt_id(ONE))
+    names = [min(drawn, key=lambda name: np.abs(v_K - drawn[name]).sum()) for v_K in v_VK]
+    work = job(
+        tmp_path, [candidate(ONE, v, 0, name) for v, name in enumerate(names)], [worth[n] for n in names], recipe
+    )
+    told = {row["messages"][0]["content"]: row["response"] for row in chosen(work)}
+    served = {name: told[line(recipe, v_K)] for name, v_K in zip(names, v_VK, strict=True)}
+    assert served == {"first": "first", "middle": "third", "third": "middle"}
+
+
+def test_a_reach_needs_answers_drawn_under_as_many_objectives(tmp_path: Path) -> None:
+    three = {"objectives": {"helpfulness": ["a"], "verbosity": ["b"], "third": ["a"]}}
+    other = changed(STEEP, {**three, "preference.distribution": "sphere", "selection.reach": 20.0})
+    with pytest.raises(ValueError, match=r"of 2 objectives, and the recipe has 3; .* set selection.reach to 180"):
+        select.run(other_directions(tmp_path, other))
+
+
+ARC = changed(RECIPE, {"replay": 0.0, "selection.rule": "hindsight", "selection.reach": 180.0})
+
+
+def degrees_of(rows: list[dict[str, Any]], recipe: Recipe) -> dict[str, float]:
+    """The angle under which each answer is learned, to the half of a degree."""
+    spoken = {line(recipe, [np.cos(a), np.sin(a)]): np.degrees(a) for a in np.radians(np.arange(-90, 0.5, 0.5))}
+    return {row["response"]: spoken[row["messages"][0]["content"]] for row in rows}
+
+
+def test_in_hindsight_each_answer_is_learned_under_the_direction_that_it_serves_best(tmp_path: Path) -> None:
+    """`long` and `short` are alike where 20 cos a = 60 sin a, at -18.43 degrees: they have 60.1, and `good` has 56.9.
+    So `long` wins from 0 to there, `short` from there to -45."""
+    rows = [candidate(ONE, i // 2, i % 2, text) for i, text in enumerate(POOL)]
+    work = job(tmp_path, rows, list(POOL.values()), ARC)
+    assert degrees_of(chosen(work), ARC) == pytest.approx({"long": -18.43 / 2, "short": -(18.43 + 45) / 2}, abs=0.6)
+    assert work.work.tally.filtered["not the best"] == 2
+
+
+def test_in_hindsight_answers_compete_within_reach_of_where_they_were_drawn(tmp_path: Path) -> None:
+    """Drawn at 0 and at -40 degrees: within 10, `poor` meets no rival from -30 on, and it wins there to -45."""
+    listed = [[1.0, 0.0], [np.cos(np.radians(40)), -np.sin(np.radians(40))]]
+    drawn = changed(STEEP, {"preference.listed": listed})
+    v_VK = directions_of(drawn.preference, 2, drawn.seed, 2, prompt_id(ONE))
+    rows = [candidate(ONE, v, 0, "long" if v_K[0] == 1 else "poor") for v, v_K in enumerate(v_VK)]
+    rewards = [POOL[row["response"]] for row in rows]
+    near = changed(ARC, {"selection.reach": 10.0})
+    work = replace(job(tmp_path, rows, rewards, drawn), recipe=near)
+    assert degrees_of(chosen(work), near) == pytest.approx({"long": -5.0, "poor": -37.5}, abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"selection.rule": "hindsight"}, r"selection.*reach 0.*set reach = 180"),
+        ({"selection.rule": "hindsight", "selection.reach": 180.0, "selection.distinct": True}, "leave distinct out"),
+        ({"selection.pool": "prompt"}, r"selection\.pool is gone.*reach = 180"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        changed(RECIPE, knobs)
+
+
+def test_degenerate_answers_are_left_out_and_counted_where_the_recipe_says_so(tmp_path: Path) -> None:
+    """The best at (1, 0) says a sentence twice; a cut answer that does so too counts as cut."""
+    echo = "it is a hot drink. it is a hot drink."
+    rows = [candidate(ONE, i // 2, i % 2, text, kind="target") for i, text in enumerate(POOL)]
+    rows[0]["response"] = echo
+    rows.append(candidate(ONE, 2, 0, echo, kind="target", finished=False))
+    rewards = [*POOL.values(), [99.0, 0.0]]
+    kept = job(tmp_path / "kept", rows, rewards, STEEP)
+    assert of_direction(kept)[(1.0, 0.0)] == echo
+    assert kept.work.tally.filtered["degenerate"] == 0
+    for rule in ({}, {"selection.rule": "hindsight", "selection.reach": 180.0}):
+        work = job(tmp_path / f"{len(rule)}", rows, rewards, changed(STEEP, {"selection.degenerate": False, **rule}))
+        assert of_direction(work) == {(1.0, 0.0): "good", (0.6, -0.8): "short"}
+        assert work.work.tally.filtered["degenerate"] == 1
+        assert work.work.tally.filtered["cut at max_new_tokens, or empty"] == 1
+        assert not work.work.tally.warnings
+
+
+def test_nothing_but_degenerate_answers_is_an_error_that_says_so(tmp_path: Path) -> None:
+    echo = "it is a hot drink. it is a hot drink."
+    work = job(tmp_path, [candidate(ONE, 0, 0, echo, kind="target")], [[1.0, 1.0]], STEEP)
+    with pytest.raises(ValueError, match=r"no answer of 1 is left .* 1 are degenerate"):
+        select.run(replace(work, recipe=changed(STEEP, {"selection.degenerate": False})))
 
 
 @pytest.mark.parametrize("knobs", [{}, PROMPT, {**PROMPT, "selection.distinct": True}])
@@ -205,7 +318,7 @@ def test_the_choice_by_columns_is_that_of_one_prompt_after_another(tmp_path: Pat
     for key in dict.fromkeys(row["prompt_id"] for row in rows):
         left = [i for i, row in enumerate(rows) if row["prompt_id"] == key and row["finished"]]
         for v, (x, y) in enumerate(directions_of(recipe.preference, 2, recipe.seed, 2, key)):
-            mine = [i for i in left if selection.pool == "prompt" or rows[i]["condition_index"] == v]
+            mine = [i for i in left if selection.reach == 180 or rows[i]["condition_index"] == v]
             if mine and not selection.distinct:
                 best = max(mine, key=lambda i: np.float32(rewards[i][0]) * x + np.float32(rewards[i][1]) * y)
                 expected.append(rows[best]["response"])
@@ -227,7 +340,7 @@ def test_scored_answers_are_ranked_anew_from_the_command_line(tmp_path: Path) ->
     file = tmp_path / "mine.toml"
     file.write_text(STEEP.to_toml())
     words = [word for name, path in work.inputs.items() for word in (f"--{name}", str(path))]
-    words += ["--t", "2", "--half", "D1", "--selection.pool", "prompt", "--replay", "0"]
+    words += ["--t", "2", "--half", "D1", "--selection.reach", "180", "--replay", "0"]
     words += ["--objectives", '{b = ["b"], a = ["a"]}', "--preference.listed", "[[1, 0], [-1, 0]]"]
     cli.main(["select", str(file), "--out", str(tmp_path / "anew"), *words])
     rows = list(read_rows(tmp_path / "anew", CONVERSATIONS))

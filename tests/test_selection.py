@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from dpalign.paper.selection import NO_ONE, assign, best_of_n, members, pooled_best, scalarize
+from dpalign.paper.direction import Arc, Simplex, Sphere, evaluation_grid
+from dpalign.paper.selection import NO_ONE, assign, best_of_n, hindsight, members, pooled_best, scalarize
 
 
 def test_the_papers_figure_3_scores_and_its_best() -> None:
@@ -114,13 +115,55 @@ def test_pooling_agrees_with_best_of_n_direction_by_direction() -> None:
 
 def test_what_is_not_allowed_is_never_kept() -> None:
     """Without the first of the pool the second direction's best stays; a prompt with none allowed keeps no one."""
-    allowed_BM = np.array([[False, True, True], [False, False, False]])
+    allowed_BMV = np.repeat([[[False], [True], [True]], [[False], [False], [False]]], 3, axis=2)
     reward_BMK, preference_BVK = np.repeat(POOL_BMK, 2, axis=0), np.repeat(DIRECTIONS_BVK, 2, axis=0)
-    index_BV = pooled_best(reward_BMK, preference_BVK, allowed_BM=allowed_BM)
+    index_BV = pooled_best(reward_BMK, preference_BVK, allowed_BMV=allowed_BMV)
     assert index_BV.tolist() == [[2, 1, 1], [NO_ONE] * 3]
-    index_BV = pooled_best(reward_BMK, preference_BVK, distinct=True, allowed_BM=allowed_BM)
+    index_BV = pooled_best(reward_BMK, preference_BVK, distinct=True, allowed_BMV=allowed_BMV)
     assert index_BV.tolist() == [[2, 1, NO_ONE], [NO_ONE] * 3]
-    assert allowed_BM.sum() == 2  # the caller's own is left as it was
+    assert allowed_BMV.sum() == 6  # the caller's own is left as it was
+
+
+def test_a_candidate_serves_the_directions_that_it_may() -> None:
+    """Candidate 1 may not serve the second direction, and nobody the third."""
+    allowed_BMV = np.array([[[True, True, False], [True, False, False], [True, True, False]]])
+    assert pooled_best(POOL_BMK, DIRECTIONS_BVK, allowed_BMV=allowed_BMV).tolist() == [[0, 2, NO_ONE]]
+    assert pooled_best(POOL_BMK, DIRECTIONS_BVK, distinct=True, allowed_BMV=allowed_BMV).tolist() == [[0, 2, NO_ONE]]
+
+
+def test_more_directions_are_served_before_any_is_served_better() -> None:
+    """The second direction may have candidate 0 alone, so the first, which earns 90 with it, takes 70."""
+    assert assign(np.array([[90.0, 70.0], [1.0, -np.inf]]), np.arange(2)).tolist() == [1, 0]
+    assert assign(np.array([[90.0, 70.0], [-np.inf, -np.inf]]), np.arange(2)).tolist() == [0, NO_ONE]
+
+
+def test_in_hindsight_an_answer_is_labelled_with_the_middle_of_the_angles_that_it_wins() -> None:
+    """(90, 80) beats (85, 60) where 5 cos a > 20 sin a, to 14.04 degrees, which beats (70, 30) where 15 cos a > 30 sin a,
+    to 26.57. (60, 40) is worse than (70, 30) in both."""
+    reward_BMK = np.concatenate([POOL_BMK, [[[60.0, 40.0]]]], axis=1)
+    grid_GK = evaluation_grid(Arc(-45, 0), 901)
+    index_BG = pooled_best(reward_BMK, grid_GK[None])
+    (label_MK,) = hindsight(index_BG, grid_GK, 4)
+    angle_M = np.degrees(np.arctan2(label_MK[:, 1], label_MK[:, 0]))
+    expected = [-14.04 / 2, -(26.57 + 45) / 2, -(14.04 + 26.57) / 2]
+    assert angle_M[:3] == pytest.approx(expected, abs=0.05)
+    assert np.isnan(label_MK[3]).all()
+    assert np.linalg.norm(label_MK[:3], axis=1) == pytest.approx(1)
+
+
+def test_an_answer_that_wins_all_round_serves_no_direction_best() -> None:
+    """The only answer of a prompt wins on the whole circle, which has no middle; of the simplex that is 45 degrees."""
+    circle_GK, quarter_GK = evaluation_grid(Sphere(2), 8), evaluation_grid(Simplex(2), 9)
+    assert np.isnan(hindsight(np.zeros((1, 8), dtype=np.int64), circle_GK, 1)).all()
+    assert hindsight(np.zeros((1, 9), dtype=np.int64), quarter_GK, 1)[0, 0] == pytest.approx([0.5**0.5] * 2)
+
+
+def test_where_no_answer_may_compete_none_is_labelled() -> None:
+    index_BG = np.array([[NO_ONE, NO_ONE], [1, NO_ONE]])
+    label_BMK = hindsight(index_BG, np.eye(2), 2)
+    assert np.isnan(label_BMK[0]).all()
+    assert np.isnan(label_BMK[1, 0]).all()
+    assert label_BMK[1, 1].tolist() == [1.0, 0.0]
 
 
 def test_the_members_of_groups_keep_their_order() -> None:

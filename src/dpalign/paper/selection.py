@@ -1,7 +1,8 @@
 """Rejection sampling's choice: scalarize, then keep the best (section 2.2).
 
 Shapes: B prompts with a direction each, N candidates of one, M candidates in a prompt's whole pool, V directions of
-a prompt, K objectives. A tie goes to the lowest index: a choice never depends on the machine.
+a prompt, G evenly spread directions of P_v, K objectives. A tie goes to the lowest index: a choice never depends on
+the machine.
 """
 
 from typing import Final
@@ -15,6 +16,8 @@ Index = NDArray[np.int64]
 
 NO_ONE: Final = -1
 """The index that stands for no candidate."""
+CANCELS: Final = 1e-9
+"""Directions whose mean is no longer than this point to no side."""
 
 
 def scalarize(reward_BNK: Array, preference_BK: Array) -> Array:
@@ -44,15 +47,15 @@ def pooled_best(
     reward_BMK: Array,
     preference_BVK: Array,
     distinct: bool = False,
-    allowed_BM: Bools | None = None,
+    allowed_BMV: Bools | None = None,
     penalty_BMV: Array | None = None,
 ) -> Index:
-    """index_BV: for each direction of a prompt the best of its whole pool, whatever direction sampled it.
+    """index_BV: for each direction of a prompt the best of its pool by v . r, `NO_ONE` where it may have none.
 
-    `distinct` keeps no candidate twice: of all ways to give each direction one of its own, that with the largest sum of
-    v . r. So the answers to a prompt stand in the order of its directions.
-    With `allowed_BM` only allowed candidates are kept. A direction without a candidate has `NO_ONE`. `penalty_BMV` is
-    taken off a candidate's score for each direction (not in the paper).
+    `allowed_BMV` says which candidates may serve which direction; without it all may serve all.
+    `distinct` keeps no candidate twice. It serves as many directions as it can, with the largest sum of v . r: so the
+    answers to a prompt stand in the order of its directions.
+    `penalty_BMV` is taken off a candidate's score for each direction (not in the paper).
 
     Raises:
         ValueError: shapes that do not fit; a reward that is NaN or infinite; fewer candidates than `distinct`
@@ -69,30 +72,51 @@ def pooled_best(
             f"row {row}: reward {k} of candidate {candidate} is {reward_BMK[row, candidate, k]}; score it again"
         )
     directions = preference_BVK.shape[1]
-    if distinct and allowed_BM is None and reward_BMK.shape[1] < directions:
+    if distinct and allowed_BMV is None and reward_BMK.shape[1] < directions:
         raise ValueError(
             f"{directions} distinct answers of a pool of {reward_BMK.shape[1]}; sample more, or allow repeats"
         )
-    allowed_BM = np.ones(reward_BMK.shape[:2], dtype=bool) if allowed_BM is None else allowed_BM
     score_BVM = np.stack([scalarize(reward_BMK, preference_BVK[:, v]) for v in range(directions)], axis=1)
     if penalty_BMV is not None:
         score_BVM -= penalty_BMV.transpose(0, 2, 1)
+    if allowed_BMV is not None:
+        score_BVM = np.where(allowed_BMV.transpose(0, 2, 1), score_BVM, -np.inf)
     if distinct:
-        pairs = zip(score_BVM, allowed_BM, strict=True)
-        return np.array([assign(score_VM[:, allowed_M], np.flatnonzero(allowed_M)) for score_VM, allowed_M in pairs])
-    score_BVM = np.where(allowed_BM[:, None], score_BVM, -np.inf)
+        name_BM = [np.flatnonzero((score_VM > -np.inf).any(axis=0)) for score_VM in score_BVM]
+        return np.array([assign(score_VM[:, n], n) for score_VM, n in zip(score_BVM, name_BM, strict=True)])
     index_BV = np.stack([best_of_n(score_BVM[:, v]) for v in range(directions)], axis=1)
-    return np.where(allowed_BM.any(axis=1, keepdims=True), index_BV, NO_ONE)
+    return np.where((score_BVM > -np.inf).any(axis=2), index_BV, NO_ONE)
+
+
+def hindsight(index_BG: Index, direction_GK: Array, candidates: int) -> Array:
+    """label_BMK: the direction that each candidate serves best; NaN for one that is the best nowhere.
+
+    It is the middle of the directions where the candidate is the best: their mean, at length 1. On an arc that is the
+    middle angle of the stretch that it wins. A candidate whose directions cancel has no middle, and so NaN (not in the
+    paper).
+
+    Args:
+        index_BG: the best candidate of each prompt at each direction (`pooled_best`), or `NO_ONE`.
+        direction_GK: directions of length 1, evenly spread over P_v.
+        candidates: M.
+    """
+    best_BMG = index_BG[:, None, :] == np.arange(candidates)[:, None]
+    sum_BMK = best_BMG.astype(np.float64) @ direction_GK
+    length_BM1 = np.linalg.norm(sum_BMK, axis=2, keepdims=True)
+    has_middle_BM1 = length_BM1 > CANCELS * np.maximum(best_BMG.sum(axis=2, keepdims=True), 1)
+    return np.asarray(np.divide(sum_BMK, length_BM1, out=np.full_like(sum_BMK, np.nan), where=has_middle_BM1))
 
 
 def assign(score_VM: Array, name_M: Index) -> Index:
-    """name_V: one candidate a direction, none twice, with the largest sum of scores; of too few, some get `NO_ONE`.
+    """name_V: one candidate a direction, none twice; as many as can be, then with the largest sum of scores.
 
+    Who gets none has `NO_ONE`. A score of -inf says that a candidate may not serve a direction.
     The Hungarian algorithm by shortest augmenting paths (Jonker and Volgenant 1987).
     """
     directions, candidates = score_VM.shape
-    nothing = 1.0 + 2.0 * directions * float(np.ptp(score_VM)) if score_VM.size else 1.0
-    spare_VV = np.full((directions, directions), -score_VM.min(initial=0.0) + nothing)  # a place for who gets none
+    score_S = score_VM[np.isfinite(score_VM)]
+    nothing = 1.0 + 2.0 * directions * float(np.ptp(score_S)) if score_S.size else 1.0
+    spare_VV = np.full((directions, directions), -score_S.min(initial=0.0) + nothing)  # a place for who gets none
     cost_VC = np.concatenate([-score_VM, spare_VV], axis=1)
     price_C, taken_C = np.zeros(cost_VC.shape[1]), np.full(cost_VC.shape[1], NO_ONE)
     for v in range(directions):

@@ -12,7 +12,7 @@ from dpalign.train.contract import contract_of, write_contract
 
 
 def selected_cost(costs: Costs, step: Step) -> Load:
-    """A training on a prompt's directions, and on the replay (section 3.1)."""
+    """A training on a prompt's directions, and on the replay (section 3.1). In hindsight as many as win."""
     select = costs.steps[str(step.inputs["chosen"])]
     recipe = costs.of_step(select)
     prompts, _, _ = counted(costs, costs.steps[str(select.inputs["candidates"])])

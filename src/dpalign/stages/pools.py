@@ -1,9 +1,11 @@
 """Scored answers on disk as columns of numbers, a shard in memory at a time; their texts stay where they are.
 
 At the paper's scale an iteration has 2.45 million answers: who they are and what they are worth is a few
-hundred megabytes, what they say several gigabytes. So a choice reads the former alone.
+hundred megabytes, what they say several gigabytes. So a choice reads the former alone, unless
+`selection.degenerate` sends it to the texts of a shard.
 
-Shapes: N answers of a shard, B of its prompts, V directions of a prompt, K objectives, E members of an ensemble.
+Shapes: N answers of a shard, B of its prompts, M answers of one, V directions of a prompt, G evenly spread directions,
+C chosen answers, K objectives, E members of an ensemble.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dpalign.measure.degeneracy import MOST_REPEATED, faults
 from dpalign.paper.objectives import Objective, read_objectives
-from dpalign.paper.selection import NO_ONE, best_of_n, members, pooled_best, scalarize
+from dpalign.paper.selection import NO_ONE, hindsight, members, pooled_best
 from dpalign.rewards.ensemble import member_objectives
-from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards
+from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards, take_rows
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -37,6 +40,9 @@ ORIGINALS: Final = "originals"
 """The folder of an annotation that holds its own original answers, where the data have no rated ones."""
 ROUNDED: Final = 1e-5
 """How far a direction on file, in 32 bits, may be from the one it stands for."""
+ALL_ROUND: Final = 180.0
+"""Degrees between opposite directions: no two are farther apart."""
+ADVICE: Final = "to choose for other directions among all of a prompt's answers, set selection.reach to 180"
 
 
 @dataclass(frozen=True)
@@ -129,29 +135,72 @@ def _member_rewards(rewards: pa.ChunkedArray, heads: Sequence[str], objectives: 
 def best_answers(pools: Pools, wanted_BVK: Array, selection: "Selection") -> Index:
     """row_BV: for each direction of each prompt the row of its best finished answer, `NO_ONE` where it has none.
 
-    Answers that were drawn under reward targets or plainly belong to no direction: each takes the best of all.
+    Raises:
+        ValueError: the answers were drawn under other directions, or under other objectives, and `selection.reach`
+            needs theirs.
+    """
+    row_BM, index_BV = _best_of_pools(pools, wanted_BVK, selection)
+    if not row_BM.size:
+        return index_BV
+    return np.where(index_BV == NO_ONE, NO_ONE, np.take_along_axis(row_BM, np.maximum(index_BV, 0), axis=1))
+
+
+def answers_in_hindsight(pools: Pools, even_GK: Array, selection: "Selection") -> tuple[Index, Array]:
+    """row_C and v_CK: each finished answer that is its prompt's best somewhere, and the direction it serves best.
+
+    Args:
+        even_GK: directions evenly spread over P_v, at which the answers compete.
 
     Raises:
-        ValueError: the best is sought among a direction's own answers, and they were drawn under other directions.
+        ValueError: as `best_answers`.
     """
-    finished = np.flatnonzero(pools.finished_N)
+    wanted_BGK = np.broadcast_to(even_GK, (len(pools.prompts), *even_GK.shape))
+    row_BM, index_BG = _best_of_pools(pools, wanted_BGK, selection)
+    label_BMK = hindsight(index_BG, even_GK, row_BM.shape[1])
+    served_BM = ~np.isnan(label_BMK).any(axis=2)
+    return row_BM[served_BM], label_BMK[served_BM]
+
+
+def _best_of_pools(pools: Pools, wanted_BVK: Array, selection: "Selection") -> tuple[Index, Index]:
+    """row_BM, the finished answers of each prompt, and index_BV, which of them is the best at each direction."""
     prompts, directions = wanted_BVK.shape[:2]
-    penalty_NV = penalties(pools, wanted_BVK, selection.caution)
-    if pools.kind != "direction" or selection.pool == "prompt":
-        row_BM = _rows(finished, pools.prompt_N, prompts)
-        if not row_BM.size:
-            return np.full((prompts, directions), NO_ONE)
-        allowed_BM = row_BM != NO_ONE
-        index_BV = pooled_best(pools.reward_NK[row_BM], wanted_BVK, selection.distinct, allowed_BM, penalty_NV[row_BM])
-        return np.where(index_BV == NO_ONE, NO_ONE, np.take_along_axis(row_BM, np.maximum(index_BV, 0), axis=1))
-    _require_own_directions(pools, wanted_BVK)
-    row_DN = _rows(finished, pools.prompt_N * directions + pools.condition_N, prompts * directions)
-    if not row_DN.size:
-        return np.full((prompts, directions), NO_ONE)
-    score_DN = scalarize(pools.reward_NK[row_DN], wanted_BVK.reshape(len(row_DN), -1))
-    score_DN -= penalty_NV[row_DN, np.tile(np.arange(directions), prompts)[:, None]]
-    pick_B = best_of_n(np.where(row_DN == NO_ONE, -np.inf, score_DN))
-    return np.take_along_axis(row_DN, pick_B[:, None], axis=1).reshape(prompts, directions)
+    kept = np.flatnonzero(pools.finished_N)
+    member_BM = members(pools.prompt_N[kept], prompts)
+    if not member_BM.size:
+        return member_BM, np.full((prompts, directions), NO_ONE)
+    row_BM = np.where(member_BM == NO_ONE, NO_ONE, kept[member_BM])
+    allowed_BMV = (row_BM != NO_ONE)[:, :, None] & within_reach(pools, wanted_BVK, selection.reach)[row_BM]
+    penalty_BMV = penalties(pools, wanted_BVK, selection.caution)[row_BM]
+    return row_BM, pooled_best(pools.reward_NK[row_BM], wanted_BVK, selection.distinct, allowed_BMV, penalty_BMV)
+
+
+def within_reach(pools: Pools, wanted_BVK: Array, reach: float) -> Bools:
+    """Which directions of its prompt each answer may serve: (N, V).
+
+    Those within `reach` degrees of the direction that it was drawn under; at 0 that direction alone, by its number.
+    Answers that were drawn under reward targets or plainly belong to no direction: they may serve all.
+
+    Raises:
+        ValueError: the answers were drawn under other directions than those wanted, at 0; or under other objectives.
+    """
+    directions = wanted_BVK.shape[1]
+    if pools.kind != "direction" or reach >= ALL_ROUND:
+        return np.ones((len(pools.prompt_N), directions), dtype=bool)
+    if not reach:
+        _require_own_directions(pools, wanted_BVK)
+        return np.asarray(pools.condition_N[:, None] == np.arange(directions))
+    drawn_NK = _drawn_under(pools, wanted_BVK.shape[2])
+    chord_NV = np.linalg.norm(wanted_BVK[pools.prompt_N] - drawn_NK[:, None], axis=2)
+    return np.asarray(chord_NV <= 2 * np.sin(np.radians(reach) / 2) + ROUNDED)
+
+
+def degenerate(pools: Pools) -> Bools:
+    """Which finished answers are degenerate (`measure/degeneracy.py`): (N,). Reads the texts of the shard."""
+    finished = np.flatnonzero(pools.finished_N)
+    texts = take_rows(pools.answers, CANDIDATES, ["response"], finished)["response"].to_pylist()
+    degenerate_N = np.zeros(len(pools.finished_N), dtype=bool)
+    degenerate_N[finished] = [bool(faults(text, True, MOST_REPEATED)) for text in texts]
+    return degenerate_N
 
 
 def penalties(pools: Pools, wanted_BVK: Array, caution: float) -> Array:
@@ -166,38 +215,37 @@ def penalties(pools: Pools, wanted_BVK: Array, caution: float) -> Array:
     return np.asarray(caution * member_NEV.std(axis=1, ddof=1))
 
 
-def _rows(kept: Index, group_N: Index, groups: int) -> Index:
-    """The rows of each group that are among those kept, filled up with `NO_ONE`."""
-    member_GM = members(group_N[kept], groups)
-    return np.where(member_GM == NO_ONE, NO_ONE, kept[member_GM]) if len(kept) else member_GM
-
-
 def _require_own_directions(pools: Pools, wanted_BVK: Array) -> None:
     """ValueError unless each answer was drawn under the direction of its number among those wanted."""
     directions = wanted_BVK.shape[1]
-    advice = "to choose for other directions among all of a prompt's answers, set selection.pool to prompt"
     drawn = np.unique(pools.condition_N)
     if len(drawn) != directions or drawn[-1] >= directions:
         raise ValueError(
-            f"{pools.answers}: drawn under {len(drawn)} directions a prompt, and {directions} are wanted; {advice}"
+            f"{pools.answers}: drawn under {len(drawn)} directions a prompt, and {directions} are wanted; {ADVICE}"
         )
-    try:
-        asked_NK = matrix_of(pools.condition)
-    except ValueError as error:
-        raise ValueError(f"{pools.answers}: condition: {error}") from error
+    drawn_NK = _drawn_under(pools, wanted_BVK.shape[2])
     wanted_NK = wanted_BVK[pools.prompt_N, pools.condition_N]
-    if asked_NK.shape != wanted_NK.shape:
-        raise ValueError(
-            f"{pools.answers}: drawn under directions of {asked_NK.shape[1]} objectives, and the recipe has "
-            f"{wanted_NK.shape[1]}; {advice}"
-        )
-    other = np.flatnonzero(np.abs(asked_NK - wanted_NK).max(axis=1) > ROUNDED)
+    other = np.flatnonzero(np.abs(drawn_NK - wanted_NK).max(axis=1) > ROUNDED)
     if len(other):
         row = other[0]
         raise ValueError(
-            f"{pools.answers}: row {row} was drawn under {asked_NK[row].round(4).tolist()}, and direction "
-            f"{pools.condition_N[row]} of its prompt is {wanted_NK[row].round(4).tolist()}; {advice}"
+            f"{pools.answers}: row {row} was drawn under {drawn_NK[row].round(4).tolist()}, and direction "
+            f"{pools.condition_N[row]} of its prompt is {wanted_NK[row].round(4).tolist()}; {ADVICE}"
         )
+
+
+def _drawn_under(pools: Pools, objectives: int) -> Array:
+    """The direction that each answer was drawn under: (N, K)."""
+    try:
+        drawn_NK = matrix_of(pools.condition)
+    except ValueError as error:
+        raise ValueError(f"{pools.answers}: condition: {error}") from error
+    if drawn_NK.shape[1] != objectives:
+        raise ValueError(
+            f"{pools.answers}: drawn under directions of {drawn_NK.shape[1]} objectives, and the recipe has "
+            f"{objectives}; {ADVICE}"
+        )
+    return drawn_NK
 
 
 def scored_prompts(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[tuple[str, list[Row], Array]]:

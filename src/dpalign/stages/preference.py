@@ -5,7 +5,7 @@ Shapes: V directions of a prompt, K objectives.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from dpalign.recipe import Recipe
 
 Array = NDArray[np.float64]
+
+DENSE: Final = 181
+"""Directions that stand for all of P_v: on the paper's arc a quarter of a degree apart."""
 
 
 class Steering(Table):
@@ -110,6 +113,18 @@ def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt
     """The directions that a prompt is sampled at in iteration t: (V, K); the same wherever they are asked for."""
     rng = rng_for(seed, "directions", t, prompt_id)
     return draw_directions(steering.trained(objectives), steering.directions, rng)
+
+
+def even_directions(steering: Steering, objectives: int) -> Array:
+    """Directions evenly spread over what training directions are drawn from, dense enough for a choice: (G, K)."""
+    population = steering.trained(objectives)
+    match population:
+        case Grid(points=points):
+            return evaluation_grid(population, points)
+        case Fixed(directions):
+            return evaluation_grid(population, len(directions))
+        case _:
+            return evaluation_grid(population, DENSE)
 
 
 def line(recipe: "Recipe", v_K: Sequence[float] | Array) -> str:

@@ -3,24 +3,26 @@
 At t >= 2 the n answers of a direction were drawn under that direction, and its best is kept. At t = 1
 they were drawn under reward targets, so none belongs to a direction: each of the prompt's directions
 takes the best of all of them. So it is for a model without a dial, which answers plainly and learns
-so. With `selection.pool = "prompt"` it is so at every t, and answers that are scored already serve
-directions that they were not drawn under. An answer that was cut at the longest allowed length, or
-says nothing, is never kept: no rater has seen one, and what a reward model makes of it is chance.
+so. `selection.reach` lets answers serve directions near the one they were drawn under, or all of them.
+In hindsight (`selection.rule`) no direction asks: an answer is kept under the one it serves best. An
+answer that was cut at the longest allowed length, or says nothing, is never kept: no rater has seen
+one, and what a reward model makes of it is chance.
 
 Texts are read for the chosen alone (`pools.py`): what is in memory at once is a shard's numbers.
 
-Shapes: B prompts, M answers a prompt, N answers of a shard, V directions, K objectives.
+Shapes: B prompts, M answers a prompt, N answers of a shard, C chosen ones, V directions, K objectives.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpalign.chat import with_system_line
 from dpalign.measure.degeneracy import MOST_REPEATED, faults
@@ -38,8 +40,18 @@ from dpalign.rows import (
     write_parts,
 )
 from dpalign.runs.tables import Table
-from dpalign.stages.pools import Pools, annotation, best_answers, numbered, originals_at, scored_pools
-from dpalign.stages.preference import directions_of, line
+from dpalign.stages.pools import (
+    ALL_ROUND,
+    Pools,
+    annotation,
+    answers_in_hindsight,
+    best_answers,
+    degenerate,
+    numbered,
+    originals_at,
+    scored_pools,
+)
+from dpalign.stages.preference import directions_of, even_directions, line
 from dpalign.stages.stage import D1_D2, Job, objectives_read, stage
 
 if TYPE_CHECKING:
@@ -55,6 +67,7 @@ WITHOUT: Final = "without"
 CHOSEN: Final = "chosen"
 REPLAYED: Final = "replayed"
 DEGENERATE: Final = "degenerate"
+LEFT_OUT: Final = "degenerate, left out"
 COMPARED: Final = "compared"
 
 DEGENERATE_SHARE: Final = 0.1
@@ -64,16 +77,38 @@ EQUAL_SHARE: Final = 0.5
 
 
 class Selection(Table):
-    """Among which answers a direction's best is sought."""
+    """Which of the scored answers the next policy learns, and under which direction."""
 
-    pool: Literal["direction", "prompt"] = "direction"
-    """Those drawn under the direction itself (section 2.2, step 1), or all of the prompt's, whatever they were drawn
-    under: so answers that are scored already serve other directions than their own."""
+    gone = {  # noqa: RUF012  # a class variable of the base
+        "pool": 'is gone: write reach = 0.0 for "direction", reach = 180.0 for "prompt"'
+    }
+
+    rule: Literal["best", "hindsight"] = "best"
+    """best: each drawn direction keeps its best answer (section 2.2, step 1). hindsight: each answer that is the best
+    of its prompt's somewhere on P_v is kept once, under the middle of the directions where it is (not in the paper)."""
+    reach: float = Field(0.0, ge=0, le=ALL_ROUND)
+    """Degrees. An answer may serve the directions this near to the one it was drawn under. 0: that one alone (section
+    2.2, step 1). 180: all of its prompt's, whatever it was drawn under."""
     distinct: bool = False
-    """From a prompt's pool no answer is kept for two directions (paper silent: at t = 1 it may be)."""
+    """No answer is kept for two directions of its prompt (paper silent: at t = 1 it may be)."""
+    degenerate: bool = True
+    """Whether an answer that repeats itself may be kept (paper silent: the best is). false reads all texts."""
     caution: float = Field(0.0, ge=0, le=100)
     """An answer is ranked by v . r less this many standard deviations of v . r over the members of `reward.ensemble`.
     0 is the paper's rule."""
+
+    @model_validator(mode="after")
+    def _hindsight_has_competitors(self) -> Self:
+        if self.rule != "hindsight":
+            return self
+        if not self.reach:
+            raise ValueError(
+                "rule is hindsight, and at reach 0 answers drawn under different directions do not compete; set "
+                "reach = 180, or the degrees within which they do"
+            )
+        if self.distinct:
+            raise ValueError("rule is hindsight, which keeps no answer twice: leave distinct out")
+        return self
 
 
 @stage(
@@ -90,7 +125,8 @@ def select(job: Job) -> None:
     write_parts(job.out, _learned(job, count), CONVERSATIONS)
     filtered = {
         UNFINISHED: count[CUT],
-        "not the best": count[CONSIDERED] - count[CUT] - count[WON],
+        DEGENERATE: count[LEFT_OUT],
+        "not the best": count[CONSIDERED] - count[CUT] - count[LEFT_OUT] - count[WON],
     }
     job.work.tally.add(rows_in=count[CONSIDERED], rows_out=count[CHOSEN], filtered=filtered)
     if count[WITHOUT]:
@@ -125,29 +161,42 @@ def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
     prompts = read_table(job.inputs["data"] / "prompts", PROMPTS, ["prompt_id", "messages"])
     place = {name: i for i, name in enumerate(prompts["prompt_id"].to_pylist())}
     for pools in scored_pools(job.inputs["candidates"], job.inputs["scores"], recipe):
-        wanted_BVK = np.stack(
-            [directions_of(recipe.preference, len(recipe.objectives), recipe.seed, job.t, p) for p in pools.prompts]
-        )
-        row_BV = best_answers(pools, wanted_BVK, recipe.selection)
+        count[CONSIDERED] += len(pools.prompt_N)
+        count[CUT] += int((~pools.finished_N).sum())
+        if not recipe.selection.degenerate:
+            degenerate_N = degenerate(pools)
+            count[LEFT_OUT] += int(degenerate_N.sum())
+            pools = replace(pools, finished_N=pools.finished_N & ~degenerate_N)
+        row_C, v_CK, without = _chosen(recipe, job.t, pools)
         asked = prompts["messages"].take([place[name] for name in pools.prompts]).to_pylist()
-        selected = _selected(recipe, pools, asked, wanted_BVK, row_BV)
+        selected = _selected(recipe, pools, asked, row_C, v_CK)
         yield pa.Table.from_pylist(selected, schema=CONVERSATIONS)
         count[DEGENERATE] += sum(bool(faults(row["response"], True, MOST_REPEATED)) for row in selected)
         count.update(_compared(pools, list(recipe.objectives)))
-        kept = row_BV[row_BV != NO_ONE]
-        count[CONSIDERED] += len(pools.prompt_N)
-        count[CUT] += int((~pools.finished_N).sum())
-        count[WON] += len(np.unique(kept))
-        count[CHOSEN] += len(kept)
-        count[WITHOUT] += row_BV.size - len(kept)
+        count[WON] += len(np.unique(row_C))
+        count[CHOSEN] += len(row_C)
+        count[WITHOUT] += without
     if not count[CHOSEN]:
+        repeated = f", {count[LEFT_OUT]} are degenerate" if count[LEFT_OUT] else ""
         raise ValueError(
             f"no answer of {count[CONSIDERED]} is left to learn from: {count[CUT]} are empty or were cut at "
-            "sampling.max_new_tokens; look at them, or raise it"
+            f"sampling.max_new_tokens{repeated}; look at them, or raise it"
         )
     replayed = replay(job, count[CHOSEN])
     count[REPLAYED] = len(replayed)
     yield pa.Table.from_pylist(replayed, schema=CONVERSATIONS)
+
+
+def _chosen(recipe: "Recipe", t: int, pools: Pools) -> tuple[Index, Array, int]:
+    """row_C and v_CK: the chosen answers, by prompt, and the direction each is learned under. And how many directions
+    have none."""
+    preference, objectives = recipe.preference, len(recipe.objectives)
+    if recipe.selection.rule == "hindsight":
+        return *answers_in_hindsight(pools, even_directions(preference, objectives), recipe.selection), 0
+    wanted_BVK = np.stack([directions_of(preference, objectives, recipe.seed, t, p) for p in pools.prompts])
+    row_BV = best_answers(pools, wanted_BVK, recipe.selection)
+    served_BV = row_BV != NO_ONE
+    return row_BV[served_BV], wanted_BVK[served_BV], int((~served_BV).sum())
 
 
 def _compared(pools: Pools, names: Sequence[str]) -> Counter[str]:
@@ -165,16 +214,15 @@ def _compared(pools: Pools, names: Sequence[str]) -> Counter[str]:
 
 
 def _selected(
-    recipe: "Recipe", pools: Pools, asked: Sequence[Sequence[Message]], wanted_BVK: Array, row_BV: Index
+    recipe: "Recipe", pools: Pools, asked: Sequence[Sequence[Message]], row_C: Index, v_CK: Array
 ) -> list[dict[str, Any]]:
     """The conversations of the chosen answers of a shard, whose texts are read here."""
-    chosen = np.argwhere(row_BV != NO_ONE)
-    responses = take_rows(pools.answers, CANDIDATES, ["response"], row_BV[row_BV != NO_ONE])["response"].to_pylist()
+    responses = take_rows(pools.answers, CANDIDATES, ["response"], row_C)["response"].to_pylist()
     rows = []
-    for (b, v), response in zip(chosen.tolist(), responses, strict=True):
+    for b, v_K, response in zip(pools.prompt_N[row_C].tolist(), v_CK, responses, strict=True):
         messages = list(asked[b])
         if pools.kind != "plain":  # what answered without a direction learns without one
-            messages = with_system_line(messages, line(recipe, wanted_BVK[b, v]), recipe.model.chat)
+            messages = with_system_line(messages, line(recipe, v_K), recipe.model.chat)
         rows.append(_conversation(pools.prompts[b], messages, response, "selected"))
     return rows
 
