@@ -30,7 +30,7 @@ TWO = from_mapping(
         "objectives": {"helpfulness": ["a"], "verbosity": ["b"]},
         "preference": {"distribution": "fixed", "listed": [[1.0, 0.0], [0.6, -0.8]], "directions": 2},
         "model": {"chat": "world-v1"},
-        "selection": {"pool": "prompt"},
+        "selection": {"reach": 180.0},
     },
 )
 
@@ -116,15 +116,23 @@ def test_pairs_state_their_direction_and_what_both_answers_are_worth(tmp_path: P
     assert "verbosity*-80" in second
     tally = job.work.tally
     assert (tally.rows_in, tally.rows_out) == (4, 4)
-    assert dict(tally.filtered) == {"cut at max_new_tokens, or empty": 1, "chosen in no pair": 1}
+    assert dict(+tally.filtered) == {"cut at max_new_tokens, or empty": 1, "chosen in no pair": 1}
 
 
 def test_without_the_whole_pool_a_direction_compares_its_own_answers(tmp_path: Path) -> None:
     job = scored(tmp_path, ANSWERS)
-    own = {"selection.pool": "direction", "policy.dpo.turned": False}
+    own = {"selection.reach": 0.0, "policy.dpo.turned": False}
     contrast.run(Job(changed(TWO, own), job.work, job.inputs, t=1))
     (row,) = read_rows(tmp_path / "out", PAIRS)
     assert (row["chosen"], row["rejected"]) == (ANSWERS[1][0], ANSWERS[2][0])
+
+
+def test_an_answer_that_repeats_itself_stands_in_no_pair_where_it_may_not_be_chosen(tmp_path: Path) -> None:
+    again = ("tea is hot and calms. tea is hot and calms.", [95.0, 60.0], True, 0)
+    job = scored(tmp_path, [*ANSWERS, again])
+    contrast.run(Job(changed(TWO, {"selection.degenerate": False}), job.work, job.inputs, t=1))
+    assert again[0] not in {row[side] for row in read_rows(tmp_path / "out", PAIRS) for side in ("chosen", "rejected")}
+    assert job.work.tally.filtered["degenerate"] == 1
 
 
 def test_answers_that_are_worth_the_same_leave_nothing_to_learn(tmp_path: Path) -> None:
@@ -168,6 +176,8 @@ def test_an_answer_is_weighed_under_the_direction_of_its_own_group() -> None:
     given = {"asked": [user_prompt("x")] * 6, "v": [first] * 3 + [second] * 3, "prompts": None}
     ids = [[1, 0], [2, 0], [3, 9]] * 2
     assert reward(completion_ids=ids, **given) == pytest.approx([90.0, 60.0, 0.0, 6.0, 20.0, -80.0])
+    strict = directional_reward(lambda pairs: reward_NK, worth_by(TWO), reader, sound=lambda text: text == "1")
+    assert strict(completion_ids=ids, **given) == pytest.approx([90.0, 0.0, 0.0, 6.0, -80.0, -80.0])
 
 
 # The order

@@ -22,9 +22,10 @@ from dpalign.rows import CANDIDATES, PAIRS, PROMPTS, UNFINISHED, read_rows, read
 from dpalign.runs.tables import Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.finetune import write_dial
-from dpalign.stages.pools import Array, Pools, penalties, scored_pools
+from dpalign.stages.pools import Array, Pools, penalties, scored_pools, sound_pools, within_reach
 from dpalign.stages.preference import directions_of, line
 from dpalign.stages.sample import counted
+from dpalign.stages.select import DEGENERATE
 from dpalign.stages.stage import Job, Step, chat_read, model_read, objectives_read, stage
 from dpalign.stages.training import context_of, count, model_folder, named_checkpoint, policy_tokenizer, trained_once
 from dpalign.train.knobs import Training
@@ -57,8 +58,12 @@ def contrast(job: Job) -> None:
     """Pair scored answers, better and worse under each direction of their prompt."""
     total: Counter[str] = Counter()
     write_parts(job.out, _pairs(job, total), PAIRS)
-    filtered = {UNFINISHED: total["cut"], "chosen in no pair": total["finished"] - total["won"]}
-    job.work.tally.add(total["cut"] + total["finished"], total["pairs"], filtered)
+    filtered = {
+        UNFINISHED: total["cut"],
+        DEGENERATE: total["degenerate"],
+        "chosen in no pair": total["finished"] - total["won"],
+    }
+    job.work.tally.add(total["cut"] + total["degenerate"] + total["finished"], total["pairs"], filtered)
     job.work.run.log(f"{job.out.stem}: {total['worst']} pairs of best and worst, {total['turned']} turned")
 
 
@@ -74,6 +79,8 @@ def _pairs(job: Job, total: Counter[str]) -> Iterator[pa.Table]:
         wanted_BVK = np.stack(
             [directions_of(recipe.preference, len(recipe.objectives), recipe.seed, job.t, p) for p in pools.prompts]
         )
+        total["cut"] += int((~pools.finished_N).sum())
+        pools, degenerate = sound_pools(pools, recipe.selection)
         responses = read_table(pools.answers, CANDIDATES, ["response"])["response"]
         rows, chosen = [], set()
         for b, pair, chosen_score, rejected_score in _contrasts(pools, wanted_BVK, job):
@@ -92,9 +99,9 @@ def _pairs(job: Job, total: Counter[str]) -> Iterator[pa.Table]:
             chosen.add(pair.chosen)
             total[pair.origin] += 1
         total["pairs"] += len(rows)
+        total["degenerate"] += degenerate
         total["won"] += len(chosen)
         total["finished"] += int(pools.finished_N.sum())
-        total["cut"] += int((~pools.finished_N).sum())
         yield pa.Table.from_pylist(rows, schema=PAIRS)
     if not total["pairs"]:
         raise ValueError(
@@ -108,14 +115,13 @@ def _contrasts(pools: Pools, wanted_BVK: Array, job: Job) -> Iterator[tuple[int,
     selection = job.recipe.selection
     penalty_NV = penalties(pools, wanted_BVK, selection.caution)
     finished = np.flatnonzero(pools.finished_N)
-    shared = pools.kind != "direction" or selection.pool == "prompt"
+    allowed_NV = within_reach(pools, wanted_BVK, selection.reach)
     for b, row_M in enumerate(members(pools.prompt_N[finished], len(pools.prompts))):
         row_M = finished[row_M[row_M != NO_ONE]]
         if len(row_M) < 2:
             continue
         score_VM = (pools.reward_NK[row_M] @ wanted_BVK[b].T - penalty_NV[row_M]).T
-        own_VM = pools.condition_N[row_M] == np.arange(len(score_VM))[:, None]
-        for pair in contrasts(score_VM, own_VM | shared, job.recipe.policy.dpo.turned):
+        for pair in contrasts(score_VM, allowed_NV[row_M].T, job.recipe.policy.dpo.turned):
             chosen_score, rejected_score = score_VM[pair.direction, [pair.chosen, pair.rejected]].tolist()
             rows = pair._replace(chosen=int(row_M[pair.chosen]), rejected=int(row_M[pair.rejected]))
             yield b, rows, chosen_score, rejected_score

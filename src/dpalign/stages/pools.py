@@ -9,7 +9,7 @@ C chosen answers, K objectives, E members of an ensemble.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dpalign.measure.degeneracy import MOST_REPEATED, faults
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import NO_ONE, hindsight, members, pooled_best
 from dpalign.rewards.ensemble import member_objectives
@@ -194,13 +193,16 @@ def within_reach(pools: Pools, wanted_BVK: Array, reach: float) -> Bools:
     return np.asarray(chord_NV <= 2 * np.sin(np.radians(reach) / 2) + ROUNDED)
 
 
-def degenerate(pools: Pools) -> Bools:
-    """Which finished answers are degenerate (`measure/degeneracy.py`): (N,). Reads the texts of the shard."""
+def sound_pools(pools: Pools, selection: "Selection") -> tuple[Pools, int]:
+    """The answers without those that `selection.degenerate` leaves out, and how many these are; reads their texts."""
+    if selection.degenerate:
+        return pools, 0
     finished = np.flatnonzero(pools.finished_N)
     texts = take_rows(pools.answers, CANDIDATES, ["response"], finished)["response"].to_pylist()
-    degenerate_N = np.zeros(len(pools.finished_N), dtype=bool)
-    degenerate_N[finished] = [bool(faults(text, True, MOST_REPEATED)) for text in texts]
-    return degenerate_N
+    sound = finished[[selection.sound(text) for text in texts]]
+    sound_N = np.zeros(len(pools.finished_N), dtype=bool)
+    sound_N[sound] = True
+    return replace(pools, finished_N=sound_N), len(finished) - len(sound)
 
 
 def penalties(pools: Pools, wanted_BVK: Array, caution: float) -> Array:

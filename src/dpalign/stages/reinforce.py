@@ -50,7 +50,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 
 @stage(
     reads=lambda r: (
-        *(r.seed, r.policy.grpo, r.preference, r.selection.caution),
+        *(r.seed, r.policy.grpo, r.preference, r.selection.caution, r.selection.degenerate),
         *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens, r.rewards),
         *(r.sft.checkpoint, *chat_read(r), *model_read(r), *objectives_read(r)),
     ),
@@ -88,7 +88,7 @@ def reinforce(job: Job) -> None:
         )
         # A scorer goes to this process's own GPU, which is known from here on, beside the training.
         scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
-        reward = rl.directional_reward(scorer.score, worth_by(recipe), reader)
+        reward = rl.directional_reward(scorer.score, worth_by(recipe), reader, recipe.selection.sound)
         count = settings.training.steps * settings.training.batch // settings.samples
         groups = list(groups_of(recipe, job.t, rl.prompts_in_order(fitting, count, recipe.seed)))
         asked = [group.pop("messages") for group in groups]

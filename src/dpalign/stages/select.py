@@ -16,7 +16,6 @@ Shapes: B prompts, M answers a prompt, N answers of a shard, C chosen ones, V di
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
@@ -46,10 +45,10 @@ from dpalign.stages.pools import (
     annotation,
     answers_in_hindsight,
     best_answers,
-    degenerate,
     numbered,
     originals_at,
     scored_pools,
+    sound_pools,
 )
 from dpalign.stages.preference import directions_of, even_directions, line
 from dpalign.stages.stage import D1_D2, Job, objectives_read, stage
@@ -96,6 +95,10 @@ class Selection(Table):
     caution: float = Field(0.0, ge=0, le=100)
     """An answer is ranked by v . r less this many standard deviations of v . r over the members of `reward.ensemble`.
     0 is the paper's rule."""
+
+    def sound(self, text: str) -> bool:
+        """Whether an answer that ended may be learned from."""
+        return self.degenerate or not faults(text, True, MOST_REPEATED)
 
     @model_validator(mode="after")
     def _hindsight_has_competitors(self) -> Self:
@@ -163,10 +166,8 @@ def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
     for pools in scored_pools(job.inputs["candidates"], job.inputs["scores"], recipe):
         count[CONSIDERED] += len(pools.prompt_N)
         count[CUT] += int((~pools.finished_N).sum())
-        if not recipe.selection.degenerate:
-            degenerate_N = degenerate(pools)
-            count[LEFT_OUT] += int(degenerate_N.sum())
-            pools = replace(pools, finished_N=pools.finished_N & ~degenerate_N)
+        pools, left_out = sound_pools(pools, recipe.selection)
+        count[LEFT_OUT] += left_out
         row_C, v_CK, without = _chosen(recipe, job.t, pools)
         asked = prompts["messages"].take([place[name] for name in pools.prompts]).to_pylist()
         selected = _selected(recipe, pools, asked, row_C, v_CK)

@@ -78,13 +78,18 @@ def scalar_reward(
     return reward
 
 
-def directional_reward(scores: Scores, worth: Worth, reader: PromptReader) -> Reward:
+def directional_reward(
+    scores: Scores, worth: Worth, reader: PromptReader, sound: Callable[[str], bool] = lambda text: True
+) -> Reward:
     """Eq. 2 in the form that TRL calls: what each answer is worth under its own direction, in points.
 
     TRL gives the columns `asked`, the prompts as users wrote them, and `v` beside the answers. An answer is read as the
     sampling stage reads it. Selection never keeps an empty answer or a cut one. Here each is worth the least that its
     direction can give on the scale of 0-100, and no more than the worst of the others. Raters have hardly seen either,
     so a reward model's score of them is chance; where it likes them, a policy soon writes nothing else.
+
+    Args:
+        sound: whether a whole answer earns what it is worth; others earn the least too.
 
     Raises (when called):
         ValueError: a score that is not a finite number; the message shows its answer.
@@ -97,9 +102,9 @@ def directional_reward(scores: Scores, worth: Worth, reader: PromptReader) -> Re
         pairs = [(prompt, answer.text) for prompt, answer in zip(asked, answers, strict=True)]
         v_NK = np.array(v, dtype=np.float64)
         worth_NN = worth(np.asarray(scores(pairs), dtype=np.float64), v_NK)  # row: a direction, column: an answer
-        whole_N = np.array([answer.whole for answer in answers])
-        least_N = np.minimum(100 * np.minimum(v_NK, 0).sum(axis=1), worth_NN[:, whole_N].min(axis=1, initial=np.inf))
-        return [float(points) for points in np.where(whole_N, worth_NN.diagonal(), least_N)]
+        kept_N = np.array([answer.whole and sound(answer.text) for answer in answers])
+        least_N = np.minimum(100 * np.minimum(v_NK, 0).sum(axis=1), worth_NN[:, kept_N].min(axis=1, initial=np.inf))
+        return [float(points) for points in np.where(kept_N, worth_NN.diagonal(), least_N)]
 
     return reward
 
