@@ -138,8 +138,8 @@ def test_more_directions_are_served_before_any_is_served_better() -> None:
 
 
 def test_in_hindsight_an_answer_is_labelled_with_the_middle_of_the_angles_that_it_wins() -> None:
-    """(90, 80) beats (85, 60) where 5 cos a > 20 sin a, to 14.04 degrees, which beats (70, 30) where 15 cos a > 30 sin a,
-    to 26.57. (60, 40) is worse than (70, 30) in both."""
+    """(90, 80) beats (85, 60) where 5 cos a > 20 sin a: from 0 to 14.04 degrees. That beats (70, 30) where
+    15 cos a > 30 sin a: to 26.57. (60, 40) is worse than (70, 30) in both."""
     reward_BMK = np.concatenate([POOL_BMK, [[[60.0, 40.0]]]], axis=1)
     grid_GK = evaluation_grid(Arc(-45, 0), 901)
     index_BG = pooled_best(reward_BMK, grid_GK[None])
