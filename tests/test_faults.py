@@ -87,7 +87,7 @@ def test_a_hundred_random_kills_lose_nothing_and_change_no_byte(micro_run: Path,
 
 IN_TWO = [
     *("--launcher", "torchrun", "--processes", "2", "--until", "sample-2"),
-    *("--finetune.steps", "40", "--finetune.save_every", "4", "--finetune.micro_batch", "4"),
+    *("--finetune.steps", "120", "--finetune.save_every", "8", "--finetune.micro_batch", "4"),
 ]
 
 
@@ -112,12 +112,16 @@ def test_ranks_of_a_training_that_are_killed_change_no_byte_of_it_or_of_what_fol
     micro_run: Path, tmp_path: Path
 ) -> None:
     """Of two processes the second is killed, then the first. The policy, and the answers of it, are those of peace."""
+
+    def command(folder: Path) -> list[str]:
+        return [sys.executable, "-m", "dpalign", "run", str(MICRO), "--out", str(folder), *IN_TWO]
+
     peace, war = (Path(shutil.copytree(micro_run, tmp_path / name)) for name in ("peace", "war"))
-    assert run(dpa(peace, *IN_TWO)).returncode == 0
+    assert run(command(peace)).returncode == 0
     log = tmp_path / "log.txt"
     for rank in (1, 0):
         before = updates(war)
-        with log.open("a") as screen, subprocess.Popen(dpa(war, *IN_TWO), stdout=screen, stderr=screen) as process:
+        with log.open("a") as screen, subprocess.Popen(command(war), stdout=screen, stderr=screen) as process:
             while updates(war) <= before:
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.002)
@@ -125,8 +129,8 @@ def test_ranks_of_a_training_that_are_killed_change_no_byte_of_it_or_of_what_fol
             assert victim is not None
             os.kill(victim, signal.SIGKILL)
         assert process.returncode == 2, log.read_text()
-    assert 8 <= updates(war) < 40
-    ended = run(dpa(war, *IN_TWO))
+    assert 16 <= updates(war) < 120
+    ended = run(command(war))
     assert ended.returncode == 0, ended.stderr
     for step in ("policy-1", "sample-2"):
         one, two = read_ledger(peace / step), read_ledger(war / step)

@@ -219,7 +219,7 @@ def test_an_engine_that_is_killed_twice_loses_no_row_and_changes_no_byte(folder:
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
 
     def finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
-        said = process.communicate(timeout=250)[1]
+        said = process.communicate(timeout=500)[1]
         return process.returncode, said
 
     def made() -> int:
@@ -228,7 +228,7 @@ def test_an_engine_that_is_killed_twice_loses_no_row_and_changes_no_byte(folder:
     assert finished(start("alone"))[0] == 0
     for _ in range(2):
         enough, process = made() + 3, start("killed", VLLM_ENABLE_V1_MULTIPROCESSING="1")
-        wait_until(lambda enough=enough: made() >= enough, seconds=250)
+        wait_until(lambda enough=enough: made() >= enough, seconds=500)
         worker, *others = children(process.pid)
         assert not [other for other in others if "EngineCore" in Path(f"/proc/{other}/cmdline").read_text()]
         os.kill(worker, signal.SIGKILL)

@@ -92,8 +92,8 @@ class Vllm:
         classifies: bool = False,
     ) -> None:
         global _running
-        LLM = require_vllm()
         os.environ[APART] = "0"
+        LLM = require_vllm()
         self.folder, self.trust_remote_code = folder, trust_remote_code
         self.config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         own_context = getattr(self.config, "max_position_embeddings", None)
