@@ -1,5 +1,8 @@
 """`dpa serve` for the tests: a tiny policy with a dial, behind the real app, over real HTTP on 127.0.0.1."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,16 +61,10 @@ def lengths(prompts: list[str], responses: list[str]) -> list[list[float]]:
 
 
 @dataclass
-class Running:
-    """A server that answers."""
+class Address:
+    """A server that answers, as its clients see it."""
 
     url: str
-    service: Service
-    server: Server
-
-    @property
-    def generator(self) -> Any:
-        return self.service.generator
 
     def client(self, key: str = "none") -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
@@ -90,6 +87,18 @@ class Running:
                 return False
             time.sleep(0.02)
         return True
+
+
+@dataclass
+class Running(Address):
+    """A server of this process."""
+
+    service: Service
+    server: Server
+
+    @property
+    def generator(self) -> Any:
+        return self.service.generator
 
     @contextmanager
     def prompts_read(self) -> Iterator[list[list[int]]]:
@@ -130,3 +139,23 @@ def serving(
     server = Server(create_app(service, **options), service, log_level="error")
     with answering(server) as (host, port):
         yield Running(f"http://{host}:{port}", service, server)
+
+
+@contextmanager
+def process(folder: Path, log: Path, *words: str) -> Iterator[Address]:
+    """`dpa serve` on a free port, as users start it; what it says on stderr is in a file."""
+    command = [sys.executable, "-m", "dpalign", "serve", str(folder), "--name", "mine", "--port", "0", *words]
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=os.environ | {"PYTHONPATH": paths}
+        ) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            said = server.stdout.readline()
+            assert said.startswith("mine at http://"), log.read_text()
+            yield Address(said.split()[-1])
+        finally:
+            server.terminate()

@@ -1,9 +1,10 @@
 """What power cuts, kills and full disks leave behind: the fault tier, `make test ARGS="-m faults"`.
 
-Kept apart: a killed Ray actor and driver are in `test_ray.py`, a killed training rank in `test_launch.py`, a shard that
-a power cut left empty in `test_runs.py`.
+Kept apart: a killed Ray actor and driver are in `test_ray.py`, killed vLLM engines in `test_vllm.py` and
+`test_serve_vllm.py`, more killed trainings in `test_launch.py`, a shard that a power cut left empty in `test_runs.py`.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ import pytest
 from conftest import MICRO
 from dpalign.pipeline.steps import steps
 from dpalign.recipe import load
-from dpalign.runs.ledger import LEDGER
+from dpalign.runs.ledger import LEDGER, read_ledger
 from test_loop import SAVE_OFTEN, outputs, summary
 
 KILLS = 100
@@ -80,6 +81,61 @@ def test_a_hundred_random_kills_lose_nothing_and_change_no_byte(micro_run: Path,
         assert not list(folder.rglob("*.partial"))
         shutil.rmtree(folder)
     assert kills == KILLS
+
+
+# --- a rank of a training ---
+
+IN_TWO = [
+    *("--launcher", "torchrun", "--processes", "2", "--until", "sample-2"),
+    *("--finetune.steps", "120", "--finetune.save_every", "8", "--finetune.micro_batch", "4"),
+]
+
+
+def rank_of(pid: int, rank: int) -> int | None:
+    """The process of a training's rank, of those that a process has started."""
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                return child
+    return None
+
+
+def updates(folder: Path) -> int:
+    """Of the newest checkpoint of policy-1."""
+    names = [path.name for path in folder.glob("policy-1.partial/resume/checkpoint-*")]
+    return max((int(name.removeprefix("checkpoint-")) for name in names if name[-1].isdecimal()), default=0)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_ranks_of_a_training_that_are_killed_change_no_byte_of_it_or_of_what_follows(
+    micro_run: Path, tmp_path: Path
+) -> None:
+    """Of two processes the second is killed, then the first. The policy, and the answers of it, are those of peace."""
+
+    def command(folder: Path) -> list[str]:
+        return [sys.executable, "-m", "dpalign", "run", str(MICRO), "--out", str(folder), *IN_TWO]
+
+    peace, war = (Path(shutil.copytree(micro_run, tmp_path / name)) for name in ("peace", "war"))
+    assert run(command(peace)).returncode == 0
+    log = tmp_path / "log.txt"
+    for rank in (1, 0):
+        before = updates(war)
+        with log.open("a") as screen, subprocess.Popen(command(war), stdout=screen, stderr=screen) as process:
+            while updates(war) <= before:
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.002)
+            victim = rank_of(process.pid, rank)
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+        assert process.returncode == 2, log.read_text()
+    assert 16 <= updates(war) < 120
+    ended = run(command(war))
+    assert ended.returncode == 0, ended.stderr
+    for step in ("policy-1", "sample-2"):
+        one, two = read_ledger(peace / step), read_ledger(war / step)
+        assert two["outputs"] == one["outputs"] != read_ledger(micro_run / step)["outputs"]
+        assert two["counts"] == one["counts"]
 
 
 # --- a full disk ---

@@ -88,7 +88,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, tiny_folder: Path, al
         assert losses[1][name] == pytest.approx(losses[0][name], abs=1e-5)  # rows, tokens, updates and loss
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("shared", [False, True], ids=["a copy each", "one model"])
 def test_two_processes_of_which_one_is_killed_go_on_to_what_one_trains(
     tmp_path: Path, tiny_folder: Path, alone: Path, shared: bool

@@ -77,6 +77,7 @@ def told(stage: Path) -> dict[str, Any]:
     return {key: ledger[key] for key in ("outputs", "digest", "counts", "tokens", "fingerprint")}  # type: ignore[literal-required]
 
 
+@pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_an_actor_and_then_the_driver_are_killed_and_every_row_is_there_once_with_the_same_bytes(

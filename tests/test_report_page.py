@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64encode
 from functools import cache
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -207,6 +209,21 @@ def test_an_answer_or_a_prompt_with_markup_is_shown_as_text(written: Path) -> No
     assert shown["prompts"][0]["plain"]["SFT"]["response"].endswith("<b>bold & brave</b>")
 
 
+def test_a_browser_runs_no_script_but_the_pages_own(written: Path) -> None:
+    text = written.read_text()
+    (allowed,) = re.findall(r"script-src ([^;]*);", text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert allowed == f"'sha256-{digest(script)}'"
+    assert not re.search(r"<[^>]*\son\w+=", text.replace(script, ""))
+
+
+@pytest.mark.browser
+def test_a_script_that_is_slipped_into_the_page_does_not_run(tmp_path: Path) -> None:
+    dom = in_chromium(render_page(whole_run(), {}) + "<script>document.title = 'owned'</script>", tmp_path)
+    assert "<title>owned" not in dom
+    assert "aria-valuenow" in dom  # the page's own has run
+
+
 def test_no_figure_keeps_a_colour_of_the_light_page_and_no_id_occurs_twice(written: Path) -> None:
     text = written.read_text()
     drawn = "".join(re.findall(r"<svg role.*?</svg>", text, re.DOTALL))
@@ -283,11 +300,18 @@ def test_several_seeds_give_the_headline_and_a_section() -> None:
     assert "seeds 0, 1, 2, 3" in read.text
 
 
-def in_chromium(page: str, folder: Path) -> str:
-    """What Chromium makes of a page."""
+def digest(script: str) -> str:
+    """As a content security policy names a script."""
+    return b64encode(sha256(script.encode()).digest()).decode()
+
+
+def in_chromium(page: str, folder: Path, press: str = "") -> str:
+    """What Chromium makes of a page, and then of a script, which the page is told to let run."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium here")
+    if press:
+        page = page.replace("script-src", f"script-src 'sha256-{digest(press)}'") + f"<script>{press}</script>"
     (folder / "page.html").write_text(page)
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     command += ["--disable-background-networking", "--no-first-run", "--dump-dom", f"file://{folder / 'page.html'}"]
@@ -297,7 +321,7 @@ def in_chromium(page: str, folder: Path) -> str:
 @pytest.mark.browser
 def test_arrow_keys_turn_the_dial(tmp_path: Path) -> None:
     press = "for (const key of ['End', 'ArrowLeft']) arc.dispatchEvent(new KeyboardEvent('keydown', {key}));"
-    dom = in_chromium(render_page(whole_run(), {}) + f"<script>{press}</script>", tmp_path)
+    dom = in_chromium(render_page(whole_run(), {}), tmp_path, press)
     assert '<code id="formula">helpfulness*0.77 - verbosity*0.64</code>' in dom
     assert 'aria-valuenow="8"' in dom
     assert "t=2 at \N{MINUS SIGN}40\N{DEGREE SIGN}" in dom
@@ -306,6 +330,6 @@ def test_arrow_keys_turn_the_dial(tmp_path: Path) -> None:
 @pytest.mark.browser
 def test_directions_of_three_objectives_are_chosen_from_a_list(tmp_path: Path) -> None:
     press = "document.querySelectorAll('#stops button')[2].click();"
-    dom = in_chromium(render_page(three_objectives(), {}) + f"<script>{press}</script>", tmp_path)
+    dom = in_chromium(render_page(three_objectives(), {}), tmp_path, press)
     assert '<code id="formula">helpfulness*0.60 + honesty*0.00 + brevity*0.80</code>' in dom
     assert '<div class="arc" hidden=""' in dom

@@ -1,5 +1,7 @@
 """The server in front of vLLM: the same prompts, the same greedy text, the same API as with transformers."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ pytest.importorskip("vllm", reason="needs vLLM")
 pytest.importorskip("fastapi", reason="needs the extra dpalign[serve]")
 pytest.importorskip("openai", reason="needs the extra dpalign[dev]")
 
+import httpx2
+import openai
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import api_server
@@ -72,6 +76,27 @@ def test_streamed_seeded_answers_are_those_in_full_and_stop_where_they_are_told(
     stop = max(whole, key=len)[8:12]
     stopped = client.chat.completions.create(**asked, stop=stop)
     assert [choice.message.content for choice in stopped.choices] == [text.partition(stop)[0] for text in whole]
+
+
+@pytest.mark.faults
+def test_a_server_whose_engine_core_is_killed_says_so_to_clients_and_to_health_checks(folder: Path) -> None:
+    """The answer that was being drawn ends with an error, and does not hang; so does the next."""
+    from dpalign.dial.server.vllm_engine import VllmGenerator
+
+    generator = VllmGenerator(str(folder), rows=4, settings=Engines(sampling="vllm"), max_model_len=384)
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    asked = {"model": "mine", "messages": messages, "temperature": 2.0, "n": 4, "max_tokens": 300}
+    with api_server.serving(folder, Limits(max_tokens=300, max_n=8), generator=generator) as server:
+        events = server.client().chat.completions.create(**asked, stream=True)
+        next(iter(events))
+        (core,) = generator.engine.engine_core.resources.engine_manager.processes
+        os.kill(core.pid, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="vLLM could not go on"):
+            list(events)
+        answer = server.ask()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
+        health = httpx2.get(f"{server.url}/health")
+        assert (health.status_code, health.json()["error"]["code"]) == (503, "engine_dead")
 
 
 def test_a_client_that_leaves_frees_its_place(running: Running) -> None:

@@ -1,6 +1,9 @@
 """vLLM, really started: what equals transformers, what repeats, a run on it, and its own server steered by the dial."""
 
+import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -15,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
+from conftest import wait_until
 from dpalign.chat import chat_template
 from dpalign.engines.engine import Answer, Request
 from dpalign.engines.knobs import WORLD_BASE, Engines
@@ -23,6 +27,9 @@ from dpalign.engines.vllm_engine import Vllm, VllmEngine
 from dpalign.rewards.score import ModelScorer, VllmScorer
 from dpalign.rows import CANDIDATES, CONVERSATIONS, SCORES, read_rows, user_prompt
 from dpalign.runs.ledger import read_ledger
+from dpalign.world.language import THINGS
+from test_faults import children
+from test_ray import told, write_prompts
 from test_sampling import QUESTIONS, request, require_first_tokens_of_the_softmax
 from test_scoring import HEADS, pairs, write_classifier
 from vllm_server import vllm_server
@@ -31,6 +38,10 @@ pytestmark = pytest.mark.vllm
 
 MICRO = Path(__file__).parent.parent / "recipes" / "micro.toml"
 ON_VLLM = Engines(sampling="vllm", scoring="vllm")
+DRAWING = [
+    *("--sampling.n", "2", "--sampling.shard", "1", "--sampling.prompts", "0", "--sampling.max_new_tokens", "24"),
+    *("--preference.directions", "2", "--engines.sampling", "vllm", "--launcher", "process"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +203,44 @@ def test_a_run_on_vllm_writes_the_same_records_and_a_change_of_engine_redoes_wha
     assert on_vllm.scored == plain.scored == on_vllm.drawn
     assert on_vllm.selected == plain.selected > 0
     np.testing.assert_allclose(on_vllm.annotated_NH, plain.annotated_NH, atol=1e-4)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_an_engine_that_is_killed_twice_loses_no_row_and_changes_no_byte(folder: Path, tmp_path: Path) -> None:
+    """Drawing by shards of one prompt. The killed process holds the engine core, whatever vLLM's own variable asks."""
+    pairs = list(itertools.islice(itertools.combinations(THINGS, 2), 60))
+    data = write_prompts(tmp_path / "data", [f"explain {one} and {other}." for one, other in pairs])
+
+    def start(run: str, **environment: str) -> "subprocess.Popen[str]":
+        inputs = ["--policy", str(folder), "--data", str(data), "--t", "2", "--half", "D1", "--condition", "directions"]
+        words = [str(MICRO), "--out", str(tmp_path / run / "sample-2"), *inputs, *DRAWING]
+        command = [sys.executable, "-m", "dpalign", "sample", *words]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+
+    def finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
+        said = process.communicate(timeout=500)[1]
+        return process.returncode, said
+
+    def made() -> int:
+        return len(list(tmp_path.glob("killed/sample-2.partial/.stage/tallies/*.json")))
+
+    assert finished(start("alone"))[0] == 0
+    for _ in range(2):
+        enough, process = made() + 3, start("killed", VLLM_ENABLE_V1_MULTIPROCESSING="1")
+        wait_until(lambda enough=enough: made() >= enough, seconds=500)
+        worker, *others = children(process.pid)
+        assert not [other for other in others if "EngineCore" in Path(f"/proc/{other}/cmdline").read_text()]
+        os.kill(worker, signal.SIGKILL)
+        code, said = finished(process)
+        assert code == 2
+        assert "ended by SIGKILL" in said
+    assert 6 <= made() < len(pairs)
+    code, said = finished(start("killed"))
+    assert code == 0, said
+    assert told(tmp_path / "killed" / "sample-2") == told(tmp_path / "alone" / "sample-2")
+    answers = list(read_rows(tmp_path / "killed" / "sample-2", CANDIDATES))
+    assert len(answers) == len({(row["prompt_id"], row["condition_index"], row["sample"]) for row in answers}) == 240
 
 
 class Written:

@@ -31,13 +31,16 @@ from dpalign.paper.direction import rng_for
 from dpalign.runs.progress import AS_LINES
 
 QUIET: Final = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or it would bind this whole process, which has its own threads
     "VLLM_RAISE_ON_LOGIT_NANS": "1",  # or it draws some token from them
 }
 """The environment that vLLM reads when it is imported; a variable that is set already stays."""
+
+APART: Final = "VLLM_ENABLE_V1_MULTIPROCESSING"
+"""vLLM's variable that gives the engine core a process of its own. An `LLM` whose core is killed waits for ever for its
+answers, so the core stays here, whatever the variable said."""
 
 CPU_BLOCK: Final = 32
 """Tokens of a cache block without a GPU: the default of 128 would never share a shorter prompt."""
@@ -89,6 +92,7 @@ class Vllm:
         classifies: bool = False,
     ) -> None:
         global _running
+        os.environ[APART] = "0"
         LLM = require_vllm()
         self.folder, self.trust_remote_code = folder, trust_remote_code
         self.config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

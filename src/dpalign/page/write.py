@@ -1,7 +1,9 @@
 """Write the report of a run: one page that holds all it shows, beside its figures and its Summary as data."""
 
+from base64 import b64encode
 from collections.abc import Mapping
 from functools import cache
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def render_page(summary: Summary, drawings: Mapping[str, tuple[Plot, str]]) -> s
     Args:
         drawings: figures with their SVG documents, by name.
     """
-    last, palette = summary.last, colours(summary)
+    last, palette, js = summary.last, colours(summary), _resource("page.js")
     return str(
         _template().render(
             summary=summary,
@@ -57,7 +59,8 @@ def render_page(summary: Summary, drawings: Mapping[str, tuple[Plot, str]]) -> s
             palette=palette,
             accent=looks_of(summary)[last.name].name if last is not None else "ink",
             css=Markup(_resource("page.css")),
-            js=Markup(_resource("page.js")),
+            js=Markup(js),
+            js_digest=b64encode(sha256(js.encode()).digest()).decode(),  # a browser runs this script alone
         )
     ).lstrip()
 

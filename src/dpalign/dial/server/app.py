@@ -108,6 +108,10 @@ async def _in_openais_shape(request: Request, error: Exception) -> Response:
 
 
 class _PageFiles(StaticFiles):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = [(name, value) for name, value in scope["headers"] if name != b"range"]  # a part of them helps nobody
+        await super().__call__({**scope, "headers": whole}, receive, send)
+
     def file_response(self, *arguments: Any, **options: Any) -> Response:
         response = super().file_response(*arguments, **options)
         response.headers.update(PAGE_HEADERS)
