@@ -306,6 +306,7 @@ class DialReply(BaseModel):
     model: str
     objectives: list[str]
     arc: tuple[float, float] | None = None
+    trained: dict[str, Any] | None = Field(None, description="The directions trained on, as `dpa.json` has them")
     template: str | None = None
     front: list[dict[str, Any]] | None = None
     verbosity: dict[Verbosity, Length] | None = None
