@@ -1,5 +1,6 @@
 """The world under other objectives than the paper's two: the true front is theirs, or there is none."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from dpalign.measure.bootstrap import Array
 from dpalign.measure.points import Rewards
 from dpalign.measure.reading import Reading
 from dpalign.measure.setting import reference_point, true_front
+from dpalign.measure.summary import Summary
 from dpalign.measure.system import System
 from dpalign.paper.direction import draw_directions, rng_for
+from dpalign.pipeline.runner import execute
 from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, prompt_id, user_prompt, write_rows
 from dpalign.stages.preference import evaluation_directions
@@ -94,3 +97,25 @@ def test_the_shipped_recipes_cone_keeps_every_sign_and_has_a_best_answer_almost_
     tasks = draw_tasks("test", 60, rng_for(1, "tasks", "test"))
     front_UK = optimum.true_front(tasks, grid_UK, recipe.objective_list, recipe.heads)
     assert len(np.unique(front_UK.round(3), axis=0)) >= 11
+
+
+@pytest.mark.slow
+def test_three_objectives_go_through_every_stage_to_the_page(tmp_path: Path) -> None:
+    """The shipped recipe at the size of micro.toml, with fewer directions and specialists."""
+    text = (RECIPES / "three.toml").read_text(encoding="utf-8")
+    (tmp_path / "three.toml").write_text(text.replace('extends = "demo"', 'extends = "micro"'), encoding="utf-8")
+    recipe = load(tmp_path / "three.toml", ["--evaluation.directions=5", "--rsf.directions=2"])
+    run = execute(recipe, tmp_path / "run", compared=True)
+    soup = json.loads((run / "evaluate-soup-1" / "soup.json").read_text(encoding="utf-8"))
+    assert soup["experts"] == [[1, 0, 0], [0, -1, 0], [0, 0, 1]]
+    summary = Summary.model_validate_json((run / "report" / "summary.json").read_text(encoding="utf-8"))
+    assert len(summary.of_role("specialist")) == 2
+    assert summary.dominance_of("DPA t=2", "rewarded soups") is not None
+    assert {one.figures.true_front_share is None for one in summary.systems.values()} == {False}
+    for system in ("DPA t=2", "rewarded soups"):
+        taus = summary.systems[system].figures.weight_taus
+        assert list(taus) == list(recipe.objectives)
+        assert all(list(of) == list(recipe.objectives) for of in taus.values())
+    best = summary.true_front_weight_taus
+    assert all(best[name][name].above_zero for name in recipe.objectives)
+    assert {"pairs.svg", "across.svg", "control.svg"} <= {path.name for path in (run / "report" / "figures").iterdir()}

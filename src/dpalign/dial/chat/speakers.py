@@ -21,11 +21,10 @@ from dpalign.dial.best_of import BestOf
 from dpalign.dial.dial import Dial
 from dpalign.dial.server.engine import GenerationError, Limits
 from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply
-from dpalign.paper.direction import Arc, Population, Preference
+from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import PreferenceTemplate
 from dpalign.rows import Message
 from dpalign.runs.errors import without_credentials
-from dpalign.train.contract import population_from_json
 
 if TYPE_CHECKING:
     from dpalign.dial.server.service import Order, Service
@@ -110,11 +109,8 @@ class Speaker(ABC):
         self.about, self.name = about, about.model
         known = {name: name for name in get_args(PreferenceTemplate)}
         template = known.get(about.template, "fig1")
-        trained: Population | None = None if about.arc is None else Arc(*about.arc)
-        if about.trained is not None:
-            trained = population_from_json(about.trained, len(about.objectives))
         # it reads and warns; the line itself is written where the model is
-        dial = Dial(tuple(about.objectives), template, "zephyr", trained, verbosity=about.verbosity or {})
+        dial = Dial(tuple(about.objectives), template, "zephyr", about.population, verbosity=about.verbosity or {})
         self.dial = dial if about.objectives else None
 
     @abstractmethod
