@@ -46,6 +46,7 @@ class Model:
 
     objectives: Sequence[str] = ("helpfulness", "verbosity")
     arc: Sequence[float] | None = (-45.0, 0.0)
+    trained: Mapping[str, Any] | None = None
     front: Sequence[tuple[float, float, float]] | None = tuple(FRONT)
     dial: bool = True
     """False: a server that knows nothing of directions."""
@@ -94,6 +95,7 @@ class Model:
             "model": "world",
             "objectives": list(self.objectives),
             "arc": self.arc and list(self.arc),
+            "trained": self.trained,
             "template": self.template,
             "rewards": self.rewards,
             "max_best_of": 16 if self.rewards else 0,

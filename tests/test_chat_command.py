@@ -111,10 +111,23 @@ def test_a_server_that_refuses_or_describes_nonsense_is_an_error_in_words() -> N
             speaker.rewards([TEA], "tea")
     with serving(Model(arc=(1.0,))) as model, pytest.raises(ValueError, match="/v1/dial"):
         remote(model.url)
+    for trained in ({"distribution": "wit"}, {"distribution": "cone", "center": [1, 2, 3], "angle": 9},
+                    {"distribution": "cone", "center": [[1], 2], "angle": 9}):  # fmt: skip
+        with serving(Model(trained=trained)) as model, pytest.raises(ValueError, match="/v1/dial: trained: "):
+            remote(model.url)
     with pytest.raises(ValueError, match="unreachable"):
         remote(model.url)
     with pytest.raises(ValueError, match="give the base of a server"):
         remote("localhost:8000")
+
+
+def test_a_server_tells_a_cone_and_the_chat_warns_beyond_it() -> None:
+    cone = {"distribution": "cone", "center": [2, -3, 1], "angle": 15.0}
+    with serving(Model(objectives=("help", "words", "detail"), arc=None, front=None, trained=cone)) as model:
+        dial = remote(model.url).dial
+    assert dial is not None
+    assert dial.warning(dial.parse("help=2 words=-3 detail=1")) is None
+    assert "within 15 degrees of help=0.53" in str(dial.warning(dial.parse("help=1")))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from dpalign.measure.control import (
     regret,
     slope,
     span_share,
+    weight_taus,
 )
 from dpalign.measure.points import Rewards
 from dpalign.measure.system import System
@@ -209,3 +210,22 @@ def test_leads_in_control_are_paired_by_prompt_and_take_as_many_conditions() -> 
     assert (lead.span.value, lead.span.low, lead.span.high) == pytest.approx((18 - 24, 18 - 24, 18 - 24))
     two = dial(np.array([[60.0, 30.0], [60.0, 30.0]]), arc(0, -45))
     assert following_lead(steady, angle_V, two, np.array([0.0, -45.0]), FEW).kendall_tau is None
+
+
+def test_each_reward_is_compared_with_each_weight_over_the_directions() -> None:
+    """The first reward follows its weight, the second goes against it on one prompt, and nobody varies the third."""
+    weight_VK = np.array([[0.0, 0.9, -0.5], [0.5, 0.7, -0.5], [0.8, 0.1, -0.5]])
+    follows = np.array([10.0, 20.0, 30.0])
+    means_PVK = np.array([[follows, follows, follows], [follows, -3 * follows, follows]]).transpose(0, 2, 1)
+    system = Rewards(System("t1", iteration=1), ("a", "b"), weight_VK, means_PVK[:, :, None, :])
+    found = weight_taus(system, FEW)
+    assert [[tau and tau.value for tau in row] for row in found] == [[1, -1, None], [-1, 1, None], [1, -1, None]]
+    assert (found[0][0].low, found[0][0].high) == (1, 1)
+    assert (found[1][1].low, found[1][1].high) == (-1, 1)  # prompt a alone rises with the first weight
+
+
+def test_less_of_an_objective_rises_with_its_weight_too() -> None:
+    directions_VK = np.array([[0.6, -0.8, 0.0], [0.8, -0.6, 0.0], [1.0, 0.0, 0.0]])
+    reward_PVK = np.array([[[50.0, 30.0, 1.0], [50.0, 45.0, 1.0], [50.0, 70.0, 1.0]]])
+    found = weight_taus(Rewards(System("t1"), ("a",), directions_VK, reward_PVK[:, :, None, :]), FEW)
+    assert (found[1][1].value, found[0][0].value) == (1, 0)  # equal rewards have no rank: 0

@@ -75,6 +75,17 @@ def test_each_step_of_the_dial_is_combined_over_seeds() -> None:
     assert "t2" not in combine_seeds({1: first, 2: unlike}).drops
 
 
+def test_taus_with_weights_are_combined_over_seeds_where_all_have_them() -> None:
+    def with_taus(run: Summary, tau: float, of: tuple[str, ...]) -> Summary:
+        t2 = run.systems["t2"]
+        taus = {"a": {name: Estimate(tau) for name in of}}
+        figures = t2.figures.model_copy(update={"weight_taus": taus})
+        return run.model_copy(update={"systems": run.systems | {"t2": t2.model_copy(update={"figures": figures})}})
+
+    runs = {0: with_taus(summary(50, 60, True), 0.4, ("a", "b")), 1: with_taus(summary(50, 60, True), 0.6, ("a",))}
+    assert combine_seeds(runs).weight_taus == {"t2": {"a": {"a": over_seeds([0.4, 0.6])}}}
+
+
 def test_words_and_the_judges_objective_are_combined_over_seeds() -> None:
     def told(judge: float, words: tuple[float, ...]) -> Summary:
         run = summary(40, 50, True)

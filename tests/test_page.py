@@ -418,6 +418,32 @@ def test_more_objectives_have_sliders_and_zero_is_no_direction(opened: Opener) -
 
 
 @pytest.mark.browser
+def test_sliders_keep_one_length_and_warn_beyond_the_trained_cone(opened: Opener) -> None:
+    """As one is moved the others give way in their ratio; back at its place they are as they were."""
+    cone = {"distribution": "cone", "center": [2, -3, 1], "angle": 15.0}
+    model = Model(objectives=("helpfulness", "verbosity", "complexity"), arc=None, trained=cone, front=None)
+    with serving(model), opened(model) as page:
+        for side, weights in {"A": ["0.73", "\u22120.64", "0.21"], "B": ["0.33", "\u22120.93", "0.17"]}.items():
+            expect(page.locator(f"fieldset.{side} output")).to_have_text(weights)  # the rim, towards an end each
+            expect(page.locator(f".reading.{side} .warning")).to_be_hidden()
+        slider = page.get_by_label("A: helpfulness")
+        slider.evaluate("one => { one.value = 1; one.dispatchEvent(new Event('input')); }")  # a hand still holds it
+        expect(page.locator("fieldset.A output")).to_have_text(["1.00", "0.00", "0.00"])
+        expect(page.locator(".reading.A .warning")).to_contain_text("within 15\u00b0 of helpfulness*0.53")
+        slider.fill("0.6")
+        expect(page.locator("fieldset.A output")).to_have_text(["0.60", "\u22120.76", "0.25"])
+        assert page.get_by_label("A: verbosity").input_value() == "-0.76"
+        expect(page.locator(".reading.A .warning")).to_be_hidden()
+        ask(page, "explain tea.")
+        whole(page)
+        address = page.evaluate("location.hash")
+    asked = max(model.preferences(), key=lambda weights: weights["helpfulness"])
+    assert sum(w * w for w in asked.values()) == pytest.approx(1, abs=1e-5)
+    assert asked["verbosity"] / asked["complexity"] == pytest.approx(-3, abs=0.01)
+    assert "helpfulness%3A0.6%2C" in address
+
+
+@pytest.mark.browser
 def test_what_goes_wrong_is_said_where_it_happens(opened: Opener) -> None:
     with serving(Model(breaks=True, rewards=False)) as model, opened(model) as page:
         ask(page, "explain tea.")

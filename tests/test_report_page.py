@@ -25,6 +25,10 @@ from dpalign.measure.system import System
 from dpalign.page.dial import dial_data
 from dpalign.page.drawing import svg
 from dpalign.page.figures import leads
+from dpalign.page.headline import headline
+from dpalign.page.looks import colours
+from dpalign.page.tables import weights_tables
+from dpalign.page.words import MINUS
 from dpalign.page.write import plots, render_page, write_report
 
 ANGLES = np.linspace(0.0, -45.0, 10)
@@ -283,13 +287,41 @@ def three_objectives() -> Summary:
 
 def test_three_objectives_have_directions_in_place_of_an_angle_and_no_front_of_two() -> None:
     summary = three_objectives()
-    assert set(plots(summary)) == {"objective", "control", "leads"}
+    assert set(plots(summary)) == {"pairs", "across", "objective", "control", "leads"}
     dial = dial_data(summary)
     assert dial is not None
     assert (dial["angled"], dial["means"], dial["true_front"]) == (False, {}, [])
     stop = dial["prompts"][0]["dials"]["t=1"][2]
     assert (stop["angle"], stop["arithmetic"]) == (None, "helpfulness*0.60 + honesty*0.00 + brevity*0.80")
-    assert "Kendall" not in Reader(render_page(summary, {})).text
+    assert "Kendall tau" not in Reader(render_page(summary, {})).text  # of a dial
+
+
+def test_each_reward_of_three_objectives_stands_beside_each_weight() -> None:
+    """Each rises with its own. Two directions weigh honesty alike, and brevity: two of three pairs can agree."""
+    summary = three_objectives()
+    own, each = weights_tables(summary).values()
+    assert own is not None
+    assert each is not None
+    assert [row.cells["system"].text for row in own.rows] == ["t=1"]  # SFT takes no directions
+    assert [cell.text for cell in own.rows[0].cells.values()] == ["t=1", "1.00", "0.82", "0.82"]  # 2 / sqrt(2 * 3)
+    assert [list(row.cells) for row in each.rows] == [
+        ["reward", "weight of helpfulness", "weight of honesty", "weight of brevity"]
+    ] * 3
+    assert [row.cells["reward"].text for row in each.rows] == list(summary.objectives)
+    assert each.rows[1].cells["weight of helpfulness"].text.startswith(MINUS)
+    assert "rises with its own weight" in " ".join(headline(summary))
+    drawn = {name: svg(plot.canvas, name) for name, plot in plots(summary).items()}
+    for name in ("pairs", "across"):
+        assert set(re.findall(r"#[0-9a-f]{6}\b", drawn[name])) <= {light for light, _ in colours(summary).values()}
+
+
+def test_a_reward_that_does_not_rise_with_its_weight_is_named() -> None:
+    summary = three_objectives()
+    last = summary.systems["t=1"]
+    taus = dict(last.figures.weight_taus) | {"honesty": {"honesty": Estimate(0.1, -0.2, 0.4)}}
+    flat = last.model_copy(update={"figures": last.figures.model_copy(update={"weight_taus": taus})})
+    said = " ".join(headline(summary.model_copy(update={"systems": summary.systems | {"t=1": flat}})))
+    assert "not established for honesty (" in said
 
 
 def test_several_seeds_give_the_headline_and_a_section() -> None:

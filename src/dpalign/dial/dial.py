@@ -18,7 +18,16 @@ from dpalign.page.words import degrees
 from dpalign.paper.direction import Arc, Cone, Fixed, Grid, Population, Preference, Simplex, arithmetic
 from dpalign.paper.prompts import Level, PreferenceTemplate, render_preference
 from dpalign.rows import Message
-from dpalign.train.contract import FILE, Contract, FrontPoint, Length, Verbosity, arc_of, read_contract
+from dpalign.train.contract import (
+    FILE,
+    Contract,
+    FrontPoint,
+    Length,
+    Verbosity,
+    arc_of,
+    population_to_json,
+    read_contract,
+)
 from dpalign.world.language import DEPTHS, THINGS
 
 _NUMBER: Final = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -192,10 +201,14 @@ class Dial:
         return QUESTIONS if self.chat == "world-v1" else ()
 
     def to_json(self) -> dict[str, Any]:
-        """{objectives, arc, template, front, verbosity}: what a client needs to draw the dial; null for the unknown."""
+        """What a client needs to draw the dial; null for the unknown.
+
+        {objectives, arc, trained, template, front, verbosity}; trained is the distribution as `dpa.json` has it.
+        """
         return {
             "objectives": list(self.objectives),
             "arc": None if self.arc is None else list(self.arc),
+            "trained": None if self.population is None else population_to_json(self.population),
             "template": self.template,
             "front": [point.to_json() for point in self.front] or None,
             "verbosity": {level: vars(length) for level, length in self.verbosity.items()} or None,

@@ -4,6 +4,7 @@ The dial is the direction's angle in degrees (two objectives), and what it turns
 verbosity in the paper. All figures are positive when the policy obeys: on the paper's arc verbosity
 falls as the angle goes from 0 to -45. Directions whose weight of the second objective rises and falls by
 turns, as round a whole circle, are no dial. The words of the answers are measured in the same way (`length`).
+Three objectives or more have no dial: there each mean reward is compared with each weight (`weight_taus`).
 
 Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 objectives unless said otherwise.
 """
@@ -135,6 +136,27 @@ def kendall_tau_b(dial_V: Array, reward_PV: Array) -> tuple[Array, Mask]:
     untied_P = np.abs(reward_sign_PI).sum(axis=1) * np.abs(dial_sign_I).sum()
     constant_P = untied_P == 0
     return (reward_sign_PI @ dial_sign_I) / np.sqrt(np.where(constant_P, 1, untied_P)), constant_P
+
+
+def weight_taus(system: Rewards, bootstrap: Bootstrap) -> list[list[Estimate | None]]:
+    """How the mean reward of each objective follows the weight of each over the system's directions; any K.
+
+    Kendall's tau-b, K rows of K: the reward is the row's, the weight the column's. Above 0 the reward rises with the
+    weight, also where less of it is wanted: a weight of 0 lies above one of -1. Weights of directions are correlated
+    among themselves, so figures off the diagonal are no interference; the true front has them too. Intervals by
+    prompt. None: the directions all weigh that objective alike.
+    """
+    directions_VK = system.directions_VK
+    assert directions_VK is not None, system.name
+    mean_RVK = replicate_means(bootstrap.weights(len(system.prompt_ids)), system.mean_PVK)
+    found_XVK = np.concatenate([system.point_VK[None], mean_RVK])
+    objectives = range(directions_VK.shape[1])
+    varied = [bool(np.ptp(directions_VK[:, j]) > 1e-9) for j in objectives]
+    taus: list[list[Estimate | None]] = [[None for _ in objectives] for _ in objectives]
+    for i, j in ((i, j) for i in objectives for j in objectives if varied[j]):
+        tau_X, _ = kendall_tau_b(directions_VK[:, j], found_XVK[:, :, i])
+        taus[i][j] = bootstrap.interval(tau_X[0], tau_X[1:])
+    return taus
 
 
 def slope(dial_V: Array, mean_XV: Array) -> Array:

@@ -2,8 +2,8 @@
 
 For two objectives it is the area under the interpolated front (`front.py`), so that a front sampled
 at ten directions is not punished for the gaps between them; for more it is the usual hypervolume of
-the points (moocore). The reference is fixed before any DPA run: the true optimum's verbosity at 0
-degrees, and SFT's helpfulness. As any one reference is a choice, a table shows several.
+the points (moocore). The reference is fixed before any DPA run: the most verbosity that the true
+optimum has (on the arc at 0 degrees), and SFT's helpfulness. As any one reference is a choice, a table shows several.
 
 Shapes: R replicates, P prompts, V points, K objectives, M references. The unit is reward points to the power K.
 """

@@ -71,6 +71,8 @@ class Seeds(Record):
     """System -> figure."""
     drops: dict[str, tuple[OverSeeds, ...]] = {}
     """System -> what each step of the dial does."""
+    weight_taus: dict[str, dict[str, dict[str, OverSeeds]]] = {}
+    """System -> objective -> how its reward follows the weight of each; of three objectives or more."""
     words: dict[str, tuple[OverSeeds, ...]] = {}
     """System -> mean words at each of its conditions."""
     length: dict[str, dict[str, OverSeeds]] = {}
@@ -149,6 +151,7 @@ def combine_seeds(
             for name, own in figures.items()
         },
         drops={name: _drops(own, level) for name, own in alike.items()},
+        weight_taus={name: taus for name, own in figures.items() if (taus := _weight_taus(own, level))},
         words=_words(runs, names, level),
         length={name: own for name in names if (own := _length([run.systems[name] for run in runs], level))},
         differences=tuple(
@@ -170,6 +173,14 @@ def _drops(runs: "Sequence[Figures]", level: float) -> tuple[OverSeeds, ...]:
     """What each step of the dial does."""
     steps = zip(*(one.drops for one in runs), strict=True)
     return tuple(over_seeds([drop.value for drop in step], level) for step in steps)
+
+
+def _weight_taus(runs: "Sequence[Figures]", level: float) -> dict[str, dict[str, OverSeeds]]:
+    """How each reward follows the weight of each objective, where all runs have it."""
+    return {
+        name: _shared([{of: tau.value for of, tau in run.weight_taus.get(name, {}).items()} for run in runs], level)
+        for name in runs[0].weight_taus
+    }
 
 
 def _words(runs: "Sequence[Summary]", names: Sequence[str], level: float) -> dict[str, tuple[OverSeeds, ...]]:

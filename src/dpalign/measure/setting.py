@@ -54,8 +54,10 @@ def sft_of(systems: Sequence[Rewards]) -> Rewards | None:
 def reference_point(
     systems: Sequence[Rewards], front: Rewards | None, senses_K: Array, originals: Callable[[], Array]
 ) -> Array | None:
-    """Hypervolume's reference: SFT's mean where more is better; where less is better the true optimum's at the first
-    direction, or without a truth the 95% quantile of the original answers.
+    """Hypervolume's reference: SFT's mean where more is better; where less is better the most that the true optimum has
+    at any direction, or without a truth the 95% quantile of the original answers.
+
+    On an arc the true optimum has most at the first direction. A cone starts in its middle.
 
     None where the directions disagree about what is better.
 
@@ -71,7 +73,7 @@ def reference_point(
     if sft is None:
         raise ValueError("no SFT among the systems to take hypervolume's reference from; set evaluation.reference")
     if front is not None and sft.true_reward_PVSK is not None:
-        low_K, high_K = sft.true_reward_PVSK.mean(axis=(0, 1, 2)), front.point_VK[0]
+        low_K, high_K = sft.true_reward_PVSK.mean(axis=(0, 1, 2)), front.point_VK.max(axis=0)
     else:
         low_K, high_K = sft.point_VK[0], np.quantile(originals(), 0.95, axis=0)
     return np.asarray(np.where(senses_K > 0, low_K, high_K))

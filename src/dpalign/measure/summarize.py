@@ -8,14 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dpalign.measure.bootstrap import Array, holm
-from dpalign.measure.control import angles, control, is_dial, length, regret, span_share
+from dpalign.measure.control import angles, control, is_dial, length, regret, span_share, weight_taus
 from dpalign.measure.dominance import dominance
 from dpalign.measure.front import coverage
 from dpalign.measure.hypervolume import hypervolume_estimate, hypervolume_share, nearby_references, sensitivity
 from dpalign.measure.objective import expected_objective, objective_by_direction, objective_lead
 from dpalign.measure.points import Rewards, by_condition, by_judge, by_truth, opinion_gap, points, require_same_prompts
 from dpalign.measure.setting import Setting
-from dpalign.measure.summary import Cost, DominanceRow, Figures, Intervals, Measured, Point, Summary, Weights
+from dpalign.measure.summary import (
+    Cost,
+    DominanceRow,
+    Figures,
+    Intervals,
+    Measured,
+    Point,
+    Summary,
+    Weights,
+    WeightTaus,
+)
 
 
 def summarize(
@@ -53,6 +63,7 @@ def summarize(
         intervals=Intervals(bootstrap=setting.bootstrap, prompts=len(systems[0].prompt_ids)),
         systems={one.name: measured_system(one, setting, front, (costs or {}).get(one.name)) for one in systems},
         true_front=tuple(_weights(point_K, setting) for point_K in true_front.point_VK) if true_front else None,
+        true_front_weight_taus=_weight_taus(true_front, setting) if true_front else {},
         dominance=tuple(dominance_table(measured, setting, pairs)),
         dominance_judged=tuple(dominance_table(systems, setting, pairs)) if truth_known else None,
         dominance_by_judge=tuple(dominance_table(judges, setting, pairs)) if len(judges) == len(systems) else None,
@@ -133,8 +144,20 @@ def _figures(rewards: Rewards, setting: Setting, true_front: Rewards | None) -> 
         true_front_share=share,
         span_share=span_share(rewards, true_front, bootstrap) if dial and true_front is not None else None,
         regret=regret(rewards, bootstrap) if steered and len(rewards.prompt_ids) > 1 else None,
+        weight_taus=_weight_taus(rewards, setting),
         **(vars(dial) if dial else {}),
     )
+
+
+def _weight_taus(rewards: Rewards, setting: Setting) -> WeightTaus:
+    """By the objectives' names; empty of fewer than three, which have a dial, and of a system without directions."""
+    names, directions_VK = setting.objectives, rewards.directions_VK
+    if directions_VK is None or len(names) < 3 or len(directions_VK) < 3:
+        return {}
+    return {
+        name: {of: tau for of, tau in zip(names, row, strict=True) if tau is not None}
+        for name, row in zip(names, weight_taus(rewards, setting.bootstrap), strict=True)
+    }
 
 
 def dominance_table(

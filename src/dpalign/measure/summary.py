@@ -26,6 +26,8 @@ from dpalign.measure.system import System
 
 Weights = dict[str, float]
 """A number an objective: a direction's weights, or rewards."""
+WeightTaus = dict[str, dict[str, Estimate]]
+"""Kendall's tau of an objective's mean reward with the weight of each objective, over directions (`weight_taus`)."""
 
 
 class Point(Record):
@@ -67,6 +69,8 @@ class Figures(Record):
     """Reward points from each direction to the next, positive when the second objective obeys."""
     steps_beyond_doubt: int | None = None
     regret: Estimate | None = None
+    weight_taus: WeightTaus = {}
+    """Of three objectives or more."""
 
 
 class Cost(Record):
@@ -388,6 +392,8 @@ class Summary(Record):
     intervals: Intervals
     systems: dict[str, Measured]
     true_front: tuple[Weights, ...] | None = None
+    true_front_weight_taus: WeightTaus = {}
+    """What the best answers reach there: about the ceiling, as several directions may have the same ones."""
     dominance: tuple[DominanceRow, ...] = ()
     dominance_judged: tuple[DominanceRow, ...] | None = None
     """By the reward model, where `dominance` is by the truth."""

@@ -48,7 +48,7 @@ def table_1(summary: Summary, compared: Comparison) -> Table | None:
     """The paper's Table 1, measured."""
     groups = {one.system.group: one for one in in_order(summary)}
     looks = looks_of(summary)
-    second, last = summary.objectives[-1], summary.last.name if summary.last else ""
+    second, last = summary.objectives[:2][-1], summary.last.name if summary.last else ""
     rows = []
     for row in compared.table_1:
         first, lead = groups[row.name], compared.control_leads.get(row.name)

@@ -43,8 +43,10 @@ def loop_plots(summary: Summary) -> list[Plot]:
 # --- fronts in reward space ---
 
 
-def points_of(axes: Axes, one: Measured, look: Look, verbose: str, helpful: str, *, named: bool = True) -> None:
-    """A system's points with their intervals; joined in the order of the dial, or of what was given."""
+def points_of(
+    axes: Axes, one: Measured, look: Look, verbose: str, helpful: str, *, named: bool = True, joined: bool = True
+) -> None:
+    """A system's points with their intervals; where wanted joined in the order of the dial, or of what was given."""
     x, y, role = one.rewards(verbose), one.rewards(helpful), one.system.role
     if not one.steered:  # reward targets have no order of their own
         order = np.argsort(values(x))
@@ -64,7 +66,7 @@ def points_of(axes: Axes, one: Measured, look: Look, verbose: str, helpful: str,
         markeredgecolor=look.light if look.hollow else _SURFACE,
         markeredgewidth=1.1 if look.hollow else 0.6,
         linewidth=1.7 if role == "iteration" else 1.1,
-        linestyle="" if len(x) == 1 else _LINES.get(role, ":"),
+        linestyle="" if len(x) == 1 or not joined else _LINES.get(role, ":"),
         label=one.system.group if named else None,
         zorder=4 if single else 3,
     )
@@ -178,21 +180,24 @@ def _band(axes: Axes, at: Sequence[float], found: Sequence[Estimate], colour: st
 
 @house_style()
 def control(summary: Summary) -> Plot:
-    """Every objective against the dial, the one that the dial turns first."""
+    """Every objective against the dial, the one that the dial turns first; of three or more each against its weight."""
     shown = summary.objectives[::-1] if summary.angled else summary.objectives
-    at, looks, canvas = dial(summary), looks_of(summary), new_canvas(4.1)
+    looks, canvas = looks_of(summary), new_canvas(4.1)
     turned = [one.name for one in in_order(summary) if one.system.role in ("soup", "baseline") and one.steered]
     names = {one.name for one in headliners(summary)} | set(turned)
     grid = canvas.subplots(1, len(shown), squeeze=False)[0]
     for axes, objective_name in zip(grid, shown, strict=True):
+        at = dial(summary) if summary.angled else [v[objective_name] for v in summary.directions]
         if summary.true_front:
-            axes.plot(at, [point[objective_name] for point in summary.true_front], **FRONT_LINE, label="true front")
+            best = FRONT_LINE if summary.angled else {**FRONT_LINE, "linestyle": "", "marker": "_", "markersize": 7}
+            axes.plot(at, [point[objective_name] for point in summary.true_front], **best, label="true front")
         for one in in_order(summary):
             if one.name in names:
-                _against_dial(axes, one, looks[one.name], one.rewards(objective_name), at)
+                _against_dial(axes, one, looks[one.name], one.rewards(objective_name), at, joined=summary.angled)
         axes.set_title(f"{objective_name}, reward points")
-        _set_dial(axes, at, summary.angled)
-        axes.set_xlabel(_dial_name(summary.angled))
+        if summary.angled:
+            _set_dial(axes, at, summary.angled)
+        axes.set_xlabel(_dial_name(True) if summary.angled else f"weight of {objective_name}")
     legend(canvas, grid[0], 6)
     if summary.angled:
         caption = (
@@ -200,8 +205,13 @@ def control(summary: Summary) -> Plot:
             "does not follow the dial. "
         )
     else:
-        caption = "Directions stand in their order. Look for an objective that is high where its weight is. "
-    return Plot("control", "Control: rewards along the dial", f"{caption}Bands are {by_prompt(summary)}.", canvas)
+        caption = (
+            "A point is a direction, at its weight of the objective. Look for rewards that rise to the right. The "
+            "other weights change too, so even the best answers do not rise from each to the next. "
+        )
+    title = "Control: rewards along the dial" if summary.angled else "Control: each reward along its weight"
+    bands = "Bands" if summary.angled else "Bars"
+    return Plot("control", title, f"{caption}{bands} are {by_prompt(summary)}.", canvas)
 
 
 @house_style()
@@ -220,8 +230,15 @@ def words(summary: Summary) -> Plot:
     return Plot("words", "Words along the dial", caption, canvas)
 
 
-def _against_dial(axes: Axes, one: Measured, look: Look, found: Sequence[Estimate], at: Sequence[float]) -> None:
-    if one.steered:
+def _against_dial(
+    axes: Axes, one: Measured, look: Look, found: Sequence[Estimate], at: Sequence[float], joined: bool = True
+) -> None:
+    if one.steered and not joined:
+        axes.errorbar(
+            at, values(found), yerr=arms(found), color=look.light, fmt=look.marker, markersize=3.6, elinewidth=0.8,
+            label=one.name,
+        )  # fmt: skip
+    elif one.steered:
         _band(axes, at, found, look.light, 0.16)
         axes.plot(
             at, values(found), color=look.light, marker=look.marker, markersize=3.6,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpalign.measure.bootstrap import Estimate
-from dpalign.measure.summary import Measured, Summary, misunderstood, verdicts
+from dpalign.measure.summary import Figures, Measured, Summary, misunderstood, verdicts
 from dpalign.page.looks import label
 from dpalign.page.words import MISSING, between, degrees, listed, number, said, turns
 from dpalign.paper.direction import Preference, asks_for
@@ -60,8 +60,10 @@ def _against_others(summary: Summary, last: Measured) -> list[str]:
 
 
 def _dial(summary: Summary, last: Measured) -> str:
-    """How the second objective follows the angle; nothing without a dial."""
+    """How the second objective follows the angle, or each of several its weight; nothing without either."""
     figures = last.figures
+    if figures.weight_taus:
+        return _weights(summary, figures)
     if not figures.drops or figures.span is None:
         return ""
     name, verb, means = summary.objectives[1], turns(summary), last.rewards(summary.objectives[1])
@@ -78,6 +80,16 @@ def _dial(summary: Summary, last: Measured) -> str:
             f"Turning its dial from {ends[0]} to {ends[1]}, {name} {verb} {course}, clearly at {sure} of {steps} steps."
         )
     return f"That {name} follows its dial is not established ({course} from {ends[0]} to {ends[1]})."
+
+
+def _weights(summary: Summary, figures: Figures) -> str:
+    """Whether each reward rises with its own weight."""
+    own = {name: tau for name in summary.objectives if (tau := figures.weight_taus[name].get(name))}
+    shown = listed([f"{number(tau.value, 2)} for {name}" for name, tau in own.items()])
+    missing = [name for name, tau in own.items() if not tau.above_zero]
+    if not missing:
+        return f"Each reward rises with its own weight (Kendall's tau {shown})."
+    return f"That more weight gives more of it is not established for {listed(missing)} (Kendall's tau {shown})."
 
 
 def _how_good(summary: Summary, last: Measured) -> str:
@@ -101,6 +113,8 @@ def tiles(summary: Summary) -> tuple[Tile, ...]:
         _tile(f"points that the dial moves {second}, end to end (span)", figures.span),
         _tile("how well one prompt's answers follow the dial; 1 is always (Kendall's tau, as in MOC)",
               figures.kendall_tau, digits=2),
+        *(_tile(f"how well {name} follows its weight over the directions (Kendall's tau)", taus.get(name), digits=2)
+          for name, taus in figures.weight_taus.items()),
         _tile("points lost by asking for v and not for the best other direction (regret)", figures.regret, digits=2),
     )  # fmt: skip
     return tuple(tile for tile in shown if tile is not None)

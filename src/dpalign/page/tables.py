@@ -227,6 +227,38 @@ def systems_table(summary: Summary, by: Literal["figures", "judged", "by_judge"]
     return systems and Table(" ".join(notes[title] for title in systems.columns if title in notes), systems.rows)
 
 
+def weights_tables(summary: Summary) -> dict[str, Table | None]:
+    """Of three objectives or more: each reward with its own weight, and the last policy's with the weight of each."""
+    steered = [one for one in in_order(summary) if one.figures.weight_taus and one.same_as is None]
+    if not steered:
+        return {}
+    names, ceiling, last = summary.objectives, summary.true_front_weight_taus, summary.last
+    taus = [(name_of(summary, one.name), one.figures.weight_taus, one is last) for one in steered]
+    taus += [(word("true front"), ceiling, False)] if ceiling else []
+    own = [
+        Row({"system": name, **{f"{k} with its weight": cell(of[k].get(k), 2) for k in names}}, strong)
+        for name, of, strong in taus
+    ]
+    matrix = [
+        Row({"reward": word(k, title.text), **{f"weight of {j}": cell(of[k].get(j), 2) for j in names}}, strong)
+        for title, of, strong in taus
+        if strong or of is ceiling
+        for k in names
+    ]
+    kendall = (
+        f"Kendall's tau of a mean reward with a weight, over the {len(summary.directions)} directions; above 0 the "
+        "reward rises with the weight. "
+    )
+    also = (
+        "The directions' weights are correlated, so other weights than the own also have a tau; compare with the true "
+        "front, where several directions may have the same best answers."
+    )
+    return {
+        "Each reward with its own weight": table(f"{kendall}{also if ceiling else ''}".strip(), own),
+        "Each reward with each weight": table("", matrix),
+    }
+
+
 def dominance_tables(summary: Summary) -> dict[str, Table | None]:
     """The pairs of the last iteration, all other pairs, and the first by the reward model's opinion and the judge."""
     last = summary.last.name if summary.last else None
@@ -554,6 +586,7 @@ def seeds_tables(summary: Summary) -> list[Table]:
     shown = [
         table(caption, rows),
         _seed_steps(summary, seeds),
+        _seed_weights(summary, seeds),
         _seed_words(summary, seeds) if summary.measure == "judged" else None,
         _seed_pairs(summary, seeds),
         _seed_comparison(summary, seeds),
@@ -571,6 +604,18 @@ def _seed_steps(summary: Summary, seeds: Seeds) -> Table | None:
     caption = (
         f"By how much {summary.objectives[-1]} {turns(summary)} at each step of the dial: means and t-intervals over "
         "seeds, each seed's own step in brackets."
+    )
+    return table(caption, rows)
+
+
+def _seed_weights(summary: Summary, seeds: Seeds) -> Table | None:
+    rows = []
+    for name, taus in seeds.weight_taus.items():
+        cells = {f"{k} with its weight": _each(taus[k].get(k), digits=2) for k in summary.objectives}
+        rows.append(Row({"system": name_of(summary, name), **cells}))
+    caption = (
+        "Kendall's tau of each mean reward with its own weight: means and t-intervals over seeds, each seed's own in "
+        "brackets."
     )
     return table(caption, rows)
 

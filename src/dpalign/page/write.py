@@ -18,6 +18,7 @@ from dpalign.page.dial import dial_data
 from dpalign.page.drawing import Plot, inline, svg
 from dpalign.page.figures import loop_plots
 from dpalign.page.looks import colours, looks_of
+from dpalign.page.several_figures import several_plots
 from dpalign.runs.folder import write_json, write_text
 from dpalign.runs.progress import spell_seconds
 
@@ -37,7 +38,7 @@ def write_report(folder: Path, summary: Summary) -> Path:
 
 def plots(summary: Summary) -> dict[str, Plot]:
     """All figures that this summary has the data for, by name."""
-    return {plot.name: plot for plot in (*loop_plots(summary), *comparison_plots(summary))}
+    return {plot.name: plot for plot in (*loop_plots(summary), *several_plots(summary), *comparison_plots(summary))}
 
 
 def render_page(summary: Summary, drawings: Mapping[str, tuple[Plot, str]]) -> str:

@@ -34,7 +34,7 @@ from dpalign.stages.stage import Job, objectives_read, stage
     ),
     inputs=("data", "reward", "annotate"),
     optional=("judge", "pairwise"),
-    version=6,
+    version=7,
     heavy=False,
     repeated=("evaluate", "tune", "feasible"),
 )

@@ -161,7 +161,7 @@ class Contract:
             "objectives": {name: list(heads) for name, heads in self.objectives.items()},
             "heads": list(self.heads),
             "units": "points" if self.rewards else "0-100",
-            **_population_to_json(self.population),
+            **population_to_json(self.population),
             "iteration": self.iteration,
         }
         optional = {
@@ -290,7 +290,7 @@ def _from_json(content: Mapping[str, Any]) -> Contract:
         content["chat"],
         objectives,
         tuple(map(_text, content.get("heads", ()))),
-        _population_from_json(content, len(names)),
+        population_from_json(content, len(names)),
         content.get("iteration"),
         None if content.get("eos") is None else _text(content["eos"]),
         tuple(_front_point(point, names) for point in content.get("front", ())),
@@ -363,7 +363,7 @@ def _text(value: object) -> str:
     return value
 
 
-def _population_to_json(population: Population | None) -> dict[str, Any]:
+def population_to_json(population: Population | None) -> dict[str, Any]:
     """P_v by its name and its parameters."""
     match population:
         case None:
@@ -384,7 +384,12 @@ def _population_to_json(population: Population | None) -> dict[str, Any]:
             return {"distribution": "simplex", "range": None}
 
 
-def _population_from_json(content: Mapping[str, Any], k: int) -> Population | None:
+def population_from_json(content: Mapping[str, Any], k: int) -> Population | None:
+    """P_v over k objectives, from its name and its parameters.
+
+    Raises:
+        ValueError: an unknown distribution, or one without its parameters.
+    """
     match content:
         case {"distribution": None}:
             return None

@@ -21,7 +21,7 @@ from dpalign.dial.best_of import BestOf
 from dpalign.dial.dial import Dial
 from dpalign.dial.server.engine import GenerationError, Limits
 from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply
-from dpalign.paper.direction import Arc, Preference
+from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import PreferenceTemplate
 from dpalign.rows import Message
 from dpalign.runs.errors import without_credentials
@@ -108,9 +108,9 @@ class Speaker(ABC):
     def __init__(self, about: DialReply) -> None:
         self.about, self.name = about, about.model
         known = {name: name for name in get_args(PreferenceTemplate)}
-        template, arc = known.get(about.template, "fig1"), None if about.arc is None else Arc(*about.arc)
+        template = known.get(about.template, "fig1")
         # it reads and warns; the line itself is written where the model is
-        dial = Dial(tuple(about.objectives), template, "zephyr", arc, verbosity=about.verbosity or {})
+        dial = Dial(tuple(about.objectives), template, "zephyr", about.population, verbosity=about.verbosity or {})
         self.dial = dial if about.objectives else None
 
     @abstractmethod

@@ -8,14 +8,23 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from dpalign.dial.best_of import BestOf
 from dpalign.dial.server.engine import Finish
-from dpalign.paper.direction import name_hint
+from dpalign.paper.direction import Arc, Population, name_hint, objective_count
 from dpalign.rows import Message
-from dpalign.train.contract import Length, Verbosity
+from dpalign.train.contract import Length, Verbosity, population_from_json
 
 IGNORED: Final = (
     "metadata",
@@ -306,6 +315,7 @@ class DialReply(BaseModel):
     model: str
     objectives: list[str]
     arc: tuple[float, float] | None = None
+    trained: dict[str, Any] | None = Field(None, description="The directions trained on, as `dpa.json` has them")
     template: str | None = None
     front: list[dict[str, Any]] | None = None
     verbosity: dict[Verbosity, Length] | None = None
@@ -314,6 +324,28 @@ class DialReply(BaseModel):
     temperature: float = 0.7
     note: str | None = None
     questions: list[str] = []
+
+    @field_validator("trained")
+    @classmethod
+    def _of_the_objectives(cls, trained: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        _population(trained, len(info.data.get("objectives", ())))
+        return trained
+
+    @property
+    def population(self) -> Population | None:
+        """The directions trained on; None where they are unknown."""
+        found = _population(self.trained, len(self.objectives))
+        return Arc(*self.arc) if found is None and self.arc is not None else found
+
+
+def _population(trained: Mapping[str, Any] | None, objectives: int) -> Population | None:
+    try:
+        found = None if trained is None else population_from_json(trained, objectives)
+    except TypeError as error:
+        raise ValueError(f"{trained}: {error}") from error
+    if found is not None and objective_count(found) != objectives:
+        raise ValueError(f"directions of {objective_count(found)} objectives for {objectives} objectives")
+    return found
 
 
 class TasteReply(BaseModel):

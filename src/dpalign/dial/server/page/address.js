@@ -50,5 +50,5 @@ function read(dial, text) {
   const given = Object.fromEntries(text.split(",").map((term) => term.split(":")));
   if (Object.keys(given).some((name) => !dial.objectives.includes(name))) return undefined;
   const weights = dial.objectives.map((name) => Number(given[name] ?? 0));
-  return unit(weights) ? (dial.angled ? unit(weights) : weights) : undefined;
+  return unit(weights) ?? undefined;
 }

@@ -3,17 +3,18 @@
 
 import { Arc } from "./arc.js";
 import { at, clamp, degrees, element, number, SIDES } from "./draw.js";
-import { angleOf, arithmetic, ofAngle, senses, unit, within } from "./direction.js";
+import { among, angleOf, arithmetic, ofAngle, senses, towards, unit, withWeight, within } from "./direction.js";
 
 export class Dial {
   // contract: what /v1/dial says; changed(settled) is called at every turn, settled once a turn has ended
   constructor(contract, changed) {
     this.objectives = contract.objectives;
     this.arc = contract.arc;
+    this.trained = contract.trained ?? null;
     this.lengths = Object.entries(contract.verbosity ?? {});
     this.changed = changed;
     this.angled = this.objectives.length === 2;
-    this.signs = senses(this.objectives, this.arc);
+    this.signs = senses(this.objectives, this.arc, this.trained);
     this.shown = SIDES;
     this.weights = { A: this.start(0), B: this.start(1) };
     this.readings = {};
@@ -25,7 +26,7 @@ export class Dial {
   }
 
   start(place) {
-    if (!this.angled) return this.objectives.map((_, k) => (k === place % this.objectives.length ? 1 : 0));
+    if (!this.angled) return towards(place, this.objectives.length, this.trained);
     const [low, high] = this.arc ?? [-45, 0];
     return ofAngle(place ? low : high);
   }
@@ -54,9 +55,20 @@ export class Dial {
   }
 
   warning(side) {
-    if (!this.direction(side)) return "All weights are zero: that is no direction. Weigh at least one objective.";
+    const v = this.direction(side);
+    if (!v) return "All weights are zero: that is no direction. Weigh at least one objective.";
+    if (!this.angled && !among(v, this.trained)) {
+      return `Outside the directions this model was trained on, ${this.range()}: its answers there are a guess.`;
+    }
     if (!this.angled || !this.arc || within(this.angle(side), this.arc)) return "";
     return `Outside the range this model was trained on, ${degrees(this.arc[0])} to ${degrees(this.arc[1])}: its answers there are a guess.`;
+  }
+
+  // The trained directions of three objectives or more, in words.
+  range() {
+    if (this.trained.distribution === "simplex") return "weights of 0 and above";
+    const middle = arithmetic(this.objectives, unit(this.trained.center), this.signs);
+    return `within ${degrees(this.trained.angle)} of ${middle}`;
   }
 
   show(sides) {
@@ -128,10 +140,12 @@ export class Dial {
   }
 }
 
-// A weight from -1 to 1 for each of more than two objectives, for each side.
+// A weight for each of more than two objectives, for each side. They have length 1 together: as one is moved, the others
+// give way.
 class Sliders {
   constructor(dial) {
     this.dial = dial;
+    this.held = null; // the weights as a hand took hold of a slider: back at its place, all are as they were
     at("sliders").hidden = false;
     this.inputs = {};
     for (const side of SIDES) {
@@ -141,8 +155,9 @@ class Sliders {
         const value = element("output");
         input.setAttribute("aria-label", `${side}: ${name}`);
         const read = (settled) => {
-          const weights = [...this.dial.weights[side]];
-          weights[k] = Number(input.value);
+          this.held ??= this.dial.weights[side];
+          const weights = withWeight(this.held, k, Number(input.value));
+          if (settled) this.held = null;
           this.dial.turn(side, weights, settled);
         };
         input.addEventListener("input", () => read(false));
@@ -156,11 +171,11 @@ class Sliders {
 
   draw() {
     for (const side of SIDES) {
-      const largest = Math.max(1, ...this.dial.weights[side].map(Math.abs));
+      const v = this.dial.direction(side);
       this.inputs[side].forEach(({ input, value }, k) => {
-        const weight = this.dial.weights[side][k] / largest;
+        const weight = this.dial.weights[side][k];
         if (Number(input.value) !== weight) input.value = weight;
-        value.textContent = number(weight, 2);
+        value.textContent = number(v ? v[k] : 0, 2);
       });
       this.inputs[side][0].input.closest("fieldset").hidden = !this.dial.shown.includes(side);
     }

@@ -23,9 +23,40 @@ export function within(angle, [low, high]) {
 }
 
 // The sign that an objective has in the middle of the trained range: the sign to show for a weight of 0.
-export function senses(objectives, arc) {
-  if (objectives.length !== 2 || !arc) return objectives.map(() => 1);
-  return ofAngle((arc[0] + arc[1]) / 2).map((w) => (w < -1e-9 ? -1 : 1));
+export function senses(objectives, arc, trained) {
+  const middle = objectives.length === 2 && arc ? ofAngle((arc[0] + arc[1]) / 2) : trained?.center;
+  return objectives.map((_, k) => (middle && middle[k] < -1e-9 ? -1 : 1));
+}
+
+// --- three objectives or more; trained is their distribution as dpa.json has it, null where it is unknown ---
+
+const dot = (a, b) => a.reduce((sum, w, k) => sum + w * b[k], 0);
+const RIM = 0.01; // degrees that a start lies within a cone's rim: a request carries rounded weights
+
+// Where a side starts: as near to an objective alone as the trained directions reach.
+export function towards(k, count, trained) {
+  if (trained?.distribution === "fixed") return unit(trained.listed[k % trained.listed.length]);
+  const axis = Array.from({ length: count }, (_, i) => (i === k % count ? 1 : 0));
+  if (trained?.distribution !== "cone") return axis;
+  const center = unit(trained.center);
+  const wanted = axis.map((w, i) => (center[i] < 0 ? -w : w));
+  const angle = ((trained.angle - RIM) * Math.PI) / 180;
+  const near = dot(wanted, center);
+  const aside = unit(wanted.map((w, i) => w - near * center[i]));
+  if (near >= Math.cos(angle) || !aside) return wanted;
+  return center.map((w, i) => Math.cos(angle) * w + Math.sin(angle) * aside[i]);
+}
+
+export function among(v, trained) {
+  if (trained?.distribution === "cone") return dot(v, unit(trained.center)) >= Math.cos((trained.angle * Math.PI) / 180) - 1e-6;
+  return trained?.distribution !== "simplex" || v.every((w) => w >= -1e-6);
+}
+
+// One weight set anew and the others in their ratio, so that all have length 1. Without others it stays as it is.
+export function withWeight(weights, k, value) {
+  const others = Math.hypot(...weights.filter((_, i) => i !== k));
+  const share = others > 0 ? Math.sqrt(Math.max(0, 1 - value * value)) / others : 0;
+  return weights.map((w, i) => (i === k ? value : w * share));
 }
 
 // A sum over the objectives; term(shown, k) writes one of them, whose weight is shown without its sign.

@@ -13,7 +13,7 @@ export class Front {
     this.points = (contract.front ?? [])
       .map((point) => ({
         v: unit(this.objectives.map((name) => point.direction[name] ?? 0)),
-        at: this.objectives.slice(0, 2).map((name) => value(point.rewards[name])),
+        at: this.objectives.map((name) => value(point.rewards[name])),
       }))
       .filter((point) => point.v && point.at.every(Number.isFinite));
     if (this.angled) this.points.sort((a, b) => angleOf(b.v) - angleOf(a.v));
@@ -49,7 +49,7 @@ export class Front {
     for (const point of this.points) {
       const dot = shape(svg, "circle", { class: "measured", cx: x(point.at[1]), cy: y(point.at[0]), r: 2.6 });
       const name = this.angled ? `${degrees(angleOf(point.v))}: ` : "";
-      shape(dot, "title", {}, name + this.objectives.slice(0, 2).map((what, k) => `${what} ${number(point.at[k])}`).join(", "));
+      shape(dot, "title", {}, name + this.objectives.map((what, k) => `${what} ${number(point.at[k])}`).join(", "));
     }
     const said = [];
     const off = [];
@@ -62,7 +62,7 @@ export class Front {
       }
       shape(svg, "circle", { class: `stand ${side}`, cx: x(place[1]), cy: y(place[0]), r: 7.5 });
       shape(svg, "text", { class: "letter", x: x(place[1]), y: y(place[0]) + 3.4, "text-anchor": "middle" }, side);
-      said.unshift(`${side}: ${this.objectives.slice(0, 2).map((what, k) => `${what} ${number(place[k])}`).join(", ")}`);
+      said.unshift(`${side}: ${this.objectives.map((what, k) => `${what} ${number(place[k])}`).join(", ")}`);
     }
     svg.setAttribute("aria-label", `Mean rewards at every direction that was measured. ${said.join("; ")}`);
     at("front-note").textContent = off.length ? `${off.reverse().join(" and ")} not measured there` : "mean rewards, measured";
