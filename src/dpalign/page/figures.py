@@ -308,10 +308,10 @@ def trust(summary: Summary) -> Plot:
     canvas = new_canvas(3.9)
     grid = canvas.subplots(1, len(shown) or 1, squeeze=False, sharey=True)[0]
     for axes, (title, x) in zip(grid, shown or [("iteration", lambda row: steps.get(row.system))], strict=True):
-        others = [one for one in rows.values() if one not in curve and x(one) is not None and one.divergence]
         _opinions(axes, summary, curve, x)
-        for one in others:
-            _beside(axes, summary, one, x)
+        for row in rows.values():
+            if row not in curve:
+                _beside(axes, summary, row, x)
         axes.set_xlabel(title)
         axes.margins(x=0.08, y=0.1)
     grid[0].set_ylabel("E$_v$ J(v), reward points")
@@ -320,7 +320,7 @@ def trust(summary: Summary) -> Plot:
         "The reward model's opinion of each iteration, and that of a check which never selected. Opinion that rises "
         "while the check falls is over-optimised (Goodhart's law). The distance of the lines is a matter of scale. "
     )
-    if len(shown) > 1:
+    if any(row.divergence for row in rows.values()):
         caption += (
             "Other systems: hollow by the reward model, filled by the check. "
             "The divergence is a mean over sampled answers, at the temperature that they were sampled at. "
@@ -331,7 +331,7 @@ def trust(summary: Summary) -> Plot:
 
 def _opinions(axes: Axes, summary: Summary, curve: Sequence[Optimised], x: Callable[[Optimised], float | None]) -> None:
     """The iterations, a line for each that has an opinion of them."""
-    lines = [
+    lines: list[tuple[str, list[Estimate | None], str, str, str]] = [
         ("the reward model, which selects", [row.proxy for row in curve], _INK, "o", "-"),
         ("the truth", [row.truth for row in curve], INKS["front"][0], "s", "-"),
         ("the judge, which never selects", [row.judge for row in curve], _MUTED, "D", ":"),
@@ -354,9 +354,8 @@ def _opinions(axes: Axes, summary: Summary, curve: Sequence[Optimised], x: Calla
 
 def _beside(axes: Axes, summary: Summary, row: Optimised, x: Callable[[Optimised], float | None]) -> None:
     """Another system: what the reward model makes of it, joined to what the check does."""
-    one, at = summary.systems[row.system], x(row)
-    check = row.truth or row.judge
-    if one.system.role in ("control", "specialist") or check is None:
+    one, at, check = summary.systems[row.system], x(row), row.truth or row.judge
+    if one.system.role in ("control", "specialist") or at is None or check is None:
         return
     look = looks_of(summary)[row.system]
     style: dict[str, Any] = {"color": look.light, "markersize": 5, "elinewidth": 0.7, "alpha": 0.9, "zorder": 2}

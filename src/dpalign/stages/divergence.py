@@ -121,7 +121,7 @@ def reading(job: Job) -> Shards[tuple[Reader, Reader]]:
     def work(models: tuple[Reader, Reader], _: int, rows: Sequence[Row], tally: Tally) -> Iterator[Output]:
         policy, sft = models
         log_policy, tokens = policy.read(rows)
-        log_sft, _ = sft.read(asked.shown(rows) if rows else ())
+        log_sft = sft.read(asked.shown(rows) if rows else ())[0]
         found = [
             {key: row[key] for key in KEYS} | {"log_policy": ours, "log_sft": theirs, "tokens": n}
             for row, ours, theirs, n in zip(rows, log_policy, log_sft, tokens, strict=True)
