@@ -21,7 +21,7 @@ from dpalign.paper.direction import evaluation_grid, rng_for
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import knobs_of, steps
 from dpalign.recipe import Recipe, changed, load
-from dpalign.rows import CANDIDATES, HEADS, SCORES, prompt_id, user_prompt, write_rows
+from dpalign.rows import CANDIDATES, DIVERGENCES, HEADS, SCORES, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.runs import folder as runs
 from dpalign.runs.folder import Run, Work, write_json
 from dpalign.runs.ledger import TIMES
@@ -34,6 +34,7 @@ SETTINGS = {
     "model.base": "world",
     "evaluation.directions": 10,
     "evaluation.controls": True,
+    "evaluation.divergence": 50,
     "compare.ablations": ["no replay", "one half"],
     "dpo.betas": [0.1, 0.5],
     "steerlm.targets": 5,
@@ -79,6 +80,8 @@ MEANS: dict[str, np.ndarray] = {
 """The true mean rewards of each evaluation, a row a condition."""
 OPINIONS = {"policy-1": 1.0, "policy-2": 4.0}
 """Helpfulness points that the reward model adds to the truth; 0.5 to all others."""
+DIVERGENCES_OF = {"sft": 0.0, "steerlm-d2": 2.0, "policy-1": 6.0, "policy-2": 9.0}
+"""KL divergence from SFT in nats; 3 of all others."""
 SENTENCES = ("fox is red and hunts mice.", "tea is hot.", "iron is hard and makes ships.", "owl is wise.")
 
 
@@ -145,6 +148,7 @@ class World:
         write: Callable[[Work, Step], None] | None = {
             "evaluate": self._evaluation, "soup": self._evaluation, "best_of_n": self._evaluation,
             "feasibility": self._feasibility, "data": self._data, "pairwise": self._pairwise,
+            "divergence": self._divergence,
         }.get(step.stage.name)  # fmt: skip
         match step.stage.name:
             case "sft" | "steerlm" | "finetune" | "specialist" | "dpo" | "rl" | "base" | "reward" | "judge":
@@ -212,6 +216,18 @@ class World:
         if step.stage.name == "soup":
             write_json(work.folder / TIMES, {"switch_seconds": {"0": 0.1, "1": 0.14}})
             write_json(work.folder / "soup.json", {"experts": step.knobs["soups.experts"]})
+
+    def _divergence(self, work: Work, step: Step) -> None:
+        """Every answer is this much likelier by the policy than by SFT, give or take one."""
+        answers = list(read_rows(work.run.folder / step.inputs["evaluate"] / "answers", CANDIDATES))
+        nats = DIVERGENCES_OF.get(step.name.partition("-")[2], 3.0)
+        keys = ("prompt_id", "t", "condition_index", "sample", "tokens")
+        rows = [
+            {key: row[key] for key in keys} | {"log_policy": -20.0, "log_sft": -20.0 - nats + (-1) ** row["sample"]}
+            for row in answers
+        ]
+        write_rows(work.folder / "part-00000.parquet", rows, DIVERGENCES)
+        work.tally.add(len(rows), len(rows))
 
     def _feasibility(self, work: Work, step: Step) -> None:
         rng = np.random.default_rng(3)

@@ -56,7 +56,11 @@ def test_every_verb_has_its_line_of_help_and_a_help_of_its_own(capsys: pytest.Ca
     ("verb", "options", "knobs"),
     [
         ("select", ["--candidates DIR", "--scores DIR", "--t N", "--half {D1,D2}"], ["selection", "replay"]),
-        ("report", ["--evaluate NAME=DIR", "--tune NAME=DIR", "--feasible NAME=DIR"], ["evaluation", "objectives"]),
+        (
+            "report",
+            ["--evaluate NAME=DIR", "--tune NAME=DIR", "--feasible NAME=DIR", "--divergence NAME=DIR"],
+            ["evaluation", "objectives"],
+        ),
     ],
 )
 def test_the_help_of_a_stage_is_made_of_what_it_reads(

@@ -109,6 +109,20 @@ def test_no_warning_where_both_rise_both_fall_or_nothing_moves(proxy: float, che
     assert not found.warning
 
 
+def test_a_step_is_over_optimised_though_the_whole_way_is_not() -> None:
+    """The check gains 6 and loses 3 again, while the proxy rises twice."""
+    runs = [checked("t1", 1, 70, 70), checked("t2", 2, 75, 76), checked("t3", 3, 78, 73)]
+    found = trust(runs, arc(0, -45), FEW)
+    assert found is not None
+    assert found.change is not None
+    assert [(step.b, step.a, step.over_optimised) for step in found.steps] == [
+        ("t1", "t2", False),
+        ("t2", "t3", True),
+    ]
+    assert not found.change.over_optimised
+    assert not found.warning
+
+
 def test_a_judge_checks_where_the_truth_is_not_known_and_one_iteration_has_no_change() -> None:
     one = checked("t1", 1, 75, 74)
     judged = replace(one, true_reward_PVSK=None, judge_PVSK=one.true_reward_PVSK)

@@ -13,12 +13,13 @@ import fake_run
 from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.lineage import cost, footprint, lineage, made_from, objectives_read
 from dpalign.measure.seeds import combine_seeds
-from dpalign.measure.summary import Summary, misunderstood, verdicts
+from dpalign.measure.summary import Summary, TrustChange, misunderstood, verdicts
+from dpalign.measure.trust import optimised
 from dpalign.page import comparison_tables as tables
 from dpalign.page.combine import pairs_to_compare
 from dpalign.page.comparison_figures import comparison_plots, feasibility
 from dpalign.page.drawing import inline, svg
-from dpalign.page.figures import words
+from dpalign.page.figures import trust, words
 from dpalign.page.headline import headline, recipe_note, warning
 from dpalign.page.looks import colours, in_order, looks_of
 from dpalign.page.tables import (
@@ -28,9 +29,11 @@ from dpalign.page.tables import (
     costs_table,
     dominance_tables,
     length_table,
+    optimised_table,
     seeds_tables,
     stages_table,
     systems_table,
+    trust_table,
     verdicts_table,
 )
 from dpalign.page.write import plots, render_page
@@ -282,6 +285,106 @@ def test_over_seeds_a_warning_stands_on_the_page_whichever_of_them_was_warned(su
     seeds = combine_seeds({1: summary, 2: warned, 3: summary})
     assert "In 1 of 3 seeds" in warning(summary.model_copy(update={"seeds": seeds}))
     assert warning(summary.model_copy(update={"seeds": combine_seeds({1: summary, 3: summary})})) == ""
+
+
+def with_steps(summary: Summary, *steps: TrustChange) -> Summary:
+    return summary.model_copy(update={"trust": summary.trust.model_copy(update={"steps": steps})})
+
+
+UP, DOWN = Estimate(2.0, 1.0, 3.0), Estimate(-2.0, -3.0, -1.0)
+FINE = TrustChange(a="DPA t=1", b="DPA t=0", proxy=UP, check=UP)
+SPOILT = TrustChange(a="DPA t=2", b="DPA t=1", proxy=UP, check=DOWN)
+
+
+def test_a_single_step_that_is_over_optimised_is_marked_and_warned_of(summary: Summary) -> None:
+    spoilt = with_steps(summary, FINE, SPOILT)
+    assert "From DPA t=1 to DPA t=2" in warning(spoilt)
+    assert [row.cells[""].tone for row in trust_table(spoilt).rows] == ["", "no", ""]  # the last is the whole way
+
+
+@pytest.mark.parametrize(
+    ("proxy", "check"), [(UP, UP), (DOWN, DOWN), (UP, Estimate(-1.0, -2.0, 0.1)), (Estimate(1.0, -0.1, 2.0), DOWN)]
+)
+def test_a_step_within_the_intervals_or_in_agreement_is_not_warned_of(
+    summary: Summary, proxy: Estimate, check: Estimate
+) -> None:
+    fine = with_steps(summary, FINE, SPOILT.model_copy(update={"proxy": proxy, "check": check}))
+    assert warning(fine) == ""
+    assert "" not in trust_table(fine).columns
+
+
+def test_over_seeds_a_step_is_warned_of_in_the_seeds_that_it_was_spoilt_in(summary: Summary) -> None:
+    fine = with_steps(summary, FINE, SPOILT.model_copy(update={"check": UP}))
+    seeds = combine_seeds({1: fine, 2: with_steps(summary, FINE, SPOILT), 3: fine})
+    assert [(step.b, step.a, step.warned_in) for step in seeds.trust.steps] == [
+        ("DPA t=0", "DPA t=1", 0),
+        ("DPA t=1", "DPA t=2", 1),
+    ]
+    assert seeds.trust.steps[1].check.values == (2.0, -2.0, 2.0)
+    assert "In 1 of 3 seeds, from DPA t=1 to DPA t=2" in warning(fine.model_copy(update={"seeds": seeds}))
+    assert warning(fine.model_copy(update={"seeds": combine_seeds({1: fine, 2: fine})})) == ""
+
+
+def test_every_policy_stands_over_its_divergence_from_sft(summary: Summary) -> None:
+    """Two samples lie a nat below and above the made-up divergence of each system."""
+    found = {row.system: row for row in optimised(summary)}
+    last = summary.systems["DPA t=2"]
+    assert last.divergence == Estimate(9.0, 9.0, 9.0)
+    assert found["DPA t=2"].divergence == last.divergence
+    assert found["DPA t=2"].scored == last.cost.scored_responses > 0
+    assert found["DPA t=2"].proxy == last.judged.objective
+    assert found["DPA t=2"].truth == last.figures.objective
+    assert found["DPA t=2"].judge == last.by_judge.objective
+    shown = rows_of(optimised_table(summary))
+    assert [shown[name].cells["KL from SFT, nats"].text for name in ("SFT", "DPO", "DPA t=0", "DPA t=1")] == [
+        "0.0", "3.0", "2.0", "6.0",
+    ]  # fmt: skip
+    assert "DPA t=2, no replay" in shown
+    assert not {"rewarded soups", "SFT, best of 16"} & set(shown)  # no model of their own draws their answers
+
+
+def test_proxy_and_check_are_drawn_over_scored_answers_and_over_the_divergence(summary: Summary) -> None:
+    scored, away = trust(summary).canvas.axes
+    made = [summary.systems[f"DPA t={t}"] for t in (0, 1, 2)]
+    for axes, at in ((scored, [one.cost.scored_responses for one in made]), (away, [2.0, 6.0, 9.0])):
+        lines = {container.get_label(): container.lines[0] for container in axes.containers}
+        proxy, truth = (lines[name] for name in list(lines)[:2])
+        assert proxy.get_xdata().tolist() == truth.get_xdata().tolist() == at
+        assert proxy.get_ydata().tolist() == [one.judged.objective.value for one in made]
+        assert truth.get_ydata().tolist() == [one.figures.objective.value for one in made]
+        assert "DPO" in lines
+        assert not [name for name in lines if name.startswith(("RSF", "GRPO"))]  # they serve one direction
+    (alone,) = trust(without_divergence(summary)).canvas.axes
+    assert alone.get_xlabel() == scored.get_xlabel()
+    plain = {name: one.model_copy(update={"cost": None}) for name, one in without_divergence(summary).systems.items()}
+    (by_iteration,) = trust(summary.model_copy(update={"systems": plain})).canvas.axes
+    assert by_iteration.containers[0].lines[0].get_xdata().tolist() == [0, 1, 2]
+
+
+def without_divergence(summary: Summary) -> Summary:
+    systems = {name: one.model_copy(update={"divergence": None}) for name, one in summary.systems.items()}
+    return summary.model_copy(update={"systems": systems})
+
+
+def test_seeds_carry_the_divergence_and_both_objectives(summary: Summary) -> None:
+    last = summary.systems["DPA t=2"]
+    further = last.model_copy(update={"divergence": Estimate(11.0, 10.0, 12.0)})
+    other = summary.model_copy(update={"systems": summary.systems | {"DPA t=2": further}})
+    seeds = combine_seeds({1: summary, 2: other})
+    own = seeds.systems["DPA t=2"]
+    assert own["divergence"].values == (9.0, 11.0)
+    assert own["objective_by_reward"].value == pytest.approx(last.judged.objective.value)
+    assert own["objective"].value == pytest.approx(last.figures.objective.value)
+    assert own["scored"].value == last.cost.scored_responses
+    combined = summary.model_copy(update={"seeds": seeds})
+    row = {row.system: row for row in optimised(combined)}["DPA t=2"]
+    assert (row.divergence, row.proxy, row.scored) == (
+        own["divergence"],
+        own["objective_by_reward"],
+        own["scored"].value,
+    )
+    assert by_column(optimised_table(combined), "DPA t=2")["KL from SFT, nats"].text == "10.0"
+    assert trust(combined).canvas.axes[1].containers[0].lines[0].get_xdata().tolist() == [2.0, 6.0, 10.0]
 
 
 def test_what_another_system_wins_is_said_as_plainly(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from test_rewards import write_chat_model
 
 EVERY_STAGE = [
     *("--model.base", "", "--pretrain.steps", "2", "--reward.pairwise", "PAIRS"),
-    *("--dpo.betas", "[0.1]", "--rsf.directions", "1"),
+    *("--dpo.betas", "[0.1]", "--rsf.directions", "1", "--evaluation.divergence", "2"),
     *("--rl.directions", "1", "--rl.training.steps", "1"),
     *("--soups.choices", '["axes"]', "--steerlm.quantiles", "[0.9]"),
     *("--rewards.rm.trained", "true", "--rewards.short.function", "dpalign.rewards.functions:words"),

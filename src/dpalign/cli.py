@@ -120,6 +120,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "evaluate": Verb("sample a system on the validation prompts and score its answers", ALONE),
     "best_of_n": Verb("let the reward model choose among a system's plain answers for each direction", ALONE),
     "soup": Verb("mix experts for each direction, sample the mixtures and score their answers", ALONE),
+    "divergence": Verb("measure the KL divergence of a policy from SFT, on answers that it was evaluated with", ALONE),
     "feasibility": Verb("ask a system for what it can give and for more, and count degenerate answers", ALONE),
     "pairwise": Verb("count how often the reward model rates the chosen answer of a pair higher", ALONE),
     "report": Verb("measure the systems and write the page", ALONE),

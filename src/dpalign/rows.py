@@ -131,6 +131,18 @@ SCORES: Final = pa.schema(
     ]
 )
 
+DIVERGENCES: Final = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("t", pa.int32()),
+        ("condition_index", pa.int32()),
+        ("sample", pa.int32()),
+        ("log_policy", pa.float64()),  # log pi(y | x, v) in nats, summed over the answer's tokens
+        ("log_sft", pa.float64()),  # log pi_sft(y | x); SFT reads the prompt without the condition's line
+        ("tokens", pa.int32()),  # of the answer as the policy reads it, its end included
+    ]
+)
+
 CONVERSATIONS: Final = pa.schema(
     [
         ("prompt_id", pa.string()),

@@ -286,12 +286,18 @@ class PromptReader:
         return tuple(self.tokenizer.convert_ids_to_tokens(list(self.ends)))
 
     @cached_property
+    def turn(self) -> Turn:
+        """What the chat template writes around an answer; nothing but the end of the text where nobody can tell."""
+        try:
+            return turn_of(self.tokenizer)
+        except ValueError:  # a template of other people's, which is used as it is
+            end = str(self.tokenizer.convert_ids_to_tokens(self.ends[0]))
+            return Turn("", end, end)
+
+    @property
     def lead(self) -> str:
         """What the chat template itself writes between a prompt and a bare answer: no part of the answer's text."""
-        try:
-            return turn_of(self.tokenizer).lead
-        except ValueError:
-            return ""
+        return self.turn.lead
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return prompt_ids(self.tokenizer, messages)
@@ -299,6 +305,17 @@ class PromptReader:
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """The length of a prompt."""
         return len(self.prompt_ids(messages))
+
+    def answered(self, messages: Sequence[Message], answer: str, ended: bool) -> tuple[list[int], list[int]]:
+        """The tokens of a prompt, and those of an answer's text after it, its end included where it has `ended`.
+
+        The text is tokenized anew, as in training: a model may have drawn the same text in other tokens.
+        """
+        guard = guard_of(self.tokenizer)
+        (text, *contents), held = guard.hide([answer, *(message["content"] for message in messages)])
+        written = self.turn.written(text)
+        prompt = chat_text(self.tokenizer, with_contents(messages, contents))
+        return continued(self.tokenizer, prompt, written if ended else written.removesuffix(self.turn.end), held)
 
     def answer(self, ids: Sequence[int]) -> Answer:
         """An answer of the tokens that were drawn."""

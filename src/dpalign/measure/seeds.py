@@ -16,7 +16,7 @@ from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.record import Record
 
 if TYPE_CHECKING:
-    from dpalign.measure.summary import Figures, Measured, Summary
+    from dpalign.measure.summary import Figures, Measured, Summary, TrustChange
 
 K = TypeVar("K")
 
@@ -27,6 +27,12 @@ FIGURES: Final = (
 """The figures of a system that are combined over seeds."""
 BY_JUDGE: Final = "objective_by_judge"
 """Among them E_v J(v) by the judge, where there is one."""
+BY_REWARD: Final = "objective_by_reward"
+"""And by the reward model that selects, where "objective" is by the truth."""
+DIVERGENCE: Final = "divergence"
+"""And the KL divergence from SFT, where it was measured."""
+SCORED: Final = "scored"
+"""And the answers that were scored to make it."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,24 @@ class DominanceOverSeeds(Record):
     dominates_in: int
 
 
+class ChangeOverSeeds(Record):
+    """How E_v J(v) changed from `b` to `a`, and in how many runs the proxy rose and the check fell."""
+
+    a: str
+    b: str
+    proxy: OverSeeds
+    check: OverSeeds
+    warned_in: int
+
+
 class TrustOverSeeds(Record):
     """How E_v J(v) changed from the first selected iteration to the last, and in how many runs a warning stood."""
 
     proxy: OverSeeds
     check: OverSeeds
     warned_in: int
+    steps: tuple[ChangeOverSeeds, ...] = ()
+    """From each selected iteration to the next."""
 
 
 class Seeds(Record):
@@ -144,12 +162,7 @@ def combine_seeds(
     seeds = Seeds(
         seeds=tuple(sorted(summaries)),
         level=level,
-        systems={
-            name: _shared(
-                [_values(one) | {BY_JUDGE: judge} for one, judge in zip(own, by_judge[name], strict=True)], level
-            )
-            for name, own in figures.items()
-        },
+        systems={name: _shared([_values(run.systems[name]) for run in runs], level) for name in names},
         drops={name: _drops(own, level) for name, own in alike.items()},
         weight_taus={name: taus for name, own in figures.items() if (taus := _weight_taus(own, level))},
         words=_words(runs, names, level),
@@ -211,9 +224,14 @@ def _paired_where_known(a: Sequence[float | None], b: Sequence[float | None], le
     return paired_over_seeds(known_a, known_b, level) if len(known_a) == len(known_b) == len(a) else None
 
 
-def _values(figures: "Figures") -> dict[str, float | None]:
+def _values(measured: "Measured") -> dict[str, float | None]:
     """The figures that are combined, as bare numbers."""
-    values = {name: getattr(figures, name) for name in FIGURES}
+    values = {name: getattr(measured.figures, name) for name in FIGURES} | {
+        BY_JUDGE: _by_judge(measured),
+        BY_REWARD: measured.judged.objective if measured.judged else None,
+        DIVERGENCE: measured.divergence,
+        SCORED: float(measured.cost.scored_responses) if measured.cost else None,
+    }
     return {name: one.value if isinstance(one, Estimate) else one for name, one in values.items()}
 
 
@@ -235,10 +253,24 @@ def _trust(runs: "Sequence[Summary]", level: float) -> TrustOverSeeds | None:
     changes = [run.trust.change for run in runs if run.trust and run.trust.change]
     if len(changes) < len(runs):
         return None
+    own = [run.trust.steps for run in runs if run.trust]
+    alike = len({tuple((step.a, step.b) for step in steps) for steps in own}) == 1
     return TrustOverSeeds(
         proxy=over_seeds([change.proxy.value for change in changes], level),
         check=over_seeds([change.check.value for change in changes], level),
         warned_in=sum(run.trust.warning for run in runs if run.trust),
+        steps=tuple(_change(steps, level) for steps in zip(*own, strict=True)) if alike else (),
+    )
+
+
+def _change(runs: "Sequence[TrustChange]", level: float) -> ChangeOverSeeds:
+    """The same step of all runs."""
+    return ChangeOverSeeds(
+        a=runs[0].a,
+        b=runs[0].b,
+        proxy=over_seeds([run.proxy.value for run in runs], level),
+        check=over_seeds([run.check.value for run in runs], level),
+        warned_in=sum(run.over_optimised for run in runs),
     )
 
 

@@ -98,6 +98,8 @@ class Measured(Record):
     """By how much the reward model's opinion exceeds the truth, by objective."""
     length: Length | None = None
     """How the words of its answers follow the dial."""
+    divergence: Estimate | None = None
+    """KL divergence from SFT in nats an answer, over the answers to some of the prompts."""
     cost: Cost | None = None
     sweep: Cost | None = None
     """What making and choosing among all its settings took."""
@@ -196,6 +198,11 @@ class TrustChange(Record):
     b: str
     proxy: Estimate
     check: Estimate
+
+    @property
+    def over_optimised(self) -> bool:
+        """The proxy rose and the check fell, beyond their intervals."""
+        return self.proxy.above_zero and self.check.below_zero
 
 
 class Trust(Record):

@@ -6,12 +6,14 @@ prompts between the first and the last iteration that was selected by the proxy.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.bootstrap import Array, Bootstrap, Estimate
 from dpalign.measure.objective import expected_objective, objective_difference
 from dpalign.measure.points import Rewards, by_judge
-from dpalign.measure.summary import Trust, TrustChange, TrustPoint
+from dpalign.measure.seeds import BY_JUDGE, BY_REWARD, DIVERGENCE, SCORED
+from dpalign.measure.summary import Measured, Summary, Trust, TrustChange, TrustPoint
 
 
 def trust(systems: Sequence[Rewards], directions_UK: Array, bootstrap: Bootstrap) -> Trust | None:
@@ -52,5 +54,50 @@ def trust(systems: Sequence[Rewards], directions_UK: Array, bootstrap: Bootstrap
         curve=tuple(curve),
         steps=tuple(change(i, j) for i, j in pairwise(selected)),
         change=whole,
-        warning=whole is not None and whole.proxy.above_zero and whole.check.below_zero,
+        warning=whole is not None and whole.over_optimised,
+    )
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """How far a system was optimised, and what came of it; None is not known."""
+
+    system: str
+    divergence: Estimate | None
+    """KL divergence from SFT, in nats an answer."""
+    scored: float | None
+    """Answers scored to make it."""
+    proxy: Estimate
+    """E_v J(v) by the reward model that selects."""
+    truth: Estimate | None
+    judge: Estimate | None
+
+
+def optimised(summary: Summary) -> list[Optimised]:
+    """Every system whose divergence from SFT is known, and every iteration; over seeds where there are several."""
+    shown = [one for one in summary.systems.values() if one.same_as is None]
+    rows = [_optimised(summary, one) for one in shown]
+    kept = {one.name for one in shown if one.system.role == "iteration"}
+    return [row for row in rows if row.divergence or row.system in kept]
+
+
+def _optimised(summary: Summary, one: Measured) -> Optimised:
+    seeds, known = summary.seeds, summary.measure == "true"
+    if seeds is not None and len(seeds.seeds) > 1 and one.name in seeds.systems:
+        own = seeds.systems[one.name]
+        return Optimised(
+            system=one.name,
+            divergence=own.get(DIVERGENCE),
+            scored=own[SCORED].value if SCORED in own else None,
+            proxy=own[BY_REWARD if known else "objective"],
+            truth=own["objective"] if known else None,
+            judge=own.get(BY_JUDGE),
+        )
+    return Optimised(
+        system=one.name,
+        divergence=one.divergence,
+        scored=one.cost.scored_responses if one.cost else None,
+        proxy=(one.judged or one.figures).objective,
+        truth=one.figures.objective if known else None,
+        judge=one.by_judge.objective if one.by_judge else None,
     )

@@ -1,7 +1,7 @@
 """The figures of the loop itself, drawn from the Summary alone, each once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from dpalign.measure.bootstrap import Estimate
-from dpalign.measure.summary import Measured, Summary, TrustPoint, shown_on_page
+from dpalign.measure.summary import Measured, Summary, shown_on_page
 from dpalign.measure.system import Role
+from dpalign.measure.trust import Optimised, optimised
 from dpalign.page.drawing import Plot, arms, house_style, legend, names_beside, new_canvas, panels, values
 from dpalign.page.looks import FRONT_LINE, INKS, Look, headliners, in_order, label, looks_of
-from dpalign.page.words import DEGREE, MINUS, by_prompt, degrees, turns
+from dpalign.page.words import DEGREE, MINUS, by_prompt, by_prompt_or_seed, degrees, turns
 
 _INK, _MUTED, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "surface"))
 _LINES: Final[dict[Role, str]] = {"iteration": "-", "soup": "-.", "ablation": "--"}
@@ -310,41 +311,74 @@ def leads(summary: Summary) -> Plot:
 
 @house_style()
 def trust(summary: Summary) -> Plot:
-    """E_v J(v) of the iterations by the reward model and by its check."""
+    """E_v J(v) by the reward model and by its check, over the scored answers and over the divergence from SFT."""
     found = summary.trust
     assert found is not None
-    judge = "the judge, which never selects"
-    lines = [
-        ("proxy", "the reward model, which selects", _INK, "o", "-"),
-        ("check", "the truth" if found.check == "truth" else judge, INKS["front"][0], "s", "-"),
+    rows = {row.system: row for row in optimised(summary)}
+    curve = [rows[point.system] for point in found.curve]
+    axes_of: list[tuple[str, Callable[[Optimised], float | None]]] = [
+        ("answers scored so far", lambda row: row.scored),
+        ("KL divergence from SFT, nats an answer", lambda row: row.divergence.value if row.divergence else None),
     ]
-    if all(point.judge for point in found.curve):
-        lines.append(("judge", judge, _MUTED, "D", ":"))
-    at, canvas = [point.iteration for point in found.curve], new_canvas(3.7)
-    axes = canvas.subplots()
-    for name, text, colour, marker, style in lines:
-        estimates = [_by(point, name) for point in found.curve]
-        axes.errorbar(
-            at, values(estimates), yerr=arms(estimates), color=colour, marker=marker, linestyle=style, linewidth=1.5,
-            markersize=5, elinewidth=0.9, label=text,
-        )  # fmt: skip
-    axes.set_xticks(at, [f"t={t}" for t in at])
-    axes.set(ylabel="E$_v$ J(v), reward points")
-    axes.margins(x=0.06, y=0.1)
-    legend(canvas, axes, 3)
+    shown = [(title, x) for title, x in axes_of if all(x(row) is not None for row in curve)]
+    steps = {row.system: float(point.iteration) for row, point in zip(curve, found.curve, strict=True)}
+    canvas = new_canvas(3.9)
+    grid = canvas.subplots(1, len(shown) or 1, squeeze=False, sharey=True)[0]
+    for axes, (title, x) in zip(grid, shown or [("iteration", lambda row: steps.get(row.system))], strict=True):
+        _opinions(axes, summary, curve, x)
+        for row in rows.values():
+            if row not in curve:
+                _beside(axes, summary, row, x)
+        axes.set_xlabel(title)
+        axes.margins(x=0.08, y=0.1)
+    grid[0].set_ylabel("E$_v$ J(v), reward points")
+    legend(canvas, grid[-1], 4)
     caption = (
         "The reward model's opinion of each iteration, and that of a check which never selected. Opinion that rises "
-        "while the check falls is over-optimised (Goodhart's law). The distance of the lines is a "
-        "matter of scale. Bars "
-        f"are {by_prompt(summary)}."
+        "while the check falls is over-optimised (Goodhart's law). The distance of the lines is a matter of scale. "
     )
+    if any(row.divergence for row in rows.values()):
+        caption += (
+            "Other systems: hollow by the reward model, filled by the check. "
+            "The divergence is a mean over sampled answers, at the temperature that they were sampled at. "
+        )
+    caption += f"Bars are {by_prompt_or_seed(summary)}."
     return Plot("trust", "Over-optimisation: proxy and check", caption, canvas)
 
 
-def _by(point: TrustPoint, name: str) -> Estimate:
-    estimate: Estimate | None = getattr(point, name)
-    assert estimate is not None
-    return estimate
+def _opinions(axes: Axes, summary: Summary, curve: Sequence[Optimised], x: Callable[[Optimised], float | None]) -> None:
+    """The iterations, a line for each that has an opinion of them."""
+    lines: list[tuple[str, list[Estimate | None], str, str, str]] = [
+        ("the reward model, which selects", [row.proxy for row in curve], _INK, "o", "-"),
+        ("the truth", [row.truth for row in curve], INKS["front"][0], "s", "-"),
+        ("the judge, which never selects", [row.judge for row in curve], _MUTED, "D", ":"),
+    ]
+    at = [x(row) or 0.0 for row in curve]
+    for text, found, colour, marker, style in lines:
+        estimates = [one for one in found if one is not None]
+        if len(estimates) == len(curve):
+            axes.errorbar(
+                at, values(estimates), yerr=arms(estimates), color=colour, marker=marker, linestyle=style,
+                linewidth=1.5, markersize=5, elinewidth=0.9, label=text, zorder=3,
+            )  # fmt: skip
+    for place, row in zip(at, curve, strict=True):
+        top = max(one.high or one.value for one in (row.proxy, row.truth, row.judge) if one)
+        axes.annotate(
+            f"t={summary.systems[row.system].system.iteration}", (place, top), xytext=(0, 5),
+            textcoords="offset points", ha="center", fontsize=8, color=_MUTED,
+        )  # fmt: skip
+
+
+def _beside(axes: Axes, summary: Summary, row: Optimised, x: Callable[[Optimised], float | None]) -> None:
+    """Another system: what the reward model makes of it, joined to what the check does."""
+    one, at, check = summary.systems[row.system], x(row), row.truth or row.judge
+    if one.system.role in ("control", "specialist") or at is None or check is None:
+        return
+    look = looks_of(summary)[row.system]
+    style: dict[str, Any] = {"color": look.light, "markersize": 5, "elinewidth": 0.7, "alpha": 0.9, "zorder": 2}
+    axes.plot([at, at], [row.proxy.value, check.value], color=look.light, linewidth=0.7, alpha=0.6, zorder=1)
+    axes.errorbar([at], [check.value], yerr=arms([check]), fmt=look.marker, label=label(one), **style)
+    axes.errorbar([at], [row.proxy.value], yerr=arms([row.proxy]), fmt=look.marker, markerfacecolor=_SURFACE, **style)
 
 
 @house_style()

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpalign.measure.bootstrap import Estimate
-from dpalign.measure.summary import Figures, Measured, Summary, misunderstood, verdicts
+from dpalign.measure.seeds import ChangeOverSeeds
+from dpalign.measure.summary import Figures, Measured, Summary, TrustChange, misunderstood, verdicts
 from dpalign.page.looks import label
 from dpalign.page.words import MISSING, between, degrees, listed, number, said, turns
 from dpalign.paper.direction import Preference, asks_for
@@ -174,21 +175,35 @@ def left_out(summary: Summary) -> str:
 
 
 def warning(summary: Summary) -> str:
-    """Where the proxy rose and the check fell; over several seeds, in how many of them. Else nothing."""
+    """Where the proxy rose and the check fell; over several seeds, in how many of them. Else nothing.
+
+    From the first selected iteration to the last; else from one to the next, where that happened first.
+    """
     trust, seeds = summary.trust, summary.seeds
     if trust is None or trust.change is None:
         return ""
     check = "the truth" if trust.check == "truth" else "the judge"
-    over = seeds.trust if seeds and len(seeds.seeds) > 1 else None
-    if not (over.warned_in if over else trust.warning):
+    changes: list[TrustChange | ChangeOverSeeds]
+    if seeds is not None and seeds.trust is not None and len(seeds.seeds) > 1:
+        over = seeds.trust
+        whole = ChangeOverSeeds(
+            a=trust.change.a, b=trust.change.b, proxy=over.proxy, check=over.check, warned_in=over.warned_in
+        )
+        changes = [change for change in (whole, *over.steps) if change.warned_in]
+    else:
+        changes = [change for change in (trust.change, *trust.steps) if change.over_optimised]
+    if not changes:
         return ""
-    proxy, checked = (over.proxy, over.check) if over else (trust.change.proxy, trust.change.check)
-    where = f"In {over.warned_in} of {len(seeds.seeds)} seeds, from" if over and seeds else "From"
-    mean = ", in the mean of all seeds" if over else ""
+    found = changes[0]
+    where, mean = "From", ""
+    if isinstance(found, ChangeOverSeeds):
+        where = f"In {found.warned_in} of {len(found.proxy.values)} seeds, from"
+        mean = ", in the mean of all seeds"
     return (
-        f"{where} {trust.change.b} to {trust.change.a} the reward model's E_v J(v) rose while by {check} it fell (by "
-        f"{said(proxy, sign=True)} and {said(checked, sign=True)}{mean}). The policy pleases the reward model at the "
-        "expense of what it stands for. Trust an earlier iteration, or a better reward model, more than the last one."
+        f"{where} {found.b} to {found.a} the reward model's E_v J(v) rose while by {check} it fell (by "
+        f"{said(found.proxy, sign=True)} and {said(found.check, sign=True)}{mean}). The policy pleases the reward "
+        "model at the expense of what it stands for. Trust an earlier iteration, or a better reward model, more than "
+        "the last one."
     )
 
 

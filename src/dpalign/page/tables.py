@@ -11,8 +11,19 @@ from dpalign.measure.quality import HeadQuality
 from dpalign.measure.seeds import BY_JUDGE, OverSeeds, Seeds
 from dpalign.measure.summary import DominanceRow, Figures, Measured, Summary, misunderstood, verdicts
 from dpalign.measure.system import Role
+from dpalign.measure.trust import optimised
 from dpalign.page.looks import in_order, label, looks_of
-from dpalign.page.words import MISSING, between, degenerate_rule, degrees, number, probability, turns, whole
+from dpalign.page.words import (
+    MISSING,
+    between,
+    by_prompt_or_seed,
+    degenerate_rule,
+    degrees,
+    number,
+    probability,
+    turns,
+    whole,
+)
 from dpalign.paper.direction import Preference
 from dpalign.runs.progress import spell_seconds
 
@@ -400,12 +411,47 @@ def trust_table(summary: Summary) -> Table | None:
     steps = [*trust.steps, *([trust.change] if trust.change and len(trust.steps) > 1 else [])]
     rows = [
         Row(
-            {"change": word(f"{step.b} to {step.a}"), "by the reward model": cell(step.proxy), check: cell(step.check)},
+            {
+                "change": word(f"{step.b} to {step.a}"),
+                "by the reward model": cell(step.proxy),
+                check: cell(step.check),
+                "": Cell("over-optimised", tone="no") if step.over_optimised else DASH,
+            },
             strong=step is trust.change,
         )
         for step in steps
     ]
-    return table("Changes of E_v J(v), paired by prompt. The last row decides whether the page warns.", rows)
+    caption = (
+        "Changes of E_v J(v), paired by prompt. Over-optimised: the reward model's opinion rose and the check fell, "
+        "both with intervals clear of zero. The page warns of any such row."
+    )
+    return table(caption, rows)
+
+
+def optimised_table(summary: Summary) -> Table | None:
+    """E_v J(v) of each system by the reward model, the truth and the judge, and how far from SFT it was reached."""
+    found = {row.system: row for row in optimised(summary)}
+    rows = []
+    for one in in_order(summary):
+        row = found.get(one.name)
+        if row is None or row.divergence is None:
+            continue
+        cells = {
+            "system": name_of(summary, one.name, one.system.setting),
+            "KL from SFT, nats": cell(row.divergence),
+            "answers scored": count(row.scored),
+            "by the reward model": cell(row.proxy),
+            "by the truth": cell(row.truth),
+            "by the judge": cell(row.judge),
+        }
+        rows.append(Row(cells, strong=one is summary.last))
+    caption = (
+        "E_v J(v) against the KL divergence from SFT: the mean of log pi(y | x, v) - log pi_SFT(y | x) over sampled "
+        "answers, in nats an answer. Longer answers diverge more. Mixtures of weights and best of n have no policy of "
+        f"their own to measure. Intervals: {by_prompt_or_seed(summary)}; a divergence's, over the prompts it was "
+        "measured on."
+    )
+    return table(caption, rows)
 
 
 def pairwise_table(summary: Summary) -> Table | None:
@@ -676,6 +722,9 @@ def _seed_comparison(summary: Summary, seeds: Seeds) -> Table | None:
     if seeds.trust is not None:
         add("change of E_v J(v), first to last iteration", "by the reward model", seeds.trust.proxy)
         add("change of E_v J(v), first to last iteration", "by its check", seeds.trust.check)
+        for step in seeds.trust.steps if len(seeds.trust.steps) > 1 else ():
+            add(f"change of E_v J(v), {step.b} to {step.a}", "by the reward model", step.proxy)
+            add(f"change of E_v J(v), {step.b} to {step.a}", "by its check", step.check)
     return table("Over seeds, with t-intervals; each seed's own figure in brackets.", rows)
 
 

@@ -89,3 +89,10 @@ def by_prompt(summary: Summary) -> str:
     """What the intervals of a caption are."""
     level = 100 * summary.intervals.bootstrap.level
     return f"{level:.0f}% intervals, by a bootstrap over the {summary.intervals.prompts:,} evaluation prompts"
+
+
+def by_prompt_or_seed(summary: Summary) -> str:
+    """What the intervals are of figures that are shown over seeds where there are several."""
+    if summary.seeds is not None and len(summary.seeds.seeds) > 1:
+        return f"{100 * summary.seeds.level:.0f}% t-intervals over {len(summary.seeds.seeds)} seeds"
+    return by_prompt(summary)

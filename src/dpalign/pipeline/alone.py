@@ -23,6 +23,7 @@ INPUTS: Final = {
     "scores": "a finished score folder, of the same candidates",
     "start": "the model to start from: a finished sft folder, or a plain checkpoint",
     "chosen": "a finished select folder",
+    "evaluate": "a finished evaluate folder, of the same policy",
     "pairs": "a finished pairs folder; for pairwise, a file of rows {prompt, chosen, rejected[, subset]}",
 }
 """A stage's inputs that are not called after the stage that makes them."""

@@ -6,7 +6,7 @@ All systems of a comparison share the run's data, SFT start, reward model and ev
 is evaluated in each of them on the tuning prompts, by the reward model alone; the report shows the best one there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,6 +23,7 @@ from dpalign.stages.base import base
 from dpalign.stages.contrast import contrast, prefer
 from dpalign.stages.cost import ORIGINALS, processes
 from dpalign.stages.data import data
+from dpalign.stages.divergence import divergence
 from dpalign.stages.evaluate import evaluate
 from dpalign.stages.feasibility import directions_beyond, feasibility
 from dpalign.stages.finetune import finetune
@@ -77,7 +78,7 @@ STAGES: Final[Mapping[str, Stage]] = {
         *(world, data, base, reward, judge, annotate, sft, sample, score, select, finetune),
         *(contrast, prefer, reinforce, evaluate),
         *(made for rival in RIVALS.values() for made in vars(rival).values() if isinstance(made, Stage)),
-        *(feasibility, pairwise, report),
+        *(divergence, feasibility, pairwise, report),
     )
 }
 """Every stage by its name, those in the files of rivals too: each is a verb of `dpa`."""
@@ -126,6 +127,8 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
             own_steps += steps_of_loop
             evaluated.append(last)
         evaluated += [(step, None) for step in asked_beyond(recipe)]
+    if recipe.evaluation.divergence:
+        evaluated += [(step, None) for step in divergences([step for step, _ in evaluated])]
     if recipe.reward.pairwise:
         file = Path(expanded("reward.pairwise", recipe.reward.pairwise)).absolute()
         asked: dict[str, str | Path] = {"reward": "reward", "pairs": file}
@@ -243,6 +246,15 @@ def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, 
         same = recipe.sft.checkpoint and recipe.sft.checkpoint == recipe.model.source  # SFT is the base model itself
         if not same and (start == "base" or Path(start).is_dir()):  # a name on the hub is no folder to read from
             yield evaluated("base-asked", start, "directions", BESIDE_THE_LOOP["base-asked"])
+
+
+def divergences(evaluated: Iterable[Step]) -> Iterator[Step]:
+    """How far each policy that a step evaluates is from SFT; mixtures, and choices among answers, are no policies."""
+    for step in evaluated:
+        kind, _, name = step.name.partition("-")
+        if kind == "evaluate" and step.stage is evaluate and "policy" in step.inputs:
+            inputs = {"policy": step.inputs["policy"], "sft": "sft", "evaluate": step.name, "data": "data"}
+            yield Step(f"divergence-{name}", divergence, inputs)
 
 
 def rivals_of(recipe: Recipe) -> list[Rival]:

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpalign.engines.engine import Engine
 from dpalign.rows import CANDIDATES, HEADS, PROMPTS, SCORES, read_rows
@@ -60,6 +60,9 @@ class Evaluation(Table):
     """What a model is told, in its system message, when it is merely asked for brevity (not in the paper)."""
     best_of: int = Field(16, ge=1)
     """Answers that the reward model chooses among in best-of-n at inference (not in the paper)."""
+    divergence: int = Field(0, ge=0)
+    """Prompts, the first by hash, on which the KL divergence of every evaluated policy from SFT is measured; 0: none
+    (paper silent)."""
     controls: bool = False
     """Also ask SFT, and a base model that is a folder, for directions: what an untrained dial does."""
     reference: tuple[float, ...] = ()
@@ -69,6 +72,15 @@ class Evaluation(Table):
     directions, and leaves hypervolume out where these disagree."""
     bootstrap: int = Field(1000, ge=2, le=100_000)
     """Resamples of the prompts; `dpa compare` takes more where its pairs cannot be decided with so few."""
+
+    @model_validator(mode="after")
+    def _a_divergence_is_finite(self) -> Self:
+        if self.divergence and not self.temperature:
+            raise ValueError(
+                f"divergence is {self.divergence} and temperature 0, where a policy has one answer and no finite KL "
+                "divergence; give a temperature above 0, or divergence 0"
+            )
+        return self
 
 
 def protocol(r: "Recipe") -> tuple[object, ...]:

@@ -13,6 +13,7 @@ from dpalign.measure import lineage
 from dpalign.measure.answers import reward_quality, shown_answers, with_texts
 from dpalign.measure.beyond import Rule, read_feasibility
 from dpalign.measure.bootstrap import Array, Bootstrap
+from dpalign.measure.divergence import divergences
 from dpalign.measure.points import Rewards, senses_of
 from dpalign.measure.reading import Reading, evaluations, mean_answer_tokens, system_of
 from dpalign.measure.record import rounded
@@ -36,7 +37,7 @@ from dpalign.stages.stage import Job, objectives_read, stage
     optional=("judge", "pairwise"),
     version=7,
     heavy=False,
-    repeated=("evaluate", "tune", "feasible"),
+    repeated=("evaluate", "tune", "feasible", "divergence"),
 )
 def report(job: Job) -> None:
     """Measure the systems and write the page."""
@@ -73,8 +74,11 @@ def report(job: Job) -> None:
     costs = {one.name: lineage.cost([one.source], tokens) for one in systems}
     sweeps = {name: lineage.sweep_cost([tuned.source for _, tuned in own], tokens) for name, own in tried.items()}
     summary, copies = summarize(systems, setting, front, pairs, costs), compare.copies_of(systems)
+    away = divergences(inputs, systems, final)
     measured = {
-        name: one.model_copy(update={"same_as": copies.get(name), "sweep": sweeps.get(name)})
+        name: one.model_copy(
+            update={"same_as": copies.get(name), "sweep": sweeps.get(name), "divergence": away.get(name)}
+        )
         for name, one in summary.systems.items()
     }
     comparison = None
