@@ -21,13 +21,13 @@ TRAIN: Final = ("torch", "transformers", "datasets", "accelerate", "peft", "trl"
 """What every heavy stage needs: the extra `train`."""
 
 
-def require_split(recipe: Recipe, planned: Sequence[Step]) -> None:
+def require_split(recipe: Recipe, todo: Sequence[Step]) -> None:
     """Check that each training's batch divides into micro-batches over its processes.
 
     Raises:
         ValueError: one does not; names the knobs.
     """
-    for step, training in _trainings(recipe, planned):
+    for step, training in _trainings(recipe, todo):
         table, processes = step.stage.training_table, processes_of(recipe, step)
         one_a_forward = training.packing and recipe.kernels.attention == "sdpa"  # whatever micro_batch says
         rows = processes * (1 if one_a_forward else training.micro_batch)
