@@ -77,8 +77,8 @@ def test_a_choice_may_keep_a_row_twice_but_loses_none_and_what_is_made_reads_non
 
 def test_the_stages_of_the_loop_hand_on_every_row() -> None:
     assert {name: one.takes for name, one in STAGES.items() if one.takes} == {
-        **{"annotate": "answers", "score": "candidates", "select": "candidates"},
-        **{"finetune": "chosen", "specialist": "chosen", "dpo": "pairs", "divergence": "evaluate"},
+        **{"annotate": "answers", "score": "candidates", "select": "candidates", "contrast": "candidates"},
+        **{"finetune": "chosen", "specialist": "chosen", "dpo": "pairs", "prefer": "pairs", "divergence": "evaluate"},
     }
     assert all(one.takes in (*one.inputs, *one.optional) for one in STAGES.values() if one.takes)
 
