@@ -259,6 +259,18 @@ def test_an_empty_list_of_methods_is_refused() -> None:
         changed(PAPER, {"policy.method": []})
 
 
+def test_more_methods_than_iterations_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"policy.method names 2 iterations \(rsf, grpo\), and iterations is 1"):
+        changed(PAPER, {"iterations": 1, "policy.method": ["rsf", "grpo"]})
+
+
+def test_what_only_rejection_sampling_heeds_redoes_no_pairs() -> None:
+    made = planned(**{"policy.method": ["dpo"]})["contrast-1"]
+    before = knobs_of(PAPER, made)
+    alone = changed(PAPER, {"selection.rule": "hindsight", "selection.reach": 180.0})
+    assert {knob for knob, value in knobs_of(alone, made).items() if value != before[knob]} == {"selection.reach"}
+
+
 def test_published_rivals_are_loops_of_their_own_in_each_strength() -> None:
     """They share data, rewards and SFT with the run; MO-ODPO compares a direction's own answers, and turns none."""
     recipe = changed(
