@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tiny
 from conftest import MICRO
 from dpalign.measure.lineage import lineage
 from dpalign.paper.contrast import Contrast, contrasts
@@ -17,9 +18,12 @@ from dpalign.recipe import Recipe, changed, from_mapping, load
 from dpalign.rows import CANDIDATES, PAIRS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.runs.folder import Tally
 from dpalign.stages.contrast import contrast
-from dpalign.stages.reinforce import groups_of, worth_by
+from dpalign.stages.reinforce import PolicyGRPO, groups_of, reinforce, worth_by
 from dpalign.stages.stage import Job, Step
+from dpalign.stages.training import model_folder
 from dpalign.train.rl import directional_reward
+from test_rl import RECIPE, SIX
+from test_rl import job as rl_job
 
 PAPER = Recipe(name="paper", iterations=3)
 TWO = from_mapping(
@@ -180,6 +184,48 @@ def test_an_answer_is_weighed_under_the_direction_of_its_own_group() -> None:
     assert strict(completion_ids=ids, **given) == pytest.approx([90.0, 0.0, 0.0, 6.0, -80.0, -80.0])
 
 
+def reinforcing(folder: Path, start: Path, **knobs: Any) -> Job:
+    """A job of iteration 2 on two prompts: two updates of two groups of four."""
+    settings = PolicyGRPO(samples=4, training=tiny.changed(SIX, steps=2))
+    recipe = changed(tiny.changed(RECIPE, policy=tiny.changed(RECIPE.policy, grpo=settings)), knobs)
+    work = rl_job(folder, start, recipe)
+    return Job(recipe, work.work, work.inputs, t=2, half="D1")
+
+
+def test_a_policy_learns_from_groups_and_leaves_its_curve_and_its_dial(tiny_folder: Path, tmp_path: Path) -> None:
+    """Both prompts of D1 have their turn; 16 answers are scored."""
+    work = reinforcing(tmp_path, tiny_folder)
+    reinforce.function(work)
+    assert (work.work.tally.rows_in, work.work.tally.rows_out, work.work.tally.scored) == (2, 2, 16)
+    curve = json.loads((work.out / "curve.json").read_text())
+    assert curve["step"] == [1, 2]
+    assert curve["kl"][0] == pytest.approx(0, abs=1e-6)
+    assert json.loads((work.out / "model" / "dpa.json").read_text())["iteration"] == 2
+
+
+def test_the_divergence_is_measured_from_sft_where_that_is_the_reference(tiny_folder: Path, tmp_path: Path) -> None:
+    """Another model than the start: the two differ before the first update."""
+    other = tiny.write_model(tmp_path / "other", tiny.tokenizer(), seed=1)
+    work = reinforcing(tmp_path, tiny_folder, **{"policy.grpo.reference": "sft"})
+    with pytest.raises(ValueError, match=r'policy.grpo.reference is "sft", and no SFT is given; name its folder'):
+        reinforce.function(work)
+    reinforce.function(Job(work.recipe, work.work, {**work.inputs, "sft": other}, t=2, half="D1"))
+    assert json.loads((work.out / "curve.json").read_text())["kl"][0] > 1e-3
+
+
+def test_a_named_checkpoint_stands_for_a_learner_with_its_dial(tiny_folder: Path, tmp_path: Path) -> None:
+    work = reinforcing(tmp_path, tmp_path / "none", **{"policy.grpo.training.checkpoint": str(tiny_folder)})
+    reinforce.function(work)
+    assert model_folder(work.out) == str(tiny_folder)
+    assert json.loads((work.out / "model" / "dpa.json").read_text())["iteration"] == 2
+
+
+def test_a_lora_has_no_reference_but_its_start() -> None:
+    knobs = {"policy.grpo.reference": "sft", "policy.grpo.training.lora_rank": 8}
+    with pytest.raises(ValueError, match=r'reference is "sft", and training.lora_rank 8'):
+        changed(PAPER, knobs)
+
+
 # The order
 
 
@@ -211,6 +257,18 @@ def test_pairs_are_of_the_policys_own_answers_and_train_it_on() -> None:
 def test_an_empty_list_of_methods_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\[policy.method\] it is empty; give one method"):
         changed(PAPER, {"policy.method": []})
+
+
+def test_more_methods_than_iterations_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"policy.method names 2 iterations \(rsf, grpo\), and iterations is 1"):
+        changed(PAPER, {"iterations": 1, "policy.method": ["rsf", "grpo"]})
+
+
+def test_what_only_rejection_sampling_heeds_redoes_no_pairs() -> None:
+    made = planned(**{"policy.method": ["dpo"]})["contrast-1"]
+    before = knobs_of(PAPER, made)
+    alone = changed(PAPER, {"selection.rule": "hindsight", "selection.reach": 180.0})
+    assert {knob for knob, value in knobs_of(alone, made).items() if value != before[knob]} == {"selection.reach"}
 
 
 def test_published_rivals_are_loops_of_their_own_in_each_strength() -> None:

@@ -40,6 +40,8 @@ _EXPLAINED: Final = (
     ("SteerLM", "told the rewards that its answer should earn"),
     ("DPO, asked to be brief", "the DPO model, asked in words to be brief"),
     ("DPO", "trained on preference pairs, one behaviour for all users"),
+    ("MO-ODPO", "a published rival with a dial: DPO under directions, on pairs of its own answers"),
+    ("MOC", "a published rival with a dial: reinforcement under directions, from SFT"),
     ("DPA t=0", "the SteerLM model that samples for the first iteration"),
 )
 """What known systems are, by how their names begin."""

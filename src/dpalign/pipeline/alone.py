@@ -17,14 +17,14 @@ from dpalign.runs.stopping import stoppable
 from dpalign.stages.stage import Step
 
 INPUTS: Final = {
-    "policy": "the model to sample from: a finished steerlm, sft or finetune folder, or a plain checkpoint",
+    "policy": "the model to sample from: a finished steerlm, sft or policy folder, or a plain checkpoint",
     "candidates": "a finished sample folder",
     "answers": "a finished sample folder of plain answers, for data that have none",
     "scores": "a finished score folder, of the same candidates",
-    "start": "the model to start from: a finished sft folder, or a plain checkpoint",
+    "start": "the model to start from: a finished sft or policy folder, or a plain checkpoint",
     "chosen": "a finished select folder",
     "evaluate": "a finished evaluate folder, of the same policy",
-    "pairs": "a finished pairs folder; for pairwise, a file of rows {prompt, chosen, rejected[, subset]}",
+    "pairs": "a finished pairs or contrast folder; for pairwise, a file of rows {prompt, chosen, rejected[, subset]}",
 }
 """A stage's inputs that are not called after the stage that makes them."""
 

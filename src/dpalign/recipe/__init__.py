@@ -66,7 +66,8 @@ class Compare(Table):
     """What stands beside DPA in `dpa compare`, and the settings it may choose among on the tuning prompts."""
 
     systems: tuple[str, ...] = ("dpo", "brief", "steerlm", "rsf", "rl", "soups", "best-of-n")
-    """Every system of the paper's Table 1, and what users try first."""
+    """Every system of the paper's Table 1, and what users try first. "mo-odpo" and "moc" are known too: loops of DPO
+    and of GRPO under directions."""
     ablations: tuple[Literal["no replay", "no restart", "one half", "no LM loss"], ...] = ()
     """The loop again, each time without one of its parts; each costs about as much as the loop."""
     paper_curves: bool = False
@@ -74,7 +75,7 @@ class Compare(Table):
 
 
 class Policy(Table):
-    """What fine-tunes the policy at each iteration, from the answers of the one before."""
+    """What fine-tunes the policy at each iteration."""
 
     method: tuple[Literal["rsf", "dpo", "grpo"], ...] = ("rsf",)
     """One an iteration; the last stands for all that follow. rsf: fine-tune SFT on the best answers (section 2.2). dpo:
@@ -353,6 +354,15 @@ class Recipe(Table):
                     f'{name}.prompt is "{style}", a form of Zephyr\'s chats, and model.chat is "{self.model.chat}"; '
                     'leave it at "own"'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _methods_have_an_iteration(self) -> Self:
+        if len(self.policy.method) > self.iterations:
+            raise ValueError(
+                f"policy.method names {len(self.policy.method)} iterations ({', '.join(self.policy.method)}), and "
+                f"iterations is {self.iterations}; leave the last ones out, or raise iterations"
+            )
         return self
 
     @model_validator(mode="after")

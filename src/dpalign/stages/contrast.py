@@ -47,7 +47,10 @@ class PolicyDPO(Table):
 
 
 @stage(
-    reads=lambda r: (r.seed, r.preference, r.selection, r.policy.dpo.turned, r.model.chat, *objectives_read(r)),
+    reads=lambda r: (
+        *(r.seed, r.preference, r.selection.reach, r.selection.caution, r.selection.degenerate, r.policy.dpo.turned),
+        *(r.model.chat, *objectives_read(r)),
+    ),
     inputs=("candidates", "scores", "data"),
     takes="candidates",
     law="chooses",  # an answer may stand in several pairs

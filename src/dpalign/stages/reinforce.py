@@ -7,10 +7,11 @@ rejection sampling before it, this is MOC's setting with GRPO in place of PPO.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from dpalign.chat import with_system_line
 from dpalign.paper.direction import draw_directions, rng_for
@@ -41,7 +42,17 @@ class PolicyGRPO(Reinforcing):
     """Its training: `steps` counts updates and `batch` answers. `epochs`, `packing`, `loss_on` and `context` are not
     used."""
     reference: Literal["start", "sft"] = "start"
-    """What the divergence is measured from: the policy that the iteration starts from, or SFT."""
+    """What the divergence is measured from: the policy that the iteration starts from, or SFT, which reads the
+    direction's line too. A LoRA has its start alone."""
+
+    @model_validator(mode="after")
+    def _a_lora_diverges_from_its_start(self) -> Self:
+        if self.reference == "sft" and self.training.lora_rank:
+            raise ValueError(
+                f'reference is "sft", and training.lora_rank {self.training.lora_rank}: without its LoRA the model is '
+                'the start of its iteration; set reference = "start", or lora_rank = 0'
+            )
+        return self
 
 
 def _cost(costs: Costs, step: Step) -> Load:
@@ -63,13 +74,25 @@ def _cost(costs: Costs, step: Step) -> Load:
 )
 def reinforce(job: Job) -> None:
     """Train the policy on its own answers under directions (GRPO), from the last policy."""
+    if not named_checkpoint(job, job.recipe.policy.grpo.training):
+        _train(job)
+    write_dial(job)
+
+
+def _train(job: Job) -> None:
+    """Train, and count.
+
+    Raises:
+        ValueError: the divergence is to be measured from SFT, and there is none.
+    """
     from dpalign.engines.tokens import PromptReader, end_ids, generation_config
     from dpalign.train import rl
     from dpalign.train.trainer import first_process
 
     recipe, settings = job.recipe, job.recipe.policy.grpo
-    if named_checkpoint(job, settings.training):
-        return
+    if settings.reference == "sft" and "sft" not in job.inputs:
+        raise ValueError('policy.grpo.reference is "sft", and no SFT is given; name its folder: --sft DIR')
+    reference = model_folder(job.inputs["sft"]) if settings.reference == "sft" else ""
     start = model_folder(job.inputs["start"])
     tokenizer = policy_tokenizer(start, recipe, steered=True)
     context = context_of(job, start, settings.training, tokenizer)
@@ -92,13 +115,11 @@ def reinforce(job: Job) -> None:
         count = settings.training.steps * settings.training.batch // settings.samples
         groups = list(groups_of(recipe, job.t, rl.prompts_in_order(fitting, count, recipe.seed)))
         asked = [group.pop("messages") for group in groups]
-        reference = model_folder(job.inputs["sft"]) if settings.reference == "sft" else ""
         return rl.reinforce(context, asked, config, reward, groups, reference, "policy.grpo")
 
     outcome = trained_once(job, rl.Reinforcement, train)
     if first_process():
         count_answers(job, len(fitting), outcome, settings.samples)
-    write_dial(job)
 
 
 def worth_by(recipe: "Recipe") -> "Worth":

@@ -113,7 +113,6 @@ def rl(job: Job) -> None:
 
     outcome = trained_once(job, Reinforcement, train)
     if first_process():
-        write_json(job.out / "curve.json", outcome.curve)
         count_answers(job, len(fitting), outcome, settings.samples)
 
 
@@ -136,12 +135,13 @@ def direction(recipe: "Recipe") -> Array:
 
 
 def count_answers(job: Job, prompts: int, outcome: "Reinforcement", samples: int) -> None:
-    """Enter a training on its own answers in the stage's ledger; say how many were cut."""
+    """Enter a training on its own answers in the stage's ledger, and leave its curve; say how many were cut."""
     reached = min(prompts, outcome.scored // samples)
     missed = {"not reached": prompts - reached} if reached < prompts else {}
     tally = job.work.tally
     tally.add(prompts, reached, missed, scored=outcome.scored, trained=outcome.trained)
     tally.sampled += outcome.sampled
+    write_json(job.out / "curve.json", outcome.curve)
     if outcome.cut:
         job.work.run.log(
             f"{outcome.cut} of {outcome.scored} answers were cut at sampling.max_new_tokens; they got the least reward"
