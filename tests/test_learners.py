@@ -18,7 +18,7 @@ from dpalign.recipe import Recipe, changed, from_mapping, load
 from dpalign.rows import CANDIDATES, PAIRS, PROMPTS, SCORES, prompt_id, read_rows, user_prompt, write_rows
 from dpalign.runs.folder import Tally
 from dpalign.stages.contrast import contrast
-from dpalign.stages.reinforce import PolicyGRPO, groups_of, reinforce, worth_by
+from dpalign.stages.reinforce import PolicyGRPO, earlier, groups_of, reinforce, worth_by
 from dpalign.stages.stage import Job, Step
 from dpalign.stages.training import model_folder
 from dpalign.train.rl import directional_reward
@@ -224,6 +224,13 @@ def test_a_lora_has_no_reference_but_its_start() -> None:
     knobs = {"policy.grpo.reference": "sft", "policy.grpo.training.lora_rank": 8}
     with pytest.raises(ValueError, match=r'reference is "sft", and training.lora_rank 8'):
         changed(PAPER, knobs)
+
+
+def test_a_half_goes_on_with_the_prompts_that_its_earlier_iterations_did_not_reach() -> None:
+    """Halves alternate: of five iterations by groups after one of choices, t=4 is the second on D2, t=5 on D1."""
+    recipe = changed(PAPER, {"iterations": 6, "policy.method": ["rsf", "grpo"]})
+    assert [earlier(recipe, t) for t in (2, 3, 4, 5, 6)] == [0, 0, 1, 1, 2]
+    assert [earlier(changed(recipe, {"alternate": False}), t) for t in (2, 3, 4)] == [0, 1, 2]
 
 
 # The order

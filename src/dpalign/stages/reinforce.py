@@ -61,7 +61,15 @@ def _cost(costs: Costs, step: Step) -> Load:
 
 @stage(
     reads=lambda r: (
-        *(r.seed, r.policy.grpo, r.preference, r.selection.caution, r.selection.degenerate),
+        *(
+            r.seed,
+            r.alternate,
+            r.policy.method,
+            r.policy.grpo,
+            r.preference,
+            r.selection.caution,
+            r.selection.degenerate,
+        ),
         *(r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.reward.template, r.reward.score_tokens, r.rewards),
         *(r.sft.checkpoint, *chat_read(r), *model_read(r), *objectives_read(r)),
     ),
@@ -113,7 +121,9 @@ def _train(job: Job) -> None:
         scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
         reward = rl.directional_reward(scorer.score, worth_by(recipe), reader, recipe.selection.sound)
         count = settings.training.steps * settings.training.batch // settings.samples
-        groups = list(groups_of(recipe, job.t, rl.prompts_in_order(fitting, count, recipe.seed)))
+        reached = count * earlier(recipe, job.t)
+        order = rl.prompts_in_order(fitting, reached + count, recipe.seed)[reached:]
+        groups = list(groups_of(recipe, job.t, order))
         asked = [group.pop("messages") for group in groups]
         return rl.reinforce(context, asked, config, reward, groups, reference, "policy.grpo")
 
@@ -133,6 +143,11 @@ def worth_by(recipe: "Recipe") -> "Worth":
         return worth_VN
 
     return worth
+
+
+def earlier(recipe: "Recipe", t: int) -> int:
+    """How many earlier iterations learned so from the same half, whose prompts go on where they stopped."""
+    return sum(recipe.policy.at(s) == "grpo" for s in range(t - 1, 0, -1) if not recipe.alternate or (t - s) % 2 == 0)
 
 
 def groups_of(recipe: "Recipe", t: int, prompts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
