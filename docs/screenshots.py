@@ -1,7 +1,7 @@
 """Make the pictures of docs/page.md and docs/chat.md again, from a model with a reward model beside it.
 
     dpa export RUN --out MODEL --reward
-    python docs/screenshots.py MODEL ["FIRST QUESTION" "SECOND QUESTION"]
+    python docs/screenshots.py MODEL ["FIRST QUESTION" "SECOND QUESTION"] [--only taste]
 
 It needs the extras `browser` and `serve`, a Chromium and tmux.
 """
@@ -30,6 +30,7 @@ FLAGS: Final = (
 )
 COLOURS: Final = {"31": "#ff8f8f", "33": "#e3b35c", "35": "#ea93cb", "36": "#7cc7ff"}
 COLUMNS, LINES = 104, 50
+KINDS: Final = ("page", "taste", "chat")
 QUESTIONS: Final = ("Should we keep old buildings?", "How can I be a better listener?")
 
 
@@ -70,6 +71,25 @@ def shoot_page(browser: Any, url: str, questions: Sequence[str]) -> None:
             page.wait_for_timeout(200)
         keep(page.screenshot(), name)
         window.close()
+
+
+def shoot_taste(browser: Any, url: str, questions: Sequence[str]) -> None:
+    """The page after two choices of the shorter answer: the reader's own direction, and how sure it is."""
+    window = browser.new_context(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5)
+    page = window.new_page()
+    page.goto(f"{url}/#a=0&b=-45")
+    page.wait_for_selector("#send:enabled")
+    for i, question in enumerate(questions):
+        page.locator("#question").fill(question)
+        page.keyboard.press("Enter")
+        page.locator(".rating b").nth(2 * i + 1).wait_for()
+        answers = page.locator(".turn:last-child .text").all_inner_texts()
+        shorter = min((0, 1), key=lambda place: len(answers[place]))
+        page.locator(".turn:last-child .prefer:enabled").nth(shorter).click()
+        page.locator("#taste-words", has_text=f"after {i + 1} choice").wait_for()
+    page.wait_for_timeout(600)
+    keep(page.screenshot(), "taste")
+    window.close()
 
 
 def shoot_chat(browser: Any, model: Path, question: str) -> None:
@@ -148,14 +168,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="an export with its reward model; its folder's name heads the chat")
     parser.add_argument("questions", nargs="*", default=QUESTIONS, help="two, that the model can answer")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="which pictures (default: all)")
     given = parser.parse_args()
     model, questions = given.model, given.questions
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=found, args=FLAGS)
         with server(model) as url:
-            shoot_page(browser, url, questions)
-        shoot_chat(browser, model, questions[-1])
+            if "page" in given.only:
+                shoot_page(browser, url, questions)
+            if "taste" in given.only:
+                shoot_taste(browser, url, questions)
+        if "chat" in given.only:
+            shoot_chat(browser, model, questions[-1])
         browser.close()
 
 

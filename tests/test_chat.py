@@ -318,6 +318,16 @@ def test_who_prefers_the_shorter_of_two_answers_turns_the_dial_to_brevity() -> N
     assert "no two answers" in screen  # the second /prefer has nothing to choose between
 
 
+def test_a_preference_can_be_shown_and_taken_back() -> None:
+    screen, session = chat("/score on", "/prefer", "/prefer undo", "tea?", "/compare -45 0", "/prefer b", "/prefer")
+    assert "1 choice:" in screen
+    assert "1 choices" not in screen
+    screen, session = chat("/score on", "tea?", "/compare -45 0", "/prefer b", "iron?", "/prefer a", "/prefer undo")
+    assert len(session.choices) == 1
+    assert session.preference is not None
+    assert session.preference.angle < AHEAD.angle - 20  # as after the first choice
+
+
 def test_a_preference_without_rewards_or_a_side_says_what_to_do() -> None:
     screen, session = chat("tea?", "/compare -45 0", "/prefer left", "/prefer a", speaker=Parrot(scores=False))
     assert "/prefer a or /prefer b" in screen

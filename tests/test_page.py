@@ -262,6 +262,58 @@ def test_a_few_choices_find_a_direction_and_the_dial_turns_to_it(opened: Opener)
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("objectives", [("helpfulness", "verbosity"), ("helpfulness", "honesty", "verbosity")])
+def test_a_choice_turns_both_sides_to_the_next_question_and_can_be_taken_back(
+    opened: Opener, objectives: tuple[str, ...]
+) -> None:
+    own, *compared = [dict(zip(objectives, v, strict=False)) for v in ((0.8, -0.6, 0), (0.6, -0.8, 0), (1.0, 0, 0))]
+    reply = {"preference": own, "angle": None, "within": 7.5, "words": "in words", "next": compared}
+    arc = (-45.0, 0.0) if len(objectives) == 2 else None
+    with serving(Model(objectives=objectives, arc=arc, front=None, taste=reply)) as model, opened(model) as page:
+        ask(page, "tea?")
+        whole(page)
+        expect(page.locator("#taste-ask")).to_be_visible()
+        button = page.get_by_role("button", name="I prefer this one: answer B")
+        button.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#taste-words")).to_contain_text("in words")
+        expect(button).to_be_focused()
+        expect(page.locator("#taste-ask")).to_be_hidden()
+        expect(page.locator("#arc .own")).to_have_count(1 if arc else 0)
+        ask(page, "iron?")
+        whole(page, 4)
+        asked = sorted(model.preferences()[2:], key=lambda weights: weights["helpfulness"])
+        assert asked == [pytest.approx(weights) for weights in compared]
+        page.locator(".turn").first.locator("article.B .prefer").press("Enter")  # once more: taken back
+        expect(page.locator("#taste-words")).to_be_hidden()
+        expect(page.locator("#arc .own")).to_have_count(0)
+        page.locator(".turn").first.locator("article.A .prefer").click()
+        expect(page.locator("#taste-words")).to_contain_text("after 1 choice:")
+        page.locator(".turn").last.locator("article.A .prefer").click()
+        expect(page.locator("#taste-words")).to_contain_text("after 2 choices:")
+        page.locator("#again").click()  # answered anew, it is to be chosen anew
+        whole(page, 4)
+        expect(page.locator("#taste-words")).to_contain_text("after 1 choice:")
+        page.get_by_role("button", name="Start over").click()
+        expect(page.locator("#taste-words")).to_be_hidden()
+        expect(page.locator(".prefer[aria-pressed=true]")).to_have_count(0)
+    assert [len(body["choices"]) for body in model.choices] == [1, 1, 2, 1]
+
+
+@pytest.mark.browser
+def test_without_a_reward_model_or_a_difference_nothing_is_to_be_chosen(opened: Opener) -> None:
+    with serving(Model(rewards=False)) as model, opened(model) as page:
+        ask(page, "tea?")
+        expect(page.locator("#taste-ask")).to_contain_text("dpa serve --reward")
+        expect(page.locator(".prefer:visible")).to_have_count(0)
+    with serving(Model(answer=lambda _: "tea is hot.")) as model, opened(model) as page:
+        ask(page, "tea?")
+        whole(page)
+        expect(page.locator("#taste")).to_be_hidden()
+        expect(page.locator(".prefer:visible")).to_have_count(0)
+
+
+@pytest.mark.browser
 def test_without_a_reward_model_the_best_of_several_cannot_be_asked_for_and_the_page_says_why(opened: Opener) -> None:
     with serving(Model(rewards=False)) as model, opened(model, "#best=4&sides=1") as page:
         expect(page.get_by_label("Show")).to_be_disabled()

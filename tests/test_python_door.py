@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,20 @@ def test_rewards_read_the_objectives_heads_and_best_of_takes_the_best(policy: Po
     assert best.choice.drawn == 8
     assert best.choice.value >= best.choice.mean_value
     assert best.direction == Preference.from_angle(-45, NAMES)
+
+
+def test_choices_between_answers_find_a_direction_and_what_to_compare_next(policy: Policy) -> None:
+    asked = policy.taste([]).next
+    assert asked is not None
+    a, b = (policy.sample(QUESTION, preference=v, max_new_tokens=24)[0] for v in asked)
+    long, short = (replace(a, rewards={"helpfulness": 60.0, "verbosity": v}) for v in (70.0, 20.0))
+    own = policy.taste([(short, long)] * 3)
+    assert own.direction.angle < policy.taste([(long, short)] * 3).direction.angle
+    assert own.within < policy.taste([]).within
+    assert policy.sample(QUESTION, preference=own.direction, max_new_tokens=4)[0].direction == own.direction
+    assert policy.taste([(a, b)]).within > 0
+    with pytest.raises(ValueError, match=r"choice 1: .* no rewards"):
+        policy.taste([(a, b), (a, replace(b, rewards=None))])
 
 
 def test_a_policy_says_what_it_is(policy: Policy) -> None:

@@ -1,6 +1,7 @@
 """A person's own direction, from choices between two answers: simulated people, the verb, the chat and the server."""
 
 import io
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import fake_run
 from dpalign.cli import main
 from dpalign.dial.dial import Dial
-from dpalign.dial.taste import ask, next_directions, pairs_of, taste_of
+from dpalign.dial.taste import Estimate, TakenBack, ask, next_directions, pairs_of, taste_of
 from dpalign.measure.taste import Taste
 from dpalign.paper.direction import Arc, Fixed, Population, Preference, Simplex, Sphere, draw_directions, rng_for
 from dpalign.train.contract import Contract, FrontPoint, write_contract
@@ -125,6 +126,43 @@ def test_the_next_two_directions_are_those_whose_answers_divide_the_people_left(
         taste_of(dial(), [({"beauty": 1.0}, {"beauty": 2.0})])
 
 
+def test_without_a_measured_front_the_next_directions_still_lie_about_the_estimate() -> None:
+    brief = [({"helpfulness": 70.0, "verbosity": 32.0}, {"helpfulness": 85.0, "verbosity": 47.0})] * 4
+    unmeasured = Dial(NAMES, "fig1", "zephyr", Arc())
+    for choices in ([], brief):
+        own = Estimate.of(unmeasured, choices)
+        assert own.next is not None
+        low, high = sorted(one.angle for one in own.next)
+        assert -45.001 <= low < own.direction.angle < high <= 0.001
+    assert Estimate.of(Dial(NAMES, "fig1", "zephyr", Fixed(((1.0, 0.0),)))).next is None
+
+
+def test_which_of_the_next_two_stands_left_changes() -> None:
+    brief = ({"helpfulness": 70.0, "verbosity": 32.0}, {"helpfulness": 85.0, "verbosity": 47.0})
+    pairs = [next_directions(dial(), taste_of(dial(), [brief] * n)) for n in range(12)]
+    assert {pair is not None and pair[0].angle > pair[1].angle for pair in pairs} == {True, False}
+
+
+def test_a_choice_that_is_taken_back_leaves_no_trace_and_its_question_comes_again() -> None:
+    ids = np.repeat(np.arange(5), len(FRONT)).astype(str).tolist()
+    pairs = pairs_of(ids, list(map(str, range(len(ids)))), [True] * len(ids), np.tile(FRONT, (5, 1)))
+    seen: list[tuple[int, int]] = []
+
+    def choose(first: int, second: int, _: Taste) -> int:
+        seen.append((first, second))
+        if len(seen) in (1, 3):
+            raise TakenBack  # at first there is nothing to take back
+        if len(seen) == 5:
+            raise StopIteration
+        return 0
+
+    taken = ask(pairs, Taste.of_anyone(Arc()), 12, choose)
+    assert seen[0] == seen[1] == seen[3]
+    once = ask(pairs, Taste.of_anyone(Arc()), 1, lambda *_: 0)
+    assert taken.choices == 1
+    assert taken.mass_PS == pytest.approx(once.mass_PS)
+
+
 # --- the verb ---
 
 
@@ -169,6 +207,16 @@ def test_who_chooses_nothing_gets_no_direction(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "--dial" not in typed(monkeypatch, capsys, run, "q\n")[0]
+
+
+def test_a_recipe_of_another_version_is_named_as_the_reason(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "old")
+    (tmp_path / "old" / "recipe.toml").write_text('[selection]\npool = "direction"\n')
+    with pytest.raises(SystemExit):
+        main(["taste", str(tmp_path / "old")])
+    assert "selection.pool" in capsys.readouterr().err
 
 
 def test_a_folder_without_an_evaluation_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

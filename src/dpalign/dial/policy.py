@@ -26,6 +26,7 @@ from dpalign.dial.export.source import find_source
 from dpalign.dial.rewards import OWN_MODULE
 from dpalign.dial.server.engine import Limits, collect
 from dpalign.dial.server.shapes import ApiError
+from dpalign.dial.taste import Estimate
 from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import RewardInput
@@ -221,6 +222,25 @@ class Policy:
             raise ValueError(f"texts is one text, {texts[:40]!r}; give a list")
         self._require_rewards()
         return self._wait(self._rewards(_chat(prompt), texts))
+
+    def taste(self, choices: Sequence[tuple[Answer, Answer]]) -> Estimate:
+        """A person's own direction, as far as their choices tell, and the two directions to compare next.
+
+        Args:
+            choices: pairs of answers to one question, the preferred one first. Without any, where to begin.
+
+        Raises:
+            ValueError: no dial, or an answer without rewards.
+        """
+        if not self.objectives:
+            raise ValueError(f"{self.name} takes no directions: no {FILE} beside its weights; `dpa export` writes one")
+        for i, pair in enumerate(choices):
+            if any(answer.rewards is None for answer in pair):
+                raise ValueError(
+                    f"choice {i}: an answer has no rewards; load a reward model: Policy.load(..., reward=DIR)"
+                )
+        rewards = [(preferred.rewards or {}, other.rewards or {}) for preferred, other in choices]
+        return Estimate.of(self._service.dial, rewards)
 
     def close(self) -> None:
         """Let go of the model; a second call does nothing."""

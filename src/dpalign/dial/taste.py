@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from rich.text import Text
@@ -24,11 +24,39 @@ from dpalign.page.words import degrees
 from dpalign.paper.direction import Preference, Sphere, rng_for
 
 KEYS: Final[Mapping[str, int]] = {"a": 0, "1": 0, "b": 1, "2": 1}
+GUESSED: Final = 40.0
+"""Points along a direction. Where no front was measured, mean rewards are taken to lie on a circle or sphere."""
+CANDIDATES: Final = 12
+"""Directions that are compared there."""
 Choice = tuple[Mapping[str, float], Mapping[str, float]]
 """The rewards by objective of the preferred answer, and of the other."""
 
 
 # --- the estimate, whoever asks ---
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A person's own direction, as far as their choices tell."""
+
+    direction: Preference
+    within: float
+    """Degrees around the direction that hold 90% of the posterior."""
+    next: tuple[Preference, Preference] | None
+    """The two directions between whose answers the next choice says most; None where one direction alone is trained."""
+    words: str
+    """`helpfulness*0.86 - verbosity*0.51, at -31°; 90% sure within 9°`."""
+
+    @classmethod
+    def of(cls, dial: Dial, choices: Iterable[Choice] = ()) -> Self:
+        """What some choices say of a person's direction on a dial.
+
+        Raises:
+            ValueError: rewards that are not those of the dial's objectives.
+        """
+        taste = taste_of(dial, choices)
+        direction = Preference.from_vector(taste.v_K, dial.objectives)
+        return cls(direction, taste.within(), next_directions(dial, taste), estimate_in_words(dial, taste))
 
 
 def taste_of(dial: Dial, choices: Iterable[Choice] = ()) -> Taste:
@@ -48,21 +76,33 @@ def taste_of(dial: Dial, choices: Iterable[Choice] = ()) -> Taste:
 
 
 def next_directions(dial: Dial, taste: Taste) -> tuple[Preference, Preference] | None:
-    """The two measured directions between whose mean answers a choice says most; None without a measured front."""
-    if len(dial.front) < 2:
+    """The two directions between whose mean answers a choice says most, in any order.
+
+    Measured directions, where there is a front; None where one direction alone is trained.
+    """
+    if len(dial.front) > 1:
+        directions = [point.direction for point in dial.front]
+        point_VK = np.array([[point.rewards[name] for name in dial.objectives] for point in dial.front])
+    else:
+        evenly = np.linspace(0, len(taste.v_PK) - 1, CANDIDATES).round().astype(int)
+        v_VK = np.unique(taste.v_PK[evenly], axis=0)
+        directions = [Preference.from_vector(v_K, dial.objectives) for v_K in v_VK]
+        point_VK = GUESSED * v_VK
+    if len(directions) < 2:
         return None
-    point_VK = np.array([[point.rewards[name] for name in dial.objectives] for point in dial.front])
     first_N, second_N = np.triu_indices(len(point_VK), 1)
     best = int(taste.information(point_VK[first_N] - point_VK[second_N]).argmax())
-    return dial.front[first_N[best]].direction, dial.front[second_N[best]].direction
+    first, second = directions[first_N[best]], directions[second_N[best]]
+    # who always takes the left answer must not seem to have a direction
+    return (second, first) if rng_for("taste", taste.choices).integers(2) else (first, second)
 
 
 def estimate_in_words(dial: Dial, taste: Taste) -> str:
-    """The estimate in words: `helpfulness*0.86 - verbosity*0.51, at -31°; 90% within 9°`."""
+    """The estimate in words, as `Estimate` has it."""
     preference = Preference.from_vector(taste.v_K, dial.objectives)
     angle = dial.angle_of(preference)
     at = "" if angle is None else f", at {degrees(round(angle, 1))}"
-    return f"{Dial.formula(preference)}{at}; 90% within {degrees(round(taste.within(), 1))}"
+    return f"{Dial.formula(preference)}{at}; 90% sure within {degrees(round(taste.within(), 1))}"
 
 
 # --- the verb ---
@@ -103,6 +143,10 @@ def pairs_of(prompt_ids: Sequence[str], answers: Sequence[str], whole: Sequence[
     return Pairs(prompt_N, first_N, second_N, reward_NK[first_N] - reward_NK[second_N])
 
 
+class TakenBack(Exception):
+    """The person takes the last choice back."""
+
+
 def ask(
     pairs: Pairs, taste: Taste, choices: int, choose: Callable[[int, int, Taste], int | None], seed: int = 0
 ) -> Taste:
@@ -111,21 +155,27 @@ def ask(
     Args:
         choices: how many to make.
         choose: is shown two answers, by row, and what is known so far. It returns the place of the preferred one, or
-            None to pass the question over; StopIteration ends the asking.
+            None to pass the question over. TakenBack undoes the last choice; StopIteration ends the asking.
         seed: decides which of the two answers is shown first.
     """
     left_N = np.ones(len(pairs.prompt_N), dtype=bool)
+    earlier: list[tuple[Taste, Array]] = []  # before each choice: what was known, and which pairs were left
     while taste.choices < choices and left_N.any():
         number_L = np.flatnonzero(left_N)
         pair = int(number_L[taste.information(pairs.gain_NK[number_L]).argmax()])
-        left_N &= pairs.prompt_N != pairs.prompt_N[pair]
+        before = taste, left_N
+        left_N = left_N & (pairs.prompt_N != pairs.prompt_N[pair])
         first, second = int(pairs.first_N[pair]), int(pairs.second_N[pair])
         turned = bool(rng_for(seed, "taste", pair).integers(2))
         try:
             chosen = choose(second, first, taste) if turned else choose(first, second, taste)
         except StopIteration:
             break
+        except TakenBack:
+            taste, left_N = earlier.pop() if earlier else before
+            continue
         if chosen is not None:
+            earlier.append(before)
             taste = taste.after(pairs.gain_NK[pair] * (1 if (chosen == 0) != turned else -1))
     return taste
 
@@ -149,7 +199,8 @@ def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
         raise ValueError(f"--choices {arguments.choices}: at least 1")
     source = find_source(arguments.run, arguments.iteration)
     if source.evaluation is None or source.recipe is None:
-        raise ValueError(f"{arguments.run}: no finished evaluation of this policy; `dpa run` makes one")
+        why = "; ".join(source.notes) if source.recipe is None else ""
+        raise ValueError(f"{arguments.run}: no finished evaluation of this policy: {why or '`dpa run` makes one'}")
     reading = Reading(tuple(source.recipe.scored_heads), tuple(source.recipe.objective_list))
     rows = answer_rows(source.evaluation, ["prompt_id", "messages", "response", "finished"])
     answers = [row["response"].strip() for row in rows]
@@ -166,21 +217,27 @@ def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
     screen = terminal_of_process(quiet=not sys.stdout.isatty())
 
     def choose(first: int, second: int, taste: Taste) -> int | None:
-        say_pair(screen, rows[first]["messages"][-1]["content"], (answers[first], answers[second]), taste.choices + 1)
+        known = f"   {estimate_in_words(dial, taste)}" if taste.choices else ""
+        screen.say(f"\n{taste.choices + 1} of {arguments.choices}{known}", "dim")
+        say_pair(screen, rows[first]["messages"][-1]["content"], (answers[first], answers[second]))
         return _read(screen)
 
     taste = ask(pairs, taste_of(dial), arguments.choices, choose, arguments.seed)
     if not taste.choices:
         return "nothing was chosen"
     wish = ",".join(f"{name}={w:.3g}" for name, w in zip(dial.objectives, taste.v_K.tolist(), strict=True))
-    known = f"{taste.choices} choices: {estimate_in_words(dial, taste)}"
-    return f"{known}\ndpa chat {arguments.run} --dial {wish}"
+    return f"{made(taste.choices)}: {estimate_in_words(dial, taste)}\ndpa chat {arguments.run} --dial {wish}"
 
 
-def say_pair(screen: Terminal, question: str, answers: tuple[str, str], number: int) -> None:
+def made(choices: int) -> str:
+    """`1 choice`, `2 choices`."""
+    return f"{choices} choice{'' if choices == 1 else 's'}"
+
+
+def say_pair(screen: Terminal, question: str, answers: tuple[str, str]) -> None:
     """A question with two answers, side by side where there is room."""
     console = screen.console
-    console.print(Text(f"\n{number}. {harmless(question)}", "bold"))
+    console.print(Text(harmless(question), "bold"))
     screen.show(
         *(Text(f"{name}  {harmless(text)}", style) for name, text, style in zip("AB", answers, STYLES, strict=True))
     )
@@ -191,16 +248,19 @@ def _read(screen: Terminal) -> int | None:
 
     Raises:
         StopIteration: the person has chosen enough.
+        TakenBack: the last choice was none.
     """
     while True:
         try:
-            word = screen.read("A, B, s to skip, q to end: ").strip().lower()
+            word = screen.read("Which do you prefer? A, B, s to skip, u to undo, q to end: ").strip().lower()
         except EOFError:
             raise StopIteration from None
         if word in ("q", "quit"):
             raise StopIteration
+        if word in ("u", "undo"):
+            raise TakenBack
         if word in ("s", "skip"):
             return None
         if word in KEYS:
             return KEYS[word]
-        screen.say(f"{word!r} is none of A, B, s, q", "yellow")
+        screen.say(f"{word!r} is none of A, B, s, u, q", "yellow")

@@ -17,7 +17,7 @@ from dpalign.dial.best_of import SPREAD, BestOf
 from dpalign.dial.chat.speakers import Ask, Piece, Speaker
 from dpalign.dial.chat.terminal import STYLES, Terminal
 from dpalign.dial.dial import Dial
-from dpalign.dial.taste import KEYS, Choice, estimate_in_words, next_directions, taste_of
+from dpalign.dial.taste import KEYS, Choice, Estimate, made
 from dpalign.page.words import degrees, number
 from dpalign.paper.direction import Preference, name_hint
 from dpalign.rows import Message
@@ -347,23 +347,40 @@ def _compare(session: Session, rest: str) -> None:
 
 
 def _prefer(session: Session, rest: str) -> None:
-    """Learn from a choice, and turn the dial to what all choices so far say."""
-    dial = session.the_dial()
-    if rest.lower() not in KEYS:
-        raise ValueError("/prefer a or /prefer b: the left or the right one of two answers")
+    """Learn from a choice, or take one back, and turn the dial to what all choices so far say."""
+    dial, word = session.the_dial(), rest.lower()
+    if word == "undo":
+        if not session.choices:
+            raise ValueError("/prefer undo: nothing is chosen")
+        session.choices.pop()
+    elif word in KEYS:
+        _choose(session, KEYS[word])
+    elif word:
+        raise ValueError("/prefer a or /prefer b: the left or the right one of two answers; /prefer undo takes it back")
+    own = Estimate.of(dial, session.choices)
+    known = f"{made(len(session.choices))}: {own.words}"
+    session.terminal.say(
+        known if session.choices else "nothing is chosen; /compare two answers, then /prefer one", "dim"
+    )
+    if not word or not session.choices:
+        return
+    session.preference, session.compared = own.direction, own.next
+    if session.compared is not None:
+        session.terminal.say("The next message is answered at two directions again; /compare off ends that.", "dim")
+
+
+def _choose(session: Session, place: int) -> None:
+    """Keep a choice between the last two answers.
+
+    Raises:
+        ValueError: no two answers with rewards are shown.
+    """
     rewards = [turn.rewards for turn in session.last_answers if turn.rewards is not None]
     if len(rewards) != 2:
         cure = "/score on, then /compare -45 0" if session.speaker.about.max_best_of else "start with --reward DIR"
         raise ValueError(f"/prefer: no two answers with rewards are shown: {cure}")
-    place = KEYS[rest.lower()]
     session.choices.append((rewards[place], rewards[1 - place]))
     session.last_answers = ()
-    taste = taste_of(dial, session.choices)
-    session.preference = Preference.from_vector(taste.v_K, dial.objectives)
-    session.compared = next_directions(dial, taste)
-    session.terminal.say(f"{len(session.choices)} choices: {estimate_in_words(dial, taste)}", "dim")
-    if session.compared is not None:
-        session.terminal.say("The next message is answered at two directions again; /compare off ends that.", "dim")
 
 
 def _best(session: Session, rest: str) -> None:
@@ -495,7 +512,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "/dial": Command("[DIRECTION|off]", "turn to -30, or helpfulness=0.8 verbosity=-0.6; alone: show the dial", _dial),
     "/verbosity": Command("[low|medium|high]", "turn to short, medium or long answers; alone: how long", _verbosity),
     "/compare": Command("A B", "answer the last message, or the next, at two directions side by side", _compare),
-    "/prefer": Command("a|b", "of two answers, the one you prefer: the dial turns to what you like", _prefer),
+    "/prefer": Command(
+        "[a|b|undo]", "of two answers, the one you prefer: the dial turns to you; alone: where", _prefer
+    ),
     "/best": Command("[N [DEGREES]|off]", "show the best of N answers near the direction, by the reward model", _best),
     "/score": Command("[on|off]", "show the reward model's rewards under each answer", _score),
     "/system": Command(

@@ -223,7 +223,7 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
     try:
         recipe = load(run / "recipe.toml")
     except ValueError as error:
-        return replace(source, notes=(f"this version cannot read the run's recipe; the card leaves it out: {error}",))
+        return replace(source, notes=(f"this version cannot read the run's recipe, and leaves it out: {error}",))
     contract = source.contract
     trained = (tuple(recipe.objectives), recipe.preference.template, recipe.model.chat)
     if trained != (contract.names, contract.template, contract.chat):

@@ -33,7 +33,7 @@ from dpalign.dial.server.engine import (
     engine_of,
 )
 from dpalign.dial.server.shapes import ApiError, ChatRequest, DialReply, TasteReply, TemplateArguments
-from dpalign.dial.taste import Choice, estimate_in_words, next_directions, taste_of
+from dpalign.dial.taste import Choice, Estimate
 from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import RewardInput
@@ -113,17 +113,15 @@ class Service:
         if not self.dial.objectives:
             raise ApiError(404, "this model takes no directions", code="no_dial")
         try:
-            taste = taste_of(self.dial, choices)
+            own = Estimate.of(self.dial, choices)
         except ValueError as error:
             raise ApiError(400, str(error), param="choices", code="invalid_value") from None
-        preference = Preference.from_vector(taste.v_K, self.dial.objectives)
-        pair = next_directions(self.dial, taste)
         return TasteReply(
-            preference=preference.weights,
-            angle=self.dial.angle_of(preference),
-            within=taste.within(),
-            words=estimate_in_words(self.dial, taste),
-            next=None if pair is None else [direction.weights for direction in pair],
+            preference=own.direction.weights,
+            angle=self.dial.angle_of(own.direction),
+            within=own.within,
+            words=own.words,
+            next=None if own.next is None else [direction.weights for direction in own.next],
         )
 
     async def close(self) -> None:

@@ -356,7 +356,7 @@ class TasteReply(BaseModel):
     within: float = Field(description="Degrees around the direction that hold 90% of the posterior")
     words: str
     next: list[dict[str, float]] | None = Field(
-        None, description="The two directions between which the next choice says most; null without a measured front"
+        None, description="The two directions between which the next choice says most; null where one alone is trained"
     )
 
 

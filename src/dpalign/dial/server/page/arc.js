@@ -5,6 +5,8 @@ import { angleOf, near, within } from "./direction.js";
 
 const RADIUS = 100;
 const on = (angle, radius = RADIUS) => [radius * Math.cos((angle * Math.PI) / 180), -radius * Math.sin((angle * Math.PI) / 180)];
+const curve = (from, to, radius = RADIUS) => Array.from({ length: 73 }, (_, i) => on(from + ((to - from) * i) / 72, radius));
+const path = (points) => points.map((point) => point.map((x) => x.toFixed(2)).join(",")).join(" L");
 
 export class Arc {
   constructor(dial) {
@@ -13,6 +15,7 @@ export class Arc {
     svg.removeAttribute("hidden");
     this.face = shape(svg, "g");
     this.grip = shape(svg, "path", { class: "grip" });
+    this.own = shape(svg, "g");
     this.handles = {};
     for (const side of SIDES) {
       const handle = shape(svg, "g", { class: `handle ${side}`, role: "slider", tabindex: 0, "aria-label": `Direction ${side}` });
@@ -82,9 +85,6 @@ export class Arc {
 
   drawFace([low, high]) {
     const svg = at("arc");
-    const curve = (from, to, radius = RADIUS) =>
-      Array.from({ length: 73 }, (_, i) => on(from + ((to - from) * i) / 72, radius));
-    const path = (points) => points.map((point) => point.map((x) => x.toFixed(2)).join(",")).join(" L");
     const trained = this.dial.arc ?? [low, high];
     const corners = [[0, 0], ...curve(low, high)];
     const [xs, ys] = [0, 1].map((axis) => corners.map((corner) => corner[axis]));
@@ -140,10 +140,26 @@ export class Arc {
     }
   }
 
+  // Where the reader's own direction lies by their choices so far, and around it where it may lie.
+  drawOwn([low, high]) {
+    this.own.replaceChildren();
+    if (!this.dial.own) return;
+    const { v, within: around } = this.dial.own;
+    const [from, to] = this.dial.arc ?? [low, high];
+    const angle = near(angleOf(v), (low + high) / 2);
+    const [first, last] = [Math.max(from, angle - around), Math.min(to, angle + around)];
+    const radius = RADIUS - 12; // inside the arc, where no handle covers it
+    shape(this.own, "path", { class: "own", d: `M${path(curve(first, last, radius))}` });
+    const [[x1, y1], [x2, y2], [x, y]] = [radius - 5, radius + 5, radius - 9].map((one) => on(angle, one));
+    shape(this.own, "line", { class: "own-mark", x1, y1, x2, y2 });
+    shape(this.own, "text", { class: "own-name", x, y: y + 2.4, "text-anchor": x < 0 ? "start" : "end" }, "you");
+  }
+
   draw() {
     const view = this.view();
     if (String(view) !== this.drawn) this.drawFace(view);
     this.drawn = String(view);
+    this.drawOwn(view);
     this.drawHandles(view);
   }
 }

@@ -16,6 +16,7 @@ export class Dial {
     this.angled = this.objectives.length === 2;
     this.signs = senses(this.objectives, this.arc, this.trained);
     this.shown = SIDES;
+    this.own = null; // the reader's own direction: {v, within}, in degrees around it
     this.weights = { A: this.start(0), B: this.start(1) };
     this.readings = {};
     at("dial").hidden = !this.objectives.length;

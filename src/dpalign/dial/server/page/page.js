@@ -4,6 +4,7 @@ import { Best, Dial } from "./dial.js";
 import { at, element, SIDES } from "./draw.js";
 import { Front } from "./front.js";
 import { readAddress, writeAddress } from "./address.js";
+import { Taste } from "./taste.js";
 import { fill, Turn } from "./turns.js";
 
 const DEFAULTS = { seed: 0, temperature: 0.7 }; // the server says which temperature is its own
@@ -14,8 +15,7 @@ let front = null;
 let best = null; // how many answers each is chosen from
 let turns = [];
 let asking = null; // the AbortController of the answers being written
-let choices = []; // which of two answers was preferred, by their rewards
-let taste = null; // the direction that they tell
+let taste = null; // the reader's own direction
 let followed = 0; // the timer of "answer again as the dial turns"
 
 const two = () => at("two").getAttribute("aria-pressed") === "true";
@@ -39,6 +39,8 @@ async function open() {
   front = new Front(contract);
   dial = new Dial(contract, turned);
   best = new Best(contract, () => turned(true));
+  taste = new Taste(contract, dial, { learned, failed: complain });
+  at("empty-taste").hidden = contract.rewards === false;
   suggest(contract.note, contract.questions ?? []);
   at("two").parentNode.hidden = !contract.objectives.length;
   restore();
@@ -139,6 +141,7 @@ async function again() {
   asking?.abort();
   const last = turns.pop();
   last.remove();
+  taste.drop(last);
   await ask(last.question);
 }
 
@@ -172,7 +175,7 @@ async function answer(turn) {
     remember();
     return complain(refused, () => at("question").value.trim() && at("ask").requestSubmit());
   }
-  turn.offer(prefer);
+  taste.ask(turn);
   at("said").textContent = Object.entries(turn.cards).map(([side, card]) => `${side}: ${card.count.textContent}`).join("; ");
 }
 
@@ -192,23 +195,16 @@ async function write(turn, side, signal) {
 // --- a person's own direction: which of two answers do you prefer? ---
 
 // The next question is answered at the two directions between which a choice says most.
-async function prefer(preferred, other) {
-  choices.push({ preferred, other });
-  try {
-    taste = await api.taste(choices);
-  } catch (error) {
-    choices.pop();
-    return complain(error);
-  }
+function learned(next) {
   quiet();
-  at("taste").hidden = false;
-  at("taste-words").textContent = `after ${choices.length} ${choices.length === 1 ? "choice" : "choices"}: ${taste.words}`;
-  taste.next?.forEach((direction, place) => dial.turn(SIDES[place], dial.objectives.map((name) => direction[name]), false));
+  if (!two() || !next) return;
+  next.forEach((direction, place) => dial.turn(SIDES[place], dial.objectives.map((name) => direction[name]), false));
 }
 
 function useTaste() {
   mode(false);
-  dial.turn("A", dial.objectives.map((name) => taste.preference[name]));
+  dial.turn("A", taste.weights);
+  say(`A is at ${dial.name("A") || "it"}`, at("taste-use"));
 }
 
 // --- what goes wrong, and small words ---
@@ -262,7 +258,7 @@ function grow() {
 // The end of the last answer stays in sight, above the question's box, until the reader scrolls away from it.
 let following = false;
 let height = 0; // where the reader was
-const below = () => at("turns").getBoundingClientRect().bottom + at("ask").offsetHeight - innerHeight;
+const below = () => at("flow").getBoundingClientRect().bottom + at("ask").offsetHeight - innerHeight;
 
 function follow() {
   if (following && turns.length && below() > 0) scrollBy({ top: below(), behavior: "instant" });
@@ -285,12 +281,13 @@ at("question").addEventListener("change", () => dial && remember());
 document.addEventListener("keydown", (event) => event.key === "Escape" && asking?.abort());
 at("stop").addEventListener("click", () => asking?.abort());
 at("again").addEventListener("click", again);
-at("taste-use").addEventListener("click", () => taste && useTaste());
+at("taste-use").addEventListener("click", () => taste?.found && useTaste());
 at("link").addEventListener("click", () => dial && copyLink());
 at("new").addEventListener("click", () => {
   asking?.abort();
   for (const turn of turns) turn.remove();
   turns = [];
+  taste?.ask(null);
   busy(false);
   at("question").focus();
 });
@@ -312,7 +309,7 @@ addEventListener("scroll", () => {
   else if (scrollY < height - 2) following = false;
   height = scrollY;
 }, { passive: true });
-new ResizeObserver(follow).observe(at("turns"));
+new ResizeObserver(follow).observe(at("flow"));
 addEventListener("hashchange", () => dial && restore());
 if (api.key.get()) at("key").placeholder = "a key is in use";
 open();

@@ -19,18 +19,34 @@ export class Turn {
     return (this.cards[side] ?? this.cards[SIDES.find((other) => this.cards[other])]).text;
   }
 
-  // Ask which of two answers is preferred, once both have their rewards; chosen(preferred, other) is told.
-  offer(chosen) {
+  // Whether one of two answers can be preferred: both are there, with their rewards, and they differ.
+  comparable(scored) {
     const cards = Object.values(this.cards);
-    if (cards.length !== 2 || cards.some((card) => !card.rewards || !card.text.trim())) return;
-    for (const card of cards) {
+    if (cards.length !== 2 || cards.some((card) => !card.text.trim() || (scored && !card.rewards))) return false;
+    return cards[0].text.trim() !== cards[1].text.trim();
+  }
+
+  // Ask which is preferred; chosen(side) is told.
+  offer(chosen) {
+    for (const [side, card] of Object.entries(this.cards)) {
       card.prefer.hidden = false;
-      card.prefer.onclick = () => {
-        for (const one of cards) one.prefer.disabled = true;
-        card.prefer.setAttribute("aria-pressed", "true");
-        chosen(card.rewards, cards.find((one) => one !== card).rewards);
-      };
+      card.prefer.onclick = () => chosen(side);
     }
+    this.mark(null);
+  }
+
+  // Show which side is preferred; null for neither yet.
+  mark(side) {
+    for (const [own, { prefer }] of Object.entries(this.cards)) {
+      prefer.disabled = side !== null && own !== side;
+      prefer.setAttribute("aria-pressed", String(own === side));
+      prefer.title = own === side ? "Press again to take it back" : "";
+    }
+  }
+
+  rewards(side) {
+    const other = SIDES.find((one) => one !== side);
+    return { preferred: this.cards[side].rewards, other: this.cards[other].rewards };
   }
 
   remove() {
@@ -63,7 +79,7 @@ class Card {
       this.prefer,
     );
     this.article.setAttribute("aria-label", `Answer ${side}`);
-    this.prefer.setAttribute("aria-label", `I prefer answer ${side}`);
+    this.prefer.setAttribute("aria-label", `I prefer this one: answer ${side}`);
     this.side = side;
     this.text = "";
   }
