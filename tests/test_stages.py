@@ -10,7 +10,7 @@ from conftest import MICRO
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES
-from dpalign.recipe import load
+from dpalign.recipe import Compare, load
 from dpalign.runs.tables import literal
 from recorded import READ_BY_ALL, reads_recorded, undeclared
 from test_rewards import write_chat_model
@@ -18,7 +18,9 @@ from test_rewards import write_chat_model
 EVERY_STAGE = [
     *("--model.base", "", "--pretrain.steps", "2", "--reward.pairwise", "PAIRS"),
     *("--dpo.betas", "[0.1]", "--rsf.directions", "1", "--evaluation.divergence", "2"),
-    *("--rl.directions", "1", "--rl.training.steps", "1"),
+    *("--rl.directions", "1", "--rl.training.steps", "1", "--policy.grpo.training.steps", "1"),
+    *("--policy.method", '["rsf", "dpo"]', "--selection.reach", "180", "--sampling.n", "16"),
+    *("--compare.systems", literal((*Compare().systems, "moc"))),
     *("--soups.choices", '["axes"]', "--steerlm.quantiles", "[0.9]"),
     *("--rewards.rm.trained", "true", "--rewards.short.function", "dpalign.rewards.functions:words"),
     *("--rewards.given.model", "MODEL", "--objectives", literal({o.name: o.heads for o in PAPER_OBJECTIVES})),

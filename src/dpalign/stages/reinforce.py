@@ -147,7 +147,8 @@ def worth_by(recipe: "Recipe") -> "Worth":
 
 def earlier(recipe: "Recipe", t: int) -> int:
     """How many earlier iterations learned so from the same half, whose prompts go on where they stopped."""
-    return sum(recipe.policy.at(s) == "grpo" for s in range(t - 1, 0, -1) if not recipe.alternate or (t - s) % 2 == 0)
+    learned = [s for s in range(1, t) if recipe.policy.at(s) == "grpo"]
+    return sum(not recipe.alternate or (t - s) % 2 == 0 for s in learned)
 
 
 def groups_of(recipe: "Recipe", t: int, prompts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

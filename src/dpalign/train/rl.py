@@ -102,7 +102,7 @@ def directional_reward(
         pairs = [(prompt, answer.text) for prompt, answer in zip(asked, answers, strict=True)]
         v_NK = np.array(v, dtype=np.float64)
         worth_NN = worth(np.asarray(scores(pairs), dtype=np.float64), v_NK)  # row: a direction, column: an answer
-        kept_N = np.array([answer.whole and sound(answer.text) for answer in answers])
+        kept_N = np.array([sound(answer.text) and answer.whole for answer in answers])
         least_N = np.minimum(100 * np.minimum(v_NK, 0).sum(axis=1), worth_NN[:, kept_N].min(axis=1, initial=np.inf))
         return [float(points) for points in np.where(kept_N, worth_NN.diagonal(), least_N)]
 
