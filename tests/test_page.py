@@ -269,7 +269,10 @@ def test_a_choice_turns_both_sides_to_the_next_question_and_can_be_taken_back(
     own, *compared = [dict(zip(objectives, v, strict=False)) for v in ((0.8, -0.6, 0), (0.6, -0.8, 0), (1.0, 0, 0))]
     reply = {"preference": own, "angle": None, "within": 7.5, "words": "in words", "next": compared}
     arc = (-45.0, 0.0) if len(objectives) == 2 else None
-    with serving(Model(objectives=objectives, arc=arc, front=None, taste=reply)) as model, opened(model) as page:
+    differing = Model(
+        objectives=objectives, arc=arc, front=None, taste=reply, answer=lambda body: f"tea at {body['preference']}"
+    )
+    with serving(differing) as model, opened(model) as page:
         ask(page, "tea?")
         whole(page)
         expect(page.locator("#taste-ask")).to_be_visible()
