@@ -68,10 +68,10 @@ def member_objectives(reward_NH: Array, heads: Sequence[str], objectives: Sequen
     return np.stack(read, axis=1) if read else np.empty((len(reward_NH), 0, len(objectives)))
 
 
-def value_spread(member_NEK: Array, v_VK: Array) -> Array:
-    """The standard deviation over the members of v . r, in points, of each answer under each direction: (V, N).
+def value_spread(member_NEK: Array, v_NVK: Array) -> Array:
+    """The standard deviation over the members of each answer's v . r, in points, under each of its directions: (N, V).
 
     The spread is of the whole sum: errors of two objectives that cancel in it cost nothing.
     """
-    spread_VN: Array = np.einsum("nek,vk->vne", member_NEK, v_VK).std(axis=2, ddof=1)
-    return spread_VN
+    spread_NV: Array = np.einsum("nek,nvk->nev", member_NEK, v_NVK).std(axis=1, ddof=1)
+    return spread_NV

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import NO_ONE, hindsight, members, pooled_best
-from dpalign.rewards.ensemble import member_objectives
+from dpalign.rewards.ensemble import member_objectives, value_spread
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards, take_rows
 
 if TYPE_CHECKING:
@@ -206,15 +206,10 @@ def sound_pools(pools: Pools, selection: "Selection") -> tuple[Pools, int]:
 
 
 def penalties(pools: Pools, wanted_BVK: Array, caution: float) -> Array:
-    """Points taken off each answer's v . r, for each direction of its prompt: (N, V).
-
-    They are `caution` standard deviations of v . r over the members of the ensemble. The spread is of the whole sum:
-    errors of two objectives that cancel in it cost nothing.
-    """
+    """Points taken off each answer's v . r, for each direction of its prompt: (N, V). See `value_spread`."""
     if not caution:
         return np.zeros((len(pools.prompt_N), wanted_BVK.shape[1]))
-    member_NEV = np.einsum("nek,nvk->nev", pools.member_NEK(), wanted_BVK[pools.prompt_N])
-    return np.asarray(caution * member_NEV.std(axis=1, ddof=1))
+    return caution * value_spread(pools.member_NEK(), wanted_BVK[pools.prompt_N])
 
 
 def _require_own_directions(pools: Pools, wanted_BVK: Array) -> None:

@@ -139,7 +139,8 @@ def worth_by(recipe: "Recipe") -> "Worth":
     def worth(reward_NH: Array, v_VK: Array) -> Array:
         worth_VN: Array = v_VK @ read_objectives(reward_NH, heads, objectives).T
         if caution:
-            worth_VN -= caution * value_spread(member_objectives(reward_NH, heads, objectives), v_VK)
+            member_NEK = member_objectives(reward_NH, heads, objectives)
+            worth_VN -= caution * value_spread(member_NEK, np.broadcast_to(v_VK, (len(reward_NH), *v_VK.shape))).T
         return worth_VN
 
     return worth

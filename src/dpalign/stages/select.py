@@ -91,7 +91,8 @@ class Selection(Table):
     distinct: bool = False
     """No answer is kept for two directions of its prompt (paper silent: at t = 1 it may be)."""
     degenerate: bool = True
-    """Whether an answer that repeats itself may be kept (paper silent: the best is). false reads all texts."""
+    """Whether an answer that repeats itself may be kept (paper silent: the best is). false reads all texts; under GRPO
+    such an answer then earns the least."""
     caution: float = Field(0.0, ge=0, le=100)
     """An answer is ranked by v . r less this many standard deviations of v . r over the members of `reward.ensemble`.
     0 is the paper's rule."""
