@@ -281,3 +281,9 @@ def test_a_finished_run_gets_its_divergences_and_nothing_else_is_redone(micro_ru
         Run.open(run, None) as opened,
     ):
         take(recipe, opened, Step("divergence-wrong", divergence, steered | {"data": run / "data"}))
+    shutil.copytree(run / "policy-2", run / "policy-copied")  # the same weights in another place drew the same answers
+    with Run.open(run, None) as opened:
+        copied = steered | {"policy": run / "policy-copied", "data": run / "data"}
+        take(recipe, opened, Step("divergence-copied", divergence, copied))
+    copy, first = (list(read_rows(run / f"divergence-{name}", DIVERGENCES)) for name in ("copied", "policy-2"))
+    assert copy == first

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from dpalign.measure.lineage import made_from
 from dpalign.rows import CANDIDATES, DIVERGENCES, read_rows, read_table, shards
 from dpalign.runs.folder import Tally
+from dpalign.runs.ledger import FileHashes, input_digest, read_ledger
 from dpalign.runs.shards import make_shards
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.pools import KEYS
@@ -93,6 +94,12 @@ class Reader:
         return found_N.tolist(), [len(answer) for _, answer in ids]
 
 
+def _differs(job: Job) -> bool:
+    """Whether other weights than the given policy's drew the answers."""
+    drew = read_ledger(job.inputs["evaluate"])["inputs"]["policy"]["digest"]
+    return drew != input_digest(job.work.run.folder, job.inputs["policy"], FileHashes())
+
+
 def reading(job: Job) -> Shards[tuple[Reader, Reader]]:
     """The answers to the first prompts by hash, in the shards that they were drawn in.
 
@@ -103,7 +110,7 @@ def reading(job: Job) -> Shards[tuple[Reader, Reader]]:
     if not count:
         raise ValueError("evaluation.divergence is 0; give the number of prompts to measure on, such as 50")
     drew = made_from(source).get("policy")
-    if drew is not None and drew.exists() and drew != job.inputs["policy"].resolve():
+    if drew is not None and drew != job.inputs["policy"].resolve() and _differs(job):  # a copied run's is the same
         raise ValueError(f"{source}: {drew} drew these answers, not {job.inputs['policy']}; give the policy that did")
     files, asked = shards(source / "answers"), Asked(job.inputs["data"])
     names = read_table(source / "answers", CANDIDATES, ["prompt_id"])["prompt_id"].to_pylist()
