@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dpalign.paper.ensemble import head_of, masked_labels, member_objectives, readings, spread_of, with_members
 from dpalign.paper.objectives import Objective
 from dpalign.recipe import changed, load
-from dpalign.rewards.ensemble import head_of, masked_labels, member_objectives, members_of, with_members
 from dpalign.rewards.knobs import RewardTable
 from dpalign.rewards.ridge import ridge_heads
 from dpalign.rewards.scale import fitted_scales
@@ -23,8 +23,8 @@ OBJECTIVES = (Objective("helpfulness", ("help",)), Objective("verbosity", ("verb
 def test_every_member_has_every_head_once_more() -> None:
     heads = with_members(HEADS, 2)
     assert heads == ("help", "verbose", "help~1", "verbose~1", "help~2", "verbose~2")
-    assert members_of(heads) == 2
-    assert members_of(HEADS) == 0
+    assert len(readings(heads, OBJECTIVES)) == 2
+    assert readings(HEADS, OBJECTIVES) == []
     assert list(map(head_of, heads)) == ["help", "verbose"] * 3
 
 
@@ -45,6 +45,29 @@ def test_a_member_reads_its_own_heads_and_shares_those_of_functions() -> None:
     objectives = (Objective("helpfulness", ("ours/help", "words/score")), Objective("length", ("words/score",)))
     reward_NEK = member_objectives(np.array([[50.0, 40.0, 70.0, 10.0]]), heads, objectives)
     assert reward_NEK.tolist() == [[[25.0, 10.0], [40.0, 10.0]]]
+
+
+def test_several_reward_models_of_one_objective_are_members_of_it() -> None:
+    heads = ("a/help", "a/depth", "b/score", "words/score")
+    objectives = (Objective("helpfulness", ("a/help", "a/depth", "b/score")), Objective("length", ("words/score",)))
+    reward_NH = np.array([[50.0, 70.0, 20.0, 10.0], [30.0, 30.0, 30.0, 90.0]])
+    reward_NEK = member_objectives(reward_NH, heads, objectives)
+    assert reward_NEK.tolist() == [[[60.0, 10.0], [20.0, 10.0]], [[30.0, 90.0], [30.0, 90.0]]]
+    spread_NK = spread_of(reward_NH, heads, objectives)
+    assert spread_NK is not None
+    assert spread_NK == pytest.approx(np.array([[800**0.5, 0.0], [0.0, 0.0]]))
+    alone = (Objective("helpfulness", ("a/help", "a/depth")), objectives[1])
+    assert readings(heads, alone) == []  # two heads of one model are no two opinions
+    assert spread_of(reward_NH, heads, alone) is None
+
+
+def test_an_ensemble_beside_another_model_shares_it() -> None:
+    heads = ("ours/help", "ours/help~1", "ours/help~2", "b/score")
+    objectives = (Objective("helpfulness", ("ours/help", "b/score")),)
+    assert [one.heads for one, *_ in readings(heads, objectives)] == [
+        ("ours/help~1", "b/score"),
+        ("ours/help~2", "b/score"),
+    ]
 
 
 def test_the_spread_of_half_samples_is_about_the_error_of_the_whole_fit() -> None:
@@ -100,6 +123,12 @@ def test_caution_without_an_ensemble_is_refused() -> None:
     recipe = load(MICRO)
     with pytest.raises(ValueError, match=r"selection\.caution is 1.*reward\.ensemble"):
         changed(recipe, {"selection.caution": 1.0})
+    named: dict[str, object] = {f"rewards.{name}.function": "dpalign.rewards.functions:words" for name in ("a", "b")}
+    named["data.judge"] = 0
+    two = named | {"objectives": {"helpfulness": ["a", "b"], "verbosity": ["b"]}, "selection.caution": 1.0}
+    assert len(readings(changed(recipe, two).scored_heads, changed(recipe, two).objective_list)) == 2
+    with pytest.raises(ValueError, match="let an objective read several"):
+        changed(recipe, two | {"objectives": {"helpfulness": ["a"], "verbosity": ["b"]}})
     with_ensemble = changed(recipe, {"selection.caution": 1.0, "reward.ensemble": 4})
     assert len(with_ensemble.scored_heads) == 5 * len(recipe.heads)
     assert with_ensemble.judged().reward_heads == recipe.heads

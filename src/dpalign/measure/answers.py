@@ -7,14 +7,16 @@ Shapes: P prompts, V conditions, S samples.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from dpalign.measure.bootstrap import Array
 from dpalign.measure.degeneracy import faults
 from dpalign.measure.points import Rewards
-from dpalign.measure.quality import quality
+from dpalign.measure.quality import HeadQuality, quality
 from dpalign.measure.reading import answer_rows
 from dpalign.measure.summary import Answer, RewardQuality
 
@@ -74,27 +76,32 @@ def reward_quality(
 ) -> RewardQuality:
     """How well the reward model predicts held-out ratings, as its stage measured, and ranks the systems' own answers.
 
-    The latter by the truth, or else by the judge; specialists and ablations are left out.
+    The latter by the truth, or else by the judge; specialists and ablations are left out. Where several rewards or the
+    members of an ensemble can disagree, beside it stands whether their spread tells the size of the error.
     """
     path = reward / "quality.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    found = {}
+    found, doubted = {}, {}
     for one in systems:
         label_PVSK = one.judge_PVSK if one.true_reward_PVSK is None else one.true_reward_PVSK
         if label_PVSK is None or one.system.role in ("specialist", "ablation"):
             continue
-        rows = answer_rows(one.source, ["prompt_id", "response"])
-        figures = quality(
-            one.reward_PVSK.reshape(-1, len(objectives)),
-            label_PVSK.reshape(-1, len(objectives)),
-            list(objectives),
-            [row["prompt_id"] for row in rows],
-            [len(row["response"]) for row in rows],
-            resamples=resamples,
-            seed=seed,
-        )
-        found[one.name] = {head.name: head for head in figures.heads}
+        against = partial(_by_objective, one, list(objectives), resamples=resamples, seed=seed)
+        found[one.name] = against(one.reward_PVSK, label_PVSK)
+        if one.spread_PVSK is not None:
+            doubted[one.name] = against(one.spread_PVSK, abs(one.reward_PVSK - label_PVSK))
     parts = {
         name: values.get(name, {}) for name in ("heads", "objectives", "baseline", "truth", "spread", "spread_truth")
     }
-    return RewardQuality.model_validate(parts | {"on_policy": found})
+    return RewardQuality.model_validate(parts | {"on_policy": found, "spread_on_policy": doubted})
+
+
+def _by_objective(
+    system: Rewards, names: list[str], predicted_PVSK: Array, label_PVSK: Array, *, resamples: int, seed: int
+) -> dict[str, HeadQuality]:
+    """How well one figure of a system's answers predicts another, by objective."""
+    rows = answer_rows(system.source, ["prompt_id", "response"])
+    ids, lengths = [row["prompt_id"] for row in rows], [len(row["response"]) for row in rows]
+    predicted_NK, label_NK = (figure_PVSK.reshape(-1, len(names)) for figure_PVSK in (predicted_PVSK, label_PVSK))
+    measured = quality(predicted_NK, label_NK, names, ids, lengths, resamples=resamples, seed=seed)
+    return {head.name: head for head in measured.heads}

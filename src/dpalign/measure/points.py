@@ -34,6 +34,8 @@ class Rewards:
     """The world's truth, where it is known."""
     judge_PVSK: Array | None = None
     """By the judge, where there is one: a second reward model, which never selects."""
+    spread_PVSK: Array | None = None
+    """The standard deviation over the members of an ensemble, or over several reward models, where there are any."""
     folder: Path | None = None
     """The evaluate folder that they were read from."""
     words_PVS: Array | None = None

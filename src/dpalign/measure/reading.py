@@ -15,6 +15,7 @@ from dpalign.measure.bootstrap import Array
 from dpalign.measure.points import Rewards
 from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
 from dpalign.paper.direction import Preference, arithmetic
+from dpalign.paper.ensemble import spread_of
 from dpalign.paper.objectives import Objective, all_known, by_name, read_objectives
 from dpalign.rows import CANDIDATES, HEADS, SCORES, matrix_of, read_table
 from dpalign.runs.ledger import read_ledger
@@ -44,15 +45,18 @@ def read_rewards(folder: Path, system: System, reading: Reading, *, truth: bool 
     directions = None
     if kind == "direction":
         directions = np.array([Preference.from_vector(v_K, reading.names).v for v_K in conditions])
+    scores = rewards(folder / "scores", reading)
     true_NK = true_rewards(folder / "truth", reading) if truth else None
     judged = folder / "judged"
+    spread_NK = spread_of(_scores(folder / "scores"), reading.heads, reading.objectives)
     return Rewards(
         system,
         tuple(ids),
         directions,
-        rewards(folder / "scores", reading).reshape(shape),
+        scores.reshape(shape),
         None if true_NK is None else true_NK.reshape(shape),
         rewards(judged, reading).reshape(shape) if judged.exists() else None,
+        None if spread_NK is None else spread_NK.reshape(shape),
         folder,
     )
 
@@ -82,7 +86,12 @@ def rewards(folder: Path, reading: Reading) -> Array:
     Raises:
         ValueError: scores of other heads, or that are no numbers; the message names the folder.
     """
-    return _read(matrix_of(read_table(folder, SCORES, ["rewards"])["rewards"]), reading, folder)
+    return _read(_scores(folder), reading, folder)
+
+
+def _scores(folder: Path) -> Array:
+    """The rewards of every answer of a folder by all heads: (N, H)."""
+    return matrix_of(read_table(folder, SCORES, ["rewards"])["rewards"])
 
 
 def true_rewards(folder: Path, reading: Reading) -> Array | None:
@@ -92,7 +101,7 @@ def true_rewards(folder: Path, reading: Reading) -> Array | None:
     """
     if not folder.exists() or not all_known(reading.objectives, reading.heads, HEADS):
         return None
-    true_NH = by_name(matrix_of(read_table(folder, SCORES, ["rewards"])["rewards"]), HEADS, reading.heads)
+    true_NH = by_name(_scores(folder), HEADS, reading.heads)
     return _read(true_NH, reading, folder)
 
 

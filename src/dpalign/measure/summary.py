@@ -163,6 +163,8 @@ class RewardQuality(Record):
     """The same, where the error is known by the truth."""
     on_policy: dict[str, dict[str, HeadQuality]] = {}
     """System -> objective."""
+    spread_on_policy: dict[str, dict[str, HeadQuality]] = {}
+    """How the spread, of the ensemble or over several reward models, predicts the size of the error on these."""
 
 
 class PairShare(Record):

@@ -515,7 +515,10 @@ _QUALITY_NOTE: Final = (
 def quality_tables(summary: Summary) -> dict[str, Table | None]:
     """By title: heads and objectives on held-out ratings and the truth, then each system's own samples."""
     measured = summary.reward_model
-    own = {f"{name}, of {system}": head for system, heads in measured.on_policy.items() for name, head in heads.items()}
+    own, doubted = (
+        {f"{name}, of {system}": head for system, heads in figures.items() for name, head in heads.items()}
+        for figures in (measured.on_policy, measured.spread_on_policy)
+    )
     parts = {
         "Objectives, on held-out ratings": measured.objectives,
         "Objectives, on the truth of held-out answers": measured.truth,
@@ -523,6 +526,7 @@ def quality_tables(summary: Summary) -> dict[str, Table | None]:
         "Spread of the ensemble, on the size of the error on held-out ratings": measured.spread,
         "Spread of the ensemble, on the size of the true error": measured.spread_truth,
         "Objectives, on the policies' own samples": own,
+        "Spread of the rewards, on the size of the error of these": doubted,
     }
     shown = {title: heads for title, heads in parts.items() if heads}
 

@@ -12,9 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from dpalign.engines.knobs import Engines, Model
 from dpalign.paper.direction import evaluation_grid, objective_count
+from dpalign.paper.ensemble import readings, with_members
 from dpalign.paper.objectives import PAPER_OBJECTIVES, Objective, head_indices, own_name
 from dpalign.recipe.reading import changed, dotted, from_mapping, load_table
-from dpalign.rewards.ensemble import with_members
 from dpalign.rewards.knobs import RewardTable, heads_of, require_heads, require_names
 from dpalign.rows import HEADS
 from dpalign.runs.knobs import Cluster, Launch
@@ -269,10 +269,10 @@ class Recipe(Table):
             )
         for objective in self.objective_list:
             head_indices(objective, self.scored_heads)
-        if self.selection.caution and not (self.trains_reward and self.reward.ensemble > 1):
+        if self.selection.caution and len(readings(self.scored_heads, self.objective_list)) < 2:
             raise ValueError(
-                f"selection.caution is {self.selection.caution:g}, and no ensemble says what the rewards do not know; "
-                "set reward.ensemble = 8, or leave caution out"
+                f"selection.caution is {self.selection.caution:g}, and nothing says what the rewards do not know; set "
+                "reward.ensemble = 8, let an objective read several [rewards], or leave caution out"
             )
         if self.reward.probe and not self.trains_reward:
             raise ValueError(

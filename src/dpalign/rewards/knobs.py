@@ -7,7 +7,7 @@ from typing import Final, Literal, Self
 
 from pydantic import model_validator
 
-from dpalign.rewards.ensemble import MARK
+from dpalign.paper.ensemble import MARK
 from dpalign.runs.modelfolder import CONFIG, label_names, read_object
 from dpalign.runs.tables import FunctionName, ModelName, Table
 

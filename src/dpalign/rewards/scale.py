@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dpalign.rewards.ensemble import head_of
+from dpalign.paper.ensemble import head_of
 from dpalign.rewards.knobs import IDENTITY, RewardTable, Scale
 from dpalign.runs.folder import write_json
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dpalign.paper.ensemble import member_objectives, value_spread
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import NO_ONE, hindsight, members, pooled_best
-from dpalign.rewards.ensemble import member_objectives, value_spread
 from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards, take_rows
 
 if TYPE_CHECKING:

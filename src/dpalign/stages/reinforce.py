@@ -15,8 +15,8 @@ from pydantic import model_validator
 
 from dpalign.chat import with_system_line
 from dpalign.paper.direction import draw_directions, rng_for
+from dpalign.paper.ensemble import member_objectives, value_spread
 from dpalign.paper.objectives import read_objectives
-from dpalign.rewards.ensemble import member_objectives, value_spread
 from dpalign.rows import PROMPTS, read_rows
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.finetune import write_dial

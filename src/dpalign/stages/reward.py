@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from dpalign.data.ratings import labels_for, require_labels
 from dpalign.measure.baseline import ridge_cross_validated, surface_features
 from dpalign.measure.quality import quality
+from dpalign.paper.ensemble import masked_labels, spread_of, with_members
 from dpalign.paper.objectives import Objective, all_known, by_name, head_indices, own_name
-from dpalign.rewards.ensemble import masked_labels, member_objectives, members_of, with_members
 from dpalign.rewards.golden import golden_of, write_golden
 from dpalign.rewards.knobs import IDENTITY
 from dpalign.rewards.scale import fit, to_points
@@ -73,7 +73,7 @@ class Reward(Table):
     The penalty is chosen on prompts that a fit has not seen. Of `training` only `context` counts."""
     ensemble: int = Field(0, ge=0, le=64)
     """Members, each with every head once more, learned from a random half of the prompts (not in the paper; 8 suffice).
-    Their spread says what the ratings leave open: see `selection.caution`."""
+    All share its backbone. Their spread says what the ratings leave open: see `selection.caution`."""
     probe: DataName = ""
     """A file of heads that `freeze` fitted on this backbone, a run's reward/probe.safetensors: they are taken as they
     are, and no rating is needed (not in the paper)."""
@@ -320,13 +320,6 @@ def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:
         if spread_NK is not None:
             figures["spread_truth"] = _quality(recipe, rows, spread_NK, np.abs(read_NK - truth_NK), names)["heads"]
     return figures
-
-
-def spread_of(reward_NH: Array, heads: Sequence[str], objectives: Sequence[Objective]) -> Array | None:
-    """The standard deviation of each objective over an ensemble's members: (N, K); None without an ensemble."""
-    if members_of(heads) < 2 or not objectives:
-        return None
-    return np.asarray(member_objectives(reward_NH, heads, objectives).std(axis=1, ddof=1))
 
 
 def objectives_of(recipe: "Recipe", heads: Sequence[str]) -> list[Objective]:

@@ -94,8 +94,8 @@ class Selection(Table):
     """Whether an answer that repeats itself may be kept (paper silent: the best is). false reads all texts; under GRPO
     such an answer then earns the least."""
     caution: float = Field(0.0, ge=0, le=100)
-    """An answer is ranked by v . r less this many standard deviations of v . r over the members of `reward.ensemble`.
-    0 is the paper's rule."""
+    """An answer is ranked by v . r less this many standard deviations of v . r over the members of `reward.ensemble`;
+    without one, over the [rewards] that an objective averages. 0 is the paper's rule."""
 
     def sound(self, text: str) -> bool:
         """Whether an answer that ended may be learned from."""
