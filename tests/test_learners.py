@@ -252,6 +252,14 @@ def test_each_iteration_has_its_method_and_the_last_goes_on() -> None:
     assert found.keys() >= {"sample-1", "select-1"}
 
 
+@pytest.mark.parametrize(("first", "sampler"), [("rsf", True), ("dpo", False), ("grpo", False)])
+def test_no_steerlm_is_trained_to_sample_where_nothing_chooses_among_its_answers(first: str, sampler: bool) -> None:
+    found = planned(**{"policy.method": [first]})
+    assert ({"steerlm-d2", "evaluate-steerlm-d2"} <= found.keys()) == sampler
+    assert not any("steerlm-d2" in step.inputs.values() for step in found.values()) or sampler
+    assert {"steerlm", "evaluate-steerlm", "evaluate-policy-1"} <= found.keys()
+
+
 def test_pairs_are_of_the_policys_own_answers_and_train_it_on() -> None:
     """From SFT, which is asked for directions, at t = 1."""
     found = planned(**{"policy.method": ["dpo"]})

@@ -175,14 +175,20 @@ def preparation(recipe: Recipe) -> Iterator[Step]:
 
 def loop(recipe: Recipe) -> Iterator[Step]:
     """The iterations of section 2.2, from the SteerLM that samples for the first (section 3.1)."""
-    # t = 0: SFT knows no directions, so a SteerLM on D2 alone answers for diverse rewards (section 3.1).
-    half = "D2" if recipe.alternate else "D1"
-    yield Step("steerlm-d2", steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half=half)
-    policy = "steerlm-d2"
+    policy = "sft"
+    if _first(recipe) == 0:
+        # SFT knows no directions, so a SteerLM on D2 alone answers for diverse rewards (section 3.1).
+        policy, half = "steerlm-d2", "D2" if recipe.alternate else "D1"
+        yield Step(policy, steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half=half)
     for t in range(1, recipe.iterations + 1):
         half = "D2" if recipe.alternate and t % 2 == 0 else "D1"
         yield from LEARNERS[recipe.policy.at(t)](recipe, t, half, policy)
         policy = f"policy-{t}"
+
+
+def _first(recipe: Recipe) -> int:
+    """The loop's first policy: t = 0, a SteerLM whose answers are chosen; t = 1 where SFT's are learned from."""
+    return 0 if recipe.policy.at(1) == "rsf" else 1
 
 
 def rejection_sampling(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
@@ -198,7 +204,6 @@ def rejection_sampling(recipe: Recipe, t: int, half: str, policy: str) -> Iterat
 
 def conditional_dpo(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
     """The last policy's answers under directions, from pairs of which it learns."""
-    policy = policy if t > 1 else "sft"
     candidates, scores, pairs = f"sample-{t}", f"score-{t}", f"contrast-{t}"
     yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, "directions")
     yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
@@ -209,7 +214,7 @@ def conditional_dpo(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[
 def reinforcement(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
     """The last policy learns from the answers that it gives while it learns."""
     reference = {"sft": "sft"} if recipe.policy.grpo.reference == "sft" else {}
-    inputs = {"start": policy if t > 1 else "sft"} | scored_by(recipe) | reference
+    inputs = {"start": policy} | scored_by(recipe) | reference
     yield Step(f"policy-{t}", reinforce, inputs, t, half)
 
 
@@ -230,7 +235,7 @@ def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, 
         inputs = {"policy": policy} | shared
         return Step(f"evaluate-{name}", evaluate, inputs, system.iteration or 0, condition=condition), system
 
-    for t in range(recipe.iterations + 1):
+    for t in range(_first(recipe), recipe.iterations + 1):
         policy, condition = (f"policy-{t}", "directions") if t else ("steerlm-d2", "targets")
         yield evaluated(policy, policy, condition, policy_at(t))
     yield evaluated("steerlm", "steerlm", "targets", BESIDE_THE_LOOP["steerlm"])
