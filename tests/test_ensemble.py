@@ -1,17 +1,23 @@
 """Rewards that know what they do not know: members of an ensemble, their spread, and a choice that heeds it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from dpalign.measure.answers import reward_quality
+from dpalign.measure.reading import Reading, read_rewards
+from dpalign.measure.system import policy_at
+from dpalign.page.tables import quality_tables
 from dpalign.paper.ensemble import head_of, masked_labels, member_objectives, readings, spread_of, with_members
 from dpalign.paper.objectives import Objective
 from dpalign.recipe import changed, load
 from dpalign.rewards.knobs import RewardTable
 from dpalign.rewards.ridge import ridge_heads
 from dpalign.rewards.scale import fitted_scales
+from dpalign.rows import SCORES, matrix_of, read_table
 from dpalign.stages.pools import Pools, best_answers
 from dpalign.stages.select import Selection
 
@@ -59,6 +65,11 @@ def test_several_reward_models_of_one_objective_are_members_of_it() -> None:
     alone = (Objective("helpfulness", ("a/help", "a/depth")), objectives[1])
     assert readings(heads, alone) == []  # two heads of one model are no two opinions
     assert spread_of(reward_NH, heads, alone) is None
+
+
+def test_no_objective_has_no_spread() -> None:
+    """A reward model whose heads every objective averages with another reward's is measured by its heads alone."""
+    assert spread_of(np.zeros((1, 3)), ("help", "help~1", "help~2"), ()) is None
 
 
 def test_an_ensemble_beside_another_model_shares_it() -> None:
@@ -132,3 +143,18 @@ def test_caution_without_an_ensemble_is_refused() -> None:
     with_ensemble = changed(recipe, {"selection.caution": 1.0, "reward.ensemble": 4})
     assert len(with_ensemble.scored_heads) == 5 * len(recipe.heads)
     assert with_ensemble.judged().reward_heads == recipe.heads
+
+
+def test_the_report_says_whether_the_spread_of_several_rewards_tells_their_error(micro_run: Path) -> None:
+    folder, names = micro_run / "evaluate-policy-1", ("a", "b")
+    heads = tuple(f"{names[i % 2]}/h{i}" for i in range(10))
+    reading = Reading(heads, (Objective("helpfulness", ("a/h0", "b/h1")), Objective("verbosity", ("a/h4",))))
+    answered = read_rewards(folder, policy_at(1), reading, truth=False)
+    reward_NH = matrix_of(read_table(folder / "scores", SCORES, ["rewards"])["rewards"])
+    assert answered.spread_PVSK is not None
+    assert answered.spread_PVSK[..., 0].ravel() == pytest.approx(abs(reward_NH[:, 0] - reward_NH[:, 1]) / np.sqrt(2))
+    assert not answered.spread_PVSK[..., 1].any()
+    found = reward_quality(micro_run / "reward", [answered], reading.names, resamples=10, seed=0)
+    assert found.spread_on_policy["DPA t=1"]["helpfulness"].n == len(reward_NH)
+    shown = quality_tables(SimpleNamespace(reward_model=found))  # type: ignore[arg-type]
+    assert shown["Spread of the rewards, on the size of the error of these"] is not None

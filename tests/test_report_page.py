@@ -118,6 +118,7 @@ FACTS = {
         objectives={name: head(name, 0.88) for name in OBJECTIVES},
         baseline={"helpfulness": head("helpfulness", 0.52)},
         on_policy={"t=2": {"helpfulness": head("helpfulness", 0.81)}},
+        spread_on_policy={"t=2": {"helpfulness": head("helpfulness", 0.17)}},
     ),
     "data_reports": (
         DataReport(source="HelpSteer", file="h.jsonl", read=2400, kept=2388, filtered={"empty": 12}, notes={}),

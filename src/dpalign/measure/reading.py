@@ -45,15 +45,16 @@ def read_rewards(folder: Path, system: System, reading: Reading, *, truth: bool 
     directions = None
     if kind == "direction":
         directions = np.array([Preference.from_vector(v_K, reading.names).v for v_K in conditions])
-    scores = rewards(folder / "scores", reading)
+    reward_NH = _scores(folder / "scores")
+    reward_NK = _read(reward_NH, reading, folder / "scores")
+    spread_NK = spread_of(reward_NH, reading.heads, reading.objectives)
     true_NK = true_rewards(folder / "truth", reading) if truth else None
     judged = folder / "judged"
-    spread_NK = spread_of(_scores(folder / "scores"), reading.heads, reading.objectives)
     return Rewards(
         system,
         tuple(ids),
         directions,
-        scores.reshape(shape),
+        reward_NK.reshape(shape),
         None if true_NK is None else true_NK.reshape(shape),
         rewards(judged, reading).reshape(shape) if judged.exists() else None,
         None if spread_NK is None else spread_NK.reshape(shape),

@@ -84,7 +84,7 @@ def member_objectives(reward_NH: Array, heads: Sequence[str], objectives: Sequen
 
 def spread_of(reward_NH: Array, heads: Sequence[str], objectives: Sequence[Objective]) -> Array | None:
     """The standard deviation of each objective over the members: (N, K); None with fewer than two."""
-    if len(readings(heads, objectives)) < 2:
+    if not objectives or len(readings(heads, objectives)) < 2:
         return None
     return np.asarray(member_objectives(reward_NH, heads, objectives).std(axis=1, ddof=1))
 

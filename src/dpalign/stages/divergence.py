@@ -97,7 +97,7 @@ class Reader:
 def _differs(job: Job) -> bool:
     """Whether other weights than the given policy's drew the answers."""
     drew = read_ledger(job.inputs["evaluate"])["inputs"]["policy"]["digest"]
-    return drew != input_digest(job.work.run.folder, job.inputs["policy"], FileHashes())
+    return drew != input_digest(job.work.run.folder, job.inputs["policy"], FileHashes(job.work.run.folder))
 
 
 def reading(job: Job) -> Shards[tuple[Reader, Reader]]:
