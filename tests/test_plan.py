@@ -203,6 +203,22 @@ def test_a_lora_leaves_whole_models_and_needs_room_for_adapters_alone() -> None:
     assert root[room] == 3 * 12 * seven  # the others keep AdamW's two numbers
 
 
+def test_pairs_take_disk_once_however_many_trainings_share_them() -> None:
+    """Each of 32,000 prompts has five directions, and two pairs for each: a prompt and two answers."""
+    learner = make(load(cli.recipe_file("paper"), ["--policy.method", '["rsf", "dpo"]', "--iterations", "2"]))
+    sizes, chosen = learner.sizes, learner.loads["policy-2"].rows
+    pair = (sizes.prompt + 2 * sizes.answer) * sizes.text_bytes
+    assert chosen == 32_000 * 5 * 2 * 2
+    assert learner.disk["pairs"] == pytest.approx(chosen / 2 * pair)
+    rival = {
+        betas: make(
+            load(cli.recipe_file("paper"), ["--dpo.betas", betas, "--compare.systems", '["dpo"]']), compared=True
+        )
+        for betas in ("[0.1]", "[0.1, 0.5]")
+    }
+    assert rival["[0.1]"].disk["pairs"] == rival["[0.1, 0.5]"].disk["pairs"] > 0
+
+
 def test_sampling_takes_no_less_than_its_memory_allows() -> None:
     """One answer at a time, an H200 reads 14.5 GB of weights a token: 3.0 ms at 4,800 GB/s, whatever it computes."""
     words = ["--engines.sampling", "vllm", "--sampling.rows", "1", "--iterations", "1"]

@@ -343,11 +343,15 @@ def disk(
         * (1 + t.packing)
         for step, t in zip(trained, trainings, strict=True)
     ]
+    # A pair is a prompt with two answers, and counts as two rows; trainings of one set of pairs share it.
+    paired = {step.inputs["pairs"]: loads[step.name].rows for step in trained if "pairs" in step.inputs}
+    pair = (sizes.prompt + 2 * sizes.answer) * sizes.text_bytes
     return {
         "data": (2 * sizes.prompts * sizes.rated + sizes.others) * row + sizes.chats * sizes.chat * sizes.text_bytes,
         "answers": answers * sizes.answer * sizes.text_bytes,
         "scores": scored * SCORE_BYTES,
         "selected": sum(loads[step.name].rows for step in steps if step.stage.name in ("finetune", "specialist")) * row,
+        **({"pairs": sum(paired.values()) / 2 * pair} if paired else {}),
         f"{len(trained)} trained models": len(trained) * weights,
         "while training (three checkpoints)": 3.0 * max(checkpoints, default=0),
         "while training (rows as tokens)": TOKEN_BYTES * max(tokens, default=0.0),
