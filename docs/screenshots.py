@@ -31,7 +31,7 @@ FLAGS: Final = (
 COLOURS: Final = {"31": "#ff8f8f", "33": "#e3b35c", "35": "#ea93cb", "36": "#7cc7ff"}
 COLUMNS, LINES = 104, 50
 KINDS: Final = ("page", "taste", "chat")
-QUESTIONS: Final = ("Should we keep old buildings?", "How can I be a better listener?")
+QUESTIONS: Final = ("What is a good way to start the day?", "What is the role of the kidneys?")
 
 
 @contextlib.contextmanager
