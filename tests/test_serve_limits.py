@@ -517,11 +517,14 @@ def besieged_by(half_open: int, host: str, port: int, statuses: list[int]) -> It
     outside = process.Process(target=strangers, args=(host, port, half_open, there), daemon=True)
     outside.start()
     there.close()  # a siege that dies ends what is read here
-    assert here.recv() == "all held"
-    yield
-    here.send("stop")
-    statuses += here.recv()
-    outside.join()
+    try:
+        assert here.recv() == "all held"
+        yield
+        here.send("stop")
+        statuses += here.recv()
+    finally:
+        outside.terminate()
+        outside.join()
 
 
 def besieged(folder: Path, half_open: int, clients: int, seconds: float, rounds: int) -> tuple[list[float], list[int]]:
