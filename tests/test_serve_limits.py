@@ -550,7 +550,7 @@ def besieged(folder: Path, half_open: int, clients: int, seconds: float, rounds:
 @pytest.mark.slow
 def test_sixteen_clients_go_on_while_strangers_hold_two_thousand_half_open_connections(tmp_path: Path) -> None:
     """And while hostile requests of a megabyte come a few a second. Rounds of peace and siege take turns."""
-    ratios, statuses = besieged(tmp_path, half_open=2000, clients=16, seconds=8, rounds=5)
+    ratios, statuses = besieged(tmp_path, half_open=2000, clients=16, seconds=8, rounds=9)
     assert statistics.median(ratios) < 2, ratios
     assert set(statuses) == {400}
     assert len(statuses) > 30
