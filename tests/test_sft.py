@@ -1,6 +1,7 @@
 """Supervised fine-tuning: which tokens are trained on, and that packed conversations do not see each other."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import tiny
 from dpalign.train import knobs
@@ -86,6 +87,30 @@ def test_packed_conversations_train_as_the_separate_ones(tiny_folder: Path, tmp_
     assert together.loss == pytest.approx(apart.loss, abs=1e-5)
     assert all(same(together.gradients[name], x, within=1e-5) for name, x in apart.gradients.items())
     assert max(gradient.abs().max() for gradient in apart.gradients.values()) > 1e-2
+
+
+@pytest.mark.parametrize(("loss_on", "packing"), [("answer", False), ("text", False), ("answer", True)])
+def test_on_a_cpu_an_update_is_trls(tiny_folder: Path, tmp_path: Path, loss_on: Any, packing: bool) -> None:
+    """From fewer logits: those of positions that no label asks for are not computed."""
+    rows = list(tokenize(CHATS[:4], AutoTokenizer.from_pretrained(tiny_folder), Training(loss_on=loss_on)))
+    room = sum(len(row["input_ids"]) for row in rows)
+    batch = 1 if packing else 4
+    once = changed(SMALL, steps=1, context=room, batch=batch, micro_batch=batch, packing=packing)
+    how = context(tmp_path / "model", once, tiny_folder)
+
+    def of_trl(model: PreTrainedModel) -> trl.SFTTrainer:
+        trainer = sft_trainer(model, rows, how)
+        trainer.compute_loss = partial(trl.SFTTrainer.compute_loss, trainer)
+        return trainer
+
+    ours = updated(tiny_folder, rows, once, tmp_path / "ours")
+    theirs = one_update(tiny_folder, of_trl)
+    assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+    assert all(same(ours.gradients[name], x, within=1e-5) for name, x in theirs.gradients.items())
+    (forward,) = ours.forwards
+    asked = (forward["shift_labels"] != IGNORED).any(dim=0)
+    assert asked.all()
+    assert len(asked) < forward["input_ids"].shape[1]
 
 
 def test_a_packed_row_keeps_its_conversations_apart_only_without_a_cache(

@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import mmap
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -314,3 +316,17 @@ def test_threads_are_settled_before_torch_is_imported(tmp_path: Path) -> None:
     clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and k not in environment.WAITING}
     done = subprocess.run([sys.executable, "-c", code], env=clean, check=True, capture_output=True, text=True)
     assert done.stdout == "1 1 0\n"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+@pytest.mark.parametrize(("gpus", "kept"), [((), True), (("/",), False)])
+def test_without_a_gpu_freed_memory_is_kept(gpus: tuple[str, ...], kept: bool) -> None:
+    """Measured by page faults: what was given back is faulted in again."""
+    size, faults = 1 << 26, "resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
+    code = (
+        f"import resource; from dpalign.runs import environment; environment.GPU_DEVICES = {gpus}\n"
+        f"environment.keep_freed_memory(); bytes([7]) * {size}\n"
+        f"before = {faults}; bytes([8]) * {size}; print({faults} - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert (int(done.stdout) < size // mmap.PAGESIZE // 10) == kept

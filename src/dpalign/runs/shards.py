@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpalign.runs.environment import settle_threads
+from dpalign.runs.environment import keep_freed_memory, settle_threads
 from dpalign.runs.folder import Run, Shard, Tally, beside, keep_tally, unfinished
 from dpalign.runs.knobs import Cluster
 from dpalign.runs.ledger import SCRATCH, write_bytes
@@ -261,6 +261,7 @@ class ShardActor:
             if error := self.get(attempts.start_process.remote()):
                 raise ValueError(error)
             settle_threads(job.recipe.threads, for_torch=True)
+            keep_freed_memory()
             folder = Path(tempfile.mkdtemp(prefix="dpalign-"))
             self.job = replace(job, work=Run(folder, lock=-1, git_commit=None).stage_at_work(stage))
             self.work = plan(self.job)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from dpalign.measure.system import System
-from dpalign.runs.environment import settle_threads
+from dpalign.runs.environment import keep_freed_memory, settle_threads
 from dpalign.runs.folder import Tally, Work
 from dpalign.runs.tables import leaves
 
@@ -135,6 +135,7 @@ class Stage:
         """
         with installed():
             settle_threads(job.recipe.threads, for_torch=self.heavy)
+            keep_freed_memory()
             self.function(job)
 
 

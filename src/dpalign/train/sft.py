@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import torch
 from datasets import Dataset
+from torch.nn import functional
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from dpalign.engines.tokens import row_ids, turn_of
@@ -95,7 +96,25 @@ def sft_trainer(model: PreTrainedModel, rows: Dataset | Sequence[Row], context: 
 
 
 class _Trainer(ByLength, SFTTrainer):  # type: ignore[misc]
-    """TRL's, with unpacked rows by length, and rows packed all at once."""
+    """TRL's, with unpacked rows by length, rows packed all at once, and a loss that suits a CPU."""
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """TRL's on a GPU. On a CPU from whole logits, at the positions that a label of some row asks for.
+
+        TRL's loss saves a GPU's memory by tiles of the vocabulary. On a CPU it scores every position twice over.
+        """
+        if inputs["input_ids"].device.type != "cpu":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        next_BT = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
+        asked_A = (next_BT != IGNORED).any(dim=0).nonzero().flatten()
+        asked = {"use_cache": False, "logits_to_keep": asked_A, "shift_labels": next_BT[:, asked_A]}
+        return Trainer.compute_loss(self, model, inputs | asked, return_outputs, num_items_in_batch)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         if self.args.packing:
