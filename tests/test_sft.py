@@ -113,6 +113,29 @@ def test_on_a_cpu_an_update_is_trls(tiny_folder: Path, tmp_path: Path, loss_on: 
         assert len(asked) < forward["input_ids"].shape[1]
 
 
+def test_a_model_that_gives_all_its_logits_or_none_trains_as_well(
+    tiny_folder: Path, rows: list[dict[str, list[int]]], tmp_path: Path
+) -> None:
+    """A model of foreign code may lack the keyword that selects positions."""
+    once = changed(SMALL, steps=1, batch=4, micro_batch=4)
+    how = context(tmp_path / "model", once, tiny_folder)
+
+    def without_selection(model: PreTrainedModel) -> trl.SFTTrainer:
+        def forward(
+            self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **rest: Any
+        ) -> Any:
+            assert "logits_to_keep" not in rest
+            return kind.forward(self, input_ids=input_ids, attention_mask=attention_mask, labels=labels, **rest)
+
+        kind = type(model)
+        model.__class__ = type("Foreign", (kind,), {"forward": forward})
+        return sft_trainer(model, rows, how)
+
+    foreign = one_update(tiny_folder, without_selection)
+    assert foreign.loss == pytest.approx(updated(tiny_folder, rows, once, tmp_path / "ours").loss, abs=1e-5)
+    assert "logits_to_keep" not in foreign.forwards[0]
+
+
 def test_a_packed_row_keeps_its_conversations_apart_only_without_a_cache(
     tiny_folder: Path, rows: list[dict[str, list[int]]], tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ WAITING: Final = {
 """Threads that wait asleep: on a busy machine spinning ones sample several times slower. And no bars of the libraries:
 the stages say themselves how far they are."""
 
-KEPT: Final = {-1: 2_000_000_000, -3: 1_000_000_000}
+MALLOPT: Final = {-1: 2_000_000_000, -3: 1_000_000_000}
 """glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes."""
 
 
@@ -57,7 +57,7 @@ def keep_freed_memory() -> None:
     By default it gives large blocks back, and the next are faulted in page by page: a fifth of a training's time.
     """
     if platform.libc_ver()[0] == "glibc" and not any(map(os.path.exists, GPU_DEVICES)):
-        for option, size in KEPT.items():
+        for option, size in MALLOPT.items():
             ctypes.CDLL(None).mallopt(option, size)
 
 

@@ -135,7 +135,8 @@ class Stage:
         """
         with installed():
             settle_threads(job.recipe.threads, for_torch=self.heavy)
-            keep_freed_memory()
+            if self.heavy:
+                keep_freed_memory()
             self.function(job)
 
 

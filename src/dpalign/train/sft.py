@@ -7,6 +7,7 @@ restarts the position ids at each, and the model runs without a key-value cache,
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,7 +87,9 @@ def sft_trainer(model: PreTrainedModel, rows: Dataset | Sequence[Row], context: 
         use_liger_kernel=context.kernels.liger,
         **arguments(replace(context, training=training)),
     )
-    return _Trainer(
+    selects = "logits_to_keep" in signature(model.forward).parameters  # models of foreign code may not
+    trainer = _CpuTrainer if selects and not torch.cuda.is_available() else _Trainer
+    return trainer(
         model=model,
         args=config,
         train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list([dict(row) for row in rows]),
@@ -96,25 +99,7 @@ def sft_trainer(model: PreTrainedModel, rows: Dataset | Sequence[Row], context: 
 
 
 class _Trainer(ByLength, SFTTrainer):  # type: ignore[misc]
-    """TRL's, with unpacked rows by length, rows packed all at once, and a loss that suits a CPU."""
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> Any:
-        """TRL's on a GPU. On a CPU from whole logits, at the positions that a label of some row asks for.
-
-        TRL's loss saves a GPU's memory by tiles of the vocabulary. On a CPU it scores every position twice over.
-        """
-        if inputs["input_ids"].device.type != "cpu":
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        next_BT = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
-        asked_A = (next_BT != IGNORED).any(dim=0).nonzero().flatten()
-        asked = {"use_cache": False, "logits_to_keep": asked_A, "shift_labels": next_BT[:, asked_A]}
-        return Trainer.compute_loss(self, model, inputs | asked, return_outputs, num_items_in_batch)
+    """TRL's, with unpacked rows by length, and rows packed all at once."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         if self.args.packing:
@@ -125,6 +110,27 @@ class _Trainer(ByLength, SFTTrainer):  # type: ignore[misc]
         self, dataset: Dataset, processing_class: Any, args: SFTConfig, packing: bool, *rest: Any
     ) -> Dataset:
         return packed(dataset, args.max_length) if packing else dataset
+
+
+class _CpuTrainer(_Trainer):
+    """The same loss from whole logits, of the positions where some row has a label.
+
+    TRL computes logits in tiles, which saves a GPU's memory. Off a GPU it does so for every position.
+
+    Shapes: B rows of a micro-batch, T tokens, S positions with a label.
+    """
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        target_BT = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
+        position_S = (target_BT != IGNORED).any(dim=0).nonzero().flatten()
+        keywords = {"use_cache": False, "logits_to_keep": position_S, "shift_labels": target_BT[:, position_S]}
+        return Trainer.compute_loss(self, model, inputs | keywords, return_outputs, num_items_in_batch)
 
 
 def packed(rows: Dataset, room: int) -> Dataset:
