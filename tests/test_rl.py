@@ -281,6 +281,43 @@ def test_what_is_counted_is_what_was_sampled_scored_and_trained(
     assert done.curve["tokens"] == pytest.approx([sum(map(len, answers[i : i + 16])) / 16 for i in (0, 16, 32)])
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_an_update_is_the_same_however_its_answers_are_read(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, algorithm: Any
+) -> None:
+    """By TRL's own reading of all rows at once, by micro-batches at their own width, and by whole logits."""
+    widths: list[int] = []
+    plain = MistralForCausalLM.forward
+
+    def forward(self: Any, *given: Any, **named: Any) -> Any:
+        if self.training and (mask := named.get("attention_mask")) is not None and torch.is_grad_enabled():
+            assert mask.any(dim=0).all(), "a column of padding alone"
+            widths.append(mask.shape[1])
+        return plain(self, *given, **named)
+
+    monkeypatch.setattr(MistralForCausalLM, "forward", forward)
+    often_ending(tiny_folder, tmp_path / "start")
+
+    def trained(name: str, whole: bool, micro_batch: int) -> torch.Tensor:
+        monkeypatch.setattr("dpalign.train.rl.wants_whole_logits", lambda model: whole)
+        training = changed(SIX, steps=2, batch=16, micro_batch=micro_batch, learning_rate=1e-3)
+        reward = lambda completion_ids, **_: [float(len(ids)) for ids in completion_ids]  # noqa: E731
+        own: dict[str, Any] = {"samples": 4, "max_new_tokens": 12, "temperature": 0.8, "reward": reward}
+        run(algorithm, tmp_path / "start", tmp_path / name, training, **own)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        return torch.cat([weights.flatten() for weights in model.parameters()])
+
+    tiled = trained("tiled", whole=False, micro_batch=16)
+    assert (
+        tiled - torch.cat([w.flatten() for w in AutoModelForCausalLM.from_pretrained(tmp_path / "start").parameters()])
+    ).abs().max() > 1e-3
+    for name, whole, micro_batch in (("narrow", False, 2), ("whole", True, 16), ("both", True, 2)):
+        widths.clear()
+        torch.testing.assert_close(trained(name, whole, micro_batch), tiled, rtol=0, atol=2e-5)
+        if whole:
+            assert len(set(widths)) > (micro_batch == 2)
+
+
 # The stage
 
 

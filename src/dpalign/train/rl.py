@@ -14,17 +14,30 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
+from torch.nn import functional
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.trainer.utils import selective_log_softmax, selective_log_softmax_and_entropy
 
 from dpalign.engines.engine import require_room
 from dpalign.engines.tokens import PromptReader, prompt_ids
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.rows import Message
-from dpalign.train.trainer import Curve, Rows, RunContext, arguments, curve_of, load_model, lora, train
+from dpalign.train.trainer import (
+    Curve,
+    Rows,
+    RunContext,
+    arguments,
+    curve_of,
+    load_model,
+    lora,
+    train,
+    wants_whole_logits,
+)
 
 Array = NDArray[np.float64]
 Scores = Callable[[Sequence[tuple[list[Message], str]]], NDArray[np.floating[Any]]]
@@ -177,6 +190,7 @@ def reinforce(
     """
     set_seed(context.seed)
     model = load_model("policy", context)
+    whole = wants_whole_logits(model)
     ids = [prompt_ids(context.tokenizer, messages) for messages in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     require_room([repr(messages[-1]["content"][:80]) for messages in prompts], ids, config.max_completion_length, limit)
@@ -192,6 +206,7 @@ def reinforce(
         processing_class=context.tokenizer,
         peft_config=lora(context.training.lora_rank),
     )
+    trainer.whole_logits = whole
     try:
         train(trainer, Rows(asked, len(asked), 0, 0), context)
     except RuntimeError as error:  # of torch, where a policy's probabilities are no numbers
@@ -212,11 +227,63 @@ class _OwnPrompts:
         return [prompt_ids(self.processing_class, messages) for messages in prompts], *others
 
 
-class _Grpo(_OwnPrompts, GRPOTrainer):  # type: ignore[misc]
+class _ReadTokens:
+    """A mix-in: a micro-batch is read at its own width, where TRL reads all at the width of the longest answer.
+
+    Off a GPU the logits come whole, of the answers' positions. TRL's tiles save a GPU's memory; off one they are
+    computed for every position, of prompts and of padding too.
+
+    Shapes: N rows, B of them in a micro-batch, T tokens, S of them for answers, V the vocabulary.
+    """
+
+    whole_logits = False
+    """Whether logits are to come whole."""
+    temperature: float
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        if compute_aux_loss or any(given is not None for given in images.values()):  # TRL's own way
+            both = compute_entropy, compute_aux_loss
+            return super()._get_per_token_logps_and_entropies(  # type: ignore[misc,no-any-return]
+                model, input_ids, attention_mask, logits_to_keep, batch_size, *both, **images
+            )
+        read = self._by_whole_logits if self.whole_logits else super()._get_per_token_logps_and_entropies  # type: ignore[misc]
+        rows = batch_size or len(input_ids)
+        parts: list[list[torch.Tensor]] = []
+        for ids_BT, mask_BT in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
+            first, *_, last = mask_BT.any(dim=0).nonzero().flatten().tolist()
+            after, width_T = ids_BT.shape[1] - 1 - last, slice(first, last + 1)
+            found = read(
+                model, ids_BT[:, width_T], mask_BT[:, width_T], logits_to_keep - after, compute_entropy=compute_entropy
+            )
+            parts.append([functional.pad(x_BS, (0, after)) for x_BS in found if x_BS is not None])
+        log_p_NS, *entropy_NS = (torch.cat(x) for x in zip(*parts, strict=True))
+        return log_p_NS, entropy_NS[0] if entropy_NS else None, None
+
+    def _by_whole_logits(
+        self, model: torch.nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor, answers: int, compute_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        out = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, logits_to_keep=answers + 1)
+        logits_BSV, chosen_BS = out.logits[:, :-1] / self.temperature, ids_BT[:, -answers:]
+        if not compute_entropy:
+            return selective_log_softmax(logits_BSV, chosen_BS), None, None
+        return *selective_log_softmax_and_entropy(logits_BSV, chosen_BS, entropy_requires_grad=False), None
+
+
+class _Grpo(_OwnPrompts, _ReadTokens, GRPOTrainer):  # type: ignore[misc]
     pass
 
 
-class _Rloo(_OwnPrompts, RLOOTrainer):  # type: ignore[misc]
+class _Rloo(_OwnPrompts, _ReadTokens, RLOOTrainer):  # type: ignore[misc]
     pass
 
 

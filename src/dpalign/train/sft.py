@@ -7,7 +7,6 @@ restarts the position ids at each, and the model runs without a key-value cache,
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +32,7 @@ from dpalign.train.trainer import (
     make_once,
     telling_of_marks,
     train,
+    wants_whole_logits,
 )
 
 IGNORED = -100
@@ -87,8 +87,7 @@ def sft_trainer(model: PreTrainedModel, rows: Dataset | Sequence[Row], context: 
         use_liger_kernel=context.kernels.liger,
         **arguments(replace(context, training=training)),
     )
-    selects = "logits_to_keep" in signature(model.forward).parameters  # models of foreign code may not
-    trainer = _CpuTrainer if selects and not torch.cuda.is_available() else _Trainer
+    trainer = _CpuTrainer if wants_whole_logits(model) else _Trainer
     return trainer(
         model=model,
         args=config,

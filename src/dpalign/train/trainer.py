@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -304,6 +305,15 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def wants_whole_logits(model: PreTrainedModel) -> bool:
+    """Whether a loss does best with whole logits of some positions: off a GPU, if the model can select positions.
+
+    TRL computes logits in tiles, which saves a GPU's memory; off one it does so for every position. Models of foreign
+    code may not select.
+    """
+    return "logits_to_keep" in signature(model.forward).parameters and not torch.cuda.is_available()
 
 
 def lora(rank: int, task: str = "CAUSAL_LM") -> LoraConfig | None:
