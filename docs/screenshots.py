@@ -113,6 +113,10 @@ def terminal(model: Path, typed: list[str]) -> str:
     def tmux(*words: str) -> str:
         return subprocess.run(["tmux", "-L", name, *words], check=True, capture_output=True, text=True).stdout
 
+    def marks() -> int:
+        """Prompts of the chat so far, those that have scrolled off included."""
+        return tmux("capture-pane", "-p", "-S", "-").count("\u276f")
+
     with tempfile.TemporaryDirectory() as folder:
         command = f"{sys.executable} -m dpalign chat '{model.resolve()}' --no-history"
         (Path(folder) / "start.sh").write_text(f"clear\nexec {command}\n")
@@ -120,10 +124,10 @@ def terminal(model: Path, typed: list[str]) -> str:
         try:
             until(lambda: "says more" in tmux("capture-pane", "-p"))
             for line in typed:
-                marks = tmux("capture-pane", "-p").count("\u276f")
+                before = marks()
                 tmux("send-keys", "-l", line)
                 tmux("send-keys", "Enter")
-                until(lambda marks=marks: tmux("capture-pane", "-p").count("\u276f") > marks)
+                until(lambda before=before: marks() > before)
             return tmux("capture-pane", "-p", "-e").rstrip("\n")
         finally:
             tmux("kill-server")
