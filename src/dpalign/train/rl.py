@@ -190,7 +190,7 @@ def reinforce(
     """
     set_seed(context.seed)
     model = load_model("policy", context)
-    whole = wants_whole_logits(model)
+    whole = wants_whole_logits(model)  # asked before LoRA wraps the model, and hides what its forward takes
     ids = [prompt_ids(context.tokenizer, messages) for messages in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     require_room([repr(messages[-1]["content"][:80]) for messages in prompts], ids, config.max_completion_length, limit)
