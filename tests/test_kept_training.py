@@ -169,6 +169,14 @@ def test_a_training_that_sigterm_reaches_writes_a_checkpoint_of_its_update_and_g
     assert tiny.weights(tmp_path / "ended" / "model") == tiny.weights(tmp_path / "whole" / "model")
 
 
+def write_rated(data: Path) -> None:
+    """Rated answers to train on and held-out ones, each with a label for every head."""
+    answers = [rated(row["messages"][-1]["content"], row["response"]) for row in ROWS]
+    rows = [row | {"labels": dict.fromkeys(HEADS, 40.0 + 5 * i)} for i, row in enumerate(answers)]
+    for part in ("train", "heldout"):
+        write_rows(data / part / "part-00000.parquet", [row | {"source": "x"} for row in rows], RATED)
+
+
 @pytest.mark.parametrize(
     ("name", "after", "updates"), [("reward", (reward, "measure"), 6), ("finetune", (finetune, "write_contract"), 6)]
 )
@@ -182,10 +190,7 @@ def test_a_stage_that_fails_after_its_training_does_not_train_again(
     updates: int,
 ) -> None:
     """The finished stage has the bytes and the counts of one that did not fail."""
-    labels = dict.fromkeys(HEADS, 50.0)
-    rows = [rated(row["messages"][-1]["content"], row["response"]) | {"labels": labels} for row in ROWS]
-    for part in ("train", "heldout"):
-        write_rows(tmp_path / "data" / part / "part-00000.parquet", [row | {"source": "x"} for row in rows], RATED)
+    write_rated(tmp_path / "data")
     write_rows(tmp_path / "chosen" / "part-00000.parquet", CHATS, CONVERSATIONS)
     inputs = {
         "reward": {"data": tmp_path / "data", "base": tiny_folder.parent},
@@ -210,3 +215,59 @@ def test_a_stage_that_fails_after_its_training_does_not_train_again(
     same = ("digest", "counts", "tokens")
     assert [read_ledger(mended)[key] for key in same] == [read_ledger(whole)[key] for key in same]  # type: ignore[literal-required]
     assert f"{name}: its training was finished before" in (tmp_path / "broken" / "log.txt").read_text()
+
+
+OTHERS = [
+    *("--objectives", '{helpfulness = ["ultrafeedback-helpfulness"], complexity = ["helpsteer-complexity"]}'),
+    *("--preference.low", "0", "--preference.high", "90"),
+]
+SHORT = [
+    *("--rewards.rm.trained", "true", "--rewards.short.function", "dpalign.rewards.functions:words"),
+    *("--objectives", '{helpfulness = ["rm/ultrafeedback-helpfulness"], length = ["short"]}'),
+    *("--preference.low", "-45", "--preference.high", "0", "--data.judge", "0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("always", "more", "kept"),
+    [
+        ([], OTHERS, True),
+        ([], SHORT, True),
+        ([], ["--reward.lm_loss", "0.5"], False),
+        (["--reward.bradley_terry", "0.1"], OTHERS, False),
+    ],
+    ids=["objectives", "one more reward", "a knob of the training", "a preference by the objectives"],
+)
+def test_a_reward_model_is_kept_where_only_what_measures_it_changes(
+    tmp_path: Path, tiny_folder: Path, steps: list[int], always: list[str], more: list[str], kept: bool
+) -> None:
+    """It has the bytes and the counts of one that is trained for the new objectives."""
+    write_rated(tmp_path / "data")
+    step = Step("reward", STAGES["reward"], {"data": tmp_path / "data", "base": tiny_folder.parent})
+
+    def take(folder: Path, *words: str) -> Path:
+        with runs.Run.open(folder, None, {}) as opened:
+            runner.take(recipe.load(MICRO, ["--data.world", "false", *always, *words]), opened, step)
+        return folder / "reward"
+
+    before = (take(tmp_path / "run") / "quality.json").read_text()
+    fresh = take(tmp_path / "fresh", *more) if kept else None
+    steps.clear()
+    changed = take(tmp_path / "run", *more)
+    assert bool(steps) is not kept
+    assert ("its model is kept" in (tmp_path / "run" / "log.txt").read_text()) is kept
+    if fresh is not None:
+        same = ("digest", "counts", "tokens")
+        assert [read_ledger(changed)[key] for key in same] == [read_ledger(fresh)[key] for key in same]  # type: ignore[literal-required]
+        assert (changed / "quality.json").read_text() != before
+
+
+def test_a_damaged_reward_model_is_not_kept(tmp_path: Path, tiny_folder: Path, steps: list[int]) -> None:
+    write_rated(tmp_path / "data")
+    step = Step("reward", STAGES["reward"], {"data": tmp_path / "data", "base": tiny_folder.parent})
+    for words in ([], OTHERS):
+        steps.clear()
+        with runs.Run.open(tmp_path / "run", None, {}) as opened:
+            runner.take(recipe.load(MICRO, ["--data.world", "false", *words]), opened, step)
+        flip(tmp_path / "run" / "reward" / "model" / "model.safetensors")
+    assert steps

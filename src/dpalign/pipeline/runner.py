@@ -26,6 +26,7 @@ from dpalign.runs.progress import AS_LINES
 from dpalign.runs.stopping import RESUME, Stopped, asked, wait_for
 from dpalign.stages.preference import asked_in_words
 from dpalign.stages.stage import Job, Step
+from dpalign.stages.training import keep_trained
 
 
 def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> Path:
@@ -97,6 +98,8 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
                 run.log(f"{step.name}: kept, though the hub's names stood for other commits: {moved}")
             return
         source, rows = rows_to_take(recipe, run, step)
+        if trains(recipe, step):
+            keep_trained(work, step.stage.measured(recipe_of(recipe, step)))
         work.check = lambda total: step.stage.require_conserved(total, source, rows)
         if step.stage.heavy and (recipe.launcher != "inprocess" or recipe.jobs > 1):
             take_apart(recipe, work, step)
@@ -106,11 +109,15 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
         work.hub = hub_commits(knobs)
 
 
+def trains(recipe: Recipe, step: Step) -> bool:
+    """Whether a step trains a model; a recipe may name a finished one in its place."""
+    return step.stage.trains is not None and not step.stage.trains(recipe_of(recipe, step)).checkpoint
+
+
 def rows_to_take(recipe: Recipe, run: runs.Run, step: Step) -> tuple[Path, int | None]:
     """The folder whose rows a step takes, and how many its ledger counts; None where no ledger counts them."""
-    training = step.stage.trains(recipe_of(recipe, step)) if step.stage.trains else None
     source = run.folder / step.inputs.get(step.stage.takes, "")
-    named = training is not None and training.checkpoint  # a model in place of the training, which reads nothing
+    named = step.stage.trains and not trains(recipe, step)  # a model in place of the training, which reads nothing
     if named or step.stage.takes not in step.inputs or not (source / ledger.LEDGER).is_file():
         return source, None
     return source, int(ledger.read_ledger(source)["counts"]["out"])

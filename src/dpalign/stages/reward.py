@@ -29,7 +29,7 @@ from dpalign.runs.tables import DataName, Table
 from dpalign.stages.cost import Costs, Load, reward_models
 from dpalign.stages.score import model_scorer, models_scorer
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
-from dpalign.stages.training import context_of, count, trained_once
+from dpalign.stages.training import KEPT, context_of, count, trained_once
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
@@ -126,6 +126,11 @@ def _reads(r: "Recipe") -> tuple[object, ...]:
     )
 
 
+def _measured(r: "Recipe") -> tuple[str, ...]:
+    """What only the measuring reads. With a Bradley-Terry term the first objective says which answer is preferred."""
+    return () if r.reward.bradley_terry else ("objectives", "rewards")
+
+
 def _cost(costs: Costs, step: Step, rows: float, *, trained: bool, models: int) -> Load:
     """A training on rated rows, or a probe that reads each once; then the measuring on held-out prompts.
 
@@ -171,6 +176,7 @@ def _held_out(costs: Costs) -> float:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training if r.trains_reward else Training(checkpoint="given"),
+    measured=_measured,
     cost=lambda costs, step: _cost(
         costs, step, _rated(costs), trained=costs.recipe.learns_rewards, models=reward_models(costs.recipe)
     ),
@@ -218,6 +224,7 @@ def _warn(job: Job, figures: Mapping[str, Any]) -> None:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training,
+    measured=_measured,
     cost=lambda costs, step: _cost(costs, step, _judged(costs), trained=not costs.recipe.reward.judge_probe, models=1),
 )
 def judge(job: Job) -> None:
@@ -235,7 +242,20 @@ def judge(job: Job) -> None:
 def _train(job: Job, part: str, seed: int) -> None:
     from dpalign.train.trainer import Outcome
 
-    count(job, trained_once(job, Outcome, lambda: _fit(job, part, seed)))
+    _require_labels(job, part)
+    if not (job.out / KEPT).is_file():
+        count(job, trained_once(job, Outcome, lambda: _fit(job, part, seed)))
+
+
+def _require_labels(job: Job, part: str) -> None:
+    recipe = job.recipe
+    if not (recipe.reward.probe if part == "train" else recipe.reward.judge_probe):
+        require_labels(_labelled(job, part), _objectives(recipe, part), recipe.heads, part)
+
+
+def _objectives(recipe: "Recipe", part: str) -> tuple[Objective, ...]:
+    """The objectives as far as they read the model that is trained."""
+    return recipe.trained_objectives if part == "train" else recipe.judged().objective_list
 
 
 def _fit(job: Job, part: str, seed: int) -> "Outcome":
@@ -246,13 +266,10 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
     from dpalign.rewards.model import BradleyTerry, given_reward_model, probe_reward_model, train_reward_model
 
     recipe, knobs = job.recipe, job.recipe.reward
-    objectives = recipe.trained_objectives if part == "train" else recipe.judged().objective_list
     members = knobs.ensemble if part == "train" else 0
     heads = with_members(recipe.heads, members)
     knob = "probe" if part == "train" else "judge_probe"
     given: str = getattr(knobs, knob)
-    if not given:
-        require_labels(_labelled(job, part), objectives, recipe.heads, part)
     start = str(job.inputs["base"] / "model") if "base" in job.inputs else local_model(recipe.model.source)
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.pad_token = spare_token(tokenizer)
@@ -271,7 +288,7 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
     if knobs.bradley_terry:
         own = job.inputs["data"] / "pairs"
         pairs = list(read_rows(own, PAIRS)) if part == "train" and own.exists() else []  # the judge's prompts have none
-        first = head_indices(objectives[0], recipe.heads)
+        first = head_indices(_objectives(recipe, part)[0], recipe.heads)
         preference = BradleyTerry(knobs.bradley_terry, first, pairs)
     return train_reward_model(
         context,

@@ -74,6 +74,9 @@ class Stage:
     """Runs in one process per GPU where the recipe says so."""
     trains: "Callable[[Recipe], Training] | None" = None
     """How it trains a model, where it does."""
+    measured: "Callable[[Recipe], tuple[str, ...]]" = lambda recipe: ()
+    """Of a training: tables of knobs that it reads to measure its model, and not to train it. A change of these alone
+    keeps the model."""
     cost: "Cost | None" = None
     """What it computes, for `dpa plan`; None computes nothing worth counting."""
     law: Law = "sifts"

@@ -1,16 +1,20 @@
 """What the training stages share: the model to start from, its tokenizer, the context, and what the ledger counts."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from dpalign.chat import PromptStyle, chat_template, styled_template
-from dpalign.runs.folder import write_json
+from dpalign.runs.folder import Work, write_json, write_text
 from dpalign.runs.hub import local_model
+from dpalign.runs.ledger import read_ledger
 from dpalign.runs.modelfolder import require_fit, require_weights
 from dpalign.runs.tables import MOST
+from dpalign.runs.verify import require_intact
 from dpalign.stages.stage import Job
 from dpalign.train.knobs import Training
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 Done = TypeVar("Done", "Outcome", "Reinforcement")
 TRAINED: Final = ".stage/trained.json"
 """In a stage at work whose model is trained: what the training did."""
+KEPT: Final = ".stage/kept"
+"""In a stage at work that has its model from the finished one which it is to replace."""
 STYLE: Final = "prompt.txt"
 """Beside the name of a checkpoint that a stage took in place of training: the style that it is asked in."""
 
@@ -162,6 +168,48 @@ def trained_once(job: Job, what: type[Done], train: Callable[[], Done]) -> Done:
     if first_process():
         write_json(note, asdict(done))
     return done
+
+
+def keep_trained(work: Work, measured: Collection[str]) -> None:
+    """Give a stage at work the model of the finished one that it replaces, where only what measures it has changed.
+
+    All that the finished stage wrote is linked, and what its training counted is counted again.
+
+    Args:
+        measured: the tables of knobs that training does not read.
+    """
+    (work.folder / KEPT).unlink(missing_ok=True)
+    if not measured or not (work.output / "model").is_dir():
+        return
+    try:
+        finished = read_ledger(work.output)
+        require_intact(work.output, work.run.hashed)
+    except ValueError:  # no ledger, or damaged: trained again
+        return
+    digests = {name: entry["digest"] for name, entry in finished["inputs"].items()}
+    before = (finished["version"], digests, _apart_from(measured, finished["knobs"]))
+    now = work.identity
+    if before != (now["version"], now["inputs"], _apart_from(measured, now["knobs"])):
+        return
+    for name in finished["outputs"]:
+        _link(work.output / name, work.folder / name)
+    counts = finished["counts"]
+    work.tally.add(counts["in"], counts["out"], counts["filtered"], trained=finished["tokens"]["trained"])
+    write_text(work.folder / KEPT, "")
+    work.run.log(f"{work.stage.name}: its training read nothing of what changed, and its model is kept")
+
+
+def _apart_from(tables: Collection[str], knobs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in knobs.items() if name.partition(".")[0] not in tables}
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def count(job: Job, outcome: "Outcome") -> None:
