@@ -21,6 +21,7 @@ from dpalign.stages.contrast import contrast
 from dpalign.stages.reinforce import PolicyGRPO, earlier, groups_of, reinforce, worth_by
 from dpalign.stages.stage import Job, Step
 from dpalign.stages.training import model_folder
+from dpalign.train import rl
 from dpalign.train.rl import directional_reward
 from test_rl import RECIPE, SIX
 from test_rl import job as rl_job
@@ -182,6 +183,16 @@ def test_an_answer_is_weighed_under_the_direction_of_its_own_group() -> None:
     assert reward(completion_ids=ids, **given) == pytest.approx([90.0, 60.0, 0.0, 6.0, 20.0, -80.0])
     strict = directional_reward(lambda pairs: reward_NK, worth_by(TWO), reader, sound=lambda text: text == "1")
     assert strict(completion_ids=ids, **given) == pytest.approx([90.0, 0.0, 0.0, 6.0, -80.0, -80.0])
+    none = directional_reward(lambda pairs: reward_NK, worth_by(TWO), reader, sound=lambda text: False)
+    assert none(completion_ids=ids, **given) == pytest.approx([0.0] * 3 + [-80.0] * 3)
+
+
+def test_a_cut_answer_earns_no_more_than_the_worst_of_any_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader: Any = SimpleNamespace(answer=lambda ids: SimpleNamespace(text="x", whole=ids[-1] == 0))
+    monkeypatch.setattr(rl, "gather_object", lambda own: [*own, [-7.0, 50.0]])
+    reward = directional_reward(lambda pairs: np.array([[90.0, 60.0], [99.0, 1.0]]), worth_by(TWO), reader)
+    given = {"asked": [user_prompt("x")] * 2, "v": [TWO.preference.listed[0]] * 2, "prompts": None}
+    assert reward(completion_ids=[[1, 0], [3, 9]], **given) == pytest.approx([90.0, -7.0])
 
 
 def reinforcing(folder: Path, start: Path, **knobs: Any) -> Job:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch.nn import functional
@@ -98,8 +99,9 @@ def directional_reward(
 
     TRL gives the columns `asked`, the prompts as users wrote them, and `v` beside the answers. An answer is read as the
     sampling stage reads it. Selection never keeps an empty answer or a cut one. Here each is worth the least that its
-    direction can give on the scale of 0-100, and no more than the worst of the others. Raters have hardly seen either,
-    so a reward model's score of them is chance; where it likes them, a policy soon writes nothing else.
+    direction can give on the scale of 0-100, and no more than the worst of the others, those of other processes too.
+    Raters have hardly seen either, so a reward model's score of them is chance; where it likes them, a policy soon
+    writes nothing else.
 
     Args:
         sound: whether a whole answer earns what it is worth; others earn the least too.
@@ -114,10 +116,12 @@ def directional_reward(
         answers = [reader.answer(ids) for ids in completion_ids]
         pairs = [(prompt, answer.text) for prompt, answer in zip(asked, answers, strict=True)]
         v_NK = np.array(v, dtype=np.float64)
-        worth_NN = worth(np.asarray(scores(pairs), dtype=np.float64), v_NK)  # row: a direction, column: an answer
+        reward_NH = np.asarray(scores(pairs), dtype=np.float64)
         kept_N = np.array([sound(answer.text) and answer.whole for answer in answers])
-        least_N = np.minimum(100 * np.minimum(v_NK, 0).sum(axis=1), worth_NN[:, kept_N].min(axis=1, initial=np.inf))
-        return [float(points) for points in np.where(kept_N, worth_NN.diagonal(), least_N)]
+        everyones_NH = np.array(gather_object(reward_NH[kept_N].tolist())).reshape(-1, reward_NH.shape[1])
+        worst_N = worth(everyones_NH, v_NK).min(axis=1, initial=np.inf)
+        least_N = np.minimum(100 * np.minimum(v_NK, 0).sum(axis=1), worst_N)
+        return [float(points) for points in np.where(kept_N, worth(reward_NH, v_NK).diagonal(), least_N)]
 
     return reward
 
