@@ -271,3 +271,4 @@ def test_a_damaged_reward_model_is_not_kept(tmp_path: Path, tiny_folder: Path, s
             runner.take(recipe.load(MICRO, ["--data.world", "false", *words]), opened, step)
         flip(tmp_path / "run" / "reward" / "model" / "model.safetensors")
     assert steps
+    assert "reward: it is trained again: " in (tmp_path / "run" / "log.txt").read_text()

@@ -26,7 +26,7 @@ from dpalign.runs.progress import AS_LINES
 from dpalign.runs.stopping import RESUME, Stopped, asked, wait_for
 from dpalign.stages.preference import asked_in_words
 from dpalign.stages.stage import Job, Step
-from dpalign.stages.training import keep_trained
+from dpalign.stages.training import keep_model
 
 
 def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> Path:
@@ -99,7 +99,7 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
             return
         source, rows = rows_to_take(recipe, run, step)
         if trains(recipe, step):
-            keep_trained(work, step.stage.measured(recipe_of(recipe, step)))
+            keep_model(work, step.stage.measure_tables(recipe_of(recipe, step)))
         work.check = lambda total: step.stage.require_conserved(total, source, rows)
         if step.stage.heavy and (recipe.launcher != "inprocess" or recipe.jobs > 1):
             take_apart(recipe, work, step)

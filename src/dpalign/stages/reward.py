@@ -29,7 +29,7 @@ from dpalign.runs.tables import DataName, Table
 from dpalign.stages.cost import Costs, Load, reward_models
 from dpalign.stages.score import model_scorer, models_scorer
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
-from dpalign.stages.training import KEPT, context_of, count, trained_once
+from dpalign.stages.training import KEPT_MODEL, context_of, count, trained_once
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _reads(r: "Recipe") -> tuple[object, ...]:
     )
 
 
-def _measured(r: "Recipe") -> tuple[str, ...]:
+def _measure_tables(r: "Recipe") -> tuple[str, ...]:
     """What only the measuring reads. With a Bradley-Terry term the first objective says which answer is preferred."""
     return () if r.reward.bradley_terry else ("objectives", "rewards")
 
@@ -176,7 +176,7 @@ def _held_out(costs: Costs) -> float:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training if r.trains_reward else Training(checkpoint="given"),
-    measured=_measured,
+    measure_tables=_measure_tables,
     cost=lambda costs, step: _cost(
         costs, step, _rated(costs), trained=costs.recipe.learns_rewards, models=reward_models(costs.recipe)
     ),
@@ -224,7 +224,7 @@ def _warn(job: Job, figures: Mapping[str, Any]) -> None:
     optional=("base",),
     several=True,
     trains=lambda r: r.reward.training,
-    measured=_measured,
+    measure_tables=_measure_tables,
     cost=lambda costs, step: _cost(costs, step, _judged(costs), trained=not costs.recipe.reward.judge_probe, models=1),
 )
 def judge(job: Job) -> None:
@@ -243,7 +243,7 @@ def _train(job: Job, part: str, seed: int) -> None:
     from dpalign.train.trainer import Outcome
 
     _require_labels(job, part)
-    if not (job.out / KEPT).is_file():
+    if not (job.out / KEPT_MODEL).is_file():
         count(job, trained_once(job, Outcome, lambda: _fit(job, part, seed)))
 
 

@@ -74,7 +74,7 @@ class Stage:
     """Runs in one process per GPU where the recipe says so."""
     trains: "Callable[[Recipe], Training] | None" = None
     """How it trains a model, where it does."""
-    measured: "Callable[[Recipe], tuple[str, ...]]" = lambda recipe: ()
+    measure_tables: "Callable[[Recipe], tuple[str, ...]]" = lambda recipe: ()
     """Of a training: tables of knobs that it reads to measure its model, and not to train it. A change of these alone
     keeps the model."""
     cost: "Cost | None" = None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Done = TypeVar("Done", "Outcome", "Reinforcement")
 TRAINED: Final = ".stage/trained.json"
 """In a stage at work whose model is trained: what the training did."""
-KEPT: Final = ".stage/kept"
+KEPT_MODEL: Final = ".stage/kept_model"
 """In a stage at work that has its model from the finished one which it is to replace."""
 STYLE: Final = "prompt.txt"
 """Beside the name of a checkpoint that a stage took in place of training: the style that it is asked in."""
@@ -170,36 +170,37 @@ def trained_once(job: Job, what: type[Done], train: Callable[[], Done]) -> Done:
     return done
 
 
-def keep_trained(work: Work, measured: Collection[str]) -> None:
+def keep_model(work: Work, measure_tables: Collection[str]) -> None:
     """Give a stage at work the model of the finished one that it replaces, where only what measures it has changed.
 
     All that the finished stage wrote is linked, and what its training counted is counted again.
 
     Args:
-        measured: the tables of knobs that training does not read.
+        measure_tables: the tables of knobs that training does not read.
     """
-    (work.folder / KEPT).unlink(missing_ok=True)
-    if not measured or not (work.output / "model").is_dir():
+    (work.folder / KEPT_MODEL).unlink(missing_ok=True)
+    if not measure_tables or not (work.output / "model").is_dir():
         return
     try:
         finished = read_ledger(work.output)
         require_intact(work.output, work.run.hashed)
-    except ValueError:  # no ledger, or damaged: trained again
+    except ValueError as error:  # no ledger, or damaged
+        work.run.log(f"{work.stage.name}: it is trained again: {error}")
         return
     digests = {name: entry["digest"] for name, entry in finished["inputs"].items()}
-    before = (finished["version"], digests, _apart_from(measured, finished["knobs"]))
+    before = (finished["version"], digests, _other_knobs(finished["knobs"], measure_tables))
     now = work.identity
-    if before != (now["version"], now["inputs"], _apart_from(measured, now["knobs"])):
+    if before != (now["version"], now["inputs"], _other_knobs(now["knobs"], measure_tables)):
         return
     for name in finished["outputs"]:
         _link(work.output / name, work.folder / name)
     counts = finished["counts"]
     work.tally.add(counts["in"], counts["out"], counts["filtered"], trained=finished["tokens"]["trained"])
-    write_text(work.folder / KEPT, "")
+    write_text(work.folder / KEPT_MODEL, "")
     work.run.log(f"{work.stage.name}: its training read nothing of what changed, and its model is kept")
 
 
-def _apart_from(tables: Collection[str], knobs: Mapping[str, Any]) -> dict[str, Any]:
+def _other_knobs(knobs: Mapping[str, Any], tables: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in knobs.items() if name.partition(".")[0] not in tables}
 
 
