@@ -20,6 +20,8 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from recorded import Reads
+
 for name, value in {
     "OMP_NUM_THREADS": "1",  # on a busy small machine more are many times slower
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -108,13 +110,13 @@ def tokens(tiny_folder: Path) -> "PreTrainedTokenizerBase":
 
 
 @pytest.fixture(scope="session")
-def micro_reads() -> dict[str, set[str]]:
-    """By stage, the knobs that were read in `micro_run`."""
+def micro_reads() -> "Reads":
+    """The knobs that were read in `micro_run`."""
     return {}
 
 
 @pytest.fixture(scope="session")
-def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_reads: dict[str, set[str]]) -> Path:
+def micro_run(tmp_path_factory: pytest.TempPathFactory, micro_reads: "Reads") -> Path:
     """The whole loop of recipes/micro.toml, run once; read it, do not write into it."""
     pytest.importorskip("trl", reason="training needs the extra dpalign[train]")
     from dpalign.pipeline.runner import execute

@@ -12,6 +12,8 @@ from dpalign.recipe import Recipe
 from dpalign.runs.tables import Table, leaves, tables_of
 from dpalign.stages.stage import Job, Stage
 
+Reads = dict[tuple[str, str], set[str]]
+"""The knobs that were read, by stage and condition."""
 WHOLE = ("as_mapping", "to_toml", "model_dump")
 """Ask for all knobs. Of the whole recipe this is to keep or to show them; of one of its tables it reads them."""
 
@@ -65,12 +67,12 @@ def plain(value: Any) -> Any:
 
 
 @contextmanager
-def reads_recorded(reads: dict[str, set[str]]) -> Iterator[None]:
-    """Write down by stage which knobs are read while it is at work in this process."""
+def reads_recorded(reads: Reads) -> Iterator[None]:
+    """Write down which knobs each stage reads while it is at work in this process."""
     run = Stage.run
 
     def recording(stage: Stage, job: Job) -> None:
-        read = reads.setdefault(stage.name, set())
+        read = reads.setdefault((stage.name, job.condition), set())
         recipe: Any = Recorded(job.recipe, read) if isinstance(job.recipe, Recipe) else job.recipe
         run(stage, replace(job, recipe=recipe))
 
@@ -88,12 +90,12 @@ READ_BY_ALL = "threads"
 """What every stage settles before it works."""
 
 
-def undeclared(reads: Mapping[str, set[str]]) -> dict[str, list[str]]:
-    """By stage, the knobs that it read and does not declare."""
+def undeclared(reads: Reads) -> dict[tuple[str, str], list[str]]:
+    """The knobs that a stage read under a condition and does not declare for it."""
     found = {}
-    for name, read in reads.items():
-        tables = (*STAGES[name].knob_names(), *MACHINE)
+    for (name, condition), read in reads.items():
+        tables = (*STAGES[name].knob_names(condition), *MACHINE)
         own = {knob for knob in read if not any(knob == table or knob.startswith(f"{table}.") for table in tables)}
         if others := own - {READ_BY_ALL}:
-            found[name] = sorted(others)
+            found[name, condition] = sorted(others)
     return found

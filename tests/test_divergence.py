@@ -30,7 +30,7 @@ from dpalign.runs.ledger import read_ledger
 from dpalign.stages.divergence import LEFT_OUT, divergence
 from dpalign.stages.evaluate import Evaluation
 from dpalign.stages.stage import Step
-from recorded import reads_recorded, undeclared
+from recorded import Reads, reads_recorded, undeclared
 
 RECIPE = changed(load(MICRO), {"evaluation.divergence": 2})
 QUESTIONS = ("name owl.", "explain fox, tea and iron.", "explain rain, salt and wolf.")
@@ -261,7 +261,7 @@ def test_a_finished_run_gets_its_divergences_and_nothing_else_is_redone(micro_ru
     todo = [step.name for step, verdict in dry_run(recipe, run) if verdict != "done"]
     evaluated = [step.name.partition("-")[2] for step in steps(recipe) if step.name.startswith("evaluate-")]
     assert todo == [*(f"divergence-{name}" for name in evaluated), "report"]
-    reads: dict[str, set[str]] = {}
+    reads: Reads = {}
     with reads_recorded(reads):
         execute(recipe, run)
     assert undeclared(reads) == {}

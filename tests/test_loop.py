@@ -21,7 +21,7 @@ from dpalign.recipe import Recipe, load
 from dpalign.rows import CANDIDATES, CONVERSATIONS, PROMPTS, RATED, SCORES, read_rows, read_table
 from dpalign.runs.folder import output_files
 from dpalign.runs.ledger import read_ledger
-from recorded import reads_recorded, undeclared
+from recorded import Reads, reads_recorded, undeclared
 
 STEPS = [step.name for step in steps(load(MICRO))]
 EVALUATED = [name for name in STEPS if name.startswith("evaluate-")]
@@ -95,10 +95,37 @@ def test_every_stage_counts_what_it_read_and_wrote(micro_run: Path) -> None:
     assert {row["condition_kind"] for row in read_rows(micro_run / "sample-2", CANDIDATES)} == {"direction"}
 
 
-def test_a_stage_reads_no_knob_that_it_does_not_declare(micro_run: Path, micro_reads: dict[str, set[str]]) -> None:
+def test_a_stage_reads_no_knob_that_it_does_not_declare(micro_run: Path, micro_reads: Reads) -> None:
     """What it declares is what redoes it: a knob read besides would change results that are taken for done."""
-    assert "sft.learning_rate" in micro_reads["sft"]
+    assert "sft.learning_rate" in micro_reads["sft", ""]
     assert undeclared(micro_reads) == {}
+
+
+WATCHED = ("sample-1", "score-1", "select-1", "sample-2", "score-2", "evaluate-policy-2")
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--preference.directions", "4"], {"sample-1", "score-1"}),
+        (["--sampling.n", "5"], {"sample-1", "score-1", "select-1"}),
+        (["--sampling.first", "20"], set()),
+        (["--steerlm.quantiles", "[0.5]"], set(WATCHED)),
+    ],
+)
+def test_a_knob_redoes_only_what_reads_it(micro_run: Path, words: list[str], kept: set[str]) -> None:
+    """The first iteration's answers are drawn under reward targets, not under directions."""
+    verdicts = {step.name: verdict for step, verdict in dry_run(load(MICRO, words), micro_run)}
+    assert {name for name in WATCHED if verdicts[name] == "done"} == kept
+
+
+def test_where_a_reward_model_is_measured_again_its_scores_stand(copy: Path) -> None:
+    scored = read_ledger(copy / "annotate")["finished"]
+    measured = (copy / "reward" / "quality.json").read_text()
+    heads = '{helpfulness = ["helpsteer-helpfulness"], verbosity = ["helpsteer-verbosity"]}'
+    execute(load(MICRO, ["--objectives", heads]), copy, until="annotate")
+    assert (copy / "reward" / "quality.json").read_text() != measured
+    assert read_ledger(copy / "annotate")["finished"] == scored
 
 
 def test_no_pickle_and_no_scratch_is_left(micro_run: Path) -> None:
@@ -261,10 +288,10 @@ def test_a_comparison_ends_in_a_report_of_every_system_and_a_killed_one_with_the
 ) -> None:
     whole, broken = (Path(shutil.copytree(micro_run, tmp_path / name)) for name in ("whole", "killed"))
     recipe = load(MICRO, COMPARED)
-    reads: dict[str, set[str]] = {}
+    reads: Reads = {}
     with reads_recorded(reads):
         execute(recipe, whole, compared=True)
-    assert {"specialist", "pairs", "dpo", "rl", "soup", "feasibility"} <= set(reads)
+    assert {"specialist", "pairs", "dpo", "rl", "soup", "feasibility"} <= {name for name, _ in reads}
     assert undeclared(reads) == {}
     systems = summary(whole)["systems"]
     assert {

@@ -1,7 +1,7 @@
 """What a stage declares is what it reads: a comparison runs every stage on a recipe that writes access down."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from dpalign.pipeline import runner
 from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import Compare, load
 from dpalign.runs.tables import literal
-from recorded import READ_BY_ALL, reads_recorded, undeclared
+from recorded import READ_BY_ALL, Reads, reads_recorded, undeclared
 from test_rewards import write_chat_model
 
 EVERY_STAGE = [
@@ -37,13 +37,13 @@ READ_IN_OTHER_RUNS = {
 
 
 @pytest.fixture(scope="module")
-def reads(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
-    """The knobs that each stage read in a comparison of the micro recipe, by the stage's name."""
+def reads(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reads]:
+    """The knobs that each stage read in a comparison of the micro recipe."""
     pytest.importorskip("trl", reason="training needs the extra train")
     folder = tmp_path_factory.mktemp("reads")
     pairs = folder / "pairs.jsonl"
     pairs.write_text('{"prompt": "explain tea", "chosen": "tea is hot.", "rejected": "no"}\n')
-    read: dict[str, set[str]] = {}
+    read: Reads = {}
     with reads_recorded(read):
         given = {"PAIRS": str(pairs), "MODEL": str(write_chat_model(tiny_folder, folder / "given"))}
         words = [given.get(word, word) for word in EVERY_STAGE]
@@ -53,15 +53,21 @@ def reads(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.slow
-def test_every_stage_reads_only_what_it_declares(reads: dict[str, set[str]]) -> None:
-    assert set(reads) == set(STAGES)
+def test_every_stage_reads_only_what_it_declares(reads: Reads) -> None:
+    assert {name for name, _ in reads} == set(STAGES)
     assert undeclared(reads) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(STAGES))
-def test_a_stage_declares_nothing_that_it_never_reads(name: str, reads: dict[str, set[str]]) -> None:
-    declared = {*STAGES[name].knob_names()} - READ_IN_OTHER_RUNS
-    assert not [
-        knob for knob in declared if not any(leaf == knob or leaf.startswith(f"{knob}.") for leaf in reads[name])
-    ]
+def test_a_stage_declares_nothing_that_it_never_reads(name: str, reads: Reads) -> None:
+    stage, own = STAGES[name], {condition: read for (one, condition), read in reads.items() if one == name}
+    assert unread(stage.knob_names(""), set().union(*own.values())) == []
+    for condition in stage.reads_under.keys() & own.keys():
+        assert unread({*stage.knob_names(condition)} - {*stage.knob_names("")}, own[condition]) == [], condition
+
+
+def unread(knobs: Iterable[str], leaves: set[str]) -> list[str]:
+    """The knobs of which no leaf is among those that were read."""
+    asked = {*knobs} - READ_IN_OTHER_RUNS
+    return [knob for knob in asked if not any(leaf == knob or leaf.startswith(f"{knob}.") for leaf in leaves)]

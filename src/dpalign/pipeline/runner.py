@@ -91,7 +91,8 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
     if asked():
         raise Stopped
     knobs = knobs_of(recipe, step)
-    with run.stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs) as work:
+    inputs = {**local_files(knobs), **step.inputs}
+    with run.stage(step.name, step.stage.version, inputs, knobs, step.stage.reads_figures) as work:
         if work.done:
             before = ledger.read_ledger(work.output).get("hub", {})
             if moved := ledger.other_versions(before, hub_commits(knobs)):
@@ -216,7 +217,9 @@ def dry_run(
     planned = steps_until(recipe, until, compared)
     read = [knobs_of(recipe, step) for step in planned]
     stages = [
-        ledger.Stage(step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs)
+        ledger.Stage(
+            step.name, step.stage.version, {**local_files(knobs), **step.inputs}, knobs, step.stage.reads_figures
+        )
         for step, knobs in zip(planned, read, strict=True)
     ]
     verdicts = ledger.plan(folder, stages)

@@ -387,7 +387,7 @@ def recipe_of(recipe: Recipe, step: Step) -> Recipe:
 
 def knobs_of(recipe: Recipe, step: Step) -> dict[str, Any]:
     """The knobs that a step reads, for its ledger."""
-    return step.stage.knobs(recipe_of(recipe, step)) | step.particulars
+    return step.stage.knobs(recipe_of(recipe, step), step.condition) | step.particulars
 
 
 def processes_of(recipe: Recipe, step: Step) -> int:

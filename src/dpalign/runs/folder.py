@@ -255,20 +255,24 @@ class Run:
         version: int,
         inputs: Mapping[str, str | Path] | None = None,
         knobs: Mapping[str, Any] | None = None,
+        figures: bool = False,
     ) -> "Work":
         """Decide whether a stage must run; `with run.stage(...) as work: if not work.done: ...` runs it.
+
+        Args:
+            figures: whether it reads those of its inputs too.
 
         Raises:
             ValueError: an input is missing, or is of a stage that is not finished; where the stage must run, an input
                 file that is not as its own stage wrote it.
         """
-        stage = Stage(name, version, inputs or {}, knobs or {})
+        stage = Stage(name, version, inputs or {}, knobs or {}, figures)
         digests: dict[str, str | None] = {}
         with self.here:
             hashes = FileHashes(self.folder)
             for key, value in stage.inputs.items():
                 try:
-                    digests[key] = input_digest(self.folder, value, hashes)
+                    digests[key] = input_digest(self.folder, value, hashes, figures)
                 except ValueError as error:
                     raise ValueError(f"stage {name}, input {key}: {error}") from error
             hashes.save()

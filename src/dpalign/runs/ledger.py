@@ -2,7 +2,8 @@
 
 A stage's fingerprint is the hash of its name, its version, the knobs it read and the digests of its inputs; the
 digest of an input is the hash of its files' hashes, so an upstream stage redone to the same bytes redoes nothing
-below it. Nothing else decides: not the time, the host, the git commit, versions of packages or the rest of the recipe.
+below it. Figures that a training leaves beside its model (`FIGURES`) redo the report alone. Nothing else decides: not
+the time, the host, the git commit, versions of packages or the rest of the recipe.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ SCRATCH: Final = ("resume", ".stage")
 """Folders of a stage that are no outputs: the trainer's checkpoints, and our own notes on a stage at work."""
 TIMES: Final = "times.json"
 """What a stage measured by the clock: kept beside its outputs, in no digest, since it differs from run to run."""
+FIGURES: Final = ("curve.json", "quality.json")
+"""What a training measured of itself: its loss, and how well its model rates. The report shows them."""
 STAGE_NAME: Final = r"[a-z0-9][a-z0-9_-]*"
 
 
@@ -57,6 +60,8 @@ class Stage:
     version: int
     inputs: Mapping[str, str | Path] = field(default_factory=dict)
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    figures: bool = False
+    """Reads the figures of its inputs too."""
 
     def __post_init__(self) -> None:
         assert re.fullmatch(STAGE_NAME, self.name), f"{self.name!r} is no stage name"
@@ -78,7 +83,7 @@ def plan(folder: Path, stages: Sequence[Stage]) -> dict[str, str]:
                 digests[key] = None
                 continue
             try:
-                digests[key] = input_digest(folder, value, hashes)
+                digests[key] = input_digest(folder, value, hashes, stage.figures)
             except ValueError as error:
                 digests[key] = "missing"
                 missing.append(f"; input {key}: {error}")
@@ -254,14 +259,18 @@ def _stage_of(folder: Path, value: str | Path) -> str | None:
     return name if isinstance(value, str) or (folder / name / LEDGER).is_file() else None
 
 
-def input_digest(folder: Path, value: str | Path, hashes: "FileHashes") -> str:
-    """The digest of an input: of an earlier stage's outputs by its ledger, or of the files at a path."""
+def input_digest(folder: Path, value: str | Path, hashes: "FileHashes", figures: bool = False) -> str:
+    """The digest of an input: of an earlier stage's outputs by its ledger, or of the files at a path.
+
+    Args:
+        figures: with what a stage measured of itself.
+    """
     path = (folder / value if isinstance(value, str) else value).resolve()
     stage = _stage_of(folder, value)
     if stage is not None:
         outputs = read_ledger(folder / stage)["outputs"]
         require_named(folder / stage)
-        files = {str(folder / stage / file): sha256 for file, sha256 in outputs.items()}
+        files = {str(folder / stage / file): sha for file, sha in outputs.items() if figures or file not in FIGURES}
     elif path.is_dir():
         require_named(path)
         files = {str(file): hashes.of(file) for file in path.rglob("*") if file.is_file()}
@@ -271,6 +280,11 @@ def input_digest(folder: Path, value: str | Path, hashes: "FileHashes") -> str:
     if not inside:
         raise ValueError(f"{path} is missing or empty")
     return hash_of(inside)
+
+
+def digest_as_read(stage: Path) -> str:
+    """The digest that a finished stage's folder has as an input, without its figures."""
+    return hash_of({file: sha for file, sha in read_ledger(stage)["outputs"].items() if file not in FIGURES})
 
 
 def require_named(stage: Path) -> None:

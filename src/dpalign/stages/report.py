@@ -33,6 +33,7 @@ from dpalign.stages.stage import Job, objectives_read, stage
         *(r.seed, r.evaluation, r.preference, r.data.world, r.compare, r.rewards, r.feasibility.repetition),
         *objectives_read(r),
     ),
+    reads_figures=True,
     inputs=("data", "reward", "annotate"),
     optional=("judge", "pairwise"),
     version=7,

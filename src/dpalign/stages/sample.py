@@ -21,7 +21,7 @@ from dpalign.stages.cost import Costs
 from dpalign.stages.pools import annotated
 from dpalign.stages.preference import directions_of, line
 from dpalign.stages.shards import PART, Output, Row, Shards, parts_of
-from dpalign.stages.stage import D1_D2, Job, Step, chat_read, model_read, objectives_read, stage
+from dpalign.stages.stage import D1_D2, Job, Step, model_read, objectives_read, sampler_read, stage
 from dpalign.stages.steerlm import condition_line, reward_targets
 from dpalign.stages.training import Checkpoint, checkpoint_of
 from dpalign.train.contract import require_same_dial
@@ -88,10 +88,16 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
 
 
 @stage(
-    reads=lambda r: (
-        *(r.seed, r.sampling, r.preference, r.steerlm.template, *chat_read(r), *model_read(r), *objectives_read(r)),
-        *(r.engines.sampling, r.engines.tensor_parallel, r.data.hints),
-    ),
+    reads=lambda r: (r.seed, r.sampling.temperature, r.sampling.prompts, *sampler_read(r), *model_read(r)),
+    reads_under={
+        "directions": lambda r: (r.sampling.n, r.preference, r.objectives),
+        "targets": lambda r: (
+            *(r.sampling.first, r.sampling.first_targets, r.steerlm.template, r.preference.levels),
+            *objectives_read(r),
+        ),
+        "plain": lambda r: (r.sampling.n,),
+        "hints": lambda r: (r.sampling.n, r.data.hints),
+    },
     inputs=("policy", "data"),
     optional=("annotate",),
     asks={"t": (), "half": (*D1_D2, "both"), "condition": ("directions", "targets", "plain")},
@@ -197,7 +203,7 @@ def open_reader(recipe: "Recipe", policy: Checkpoint) -> "PromptReader":
 
 def drawing(job: Job) -> Shards[Engine]:
     """A sampling stage as shards of prompts."""
-    recipe, settings, hints, t = job.recipe, job.recipe.sampling, job.recipe.data.hints, job.t
+    recipe, settings, t = job.recipe, job.recipe.sampling, job.t
     policy = asked_policy(job)
     halves = D1_D2 if job.half == "both" else (job.half,)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in halves]
@@ -206,15 +212,15 @@ def drawing(job: Job) -> Shards[Engine]:
     match job.condition:
         case "targets":
             fixed = target_conditions(job, settings.first_targets, FIRST_QUANTILE)
+            n = shares(settings.first, len(fixed))
         case "plain":
-            fixed = [PLAIN]
+            fixed, n = [PLAIN], [settings.n]
         case "hints":
-            fixed = [replace(PLAIN, hint=hint) for hint in hints]
+            fixed = [replace(PLAIN, hint=hint) for hint in recipe.data.hints]
+            n = [settings.n] * len(fixed)
         case _:
             fixed = []  # each prompt's own directions
-    n = [settings.n] * (len(fixed) or recipe.preference.directions)
-    if job.condition == "targets":
-        n = shares(settings.first, len(fixed))
+            n = [settings.n] * recipe.preference.directions
 
     def work(engine: Engine, _: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
         asked = [(p, fixed or direction_conditions(recipe, p["prompt_id"], t)) for p in prompts]

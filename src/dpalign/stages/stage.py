@@ -60,6 +60,10 @@ class Stage:
 
     reads: "Reads"
     """The knobs it reads: leaves, or whole tables. A change of any of them redoes it."""
+    reads_under: Mapping[str, "Reads"] = field(default_factory=dict)
+    """The knobs that it reads under one condition alone, beside those."""
+    reads_figures: bool = False
+    """Also reads what its inputs measured of themselves (`runs.ledger.FIGURES`)."""
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
@@ -92,18 +96,20 @@ class Stage:
         """Decorate the function that does the work."""
         return replace(self, name=function.__name__, function=function)
 
-    def knobs(self, recipe: "Recipe") -> dict[str, Any]:
-        """The knobs it reads with their values, by dotted name."""
+    def knobs(self, recipe: "Recipe", condition: str | None = None) -> dict[str, Any]:
+        """The knobs it reads with their values, by dotted name; None: under any condition."""
         values = recipe.as_mapping()
         read: dict[str, Any] = {}
-        for pattern in self.knob_names():
+        for pattern in self.knob_names(condition):
             for name, value in _named(values, pattern):
                 read.update(leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
         return read
 
-    def knob_names(self) -> list[str]:
-        """The dotted names of the tables and leaves that it reads."""
-        return list(dict.fromkeys(str(name) for name in self.reads(cast("Recipe", _Name()))))
+    def knob_names(self, condition: str | None = None) -> list[str]:
+        """The dotted names of the tables and leaves that it reads; None: under any condition."""
+        under = [reads for name, reads in self.reads_under.items() if condition in (None, name)]
+        names = [str(name) for reads in (self.reads, *under) for name in reads(cast("Recipe", _Name()))]
+        return list(dict.fromkeys(names))
 
     def require_conserved(self, total: Tally, source: Path, rows: int | None) -> None:
         """Check what a stage counted against its law.
