@@ -101,10 +101,11 @@ def test_the_shipped_recipes_cone_keeps_every_sign_and_has_a_best_answer_almost_
 
 @pytest.mark.slow
 def test_three_objectives_go_through_every_stage_to_the_page(tmp_path: Path) -> None:
-    """The shipped recipe at the size of micro.toml, with fewer directions and specialists."""
+    """The shipped recipe at the size of micro.toml, with fewer directions, specialists and updates."""
     text = (RECIPES / "three.toml").read_text(encoding="utf-8")
     (tmp_path / "three.toml").write_text(text.replace('extends = "demo"', 'extends = "micro"'), encoding="utf-8")
-    recipe = load(tmp_path / "three.toml", ["--evaluation.directions=5", "--rsf.directions=2"])
+    fewer = ["--evaluation.directions=5", "--rsf.directions=2", "--finetune.steps=10"]
+    recipe = load(tmp_path / "three.toml", fewer)
     run = execute(recipe, tmp_path / "run", compared=True)
     soup = json.loads((run / "evaluate-soup-1" / "soup.json").read_text(encoding="utf-8"))
     assert soup["experts"] == [[1, 0, 0], [0, -1, 0], [0, 0, 1]]

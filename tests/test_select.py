@@ -1,5 +1,6 @@
 """What the next policy learns: the best answer for each direction, never a cut one, and the replay."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from dpalign import cli
 from dpalign import rows as records
 from dpalign.chat import with_system_line
-from dpalign.paper.direction import Preference
+from dpalign.paper.direction import Cone, Preference
 from dpalign.paper.prompts import render_preference
 from dpalign.recipe import Recipe, changed, from_mapping
 from dpalign.rows import (
@@ -30,7 +31,7 @@ from dpalign.rows import (
     write_rows,
 )
 from dpalign.runs.folder import Tally
-from dpalign.stages.preference import directions_of, line
+from dpalign.stages.preference import Steering, directions_of, line
 from dpalign.stages.select import replay, select
 from dpalign.stages.stage import Job
 
@@ -458,6 +459,14 @@ def test_a_margin_widens_what_is_trained_on_and_not_what_users_ask_for() -> None
     assert -55 <= degrees_V.min() < -54
     assert 9 < degrees_V.max() <= 10
     assert wide.population(2) == RECIPE.preference.population(2)
+
+
+def test_a_margin_widens_a_cone_all_round() -> None:
+    cone = Steering(distribution="cone", center=(2.0, -3.0, 1.0), angle=15.0, margin=10.0)
+    v_VK = np.concatenate([directions_of(cone, 3, 42, 1, str(i)) for i in range(400)])
+    degrees_V = np.degrees(np.arccos(v_VK @ np.array([2.0, -3.0, 1.0]) / math.sqrt(14.0)))
+    assert 24 < degrees_V.max() <= 25
+    assert cone.population(3) == Cone((2.0, -3.0, 1.0), 15.0)
 
 
 def rotated(folder: Path) -> None:

@@ -49,8 +49,8 @@ class Steering(Table):
     stratified: bool = False
     """Arc: one angle from each of the equal slices, in place of independent draws (section 3.1)."""
     margin: float = Field(0.0, ge=0)
-    """Arc: degrees beyond both ends that training directions may lie, so that a model has met both sides of what it is
-    asked at an end. Evaluation and users keep to the arc (not in the paper: 0)."""
+    """Arc, cone: degrees beyond the ends or the rim that training directions may lie, so that a model has met both
+    sides of what it is asked there. Evaluation and users keep to P_v (not in the paper: 0)."""
     center: tuple[float, ...] = ()
     """Cone: the direction in its middle, by objective."""
     angle: float = 45.0
@@ -83,14 +83,19 @@ class Steering(Table):
         """What training directions are drawn from: P_v, with the margin around it.
 
         Raises:
-            ValueError: a margin around what is no arc.
+            ValueError: a margin around what is no arc or cone.
         """
         population = self.population(objectives)
         if not self.margin:
             return population
-        if not isinstance(population, Arc):
-            raise ValueError(f"margin {self.margin:g} with a distribution of {self.distribution}: it widens an arc")
-        return replace(population, low=self.low - self.margin, high=self.high + self.margin)
+        match population:
+            case Arc(low, high):
+                return replace(population, low=low - self.margin, high=high + self.margin)
+            case Cone(angle=angle):
+                return replace(population, angle=angle + self.margin)
+        raise ValueError(
+            f"margin {self.margin:g} with a distribution of {self.distribution}: it widens an arc or a cone"
+        )
 
     def population(self, objectives: int) -> Population:
         """P_v over so many objectives (Eq. 4)."""
