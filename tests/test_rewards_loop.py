@@ -23,6 +23,7 @@ from dpalign.runs.ledger import read_ledger
 from dpalign.stages.score import model_scorer, open_scorer
 from dpalign.train.contract import read_contract
 from dpalign.world.files import write_world
+from recorded import Reads, reads_recorded, undeclared
 
 THREE = [
     *("--rewards.rm.trained", "true", "--rewards.short.function", "dpalign.rewards.functions:words"),
@@ -158,7 +159,11 @@ def test_prompts_alone_are_answered_first_and_the_plan_counts_it(tmp_path: Path)
 @pytest.mark.slow
 def test_prompts_that_nobody_answered_suffice_where_all_rewards_are_given(tmp_path: Path) -> None:
     recipe = prompts_alone(tmp_path / "files", "--sampling.prompts", "8")
-    run = runner.execute(recipe, tmp_path / "run")
+    reads: Reads = {}
+    with reads_recorded(reads):
+        run = runner.execute(recipe, tmp_path / "run")
+    assert "sampling.n" in reads["sample", "plain"]
+    assert undeclared(reads) == {}
     assert not (run / "data" / "train").exists()
     drawn = list(read_rows(run / "originals", CANDIDATES))
     kept = list(read_rows(run / "annotate" / "originals", RATED))
@@ -214,7 +219,11 @@ def test_a_probe_of_a_few_kilobytes_stands_for_ratings_and_hints_are_forgotten(t
         *("--reward.probe", str(probes["reward"]), "--reward.judge_probe", str(probes["judge"])),
     ]
     recipe = prompts_alone(tmp_path / "files", *PROBED, *given)
-    run = runner.execute(recipe, tmp_path / "run")
+    reads: Reads = {}
+    with reads_recorded(reads):
+        run = runner.execute(recipe, tmp_path / "run")
+    assert {"sampling.n", "data.hints"} <= reads["sample", "hints"]
+    assert undeclared(reads) == {}
     drawn, kept = (
         list(read_rows(run / "originals", CANDIDATES)),
         list(read_rows(run / "annotate" / "originals", RATED)),

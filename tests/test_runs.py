@@ -74,6 +74,26 @@ def pipeline(folder: Path, prompts: Path, epochs: int = 2, sft_version: int = 1)
     return reasons
 
 
+def test_a_training_measured_again_redoes_only_what_reads_its_figures(tmp_path: Path) -> None:
+    reasons = {}
+    for measured in (0.5, 0.6):
+        with runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run:
+            with run.stage("reward", 1, knobs={"measured": measured}) as work:
+                runs.write_text(work.folder / "model" / "weights", "the same")
+                runs.write_json(work.folder / "quality.json", measured)
+            for name, figures in (("score", False), ("report", True)):
+                with run.stage(name, 1, {"reward": "reward"}, figures=figures) as work:
+                    reasons[name] = work.reason
+                    if not work.done:
+                        runs.write_text(work.folder / "out", "")
+    assert reasons == {"score": None, "report": "input reward changed"}
+    readers = [
+        ledger.Stage("score", 1, {"reward": "reward"}),
+        ledger.Stage("report", 1, {"reward": "reward"}, figures=True),
+    ]
+    assert ledger.plan(tmp_path / "run", readers) == {"score": "done", "report": "done"}
+
+
 def stages(prompts: Path, epochs: int = 2) -> list[ledger.Stage]:
     return [
         ledger.Stage("sft", 1, {"prompts": prompts}, {"sft.epochs": epochs}),

@@ -268,9 +268,9 @@ def input_digest(folder: Path, value: str | Path, hashes: "FileHashes", figures:
     path = (folder / value if isinstance(value, str) else value).resolve()
     stage = _stage_of(folder, value)
     if stage is not None:
-        outputs = read_ledger(folder / stage)["outputs"]
+        outputs = outputs_as_read(folder / stage, figures)
         require_named(folder / stage)
-        files = {str(folder / stage / file): sha for file, sha in outputs.items() if figures or file not in FIGURES}
+        files = {str(folder / stage / file): sha256 for file, sha256 in outputs.items()}
     elif path.is_dir():
         require_named(path)
         files = {str(file): hashes.of(file) for file in path.rglob("*") if file.is_file()}
@@ -282,9 +282,10 @@ def input_digest(folder: Path, value: str | Path, hashes: "FileHashes", figures:
     return hash_of(inside)
 
 
-def digest_as_read(stage: Path) -> str:
-    """The digest that a finished stage's folder has as an input, without its figures."""
-    return hash_of({file: sha for file, sha in read_ledger(stage)["outputs"].items() if file not in FIGURES})
+def outputs_as_read(stage: Path, figures: bool = False) -> dict[str, str]:
+    """What an input is of a finished stage's outputs: sha256 by relative path; its figures where they are asked for."""
+    outputs = read_ledger(stage)["outputs"]
+    return {file: sha256 for file, sha256 in outputs.items() if figures or file not in FIGURES}
 
 
 def require_named(stage: Path) -> None:

@@ -21,7 +21,7 @@ from dpalign.rewards.scale import FILE as SCALES
 from dpalign.rewards.scale import read_scales
 from dpalign.rows import CANDIDATES, HEADS, read_rows
 from dpalign.runs.hub import revised
-from dpalign.runs.ledger import LEDGER, digest_as_read, read_ledger
+from dpalign.runs.ledger import LEDGER, hash_of, outputs_as_read, read_ledger
 from dpalign.runs.modelfolder import CONFIG, read_marks, require_fit, template_of
 from dpalign.train.contract import FILE, Contract, RewardRecord, read_contract
 
@@ -318,7 +318,7 @@ def _evaluation_of(run: Path, stage: Path) -> Path | None:
     folder = run / f"evaluate-{stage.name}"
     if not (folder / LEDGER).is_file():
         return None
-    return folder if read_ledger(folder)["inputs"]["policy"]["digest"] == digest_as_read(stage) else None
+    return folder if read_ledger(folder)["inputs"]["policy"]["digest"] == hash_of(outputs_as_read(stage)) else None
 
 
 def _summary_of(run: Path, stage: Path) -> "tuple[Summary | None, str]":
@@ -331,8 +331,8 @@ def _summary_of(run: Path, stage: Path) -> "tuple[Summary | None, str]":
         return None, f"the run has no {evaluation.name}: {missing}"
     evaluated = read_ledger(evaluation)
     reported = read_ledger(report)["inputs"].get(evaluation.name, {}).get("digest")
-    if evaluated["digest"] != reported or evaluated["inputs"]["policy"]["digest"] != digest_as_read(stage):
-        return None, f"the run's report is of an earlier policy: {missing}; run it again"
+    if evaluated["digest"] != reported or evaluated["inputs"]["policy"]["digest"] != hash_of(outputs_as_read(stage)):
+        return None, f"the run's report is of an earlier policy, or of an earlier commit: {missing}; run it again"
     from dpalign.measure.summary import Summary
 
     try:
