@@ -15,7 +15,7 @@ _MODULES: Final = {
     "RunResult": "dpalign.pipeline.run",
     "run": "dpalign.pipeline.run",
 }
-"""Where each name is defined: imported when it is used, so that `import dpalign` is quick (PEP 562)."""
+"""The module that defines each name. It is imported at first use, so that `import dpalign` is quick (PEP 562)."""
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,11 @@ from dpalign.paper.prompts import HALF, Level, Message, PreferenceTemplate, line
 
 ChatStyle = Literal["zephyr", "world-v1", "model"]
 PromptStyle = Literal["own", "zephyr-sft", "zephyr-dpo"]
-"""How a chat is written for a model without a dial: in the recipe's form (a named checkpoint: in its own template), or
-as Zephyr's authors wrote each of their training rows. Both of theirs have an empty system turn where a chat has no
-system message; SFT's begin with BOS too, DPO's do not."""
+"""How a chat is written for a model without a dial. own: in the recipe's form (a named checkpoint: in its own
+template). The others: as Zephyr's authors wrote their training rows. Both write an empty system turn where a chat has
+no system message. SFT's rows begin with BOS, DPO's do not."""
 Place = Literal["system", "user"]
-"""Where a system message stands: in a turn of its own, or before the first words of the user."""
+"""Where a system message goes: in a turn of its own, or before the first words of the user."""
 Switch = bool | int | float | str
 """A value of a chat template's own argument, such as Qwen3's `enable_thinking`."""
 
@@ -74,11 +74,11 @@ def chat_template(
     Args:
         style: the format of the turns.
         preference_template: the line the policy was trained on; None for a model that takes no preference.
-        objectives: names in the recipe's order; exactly when there is a preference template.
+        objectives: names in the recipe's order; given if and only if there is a preference template.
         empty_system: write an empty system turn where a chat has none, as Zephyr's SFT and DPO do.
         eos: the tokenizer's end of sequence, which ends an answer.
         levels: what the line says in words, beside its arithmetic.
-        bos: what a chat begins with, where its model was trained so.
+        bos: the text that begins a chat, if the model was trained with one.
 
     Raises:
         ValueError: an unknown style or template; objectives without a preference template, or the reverse.
@@ -99,10 +99,10 @@ def chat_template(
 
 
 def styled_template(style: PromptStyle, bos: str | None, eos: str) -> str:
-    """The Jinja chat template of a model that is asked as Zephyr's authors trained theirs.
+    """The Jinja chat template in the form of Zephyr's training rows.
 
     Raises:
-        ValueError: "own" is no style of theirs; SFT's needs a BOS, and there is none.
+        ValueError: the style is "own"; or it is SFT's, which needs a BOS, and there is none.
     """
     match style:
         case "zephyr-sft" if bos:
@@ -114,16 +114,17 @@ def styled_template(style: PromptStyle, bos: str | None, eos: str) -> str:
 
 @dataclass(frozen=True)
 class OwnChat:
-    """A model's own chat template, and how a policy writes its chats with it; `engines/templates.py` finds it out."""
+    """A model's own chat template, and how a policy writes its chats with it; `engines/templates.py` detects this."""
 
     base: str
-    """The template's text, as the model came."""
+    """The template's text, as shipped with the model."""
     place: Place = "system"
     """Where the template takes a system message, and so the dial's line."""
     opening: str = ""
-    """What the template writes before an answer and no text can hold, such as a channel's tokens: it ends a prompt."""
+    """What the template writes before an answer, if that has special tokens, such as a channel's. Decoding drops them,
+    so the prompt ends with it."""
     switches: Mapping[str, Switch] = field(default_factory=dict)
-    """The template's own arguments, as the policy was trained with them: defaults that a caller may override."""
+    """Values of the template's own arguments that the policy was trained with. A caller may override them."""
     stop: str = ""
     """The token that ends an answer."""
 
@@ -147,7 +148,9 @@ class OwnChat:
         return text.removesuffix("\n") + _fill(_JINJA_OPENING, {"OPENING": self.opening}) if self.opening else text
 
     def placed(self, messages: Sequence[Message]) -> list[Message]:
-        """A chat as the base's own template takes it: without a system role the system message opens the first turn.
+        """A chat in the form that the base's own template takes.
+
+        If the template has no system role, the system message opens the first user turn.
 
         Raises:
             ValueError: no user's turn follows the system message.
@@ -163,12 +166,12 @@ class OwnChat:
 
 
 def base_text(template: str) -> str:
-    """The model's own chat template inside one of `OwnChat.template`; another is its own."""
+    """The model's own chat template inside a text of `OwnChat.template`; any other template as it is."""
     _, begins, rest = template.partition(_BASE_BEGINS)
     if not begins:
         return template
     base, ends, _ = rest.partition(_BASE_ENDS)
-    return f"{base}\n" if ends else base  # Jinja leaves out a last newline, which had to go
+    return f"{base}\n" if ends else base  # `template` removed the last newline; Jinja ignores one
 
 
 def _dial(
@@ -297,11 +300,11 @@ _JINJA_TURNS = """\
 """
 
 _GAP: Final = "\n\n"
-"""Between a system message and the user's first words, where the one opens the turn of the other."""
+"""Between a system message and the user's first words, where both share the user's turn."""
 _NO_TURN: Final = "this model has no system role: a system message opens the user's first turn, and none follows it"
 
-# The base's own template reads `messages` as we leave them, and must not see our arguments: it may be one of ours.
-# A server may hand over texts as lists of parts, and some templates read the first part alone.
+# The base's own template reads `messages` as changed here. It must not see our arguments: it may be one of ours.
+# A server may pass texts as lists of parts, and some templates read only the first part.
 _JINJA_SYSTEM = """\
 {%- set preference = none -%}
 {%- set angle = none -%}
@@ -348,7 +351,7 @@ _JINJA_USER = """\
 {%- endif -%}
 """
 
-# The comment ends its line as a block does, and the base begins a line: so Jinja trims nothing of the base.
+# The comment ends its line as a block does, and the base begins a new line, so Jinja trims nothing of the base.
 _BASE_BEGINS: Final = "{#- dpalign: the model's own chat template begins on the next line #}\n"
 _BASE_ENDS: Final = "{%+ if add_generation_prompt %}{# dpalign: an answer opens with this #}"
 _JINJA_OPENING: Final = _BASE_ENDS + "{{ @OPENING@ }}{% endif %}"

@@ -1,8 +1,8 @@
-"""The command `dpa`: verbs only. A verb's module is imported when it is used, so that help is quick.
+"""The command `dpa`: verbs only. A verb's module is imported only when the verb is used, so that help is quick.
 
 A module has `declare(parser)`, which adds the verb's arguments, and `execute(arguments, overrides)`, which returns the
-text to print. Every knob of a recipe is an option of every verb that takes a recipe: what the verb itself does not
-know is handed to `recipe.load`.
+text to print. Every knob of a recipe is an option of every verb that takes a recipe: options that the verb does not
+know go to `recipe.load`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ KNOBS_NOTE: Final = (
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours to print."""
+    """A parser that raises ValueError on bad arguments; `main` prints it."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
@@ -39,13 +39,13 @@ class Verb:
 
     help: str
     module: str
-    """Under dpalign: declares the arguments and does the work. Read from `arguments.verb` which verb it is."""
+    """The module under dpalign that declares the arguments and does the work; `arguments.verb` names the verb."""
     knobs: bool = True
     """Whether it takes a recipe, and so all knobs as options."""
 
 
 ALONE: Final = "pipeline.alone"
-"""The module of the verbs that take one stage alone."""
+"""The module of the verbs that run one stage alone."""
 
 VERBS: Final[Mapping[str, Verb]] = {
     "new": Verb("write a short recipe of your own, from four questions", "pipeline.new", False),
@@ -131,10 +131,11 @@ VERBS: Final[Mapping[str, Verb]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Do what the command line says.
+    """Run a command line.
 
     Raises:
-        SystemExit: code 2 after an error that the user can mend, said in one line; 130 after an interruption.
+        SystemExit: code 2 after an error that the user can fix, printed in one line; 130 after an interruption;
+            `stopping.RESUME` after SIGTERM.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     with plain_errors("dpa"):
@@ -187,10 +188,10 @@ def help_text() -> str:
 
 
 def split_overrides(words: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A verb's own words, and those that override knobs: each `--key value` whose key is none of its `options`.
+    """Split a verb's words into its own and those that override knobs: `--key value`, the key not in `options`.
 
     Raises:
-        ValueError: an option that is neither the verb's nor in a table of the recipe.
+        ValueError: an option is neither the verb's nor in a table of the recipe.
     """
     own: list[str] = []
     overrides: list[str] = []

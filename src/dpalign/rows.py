@@ -45,7 +45,7 @@ PART: Final = 65_536
 BATCH: Final = 4096
 """Rows in memory at once in `take_rows`."""
 LEDGER: Final = "ledger.json"
-"""Beside a finished stage's outputs: it names them all (`runs/ledger.py`)."""
+"""The file beside a finished stage's outputs that names them all (`runs/ledger.py`)."""
 
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -61,7 +61,7 @@ class Prompt(TypedDict):
 
 
 class Rated(TypedDict):
-    """A row of RATED: an answer and its labels of 0-100, by head; a head without one is left out."""
+    """A row of RATED: an answer and its labels of 0-100 by head; a head without a label is left out."""
 
     prompt_id: str
     messages: list[Message]
@@ -98,7 +98,7 @@ RATED: Final = pa.schema(
         ("prompt_id", pa.string()),
         ("messages", _MESSAGES),
         ("response", pa.string()),
-        ("source", pa.string()),  # helpsteer, which trains the reward model alone; else rows
+        ("source", pa.string()),  # helpsteer (trains only the reward model), or rows
         ("labels", pa.map_(pa.string(), pa.float32())),  # head -> 0-100; no entry without a label
     ]
 )
@@ -139,7 +139,7 @@ DIVERGENCES: Final = pa.schema(
         ("sample", pa.int32()),
         ("log_policy", pa.float64()),  # log pi(y | x, v) in nats, summed over the answer's tokens
         ("log_sft", pa.float64()),  # log pi_sft(y | x); SFT reads the prompt without the condition's line
-        ("tokens", pa.int32()),  # of the answer as the policy reads it, its end included
+        ("tokens", pa.int32()),  # of the answer as the policy reads it, with its end
     ]
 )
 
@@ -193,7 +193,7 @@ def write_table(path: Path, table: pa.Table) -> None:
     row_group = max(1, table.num_rows)
     try:
         pq.write_table(table, beside, compression="zstd", row_group_size=row_group, write_page_checksum=True)
-    except OSError as error:  # of a full disk, say: pyarrow names no file
+    except OSError as error:  # such as a full disk: pyarrow names no file
         error.filename = error.filename or str(path)
         raise
     os.replace(beside, path)
@@ -213,10 +213,10 @@ def write_parts(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> 
 
 
 def shards(path: Path) -> list[Path]:
-    """The Parquet files of a stage's folder in order, which are those of its ledger; or the one that `path` names.
+    """The Parquet files of a stage's folder in order, checked against its ledger; or `path` itself if it is a file.
 
     Raises:
-        ValueError: there is none; one that the ledger does not name; or one that it names is missing.
+        ValueError: there are none; the ledger does not name a file; or a file that it names is missing.
     """
     if path.is_file():
         return [path]
@@ -235,7 +235,7 @@ def shards(path: Path) -> list[Path]:
 
 
 def _named(ledger: Path, folder: Path) -> set[Path] | None:
-    """The Parquet files of a folder that a stage's ledger names; None where there is no ledger of a stage."""
+    """The Parquet files of a folder that a stage's ledger names; None if `ledger` is not a stage's ledger."""
     try:
         outputs = json.loads(ledger.read_text(encoding="utf-8"))["outputs"]
         paths = [ledger.parent / str(name) for name in dict(outputs)]
@@ -243,7 +243,7 @@ def _named(ledger: Path, folder: Path) -> set[Path] | None:
         return None
     except ValueError as error:
         raise ValueError(f"{ledger}: damaged ledger ({error}); delete {ledger.parent} to redo the stage") from error
-    except (KeyError, TypeError):  # a file of another kind by this name
+    except (KeyError, TypeError):  # another kind of file with this name
         return None
     return {path for path in paths if path.parent == folder and path.suffix == ".parquet"}
 
@@ -264,7 +264,7 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 
 @contextlib.contextmanager
 def _opened(shard: Path, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
-    """A shard with these columns, open; a ValueError names the file that lacks one or cannot be read."""
+    """Open a shard and check its columns; a ValueError names the file if it lacks one or is unreadable."""
     try:
         with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             present = file.schema_arrow.names
@@ -276,17 +276,17 @@ def _opened(shard: Path, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
             if rows != told.num_rows:  # no checksum covers these two
                 raise pa.ArrowInvalid(f"{told.num_rows} rows by its footer, {rows} in its row groups")
             yield file
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # OSError: also a page of another checksum
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # OSError: also a wrong page checksum
         raise ValueError(f"{shard}: not a readable Parquet file ({error}); delete it and run again") from error
 
 
 def take_rows(path: Path, schema: pa.Schema, columns: Sequence[str], row_N: NDArray[np.int64]) -> pa.Table:
     """Rows of the shards below `path` by number, in the order of `row_N`; a number may repeat.
 
-    No more than one batch of the other rows is in memory.
+    At most one batch of the other rows is in memory.
 
     Args:
-        row_N: numbers among the rows of all shards.
+        row_N: row numbers, counted over all shards.
     """
     number_N = np.unique(row_N)
     fields = pa.schema([schema.field(name) for name in columns])
@@ -303,7 +303,7 @@ def take_rows(path: Path, schema: pa.Schema, columns: Sequence[str], row_N: NDAr
 
 
 def _rows_within(file: pq.ParquetFile, columns: Sequence[str], row_N: NDArray[np.int64]) -> Iterator[pa.Table]:
-    """Rows of one file, by their rising numbers in it."""
+    """Yield rows of one file by number, as tables; `row_N` is ascending."""
     start = 0
     for batch in file.iter_batches(BATCH, columns=list(columns)):
         inside = row_N[(row_N >= start) & (row_N < start + batch.num_rows)] - start
@@ -313,7 +313,7 @@ def _rows_within(file: pq.ParquetFile, columns: Sequence[str], row_N: NDArray[np
 
 
 def matrix_of(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """A column of lists of one length as a matrix, (rows, length); a null is NaN.
+    """A column of equally long lists as a matrix, (rows, length); a null is NaN.
 
     Raises:
         ValueError: the lists differ in length; the message names the first such row.

@@ -1,4 +1,4 @@
-"""Chats to fine-tune on: ultrachat_200k's, instructions as Stanford's Alpaca writes them, or prompts with an answer.
+"""Chats for SFT: ultrachat_200k, instructions in the form of Stanford's Alpaca, or prompts with an answer.
 
 ultrachat_200k (HuggingFaceH4, MIT) trained Zephyr's SFT checkpoint, from which section 3.1 starts. Named splits:
 train_sft (207,865 chats) and test_sft (23,110). Alpaca's own frame ("Below is an instruction that describes a
@@ -12,7 +12,7 @@ from dpalign.rows import Conversation, prompt_id
 
 
 def read_chats(source: str, split: str | None = None) -> tuple[list[Conversation], ReadReport]:
-    """Each row as one conversation, whose last turn is to be learned.
+    """Read each row as one conversation; its last turn is what SFT learns.
 
     Raises:
         ValueError: a row that is cut, lacks a column, or holds an unknown role; rows of pairs, or of prompts alone.

@@ -1,7 +1,7 @@
 """The forms of a row: a prompt alone, a prompt with its answer, a pair of answers, a chat, an instruction.
 
-TRL's standard and conversational forms are among them, those with an implicit prompt too. The columns of a file's first
-row say which form it has. Rows of no form are refused with the nearest one.
+They include TRL's standard and conversational forms, also those with an implicit prompt. The columns of a file's first
+row decide its form. If no form fits, the error names the nearest one.
 """
 
 import difflib
@@ -21,7 +21,7 @@ EXAMPLES: Final[Mapping[Form, str]] = {
     "chats": '{"messages": [{"role": "user", "content": "Boil an egg."}, {"role": "assistant", "content": "Now?"}]}',
     "prompts": '{"prompt": "Boil an egg."}',
 }
-"""A row of each."""
+"""An example row of each form."""
 
 PROMPTS: Final = ("prompt", "messages")
 ANSWERS: Final = ("response", "completion")
@@ -45,12 +45,12 @@ _SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Example:
-    """A row, read.
+    """A parsed row.
 
     Attributes:
         messages: the chat up to the user's last turn.
-        answers: the answers to it: none of a prompt alone, the chosen and the rejected one of a pair.
-        gap: why the row is left out; "" for a whole one.
+        answers: the answers to that chat: none for a prompt alone, the chosen and the rejected one for a pair.
+        gap: why the row is left out; "" if it is complete.
     """
 
     messages: list[Message]
@@ -62,7 +62,7 @@ def form_of(row: Row) -> Form:
     """The form of a file, by the columns of its first row.
 
     Raises:
-        ValueError: of no form; the message names the nearest one.
+        ValueError: no form fits; the message names the nearest one.
     """
     columns = row.values.keys()
     if not columns.isdisjoint(("chosen", "rejected")):
@@ -82,7 +82,7 @@ def form_of(row: Row) -> Form:
 
 
 def read_example(row: Row, form: Form) -> Example:
-    """A row of this form.
+    """Parse a row of this form.
 
     Raises:
         ValueError: a column is missing or holds something else; the message names the row.
@@ -117,7 +117,7 @@ def _whole(messages: list[Message], *answers: str) -> Example:
 
 
 def _answered(row: Row, key: str) -> tuple[list[Message], str]:
-    """The prompt and the answer of a column: text, the assistant's turn, or the whole chat."""
+    """The prompt and the answer; the column holds text, the assistant's turn, or the whole chat."""
     value = row.get(key)
     if not isinstance(value, list):
         return _prompt(row), _text(row, key)
@@ -138,7 +138,7 @@ def _first_of(row: Row, names: Sequence[str]) -> str:
 
 
 def _text(row: Row, key: str) -> str:
-    """Text, and no chat that was written as text."""
+    """A column of text; refuse a chat that was written as text."""
     text = row.text_or_empty(key)
     if text.startswith("[{") and "role" in text and "content" in text:
         raise row.wrong(key, text, "a chat as a list and not as text; .jsonl and .parquet files can hold lists")
@@ -146,7 +146,7 @@ def _text(row: Row, key: str) -> str:
 
 
 def _unread(row: Row) -> ValueError:
-    """The error for columns of no form: the nearest form, and how to come there."""
+    """The error if no form fits: the nearest form, and the changes that lead to it."""
     form, found = _nearest(list(row.values))
     renamed = [f"rename {column} to {name}" for name, column in found.items() if column not in ("", name)]
     turns = row.values.get(found.get("messages", ""))
@@ -160,13 +160,13 @@ def _unread(row: Row) -> ValueError:
 
 
 def or_rename(columns: Sequence[str]) -> str:
-    """What to say of prompts whose answers may stand in a column of another name."""
+    """The end of an error about missing answers: which column to rename; "" if none looks like answers."""
     column = _column_for("response", columns)
     return f", or rename {column} to response" if column else ""
 
 
 def _nearest(columns: Sequence[str]) -> tuple[Form, dict[str, str]]:
-    """The form that needs the fewest new columns and uses the most of those there are, with the column for each."""
+    """The form that needs the fewest new columns, then uses the most existing ones; and its column for each name."""
     choices = {form: {name: _column_for(name, columns) for name in needed} for form, needed in _NEEDED.items()}
 
     def fit(form: Form) -> tuple[int, int]:
@@ -179,7 +179,7 @@ def _nearest(columns: Sequence[str]) -> tuple[Form, dict[str, str]]:
 
 
 def _column_for(name: str, columns: Sequence[str]) -> str:
-    """The column that stands for a name: itself, a synonym, or the same but for a letter or two; "" for none."""
+    """The column for a name: the name itself, a synonym, or a similar spelling; "" if there is none."""
     known = {column.strip().lower(): column for column in columns}
     for candidate in (name, *_SYNONYMS[name]):
         if candidate in known:

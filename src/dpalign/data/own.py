@@ -1,8 +1,8 @@
-"""Data of one's own: rated answers, preference pairs and prompts, in any form of `forms.py`.
+"""The user's own data: rated answers, preference pairs and prompts, in any form of `forms.py`.
 
-A column of numbers rates the answer under its own name. Of a pair, two columns such as `brevity_chosen` and
-`brevity_rejected` do. A rating becomes points of 0-100 by its scale, which is stated, or else read from the column.
-The paper's data sets are known by their columns, and are read as `ratings.py` reads them.
+A column of numbers rates the answer under the column's name. A pair has two columns, such as `brevity_chosen` and
+`brevity_rejected`. A scale turns a rating into points of 0-100; it is stated, or else read from the column.
+The paper's data sets are recognised by their columns, and `ratings.py` reads them.
 """
 
 import math
@@ -19,16 +19,16 @@ from dpalign.data.sources import Row, describe, located, read_source, shorten
 from dpalign.rows import Message, Pair, Rated, prompt_id, user_prompt
 
 Scales = Mapping[str, Scale]
-"""By column, the ratings that become 0 and 100."""
+"""The ratings that become 0 and 100, by column."""
 
 SPLITS: Final = ("train_prefs", "train")
-"""What is read of a data set with several splits, where none is named."""
+"""Splits to look for, in this order, if a data set has several and the source names none."""
 EVALUATED_SPLITS: Final = ("test_prefs", "validation", "test")
 """The same, for prompts to evaluate on."""
 USUAL: Final[tuple[Scale, ...]] = ((0, 1), (1, 5), (0, 4), (1, 10))
-"""Scales that whole numbers are taken to be on; the first that holds them all."""
+"""The scales assumed for whole numbers: the first that contains them all."""
 STRAYS: Final = 0.01
-"""The share of a column's ratings that, outside a usual scale of all others, are taken for mistakes."""
+"""If at most this share of a column's ratings lies outside a usual scale, they count as mistakes."""
 _OF_A_SIDE: Final = re.compile(r"(.+)[_-](chosen|rejected)|(chosen|rejected)[_-](.+)")
 _COUNTS_ROWS: Final = re.compile(r"|id|idx|index|unnamed: 0|.*_id", re.IGNORECASE)
 
@@ -39,7 +39,7 @@ class OwnData:
 
     Attributes:
         rated: the answers, with labels where they are rated.
-        pairs: two answers each, of which the first was preferred.
+        pairs: two answers each; the first was preferred.
         prompts: all prompts, also those without an answer.
         reports: what was read, kept and left out.
     """
@@ -51,11 +51,11 @@ class OwnData:
 
 
 def read_own(source: str, rescaling: Rescaling, scales: Scales) -> OwnData:
-    """All rows of a source, in the form that its columns say.
+    """Read all rows of a source, in the form that its columns decide.
 
     Args:
-        rescaling: of the paper's data sets.
-        scales: those that are stated, for all other ratings.
+        rescaling: for the paper's data sets.
+        scales: the stated scales, for all other ratings.
 
     Raises:
         ValueError: columns of no known form, a broken row, or a rating outside its scale, with the row; or prompts
@@ -63,7 +63,7 @@ def read_own(source: str, rescaling: Rescaling, scales: Scales) -> OwnData:
     """
     name, split = located(source, SPLITS)
     first = next(read_source(name, split), None)
-    of_paper = first is not None and scales.keys().isdisjoint([*first.values, "score"])  # no scale of the user's own
+    of_paper = first is not None and scales.keys().isdisjoint([*first.values, "score"])  # no scale is stated for it
     known = paper_form(first) if first is not None and of_paper else None
     if known is None:
         own, examples = _read(name, split, scales)
@@ -82,10 +82,10 @@ def read_own(source: str, rescaling: Rescaling, scales: Scales) -> OwnData:
 
 
 def read_prompts(source: str, what: str, wanted: Sequence[str]) -> tuple[dict[str, list[Message]], ReadReport]:
-    """The prompts of a source in any form, each once, by id; answers are counted and not read.
+    """Read the prompts of a source in any form, each once, by id; answers are counted, not read.
 
     Args:
-        what: what they are, for the report.
+        what: a name for the prompts in the report.
         wanted: the splits to read where the source names none, the best first.
 
     Raises:
@@ -117,7 +117,7 @@ def _examples(name: str, split: str | None) -> Iterator[Example]:
 
 
 def _read(name: str, split: str | None, scales: Scales) -> tuple[OwnData, list[Example]]:
-    """The rows of a source that is none of the paper's: first all ratings, then their scales, then the labels."""
+    """Read a source that is not one of the paper's: first all ratings, then their scales, then the labels."""
     report, form = ReadReport("rows", describe(name, split)), None
     rows: list[tuple[Example, list[dict[str, float]]]] = []
     places: list[str] = []
@@ -155,7 +155,7 @@ def _read(name: str, split: str | None, scales: Scales) -> tuple[OwnData, list[E
 
 
 def _ratings(row: Row, form: Form, answers: int, scales: Scales, texts: dict[str, str]) -> list[dict[str, float]]:
-    """The numbers that rate each answer, by head; `texts` notes the first other value of a column."""
+    """The ratings of each answer, by head; `texts` gets the first value of a column that is not a number."""
     ratings_A: list[dict[str, float]] = [{} for _ in range(answers)]
     for column, value in row.values.items() if answers else ():
         head, answer = column, 0
@@ -183,7 +183,7 @@ def _ratings(row: Row, form: Form, answers: int, scales: Scales, texts: dict[str
 def _read_scales(
     ratings_N: Sequence[Mapping[str, float]], scales: Scales, texts: Mapping[str, str], report: ReadReport
 ) -> None:
-    """The scale of each rating that is one, into the report; a column of text or of one value only is none."""
+    """Put the scale of each rating into the report. A column with text, or with a single value, is no rating."""
     values: defaultdict[str, list[float]] = defaultdict(list)
     for ratings in ratings_N:
         for head, number in ratings.items():
@@ -200,11 +200,13 @@ def _read_scales(
 
 
 def _require_no_stray(head: str, scale: Scale, ratings_N: Sequence[Mapping[str, float]], places: Sequence[str]) -> None:
-    """Refuse a rating beyond the usual scale of nearly all others, such as a 40 among 1 to 5, which would stretch it.
+    """Refuse a rating outside the usual scale of nearly all others: a 40 among 1 to 5 would stretch the scale.
+
+    A stray that fits a wider usual scale passes: an 8 among 1 to 5 gives 1 to 10.
 
     Args:
-        scale: that was read from all ratings.
-        places: of each answer.
+        scale: the one read from all ratings.
+        places: the file and row of each answer.
     """
     if scale in USUAL or not all(ratings.get(head, 0.0).is_integer() for ratings in ratings_N):
         return
@@ -240,7 +242,7 @@ def to_number(value: Any) -> float | None:
 
 
 def usual_scale(numbers: Sequence[float]) -> Scale:
-    """The scale that ratings are read on: a usual one for whole numbers, or from the least to the greatest."""
+    """The scale of some ratings: a usual one that fits whole numbers, else from the least to the greatest."""
     low, high = min(numbers), max(numbers)
     if all(float(number).is_integer() for number in numbers):
         for scale in USUAL:
@@ -259,7 +261,7 @@ def scale_text(scale: Scale) -> str:
 
 
 def _preferences(pairs: Sequence[Example], answers: Sequence[Rated]) -> list[Pair]:
-    """The pairs whose two answers were kept and differ in text and in ratings, each once."""
+    """The pairs whose two answers were kept and differ in text and, if rated, in ratings; each once."""
     labels = {(row["prompt_id"], row["response"]): row["labels"] for row in answers}
     kept: dict[tuple[str, ...], Pair] = {}
     for example in pairs:

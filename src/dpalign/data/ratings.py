@@ -1,6 +1,6 @@
 """Rated answers of the paper's data sets, rescaled to 0-100 and stored as labels of the ten heads.
 
-Four forms, each with its own heads:
+Four forms:
 
 - `helpsteer` (nvidia/HelpSteer, CC-BY-4.0): five attributes of 0..4. Splits: train (35,331 rows), validation (1,789).
 - `ultrafeedback` (openbmb/UltraFeedback, MIT): four answers a prompt, four aspects and an overall score each.
@@ -66,7 +66,7 @@ DEFAULT: Final = Rescaling()
 
 
 def paper_form(row: Row) -> RatedFormat | None:
-    """The form that the columns of a file's first row say; None for other rows."""
+    """The paper's form that has the columns of a file's first row; None if there is none."""
     columns, metadata = row.values.keys(), row.values.get("metadata")
     if {"instruction", "completions"} <= columns:
         return "ultrafeedback"
@@ -82,7 +82,7 @@ def paper_form(row: Row) -> RatedFormat | None:
 def read_rated(
     form: RatedFormat, source: str, split: str | None = None, rescaling: Rescaling = DEFAULT
 ) -> tuple[list[Rated], ReadReport]:
-    """Rated answers of a data set in one of the known forms; counts are of answers.
+    """Read the rated answers of a data set in one of these forms; the report counts answers.
 
     Raises:
         ValueError: a row that is cut, lacks a column, holds a rating out of range, or a chat that does not end with an
@@ -121,7 +121,7 @@ def _pairs(row: Row, rescaling: Rescaling, _: ReadReport) -> Answers:
 
 
 def _ultrafeedback(row: Row, rescaling: Rescaling, report: ReadReport) -> Answers:
-    """UltraFeedback as first published, whose known quirks are filtered or noted, and counted.
+    """Read UltraFeedback as first published; its known quirks are filtered or noted, and counted.
 
     Ratings are text, "1".."5" or "N/A"; a response may be null, NaN or empty; a prompt may have no completions. The
     system prompt of the model that wrote an answer (custom_system_prompt) is left out, as in the released reward
@@ -146,7 +146,7 @@ def _ultrafeedback(row: Row, rescaling: Rescaling, report: ReadReport) -> Answer
 
 
 def _overall(ratings: Sequence[float], completion: Row, report: ReadReport) -> float | None:
-    """The overall score of an answer; older files turned a score of 1 into 10, which is repaired."""
+    """The overall score of an answer; repairs the tens that older files have in place of 1."""
     overall = loose_rating(completion, "overall_score", OVERALL_RANGE)
     if overall is None:
         report.notes["overall_score missing"] += 1
@@ -160,9 +160,9 @@ def _overall(ratings: Sequence[float], completion: Row, report: ReadReport) -> f
 
 
 def repair_ten(aspect_ratings: Sequence[float]) -> float | None:
-    """The true overall score behind a 10, from the answer's aspect ratings (1..5, without N/A); None in doubt.
+    """The true overall score behind a 10, from the answer's aspect ratings (1..5, without N/A); None if in doubt.
 
-    This is the publishers' own repair: a mean of up to 2 was a 1, one above 4 a 10.
+    This is the publishers' own repair: a mean of at most 2 gives 1, a mean above 4 gives 10.
     """
     if not aspect_ratings:
         return None

@@ -12,7 +12,7 @@ Scale = tuple[float, float]
 
 @dataclass
 class ReadReport:
-    """The count of one file while it is read, or of one filter.
+    """The counts of one file while it is read, or of one filter.
 
     Attributes:
         source: the data set's format, or the filter's name.
@@ -21,8 +21,8 @@ class ReadReport:
         kept: rows out.
         filtered: reason -> rows; with `kept` it adds up to `read`.
         notes: changes or gaps within kept rows -> how often.
-        scales: of the ratings that have no published scale, by head.
-        remarks: what else to know of the columns.
+        scales: by head, for ratings without a published scale.
+        remarks: other notes on the columns.
     """
 
     source: str

@@ -24,12 +24,12 @@ from dpalign.runs.hub import revised
 SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 FILES: Final = f"a file ends in {', '.join(SUFFIXES)}"
 SAVED: Final = "state.json"
-"""What `datasets` writes beside a data set that it saves to disk; `SAVED_SPLITS` beside several splits."""
+"""The file that `datasets` writes into a data set saved to disk; for several splits it writes `SAVED_SPLITS`."""
 SAVED_SPLITS: Final = "dataset_dict.json"
 _ROLES = ("system", "user", "assistant")
 _PARQUET_BATCH = 1024
 LONGEST: Final = 1 << 24
-"""Bytes of a line, and characters of a cell: far above any chat, and below what fills the memory."""
+"""The most bytes of a line, or characters of a cell: far above any chat, too few to fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Row:
         return self._checked(key, self.get(key))
 
     def text_or_empty(self, key: str) -> str:
-        """A column of text; "" where it is null, NaN, or holds nothing but spaces."""
+        """A column of text; "" if it is null, NaN, or only white space."""
         value = self.get(key)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
@@ -132,7 +132,7 @@ def parted(source: str) -> tuple[str, str | None]:
 
 
 def require_there(source: str) -> None:
-    """Check that a source is a file that is read, a folder, or what may be a name on the hub.
+    """Check that a source is a file of a known kind, a folder, or a possible name on the hub.
 
     Raises:
         ValueError: a file or a folder that is not there; a file of another kind.
@@ -149,10 +149,10 @@ def require_there(source: str) -> None:
 
 
 def located(source: str, wanted: Sequence[str]) -> tuple[str, str | None]:
-    """The name and the split to read of a source: the split that `name:split` says, or else the only one, or else the
-    first wanted one that it has. A file is one split already, and so has none.
+    """A source's name and the split to read: the one in `name:split`, else the only one, else the first wanted one.
 
-    If the hub cannot be asked, the last wanted one: reading it then gives the error.
+    A file, or a folder saved without splits, has none. If the hub cannot be reached, the split is the last wanted one:
+    reading it then gives the error.
 
     Raises:
         ValueError: several splits, and none of them is wanted.
@@ -172,7 +172,7 @@ def located(source: str, wanted: Sequence[str]) -> tuple[str, str | None]:
 
 
 def _splits_of(name: str) -> list[str] | None:
-    """The splits of a data set that is no single file; none of one saved without; None where nobody can tell."""
+    """The splits of a data set that is not one file: [] if it was saved without splits, None if they are unknown."""
     folder = Path(name)
     if (folder / SAVED).is_file():
         return []
@@ -225,7 +225,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         where = f"{path}, line {number}"
         try:
             values = json.loads(line)
-        except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
+        except (ValueError, RecursionError) as error:  # bad JSON, or bad UTF-8
             start = shorten(repr(line[:400].decode(errors="replace").rstrip("\n")))
             raise ValueError(
                 f"{where}: not a whole JSON row ({error}): {start}; the file may be cut short: "

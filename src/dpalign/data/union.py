@@ -1,9 +1,9 @@
 """The union of the rated data sets under ten heads (section 3.1), without repeats and held-out prompts, in splits.
 
-Each data set labels its own heads; a head without a label takes no loss. Prompts are split into D1 and D2
-for the iterations (section 3.1) and into held-out sets. A prompt's place follows from hash(seed, prompt_id) alone: more
-rows, or rows in another order, move nothing. Only the border between the halves depends on the number of prompts; one
-more prompt moves at most one across it.
+Each data set labels its own heads; a head without a label has no loss. Prompts are split into D1 and D2 for the
+iterations (section 3.1) and into held-out sets. A prompt's place depends only on hash(seed, prompt_id): more rows, or
+rows in another order, move no prompt. Only the border between the halves depends on the number of prompts; one more
+prompt moves at most one across it.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ AnyRow = TypeVar("AnyRow", Rated, Conversation, Pair, Prompt)
 
 
 def merge_repeats(rows: Iterable[Rated]) -> tuple[list[Rated], ReadReport]:
-    """One row an answer: rows with the same prompt and response become one, at the first one's place.
+    """Merge rows with the same prompt and response into one, at the place of the first.
 
-    Its label for a head is the mean over the rows that have one: the order of the rows does not matter, and an answer
-    that two data sets rate has the labels of both. It keeps the first source that is not HelpSteer.
+    A label is the mean over the rows that have it, so the order of the rows does not matter. An answer that two data
+    sets rate has the labels of both. The merged row keeps the first source that is not HelpSteer.
     """
     groups: dict[tuple[str, str], list[Rated]] = {}
     for row in rows:
@@ -42,7 +42,7 @@ def _merge(group: list[Rated]) -> Rated:
 
 
 def drop_held_out(rows: Sequence[AnyRow], held_out: Iterable[Sequence[Message]]) -> tuple[list[AnyRow], ReadReport]:
-    """The rows that answer no held-out prompt, whatever their data set.
+    """Drop the rows of any data set that answer a held-out prompt.
 
     A row answers a held-out prompt when one of its user turns, alone or with all turns before it, has the same text.
     Letter case, spacing and system messages do not count.
@@ -73,19 +73,19 @@ def split_prompts(
     named: Mapping[str, Collection[str]] | None = None,
     only: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, str]:
-    """A split for each unique prompt.
+    """Assign a split to each unique prompt.
 
     Args:
         prompt_ids: may repeat; the same text has the same id (`rows.prompt_id`).
-        seed: another seed, other splits.
+        seed: another seed gives other splits.
         held_out: split -> share of the hash's range, such as {"validation": 0.05, "test": 0.05}. About that share of
             the prompts is held out, and no prompt leaves it when others are added.
         named: split -> prompt ids that a data set's authors assigned, such as test_prefs for the paper's validation;
             these are in the result even if they are not in `prompt_ids`.
-        only: split -> the prompts that it may hold, or be empty; a split that is not here takes any, and needs some.
+        only: split -> the prompts that it may hold; it may be empty. Other splits take any prompts and need some.
 
     Returns:
-        prompt_id -> split. All other prompts are in D1 or D2, equal in number (D1 has one more of an odd number).
+        prompt_id -> split. All other prompts are in D1 or D2, equal in number (D1 has one more if their number is odd).
 
     Raises:
         ValueError: shares outside 0..1, or shares that leave nothing; an empty held-out split; a prompt in two named

@@ -1,1 +1,1 @@
-"""The aligned model in people's hands: the dial, and what stands behind it."""
+"""Using an aligned model: the dial, export, doctor, verify, server and terminal chat."""

@@ -1,8 +1,8 @@
-"""Robust inference: answers are drawn near the user's direction, and the reward model chooses one at that direction.
+"""Robust inference: draw answers near the user's direction, and let the reward model choose one at that direction.
 
-An answer drawn a few degrees away may serve v better than any drawn at v itself: the dial of a trained policy is a
-little off here and there, and neighbours bring other answers. The paper has no such step. Pooling neighbouring
-directions at inference is RPS's (arXiv 2510.20498).
+An answer drawn a few degrees away may serve v better than any drawn at v itself: the dial of a trained policy is
+slightly off in places, and neighbours bring other answers. The paper has no such step. RPS (arXiv 2510.20498) pools
+neighbouring directions at inference.
 
 Shapes: N answers, K objectives.
 """
@@ -25,22 +25,22 @@ from dpalign.paper.selection import best_of_n, scalarize
 Array = NDArray[np.float64]
 
 SPREAD: Final = 10.0
-"""Degrees around the direction, by default (paper silent)."""
+"""Default degrees around the direction (paper silent)."""
 
 
 class BestOf(BaseModel):
-    """Which answer was chosen, and what it is worth beside the others: the field `best_of` of a completion."""
+    """How the best answer was drawn, and its worth beside the others: the field `best_of` of a completion."""
 
     model_config = ConfigDict(frozen=True)
     drawn: int
     angle_spread: float
     drawn_at: Mapping[str, float]
-    """The direction that the model read for this answer."""
+    """The direction in this answer's prompt."""
     rewards: Mapping[str, float]
     value: float
     """v . r of this answer at the user's direction (Eq. 2)."""
     mean_value: float
-    """The mean of all."""
+    """The mean v . r of all answers."""
 
 
 async def draw_best(
@@ -53,18 +53,18 @@ async def draw_best(
     draw: Callable[[Preference, int, int], Awaitable[Sequence[Delta]]],
     score: Callable[[Sequence[str]], Awaitable[Array]],
 ) -> Delta:
-    """The best of n answers drawn around a direction, by the reward model at the direction itself.
+    """Draw n answers around a direction; return the one that the reward model rates best at the direction itself.
 
     Args:
-        draw: draws n answers at a direction with a seed: (direction, n, seed).
-        score: what answers earn, reward_NK. An error in either ends the other drawings.
+        draw: draws n answers at a direction with a seed: (direction, n, seed). An error in one draw cancels the others.
+        score: returns the answers' rewards, reward_NK.
 
     Returns:
-        The answer whole, with its report; its `tokens` are those of all n.
+        The whole answer with its report; `tokens` counts those of all n.
     """
     around = neighbours(direction, n, spread, dial.arc)
     lines = {dial.line(near): near for near in around}
-    copies = Counter(map(dial.line, around))  # neighbours that read the same line share a prompt
+    copies = Counter(map(dial.line, around))  # neighbours with the same line share a prompt
     tasks = []
     for i, (line, near) in enumerate(lines.items()):
         own = int(rng_for("best of", seed, i).integers(2**62))
@@ -93,13 +93,13 @@ async def draw_best(
 def neighbours(
     direction: Preference, n: int, spread: float, arc: tuple[float, float] | None = None
 ) -> list[Preference]:
-    """n directions around one, at most `spread` degrees away; the same at every call.
+    """Return n directions around one, at most `spread` degrees away; the same at every call.
 
-    Over two objectives they are the middles of n even slices of the arc of 2 x spread degrees, an odd n the
-    direction itself among them; over more, the direction and those farthest apart within the cone.
+    With two objectives they are the middles of n even slices of the arc of 2 x spread degrees; an odd n includes the
+    direction itself. With more, they are the direction and those farthest apart within the cone.
 
     Args:
-        arc: the trained range in degrees; no neighbour is moved out of it unless the direction lies outside.
+        arc: the trained range in degrees. Neighbours are clipped to it, unless the direction lies outside.
 
     Raises:
         ValueError: n < 1, or a spread that is negative or above 180 degrees.
@@ -121,6 +121,6 @@ def neighbours(
 
 
 def best_answer(reward_NK: Array, whole_N: Sequence[bool], direction: Preference) -> int:
-    """The index of the best answer by v . r (Eq. 2); one that was cut or says nothing only where all are so."""
+    """Return the index of the best answer by v . r (Eq. 2); a cut or empty one only if all are cut or empty."""
     among = [i for i, whole in enumerate(whole_N) if whole] or list(range(len(whole_N)))
     return among[int(best_of_n(scalarize(reward_NK[among][None], direction.v_K[None]))[0])]

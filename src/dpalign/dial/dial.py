@@ -1,8 +1,8 @@
 """The dial: it reads and checks a user's direction before the chat template sees it.
 
-A policy's own template normalises, rounds and refuses. It cannot warn, and a misspelt argument gives the plain model in
-silence. So all our readers use the dial first. The prompt is then rendered by
-`tokenizer.apply_chat_template(messages, preference=...)` as everywhere else, and is the same text.
+A policy's own template normalises, rounds and refuses. It cannot warn, and with a misspelt argument it silently gives
+the plain model. So all our code reads directions with the dial. `tokenizer.apply_chat_template(messages,
+preference=...)` then renders the prompt as everywhere else, with the same text.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ QUESTIONS: Final = ("explain fox, tea and iron.", "describe owl and moon.", "nam
 """Questions in the language of the small world."""
 
 _LONGEST: Final = 1000
-"""Characters that are read of words and of a name: they may come from a network."""
+"""Most characters of a typed direction or of a name: they may come from a network."""
 _CLOSE: Final = 1e-6
-"""Degrees, and parts of a weight, by which a direction may leave the trained range without a warning."""
+"""Degrees, or units of weight, by which a direction may leave the trained range without a warning."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,20 @@ class Dial:
     template: PreferenceTemplate
     chat: ChatStyle
     population: Population | None = None
-    """The trained directions, where they are known."""
+    """The trained directions; None if unknown."""
     front: tuple[FrontPoint, ...] = ()
-    """The measured front, where the contract has it."""
+    """The measured front, if the contract has one."""
     verbosity: Mapping[Verbosity, Length] = field(default_factory=dict)
-    """What OpenAI's words for a length stand for, where the contract has it."""
+    """The lengths that OpenAI's words stand for, if the contract has them."""
     levels: tuple[Level, ...] = ()
-    """What the line says in words, beside its arithmetic."""
+    """The words that the line adds to its arithmetic."""
 
     @classmethod
     def load(cls, model: Path) -> Self:
-        """The dial of a policy folder, from its `dpa.json`.
+        """Load the dial of a policy folder from its `dpa.json`.
 
         Raises:
-            ValueError: there is none, or it is damaged; names the file.
+            ValueError: the file is missing or damaged; names it.
         """
         contract = read_contract(model)
         if contract is None:
@@ -85,15 +85,15 @@ class Dial:
 
     @property
     def arc(self) -> tuple[float, float] | None:
-        """The trained range in degrees, low and high, where it is one of angles."""
+        """The trained range (low, high) in degrees; None unless it is an arc."""
         return arc_of(self.population)
 
     def read(self, preference: object = None, angle: object = None, verbosity: str | None = None) -> Preference | None:
-        """The direction of a request: weights by objective, degrees, or OpenAI's word for a length; None without any.
+        """Read a request's direction: weights by objective, degrees, or OpenAI's word for a length; None without any.
 
         Raises:
-            ValueError: two are given; an unknown objective; zero, NaN, infinite or text; lengths that are not on
-                record; names what is known.
+            ValueError: two of these; an unknown objective; a zero direction, NaN, infinity or text; no lengths on
+                record. The message names the known objectives.
         """
         asked = {"preference": preference, "angle": angle, "verbosity": verbosity}
         with self._naming_what_is_known():
@@ -113,13 +113,13 @@ class Dial:
             return Preference.from_weights(preference, self.objectives)
 
     def parse(self, words: str) -> Preference:
-        """A direction as people type it.
+        """Parse a direction as people type it.
 
         Degrees (`-30`), weights (`helpfulness=0.8 verbosity=-0.6`, commas allowed), or the arithmetic of the paper
-        (`helpfulness*0.8 - verbosity*0.6`); a name left out weighs 0.
+        (`helpfulness*0.8 - verbosity*0.6`). An omitted name weighs 0.
 
         Raises:
-            ValueError: none of these, or what `read` refuses.
+            ValueError: another form, or a direction that `read` refuses.
         """
         text = words.replace("\u2212", "-").strip()
         with self._naming_what_is_known():
@@ -134,13 +134,13 @@ class Dial:
         return round(preference.angle, 4) + 0.0 if len(preference.v) == 2 else None
 
     def label(self, preference: Preference) -> str:
-        """A direction in a few characters: an angle, or weights where there is none."""
+        """Return a direction in a few characters: an angle, or weights if there is none."""
         angle = self.angle_of(preference)
         return _weights_of(preference) if angle is None else degrees(angle)
 
     @staticmethod
     def formula(preference: Preference) -> str:
-        """As the paper writes it: helpfulness*0.97 - verbosity*0.26."""
+        """Write a direction as the paper does: helpfulness*0.97 - verbosity*0.26."""
         return arithmetic(preference.weights, [1.0, *[-1.0] * (len(preference.v) - 1)])
 
     def warning(self, preference: Preference) -> str | None:
@@ -154,7 +154,7 @@ class Dial:
 
     @property
     def trained(self) -> str:
-        """The trained directions in a few words; empty where they are not on record."""
+        """The trained directions in a few words; empty if they are not on record."""
         match self.population:
             case Arc(low, high) | Grid(of=Arc(low, high)):
                 return f"{low:g} to {high:g} degrees"
@@ -172,7 +172,7 @@ class Dial:
 
     @property
     def lengths(self) -> str:
-        """What low, medium and high stand for, in a few words; empty where no lengths are on record."""
+        """What low, medium and high stand for, in a few words; empty if no lengths are on record."""
         return ", ".join(
             f"{level} {degrees(length.angle)} ({length.words:.0f} words)" for level, length in self.verbosity.items()
         )
@@ -183,12 +183,12 @@ class Dial:
         return render_preference(preference, self.template, self.levels)
 
     def messages(self, messages: Sequence[Message], preference: Preference | None) -> list[Message]:
-        """The chat with the line in its system message, after what the user put there; unchanged without one."""
+        """Return the chat with the line in its system message, after the user's text; unchanged without a direction."""
         return list(messages) if preference is None else with_system_line(messages, self.line(preference), self.chat)
 
     @property
     def note(self) -> str | None:
-        """What a user must know before the first question; None for a model that answers any."""
+        """What a user must know before the first question; None for a model that answers any question."""
         if self.chat != "world-v1":
             return None
         *verbs, last = DEPTHS
@@ -197,13 +197,13 @@ class Dial:
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """Questions that the model of the small world can answer; empty for a model that answers any."""
+        """Questions that the model of the small world can answer; empty for a model that answers any question."""
         return QUESTIONS if self.chat == "world-v1" else ()
 
     def to_json(self) -> dict[str, Any]:
-        """What a client needs to draw the dial; null for the unknown.
+        """Return what a client needs to draw the dial; unknown values are null.
 
-        {objectives, arc, trained, template, front, verbosity}; trained is the distribution as `dpa.json` has it.
+        {objectives, arc, trained, template, front, verbosity}; trained is the distribution as in `dpa.json`.
         """
         return {
             "objectives": list(self.objectives),
@@ -216,7 +216,7 @@ class Dial:
 
     @contextlib.contextmanager
     def _naming_what_is_known(self) -> Iterator[None]:
-        """Errors about a request name the objectives, whoever raised them."""
+        """Add the known objectives to every error about a request."""
         names = f"known: {', '.join(self.objectives)}"
         try:
             yield
@@ -226,7 +226,7 @@ class Dial:
             raise ValueError(f"{error} ({names})") from None
 
     def _of_length(self, verbosity: str) -> Preference:
-        """The direction at which answers are as long as a word says."""
+        """Return the direction whose answers have the length that the word stands for."""
         if not self.objectives:
             raise ValueError("verbosity: this model takes no directions; leave it out")
         if not self.verbosity:
@@ -241,7 +241,7 @@ class Dial:
         if len(self.objectives) != 2:
             raise ValueError(f"an angle names a direction of two objectives, not of {len(self.objectives)}")
         if isinstance(angle, int | float) and not isinstance(angle, bool) and abs(angle) > 180 and angle - angle == 0:
-            angle = (angle + 180) % 360 - 180  # as the chat template does: the cosine of a huge angle is another
+            angle = (angle + 180) % 360 - 180  # as the chat template does: the cosine of a huge angle would differ
         return Preference.from_angle(angle, self.objectives)  # type: ignore[arg-type]  # checked there
 
     def _weights(self, text: str, words: str) -> dict[str, float]:
@@ -274,7 +274,7 @@ class Dial:
 
 
 def _holds(population: Population | None, preference: Preference) -> bool:
-    """Whether a direction is among the trained ones, or they are unknown."""
+    """Whether a direction is among the trained ones; True if they are unknown."""
     match population:
         case Arc(low, high) | Grid(of=Arc(low, high)):
             return (preference.angle - low + _CLOSE) % 360 <= high - low + 2 * _CLOSE

@@ -1,7 +1,7 @@
 """Golden prompts: what a policy must read at some directions, written from Python and checked against its template.
 
-The folder's chat template is Jinja that runs wherever the model does. It is rendered by Jinja alone, so that neither an
-export nor a check of one needs transformers. A template that writes today's date writes the same one here every day.
+The folder's chat template is Jinja and runs wherever the model does. Here Jinja alone renders it, so that neither an
+export nor its check needs transformers. A template that writes today's date writes a fixed date here.
 """
 
 import json
@@ -22,28 +22,28 @@ from dpalign.runs.folder import write_json
 FILE: Final = "golden_prompts.json"
 _WORDS: Final = ("What is tea?", "A drink.", "And coffee?")
 _OF_THE_WORLD: Final = ("explain tea and iron.", "tea is hot. iron is hard.", "name fox.")
-"""A question, an answer and another question, in the words of the models that read a style."""
+"""A question, an answer and another question, in the language of the small world."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What writes a folder's prompts beside its dial."""
+    """What a folder's prompts depend on besides its dial."""
 
     tokens: Mapping[str, str]
-    """Special tokens by the names that a chat template knows: eos_token."""
+    """Special tokens by their names in a chat template, such as eos_token."""
     own: OwnChat | None = None
-    """The model's own chat template, where that is kept."""
+    """The model's own chat template, if the policy keeps it."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One prompt: a chat, what is asked for, and the text that the model reads."""
+    """One prompt: a chat, a direction, and the text that the model reads."""
 
     messages: tuple[Message, ...]
     preference: Mapping[str, float] | None
     """None for the plain model."""
     angle: float | None
-    """The same direction in degrees, over two objectives."""
+    """The same direction in degrees; None unless it has two objectives and its rounded angle gives this text."""
     text: str
 
 
@@ -56,7 +56,7 @@ def chats(style: ChatStyle) -> tuple[tuple[Message, ...], ...]:
 
 
 def golden_prompts(dial: Dial, form: Form, directions: int = 3) -> list[Golden]:
-    """Every chat without a direction and at some, rendered in Python."""
+    """Render each chat in Python, without a direction and at several."""
     return [
         _golden(dial, chat, v, form) for chat in chats(dial.chat) for v in (None, *shown_directions(dial, directions))
     ]
@@ -66,13 +66,13 @@ def _golden(dial: Dial, chat: tuple[Message, ...], preference: Preference | None
     text = expected(dial, chat, preference, form)
     if preference is None:
         return Golden(chat, None, None, text)
-    angle = dial.angle_of(preference)  # rounded: stated where it still says the same
+    angle = dial.angle_of(preference)  # rounded: kept only if it gives the same text
     same = angle is not None and expected(dial, chat, dial.read(angle=angle), form) == text
     return Golden(chat, preference.weights, angle if same else None, text)
 
 
 def expected(dial: Dial, chat: Sequence[Message], preference: Preference | None, form: Form) -> str:
-    """The prompt in Python: what the folder's template must write."""
+    """Render the prompt in Python; the folder's template must write the same."""
     messages, own = dial.messages(chat, preference), form.own
     if own is None:
         return render_chat(messages, dial.chat, add_generation_prompt=True, eos=form.tokens["eos_token"])
@@ -80,7 +80,7 @@ def expected(dial: Dial, chat: Sequence[Message], preference: Preference | None,
 
 
 def shown_directions(dial: Dial, n: int) -> list[Preference]:
-    """Even steps over the trained directions, their ends among them; without any on record, the objectives alone."""
+    """Return even steps over the trained directions with both ends; the single objectives if none are on record."""
     if dial.arc is not None:
         v_VK = evaluation_grid(Arc(*dial.arc), n)
     elif dial.population is None:
@@ -93,12 +93,12 @@ def shown_directions(dial: Dial, n: int) -> list[Preference]:
 
 
 def write_golden(folder: Path, prompts: Sequence[Golden]) -> None:
-    """Write them beside the model they belong to."""
+    """Write the golden prompts beside their model."""
     write_json(folder / FILE, [vars(golden) for golden in prompts])
 
 
 def read_golden(folder: Path) -> list[Golden]:
-    """The golden prompts of an export; empty where the folder has none.
+    """Read the golden prompts of an export; empty if the folder has none.
 
     Raises:
         ValueError: the file is damaged.

@@ -1,4 +1,4 @@
-"""A policy in Python: load it, turn its dial, read its answers and what they earn.
+"""A policy in Python: load it, turn its dial, read its answers and their rewards.
 
     from dpalign import Policy
 
@@ -36,12 +36,12 @@ from dpalign.train.contract import FILE, FrontPoint
 Prompt: TypeAlias = str | Sequence[Message]
 """A question, or a chat that ends with the user's turn."""
 Direction: TypeAlias = Mapping[str, float] | str | Preference
-"""Weights by objective, the paper's arithmetic as text, or a direction of the package's own."""
+"""Weights by objective, the paper's arithmetic as text, or a `Preference`."""
 
 _T = TypeVar("_T")
 
 TEMPERATURE: Final = 0.7
-"""Section 3.2's."""
+"""As in section 3.2."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Answer:
 
     text: str
     tokens: int
-    """Generated tokens, the end of the answer included; of all that were drawn, for the best of several."""
+    """Generated tokens, including the end of the answer; for the best of several, those of all answers."""
     finished: bool
     """False: cut at max_new_tokens."""
     rewards: Mapping[str, float] | None
     """By objective, 0-100; None without a reward model."""
     direction: Preference | None
-    """The direction that was asked for; None for a plain answer."""
+    """The requested direction; None for a plain answer."""
     choice: BestOf | None = None
-    """How it was chosen, for the best of several."""
+    """How the answer was chosen, if it is the best of several."""
 
 
 class Policy:
-    """A policy in this process, with its dial and, where there is one, its reward model.
+    """A policy in this process, with its dial and its reward model, if it has one.
 
     It holds the model until `close`, the end of a `with`, or until nothing refers to it.
     """
@@ -88,17 +88,17 @@ class Policy:
         """Load an export, a run's last policy, or a finished policy's folder.
 
         Args:
-            reward: True takes the rewards inside the export, or those of the run, without functions of the user's own.
-                False takes none. Else a reward folder or `module:function`; of several rewards a list of NAME=SOURCE.
-            engine: what draws the answers; "auto" is vLLM where it is installed.
-            dtype: of the weights; "auto" leaves them as they are stored.
+            reward: True takes the rewards inside the export or those of the run, but no function from outside this
+                package. False takes none. Else a reward folder, `module:function`, or a list of NAME=SOURCE.
+            engine: draws the answers; "auto" takes vLLM if it is installed.
+            dtype: type of the weights; "auto" keeps the stored type.
             rows: answers decoded side by side.
-            reward_template: how the reward model reads a chat; None takes the folder's word.
+            reward_template: how the reward model reads a chat; None: as the folder says.
             max_model_len: most tokens of a prompt and its answer, with vLLM.
             engines: vLLM's share of the GPUs, such as `Engines(gpu_memory=0.5)`.
 
         Raises:
-            ValueError: what is wrong with which folder, or a package that is not installed.
+            ValueError: an unusable folder or a missing package; names it.
         """
         limits = Limits(max_n=rows, max_concurrent=rows, max_queue=sys.maxsize)
         options: dict[str, Any] = {"engine": engine, "dtype": dtype, "rows": rows, "engines": engines}
@@ -109,20 +109,20 @@ class Policy:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What a direction weighs; empty for a model without a dial."""
+        """The objectives that a direction weighs; empty for a model without a dial."""
         return self._service.dial.objectives
 
     @property
     def arc(self) -> tuple[float, float] | None:
-        """The trained range in degrees, where it is one of angles."""
+        """The trained range (low, high) in degrees; None unless it is an arc."""
         return self._service.dial.arc
 
     @property
     def front(self) -> tuple[FrontPoint, ...]:
-        """The rewards that were measured on validation prompts, a point a direction."""
+        """The mean rewards measured on validation prompts, one point per direction."""
         return self._service.dial.front
 
-    @overload  # a text is a sequence of texts to a type checker: the first that fits holds
+    @overload  # to a type checker a text is also a sequence of texts; the first match counts
     def sample(  # type: ignore[overload-overlap]
         self,
         prompt: Prompt,
@@ -161,15 +161,15 @@ class Policy:
     ) -> list[Answer] | list[list[Answer]]:
         """Draw n answers to a prompt, or to each of several prompts.
 
-        The seed decides the answers to a prompt, whatever other prompts are asked with it. A direction outside the
-        trained range gives a warning.
+        The answers to a prompt depend on the seed, not on the other prompts. A direction outside the trained range
+        gives a warning.
 
         Args:
             prompt: a question, a chat that ends with the user's turn, or a list of either.
-            angle: the direction in degrees, where there are two objectives.
+            angle: the direction in degrees, with two objectives.
             preference: the direction in another form. Without either the model answers plainly.
             temperature: 0 takes the likeliest token each time.
-            max_new_tokens: cut longer answers; None: 2048, as far as the context goes.
+            max_new_tokens: cut longer answers; None: 2048, or fewer if the context ends before.
 
         Raises:
             ValueError: a direction, a chat or a number that the model cannot take.
@@ -213,7 +213,7 @@ class Policy:
         return self._answers([ask])[0][0]
 
     def score(self, prompt: Prompt, texts: Sequence[str]) -> list[dict[str, float]]:
-        """What answers to a prompt earn, by objective.
+        """Return the rewards of answers to a prompt, by objective.
 
         Raises:
             ValueError: no reward model, or it cannot read the chat.
@@ -224,10 +224,10 @@ class Policy:
         return self._wait(self._rewards(_chat(prompt), texts))
 
     def taste(self, choices: Sequence[tuple[Answer, Answer]]) -> Estimate:
-        """A person's own direction, as far as their choices tell, and the two directions to compare next.
+        """Estimate a person's own direction from their choices; the estimate names the two directions to compare next.
 
         Args:
-            choices: pairs of answers to one question, the preferred one first. Without any, where to begin.
+            choices: pairs of answers to one question, the preferred one first; empty before the first choice.
 
         Raises:
             ValueError: no dial, or an answer without rewards.
@@ -284,7 +284,7 @@ class Policy:
         return [answers for answers, _ in drawn]
 
     async def _draw_all(self, asks: Sequence[Ask]) -> list[tuple[list[Answer], Sequence[str]]]:
-        """Side by side; an error in one ends the others."""
+        """Draw all asks at once; an error in one cancels the others."""
         tasks = [asyncio.ensure_future(self._draw(ask)) for ask in asks]
         try:
             return await asyncio.gather(*tasks)
@@ -293,7 +293,7 @@ class Policy:
                 task.cancel()
 
     async def _draw(self, ask: Ask) -> tuple[list[Answer], Sequence[str]]:
-        """The answers to one ask, and what to warn of."""
+        """Return the answers to one ask, and its warnings."""
         async with self._speaker.placed(ask) as order, aclosing(self._service.answers(order)) as stream:
             drawn = await collect(stream, ask.n)
         if ask.best_of is not None:
@@ -313,7 +313,7 @@ class Policy:
         return [self._service.rewards.named(reward_K) for reward_K in await self._service.scores(messages, texts)]
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of work on the model's own thread."""
+        """Run work on the model's own thread; return its result."""
         if not self._held.alive:
             work.close()
             raise ValueError(f"{self.name} is closed; load it again")
@@ -324,7 +324,7 @@ class Policy:
 
 
 def _let_go(speaker: Local) -> None:
-    """Close the model; from its own thread, which cannot wait for itself, in another."""
+    """Close the model. The model's own thread cannot wait for itself, so there another thread closes it."""
     if threading.current_thread() is speaker.thread:
         threading.Thread(target=speaker.close).start()
     else:
@@ -332,8 +332,8 @@ def _let_go(speaker: Local) -> None:
 
 
 def _rewards_of_run(path: Path) -> list[str]:
-    """What scores for a run that a path is or lies in; nothing for what is no run's, or where a reward is missing."""
-    with suppress(ValueError):  # a model without a dial, or none: `open_service` says what is wrong with it
+    """Return the reward sources of the run that a path is or lies in; empty without a run or if a reward is missing."""
+    with suppress(ValueError):  # no model, or one without a dial: `open_service` reports it
         source = find_source(path)
         records, sources = source.contract.rewards, {name: str(folder) for name, folder in source.rewards.items()}
         for record in records:
@@ -347,7 +347,7 @@ def _rewards_of_run(path: Path) -> list[str]:
 
 
 def _is_several(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """Whether it is a list of prompts: an empty list is one, a chat is none."""
+    """Whether the argument is a list of prompts. An empty list is one, a chat is not."""
     return not isinstance(prompt, str) and not (len(prompt) and isinstance(prompt[0], Mapping))
 
 

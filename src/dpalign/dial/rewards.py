@@ -1,7 +1,7 @@
-"""What scores a policy's answers in use: the rewards that its contract names, in the same points as in training.
+"""The rewards that score a policy's answers in use: those of its contract, in the same points as in training.
 
-A model lies inside the export, or where the user says. A Python function of one's own runs only where the user names
-it: a folder from elsewhere must not choose which code runs here.
+A reward model lies inside the export, or where the user says. A function from outside this package runs only if the
+user names it: a downloaded folder must not choose which code runs here.
 """
 
 import logging
@@ -23,22 +23,22 @@ log = logging.getLogger(__name__)
 BATCH_TOKENS: Final = 8192
 """Tokens per forward pass of a reward model, padding included."""
 OWN_MODULE: Final = "dpalign.rewards.functions:"
-"""How the package's own reward functions begin, which need no naming."""
+"""Prefix of the package's own reward functions, which run without being named by the user."""
 _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def open_scorer(
     model: Path, contract: Contract, given: Sequence[str] = (), *, template: RewardInput | None = None, dtype: str
 ) -> "Scorer | None":
-    """The rewards of a user's choice, or those of an export; None without either.
+    """Open the user's rewards, or else the export's; None without either.
 
     Args:
         model: the policy's folder.
-        given: a folder, a hub name or module:function; of several rewards NAME= before each.
-        template: how a reward model reads a chat; None takes the contract's word.
+        given: a folder, hub name or module:function; with several rewards, each as NAME=SOURCE.
+        template: how a reward model reads a chat; None: as the contract says.
 
     Raises:
-        ValueError: a reward cannot be opened; one is missing beside others that were given.
+        ValueError: a reward cannot be opened, or one is missing although others are given.
     """
     if contract.rewards:
         return _combined(model, contract, given, template, dtype)
@@ -74,7 +74,7 @@ def _combined(
 
 
 def _by_name(names: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """What the user gave for each reward."""
+    """Return the user's source of each reward, by name."""
     named = {}
     for word in given:
         name, equals, source = word.partition("=")
@@ -87,7 +87,7 @@ def _by_name(names: Sequence[str], given: Sequence[str]) -> dict[str, str]:
 
 
 def _own_source(model: Path, record: RewardRecord) -> str | None:
-    """Where a reward is if the user says nothing: inside the export, or in this package."""
+    """Return a reward's default source: inside the export, or in this package."""
     if record.folder is not None and (model / record.folder / CONFIG).is_file():
         return str(model / record.folder)
     return record.source if record.kind == "function" and record.source.startswith(OWN_MODULE) else None

@@ -1,12 +1,12 @@
-"""`dpa steerability`: how well any model is steered, with the report's figures and intervals by prompt.
+"""`dpa steerability`: measure how well any model is steered, with the report's figures and intervals over prompts.
 
-OUT/answers/                the answers and their scores, by shards of prompts; the same command resumes
+OUT/answers/                the answers and their scores, in shards of prompts; the same command resumes
 OUT/steerability.json       all figures, typed (`measure/steerability.py`)
 OUT/table.md, front.png     the same for people
 
-A model with a dial is asked by its own. Any other model, in a folder or behind an OpenAI-compatible URL, is asked in
-words: the preference line is its system message. The yardstick names objectives, rewards and directions. It is the
-model's own export, or another one's (`--by`), so that different models are measured alike.
+A model with a dial gets the direction through the dial. Any other model, in a folder or behind an OpenAI-compatible
+URL, gets it in words: the preference line is its system message. The yardstick has the objectives, rewards and
+directions. It is the model's own export, or another export (`--by`) to measure different models alike.
 """
 
 import argparse
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 SHARD: Final = 8
-"""Prompts of a shard."""
+"""Prompts per shard."""
 KEY: Final = "DPA_API_KEY"
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What a model is measured by."""
+    """The objectives, rewards and directions that measure a model."""
 
     dial: Dial
     scorer: "Scorer"
@@ -94,7 +94,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
-    """Measure; the table.
+    """Measure the model; return the table.
 
     Raises:
         ValueError: bad input, no yardstick, or a server that refuses; finished shards are kept.
@@ -126,7 +126,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if (arguments.model is None) == (arguments.url is None):
         raise ValueError("name a MODEL folder, or a server with --url: one of the two")
     if arguments.url is not None:
-        base_of(arguments.url, arguments.api_key_env)  # refused before it stands in any record
+        base_of(arguments.url, arguments.api_key_env)  # refuse a URL with a secret before any file records it
     if arguments.url is not None and arguments.by is None:
         raise ValueError("--url: name the yardstick with --by, an export whose objectives and rewards measure")
     for name, least in (("directions", 2), ("samples", 1), ("max_tokens", 1), ("workers", 1), ("limit", 1)):
@@ -138,10 +138,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def open_yardstick(arguments: argparse.Namespace) -> Yardstick:
-    """The objectives, rewards and directions that measure.
+    """Open the yardstick that the command line names.
 
     Raises:
-        ValueError: no contract, no rewards, or rewards that lack a head.
+        ValueError: no contract, no rewards, or a head is missing in the rewards.
     """
     from dpalign.dial.rewards import open_scorer
     from dpalign.stages.stage import installed
@@ -171,7 +171,7 @@ def open_yardstick(arguments: argparse.Namespace) -> Yardstick:
 def _answers(
     run: Run, arguments: argparse.Namespace, yardstick: Yardstick, prompts: Mapping[str, Sequence[Message]]
 ) -> tuple[Path, str]:
-    """The folder of the answers and their scores, and how the direction was given."""
+    """Draw and score the answers; return their folder, and how the model got the direction."""
     knobs = {name: getattr(arguments, name) for name in ("directions", "samples", "temperature", "max_tokens", "seed")}
     knobs |= {"prompted": arguments.prompted, "reward": arguments.reward, "url": arguments.url}
     knobs |= {"served": arguments.served, "prompts": list(prompts)}
@@ -208,7 +208,7 @@ class Asking:
     max_tokens: int
 
     def answer(self, messages: Sequence[Message], direction: Preference, seed: int) -> tuple[str, bool]:
-        """An answer, and whether it ended by itself."""
+        """Draw an answer; return it, and whether it ended by itself and is not empty."""
         if self.in_words:
             line: Message = {"role": "system", "content": self.dial.line(direction)}
             messages, asked = [line, *messages], None
@@ -239,7 +239,7 @@ def _fill(
     yardstick: Yardstick,
     arguments: argparse.Namespace,
 ) -> None:
-    """A shard's answers, drawn side by side, and their scores on every head."""
+    """Write a shard's answers, drawn in parallel, and their scores on every head."""
     asked = [
         (identity, messages, v, s)
         for identity, messages in prompts
@@ -281,7 +281,7 @@ def _fill(
 
 
 def figures(folder: Path, yardstick: Yardstick, bootstrap: Bootstrap, about: dict[str, str]) -> Steerability:
-    """All figures of the answers in a folder."""
+    """Compute all figures of the answers in a folder."""
     system = System(Path(about["model"]).name or about["model"], "iteration", iteration=1)
     rewards: Rewards = with_texts(
         read_rewards(folder, system, yardstick.reading, truth=False), Feasibility().repetition
@@ -293,7 +293,7 @@ def figures(folder: Path, yardstick: Yardstick, bootstrap: Bootstrap, about: dic
 
 
 def table_of(measures: Steerability) -> str:
-    """The figures as Markdown tables."""
+    """Return the figures as Markdown tables."""
     (measured,) = measures.summary.systems.values()
     figures, names = measured.figures, measures.summary.objectives
     length = measured.length

@@ -1,7 +1,7 @@
-"""`dpa taste`: a person's own direction, from choices between answers that a run has drawn and scored already.
+"""`dpa taste`: estimate a person's own direction from choices between answers that a run has already scored.
 
-A question is asked once, with the two of its answers whose choice says most. The same estimate turns the page's dial
-and the chat's (`/prefer`), from answers to a person's own questions.
+Each question is asked once, with the two answers whose comparison is most informative. The same estimate sets the
+dial of the page and of the chat (`/prefer`), from answers to a person's own questions.
 """
 
 import argparse
@@ -25,31 +25,31 @@ from dpalign.paper.direction import Preference, Sphere, rng_for
 
 KEYS: Final[Mapping[str, int]] = {"a": 0, "1": 0, "b": 1, "2": 1}
 GUESSED: Final = 40.0
-"""Points along a direction. Where no front was measured, mean rewards are taken to lie on a circle or sphere."""
+"""Points along a direction. Without a measured front, mean rewards are assumed to lie on a circle or sphere."""
 CANDIDATES: Final = 12
-"""Directions that are compared there."""
+"""Directions to compare without a measured front."""
 Choice = tuple[Mapping[str, float], Mapping[str, float]]
 """The rewards by objective of the preferred answer, and of the other."""
 
 
-# --- the estimate, whoever asks ---
+# --- the estimate ---
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A person's own direction, as far as their choices tell."""
+    """A person's own direction, estimated from their choices."""
 
     direction: Preference
     within: float
     """Degrees around the direction that hold 90% of the posterior."""
     next: tuple[Preference, Preference] | None
-    """The two directions between whose answers the next choice says most; None where one direction alone is trained."""
+    """The two directions whose comparison is most informative; None if only one direction is trained."""
     words: str
     """`helpfulness*0.86 - verbosity*0.51, at -31°; 90% sure within 9°`."""
 
     @classmethod
     def of(cls, dial: Dial, choices: Iterable[Choice] = ()) -> Self:
-        """What some choices say of a person's direction on a dial.
+        """Estimate a person's direction on a dial from their choices.
 
         Raises:
             ValueError: rewards that are not those of the dial's objectives.
@@ -60,7 +60,7 @@ class Estimate:
 
 
 def taste_of(dial: Dial, choices: Iterable[Choice] = ()) -> Taste:
-    """What some choices say of a person's direction on a dial.
+    """Return the posterior of a person's direction on a dial, given their choices.
 
     Raises:
         ValueError: rewards that are not those of the dial's objectives.
@@ -76,9 +76,9 @@ def taste_of(dial: Dial, choices: Iterable[Choice] = ()) -> Taste:
 
 
 def next_directions(dial: Dial, taste: Taste) -> tuple[Preference, Preference] | None:
-    """The two directions between whose mean answers a choice says most, in any order.
+    """Return the two directions whose comparison is expected to be most informative, in random order.
 
-    Measured directions, where there is a front; None where one direction alone is trained.
+    They are measured directions if there is a front. None if only one direction is trained.
     """
     if len(dial.front) > 1:
         directions = [point.direction for point in dial.front]
@@ -93,12 +93,12 @@ def next_directions(dial: Dial, taste: Taste) -> tuple[Preference, Preference] |
     first_N, second_N = np.triu_indices(len(point_VK), 1)
     best = int(taste.information(point_VK[first_N] - point_VK[second_N]).argmax())
     first, second = directions[first_N[best]], directions[second_N[best]]
-    # who always takes the left answer must not seem to have a direction
+    # a person who always takes the left answer must not seem to have a direction
     return (second, first) if rng_for("taste", taste.choices).integers(2) else (first, second)
 
 
 def estimate_in_words(dial: Dial, taste: Taste) -> str:
-    """The estimate in words, as `Estimate` has it."""
+    """Return the estimate in words, as in `Estimate.words`."""
     preference = Preference.from_vector(taste.v_K, dial.objectives)
     angle = dial.angle_of(preference)
     at = "" if angle is None else f", at {degrees(round(angle, 1))}"
@@ -121,7 +121,7 @@ class Pairs:
 
 
 def pairs_of(prompt_ids: Sequence[str], answers: Sequence[str], whole: Sequence[bool], reward_NK: Array) -> Pairs:
-    """The pairs of whole and different answers to one question.
+    """Return all pairs of whole and different answers to one question.
 
     Raises:
         ValueError: there are none.
@@ -150,13 +150,13 @@ class TakenBack(Exception):
 def ask(
     pairs: Pairs, taste: Taste, choices: int, choose: Callable[[int, int, Taste], int | None], seed: int = 0
 ) -> Taste:
-    """Put questions to a person, each the most informative one left, and learn from every choice.
+    """Ask a person the most informative question left, again and again, and learn from every choice.
 
     Args:
         choices: how many to make.
-        choose: is shown two answers, by row, and what is known so far. It returns the place of the preferred one, or
-            None to pass the question over. TakenBack undoes the last choice; StopIteration ends the asking.
-        seed: decides which of the two answers is shown first.
+        choose: called with the rows of two answers and the estimate so far. It returns the index of the preferred one,
+            or None to skip the question. It raises TakenBack to undo the last choice, StopIteration to end.
+        seed: decides which of the two answers comes first.
     """
     left_N = np.ones(len(pairs.prompt_N), dtype=bool)
     earlier: list[tuple[Taste, Array]] = []  # before each choice: what was known, and which pairs were left
@@ -190,10 +190,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
-    """Ask which answers a person prefers; returns the direction, and how to use it.
+    """Ask which answers a person prefers; return the direction, and how to use it.
 
     Raises:
-        ValueError: no evaluated policy, or an answer that is none.
+        ValueError: fewer than 1 choice, no evaluated policy, or no two answers to choose between.
     """
     if arguments.choices < 1:
         raise ValueError(f"--choices {arguments.choices}: at least 1")
@@ -235,7 +235,7 @@ def made(choices: int) -> str:
 
 
 def say_pair(screen: Terminal, question: str, answers: tuple[str, str]) -> None:
-    """A question with two answers, side by side where there is room."""
+    """Print a question with two answers, side by side if there is room."""
     console = screen.console
     console.print(Text(harmless(question), "bold"))
     screen.show(
@@ -244,11 +244,11 @@ def say_pair(screen: Terminal, question: str, answers: tuple[str, str]) -> None:
 
 
 def _read(screen: Terminal) -> int | None:
-    """0 or 1, or None for neither.
+    """Read a choice: 0 or 1, or None for neither.
 
     Raises:
         StopIteration: the person has chosen enough.
-        TakenBack: the last choice was none.
+        TakenBack: the person takes the last choice back.
     """
     while True:
         try:

@@ -1,6 +1,6 @@
 """`dpa verify`: does a run, a finished stage or an export still hold the bytes that were written?
 
-Every file is hashed: of a stage against its ledger, of an export against its `dpa.json`.
+Every file is hashed and compared with the stage's ledger, or with the export's `dpa.json`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dpalign.runs.verify import faults
 from dpalign.train.contract import DIGESTS, FILE
 
 WRONG: Final = 2
-"""The exit code where a file is not as it was written."""
+"""The exit code if a file is not as it was written."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
-    """A line a stage, and one for every file that is missing, altered or unknown; then it ends with code 2.
+    """Return a line per folder, and one per missing, altered or unknown file; if there is one, exit with code 2.
 
     Raises:
         ValueError: the folder is none of these.
@@ -48,7 +48,7 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
 
 
 def checked_folders(folder: Path) -> list[Path]:
-    """The folder itself, where it is a finished stage's or an export; else the finished stages of a run.
+    """Return the folder itself if it is a finished stage or an export; else the finished stages of the run.
 
     Raises:
         ValueError: none of these.
@@ -65,7 +65,7 @@ def checked_folders(folder: Path) -> list[Path]:
 
 
 def stage_faults(stage: Path) -> Iterator[str]:
-    """What is wrong with a finished stage's files, a line each, and the cure."""
+    """Yield one line per fault in a finished stage's files, with the cure."""
     try:
         written = read_ledger(stage)["outputs"]
     except ValueError as error:
@@ -80,7 +80,7 @@ def stage_faults(stage: Path) -> Iterator[str]:
 
 
 def export_faults(export: Path) -> Iterator[str]:
-    """What is wrong with an export's files, a line each. An export from before the digests has sizes alone."""
+    """Yield one line per fault in an export's files. Old exports record sizes but no digests."""
     contract = read_object(export / FILE)
     sizes: dict[str, int] = contract["files"]
     digests: dict[str, str] = contract.get(DIGESTS) or {}
@@ -97,7 +97,7 @@ def export_faults(export: Path) -> Iterator[str]:
 
 
 def summary(folder: Path) -> str:
-    """How much of a sound folder was compared with what."""
+    """Say how many files and bytes of a sound folder were compared, and with which record."""
     if (folder / LEDGER).is_file():
         ledger = read_ledger(folder)
         return f"{len(ledger['outputs'])} files, {size(sum(ledger['sizes'].values()))}, as {LEDGER} says"

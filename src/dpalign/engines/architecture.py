@@ -31,7 +31,7 @@ class Architecture:
 
     @property
     def linear(self) -> int:
-        """Weights of the layers' matrices: the products of every token, but for the output's."""
+        """Weights of the layers' matrices, which multiply every token; the output's are not counted."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
@@ -42,16 +42,16 @@ class Architecture:
         return self.linear + biases + norms + self.embedding * (1 if self.tied else 2)
 
     def forward(self, tokens: float, context: float, logits: bool) -> float:
-        """FLOPs of a forward: two a weight and token, and attention to `context` tokens on average.
+        """FLOPs of a forward: two per weight and token, and attention to `context` tokens on average.
 
         Args:
-            logits: of every token; a prompt and a scored answer need none.
+            logits: include the logits of every token; a prompt and a scored answer need none.
         """
         products = 2.0 * (self.linear + (self.embedding if logits else 0))
         return tokens * (products + 4.0 * self.layers * self.heads * self.head_dim * context)
 
     def cache(self, tokens: float, width: int) -> float:
-        """Bytes of the keys and values of so many tokens."""
+        """Bytes of the keys and values of `tokens` tokens, at `width` bytes a number."""
         return 2.0 * self.layers * self.kv_heads * self.head_dim * width * tokens
 
     def lora(self, rank: int) -> int:
@@ -89,7 +89,7 @@ KNOWN: Final[Mapping[str, Architecture]] = {
         Architecture("Qwen/Qwen3-8B", 151936, 4096, 36, 32, 8, 128, 12288, qk_norm=True),
         Architecture("google/gemma-3-1b-it", 262144, 1152, 26, 4, 1, 256, 6912, tied=True, qk_norm=True),
         Architecture("HuggingFaceTB/SmolLM2-135M", 49152, 576, 30, 9, 3, 64, 1536, tied=True),
-        Architecture("runs/smollm2", 49152, 576, 30, 9, 3, 64, 1536, tied=True),  # the same, as `dpa smollm2` puts it
+        Architecture("runs/smollm2", 49152, 576, 30, 9, 3, 64, 1536, tied=True),  # the same, written by `dpa smollm2`
         Architecture("HuggingFaceTB/SmolLM2-360M", 49152, 960, 32, 15, 5, 64, 2560, tied=True),
         Architecture("HuggingFaceTB/SmolLM2-1.7B", 49152, 2048, 24, 32, 32, 64, 8192, tied=True),
     )

@@ -24,7 +24,7 @@ RUN: Final = 0.75
 """Segments attend side by side, padded to the longest, if the shortest has at least this share of its length."""
 
 BLOCK: Final = 1024
-"""Queries that attend at once without a fused kernel: a bound on the memory of their scores."""
+"""Queries that attend at once without a fused kernel. It bounds the memory of their scores."""
 
 
 class Unsupported(Exception):
@@ -32,10 +32,10 @@ class Unsupported(Exception):
 
 
 class Sharing(Protocol):
-    """Who attends to what in one forward."""
+    """Decides which keys each query of one forward attends to."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        """Attention of queries (B, H, T, D) to keys and values (B, G, T, D) and to what is kept: (B, T, H, D)."""
+        """Attention of queries (B, H, T, D) to keys and values (B, G, T, D) and to kept ones: (B, T, H, D)."""
 
 
 def _function(
@@ -51,9 +51,9 @@ def _function(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each layer; `sharing` is the forward's own keyword."""
-    # A refusal comes at load, where every layer is tried (`reason_not_to_share`), and not in the middle of a stage. A
-    # layer's arguments follow from the model's code and configuration. Only masks depend on lengths, and transformers
-    # builds none for a function without a registered kind of mask.
+    # This refuses at load, where `reason_not_to_share` tries every layer, and not in the middle of a stage: a layer's
+    # arguments follow from the model's code and configuration. Only masks depend on lengths, and transformers builds
+    # none for a function without a registered kind of mask.
     if sharing is None:
         raise Unsupported("its layers do not pass keywords on to the attention function")
     for name in ("softcap", "s_aux", "position_bias"):
@@ -108,18 +108,19 @@ def reason_not_to_share(
 ) -> str | None:
     """The reason why a model's prompts cannot be shared; None if they can.
 
-    After a look at its configuration, the model is tried: it reads a few tokens through this module and by itself.
+    The configuration is checked first. Then the model reads a few tokens through this module and by itself.
 
     Args:
-        ours: reads with the given tokens; returns outputs, and the layers that attended here, each with its window.
-        theirs: the model's own outputs.
+        ours: reads some of the given tokens through this module; returns outputs, and the window of each layer that
+            attended.
+        theirs: returns the model's own outputs for the same tokens.
     """
     if reason := obstacle(model):
         return reason
     ids = [i for i in range(min(model.config.vocab_size, 64)) if i != model.config.pad_token_id]
     try:
         outputs, window_of = ours(ids)
-    except Exception as error:  # of any kind: a model's own code may do anything without a mask
+    except Exception as error:  # of any kind: a model's own code may raise anything without a mask
         return str(error)
     if any(window_of.get(layer) != window for layer, window in windows(model).items()):
         return "its sliding windows do not reach the attention function"
@@ -151,11 +152,11 @@ def attention(
     """Attention and its log-sum-exp: (B, H, T, D) and (B, H, T), over keys and values (B, G, S, D).
 
     Args:
-        mask: true where a query sees a key, (T, S) or (B, 1, T, S); one that sees none gets 0 and -inf.
+        mask: true where a query sees a key, (T, S) or (B, 1, T, S); a query that sees none gets 0 and -inf.
     """
     heads, groups, tokens = query.shape[1], key.shape[1], query.shape[2]
     if not causal and groups != heads and (mask is None or mask.shape[-2] == 1):
-        # the queries of one key head stand in a row: each key is read once for all of them
+        # put the queries of one key head in a row: each key is then read once for all of them
         folded = query.reshape(query.shape[0], groups, heads // groups * tokens, query.shape[3])
         out, sums = _attention(folded, key, value, scale, False, mask)
         return out.reshape(*query.shape[:3], value.shape[3]), sums.reshape(query.shape[:3])
@@ -165,7 +166,7 @@ def attention(
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """By the device's fused kernel if it has one, else by plain products."""
+    """Attend by the device's fused kernel if it has one, else by plain products."""
     fused = key.shape[3] == value.shape[3]
     kernels = torch.ops.aten
     if query.device.type == "cpu" and fused:
@@ -186,7 +187,7 @@ def _attention(
 def _by_products(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """A block of queries at a time."""
+    """Attend by plain products, a block of queries at a time."""
     if causal:
         own = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
         mask = own if mask is None else mask & own
@@ -230,7 +231,7 @@ class Prefix:
 
 
 class Packed:
-    """A forward of one row: prefixes, and after each its answers, which do not see each other.
+    """A forward of one row: each prefix, followed by its answers, which do not see each other.
 
     Args:
         groups: prefixes, each with the tokens of its answers in this forward. A prefix with kept keys is not read
@@ -319,7 +320,7 @@ class Packed:
 
 
 def _copied(part: Tensor) -> Tensor:
-    """A contiguous copy of a head's keys or values: its queries read that fastest."""
+    """A contiguous copy of keys or values: queries read that fastest."""
     return part.clone(memory_format=torch.contiguous_format)
 
 
@@ -328,7 +329,7 @@ class _Run:
     """Segments of about one length, side by side."""
 
     index_SW: Tensor
-    """Tokens of each segment, its last repeated as padding: under causal attention no real token sees that."""
+    """Tokens of each segment, its last repeated as padding: under causal attention no real token sees padding."""
     real_T: Tensor
     """Places of the tokens without padding, in the forward."""
     place_T: Tensor

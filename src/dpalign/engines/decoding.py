@@ -1,13 +1,13 @@
 """Two ways to decode the answers to prompts that are read once: against shared keys, or against copies of them.
 
-Prompts join with their answers, and answers leave, between any two tokens.
+Between any two tokens, prompts may join with their answers, and answers may leave.
 
 Shared: a prompt's keys and values are held once, and all its answers attend to them together (`attention`). Copied:
-transformers' own cache, expanded to a row an answer, for models whose attention cannot be replaced. Both give the same
-logits up to rounding.
+transformers' own cache, expanded to one row per answer, for models whose attention cannot be replaced. Both give the
+same logits up to rounding.
 
 Shapes: B prompts, R answers (rows), S rows of a shelf, P tokens of the longest prompt, T of the longest row, N answers
-of the prompt that has most, M moved rows, H heads, G key-value heads, D head width, V vocabulary.
+of the prompt with the most, M moved rows, H heads, G key-value heads, D head width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,30 +35,30 @@ READ: Final = 16_384
 """Prompt tokens read at once."""
 
 ROOM: Final = 128
-"""The tokens of an answer that the first shelf holds."""
+"""Tokens per answer on the first shelf."""
 
 
 class Decoder(Protocol):
     """Answers side by side, each at its next token."""
 
     refills: bool
-    """Whether it pays that rows join others; they always can."""
+    """Whether it pays to let rows join others; they always can."""
 
     def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
-        """Read prompts and add so many rows of each at the end; the logits of the new rows' first tokens: (R, V)."""
+        """Read prompts, add `copies` rows of each at the end, and return the logits of their first tokens: (R, V)."""
 
     def read(self, token_R: Tensor) -> Tensor:
-        """Read one token a row; the logits of the next: (R, V)."""
+        """Read one token per row, and return the logits of the next: (R, V)."""
 
     def keep(self, order: Sequence[int]) -> None:
-        """Keep these rows alone, in this order."""
+        """Keep only these rows, in this order."""
 
 
 class SharedDecoder:
-    """A `Decoder` that holds each prompt once, and an answer's own keys on a shelf of answers of about its length.
+    """A `Decoder` that holds each prompt once, and an answer's own keys on a shelf with answers of about its length.
 
     A shelf's answers attend side by side, padded to the longest. Shelves hold up to `ROOM` tokens, twice that, and so
-    on: at most half of what is read is padding. An answer that fills its shelf moves to the next.
+    on: beyond the first, at most half of the columns are padding. An answer that fills its shelf moves to the next.
     """
 
     refills = True
@@ -74,12 +74,12 @@ class SharedDecoder:
         self.size: list[int] = []
         """The tokens of each prompt."""
         self.step: list[int] = []
-        """The tokens read after each prompt, in every row of it."""
+        """The tokens read after each prompt, the same in all its rows."""
         self.shelves: list[list[int]] = [[]]
         """The rows on each shelf, in the order of their slots."""
         self.layers: dict[int, _Layer] = {}
         self.reach: dict[int, Tensor] = {}
-        """By window, the prompt tokens in reach of its answers at this step."""
+        """By window, the prompt tokens that answers reach at this step."""
 
     def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
         prefixes = [Prefix(list(ids), keep=True) for ids in prompts]
@@ -153,7 +153,7 @@ class SharedDecoder:
         self._place()
 
     def _moved(self, order: Sequence[int]) -> Tensor:
-        """The new and the old place of what moves: (M, 2)."""
+        """The new and the old place of each row that moves: (M, 2)."""
         moved = [(new, old) for new, old in enumerate(order) if new != old]
         return torch.tensor(moved, dtype=torch.long, device=self.device).reshape(-1, 2)
 
@@ -188,7 +188,7 @@ class SharedDecoder:
             if rows:
                 self.shelved.append(_Shelf(k, start, step_R[start : start + len(rows)], self.device))
             start += len(rows)
-        # The rows of a prompt stand side by side, padded to the prompt that has most.
+        # Put the rows of a prompt side by side, padded to the prompt with the most.
         by_owner_R = np.argsort(owner_R, kind="stable")
         count_B = np.bincount(owner_R, minlength=len(self.size))
         most = int(count_B.max(initial=0))
@@ -217,7 +217,7 @@ class SharedDecoder:
             for shelf in self.shelved
         ]
         own, own_sum = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        # The queries of one prompt's answers stand side by side: its keys are read once for all of them.
+        # Put the queries of one prompt's answers side by side: its keys are then read once for all of them.
         query_BHND = query[:, :, 0][self.index_BN].transpose(1, 2)
         prompt_key, prompt_value = (part[: len(self.size), :, : self.longest] for part in cache.prompts.parts)
         other, sums = attention(query_BHND, prompt_key, prompt_value, scale, mask=self._mask(window))
@@ -240,7 +240,7 @@ class SharedDecoder:
 
 
 class _Shelf:
-    """The rows of a shelf in a forward: where they stand, and which of its columns each sees."""
+    """The rows of a shelf in a forward: their places, and the columns that each sees."""
 
     def __init__(self, number: int, start: int, step_S: np.ndarray, device: torch.device) -> None:
         self.number = number
@@ -299,10 +299,10 @@ class _Layer:
 
 
 class _Store:
-    """Keys and values, (slots, G, tokens, D) each; slots after those of the rows are spare."""
+    """Keys and values, (slots, G, tokens, D) each; slots after the last row are spare."""
 
     def __init__(self, like: Sequence[Tensor], tokens: int) -> None:
-        """Empty, for keys and values like these of one row."""
+        """Make an empty store for keys and values like these of one row."""
         self.parts = [part.new_zeros(0, part.shape[0], tokens, part.shape[2]) for part in like]
         self.rows = 0
 
@@ -315,27 +315,27 @@ class _Store:
                 part[slot, :, : new.shape[1]] = new
 
     def keep(self, rows: int, moved_M2: Tensor) -> None:
-        """Keep so many rows: some move from the end to the places of others, and no more are copied."""
+        """Keep `rows` rows: some move from the end to the places of dropped ones, and only those are copied."""
         if len(moved_M2):
             for part in self.parts:
                 part[moved_M2[:, 0]] = part[moved_M2[:, 1]]
         self.fit(rows)
 
     def fit(self, rows: int, tokens: int = 0) -> None:
-        """Hold so many rows, of so many tokens: more memory where they need it, less where most of it is spare."""
+        """Make room for `rows` rows of `tokens` tokens; shrink if more than a third of the slots is spare."""
         slots, groups, room, _ = self.parts[0].shape
         kept, self.rows = min(rows, self.rows), rows
         if tokens <= room and rows <= slots <= rows * 3 // 2:
             return
         shape = rows + rows // 8, groups, max(room, tokens)
         for i, part in enumerate(self.parts):
-            # zeros, and not memory as it comes: a masked NaN is a NaN
+            # zeros, not uninitialised memory: a masked NaN stays a NaN
             self.parts[i] = part.new_zeros(*shape, part.shape[3])
             self.parts[i][:kept, :, :room] = part[:kept]
 
 
 def batches(sizes: Sequence[int], limit: int) -> Iterator[range]:
-    """Indices in order, in batches whose sizes add up to at most the limit; a larger one stands alone.
+    """Indices in order, in batches whose sizes add up to at most the limit; a larger size is a batch of its own.
 
     >>> list(batches([2, 2, 3, 9, 1], 5))
     [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
@@ -364,11 +364,11 @@ def closing(alive: Sequence[bool]) -> list[int]:
 class CopyingDecoder:
     """A `Decoder` on transformers' own cache, for any causal model: each row has its prompt's keys to itself.
 
-    Rows are padded on the left to the longest. Young rows beside old ones are mostly padding: with the fewer steps of
-    refilled rows, sampling took longer.
+    Rows are padded on the left to the longest. New rows beside old ones are mostly padding: refilling saved steps, but
+    sampling took longer.
 
     Raises:
-        ValueError: the model's layers keep something else than keys and values.
+        ValueError: the model's layers keep something other than keys and values.
     """
 
     refills = False
@@ -382,7 +382,7 @@ class CopyingDecoder:
         self._clear()
 
     def _clear(self) -> None:
-        # without the configuration a layer with a window keeps all tokens: in the columns of the mask, as others do
+        # without the configuration a layer with a window keeps all tokens, as others do: all fit the mask's columns
         self.cache = DynamicCache()
         self.mask_RT = torch.zeros((0, 0), dtype=torch.long, device=self.model.device)
         self.position_R = self.mask_RT.sum(dim=1)
@@ -425,7 +425,7 @@ class CopyingDecoder:
 def read_prompts(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, cache: DynamicCache
 ) -> tuple[Tensor, Tensor]:
-    """Read prompts into a cache, padded on the left: their mask (B, P), and the logits of their next tokens (B, V)."""
+    """Read prompts into a cache, padded on the left; returns the mask (B, P) and the next tokens' logits (B, V)."""
     width = max(map(len, prompts))
     ids_BP = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask_BP = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
@@ -443,7 +443,7 @@ def read_prompts(
 def read_tokens(
     model: PreTrainedModel, token_R: Tensor, mask_RT: Tensor, position_R: Tensor, cache: DynamicCache
 ) -> Tensor:
-    """Read one token a row, already in the mask; the logits of the next (R, V)."""
+    """Read one token per row, which the mask includes already; returns the logits of the next (R, V)."""
     logits_R1V = model(
         input_ids=token_R[:, None],
         attention_mask=mask_RT,

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from dpalign.rows import Message
 
 BROKEN: Final = "its weights are broken: train it again at a lower learning rate, or fetch it again"
-"""What to do about a model whose logits are no numbers."""
+"""The cure that messages give for a model whose logits are NaN or infinite."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Marks of a chat that a message holds as text: they are read as plain text and begin no turn.
+"""Chat marks inside a message: they are read as plain text and begin no turn.
 
-A mark is a special token, or a text by which the chat template tells turns apart. Only the template may write one. In a
-message it is hidden from the template behind a placeholder, and its text is encoded in pieces that give other tokens.
-A chat without marks in its messages is encoded as one text, as it stands.
+A mark is a special token, or a text with which the chat template separates turns. Only the template may write one. In a
+message a placeholder hides it from the template, and its text is encoded in pieces that give other tokens. A chat
+without marks in its messages is encoded as one text, unchanged.
 """
 
 import re
@@ -12,20 +12,20 @@ from hashlib import sha256
 from typing import Final
 
 Encode = Callable[[str], list[int]]
-"""The tokens of a text: special ones are read as such, and none is added."""
+"""The tokens of a text: special tokens are recognised, and none is added."""
 
 _BEFORE: Final = "\n"
-"""What text inside of a text is encoded behind: at its beginning SentencePiece adds a space."""
+"""Encoded in front of a piece from inside a text: at the start of a text SentencePiece adds a space."""
 
 
 class Guard:
-    """Keeps marks inside of messages from becoming marks of the chat.
+    """Keeps marks inside messages from becoming marks of the chat.
 
     Args:
-        marks: the texts that the template alone may write.
-        tokens: the tokens that some of them are.
-        normalize: what the tokenizer does to a text first; None for nothing.
-        loose: the marks that are looked for after that.
+        marks: the texts that only the template may write.
+        tokens: the ids of the marks that are tokens.
+        normalize: the tokenizer's normalizer, which changes a text first; None if it has none.
+        loose: the marks to look for in normalized text.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Guard:
     ) -> None:
         self.encode, self.tokens, self.normalize = encode, frozenset(tokens), normalize
         self._marks = _any_of(marks)
-        # "a" in front: some normalizers begin a text with a space, and a mark inside of a text has none
+        # "a" in front: some normalizers begin a text with a space, and a mark inside a text has none
         self._loose = normalize and _any_of(normalize(f"a{mark}").partition("a")[2] for mark in loose)
         self._broken: dict[str, list[int]] = {}
 
@@ -47,7 +47,7 @@ class Guard:
         return self.encode(_BEFORE)
 
     def first(self, texts: Iterable[str]) -> str | None:
-        """The first mark in some texts."""
+        """The first mark in the texts; None if they have none."""
         if self._marks is None:
             return None
         return next((found[0] for text in texts if (found := self._marks.search(text))), None)
@@ -56,7 +56,7 @@ class Guard:
         """The texts with a placeholder for each mark, and the marks by placeholder.
 
         Raises:
-            ValueError: a text becomes a mark only as the tokenizer reads it.
+            ValueError: a text becomes a mark once it is normalized.
         """
         held: dict[str, str] = {}
         shown = list(texts)
@@ -82,7 +82,7 @@ class Guard:
         """The tokens of a text with placeholders in it.
 
         Raises:
-            ValueError: a mark that has the same tokens however it is cut.
+            ValueError: a mark has the same tokens however it is cut.
         """
         if not held:
             return self.encode(text)
@@ -94,7 +94,7 @@ class Guard:
         return ids
 
     def inside(self, text: str) -> list[int]:
-        """The tokens of a text that others stand before."""
+        """The tokens of a text that follows another."""
         if not text:
             return []
         whole = self.encode(_BEFORE + text)
@@ -102,7 +102,7 @@ class Guard:
         return whole[count:] if whole[:count] == self._before else self.encode(text)
 
     def broken(self, mark: str) -> list[int]:
-        """The tokens of a mark as plain text: cut in two, near its middle, so that they are not the template's.
+        """The tokens of a mark as plain text: cut near its middle or into characters, so as not to be the template's.
 
         Raises:
             ValueError: no cut gives other tokens.
@@ -125,6 +125,6 @@ class Guard:
 
 
 def _any_of(marks: Iterable[str]) -> re.Pattern[str] | None:
-    """Finds any of some texts, the longest first; a space may be written as SentencePiece writes it."""
+    """A pattern for any of the texts, the longest first; a space may be SentencePiece's. None without texts."""
     words = sorted({mark for mark in marks if mark}, key=lambda mark: (-len(mark), mark))
     return re.compile("|".join(re.escape(word).replace(r"\ ", "[ \u2581]") for word in words)) if words else None

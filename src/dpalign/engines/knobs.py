@@ -80,13 +80,13 @@ class Model(Table):
 
     @property
     def own_chat(self) -> Mapping[str, Switch] | None:
-        """The arguments of the model's own chat template, where that is kept."""
+        """The arguments of the model's own chat template; None if it is not kept."""
         switches = self.chat_kwargs
         return switches if self.chat == "model" else None
 
     @property
     def dial_place(self) -> Place | None:
-        """Where the line stands in the model's own chat template; None leaves it to that."""
+        """The place of the dial's line in the model's own chat template; None lets the template decide."""
         return self.place or None
 
     @property

@@ -1,10 +1,10 @@
-"""Loading a model whole: what its folder lacks is refused, and never filled with random weights.
+"""Load a model whole: a missing tensor is an error, and never filled with random weights.
 
-transformers draws a missing tensor at random, and goes on. Here that is an error. So is a tensor of another shape, and
+transformers draws a missing tensor at random, and goes on. Here that is an error. So is a tensor of another shape, or
 one that the model does not have: then the weights or the configuration are another model's.
 
-Allowed are: a tied output that is missing; extra tensors that transformers itself passes over, such as the rotary
-buffers of old checkpoints; in a reward model, the head of another model, such as a language model's output.
+Allowed are: a missing tied output; extra tensors that transformers itself ignores, such as the rotary buffers of old
+checkpoints; in a reward model, the head of another model, such as a language model's output.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -27,9 +27,9 @@ AUTO: Final[Mapping[Kind, Any]] = {
     "reward model": AutoModelForSequenceClassification,
 }
 HEAD: Final = frozenset({"score.weight"})
-"""What a model that is to become a classifier may lack."""
+"""Tensors that a model may lack before it becomes a classifier."""
 SHOWN: Final = 3
-"""Tensors that a message names."""
+"""Tensors that a message names at most."""
 
 
 def load_whole(
@@ -39,11 +39,11 @@ def load_whole(
 
     Args:
         source: a folder or hub name.
-        new_head: a reward model is to be made of any model; its head is random.
+        new_head: make a reward model of any model, with a random head.
         options: for transformers' `from_pretrained`.
 
     Raises:
-        ValueError: a model of the other kind, an adapter, a damaged file; tensors that are missing, too many, or of
+        ValueError: a model of the other kind, an adapter, a damaged file; tensors that are missing, extra, or of
             another shape than the configuration says. Names the folder and the tensors.
     """
     if (Path(source) / ADAPTER).is_file():
@@ -88,7 +88,7 @@ def require_tensors(kind: Kind, folder: str) -> None:
 
 
 def _faults(model: PreTrainedModel, report: Mapping[str, Any], new: Collection[str], kind: Kind) -> Iterator[str]:
-    """What is wrong with the tensors that were read, by transformers' report."""
+    """Faults of the loaded tensors, from transformers' report."""
     again = "fetch or write the folder again"
     if missing := sorted(set(report["missing_keys"]) - set(new)):
         yield f"its weights lack {_named(missing)}, which {CONFIG} asks for; they would be random: {again}"

@@ -1,4 +1,4 @@
-"""How likely a model finds answers that stand already: log-probabilities, in nats, without generation.
+"""Log-probabilities of existing answers under a model, in nats, without generation.
 
 Shapes: N answers, B answers of a forward, T tokens of the longest, A tokens of an answer, V vocabulary.
 """
@@ -22,18 +22,18 @@ Array = NDArray[np.float64]
 def log_probs(
     model: PreTrainedModel, rows: Sequence[tuple[Ids, Ids]], *, temperature: float, batch_tokens: int, source: str
 ) -> Array:
-    """log pi(y | x) of each answer where a model samples at a temperature: the sum over the answer's tokens, (N,).
+    """log pi(y | x) of each answer for sampling at a temperature: the sum over the answer's tokens, (N,).
 
     Rows of similar length are read together.
 
     Args:
-        rows: the tokens of a prompt, at least one, and those of an answer to it.
+        rows: each the tokens of a prompt, at least one, and the tokens of its answer.
         temperature: above 0; logits are divided by it.
-        batch_tokens: of a forward at most; a longer row is read alone. Out of memory, they are halved.
+        batch_tokens: the most tokens in a forward; a longer row is read alone. Halved if memory runs out.
         source: the model's name, for messages.
 
     Raises:
-        ValueError: a row that exceeds the model's context; logits that are no numbers; no memory for one row.
+        ValueError: a row exceeds the model's context; logits are not finite; memory is short even for one row.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max((len(prompt) + len(answer) for prompt, answer in rows), default=0)
@@ -60,9 +60,9 @@ def _in_batches(
 
 
 def _together(model: PreTrainedModel, rows: Sequence[tuple[Ids, Ids]], temperature: float) -> list[float]:
-    """The rows of one forward, padded on the right to the longest."""
+    """The log-probabilities of the rows of one forward, padded on the right to the longest."""
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids_BT = torch.zeros((len(rows), width), dtype=torch.long)  # what is masked may be any token
+    ids_BT = torch.zeros((len(rows), width), dtype=torch.long)  # a masked token may be any
     mask_BT = torch.zeros_like(ids_BT)
     for b, (prompt, answer) in enumerate(rows):
         size = len(prompt) + len(answer)

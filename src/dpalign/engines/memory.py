@@ -1,4 +1,4 @@
-"""Out of memory in a batch: the work is done again in halves, where an answer does not depend on its neighbours."""
+"""Redo a batch in halves when it runs out of memory; only for answers that do not depend on their neighbours."""
 
 import gc
 import logging
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CPU_SAID: Final = ("can't allocate memory", "not enough memory")
-"""What torch's allocator on a CPU says in a RuntimeError."""
+"""Parts of the RuntimeErrors of torch's CPU allocator."""
 
 _halvings = 0
 
@@ -22,18 +22,18 @@ def halvings() -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is torch's or Python's lack of memory."""
+    """Whether an error means that torch or Python ran out of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in CPU_SAID)
 
 
 def in_halves(work: Callable[[int], T], size: int, what: str, least: int = 1) -> tuple[T, int]:
-    """What `work` gives for a batch size, or where memory is short for half of it, and so on; and the size that fits.
+    """Call `work` with a batch size, halved while memory is short; returns its result and the size that fits.
 
     Args:
         what: names the model, and what the size counts: "policy-1: {} answers side by side".
-        least: a size that cannot be halved.
+        least: the smallest size to try.
 
     Raises:
         ValueError: memory is short even at the least size.

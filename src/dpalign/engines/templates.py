@@ -1,10 +1,10 @@
 """A model's own chat template: rendered by Jinja alone, and tried out before anything is trained.
 
-Rendering finds where the dial's line goes, what stands between a prompt and its answer, how an answer ends, and by
-which marks turns are told apart. A template that cannot carry a dial is refused by name.
+Rendering finds the place of the dial's line, the text between a prompt and its answer, the end of an answer, and the
+marks that separate turns. A template that cannot carry a dial is refused by name.
 
-A template comes with its model, from anybody. It is rendered in Jinja's sandbox, and stopped where it goes on for long
-or grows without end.
+A template comes with its model, and anybody may have written it. It is rendered in Jinja's sandbox, and stopped if it
+takes too long or grows without end.
 """
 
 import json
@@ -30,26 +30,26 @@ from dpalign.rows import Message
 from dpalign.runs.modelfolder import NAMED_TOKENS, Marks
 
 TODAY: Final = datetime(2024, 7, 26)
-"""What a template that writes today's date writes here: the default of Llama's own."""
+"""The date that a template gets as today's: the default of Llama's own."""
 _OURS: Final = ("messages", "tools", "documents", "add_generation_prompt", "preference", "angle", *NAMED_TOKENS)
 """Arguments of a chat template that are no switches."""
 
 SECONDS: Final = 5.0
-"""What a template may take to write a chat; real ones take milliseconds."""
+"""The most time that a template may take to write a chat; real ones take milliseconds."""
 MOST: Final = 10_000_000
-"""Characters of a text, and items of a list, that a template may make."""
+"""The most characters of a text, and items of a list, that a template may make."""
 WIDEST: Final = 10_000
-"""The widest text that a template may pad another to, and the bits of the largest whole number that it may make."""
+"""The largest width that a template may pad a text to, and the most bits of a whole number that it may make."""
 GROWING: Final = frozenset(
     {"batch", "center", "expandtabs", "format", "indent", "join", "ljust", "replace", "rjust", "slice", "wordwrap"}
     | {"zfill"}
 )
-"""Filters, and methods of texts, that make much of little."""
+"""Filters and string methods whose result may be far longer than their arguments."""
 REFUSALS: Final = (
     *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
     *(ArithmeticError, RecursionError, MemoryError, SyntaxError),
 )
-"""What rendering a chat raises, whatever is wrong with the template or the chat."""
+"""Errors that rendering raises if the template or the chat is wrong."""
 
 _SYSTEM: Final[Message] = {"role": "system", "content": "Zsystem 1."}
 _ASK: Final[Message] = {"role": "user", "content": "Zquestion 2."}
@@ -60,7 +60,7 @@ _BLOCK: Final = re.compile(r"<(\w+)>\s*</\1>")
 """An empty block of thoughts: part of an answer's form."""
 
 Write = Callable[[Sequence[Message], bool], str]
-"""A chat as text, with or without the opening of an answer; ValueError where the template refuses the chat."""
+"""A chat as text, with or without the opening of an answer; ValueError if the template refuses the chat."""
 
 
 class Unbounded(ValueError):
@@ -69,19 +69,19 @@ class Unbounded(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
-    """The assistant's turn as a chat template writes it: what surrounds the answer in it."""
+    """The assistant's turn as a chat template writes it: the text around the answer."""
 
     lead: str
     """Between the prompt and the answer; the model writes it: a space, or an empty block of thoughts."""
     end: str
     """After the answer, up to the token that stops the generation."""
     stop: str
-    """That token."""
+    """The token that stops the generation."""
 
     def written(self, answer: str) -> str:
-        """What a model has to write after its prompt to give an answer.
+        """The text that a model has to write after its prompt to give an answer.
 
-        An answer that has its thoughts within it, as a thinking model draws it, stays as it is.
+        An answer that has its own thoughts, as a thinking model samples it, gets no lead.
         """
         marks = re.findall(r"</?\w+>|\S+", self.lead)
         lead = "" if marks and marks[-1] in answer else self.lead
@@ -92,10 +92,10 @@ def render(template: str, messages: Sequence[Message], ask: bool = True, /, **gi
     """A chat as `apply_chat_template(messages, add_generation_prompt=ask, **given)` writes it.
 
     Args:
-        given: the direction, switches, and special tokens by name, where the template reads any.
+        given: the direction, switches, and special tokens by name, if the template reads them.
 
     Raises:
-        ValueError: the template refuses what it is asked, or is no Jinja.
+        ValueError: the template refuses the chat or an argument, or is not Jinja.
         Unbounded: it takes more than SECONDS, or writes too much.
     """
     begun = _ends.set(monotonic() + SECONDS)
@@ -112,10 +112,10 @@ def render(template: str, messages: Sequence[Message], ask: bool = True, /, **gi
 def find_own_chat(
     template: str | None, marks: Marks, switches: Mapping[str, Switch], source: str, place: Place | None = None
 ) -> OwnChat:
-    """How a policy keeps a model's own chat template.
+    """Find out how a policy keeps a model's own chat template.
 
     Args:
-        template: the model's, or a policy's that keeps it.
+        template: that of the model, or of a policy that keeps it.
         source: the model's name, for messages.
         place: where the dial's line goes; None finds out whether the template takes a system message.
 
@@ -138,7 +138,7 @@ def find_own_chat(
         raise ValueError(f"{source}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{source}: its chat template cannot carry the dial: {error}; {cure}") from error
-    # What decoding leaves out no answer's text can hold: the prompt has to write it.
+    # Decoding drops special tokens, so an answer's text cannot hold them: the prompt has to write them.
     opening = turn.lead if any(mark in turn.lead for mark in marks.special) else ""
     return OwnChat(base, place, opening, dict(switches), turn.stop)
 
@@ -155,16 +155,16 @@ def find_turn(write: Write, marks: Marks) -> Turn:
         raise ValueError(f"it writes the answer {_ANSWER['content']!r} {'twice' if found else 'altered or not at all'}")
     if head.startswith(prompt):
         lead = head.removeprefix(prompt)
-    else:  # it writes past turns in another form: an answer follows its prompt, out of the thoughts that this opens
+    else:  # it writes past turns in another form: the answer first closes the thoughts that the prompt opens
         opened = re.search(r"<(\w+)>\s*\Z", prompt)
         lead = f"\n</{opened[1]}>\n\n" if opened else ""
     return Turn(lead, *_end(tail, marks))
 
 
 def find_marks(write: Write, marks: Marks) -> frozenset[str]:
-    """The texts by which a chat template tells turns apart, as it writes them between messages.
+    """The texts between messages with which a chat template separates turns.
 
-    They are added tokens and tags, such as `<|user|>` or `[INST]`. Where neither stands between two turns, they are
+    They are added tokens and tags, such as `<|user|>` or `[INST]`. If there is neither between two turns, they are
     whole lines, such as `USER:`. Special tokens need not be among them.
 
     Raises:
@@ -178,7 +178,7 @@ def find_marks(write: Write, marks: Marks) -> frozenset[str]:
             raise
         except ValueError:
             continue
-        # Without what opens the next answer: it may begin the answer's own thoughts.
+        # Without the text that opens the next answer: it may begin the answer's own thoughts.
         between = re.split("|".join(re.escape(message["content"]) for message in messages), text)[:-1]
         return frozenset(mark for n, piece in enumerate(between) for mark in _marks_in(piece, marks, first=n == 0))
     return frozenset()
@@ -193,20 +193,20 @@ def _marks_in(piece: str, marks: Marks, *, first: bool) -> set[str]:
     for end in found:
         piece = piece.replace(end, "\n")
     lines = [line.strip() for line in piece.split("\n") if line.strip()]
-    # Before the first message all but the last line is the template's own system text.
+    # Before the first message, all lines but the last are the template's own system text.
     named = [line for line in (lines[-1:] if first else lines) if len(line) > 2 and re.search(r"[^\w\s]", line)]
     return found | {*named}
 
 
 def _end(tail: str, marks: Marks) -> tuple[str, str]:
-    """(what ends an answer, the token that stops the generation), of what a template writes after an answer."""
+    """The text that ends an answer, and the token that stops the generation, from the text after an answer."""
     ending = tail.lstrip()
     run: list[str] = []
     while token := max((mark for mark in marks.added if mark and ending.startswith(mark)), key=len, default=""):
         run.append(token)
         ending = ending.removeprefix(token)
     if run:
-        # Of several tokens in a row the last one may be known to stop the model: else it is the first.
+        # Of several tokens in a row, the end-of-sequence token stops the model if it is there, else the first.
         tokens = run[: run.index(marks.eos) + 1] if marks.eos in run else run[:1]
         return tail[: len(tail) - len(tail.lstrip())] + "".join(tokens), tokens[-1]
     if ending:
@@ -217,7 +217,7 @@ def _end(tail: str, marks: Marks) -> tuple[str, str]:
 
 
 def _place(write: Write, asked: Place | None) -> Place:
-    """Where a template takes a system message, if not where it was asked to."""
+    """The place where a template takes a system message; only the asked one is tried, if any."""
     reasons = []
     places: tuple[Place, ...] = ("system", "user") if asked is None else (asked,)
     for place in places:
@@ -259,12 +259,12 @@ def _compiled(template: str) -> Template:
 
 
 _ends: ContextVar[float] = ContextVar("_ends", default=float("inf"))
-"""When the rendering that is going on has to be over."""
+"""The time by which the current rendering must end."""
 
 
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja, set up as transformers sets it up, and bounded."""
+    """Jinja, set up as transformers sets it up, with bounds."""
     environment = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
     environment.globals |= {"raise_exception": _refuse, "strftime_now": TODAY.strftime}
     environment.filters["tojson"] = lambda value, **how: json.dumps(value, **{"ensure_ascii": False, **how})
@@ -274,7 +274,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Bounded(ImmutableSandboxedEnvironment):
-    """Stops a template in a loop, a macro or a join, once its time is over or what it makes is too long."""
+    """Stops a template in a loop, a macro or a join when its time is over or its result is too long."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -309,19 +309,19 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def goes_on(self) -> bool:
-        """True, while there is time."""
+        """True while there is time; raises Unbounded afterwards."""
         if monotonic() > _ends.get():
             raise Unbounded(f"the chat template writes one chat for more than {SECONDS:g} seconds: it may never end")
         return True
 
     def joined(self, *parts: Any) -> str:
-        """What `~` makes of values."""
+        """The result of `~` for values."""
         self.goes_on()
         return self.concat(map(str, parts))
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        """Joins what a template, a macro or a block writes."""
+        """Join the texts that a template, a macro or a block writes."""
         kept, size = [], 0
         for part in parts:
             size += len(part)
@@ -331,7 +331,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
 
 
 class _Bounds(NodeTransformer):
-    """Puts the questions of `_Bounded` into a template's tree."""
+    """Puts the checks of `_Bounded` into a template's tree."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -355,7 +355,7 @@ def _asks(method: str, given: Sequence[nodes.Expr] = ()) -> nodes.Call:
 
 
 def _modest(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that refuses to make much of little."""
+    """The filter with a check of its arguments before it runs."""
 
     @wraps(run)
     def bounded(*given: Any, **named: Any) -> Any:
@@ -366,7 +366,7 @@ def _modest(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _require_modest(name: str, given: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Raise Unbounded where one of GROWING would make too long a text of what it is given."""
+    """Raise Unbounded if a function of GROWING would make too long a text of its arguments."""
     if any(isinstance(value, int) and value > WIDEST for value in (*given, *named.values())):
         _require_size(MOST + 1)
     texts = [value for value in (*given, *named.values()) if isinstance(value, str)]
@@ -390,7 +390,7 @@ def _refuse(message: str) -> None:
 
 
 class _Generation(Extension):
-    """transformers' own tag around what the assistant says; it writes what stands inside."""
+    """transformers' own tag around the assistant's text; it writes its content."""
 
     tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
 

@@ -1,8 +1,8 @@
 """Chats as tokens: the same in training, sampling and serving.
 
-A prompt is its text by the policy's chat template, tokenized as it stands: the template writes BOS and all other
-special tokens. An answer continues its prompt's tokens as the whole text would be tokenized. What a message holds of
-the template's marks is plain text (`engines/forged.py`).
+The policy's chat template writes a prompt as text, BOS and all other special tokens included; the text is tokenized
+unchanged. An answer continues its prompt's tokens as in the tokens of the whole text. The template's marks inside a
+message are plain text (`engines/forged.py`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ def keep_own_chat(
     levels: Sequence[Level] = (),
     place: Place | None = None,
 ) -> OwnChat:
-    """Put the dial in front of a tokenizer's own chat template; one that has it already gets it anew.
+    """Put the dial in front of a tokenizer's own chat template; a dial that is already there is replaced.
 
     Args:
         source: the model's name, for messages.
@@ -61,9 +61,9 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], a
 
     Raises:
         ValueError: the chat template refuses the chat or the direction.
-        Unbounded: it does not end.
+        Unbounded: the chat template does not end.
     """
-    guard_of(tokenizer)  # tries the template first, in bounds: transformers has none
+    guard_of(tokenizer)  # tries the template within bounds first: transformers has none
     try:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask, **given)
     except REFUSALS as error:
@@ -75,7 +75,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
     """A prompt as a policy reads it, up to the start of its answer; the chat template writes all special tokens.
 
     Args:
-        given: what the template takes beside the chat, such as preference.
+        given: the template's arguments beside the chat, such as preference.
 
     Raises:
         ValueError: the chat template refuses the chat or the direction; see `Guard` too.
@@ -93,10 +93,10 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def continued(
     tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str, held: Mapping[str, str] | None = None
 ) -> tuple[list[int], list[int]]:
-    """The tokens of a prompt, and those of what follows it.
+    """The tokens of a prompt, and those of the text after it.
 
-    The prompt's are those that sampling begins with. What follows is tokenized as in the whole text; where a token
-    would cross the border, as after a line break; else by itself.
+    The prompt's tokens are those that sampling begins with. The rest is tokenized as in the whole text. If a token
+    would cross the border, it is tokenized as after a line break, or else by itself.
 
     Args:
         held: the marks that placeholders stand for (`Guard.hide`).
@@ -128,15 +128,15 @@ def row_ids(tokenizer: PreTrainedTokenizerBase, turn: Turn, row: Mapping[str, An
 
 
 def with_contents(messages: Sequence[Message], contents: Sequence[str]) -> list[Message]:
-    """The messages with other texts."""
+    """The messages with these texts in place of their own."""
     return [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
 
 
 def guard_of(tokenizer: PreTrainedTokenizerBase, tags: frozenset[str] | None = None) -> Guard:
-    """What keeps the marks of a tokenizer's chats out of their messages.
+    """The guard that keeps the marks of a tokenizer's chats out of their messages.
 
     Args:
-        tags: what tells turns apart beside special tokens; None finds it out of the chat template.
+        tags: the texts that separate turns, beside special tokens; None finds them in the chat template.
 
     Raises:
         Unbounded: the chat template does not end.
@@ -147,7 +147,7 @@ def guard_of(tokenizer: PreTrainedTokenizerBase, tags: frozenset[str] | None = N
 
 @lru_cache(maxsize=16)
 def _guard(tokenizer: PreTrainedTokenizerBase, template: str | None, tags: frozenset[str] | None) -> Guard:
-    """Anew where the tokenizer gets another template."""
+    """Cached by template: a tokenizer with another template gets another guard."""
     known = marks_of(tokenizer)
     if tags is None:
         tags = frozenset()
@@ -166,7 +166,7 @@ def _guard(tokenizer: PreTrainedTokenizerBase, template: str | None, tags: froze
 
 
 def counting_marks(rows: Iterable[_Row], guard: Guard, say: Callable[[str], object]) -> Iterator[_Row]:
-    """The rows as they are; after the last it says how many hold marks of a chat in their texts.
+    """Yield the rows unchanged; after the last, say how many hold marks of a chat in their texts.
 
     Args:
         rows: with `messages`, and answers under `response`, or `chosen` and `rejected`.
@@ -192,10 +192,10 @@ def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None) -> list[int]:
-    """The tokens that end an answer: what the chat template ends it with, the tokenizer's, and those of the model.
+    """The tokens that end an answer: the chat template's, the tokenizer's and the model's.
 
     Args:
-        config: the model's; None where it has none.
+        config: the model's; None if it has none.
 
     Raises:
         Unbounded: the chat template does not end.
@@ -208,15 +208,15 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None)
             stop = tokenizer.convert_tokens_to_ids(turn_of(tokenizer).stop)
         except Unbounded:
             raise
-        except ValueError:  # a template of other people's, which is used as it is
+        except ValueError:  # somebody else's template, which is used as it is
             stop = tokenizer.eos_token_id
     return [token for token in dict.fromkeys([stop, tokenizer.eos_token_id, *listed]) if token is not None]
 
 
 def spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token to fill a classifier's batches with: it ends no text, and no chat has it.
+    """A token to fill a classifier's batches with: pad, unknown, or a special token that the chat template lacks.
 
-    A classifier scores a text at its last token that is no pad.
+    It is neither EOS nor BOS: a classifier scores a text at its last token that is not a pad.
 
     Raises:
         ValueError: the tokenizer has none.
@@ -233,7 +233,7 @@ def spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def generation_config(folder: str) -> GenerationConfig | None:
-    """That of a model folder or hub name; None where it has none."""
+    """The generation config of a model folder or hub name; None if it has none."""
     try:
         config: GenerationConfig = GenerationConfig.from_pretrained(folder)
     except OSError:
@@ -242,12 +242,12 @@ def generation_config(folder: str) -> GenerationConfig | None:
 
 
 class PromptReader:
-    """Prompts as a policy reads them, and answers as it ends them: its tokenizer, without its weights.
+    """Prompts as a policy reads them, and answers as it ends them. It holds the tokenizer, not the weights.
 
     Args:
         tokenizer: with the policy's chat template.
         ends: the tokens that end an answer.
-        own: the model's own chat template, where that is kept.
+        own: the model's own chat template, if it is kept.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], own: OwnChat | None = None) -> None:
@@ -263,13 +263,13 @@ class PromptReader:
         place: Place | None = None,
         trust_remote_code: bool = False,
     ) -> Self:
-        """That of a policy folder or hub name.
+        """Load the reader of a policy folder or hub name.
 
         Args:
-            own_chat: the switches of the model's own chat template (`model.chat = "model"`), which is kept also where
+            own_chat: the switches of the model's own chat template (`model.chat = "model"`), which is kept even if
                 the folder is no policy of ours; None reads the folder's template as it is.
-            style: how chats are written for it in place of the folder's template, unless it is "own".
-            place: where that template has the dial's line; None finds out.
+            style: the chat format that replaces the folder's template, unless it is "own".
+            place: where the model's own template has the dial's line; None finds out.
 
         Raises:
             ValueError: the model's own template cannot carry a dial; a style that the tokenizer cannot write.
@@ -287,16 +287,16 @@ class PromptReader:
 
     @cached_property
     def turn(self) -> Turn:
-        """What the chat template writes around an answer; nothing but the end of the text where nobody can tell."""
+        """What the chat template writes around an answer; only an end token if that cannot be found."""
         try:
             return turn_of(self.tokenizer)
-        except ValueError:  # a template of other people's, which is used as it is
+        except ValueError:  # somebody else's template, which is used as it is
             end = str(self.tokenizer.convert_ids_to_tokens(self.ends[0]))
             return Turn("", end, end)
 
     @property
     def lead(self) -> str:
-        """What the chat template itself writes between a prompt and a bare answer: no part of the answer's text."""
+        """The text that the chat template writes between a prompt and an answer: it is no part of the answer's text."""
         return self.turn.lead
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -307,9 +307,9 @@ class PromptReader:
         return len(self.prompt_ids(messages))
 
     def answered(self, messages: Sequence[Message], answer: str, ended: bool) -> tuple[list[int], list[int]]:
-        """The tokens of a prompt, and those of an answer's text after it, its end included where it has `ended`.
+        """The tokens of a prompt, and those of an answer's text after it, with its end if it has `ended`.
 
-        The text is tokenized anew, as in training: a model may have drawn the same text in other tokens.
+        The text is tokenized again, as in training: a model may have sampled the same text as other tokens.
         """
         guard = guard_of(self.tokenizer)
         (text, *contents), held = guard.hide([answer, *(message["content"] for message in messages)])
@@ -318,7 +318,7 @@ class PromptReader:
         return continued(self.tokenizer, prompt, written if ended else written.removesuffix(self.turn.end), held)
 
     def answer(self, ids: Sequence[int]) -> Answer:
-        """An answer of the tokens that were drawn."""
+        """The answer that sampled tokens make."""
         finished = bool(ids) and ids[-1] in self.ends
         text: str = self.tokenizer.decode(list(ids[:-1] if finished else ids), skip_special_tokens=True)
         return Answer(text.removeprefix(self.lead), len(ids), finished)

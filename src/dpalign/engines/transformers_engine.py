@@ -1,10 +1,10 @@
 """Sampling with transformers, anywhere: each prompt is read once, its n answers decode side by side.
 
-The prompts that wait take the rows of answers that end.
+Waiting prompts take the rows of answers that have ended.
 
 True sampling: every token is drawn from the whole softmax at the requested temperature (`generate` would cut it to the
-50 likeliest). The uniform number of each draw is keyed by the meaning of the answer and the position of the token: an
-answer does not depend on its neighbours in the batch.
+50 likeliest). The uniform number of each draw is keyed by the answer's meaning and the token's position, so an answer
+does not depend on its neighbours in the batch.
 """
 
 import logging
@@ -27,9 +27,9 @@ from dpalign.paper.direction import rng_for
 log = logging.getLogger(__name__)
 
 SHARE: Final = 8
-"""New answers wait until they fill one row in so many: a prefill takes about as long as a step."""
+"""New answers wait until they fill one row in SHARE: a prefill takes about as long as a step."""
 LIKELIEST: Final = 1e-6
-"""A lower temperature takes the likeliest token, as its limit does: divided by it, logits would overflow."""
+"""Below this temperature the likeliest token is taken, which is the limit: dividing logits by it would overflow."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Unit:
     samples: Sequence[int]
 
     def parts(self, size: int) -> Iterator["_Unit"]:
-        """The same answers, at most so many together."""
+        """The same answers in units of at most `size`."""
         for start in range(0, len(self.samples), size):
             yield _Unit(self.request, self.samples[start : start + size])
 
@@ -61,11 +61,11 @@ class TransformersEngine:
     Args:
         folder: a policy folder or hub name.
         own_chat, style, place: see `PromptReader.load`.
-        rows: answers decoded side by side; a request's n answers stay together. Out of memory, they are halved.
+        rows: answers decoded side by side, halved if memory runs out. A request's n answers stay together.
         share_prefix: the answers to a prompt share its keys, if the model allows it; else each has a copy.
 
     Raises:
-        ValueError: weights that are not all there (`load_whole`); layers that keep something else than keys and values.
+        ValueError: weights that `load_whole` refuses; layers that keep something other than keys and values.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ class TransformersEngine:
         self.model.eval()
         self.rows = rows
         self.halved = False
-        """Whether memory was short once: from then on also a request's answers are divided."""
+        """Whether memory ran out once: from then on a request's answers may be split too."""
         reason = cannot_share(self.model) if share_prefix else "share_prefix is false"
         self.shares = reason is None
-        self._decoder()  # refuses what it cannot decode before anything is asked
+        self._decoder()  # refuses a model that it cannot decode, before the first request
         if share_prefix and reason:
             log.warning("%s: each answer has a copy of its prompt: %s", folder, reason)
 
     def sample(self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int) -> Iterator[list[Answer]]:
         """See `Engine.sample`. The shortest prompts come first, so that those of similar length decode together.
 
-        Out of memory, it goes on with half the rows, from the answers that are finished.
+        If memory runs out, it goes on with half the rows and keeps the finished answers.
 
         Raises:
             ValueError: a prompt leaves no room for an answer in the model's context; no memory for one answer; logits
@@ -132,7 +132,7 @@ class TransformersEngine:
         temperature: float,
         max_new_tokens: int,
     ) -> None:
-        """Draw the answers that wait, and enter each once it is finished."""
+        """Draw the waiting answers, and put each into `answers` once it is finished."""
         ends = self.reader.ends
         decoder, alive = self._decoder(), list[_Row]()
         token_R = torch.empty(0, dtype=torch.long)
@@ -200,12 +200,12 @@ def draw(
     temperature: float,
     where: Callable[[int], str] = "row {}".format,
 ) -> torch.Tensor:
-    """One token a row by inversion: the first whose cumulative probability exceeds the row's uniform.
+    """One token per row by inversion: the first whose cumulative probability exceeds the row's uniform.
 
     Temperature 0 takes the likeliest token.
 
     Args:
-        where: what a message calls a row.
+        where: names a row in a message.
 
     Raises:
         ValueError: a row's logits are NaN, infinite, or minus infinity for every token.
@@ -227,7 +227,7 @@ def likeliest(logits_RV: torch.Tensor, where: Callable[[int], str] = "row {}".fo
 
 
 def _require_finite(value_R: torch.Tensor, where: Callable[[int], str]) -> None:
-    """Refuse a row whose highest logit, or whose sum of probabilities, is no finite number: its draw would be noise."""
+    """Refuse a row whose highest logit, or whose sum of probabilities, is not finite: its draw would be noise."""
     bad = (~value_R.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"{where(bad[0])}: the model's logits are NaN or infinite; {BROKEN}")

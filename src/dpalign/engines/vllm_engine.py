@@ -1,13 +1,13 @@
-"""Sampling with vLLM: how it is started, how it is stopped, and how answers are drawn.
+"""Sampling with vLLM: start it, stop it, draw answers.
 
-vLLM's defaults suit a server that owns the machine. Here it shares a process with a stage: its engine core stays in
-this process (batches then follow from the requests alone), it logs errors alone, and on a machine without a GPU it
-takes the settings of its CPU build. When it is stopped, its memory comes back.
+vLLM's defaults suit a server that owns the machine. Here it shares a process with a stage. Its engine core stays in
+this process, so the requests alone decide the batches. It logs only errors. On a machine without a GPU it takes the
+settings of its CPU build. When it is stopped, its memory is freed.
 
 Each prompt is read once, and its n answers are drawn in one request. This is true sampling, as in the transformers
-engine: no top-k, no top-p, whatever the folder's generation_config says. The seed of a request is a hash of the draw's
-meaning, and vLLM gives answer i the seed + i. An answer then depends neither on its neighbours nor on their number, as
-far as the arithmetic allows: in float32 on a CPU always; on a GPU the rounding of a large batch may change a draw.
+engine: no top-k, no top-p, even if the folder's generation_config sets them. The seed of a request is a hash of the
+draw's meaning, and vLLM gives answer i the seed + i. So an answer depends neither on its neighbours nor on their
+number. In float32 on a CPU this is exact; on a GPU the rounding of a large batch may change a draw.
 """
 
 import gc
@@ -40,15 +40,15 @@ QUIET: Final = {
 
 APART: Final = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """vLLM's variable that gives the engine core a process of its own. An `LLM` whose core is killed waits for ever for its
-answers, so the core stays here, whatever the variable said."""
+answers, so the core stays here: the variable is always set to 0."""
 
 CPU_BLOCK: Final = 32
-"""Tokens of a cache block without a GPU: the default of 128 would never share a shorter prompt."""
+"""Tokens per cache block without a GPU: the default of 128 would never share a shorter prompt."""
 
 LINE_TOKENS: Final = 512
 """Tokens that a system line and the chat's markup may add to a prompt (the longest published line takes 131)."""
 CONTEXT: Final = 8192
-"""Context of vLLM where the model could hold more, and the recipe needs no more."""
+"""vLLM's context if the model could hold more and the recipe needs no more."""
 
 INSTALL: Final = (
     "install it: pip install -e '.[vllm]'; on a machine without a GPU its CPU build instead, as "
@@ -56,7 +56,7 @@ INSTALL: Final = (
 )
 
 _running = 0
-"""Engines of this process: they share vLLM's process groups, which end with the last."""
+"""Running engines of this process: they share vLLM's process groups, which end with the last."""
 
 
 class Vllm:
@@ -65,8 +65,8 @@ class Vllm:
     Args:
         rows: answers decoded or scored side by side.
         prompt_tokens, max_new_tokens: the recipe's limits; the context is longer where the model allows.
-        share: of `settings.gpu_memory`, which a stage's engines divide among themselves.
-        classifies: the model is a sequence classifier, which is read for its raw scores.
+        share: the engine's part of `settings.gpu_memory`, which a stage's engines divide among themselves.
+        classifies: the model is a sequence classifier, which returns raw scores.
 
     Attributes:
         llm: the `LLM`.
@@ -75,7 +75,7 @@ class Vllm:
 
     Raises:
         ValueError: vLLM is not installed, does not fit the machine, or cannot start with this model; a folder whose
-            tensors are not all there.
+            tensors `require_tensors` refuses.
     """
 
     def __init__(
@@ -129,17 +129,17 @@ class Vllm:
             torch.set_num_threads = set_threads  # its CPU build replaces this function by one that refuses
         _running += 1
         self.close = weakref.finalize(self, _stop, self.llm)
-        """Ends vLLM and gives its memory back; called too when nothing holds the engine any more."""
+        """Ends vLLM and frees its memory; also called when the engine is garbage-collected."""
 
 
 def context_length(own: int | None, prompt_tokens: int, max_new_tokens: int) -> int:
-    """vLLM's context: the model's own, unless that is beyond need; None for a model without a limit."""
+    """vLLM's context: the model's own, unless that is more than needed. `own` None means no limit."""
     needed = max(CONTEXT, prompt_tokens + LINE_TOKENS + max_new_tokens)
     return min(own, needed) if own else needed
 
 
 def show_progress() -> bool:
-    """Whether vLLM shows its own progress bars: on a terminal; elsewhere a stage logs its finished shards."""
+    """Whether vLLM shows its own progress bars: on a terminal of one process; elsewhere a stage logs its shards."""
     return sys.stderr.isatty() and not AS_LINES.items() <= os.environ.items()
 
 
@@ -197,7 +197,7 @@ def _reason(error: BaseException) -> str:
 def _for_cpu(folder: str, config: Any, settings: Engines, context: int, rows: int, dtype: str) -> dict[str, Any]:
     """Settings of vLLM's CPU build.
 
-    Its engine dies where the prefill of a seeded request is split; its cache would take nearly all memory.
+    Its engine dies if the prefill of a seeded request is split. By default its cache takes nearly all memory.
     """
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
@@ -259,8 +259,8 @@ class VllmEngine:
         """See `Engine.sample`.
 
         Raises:
-            ValueError: a prompt leaves no room for an answer in the model's context; a temperature beyond vLLM's; a
-                model whose logits are no numbers.
+            ValueError: a prompt leaves no room for an answer in the model's context; a temperature that vLLM
+                refuses; a model whose logits are NaN.
         """
         from vllm import SamplingParams
 
@@ -300,5 +300,5 @@ class VllmEngine:
 
 
 def seed_of(request: Request) -> int:
-    """The seed of a request's first answer: of 62 bits, so that the seeds of two requests do not meet."""
+    """The seed of a request's first answer: 62 bits, so that the seeds of two requests do not collide."""
     return int(rng_for(*request.key, "vllm").integers(2**62))

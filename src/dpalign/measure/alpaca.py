@@ -1,8 +1,8 @@
 """The figures of Fig. 5: win rates against a reference, lengths and paired differences, with intervals.
 
 A preference lies in [1, 2]: 1 for the reference, 2 for the system. The raw win rate is 100 times the mean
-of preference - 1. A failed judgement is NaN. It is counted and enters no mean. 805 instructions leave an
-interval of 1.8 points either way at 7.5%, so systems are compared on the same instructions.
+of preference - 1. A failed judgement is NaN. It is counted and enters no mean. With 805 instructions, a win rate of
+7.5% has an interval of 1.8 points either way. So systems are compared on the same instructions.
 
 Shapes: P instructions, N of them judged, R bootstrap replicates.
 """
@@ -23,13 +23,13 @@ class Judged:
 
     system: str
     label: str
-    """What tells it from the system's other points; "" for a system of one point."""
+    """Distinguishes it from the system's other points; "" for a system of one point."""
     angle: float | None
     preference_P: Array
     length_P: Array
     """Characters."""
     metrics: Mapping[str, float]
-    """What alpaca_eval computes: win_rate, standard_error, n_wins ...; with the difficulties the controlled rate."""
+    """From alpaca_eval: win_rate, standard_error, n_wins ...; the length-controlled rate with a difficulty file."""
 
     @property
     def name(self) -> str:
@@ -38,7 +38,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class PointFigures:
-    """One system at one direction, in figures."""
+    """The figures of one system at one direction."""
 
     system: str
     label: str
@@ -59,23 +59,23 @@ class PointFigures:
 
 @dataclass(frozen=True)
 class Difference:
-    """Point a less point b."""
+    """Point a minus point b."""
 
     a: str
     b: str
     win_rate: Estimate | None
-    """On the instructions that both were judged on; None where there are none."""
+    """On the instructions that both were judged on; None if there are none."""
     length: Estimate
     instructions: int
 
 
 @dataclass(frozen=True)
 class AlpacaSummary:
-    """All that the figure and the table show, as alpaca.json keeps it."""
+    """All that the figure and the table show; alpaca.json holds it."""
 
     points: tuple[PointFigures, ...]
     differences: tuple[Difference, ...]
-    """Between the ends of the curves, and the systems of one point."""
+    """Between the ends of the curves; a system of one point is its own end."""
     judge: Mapping[str, Any]
     reference: Mapping[str, Any]
     intervals: Mapping[str, Any]
@@ -103,7 +103,7 @@ def figures_of(point: Judged, bootstrap: Bootstrap) -> PointFigures:
 
 
 def differences_of(points: Sequence[Judged], bootstrap: Bootstrap) -> tuple[Difference, ...]:
-    """Each curve's two ends against each other, and against those of all other systems."""
+    """Compare the ends of all curves pairwise, within a curve and between systems."""
     indices = {p.system: [i for i, other in enumerate(points) if other.system == p.system] for p in points}
     ends = sorted({i for own in indices.values() for i in (own[0], own[-1])})
     rows = []
@@ -117,7 +117,7 @@ def differences_of(points: Sequence[Judged], bootstrap: Bootstrap) -> tuple[Diff
 
 
 def mean_of(value_P: Array, counted_P: Mask, bootstrap: Bootstrap) -> Estimate:
-    """A mean over some of the instructions. All are resampled, so that every figure sees the same draws."""
+    """The mean over the counted instructions. All are resampled, so that every figure sees the same draws."""
     value = float(value_P[counted_P].mean())
     if counted_P.sum() < 2:
         return Estimate(value, None, None)

@@ -1,5 +1,4 @@
-"""What reads the texts of evaluate folders: words and degenerate answers, the answers that the page shows, and the
-reward model's quality on them.
+"""Figures that need the answers' texts: words, degenerate answers, answers for the page, the reward model's quality.
 
 Shapes: P prompts, V conditions, S samples.
 """
@@ -25,10 +24,10 @@ SHOWN_PROMPTS: Final = 24
 
 
 def with_texts(rewards: Rewards, most_repetition: float) -> Rewards:
-    """The same rewards with the words of each answer, split at white space, and whether it is degenerate.
+    """Add the words of each answer, split at white space, and whether it is degenerate.
 
     Args:
-        most_repetition: the share of repeated runs that a sound answer may have.
+        most_repetition: the largest share of repeated runs in a sound answer.
     """
     rows, shape_PVS = answer_rows(rewards.source, ["response", "finished"]), rewards.reward_PVSK.shape[:3]
     words = [len(row["response"].split()) for row in rows]
@@ -41,10 +40,9 @@ def with_texts(rewards: Rewards, most_repetition: float) -> Rewards:
 
 
 def shown_answers(systems: Sequence[Rewards], objectives: Sequence[str]) -> Iterator[Answer]:
-    """One answer a condition to the first prompts: of the last two policies, and of what stands beside them.
+    """Yield one answer a condition to the first prompts: of baselines, soups, the first control, the last two policies.
 
-    Those are baselines, soups and the first control. Systems that answer to reward targets are left out: the dial has
-    no place for targets.
+    Systems that answer to reward targets are left out: the dial has no place for targets.
     """
     policies = [one for one in systems if one.system.role == "iteration" and one.system.iteration]
     policies.sort(key=lambda one: one.system.iteration or 0)
@@ -74,10 +72,10 @@ def shown_answers(systems: Sequence[Rewards], objectives: Sequence[str]) -> Iter
 def reward_quality(
     reward: Path, systems: Sequence[Rewards], objectives: Sequence[str], resamples: int, seed: int
 ) -> RewardQuality:
-    """How well the reward model predicts held-out ratings, as its stage measured, and ranks the systems' own answers.
+    """How well the reward model predicts held-out ratings (its stage measured that), and the systems' own answers.
 
-    The latter by the truth, or else by the judge; specialists and ablations are left out. Where several rewards or the
-    members of an ensemble can disagree, beside it stands whether their spread tells the size of the error.
+    The systems' answers are checked by the truth, else by the judge; specialists and ablations are left out. With an
+    ensemble or several rewards, it also measures how well their spread predicts the size of the error.
     """
     path = reward / "quality.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,8 +1,7 @@
-"""What feasibility.json says: asked for what can be had, and beyond it, how does a system answer?
+"""The figures of feasibility.json: how a system answers requests within its reach and beyond it.
 
-Of reward targets: how far the answers are from what was asked. Of directions: whether the second objective goes
-on to follow the angle beyond the trained range, and what asking there loses (regret). Of both: how often an
-answer is degenerate.
+Reward targets: how far the answers are from the target. Directions: whether the second objective still follows the
+angle beyond the trained range, and what asking there loses (regret). Both: how often an answer is degenerate.
 
 Shapes: P prompts, V conditions, S samples, K objectives.
 """
@@ -33,27 +32,27 @@ from dpalign.paper.direction import Arc, Preference
 from dpalign.rows import CANDIDATES, read_table
 
 TRAINED: Final = "trained range"
-"""The arc that users ask for, where training went no further."""
+"""The arc that users ask for, if training went no further."""
 ASKED: Final = "asked arc"
-"""The same arc, where training had a margin around it."""
+"""The same arc, if training had a margin around it."""
 MARGIN: Final = "margin"
-"""How the groups of that margin begin: trained on, and not asked for."""
+"""Prefix of the margin's groups: trained on, but not what users ask for."""
 AS_ANNOTATED: Final = "as annotated"
 
 
 def reachable(group: str) -> bool:
-    """Whether a group is of what the system is meant to serve."""
+    """Whether the system is meant to serve a group's requests."""
     return group in (TRAINED, ASKED, AS_ANNOTATED)
 
 
 def trained_on(group: str) -> bool:
-    """Whether a system was trained on what a group asks for."""
+    """Whether the system was trained on a group's requests."""
     return reachable(group) or group.startswith(MARGIN)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of a system in one condition."""
+    """The request of one condition."""
 
     kind: str
     """direction or target."""
@@ -63,46 +62,46 @@ class Wish:
     group: str
     objectives: tuple[str, ...]
     about: Mapping[str, Any]
-    """What the page says of it: the angle, or the highest annotated reward and the share of the way beyond."""
+    """Further fields of its `Condition`: `angle`, or `highest` and `share`."""
 
 
 class Condition(Record):
-    """What one condition asked for, and what it got."""
+    """The request of one condition, and the figures of its answers."""
 
     group: str
     asked: dict[str, float]
     """The direction's weights, or the rewards asked for, by objective."""
     angle: float | None = None
-    """Of a direction."""
+    """Directions only."""
     highest: float | None = None
-    """Of a target: the highest annotated first objective near it."""
+    """Targets only: the highest annotated first objective near the target."""
     share: float | None = None
-    """Of a target: the share of the way from there to the top of the scale."""
+    """Targets only: the share of the way from there to the top of the scale."""
     rewards: dict[str, Estimate]
     degenerate: Degenerate
     distance: dict[str, Estimate] = {}
-    """|asked - got|, of a target."""
+    """Targets only: |asked - got|."""
     optimum: dict[str, float] = {}
-    """What the world's best answers earn there, where that is known."""
+    """What the world's best answers earn there, if known."""
 
 
 class MoreThanAnnotated(Record):
-    """What asking for more changed, against the annotated target that asks for the same of the rest."""
+    """What asking for more changed, against the annotated target with the same other objectives."""
 
     degenerate: Estimate
     distance: dict[str, Estimate]
 
 
 class Group(Record):
-    """What can be had, or one kind of beyond: several conditions together."""
+    """Several conditions together: those within reach, or one kind beyond it."""
 
     name: str
     conditions: int
     degenerate: Degenerate
     regret: Estimate | None = None
-    """What asking for v loses against asking for the best other angle."""
+    """What asking for v loses against asking for the best angle."""
     follows: Estimate | None = None
-    """How far the second objective moves with the angle."""
+    """How far the second objective moves with the angle (`follows_on`)."""
     distance: dict[str, Estimate] = {}
     more_than_annotated: MoreThanAnnotated | None = None
 
@@ -126,9 +125,9 @@ class Feasibility(Record):
     conditions: tuple[Condition, ...]
     groups: tuple[Group, ...]
     asked_range: tuple[float, float] | None = None
-    """Of directions: the ends in degrees of the arc that users ask for."""
+    """Directions only: the ends, in degrees, of the arc that users ask for."""
     trained_range: tuple[float, float] | None = None
-    """Of directions: the ends of what was trained on, the margin included."""
+    """Directions only: the ends of the trained arc, margin included."""
 
 
 def figures(
@@ -139,7 +138,7 @@ def figures(
     bootstrap: Bootstrap,
     optimum_VK: Array | None = None,
 ) -> Feasibility:
-    """What a system answered to some wishes, by condition and by group."""
+    """Measure a system's answers to wishes, by condition and by group."""
     measured, names = system.measured, list(wishes[0].objectives)
     of_targets = wishes[0].kind == "target"
     conditions = [
@@ -189,7 +188,7 @@ def _of_group(
 def read_answers(
     folder: Path, reading: Reading, wishes: Sequence[Wish], most_repetition: float
 ) -> tuple[Rewards, Faults]:
-    """The rewards of a feasibility folder's answers, and the faults of each."""
+    """Read the rewards and the faults of a feasibility folder's answers."""
     rewards = read_rewards(folder, System("asked"), reading)
     rows = read_table(folder / "answers", CANDIDATES, ["response", "finished"])
     each = iter(rows.to_pylist())
@@ -206,13 +205,13 @@ def read_answers(
 def read_feasibility(
     folder: Path, reading: Reading, arc: Arc | None, margin: float, bootstrap: Bootstrap
 ) -> Feasibility:
-    """What a feasibility step measured; of directions, with the ends of the arc.
+    """Read what a feasibility step measured; for directions, add the ends of the arc.
 
-    The step tells the arc from all else. What lies in the margin around it was trained on and nobody asks for it, so
-    its answers are measured apart here.
+    The step only separates the arc from the rest. The margin around the arc was trained on, but users do not ask for
+    it. So its answers are measured separately here.
 
     Args:
-        arc: that users ask for; None where the population is none.
+        arc: the arc that users ask for; None if the population is not an arc.
     """
     measured = Feasibility.model_validate_json((folder / "feasibility.json").read_text(encoding="utf-8"))
     if arc is None or measured.asked_for != "directions":
@@ -246,19 +245,19 @@ def margin_group(angle: float, low: float, high: float, margin: float) -> str:
 def distance(
     system: Rewards, wishes: Sequence[Wish], at: Sequence[int], names: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
-    """|asked - got| in reward points, an answer at a time, averaged over some conditions: by objective."""
+    """Mean |asked - got| over the answers of the conditions `at`, in reward points, by objective."""
     return _estimates(_off(system, wishes, at), names, bootstrap)
 
 
 def more_than_annotated(
     system: Rewards, fault_PVS: Faults, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap
 ) -> MoreThanAnnotated | None:
-    """What asking for more does, against the annotated target that differs in the first objective alone, by prompt.
+    """What asking for more changes, against the annotated target that differs in the first objective only, by prompt.
 
-    Groups may hold other targets (at the top of the scale there is no more to ask for), so their own means do not
-    compare.
+    Groups may hold different targets (at the top of the scale there is no more to ask for), so their means are not
+    comparable.
 
-    None of what can be had.
+    None for the annotated targets themselves.
     """
     if wishes[at[0]].group == AS_ANNOTATED:
         return None
@@ -273,7 +272,7 @@ def more_than_annotated(
 
 
 def _annotated_beside(wishes: Sequence[Wish], v: int) -> int:
-    """The annotated target that asks for the same of all objectives but the first."""
+    """The annotated target that equals target v in all objectives but the first."""
     same = [u for u, wish in enumerate(wishes) if wish.group == AS_ANNOTATED and wish.value[1:] == wishes[v].value[1:]]
     return same[0]
 
@@ -288,10 +287,10 @@ def _estimates(value_PK: Array, names: Sequence[str], bootstrap: Bootstrap) -> d
 
 
 def follows_on(system: Rewards, wishes: Sequence[Wish], at: Sequence[int], bootstrap: Bootstrap) -> Estimate | None:
-    """How far the second objective goes on to follow the angle: from the trained end to the farthest angle beyond.
+    """How far the second objective still follows the angle: from the trained end to the farthest angle beyond.
 
-    Of the arc itself, from one of its ends to the other, None where it has one angle; of a margin, from the arc's end
-    to the margin's. Positive when it obeys: a smaller angle weighs the second objective less, so that it is to fall.
+    For the arc itself: from one end to the other; None if it has one angle. For a margin: from the arc's end to the
+    margin's. Positive if the system obeys: a smaller angle weighs the second objective less, so it should fall.
     """
     rising = sorted(range(len(wishes)), key=lambda v: float(wishes[v].about["angle"]))
     asked = [v for v in rising if v in at]

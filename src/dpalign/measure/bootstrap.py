@@ -1,9 +1,8 @@
 """Intervals by prompt: one bootstrap, shared by everything that is compared.
 
-The prompts are resampled, with all their conditions and samples; the systems of a comparison see the
-same resampled prompts, so that what is common to them cancels. Such an interval says what other
-prompts would have shown of the same checkpoints. It does not say what another training seed would
-have given: see `seeds.py`.
+The prompts are resampled with all their conditions and samples. All systems of a comparison see the same
+resampled prompts, so that common variation cancels. Such an interval covers other prompts for the same
+checkpoints. It does not cover another training seed: see `seeds.py`.
 
 Shapes: R bootstrap replicates, P prompts, V conditions, K objectives.
 """
@@ -23,7 +22,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its interval; None where the data cannot give one."""
+    """A figure and its interval; the ends are None if the data give no interval."""
 
     value: float
     low: float | None = None
@@ -42,7 +41,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How prompts are resampled. Equal settings give equal draws, whatever is being estimated."""
+    """How prompts are resampled. Equal settings give equal draws for every figure."""
 
     seed: int = 0
     replicates: int = 2000
@@ -55,10 +54,10 @@ class Bootstrap:
             raise ValueError(f"bootstrap level is {self.level}: it must lie between 0 and 1, as 0.95 does")
 
     def weights(self, prompts: int, part: str = "all") -> Array:
-        """How often each prompt is drawn in each replicate, over P: (R, P), rows summing to 1.
+        """How often each prompt is drawn in each replicate, divided by P: (R, P); rows sum to 1.
 
-        The draw is keyed by (seed, part, P) alone: systems over the same prompts are therefore paired.
-        `part` tells apart sets of prompts that are resampled on their own, such as the two halves of `regret`.
+        The draw is keyed only by (seed, part, P), so systems on the same prompts are paired.
+        `part` names a set of prompts that is resampled separately, such as each half in `regret`.
         """
         return _weights(self.seed, part, prompts, self.replicates)
 
@@ -90,9 +89,9 @@ def replicate_means(weight_RP: Array, mean_PVK: Array) -> Array:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: p-values to compare with alpha, the family-wise error held.
+    """Adjust p-values by Holm's step-down method: compared with alpha, they hold the family-wise error rate.
 
-    The i-th smallest of m is multiplied by m - i + 1, and none falls below a smaller one's (Holm 1979).
+    The i-th smallest of m is multiplied by m - i + 1. None falls below the adjusted value of a smaller one (Holm 1979).
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)

@@ -1,7 +1,7 @@
-"""The last iteration beside every other system: who is compared with whom, and by how much they differ.
+"""The last iteration against every other system: which pairs are compared, and by how much they differ.
 
 A system that a direction steers is compared on its whole front. A specialist was trained for one direction
-only and says what can be had there: about the ceiling of the steered policy at that direction.
+only. Its reward there is about the ceiling of the steered policy at that direction.
 
 Shapes: U evaluation directions, R replicates, P prompts, V conditions, K objectives.
 """
@@ -30,9 +30,11 @@ from dpalign.paper.direction import Population
 def comparison_pairs(systems: Sequence[Rewards]) -> list[tuple[str, str]]:
     """The (a, b) of a comparison's dominance table.
 
-    The last iteration over every other system and every earlier iteration, but over no ablation; each iteration over
-    the one before it; and each rival with a front of its own over the last iteration, so that a rival's win shows. Few
-    pairs lose less to Holm's adjustment.
+    - The last iteration over every other system and every earlier iteration, but over no ablation.
+    - Each iteration over the one before it.
+    - Each baseline or soup with several points over the last iteration, so that a rival's win shows.
+
+    Fewer pairs lose less to Holm's adjustment.
     """
     iterations = [one.name for one in sorted(_of(systems, "iteration"), key=lambda one: one.system.iteration or 0)]
     others = _of(systems, "baseline", "control", "specialist", "soup")
@@ -50,18 +52,18 @@ def _of(systems: Sequence[Rewards], *roles: str) -> list[Rewards]:
 
 
 def last_of(systems: Sequence[Rewards]) -> Rewards | None:
-    """The policy that the run ends with."""
+    """The policy that the run ends with; None without iterations."""
     return max(_of(systems, "iteration"), key=lambda one: one.system.iteration or 0, default=None)
 
 
 def enough_replicates(bootstrap: Bootstrap, pairs: int) -> Bootstrap:
-    """The bootstrap, with more replicates where a decision over so many pairs needs more."""
+    """The bootstrap, with more replicates if a decision over this many pairs needs them."""
     needed = 2 * fewest_replicates(pairs, bootstrap.level)  # with the fewest a p-value just reaches the level
     return bootstrap if needed <= bootstrap.replicates else replace(bootstrap, replicates=needed)
 
 
 def copies_of(systems: Sequence[Rewards]) -> dict[str, str]:
-    """The systems that share their evaluation with an earlier one, and that one's name."""
+    """Each system that shares its evaluation with an earlier one -> that one's name."""
     first: dict[Path | None, str] = {}
     for one in systems:
         first.setdefault(one.folder, one.name)
@@ -70,22 +72,22 @@ def copies_of(systems: Sequence[Rewards]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a comparison reads beside the rewards of the systems shown."""
+    """What a comparison reads beside the rewards of the shown systems."""
 
     reading: Reading
     folders: tuple[Path, ...]
-    """All evaluate folders of the report, those of settings that were not chosen among them."""
+    """All evaluate folders of the report, including those of settings that were not chosen."""
     best_of: int
-    """Answers that best-of-n samples for each that it gives."""
+    """Answers that best-of-n samples for each answer it returns."""
     population: Callable[[Mapping[str, Any]], Population]
-    """The users that a stage's knobs state."""
+    """Gives the population that a stage's knobs state."""
 
 
 def comparison(systems: Sequence[Rewards], copies: Mapping[str, str], setting: Setting, sources: Sources) -> Comparison:
-    """The last iteration beside all others; tuning and feasibility are the caller's.
+    """Compare the last iteration with all others; the caller adds tuning and feasibility.
 
     Args:
-        copies: the systems that are another one's copies; Table 1 has no row of them.
+        copies: the systems that are copies of another; they get no row in Table 1.
     """
     last = last_of(systems)
     groups: dict[str, list[Rewards]] = {}
@@ -117,7 +119,7 @@ def comparison(systems: Sequence[Rewards], copies: Mapping[str, str], setting: S
 
 
 def difference(last: Rewards, other: Rewards, setting: Setting) -> Difference:
-    """The last iteration against another system, paired by prompt; without a reference there is no hypervolume."""
+    """Compare the last iteration with another system, paired by prompt; the ratio is None without a reference."""
     ratio = None
     if setting.reference_K is not None:
         ratio = hypervolume_share(last, other, setting.senses_K, setting.reference_K, setting.bootstrap)
@@ -131,14 +133,14 @@ class Told:
     """A row of Table 1 as its user steers it: a system, or the specialists of a method as one."""
 
     by: str
-    """How it is told what is wanted."""
+    """How its user says what is wanted."""
     rewards: Rewards
     asked_V: Array | None
-    """What each condition asks of the second objective, an angle or reward points; None where there is no dial."""
+    """What each condition asks of the second objective, an angle or reward points; None without a dial."""
 
 
 def told_by(members: Sequence[Rewards], setting: Setting) -> Told:
-    """How a system is told what is wanted; of several members, each is another model to take."""
+    """Find how a row's user says what is wanted; members with a direction are models to choose among."""
     first = members[0]
     rewards, folder = first.measured, first.source
     targets_VK = asked_targets(folder)
@@ -157,7 +159,7 @@ def told_by(members: Sequence[Rewards], setting: Setting) -> Told:
 
 
 def _together(members: Sequence[Rewards]) -> Rewards:
-    """The specialists of a method as one system that is steered by taking another model."""
+    """Join the specialists of a method into one system, steered by changing the model."""
     in_order = sorted(members, key=lambda member: tuple(-w for w in reversed(member.system.direction or ())))
     return replace(
         in_order[0].measured,
@@ -189,7 +191,7 @@ def _row(name: str, members: Sequence[Rewards], told: Told, setting: Setting, so
 
 
 def wishes(systems: Iterable[Rewards], setting: Setting, sources: Sources) -> dict[str, BriefWish]:
-    """What a wish in words to be brief changed in each system that was asked for it, paired by prompt.
+    """The effect of a wish in words to be brief on each system that was asked for it, paired by prompt.
 
     Measured on verbosity, or on the first objective that users want less of.
     """
@@ -215,22 +217,22 @@ def wishes(systems: Iterable[Rewards], setting: Setting, sources: Sources) -> di
 
 
 Tried = dict[str, list[tuple[Rewards, Rewards]]]
-"""The settings of each tuned system, with its rewards on the validation prompts and on the tuning prompts."""
+"""Tuned system -> the rewards of each setting on the validation prompts and on the tuning prompts."""
 
 
 def choose_settings(
     evaluated: Sequence[tuple[str, Rewards]], tuning: Mapping[str, Rewards], directions_UK: Array, bootstrap: Bootstrap
 ) -> tuple[list[Rewards], Tried]:
-    """Each system once: of several settings, the best by the reward model on the tuning prompts (the first of equals).
+    """Keep each system once, in the best setting by the reward model on the tuning prompts (the first of a tie).
 
-    Neither the truth nor a validation prompt has a part in the choice.
+    The choice uses neither the truth nor validation prompts.
 
     Args:
-        evaluated: by the names of their evaluations.
+        evaluated: the systems by the names of their evaluations.
         tuning: the same systems on the tuning prompts, by the same names.
 
     Raises:
-        ValueError: a system has several settings, and not all of them their tuning evaluations.
+        ValueError: a system has several settings, and one of them has no tuning evaluation.
     """
     by_name: dict[str, list[str]] = {}
     rewards = dict(evaluated)
@@ -241,7 +243,7 @@ def choose_settings(
     for system, names in by_name.items():
         if len(names) == 1:
             only = rewards[names[0]]
-            # nothing was chosen; but a soup's experts tell what it is
+            # nothing was chosen; only a soup keeps its setting, which names its experts
             kept = only.system if only.system.role == "soup" else replace(only.system, setting="")
             shown.append(replace(only, system=kept))
             continue
@@ -260,11 +262,11 @@ def choose_settings(
 def tuned_settings(
     tried: Sequence[tuple[Rewards, Rewards]], directions_UK: Array, choosing: Bootstrap, final: Bootstrap
 ) -> tuple[TunedSetting, ...]:
-    """What each setting of a system reaches on the tuning prompts, which decide, and on the validation prompts.
+    """E_v J(v) of each setting of a system on the tuning prompts, which decide, and on the validation prompts.
 
     Args:
-        choosing: of the intervals on the tuning prompts.
-        final: of those on the validation prompts.
+        choosing: for the intervals on the tuning prompts.
+        final: for those on the validation prompts.
     """
     opinions = [expected_objective(tuning, directions_UK, choosing) for _, tuning in tried]
     best = max(range(len(tried)), key=lambda i: opinions[i].value)
@@ -283,10 +285,9 @@ def tuned_settings(
 def shortfalls(
     last: Rewards, specialists: Sequence[Rewards], bootstrap: Bootstrap
 ) -> tuple[list[Shortfall], dict[str, Estimate]]:
-    """What a user of the steered policy loses at each specialist's own direction, and in the mean of each family.
+    """What the steered policy loses at each specialist's own direction, and in the mean of each family.
 
-    The steered policy is asked at the evaluation direction nearest to the specialist's, or at both where two are as
-    near.
+    The steered policy is asked at the evaluation direction nearest to the specialist's; equally near ones are averaged.
     """
     rows: list[Shortfall] = []
     by_family: dict[str, list[tuple[float, Array]]] = {}
@@ -315,7 +316,7 @@ def shortfalls(
 
 
 def nearest_directions(directions_VK: Array, direction_K: Array) -> list[int]:
-    """The conditions whose directions are nearest to another: one, or several that are as near."""
+    """The conditions whose directions are nearest to a given one; several if they are equally near."""
     cosine_V = directions_VK @ direction_K
     return np.flatnonzero(cosine_V >= cosine_V.max() - 1e-9).tolist()
 

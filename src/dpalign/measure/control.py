@@ -1,10 +1,10 @@
 """Control: does the answer follow the dial?
 
-The dial is the direction's angle in degrees (two objectives), and what it turns is the second one:
-verbosity in the paper. All figures are positive when the policy obeys: on the paper's arc verbosity
-falls as the angle goes from 0 to -45. Directions whose weight of the second objective rises and falls by
-turns, as round a whole circle, are no dial. The words of the answers are measured in the same way (`length`).
-Three objectives or more have no dial: there each mean reward is compared with each weight (`weight_taus`).
+The dial is the direction's angle in degrees (two objectives). It turns the second objective: verbosity in the
+paper. Between -90 and 90 degrees, all figures are positive if the policy obeys: on the paper's arc verbosity falls
+as the angle goes from 0 to -45. Directions are no dial if the weight of the second objective both rises and falls,
+as on a whole circle. The words of the answers are measured in the same way (`length`). With three objectives or
+more there is no dial: each mean reward is compared with each weight (`weight_taus`).
 
 Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 objectives unless said otherwise.
 """
@@ -21,8 +21,8 @@ from dpalign.measure.record import Record
 from dpalign.paper.direction import rng_for
 
 COMMON: Final = 5
-"""Conditions at which the taus of systems with more or fewer are compared: the fewer there are, the further they lie
-apart, and the higher tau comes out."""
+"""Number of conditions at which the taus of systems are compared. Fewer conditions lie further apart, and tau comes
+out higher."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Control:
     kendall_tau: Estimate
     """Mean over prompts of Kendall's tau-b of verbosity against angle."""
     constant_prompts: int
-    """Prompts whose verbosity is the same at every direction: no rank to speak of, counted as tau 0."""
+    """Prompts whose verbosity is the same at every direction; they have no ranks and count as tau 0."""
     slope: Estimate
     """Reward points a degree, by least squares through the means."""
     span: Estimate
     """Reward points between the first and the last direction."""
     drops: tuple[Estimate, ...]
-    """Reward points from each direction to the next; each interval for itself, not for all at once."""
+    """Reward points from each direction to the next; each interval covers its own step, not all at once."""
     spearman: float | None
     """Rank correlation of the V averages with the angle. Near 1 for any steady trend, however small: read
     it last. None if all averages are equal."""
@@ -119,7 +119,7 @@ def _turned(directions_V2: Array, figure_PV: Array, bootstrap: Bootstrap) -> Con
 
 
 def _way(directions_V2: Array) -> float:
-    """Where the second objective is to go as the dial turns from its first direction to its last: 1 up, -1 down."""
+    """Where the second objective should go from the dial's first direction to its last: 1 up, -1 down."""
     return float(np.sign(directions_V2[-1, 1] - directions_V2[0, 1]))
 
 
@@ -141,10 +141,10 @@ def kendall_tau_b(dial_V: Array, reward_PV: Array) -> tuple[Array, Mask]:
 def weight_taus(system: Rewards, bootstrap: Bootstrap) -> list[list[Estimate | None]]:
     """How the mean reward of each objective follows the weight of each over the system's directions; any K.
 
-    Kendall's tau-b, K rows of K: the reward is the row's, the weight the column's. Above 0 the reward rises with the
-    weight, also where less of it is wanted: a weight of 0 lies above one of -1. Weights of directions are correlated
-    among themselves, so figures off the diagonal are no interference; the true front has them too. Intervals by
-    prompt. None: the directions all weigh that objective alike.
+    Kendall's tau-b, K rows of K: rows are rewards, columns are weights. Above 0 the reward rises with the weight, also
+    if less of it is wanted: a weight of 0 is above one of -1. The weights of a direction are correlated, so figures off
+    the diagonal are no interference; the true front has them too. Intervals are by prompt. None: all directions give
+    that objective the same weight.
     """
     directions_VK = system.directions_VK
     assert directions_VK is not None, system.name
@@ -177,16 +177,16 @@ def rank_correlation(a_V: Array, b_V: Array) -> float | None:
 
 @dataclass(frozen=True)
 class Following:
-    """How the second objective follows what was asked of it, by an angle or outright (SteerLM's reward targets)."""
+    """How the second objective follows the request: an angle, or a reward target (SteerLM)."""
 
     conditions: int
     kendall_tau: Estimate | None
-    """None of two conditions, whose order says next to nothing."""
+    """None with two conditions, whose order says next to nothing."""
     kendall_tau_common: Estimate | None
-    """The same of `COMMON` evenly spread conditions; None where there are fewer."""
+    """The same at `COMMON` evenly spread conditions; None if there are fewer."""
     spearman: float | None
     span: Estimate
-    """Reward points from the least that was asked to the most."""
+    """Reward points between the conditions that ask for the least and for the most."""
 
 
 def following(system: Rewards, asked_V: Array, bootstrap: Bootstrap) -> Following:
@@ -211,7 +211,7 @@ class FollowingLead:
     """By how much one system follows better than another, paired by prompt."""
 
     kendall_tau: Estimate | None
-    """At `COMMON` conditions of each; None where one has fewer."""
+    """At `COMMON` conditions of each; None if one has fewer."""
     span: Estimate
 
 
@@ -226,9 +226,9 @@ def following_lead(a: Rewards, asked_a_V: Array, b: Rewards, asked_b_V: Array, b
 
 
 def _tau(system: Rewards, asked_V: Array, of: int | None = None) -> Array | None:
-    """Each prompt's tau: (P,). `of`: at so many evenly spread conditions, both ends among them.
+    """Each prompt's tau: (P,); with `of`, at that many evenly spread conditions, both ends included.
 
-    None of fewer conditions than that, or of two.
+    None with fewer than `of` conditions, or fewer than three.
     """
     order_V = np.argsort(asked_V, kind="stable")
     if len(order_V) < max(3, of or 0):
@@ -240,13 +240,16 @@ def _tau(system: Rewards, asked_V: Array, of: int | None = None) -> Array | None
 
 
 def _span(system: Rewards, asked_V: Array) -> Array:
-    """Each prompt's reward points from the least that was asked to the most: (P,)."""
+    """Each prompt's reward points between the conditions that ask for the least and for the most: (P,)."""
     order_V = np.argsort(asked_V, kind="stable")
     return np.asarray(system.mean_PVK[:, order_V[-1], 1] - system.mean_PVK[:, order_V[0], 1])
 
 
 def span_share(system: Rewards, reference: Rewards, bootstrap: Bootstrap) -> Estimate | None:
-    """The system's span over a reference's (the true front's), paired by prompt; None where that one has no span."""
+    """The system's span over a reference's (the true front's), paired by prompt.
+
+    None if the reference's span is not above 0 in every resample.
+    """
     require_same_prompts([system, reference])
     assert system.directions_VK is not None, system.name
     way = _way(system.directions_VK)
@@ -261,13 +264,12 @@ def span_share(system: Rewards, reference: Rewards, bootstrap: Bootstrap) -> Est
 def regret(system: Rewards, bootstrap: Bootstrap, at: Sequence[int] | None = None) -> Estimate:
     """What asking for v loses against the best direction u for v: mean over v of max_u v . r(u) - v . r(v).
 
-    u is chosen on one half of the prompts and judged on the other, both ways, and the two are averaged:
-    on the same prompts the best of V noisy averages would always seem to gain something. So the figure
-    may fall below 0, when what was chosen on one half does no good on the other. Any K.
+    u is chosen on one half of the prompts and judged on the other, both ways, and the two are averaged.
+    On the same prompts the best of V noisy averages would always seem to gain something. The figure can
+    be below 0, if the choice from one half loses on the other. Any K.
 
     Args:
-        at: the v to average over, by their place among the system's directions; None takes all.
-
+        at: indices of the v to average over, among the system's directions; None takes all.
     """
     directions_VK, prompts = system.directions_VK, len(system.prompt_ids)
     assert directions_VK is not None, system.name
@@ -275,7 +277,7 @@ def regret(system: Rewards, bootstrap: Bootstrap, at: Sequence[int] | None = Non
     shuffled_P = rng_for("halves", bootstrap.seed, prompts).permutation(prompts)
     halves = (shuffled_P[: prompts // 2], shuffled_P[prompts // 2 :])
     first, second = (system.mean_PVK[half] for half in halves)
-    # each half is resampled on its own: a prompt in both would betray the choice to the judge
+    # each half is resampled separately: a prompt in both would be used for choosing and judging
     first_R = replicate_means(bootstrap.weights(len(first), "first half"), first)
     second_R = replicate_means(bootstrap.weights(len(second), "second half"), second)
     asked = list(range(len(directions_VK)) if at is None else at)

@@ -1,8 +1,8 @@
-"""When an answer is no answer: a simple rule, so that anyone can count again.
+"""Degenerate answers: a simple rule, so that anyone can count them again.
 
-An answer is degenerate if it was cut at the longest allowed length, if it has no word, if a sentence of it
-occurs twice, or if too many of its runs of four words occurred in it before. Code, verse and tables repeat
-themselves for good reasons: compare rates between conditions, and do not read one alone.
+An answer is degenerate if it was cut at the length limit, has no word, repeats a sentence, or repeats too many of its
+runs of four words. Code, verse and tables repeat themselves for good reasons: compare rates between conditions, and
+do not read one alone.
 """
 
 import re
@@ -17,14 +17,14 @@ from dpalign.measure.record import Record
 SENTENCE_WORDS: Final = 3
 """A repeated sentence of fewer words ("Yes. Yes.") does not count."""
 RUN: Final = 4
-"""Words of a run whose repetition is counted."""
+"""Words in a run; repeated runs are counted."""
 MOST_REPEATED: Final = 0.3
-"""The share of repeated runs that a sound answer may have, where nobody says otherwise."""
+"""Default for the largest share of repeated runs in a sound answer."""
 REASONS: Final = ("unfinished", "empty", "repeated sentence", "repetitive")
 """Why an answer is degenerate."""
 
 Faults = Sequence[Sequence[Sequence[Sequence[str]]]]
-"""Of each sample of each condition of each prompt."""
+"""The faults of each answer, by prompt, condition and sample."""
 
 
 def words(text: str) -> list[str]:
@@ -47,11 +47,11 @@ def repetition(text: str) -> float:
 
 
 def faults(text: str, finished: bool, most: float) -> tuple[str, ...]:
-    """The reasons for which an answer is degenerate; none for a sound one.
+    """The reasons why an answer is degenerate; none for a sound one.
 
     Args:
-        finished: it was not cut; an empty one is called that alone.
-        most: the share of repeated runs that a sound answer may have.
+        finished: the answer was not cut. An empty answer has no other fault than "empty".
+        most: the largest share of repeated runs in a sound answer.
     """
     empty = not words(text)
     found = (not finished and not empty, empty, repeats_a_sentence(text), repetition(text) > most)
@@ -67,11 +67,7 @@ class Degenerate(Record):
 
 
 def degenerate_share(fault_PVS: Faults, bootstrap: Bootstrap) -> Degenerate:
-    """How often answers are degenerate, with an interval by prompt.
-
-    Args:
-        fault_PVS: the faults of each sample of each condition of each prompt.
-    """
+    """Measure how often answers are degenerate, with an interval by prompt."""
     answers = [answer for conditions in fault_PVS for samples in conditions for answer in samples]
     return Degenerate(
         share=bootstrap.mean(share_by_prompt(fault_PVS)),

@@ -1,4 +1,4 @@
-"""How far policies are from SFT: the KL divergence, as divergence folders hold it answer by answer.
+"""How far policies are from SFT: the KL divergence, from the answers in divergence folders.
 
 Shapes: N answers, P prompts.
 """
@@ -14,10 +14,10 @@ from dpalign.rows import DIVERGENCES, read_table
 
 
 def divergences(inputs: Mapping[str, Path], systems: Sequence[Rewards], bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """The KL divergence from SFT in nats an answer, of the systems that have one measured, by name.
+    """The KL divergence from SFT in nats an answer, by name; systems without a divergence folder are left out.
 
     Args:
-        inputs: the folders of evaluate and divergence steps among others; divergence-NAME is of evaluate-NAME.
+        inputs: the folders of evaluate and divergence steps, among others; divergence-NAME belongs to evaluate-NAME.
     """
     measured = {
         folder: inputs[f"divergence-{name}"]

@@ -1,9 +1,8 @@
 """Dominance of one system over another, at every direction at once.
 
 A dominates B when, at every evaluation direction u, the best of A's points beats the best of B's:
-max_v u . r_A(v) > max_v u . r_B(v). The lead at each direction gets a band that holds for all
-directions together (max-t over directions, prompts resampled in pairs), so that "at every
-direction" is one claim with one error rate.
+max_v u . r_A(v) > max_v u . r_B(v). The leads get one simultaneous band over all directions (max-t
+over directions, prompts resampled in pairs). So "at every direction" is one claim with one error rate.
 
 Shapes: R replicates, P prompts, V conditions, U evaluation directions, K objectives.
 """
@@ -17,7 +16,7 @@ from dpalign.measure.objective import reach
 from dpalign.measure.points import Rewards, require_same_prompts
 
 _SMALLEST_ERROR = 1e-9
-"""Standard errors (reward points) below this are rounding: leads that never vary keep a finite ratio."""
+"""Standard errors (reward points) below this are rounding. The floor keeps the ratio of a constant lead finite."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class Dominance:
     leads: tuple[Estimate, ...]
     """One a direction, with simultaneous intervals."""
     margin: Estimate
-    """The smallest lead; its interval runs between the smallest ends of the band, which holds it whenever
-    the band holds all leads."""
+    """The smallest lead. Its interval runs from the band's smallest low end to its smallest high end. It
+    contains the true margin whenever the band contains all true leads."""
     p_value: float
     """The smallest error rate at which the band lies above zero at every direction."""
 
@@ -39,9 +38,9 @@ def lead(a_XVK: Array, b_XWK: Array, directions_UK: Array) -> Array:
 
 
 def dominance(a: Rewards, b: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> Dominance:
-    """How surely A dominates B; it does, at the bootstrap's level, where `margin.low` is above 0.
+    """Test whether A dominates B; at the bootstrap's level it does if `margin.low` is above 0.
 
-    The best of several noisy points looks better than it is. The band allows for it: the replicates
+    The best of several noisy points looks better than it is. The band allows for that: the replicates
     overshoot the estimate as the estimate overshoots the truth, and their distances set its width.
 
     Raises:

@@ -1,10 +1,9 @@
 """Fronts of two objectives: a system's nondominated points, joined by straight lines.
 
-Rewards are read as gains: the sense (+1 maximised, -1 minimised) times the reward, so that on the
-paper's arc verbosity becomes conciseness and more is better in both. Two neighbouring points of the
-front are joined by the segment between them: whoever flips a coin, prompt by prompt, between the two
-conditions gets exactly those mean rewards, so every point of the segment can be had. The curve is the
-one that Fig. 4 draws, less the points that the system itself beats.
+A gain is the sense (+1 maximised, -1 minimised) times the reward. So on the paper's arc verbosity becomes
+conciseness, and more is better in both. A segment joins two neighbouring points of the front. Every point of
+it can be reached: choose at random between the two conditions for each prompt, and the mean rewards are
+exactly those. The curve is that of Fig. 4 without the points that the system itself dominates.
 
 Shapes: V points, N knots of the front, K = 2 objectives (unless said otherwise), in the order of the recipe.
 """
@@ -35,8 +34,8 @@ def front_knots(point_V2: Array, senses_2: Array) -> Array:
 def front_height(knot_N2: Array, second_gain_X: Array) -> Array:
     """The first gain that the front reaches at given second gains: (X,).
 
-    Before its first knot the front is level, for a point of less conciseness is no better than one of
-    more; past its last knot nothing is reached (-inf).
+    Before its first knot the front is level: less conciseness gains nothing. Past its last knot nothing is
+    reached (-inf).
     """
     height_X: Array = np.interp(second_gain_X, knot_N2[:, 1], knot_N2[:, 0], right=-np.inf)
     return height_X
@@ -44,28 +43,28 @@ def front_height(knot_N2: Array, second_gain_X: Array) -> Array:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Where the points of B lie as seen from the front of A."""
+    """How many points of B lie under the front of A."""
 
     under: int
     """Points inside A's range of the second objective and strictly under A's front."""
     inside: int
     """Points inside A's range."""
     outside: int
-    """Points outside A's range, counted apart: there the interpolated front of A says nothing."""
+    """Points outside A's range, counted separately: there A's interpolated front says nothing."""
     outside_dominated: int
-    """Of those outside, points that some point of A beats in both objectives all the same."""
+    """Points outside A's range that some point of A still dominates."""
 
     @property
     def share(self) -> float | None:
-        """Of the points inside A's range, the share under A's front; None if there are none."""
+        """The share of the points inside A's range that lie under A's front; None if none is inside."""
         return self.under / self.inside if self.inside else None
 
 
 def coverage(a_VK: Array, b_WK: Array, senses_K: Array) -> Coverage:
     """Count B's points under A's front.
 
-    For two objectives the front is the interpolated one. For more there is none: a point is then
-    under A's front if one of A's points dominates it, and none is outside.
+    With two objectives A's front is the interpolated one. With more there is none: a point then counts as
+    under A's front if one of A's points dominates it, and no point is outside.
     """
     beaten_W = dominated(b_WK, a_VK, senses_K)
     if len(senses_K) != 2:

@@ -1,9 +1,9 @@
-"""Hypervolume: how much of reward space a front leaves behind it, from a reference point on.
+"""Hypervolume: the volume of reward space between a reference point and a front.
 
-For two objectives it is the area under the interpolated front (`front.py`), so that a front sampled
-at ten directions is not punished for the gaps between them; for more it is the usual hypervolume of
-the points (moocore). The reference is fixed before any DPA run: the most verbosity that the true
-optimum has (on the arc at 0 degrees), and SFT's helpfulness. As any one reference is a choice, a table shows several.
+With two objectives it is the area under the interpolated front (`front.py`), so that gaps between the sampled
+directions cost nothing. With more it is the usual hypervolume of the points (moocore). The reference is fixed before
+any DPA run: SFT's helpfulness, and the most verbosity of the true optimum (on the arc at 0 degrees). Any reference is
+a choice, so a table shows several.
 
 Shapes: R replicates, P prompts, V points, K objectives, M references. The unit is reward points to the power K.
 """
@@ -52,9 +52,9 @@ def hypervolume_estimate(system: Rewards, senses_K: Array, reference_K: Array, b
 def hypervolume_share(
     system: Rewards, front: Rewards, senses_K: Array, reference_K: Array, bootstrap: Bootstrap
 ) -> Estimate | None:
-    """The share of another front's hypervolume (the true front's) that a system reaches, paired by prompt.
+    """A system's hypervolume over another front's, such as the true front's; paired by prompt.
 
-    None where the other front does not pass the reference.
+    None if the other front, or a resample of it, does not pass the reference.
     """
     require_same_prompts([system, front])
     whole = hypervolume(front.point_VK, senses_K, reference_K)

@@ -1,4 +1,4 @@
-"""What the ledgers of a run tell of a system: what it took to make, what it read, what must be kept to serve it."""
+"""What a run's ledgers say about a system: its cost, the objectives it read, the models needed to serve it."""
 
 import json
 import tomllib
@@ -14,20 +14,20 @@ from dpalign.runs.ledger import LEDGER, TIMES, Ledger, read_ledger
 from dpalign.runs.tables import leaves
 
 OVERALL: Final = "overall score"
-"""What a data set's own preference pairs are ranked by."""
+"""The score that ranks a data set's own preference pairs."""
 CURVE: Final = "curve.json"
-"""Where a training keeps its loss."""
+"""The file in which a training keeps its loss."""
 
 
 class Made(NamedTuple):
-    """A finished stage among those that a system was made by."""
+    """A finished stage and its ledger."""
 
     folder: Path
     ledger: Ledger
 
 
 def lineage(folders: Iterable[Path]) -> Iterator[Made]:
-    """These stages and all that they were made from, each once, the earliest first."""
+    """Yield these stages and all stages that they were made from, each once, inputs first."""
     seen: set[Path] = set()
 
     def visit(folder: Path) -> Iterator[Made]:
@@ -44,7 +44,7 @@ def lineage(folders: Iterable[Path]) -> Iterator[Made]:
 
 
 def stage_facts(made: Made) -> StageFacts:
-    """What a stage counted."""
+    """The counts of a stage's ledger."""
     counts, tokens = made.ledger["counts"], made.ledger["tokens"]
     return StageFacts(
         name=made.ledger["name"],
@@ -60,31 +60,31 @@ def stage_facts(made: Made) -> StageFacts:
 
 
 def curves(stages: Iterable[Made]) -> list[Curve]:
-    """The loss of each training that kept it."""
+    """The loss curve of each training that kept one."""
     found = []
     for made in stages:
         path = made.folder / CURVE
         if path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))  # of reinforcement also the reward and the divergence
+            values = json.loads(path.read_text(encoding="utf-8"))  # RL also keeps the reward and the divergence
             shown = {name: column for name, column in values.items() if name in Curve.model_fields}
             found.append(Curve(stage=made.ledger["name"], **shown))
     return found
 
 
 def machine(run: Path) -> Machine:
-    """Where a run was made, as its environment.json says."""
+    """Read where a run was made from its environment.json."""
     path = run / "environment.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return Machine(**{key: values[key] for key in Machine.model_fields if values.get(key) is not None})
 
 
 def condition_of(folder: Path) -> str:
-    """What an evaluate folder's system was asked under (directions, plain, brief, best-of-n, ...)."""
+    """The condition of an evaluate folder: directions, plain, brief, best-of-n, ...; "" if there is none."""
     return str(read_ledger(folder)["knobs"].get("step.condition", "")) if (folder / LEDGER).is_file() else ""
 
 
 def unasked_twin(folder: Path, others: Iterable[Path]) -> Path | None:
-    """Of a system that was asked in words to be brief: the evaluation of the same model, asked for nothing."""
+    """The plain evaluation of the same model, if a folder's system was asked in words to be brief; else None."""
     if condition_of(folder) != "brief":
         return None
     policy = read_ledger(folder)["inputs"].get("policy")
@@ -95,7 +95,7 @@ def unasked_twin(folder: Path, others: Iterable[Path]) -> Path | None:
 
 
 def knobs_set(stages: Iterable[Made], recipe_text: str) -> tuple[str, ...]:
-    """The knobs that some stages set for themselves, whatever the recipe says."""
+    """The knobs for which some stage used another value than the recipe's."""
     recipe = dict(leaves(tomllib.loads(recipe_text)))
     return tuple(
         sorted(
@@ -105,10 +105,10 @@ def knobs_set(stages: Iterable[Made], recipe_text: str) -> tuple[str, ...]:
 
 
 def made_from(folder: Path) -> dict[str, Path]:
-    """The stages that made what an evaluate folder evaluated, and that a user of it must keep.
+    """The stages that made an evaluate folder's system, and whose models a user of it must keep.
 
-    Its policy, or a soup's experts; for best-of-n the reward model too, which chooses at inference. What else the
-    evaluation read (reward model, judge, data) served to measure it alone.
+    These are its policy or a soup's experts. Best-of-n also needs the reward model, which chooses at inference. The
+    evaluation's other inputs (reward model, judge, data) only measure the system.
     """
     if not (folder / LEDGER).is_file():
         return {}
@@ -121,25 +121,27 @@ def made_from(folder: Path) -> dict[str, Path]:
 
 
 def _stage_at(folder: Path, path: str) -> Path:
-    """Where the input of a stage lies: a name within its run, or a path."""
+    """Resolve an input of a stage: a name within its run, or a path."""
     return (folder.parent / path).resolve()
 
 
 def cost(folders: Sequence[Path], answer_tokens: float) -> Cost:
-    """What the systems of some evaluate folders took to make, stages that they share counted once.
+    """The cost to make the systems of some evaluate folders; shared stages count once.
 
-    Trained tokens include prompts; sampled and scored ones are those of answers alone. Of original answers, which
-    `annotate` scores, the run counts the number alone: each is taken to be as long as SFT's mean answer.
+    Trained tokens include prompts; sampled and scored tokens are those of answers only. For original answers, which
+    `annotate` scores, the run knows only their number. Each is assumed to be as long as SFT's mean answer.
 
     Args:
-        answer_tokens: of SFT's mean answer.
+        answer_tokens: tokens of SFT's mean answer.
     """
     return _sum(list(lineage(stage for folder in folders for stage in made_from(folder).values())), answer_tokens)
 
 
 def sweep_cost(folders: Sequence[Path], answer_tokens: float) -> Cost:
-    """What it took to make all settings of a system and to choose among them: their tuning evaluations included,
-    and the reward model by which it was chosen."""
+    """The cost to make all settings of a system and to choose among them.
+
+    Includes the settings' tuning evaluations, and the reward model that chose.
+    """
     evaluated = [Made(folder, read_ledger(folder)) for folder in folders if (folder / LEDGER).is_file()]
     roots = [stage for folder in folders for stage in made_from(folder).values()]
     roots += [_stage_at(one.folder, one.ledger["inputs"]["reward"]["path"]) for one in evaluated]
@@ -173,15 +175,15 @@ def _scored_tokens(made: Made, answer_tokens: float) -> float:
 def objectives_read(
     folder: Path, objectives: Sequence[str], population: Callable[[Mapping[str, Any]], Population]
 ) -> list[str]:
-    """The objectives that a system's training looked at: those that some direction or target of it weighed.
+    """The objectives that a system's training read: those that some direction or target of it weighed.
 
     Args:
-        population: the users that a stage's knobs state.
+        population: gives the population that a stage's knobs state.
     """
     found: set[str] = set()
     for _, ledger in lineage(made_from(folder).values()):
         knobs, inputs = ledger["knobs"], ledger["inputs"]
-        if {"sft", "annotate"} <= inputs.keys():  # SteerLM: answers that state all their rewards
+        if {"sft", "annotate"} <= inputs.keys():  # SteerLM trains on answers that state all their rewards
             found.update(objectives)
         elif {"rl.algorithm", "policy.grpo.beta"} & knobs.keys() or (
             {"candidates", "scores"} <= inputs.keys() and "preference.distribution" in knobs
@@ -194,17 +196,17 @@ def objectives_read(
 
 
 class Footprint(NamedTuple):
-    """What must be kept to serve a system in all directions that it can serve."""
+    """What a user must keep to serve a system in all its directions."""
 
     models: int
     bytes: int | None
-    """Of their weights; None where a model is no local folder."""
+    """Bytes of the models' weights; None if a model is not a local folder."""
     switch_seconds: float | None
-    """To go from one direction to the next, where the evaluation timed it."""
+    """Time to switch from one direction to the next, if the evaluation measured it."""
 
 
 def footprint(folder: Path) -> Footprint:
-    """The models behind an evaluate folder."""
+    """Measure the models that serve an evaluate folder's system."""
     sizes = [weight_bytes(stage) for stage in made_from(folder).values()]
     if not sizes and (folder / LEDGER).is_file():  # a checkpoint that the recipe names
         sizes = [_named_bytes(read_ledger(folder)["knobs"].get("evaluation.dpo"))]
@@ -213,7 +215,7 @@ def footprint(folder: Path) -> Footprint:
 
 
 def _switch_seconds(folder: Path) -> float | None:
-    """The mean time of a switch to another direction; None where none was timed."""
+    """The mean time of a switch to another direction; None if none was timed."""
     if not (folder / TIMES).is_file():
         return None
     times: dict[str, float] = json.loads((folder / TIMES).read_text(encoding="utf-8")).get("switch_seconds", {})
@@ -221,7 +223,7 @@ def _switch_seconds(folder: Path) -> float | None:
 
 
 def weight_bytes(stage: Path) -> int | None:
-    """The bytes of the weights that a training stage left; None where it took a checkpoint that is not on this disk."""
+    """The bytes of a training stage's weights; None if it names a checkpoint that is not on this disk, or has none."""
     named = stage / "checkpoint.txt"
     if named.is_file():
         return _named_bytes(named.read_text(encoding="utf-8").strip())

@@ -1,9 +1,8 @@
 """The objective itself: J(v) of Eq. 3 and its mean over directions, Eq. 4.
 
-A system steered by direction is judged where it was asked: sampled at v, scored by v. A system that
-no direction steers offers the same points to every v. Where it has several (SteerLM's reward targets)
-its user is assumed to pick the best of them for each v, with hindsight: this flatters such a system a
-little, and so makes a comparison in favour of DPA the safer.
+A system steered by direction is sampled at v and scored by v. Any other system offers the same points to
+every v. If it has several points (SteerLM's reward targets), its user is assumed to pick the best of them
+for each v, with hindsight. This flatters such a system a little, so a lead of DPA over it is all the safer.
 
 Shapes: U evaluation directions, R replicates, P prompts, V conditions, K objectives.
 """
@@ -21,7 +20,7 @@ def objective_by_direction(system: Rewards, directions_UK: Array, bootstrap: Boo
 
 
 def expected_objective(system: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> Estimate:
-    """E_v J(v) (Eq. 4), the evaluation directions standing evenly for P_v."""
+    """E_v J(v) (Eq. 4): the plain mean over the evaluation directions, which represent P_v evenly."""
     value_U, replicate_RU = _attained(system, directions_UK, bootstrap)
     return bootstrap.interval(value_U.mean(), replicate_RU.mean(axis=1))
 
@@ -32,7 +31,7 @@ def objective_difference(a: Rewards, b: Rewards, directions_UK: Array, bootstrap
 
 
 def objective_lead(a: Rewards, b: Rewards, directions_UK: Array, bootstrap: Bootstrap) -> tuple[Estimate, float]:
-    """The same difference, and its two-sided p-value: about the smallest error rate at which the interval spares 0."""
+    """The same difference, and its two-sided p-value: about the smallest error rate whose interval excludes 0."""
     require_same_prompts([a, b])
     a_U, a_RU = _attained(a, directions_UK, bootstrap)
     b_U, b_RU = _attained(b, directions_UK, bootstrap)
@@ -63,6 +62,6 @@ def _score(point_XVK: Array, directions_UK: Array, steered: bool) -> Array:
 
 
 def reach(point_XVK: Array, directions_UK: Array) -> Array:
-    """The best that any of a system's points offers each direction u: max_v u . r(v), (..., U)."""
+    """The best score of a system's points for each direction u: max_v u . r(v), (..., U)."""
     reach_XU: Array = (point_XVK @ directions_UK.T).max(axis=-2)
     return reach_XU

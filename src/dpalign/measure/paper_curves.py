@@ -1,9 +1,9 @@
-"""Figs. 4 and 5 of the paper, digitised: overlays for our own figures, and figures to test the metrics on.
+"""Figs. 4 and 5 of the paper, digitised: overlays for our own figures, and data to test the metrics on.
 
-Read off the figures by eye, within 0.2 points. In Fig. 4, of SteerLM and of iterations 0 to 3 only the two
-ends of the curve were read; its rewards are those of the paper's reward model on 2,000 UltraFeedback
-prompts (section 3.2): another model's rewards share the axes and not the scale. Fig. 5 is the raw win
-rate against GPT-4 Turbo by GPT-4 Turbo's judgement: another judge's, or another reference's, shares no scale.
+The points were read by eye, within 0.2 points. In Fig. 4, only the two ends of the curves of SteerLM and of
+iterations 0 to 3 were read. Its rewards are those of the paper's reward model on 2,000 UltraFeedback prompts
+(section 3.2). Another model's rewards share the axes, not the scale. Fig. 5 is the raw win rate against GPT-4
+Turbo, judged by GPT-4 Turbo. Another judge or reference gives another scale.
 """
 
 from typing import Final
@@ -40,7 +40,7 @@ FIG_5: Final[dict[str, tuple[tuple[float, float], ...]]] = {
     "SFT": ((1031, 4.7),),
     "DPO": ((1445, 11.0),),
 }
-"""(average length in characters, win rate in %) on AlpacaEval 2; DPA is its fourth iteration, DPO Zephyr-beta."""
+"""(average length in characters, win rate in %) on AlpacaEval 2; DPA is the fourth iteration, DPO is Zephyr-beta."""
 
 
 def fig_4_points(name: str) -> Array:

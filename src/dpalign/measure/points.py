@@ -1,6 +1,6 @@
 """The rewards of a system on the evaluation prompts, and its points: mean rewards a condition.
 
-Beside the rewards stand two figures that anyone can count again in the answers: words, and which are degenerate.
+Two more figures are counted in the answers, so that anyone can count them again: words, and which are degenerate.
 
 A system is sampled at V conditions: at directions (DPA), at reward targets (SteerLM), or plainly
 (SFT and DPO: V = 1). Section 3.2 averages the rewards of a condition over prompts and samples; those
@@ -44,7 +44,7 @@ class Rewards:
     """Whether each answer is degenerate (`degeneracy.py`), where the texts were read."""
 
     def __post_init__(self) -> None:
-        # scores were checked where they were read: here it is our own code that must fit them together
+        # readers check the scores; this checks that our own code fits them together
         prompts, conditions, _, objectives = self.reward_PVSK.shape
         assert 0 not in self.reward_PVSK.shape, self.reward_PVSK.shape
         assert len(set(self.prompt_ids)) == len(self.prompt_ids) == prompts, (self.name, prompts)
@@ -58,7 +58,7 @@ class Rewards:
 
     @property
     def source(self) -> Path:
-        """The evaluate folder, of rewards that were read from one."""
+        """The evaluate folder; an error if the rewards were not read from one."""
         assert self.folder is not None, f"the rewards of {self.name} were not read from a folder"
         return self.folder
 
@@ -93,10 +93,10 @@ def by_judge(system: Rewards) -> Rewards:
 
 
 def require_same_prompts(systems: Sequence[Rewards]) -> None:
-    """Paired comparisons need the same prompts in the same order.
+    """Check that systems have the same prompts in the same order, as paired comparisons need.
 
     Raises:
-        ValueError: naming two systems and the first position at which their prompts differ.
+        ValueError: two systems differ; the message names them and the first position, or their numbers of prompts.
     """
     first = systems[0]
     for other in systems[1:]:
@@ -130,7 +130,7 @@ def by_condition(figure_PVS: Array | Mask, bootstrap: Bootstrap) -> list[Estimat
 
 
 def opinion_gap(system: Rewards, bootstrap: Bootstrap) -> list[Estimate]:
-    """How far the reward model's opinion lies above the truth, a figure an objective, over all conditions."""
+    """By how much the reward model's opinion exceeds the truth: one figure an objective, over all conditions."""
     gap_PK = (system.mean_PVK - by_truth(system).mean_PVK).mean(axis=1)
     return [bootstrap.mean(gap_P) for gap_P in gap_PK.T]
 

@@ -1,7 +1,7 @@
 """How good predicted rewards are, head by head, against labels of the same answers.
 
-Selection only ever compares answers of one prompt, so beside the usual correlations over all answers
-stand the two that matter to it: the rank correlation and the pairwise accuracy within a prompt.
+Selection only compares answers to one prompt. So the usual correlations over all answers are joined by the
+two figures that matter to it: the rank correlation and the pairwise accuracy within a prompt.
 Intervals are bootstraps over prompts, since the answers of one prompt are not independent.
 
 Shape suffixes: N answers, H heads (or objectives), P prompts, B bootstrap resamples.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dpalign.measure.bootstrap import Array, Estimate
 
 _CHUNK: Final = 500_000  # weights at a time, to bound memory
-_FLAT: Final = 1e-12  # relative covariance that counts as none: of a constant column, rounding leaves a little
+_FLAT: Final = 1e-12  # relative covariance that counts as 0: rounding leaves a little in a constant column
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class HeadQuality:
 
     Attributes:
         n: answers with a label.
-        prompts: that they belong to.
-        comparable_prompts: those with at least two different labels.
-        pairs: of answers of one prompt with different labels.
+        prompts: prompts of these answers.
+        comparable_prompts: prompts with at least two different labels.
+        pairs: pairs of answers to one prompt with different labels.
         r2: 1 - squared error / variance of the labels; negative when worse than their mean.
         pearson, spearman: correlation of prediction and label over all answers.
         length_correlation: Pearson of the prediction with the answer's length.
-        label_length_correlation: the same for the label; what the first should be compared with.
+        label_length_correlation: the same for the label, to compare with.
         within_prompt_spearman: mean over comparable prompts; a prompt whose predictions are all equal
             counts as 0.
         within_prompt_accuracy: share of the pairs put in the right order; equal predictions count 1/2.
@@ -151,7 +151,7 @@ class _Bootstrap:
         """The figure at weight one, and the quantiles of its resamples.
 
         Args:
-            figure: weights (B, N), or (B, P) where `by_prompt`, -> (B,), NaN where it is undefined.
+            figure: maps weights (B, N), or (B, P) if `by_prompt`, to (B,); NaN where it is undefined.
         """
         if not self.prompts:
             return None
@@ -185,7 +185,7 @@ def weighted_pearson(x_N: Array, y_N: Array, weight_BN: Array) -> Array:
 
 
 def weighted_spearman(x_N: Array, y_N: Array, weight_BN: Array) -> Array:
-    """Spearman's correlation under each row of weights, ranked anew for each, ties at their middle, (B,)."""
+    """Spearman's correlation under each row of weights, (B,). Each row is ranked again; ties get their middle rank."""
     middle_B1 = (weight_BN.sum(1, keepdims=True) + 1) / 2  # the mean of all ranks
     x_BN, y_BN = _weighted_ranks(x_N, weight_BN) - middle_B1, _weighted_ranks(y_N, weight_BN) - middle_B1
     weighted_BN = weight_BN * x_BN
@@ -219,7 +219,7 @@ def within_prompt(
 
 
 def _covariance(x_N: Array, y_N: Array, weight_BN: Array) -> Array:
-    """The weighted covariance of two columns, (B,); exactly 0 where only rounding is left of it."""
+    """The weighted covariance of two columns, (B,); exactly 0 if only rounding is left."""
     total_B = weight_BN.sum(1)
     dx_N, dy_N = x_N - x_N.mean(), y_N - y_N.mean()  # near 0 already, so that little cancels below
     mean_x_B, mean_y_B = _ratio(weight_BN @ dx_N, total_B), _ratio(weight_BN @ dy_N, total_B)

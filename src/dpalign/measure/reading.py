@@ -35,10 +35,10 @@ class Reading:
 
 
 def read_rewards(folder: Path, system: System, reading: Reading, *, truth: bool = True) -> Rewards:
-    """The rewards of an evaluate folder.
+    """Read the rewards of an evaluate folder.
 
     Args:
-        truth: with the true rewards, where the folder holds them.
+        truth: also read the true rewards, if the folder has them.
     """
     ids, kind, conditions = asked_of(folder)
     shape = (len(ids), len(conditions), -1, len(reading.objectives))
@@ -76,7 +76,7 @@ def asked_of(folder: Path) -> tuple[list[str], str, list[list[float]]]:
 
 
 def asked_targets(folder: Path) -> Array | None:
-    """The reward targets that a system was asked for: (V, K); None of one asked otherwise."""
+    """The reward targets that a system was asked for: (V, K); None if it was not asked for targets."""
     _, kind, conditions = asked_of(folder)
     return np.array(conditions, dtype=float) if kind == "target" else None
 
@@ -85,7 +85,7 @@ def rewards(folder: Path, reading: Reading) -> Array:
     """Objectives of every scored answer of a folder: (N, K).
 
     Raises:
-        ValueError: scores of other heads, or that are no numbers; the message names the folder.
+        ValueError: the scores have other heads or are not numbers; the message names the folder.
     """
     return _read(_scores(folder), reading, folder)
 
@@ -96,9 +96,9 @@ def _scores(folder: Path) -> Array:
 
 
 def true_rewards(folder: Path, reading: Reading) -> Array | None:
-    """Objectives of a folder's true rewards: (N, K); None where it has none, or an objective reads a head without any.
+    """Objectives of a folder's true rewards: (N, K); None if it has none, or an objective reads a head without truth.
 
-    The truth has the ten heads of `HEADS`; a reward of other heads shares those of the same name.
+    The truth has the ten heads of `HEADS`. The reward model's heads are matched to them by name.
     """
     if not folder.exists() or not all_known(reading.objectives, reading.heads, HEADS):
         return None
@@ -114,7 +114,7 @@ def _read(reward_NH: Array, reading: Reading, folder: Path) -> Array:
 
 
 def mean_answer_tokens(folder: Path) -> float:
-    """The tokens of an evaluate folder's mean answer."""
+    """The mean number of tokens of an evaluate folder's answers."""
     return float(np.mean(read_table(folder / "answers", CANDIDATES, ["tokens"])["tokens"].to_pylist()))
 
 
@@ -127,14 +127,14 @@ def answer_rows(folder: Path, columns: Sequence[str] | None = None) -> list[dict
 def evaluations(
     inputs: Mapping[str, Path], planned: Mapping[str, System], reading: Reading, senses_K: Array
 ) -> tuple[list[tuple[str, Rewards]], dict[str, Rewards]]:
-    """The evaluated systems by name, and those on the tuning prompts.
+    """Read the evaluated systems by name, and the same systems on the tuning prompts.
 
     Args:
-        inputs: the folders of evaluate and tune steps among others.
-        planned: what the run knows of their systems.
+        inputs: the folders of evaluate and tune steps, among others.
+        planned: the systems of the run's steps.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there is no evaluate folder.
     """
     evaluated: list[tuple[str, Rewards]] = []
     tuning: dict[str, Rewards] = {}
@@ -158,7 +158,7 @@ def evaluations(
 
 
 def system_of(planned: Mapping[str, System], step: str, folder: Path) -> System:
-    """What an input is: as the run planned it, or of a report made alone what the evaluation's ledger tells."""
+    """The system of an input: as the run planned it or, if a report is made alone, from the evaluation's ledger."""
     if step in planned:
         return planned[step]
     knobs = read_ledger(folder)["knobs"]

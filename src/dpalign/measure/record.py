@@ -1,4 +1,4 @@
-"""What is written as JSON and read back as the same typed value: the base of every part of the Summary."""
+"""Typed values that are written as JSON and read back equal: the base of every part of the Summary."""
 
 import math
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ R = TypeVar("R", bound=Record)
 
 
 def rounded(record: R) -> R:
-    """The same record with six decimals, so that it equals what is read back from its JSON.
+    """Round a record to six decimals, so that it equals what its JSON reads back as.
 
-    Six decimals lie far below any interval, and far above what the order of a sum can change: the same figures give
-    the same bytes.
+    Six decimals are far finer than any interval, and far coarser than the rounding errors of a sum. So the same
+    figures give the same bytes.
     """
     return type(record).model_validate(jsonable(record.model_dump()))
 
 
 def jsonable(value: Any, where: str = "summary") -> Any:
-    """Plain JSON values of six decimals; arrays and dataclasses are taken apart.
+    """Convert a value to plain JSON with six decimals; arrays become lists, dataclasses become objects.
 
     Args:
         where: the value's place, for the message.

@@ -1,8 +1,8 @@
-"""Several seeds of the whole pipeline: what another training run would have given.
+"""Several seeds of the whole pipeline: intervals that cover another training run.
 
 An interval by prompt (`bootstrap.py`) holds the checkpoints fixed. Headline claims rest on runs that
-differ in every draw, from the first to the last stage; each gives one figure, and few figures call
-for Student's t.
+differ in every draw, from the first to the last stage. Each run gives one figure. The figures are few,
+so their interval is Student's t.
 """
 
 import math
@@ -24,15 +24,15 @@ FIGURES: Final = (
     *("objective", "true_front_share", "hypervolume", "kendall_tau", "regret", "span", "span_share", "slope"),
     "spearman",
 )
-"""The figures of a system that are combined over seeds."""
+"""The figures of a system that are combined over seeds, beside the four below."""
 BY_JUDGE: Final = "objective_by_judge"
-"""Among them E_v J(v) by the judge, where there is one."""
+"""E_v J(v) by the judge, where there is one."""
 BY_REWARD: Final = "objective_by_reward"
-"""And by the reward model that selects, where "objective" is by the truth."""
+"""E_v J(v) by the reward model that selects, where "objective" is by the truth."""
 DIVERGENCE: Final = "divergence"
-"""And the KL divergence from SFT, where it was measured."""
+"""KL divergence from SFT, where it was measured."""
 SCORED: Final = "scored"
-"""And the answers that were scored to make it."""
+"""Answers that were scored to make the system."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PairOverSeeds(Record):
 
 
 class DominanceOverSeeds(Record):
-    """The smallest lead of a over b, and the number of runs that decided that a dominates b."""
+    """The smallest lead of a over b, and the number of runs in which a dominates b."""
 
     a: str
     b: str
@@ -71,7 +71,7 @@ class ChangeOverSeeds(Record):
 
 
 class TrustOverSeeds(Record):
-    """How E_v J(v) changed from the first selected iteration to the last, and in how many runs a warning stood."""
+    """How E_v J(v) changed from the first selected iteration to the last, and how many runs warned."""
 
     proxy: OverSeeds
     check: OverSeeds
@@ -81,16 +81,16 @@ class TrustOverSeeds(Record):
 
 
 class Seeds(Record):
-    """The figures that all runs have, over their seeds; what comparisons add is there where every run is one."""
+    """The figures that all runs have, over their seeds. Fields of comparisons are filled if every run is one."""
 
     seeds: tuple[int, ...]
     level: float = 0.95
     systems: dict[str, dict[str, OverSeeds]] = {}
     """System -> figure."""
     drops: dict[str, tuple[OverSeeds, ...]] = {}
-    """System -> what each step of the dial does."""
+    """System -> reward points from each direction to the next (`Figures.drops`)."""
     weight_taus: dict[str, dict[str, dict[str, OverSeeds]]] = {}
-    """System -> objective -> how its reward follows the weight of each; of three objectives or more."""
+    """System -> objective -> how its reward follows the weight of each; only with three objectives or more."""
     words: dict[str, tuple[OverSeeds, ...]] = {}
     """System -> mean words at each of its conditions."""
     length: dict[str, dict[str, OverSeeds]] = {}
@@ -104,9 +104,9 @@ class Seeds(Record):
     """Row of Table 1 -> kendall_tau, span."""
     family_shortfalls: dict[str, OverSeeds] = {}
     understood_in: dict[str, int] = {}
-    """In how many runs a wish in words made a system briefer."""
+    """System -> number of runs in which a wish in words made it briefer."""
     settings: dict[str, tuple[str, ...]] = {}
-    """The setting of a tuned system that each run chose."""
+    """Tuned system -> the setting that each run chose."""
     degenerate: dict[str, dict[str, OverSeeds]] = {}
     """System -> group of requests -> share of degenerate answers."""
 
@@ -130,7 +130,7 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> OverSeeds:
 
 
 def paired_over_seeds(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> OverSeeds:
-    """Mean and t-interval of a - b, where both have a figure of each seed, in the same order."""
+    """Mean and t-interval of a - b. Each has one figure a seed, in the same order."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} figures against {len(b)}: a paired difference needs both of every seed")
     return over_seeds([x - y for x, y in zip(a, b, strict=True)], level)
@@ -139,7 +139,7 @@ def paired_over_seeds(a: Sequence[float], b: Sequence[float], level: float = 0.9
 def combine_seeds(
     summaries: "Mapping[int, Summary]", pairs: Sequence[tuple[str, str]] = (), level: float = 0.95
 ) -> Seeds:
-    """The summaries of several seeds' runs as one; a system or a figure that one of the runs lacks is left out.
+    """Combine the summaries of several seeds' runs. A system or a figure that some run lacks is left out.
 
     Args:
         pairs: systems whose E_v J(v) is compared, paired by seed.
@@ -156,7 +156,7 @@ def combine_seeds(
         raise ValueError(f"no system {unknown[0]!r} in every seed's run; they share {', '.join(names)}")
     figures = {name: [run.systems[name].figures for run in runs] for name in names}
     reached = {name: [one.objective.value for one in own] for name, own in figures.items()}
-    # steps of the dial compare only where all runs' dials have the same ones
+    # steps of the dial are comparable only if all runs' dials have equally many
     alike = {name: own for name, own in figures.items() if own[0].drops and len({len(one.drops) for one in own}) == 1}
     by_judge = {name: [_by_judge(run.systems[name]) for run in runs] for name in names}
     seeds = Seeds(
@@ -183,13 +183,13 @@ def combine_seeds(
 
 
 def _drops(runs: "Sequence[Figures]", level: float) -> tuple[OverSeeds, ...]:
-    """What each step of the dial does."""
+    """Reward points from each direction to the next."""
     steps = zip(*(one.drops for one in runs), strict=True)
     return tuple(over_seeds([drop.value for drop in step], level) for step in steps)
 
 
 def _weight_taus(runs: "Sequence[Figures]", level: float) -> dict[str, dict[str, OverSeeds]]:
-    """How each reward follows the weight of each objective, where all runs have it."""
+    """How each reward follows the weight of each objective, if all runs have the figure."""
     return {
         name: _shared([{of: tau.value for of, tau in run.weight_taus.get(name, {}).items()} for run in runs], level)
         for name in runs[0].weight_taus
@@ -197,7 +197,7 @@ def _weight_taus(runs: "Sequence[Figures]", level: float) -> dict[str, dict[str,
 
 
 def _words(runs: "Sequence[Summary]", names: Sequence[str], level: float) -> dict[str, tuple[OverSeeds, ...]]:
-    """The words at each condition, of systems that have as many conditions in all runs."""
+    """Mean words at each condition, for systems with the same number of conditions in all runs."""
     found = {}
     for name in names:
         words = [[point.words.value for point in run.systems[name].points if point.words] for run in runs]
@@ -275,7 +275,7 @@ def _change(runs: "Sequence[TrustChange]", level: float) -> ChangeOverSeeds:
 
 
 def _compared(runs: "Sequence[Summary]", level: float) -> dict[str, object]:
-    """What comparisons add, where every run is one."""
+    """The fields that comparisons add; empty unless every run is a comparison."""
     each = [run.comparison for run in runs if run.comparison]
     if len(each) < len(runs):
         return {}
@@ -310,7 +310,7 @@ def _compared(runs: "Sequence[Summary]", level: float) -> dict[str, object]:
 
 
 def _shared(tables: Sequence[Mapping[K, float | None]], level: float) -> dict[K, OverSeeds]:
-    """The figures that every run has under a name, over seeds."""
+    """Combine the figures that every run has."""
     found: dict[K, OverSeeds] = {}
     for key in tables[0]:
         values = [value for table in tables if (value := table.get(key)) is not None]

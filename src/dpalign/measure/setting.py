@@ -30,7 +30,7 @@ class Setting:
     reference_shifts: tuple[float, ...] = (-5.0, 0.0, 5.0)
     """Reward points by which the sensitivity table moves each coordinate of the reference."""
     senses: tuple[int, ...] | None = None
-    """+1 for an objective to maximise, -1 for one to minimise; None: as the directions have it."""
+    """+1 for an objective to maximise, -1 for one to minimise; None: read from the directions."""
 
     def __post_init__(self) -> None:
         assert not (self.disputed and self.reference_K is not None), f"no front has a side: {self.disputed}"
@@ -42,27 +42,27 @@ class Setting:
 
     @property
     def disputed(self) -> tuple[str, ...]:
-        """The objectives that some directions want more of and others less, where no senses are given."""
+        """The objectives that some directions want more of and others less, if no senses are given."""
         return tuple(name for name, sense in zip(self.objectives, self.senses_K, strict=True) if not sense)
 
 
 def sft_of(systems: Sequence[Rewards]) -> Rewards | None:
-    """The SFT model, which hypervolume is measured from."""
+    """The SFT model, whose rewards give hypervolume's reference; None if it is missing."""
     return next((one for one in systems if one.name.casefold() == "sft"), None)
 
 
 def reference_point(
     systems: Sequence[Rewards], front: Rewards | None, senses_K: Array, originals: Callable[[], Array]
 ) -> Array | None:
-    """Hypervolume's reference: SFT's mean where more is better; where less is better the most that the true optimum has
-    at any direction, or without a truth the 95% quantile of the original answers.
+    """Hypervolume's reference; None if the directions disagree about what is better.
 
-    On an arc the true optimum has most at the first direction. A cone starts in its middle.
+    Where more is better: SFT's mean. Where less is better: the most that the true optimum has at any direction or,
+    without a truth, the 95% quantile of the original answers.
 
-    None where the directions disagree about what is better.
+    On an arc the true optimum has most at the first direction. A cone's first direction is its middle.
 
     Args:
-        originals: gives the rewards of the original answers, (N, K); they are read only where there is no truth.
+        originals: gives the rewards of the original answers, (N, K); called only without a truth.
 
     Raises:
         ValueError: there is no SFT among the systems.
@@ -80,9 +80,9 @@ def reference_point(
 
 
 def true_front(folder: Path, reading: Reading, grid_UK: Array) -> Rewards | None:
-    """The best answers of the world to the same prompts.
+    """The rewards of the world's best answers to the prompts of an evaluate folder.
 
-    None where nobody can say which they are: an objective reads a head without a truth, or a fault may pay.
+    None if these are unknown: an objective reads a head without a truth, or a fault may pay.
     """
     from dpalign.world.language import read_prompt
     from dpalign.world.optimum import faultless_is_best, optimal_rewards

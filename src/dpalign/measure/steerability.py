@@ -1,7 +1,7 @@
-"""How well one model is steered: the report's figures, and two that only show along a whole dial.
+"""How well one model is steered: the report's figures, and two that need a whole dial.
 
-Calibration asks whether half a turn gives half the way. Side effects are what else changes as the dial turns: heads
-that no objective reads.
+Calibration: half a turn of the dial should give half of the change. Side effects: heads that no objective reads also
+change along the dial.
 
 Shapes: P prompts, V directions (in the order of the dial), S samples, K objectives, H heads.
 """
@@ -20,7 +20,7 @@ from dpalign.measure.summarize import summarize
 from dpalign.measure.summary import Summary
 
 REFERENCE: Final = (0.0, 100.0)
-"""Hypervolume's reference on each objective where more is better, and where less is: the ends of the scale."""
+"""Hypervolume's reference where more is better, and where less is better: the ends of the scale."""
 
 
 class SideEffect(Record):
@@ -31,16 +31,16 @@ class SideEffect(Record):
     """Mean points at the first direction."""
     last: Estimate
     change: Estimate
-    """The last less the first, paired by prompt."""
+    """The last minus the first, paired by prompt."""
 
 
 class Steerability(Record):
-    """What is written for one model."""
+    """All figures of one model, as steerability.json holds them."""
 
     summary: Summary
-    """Of that model alone."""
+    """The Summary of that model alone."""
     miscalibration: Estimate | None
-    """See `miscalibration`; None without a dial of two objectives, or where the second one does not follow."""
+    """See `miscalibration`."""
     side_effects: tuple[SideEffect, ...]
     how: str
     """How the direction was given: the model's own dial, or a line in words."""
@@ -58,12 +58,12 @@ def steerability(
     bootstrap: Bootstrap,
     about: Mapping[str, str],
 ) -> Steerability:
-    """All figures of one model.
+    """Compute all figures of one model.
 
     Args:
-        head_PVSH: the points of every head, of the same answers.
+        head_PVSH: reward points of the same answers on every head.
         read: the heads that objectives read.
-        about: `how` and `model`.
+        about: the values of `how` and `model`.
     """
     assert rewards.directions_VK is not None
     setting = Setting(tuple(objectives), rewards.directions_VK, None, bootstrap)
@@ -85,10 +85,13 @@ def steerability(
 
 
 def miscalibration(rewards: Rewards, bootstrap: Bootstrap) -> Estimate | None:
-    """How far the delivered share of the dial's way lies from the asked one, in the mean over directions: 0 to 1.
+    """The mean over directions of |delivered share - asked share| of the dial's way.
 
-    Asked at a third of the arc, a calibrated model gives a third of the way that the second objective goes from the
-    first direction to the last. 0 is a dial that turns evenly. A model that jumps at one end has up to a half.
+    At a third of the arc, a calibrated model gives a third of the second objective's change from the first direction
+    to the last. A dial that turns evenly has 0. A model that jumps at one end has up to 0.5. An overshoot between the
+    ends can exceed 1.
+
+    None without a dial of three directions, or if some resample changes in the other direction or not at all.
     """
     directions_VK = rewards.directions_VK
     if not is_dial(directions_VK) or len(directions_VK) < 3:
@@ -99,14 +102,14 @@ def miscalibration(rewards: Rewards, bootstrap: Bootstrap) -> Estimate | None:
     mean_V, mean_RV = second_PV.mean(axis=0), bootstrap.weights(len(second_PV)) @ second_PV
     span, span_R = mean_V[-1] - mean_V[0], mean_RV[:, -1] - mean_RV[:, 0]
     if span == 0 or not (np.sign(span_R) == np.sign(span)).all():
-        return None  # some resample does not turn at all: there is no way to have a share of
+        return None  # the sign of the change is uncertain: no share of it is defined
     away = np.abs((mean_V - mean_V[0]) / span - asked_V).mean()
     away_R = np.abs((mean_RV - mean_RV[:, :1]) / span_R[:, None] - asked_V).mean(axis=1)
     return bootstrap.interval(float(away), away_R)
 
 
 def side_effect(head: str, point_PV: Array, bootstrap: Bootstrap) -> SideEffect:
-    """A head at both ends of the dial."""
+    """Measure a head at both ends of the dial."""
     first_P, last_P = point_PV[:, 0], point_PV[:, -1]
     return SideEffect(
         head=head,

@@ -35,13 +35,13 @@ def summarize(
     pairs: Sequence[tuple[str, str]] | None = None,
     costs: Mapping[str, Cost] | None = None,
 ) -> Summary:
-    """The figures of all systems and pairs; `model_copy(update=...)` adds what else a report knows.
+    """Compute the figures of all systems and pairs; `model_copy(update=...)` adds the rest of a report.
 
     Args:
         systems: evaluated on the same prompts; all with true rewards, or none.
         true_front: the rewards of each prompt's best answers at the evaluation directions, if known.
-        pairs: the (a, b) of the dominance table; None: each iteration against all that came before it.
-        costs: what making each system took, where that is known.
+        pairs: the (a, b) of the dominance table; None: those of `claims`.
+        costs: the cost to make each system, where known.
 
     Raises:
         ValueError: systems that cannot be compared; the message names them.
@@ -85,7 +85,7 @@ def _check_systems(systems: Sequence[Rewards], setting: Setting, true_front: Rew
 def measured_system(
     rewards: Rewards, setting: Setting, true_front: Rewards | None = None, cost: Cost | None = None
 ) -> Measured:
-    """A system's points and figures: by the truth where it is known, and then by the reward model and judge beside."""
+    """A system's points and figures by the truth, the reward model and the judge, as far as they are known."""
     known = rewards.true_reward_PVSK is not None
     judge = None if rewards.judge_PVSK is None else by_judge(rewards)
     gaps = opinion_gap(rewards, setting.bootstrap) if known else None
@@ -150,7 +150,7 @@ def _figures(rewards: Rewards, setting: Setting, true_front: Rewards | None) -> 
 
 
 def _weight_taus(rewards: Rewards, setting: Setting) -> WeightTaus:
-    """By the objectives' names; empty of fewer than three, which have a dial, and of a system without directions."""
+    """Taus by the objectives' names; empty with fewer than three objectives, which have a dial, or three directions."""
     names, directions_VK = setting.objectives, rewards.directions_VK
     if directions_VK is None or len(names) < 3 or len(directions_VK) < 3:
         return {}
@@ -163,10 +163,10 @@ def _weight_taus(rewards: Rewards, setting: Setting) -> WeightTaus:
 def dominance_table(
     systems: Sequence[Rewards], setting: Setting, pairs: Sequence[tuple[str, str]] | None = None
 ) -> list[DominanceRow]:
-    """Who dominates whom, on the rewards that the systems hold, Holm over the pairs.
+    """Test dominance for each pair, on the rewards that the systems hold, with Holm over the pairs.
 
-    `dominates` is the decision over the whole table; a margin's interval speaks of its own pair.
-    Beside it the paired lead in E_v J(v) (Eq. 4), with Holm's adjustment of its own.
+    `dominates` is the decision over the whole table; a margin's interval covers its own pair only.
+    Each row also has the paired lead in E_v J(v) (Eq. 4), with a Holm adjustment of its own.
 
     Raises:
         ValueError: the replicates are too few for any decision.
@@ -201,12 +201,12 @@ def dominance_table(
 
 
 def fewest_replicates(pairs: int, level: float) -> int:
-    """The bootstrap replicates without which no decision over so many pairs could be reached (Holm)."""
+    """The fewest bootstrap replicates with which a decision over this many pairs is possible (Holm)."""
     return math.ceil(round(pairs / (1 - level), 9))
 
 
 def claims(systems: Sequence[Rewards]) -> list[tuple[str, str]]:
-    """The pairs of the paper's claim (section 3.2): each iteration t >= 1 over the baselines and all earlier t."""
+    """The pairs of the paper's claim (section 3.2): each iteration t >= 1 over all non-iterations and all earlier t."""
     iterations = {one.name: one.system.iteration for one in systems}
     return [
         (a, b)

@@ -1,11 +1,11 @@
 """The Summary: all figures of a run as one typed value, and so all that the page shows.
 
-RUN/report/summary.json is the Summary as JSON; `Summary.model_validate_json` gives an equal one back.
+RUN/report/summary.json is the Summary as JSON; `Summary.model_validate_json` returns an equal one.
 
-Where the truth is known (the world), figures are by the true rewards and the same ones by the reward model's opinion
-stand beside them as `judged`; elsewhere the opinion is all there is. A judge, which never selected, stands beside
-both. Words and degenerate answers are counted in the texts. Intervals are by prompt; `seeds` alone speaks of
-other training runs. Angles are in degrees, rewards in points: 0-100 for the package's own reward model.
+Where the truth is known (the world), `figures` are by the true rewards, and `judged` has the same ones by the reward
+model. Elsewhere `figures` are by the reward model. `by_judge` has those of a judge, which never selected. Words and
+degenerate answers are counted in the texts. Intervals are by prompt; only `seeds` covers other training runs.
+Angles are in degrees, rewards in points: 0-100 for the package's own reward model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from dpalign.measure.seeds import Seeds
 from dpalign.measure.system import System
 
 Weights = dict[str, float]
-"""A number an objective: a direction's weights, or rewards."""
+"""One number an objective: a direction's weights, or rewards."""
 WeightTaus = dict[str, dict[str, Estimate]]
 """Kendall's tau of an objective's mean reward with the weight of each objective, over directions (`weight_taus`)."""
 
@@ -36,21 +36,21 @@ class Point(Record):
     direction: Weights | None = None
     """None where the system was not asked for a direction."""
     angle: float | None = None
-    """Of a direction of two objectives."""
+    """The angle of a direction of two objectives."""
     rewards: dict[str, Estimate]
     true_rewards: dict[str, Estimate] | None = None
     words: Estimate | None = None
-    """Mean words of the answers. None of rewards whose answers were not read, here and below: a report reads all."""
+    """Mean words of the answers. None, here and below, if the texts were not read; a report reads them all."""
     degenerate: Estimate | None = None
     """The share of degenerate answers, by `Summary.degenerate_rule`."""
 
     def by(self, objective: str, judged: bool = False) -> Estimate:
-        """The reward of an objective: the true one where it is known, unless the reward model's is wanted."""
+        """The reward of an objective: the true one where it is known, unless `judged` asks for the reward model's."""
         return (self.rewards if judged or self.true_rewards is None else self.true_rewards)[objective]
 
 
 class Figures(Record):
-    """What a system reaches. None: the system or the directions do not allow the figure."""
+    """The figures of a system. None: the system or the directions do not allow the figure."""
 
     objective: Estimate
     """E_v J(v), Eq. 4: the mean over directions of the reward for each direction's user."""
@@ -70,11 +70,11 @@ class Figures(Record):
     steps_beyond_doubt: int | None = None
     regret: Estimate | None = None
     weight_taus: WeightTaus = {}
-    """Of three objectives or more."""
+    """Only with three objectives or more."""
 
 
 class Cost(Record):
-    """What making a system took, as the stages' ledgers count it."""
+    """The cost to make a system, as the stages' ledgers count it."""
 
     sampled_tokens: int = 0
     scored_responses: int = 0
@@ -85,7 +85,7 @@ class Cost(Record):
 
 
 class Measured(Record):
-    """A system and what was measured of it."""
+    """A system and its figures."""
 
     system: System
     points: tuple[Point, ...]
@@ -93,7 +93,7 @@ class Measured(Record):
     judged: Figures | None = None
     """The same figures by the reward model, where `figures` are by the truth."""
     by_judge: Figures | None = None
-    """The same figures by the judge, where there is one. Without hypervolume: its reference is not of that scale."""
+    """The same figures by the judge, where there is one. Without hypervolume: its reference is on another scale."""
     opinion_gap: dict[str, Estimate] | None = None
     """By how much the reward model's opinion exceeds the truth, by objective."""
     length: Length | None = None
@@ -102,9 +102,9 @@ class Measured(Record):
     """KL divergence from SFT in nats an answer, over the answers to some of the prompts."""
     cost: Cost | None = None
     sweep: Cost | None = None
-    """What making and choosing among all its settings took."""
+    """The cost to make all its settings and to choose among them."""
     same_as: str | None = None
-    """The system that it is a copy of: its tuning chose a setting that another name has already."""
+    """The system that it is a copy of: its tuning chose a setting that another system already has."""
 
     @property
     def name(self) -> str:
@@ -113,7 +113,7 @@ class Measured(Record):
 
     @property
     def steered(self) -> bool:
-        """It was asked for directions."""
+        """Whether it was asked for directions."""
         return self.points[0].direction is not None
 
     def rewards(self, objective: str, judged: bool = False) -> list[Estimate]:
@@ -132,14 +132,14 @@ class DominanceRow(Record):
     objective_lead: Estimate
     """E_v J(v) of a minus that of b, paired."""
     lead_p_holm: float | None = None
-    """Of that lead, two-sided, over all pairs of the table (Holm)."""
+    """The two-sided p-value of that lead, adjusted over all pairs of the table (Holm)."""
     p_value: float
-    """Of dominance, as the next two."""
+    """The p-value of dominance for this pair; `p_holm` is adjusted."""
     p_holm: float
     dominates: bool
     """Decided over all pairs of the table (Holm)."""
     coverage: Coverage | None = None
-    """None where no front has a side."""
+    """None if the directions disagree about what is better."""
 
 
 class Intervals(Record):
@@ -158,17 +158,17 @@ class RewardQuality(Record):
     """Ridge regression on what an answer looks like: length, punctuation, counts."""
     truth: dict[str, HeadQuality] = {}
     spread: dict[str, HeadQuality] = {}
-    """How the spread of the reward model's ensemble predicts the size of its error."""
+    """How well the spread of the reward model's ensemble predicts the size of its error."""
     spread_truth: dict[str, HeadQuality] = {}
-    """The same, where the error is known by the truth."""
+    """The same, with the error against the truth."""
     on_policy: dict[str, dict[str, HeadQuality]] = {}
     """System -> objective."""
     spread_on_policy: dict[str, dict[str, HeadQuality]] = {}
-    """How the spread, of the ensemble or over several reward models, predicts the size of the error on these."""
+    """How well the spread of the ensemble, or of several reward models, predicts the size of the error on these."""
 
 
 class PairShare(Record):
-    """Pairs of a subset whose chosen answer earns more; ties count half."""
+    """The share of a subset's pairs whose chosen answer earns more; ties count half."""
 
     accuracy: Estimate
     pairs: int
@@ -183,14 +183,14 @@ class Pairwise(Record):
 
 
 class TrustPoint(Record):
-    """E_v J(v) of an iteration by the reward model that selects, and by what checks it."""
+    """E_v J(v) of an iteration by the reward model that selects, and by the check."""
 
     system: str
     iteration: int
     proxy: Estimate
     check: Estimate
     judge: Estimate | None = None
-    """Where the truth checks and there is a judge: what a run without a truth would have seen."""
+    """The judge's figure if the truth is the check: what a run without a truth would have seen."""
 
 
 class TrustChange(Record):
@@ -217,7 +217,7 @@ class Trust(Record):
     change: TrustChange | None
     """From the first selected iteration to the last."""
     warning: bool
-    """The proxy rose and the check fell, beyond their intervals."""
+    """`change.over_optimised`."""
 
 
 class Difference(Record):
@@ -226,7 +226,7 @@ class Difference(Record):
     objective: Estimate
     """E_v J(v) of the last iteration minus the system's."""
     hypervolume_ratio: Estimate | None
-    """The last iteration's hypervolume over the system's; None where the system has none."""
+    """The last iteration's hypervolume over the system's; None if the system has none."""
 
 
 class Shortfall(Record):
@@ -252,14 +252,14 @@ class TableRow(Record):
     spearman: float | None = None
     span: Estimate | None = None
     models: int
-    """Those without which some direction could not be served."""
+    """Models needed to serve all directions."""
     bytes: int | None
     switch_seconds: float | None
     answers_a_reply: int
 
 
 class BriefWish(Record):
-    """What a wish in words to be brief changed in a system."""
+    """The effect of a wish in words to be brief on a system."""
 
     objective: str
     unasked: Estimate
@@ -280,17 +280,17 @@ class TunedSetting(Record):
 
 
 class Comparison(Record):
-    """The last iteration beside every other system."""
+    """The last iteration against every other system."""
 
     differences: dict[str, Difference] = {}
     shortfalls: tuple[Shortfall, ...] = ()
     family_shortfalls: dict[str, Estimate] = {}
     table_1: tuple[TableRow, ...] = ()
     control_leads: dict[str, FollowingLead] = {}
-    """By row of Table 1: the last iteration's control minus its own."""
+    """By row of Table 1: the last iteration's control minus the row's."""
     wishes: dict[str, BriefWish] = {}
     knobs_set: tuple[str, ...] = ()
-    """Knobs that some steps of its systems set for themselves, whatever the recipe says."""
+    """Knobs for which some step of its systems used another value than the recipe's."""
     paper_curves: bool = False
     """The paper's Fig. 4 is drawn beside the run's."""
     tuning: dict[str, tuple[TunedSetting, ...]] = {}
@@ -298,7 +298,7 @@ class Comparison(Record):
 
 
 class StageFacts(Record):
-    """What the ledger of a stage counts."""
+    """The counts of a stage's ledger."""
 
     name: str
     seconds: float
@@ -317,7 +317,7 @@ class StageFacts(Record):
 
 
 class DataReport(Record):
-    """What was read of a data file, and what was kept."""
+    """Rows read from a data file, and rows kept."""
 
     source: str
     file: str
@@ -354,7 +354,7 @@ class Answer(Record):
     prompt: str
     system: str
     direction: Weights | None
-    """None of a system that no direction steers."""
+    """None if no direction steers the system."""
     response: str
     rewards: Weights
     true_rewards: Weights | None = None
@@ -379,7 +379,7 @@ class RewardFacts(Record):
     slope: float
     offset: float
     fitted: bool = False
-    """To the annotated answers of this run."""
+    """The map was fitted to the annotated answers of this run."""
 
 
 class Summary(Record):
@@ -402,16 +402,16 @@ class Summary(Record):
     systems: dict[str, Measured]
     true_front: tuple[Weights, ...] | None = None
     true_front_weight_taus: WeightTaus = {}
-    """What the best answers reach there: about the ceiling, as several directions may have the same ones."""
+    """The taus of the best answers: about the ceiling, since several directions may share their best answers."""
     dominance: tuple[DominanceRow, ...] = ()
     dominance_judged: tuple[DominanceRow, ...] | None = None
     """By the reward model, where `dominance` is by the truth."""
     dominance_by_judge: tuple[DominanceRow, ...] | None = None
-    """By the judge, where one rated every system."""
+    """By the judge, if it rated every system."""
     degenerate_rule: Rule | None = None
     sensitivity: tuple[AtReference, ...] = ()
     rewards: tuple[RewardFacts, ...] = ()
-    """Of a recipe that names its rewards."""
+    """Only for a recipe that names its rewards."""
     reward_model: RewardQuality = Field(default_factory=RewardQuality)
     pairwise: Pairwise | None = None
     trust: Trust | None = None
@@ -428,7 +428,7 @@ class Summary(Record):
 
     @property
     def angled(self) -> bool:
-        """Directions of two objectives have an angle."""
+        """Whether directions have an angle: those of two objectives do."""
         return len(self.objectives) == 2
 
     @property
@@ -443,7 +443,7 @@ class Summary(Record):
 
     @property
     def last(self) -> Measured | None:
-        """The policy that the run ends with; None where only baselines were evaluated."""
+        """The policy that the run ends with; None if no iteration was evaluated."""
         return next(reversed(self.of_role("iteration")), None)
 
     def dominance_of(self, a: str, b: str, by_judge: bool = False) -> DominanceRow | None:
@@ -453,7 +453,7 @@ class Summary(Record):
 
     @property
     def best_objective(self) -> float | None:
-        """E_v J(v) of the true front: at each direction the best of its mean points; None where it is not known."""
+        """E_v J(v) of the true front: the best of its mean points at each direction; None if it is unknown."""
         if not self.true_front:
             return None
         best = [max(sum(v[name] * point[name] for name in v) for point in self.true_front) for v in self.directions]
@@ -467,12 +467,12 @@ class Verdict(Record):
     margin: Estimate | None
     """The smallest lead over the directions."""
     lead: Estimate | None
-    """In E_v J(v)."""
+    """The lead in E_v J(v)."""
     lead_by_judge: Estimate | None = None
     outcome: Literal["ahead", "behind", "open"]
     """ahead: it dominates the other; behind: the other dominates it; open: neither is established."""
     decided_in: int | None = None
-    """The seeds in whose run it dominates."""
+    """The number of seeds in which the last iteration dominates."""
 
 
 def verdicts(summary: Summary) -> list[Verdict]:
@@ -513,7 +513,7 @@ def _verdict(summary: Summary, last: str, other: str) -> Verdict:
 
 
 def misunderstood(summary: Summary) -> dict[str, BriefWish]:
-    """The systems that a wish in words is not shown to have made briefer: in this run, or in some seed's."""
+    """The systems that a wish in words did not clearly make briefer, in this run or in some seed's."""
     wishes = summary.comparison.wishes if summary.comparison else {}
     seeds = summary.seeds
     if seeds is not None and len(seeds.seeds) > 1:

@@ -1,11 +1,12 @@
-"""A compared system: what it is, said once where its evaluation is planned, and read wherever it is shown."""
+"""A compared system: defined once, where its evaluation is planned, and read wherever it is shown."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
 Role = Literal["baseline", "control", "specialist", "soup", "ablation", "iteration"]
 """baseline: what users have without DPA. control: a model that never learnt directions, asked for them. specialist:
-trained for one direction. soup: mixed from specialists for each direction. ablation: the loop without a part of it."""
+trained for one direction. soup: mixed from specialists for each direction. ablation: the loop without a part of it.
+iteration: a policy of the loop."""
 
 
 @dataclass(frozen=True)
@@ -13,20 +14,20 @@ class System:
     """One system in one of its settings. A run tells its report which system each of its inputs is."""
 
     name: str
-    """What the page calls it. Settings of one system share the name."""
+    """Its name on the page. Settings of one system share the name."""
     role: Role = "baseline"
     setting: str = ""
-    """What tells it from the system's other settings, such as "beta 0.1"."""
+    """Distinguishes it from the system's other settings, such as "beta 0.1"."""
     at_edge: bool = False
-    """Its setting is the first or the last of a grid that could go on there."""
+    """Its setting is the first or the last of a grid that could be extended there."""
     iteration: int | None = None
-    """Of a policy of the loop: t; 0 for the SteerLM that samples first."""
+    """The t of a policy of the loop; 0 for the SteerLM that samples first."""
     direction: tuple[float, ...] | None = None
-    """Of a specialist: the unit vector it was trained for."""
+    """The unit vector that a specialist was trained for."""
     family: str = ""
-    """Of a specialist: what those of all directions are called together."""
+    """The common name of a method's specialists, such as "RSF"."""
     compared: bool = False
-    """Made by `dpa compare` alone."""
+    """Only `dpa compare` makes it."""
 
     @property
     def group(self) -> str:
@@ -47,4 +48,4 @@ BESIDE_THE_LOOP: Final = {
     "base-asked": System("base, asked", "control"),
     "steerlm-d2": policy_at(0),
 }
-"""What every run evaluates, by the NAME of its step evaluate-NAME."""
+"""Systems that a run evaluates beside its policies, some only on request; by the NAME of the step evaluate-NAME."""

@@ -29,18 +29,18 @@ SLIPS: Final = 0.04
 
 @dataclass(frozen=True, eq=False)
 class Taste:
-    """What is known of a person's direction."""
+    """What is known about a person's direction."""
 
     v_PK: Array
     """Directions that the person may have."""
     mass_PS: Array
     """The posterior of each direction with each sharpness; it sums to 1."""
     choices: int = 0
-    """How many were made."""
+    """The number of choices so far."""
 
     @classmethod
     def of_anyone(cls, population: Population) -> Self:
-        """Before the first choice: somebody of a population."""
+        """The prior, before the first choice: uniform over directions of a population."""
         if objective_count(population) == 2 and not isinstance(population, Grid | Fixed):
             v_PK = evaluation_grid(population, ANGLES)
         else:
@@ -48,17 +48,17 @@ class Taste:
         return cls(v_PK, np.full((len(v_PK), len(SHARPNESS)), 1 / (len(v_PK) * len(SHARPNESS))))
 
     def after(self, gain_K: Array) -> Self:
-        """After one more choice.
+        """Update on one more choice.
 
         Args:
-            gain_K: the rewards of the preferred answer less those of the other, in points.
+            gain_K: the rewards of the preferred answer minus those of the other, in points.
         """
         mass_PS = self.mass_PS * self._chance_NPS(gain_K[None])[0]
         return replace(self, mass_PS=mass_PS / mass_PS.sum(), choices=self.choices + 1)
 
     @property
     def v_K(self) -> Array:
-        """The posterior's mean direction, a unit vector; the likeliest one where they cancel out."""
+        """The posterior's mean direction, a unit vector; the likeliest direction if the mean is 0."""
         mass_P = self.mass_PS.sum(axis=1)
         mean_K = mass_P @ self.v_PK
         length = float(np.linalg.norm(mean_K))
@@ -72,22 +72,22 @@ class Taste:
         return float(angle_P[order_P[min(int(np.searchsorted(held_P, share)), len(held_P) - 1)]])
 
     def information(self, gain_NK: Array) -> Array:
-        """Bits about the direction that the choice within each pair is expected to give: (N,).
+        """The expected information about the direction in the choice within each pair, in bits: (N,).
 
         Args:
-            gain_NK: the rewards of a pair's first answer less those of its second, in points.
+            gain_NK: the rewards of a pair's first answer minus those of its second, in points.
         """
         mass_P = self.mass_PS.sum(axis=1)
         chance_NP = np.einsum("nps,ps->np", self._chance_NPS(gain_NK), self.mass_PS) / np.maximum(mass_P, 1e-300)
         return np.asarray(_bits(chance_NP @ mass_P) - _bits(chance_NP) @ mass_P)
 
     def _chance_NPS(self, gain_NK: Array) -> Array:
-        """How likely each pair's first answer is preferred."""
+        """The probability that each pair's first answer is preferred."""
         logit_NPS = (gain_NK @ self.v_PK.T)[:, :, None] * SHARPNESS
         return np.asarray(0.5 + (0.5 - SLIPS / 2) * np.tanh(logit_NPS / 2))
 
 
 def _bits(chance: Array) -> Array:
-    """The entropy of a choice."""
+    """The entropy of a choice, in bits."""
     sure = np.clip(chance, 1e-12, 1 - 1e-12)
     return np.asarray(-sure * np.log2(sure) - (1 - sure) * np.log2(1 - sure))

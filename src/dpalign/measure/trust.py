@@ -1,8 +1,8 @@
-"""Trust in the reward model: does what it believes of the policies agree with a check that never selected?
+"""Trust in the reward model: does its opinion of the policies agree with a check that never selected?
 
-The check is the truth where it is known, else the judge, a second reward model trained on prompts of its
-own. Over-optimisation is the proxy rising while the check falls (Goodhart's law); it is tested on paired
-prompts between the first and the last iteration that was selected by the proxy.
+The check is the truth where it is known. Else it is the judge, a second reward model trained on its own
+prompts. Over-optimisation: the proxy rises while the check falls (Goodhart's law). It is tested on paired
+prompts, between the first and the last iteration that the proxy selected.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def trust(systems: Sequence[Rewards], directions_UK: Array, bootstrap: Bootstrap
 
 @dataclass(frozen=True)
 class Optimised:
-    """How far a system was optimised, and what came of it; None is not known."""
+    """How far a system was optimised, and E_v J(v) by each measure; None if unknown."""
 
     system: str
     divergence: Estimate | None
@@ -74,7 +74,7 @@ class Optimised:
 
 
 def optimised(summary: Summary) -> list[Optimised]:
-    """Every system whose divergence from SFT is known, and every iteration; over seeds where there are several."""
+    """Every iteration, and every system whose divergence from SFT is known, but no copies; over seeds if several."""
     shown = [one for one in summary.systems.values() if one.same_as is None]
     rows = [_optimised(summary, one) for one in shown]
     kept = {one.name for one in shown if one.system.role == "iteration"}

@@ -27,7 +27,7 @@ _PAPER: Final = {"DPA": "o", "SteerLM": "^", "SFT": "s", "DPO": "D"}
 
 
 def write_figure(folder: Path, summary: AlpacaSummary) -> None:
-    """alpaca.json, table.md, fig5.svg and fig5.png."""
+    """Write alpaca.json, table.md, fig5.svg and fig5.png."""
     write_json(folder / "alpaca.json", asdict(summary))
     write_text(folder / "table.md", table(summary))
     drawing = fig_5(summary)
@@ -87,7 +87,7 @@ def table(summary: AlpacaSummary) -> str:
         for one in summary.differences:
             name = f"{one.a} less {one.b}"
             rows.append([name, said(one.win_rate, sign=True), said(one.length, 0, sign=True), f"{one.instructions:,}"])
-        lines += ["", *_markdown(rows), "", "Differences are not corrected for their number."]
+        lines += ["", *_markdown(rows), "", "Differences are not corrected for multiple comparisons."]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Several full-pipeline seeds of one recipe on one page: the claims that a paper makes rest on these."""
+"""One page for several full-pipeline seeds of one recipe; a paper's claims rest on these."""
 
 import argparse
 import json
@@ -20,19 +20,19 @@ OF_NO_RESULT: Final = (
     "report_to",
     *("sampling.rows", "sampling.shard", "reward.score_tokens", "reward.share_prefix"),
 )
-"""Knobs, and tables of them, in which the runs of one recipe may differ: what draws the seed, where and how fast it is
-computed, and what stands beside DPA."""
+"""Knobs and tables that may differ between runs of one recipe: the name and the seed, where and how fast a run
+computes, and what DPA is compared with."""
 OF_A_TRAINING: Final = ("micro_batch", "save_every")
-"""The same of every training."""
+"""The same, for the knobs of any training."""
 SUMMARY: Final = Path("report", "summary.json")
 
 
 def combine(runs: Sequence[Path], out: Path) -> Path:
-    """The first run's page, with the figures over the seeds of all; returns the page.
+    """Write the first run's page with the figures over all seeds; returns the page's path.
 
     Raises:
-        ValueError: fewer than two runs, one without a finished report, two of one seed, or runs of two recipes; a place
-            that holds another page.
+        ValueError: fewer than two runs, one without a finished report, two of one seed, or runs of two recipes; a
+            folder that holds another page.
     """
     require_free(out)
     if len(runs) < 2:
@@ -50,7 +50,7 @@ def combine(runs: Sequence[Path], out: Path) -> Path:
 
 
 def require_free(out: Path) -> None:
-    """Raise ValueError where the page's files would replace others than those of an earlier `dpa combine`."""
+    """Raise ValueError if the page would replace files that `dpa combine` did not write."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: a file; name a folder")
     taken = next((out / name for name in ("index.html", "summary.json", "figures") if (out / name).exists()), None)
@@ -67,7 +67,7 @@ def read_summary(run: Path) -> Summary:
     """The Summary of a finished run.
 
     Raises:
-        ValueError: there is none, or of another version.
+        ValueError: the summary is missing, damaged, or of another version.
     """
     path = run / SUMMARY
     if not path.is_file():
@@ -79,10 +79,10 @@ def read_summary(run: Path) -> Summary:
 
 
 def require_one_recipe(summaries: dict[Path, Summary]) -> None:
-    """A t-interval is over runs that differ by chance alone.
+    """Require one recipe for all runs: a t-interval needs runs that differ by chance alone.
 
     Raises:
-        ValueError: naming the files of two runs, the knob in which their recipes differ, and both values.
+        ValueError: two recipes; the message names both files, the knob that differs, and both values.
     """
     first, *others = [(run, _knobs(summary)) for run, summary in summaries.items()]
     for run, knobs in others:
@@ -121,5 +121,5 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
-    """Write the page; where it lies."""
+    """Write the page; returns its path."""
     return str(combine(arguments.runs, arguments.out))

@@ -1,4 +1,4 @@
-"""The figures of a comparison: Fig. 4 with every system, how far the dial reaches, what it cost, beyond the dial."""
+"""The figures of a comparison: Fig. 4 with every system, how far the dial reaches, the cost, beyond the dial."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
@@ -19,14 +19,14 @@ _MUTED, _GRID, _SURFACE = (INKS[name][0] for name in ("muted", "grid", "surface"
 _PAPER: Final[dict[str, Any]] = {"color": _MUTED, "linewidth": 0.9, "alpha": 0.75, "markersize": 3.5}
 
 _NAMED: Final = {"SFT": "left", "DPO": "left", "SteerLM": "left", "t=1": "right", "t=4": "left"}
-"""The paper's curves that are named, at their concise end (right) or their verbose one; the others lie between."""
+"""The paper's curves that get a name, at the concise end (right) or the verbose end (left); others lie between."""
 Side = tuple[Literal["center", "left", "right"], int, int]
 BESIDE: Final[tuple[Side, ...]] = (("center", 0, -14), ("left", 8, -3), ("right", -8, -3))
-"""Where specialists have their angle, each family on a side of its own: how it is aligned, how far off in points."""
+"""Where a specialist's angle is written, a side for each family: the alignment, and the offset in points."""
 
 
 def comparison_plots(summary: Summary) -> Iterator[Plot]:
-    """All figures of a comparison that this summary has the data for; none of a run without one."""
+    """All figures of a comparison that this summary has the data for; none without a comparison."""
     compared = summary.comparison
     if compared is None:
         return
@@ -75,8 +75,8 @@ def fig_4(summary: Summary, compared: Comparison) -> Plot:
     caption = (
         "The paper's Fig. 4 with every system of this run. A curve is one model that is told what is wanted, or "
         "mixtures of models. A single point is one model with one behaviour. Hollow markers are specialists, each "
-        "trained for the direction beside it: about the ceiling there. Of several settings the one that tuning chose "
-        f"is drawn. Crosses are {by_prompt(summary)}."
+        "trained for the direction beside it: about the ceiling there. Of several settings, tuning chose the one "
+        f"drawn. Crosses are {by_prompt(summary)}."
     )
     if paper:
         caption += " Dotted: the paper's own curves, t=0 to t=4 from below, read by eye, on its own reward scale."
@@ -121,9 +121,8 @@ def tokens(summary: Summary) -> Plot:
     axes.margins(0.07)
     legend(canvas, axes, 5)
     caption = (
-        "All tokens that making a system took; stages that systems share count for each. Of a tuned system the hollow "
-        "point at the end of the dotted line counts all settings that were tried. Higher for the same "
-        "tokens is better. "
+        "All tokens that were used to make a system; shared stages count for each system. If a system was tuned, the "
+        "hollow point at the end of the dotted line counts all settings tried. Higher for the same tokens is better. "
         f"Bars are {by_prompt(summary)}."
     )
     for row in summary.comparison.table_1 if summary.comparison else ():
@@ -174,9 +173,8 @@ def control_range(summary: Summary) -> Plot:
         axes.set_xlabel(f"{objective}, reward points")
         axes.set_title(title)
     caption = (
-        f"Mean {objective} at both ends of the dial or of the targets; the hollow end is the last. The "
-        "figure beside it "
-        f"is the range in reward points. A front can rise while its range narrows. Bars are {by_prompt(summary)}."
+        f"Mean {objective} at both ends of the dial or of the targets; the hollow end is the last. The number beside "
+        f"it is the range in reward points. A front can rise while its range narrows. Bars are {by_prompt(summary)}."
     )
     if len(panels) > 1:
         caption += " The paper's fronts are read off its Fig. 4, on its own reward scale."
@@ -184,7 +182,7 @@ def control_range(summary: Summary) -> Plot:
 
 
 def _ends(found: Sequence[Estimate], steered: bool, falls: bool) -> tuple[Estimate, Estimate]:
-    """The first and the last direction; of targets, which have no order of their own, the ends of what was given."""
+    """The first and the last direction; for targets, which have no order, the two extremes of what was given."""
     if steered:
         return found[0], found[-1]
     low, high = (pick(found, key=lambda one: one.value) for pick in (min, max))
@@ -210,7 +208,7 @@ def _ranges(axes: Axes, rows: Sequence[tuple[str, tuple[Estimate, Estimate], str
 
 @house_style()
 def feasibility(summary: Summary, compared: Comparison) -> Plot:
-    """What systems answer within what they were trained on, and beyond."""
+    """What systems answer within their training range, and beyond it."""
     helpful, verbose = summary.objectives
     looks, canvas = looks_of(summary), new_canvas(4.0)
     panels = [(name, found) for name, found in compared.feasibility.items() if name in looks]
@@ -223,16 +221,16 @@ def feasibility(summary: Summary, compared: Comparison) -> Plot:
     parts = []
     if any(found.asked_for == "directions" for _, found in panels):
         parts.append(
-            f"Of a policy: mean {verbose} at each angle. Shaded: the arc that users ask for; lighter: a margin that "
+            f"Policies: mean {verbose} at each angle. Shaded: the arc that users ask for; lighter: a margin that "
             "training had around it. Dashed: the best answers, where they are known"
         )
     if any(found.asked_for == "targets" for _, found in panels):
         parts.append(
-            "Of a model that is told rewards: what was asked (hollow) joined to what it gave (filled). A fuller colour "
-            "asks for more than any annotated answer had"
+            "Models that are told rewards: what was asked (hollow), joined to what was given (filled). A stronger "
+            "colour means a request for more than any annotated answer had"
         )
     caption = ". ".join([*parts, f"Bars are {by_prompt(summary)}."])
-    return Plot("feasibility", "Within what was trained on, and beyond", caption, canvas)
+    return Plot("feasibility", "Within the training range, and beyond it", caption, canvas)
 
 
 def _beyond_angles(axes: Axes, found: Feasibility, verbose: str, colour: str) -> None:

@@ -20,11 +20,11 @@ PAPER_TABLE_1: Final = {
 }
 """The paper's Table 1: multi-objective rewards, preference arithmetic, single model, feasibility guarantee."""
 STANDS_FOR: Final = {"GRPO": "PPO", "RLOO": "PPO", "SteerLM, tuned": "SteerLM"}
-"""Rows of that table by the systems that stand for them here."""
+"""Our system -> the row of that table that it stands for."""
 
 
 def wishes_table(summary: Summary, compared: Comparison) -> Table | None:
-    """What a wish in words to be brief changed."""
+    """What asking in words to be brief changed."""
     unheard = misunderstood(summary)
     rows = []
     for name, wish in compared.wishes.items():
@@ -38,8 +38,8 @@ def wishes_table(summary: Summary, compared: Comparison) -> Table | None:
             }
             rows.append(Row(cells))
     caption = (
-        "Means unasked and asked, paired by prompt. A model that does not follow the words is no rival at being brief: "
-        "no victory over it is claimed."
+        "Means without the request (unasked) and with it (asked), paired by prompt. If a model does not follow the "
+        "request, no win over it is claimed."
     )
     return table(caption, rows)
 
@@ -73,23 +73,23 @@ def table_1(summary: Summary, compared: Comparison) -> Table | None:
         }
         rows.append(Row(cells, strong=first is summary.last))
     caption = (
-        f"Control is how {second} follows what was asked. Fewer conditions lie further apart, so both correlations "
-        f"come out higher: compare tau at {COMMON} evenly spread conditions. To switch: what another direction takes "
-        "beside its prompt. Models to keep: those without which some direction could not be served. The paper's "
-        "columns: multi-objective rewards, preference arithmetic, single model, feasibility guarantee. "
+        f"Control is how well {second} follows what was asked. Fewer conditions lie further apart, so both "
+        f"correlations come out higher: compare tau at {COMMON} evenly spread conditions. To switch: what a change of "
+        "direction needs besides another prompt. Models to keep: how many are needed to serve every direction. The "
+        "paper's columns: multi-objective rewards, preference arithmetic, single model, feasibility guarantee. "
         f"{_paper_rows(compared)}"
     )
     return table(caption, rows)
 
 
 def _upkeep(row: TableRow) -> str:
-    """The bytes of the weights, and the answers that are sampled for one."""
+    """The size of the weights, and how many answers are sampled for a reply."""
     sampled = f"{row.answers_a_reply} answers sampled a reply" if row.answers_a_reply > 1 else ""
     return ", ".join(part for part in (size(row.bytes) if row.bytes else "", sampled) if part)
 
 
 def _switch(row: TableRow, first: Measured) -> str:
-    """What lies between a direction and the next: the time where it was timed; a dash where there is no other."""
+    """What a change of direction needs, with its time if measured; a dash for a single condition."""
     if row.conditions < 2:
         return MISSING
     if first.system.role == "specialist":
@@ -117,7 +117,7 @@ def _paper_says(system: str) -> str:
 
 
 def _degenerate(found: Feasibility | None) -> tuple[Cell, Cell]:
-    """The share of degenerate answers where the system was asked for what it serves, and the worst group beyond."""
+    """The share of degenerate answers within what the system serves, and in the worst group beyond it."""
     if found is None:
         return DASH, DASH
     inside = next((group for group in found.groups if reachable(group.name)), None)
@@ -150,8 +150,8 @@ def tuning_table(summary: Summary, compared: Comparison) -> Table | None:
     others = [one for one in summary.of_role("baseline", "soup", "specialist") if one.same_as is None]
     fixed = dict.fromkeys(one.system.group for one in others if one.name not in compared.tuning)
     caption = (
-        "The best by the reward model on the tuning prompts stands for its system everywhere: neither the truth nor a "
-        f"validation prompt chose. One setting each had {listed(list(fixed)) or 'none'}."
+        "The best setting by the reward model on the tuning prompts stands for its system everywhere. Neither the "
+        f"truth nor a validation prompt chose it. Systems with one setting: {listed(list(fixed)) or 'none'}."
     )
     return table(caption, rows)
 
@@ -176,14 +176,14 @@ def specialists_table(summary: Summary, compared: Comparison) -> Table | None:
     for family, mean in compared.family_shortfalls.items():
         rows.append(Row({"specialist": word(f"{family}, mean"), **empty, lost: cell(mean)}, strong=True))
     caption = (
-        "DPA is asked at the evaluation directions nearest to the specialist's. Negative: DPA is better. Paired by "
-        "prompt, with an interval each."
+        "DPA answers at the evaluation directions nearest to the specialist's. Negative: DPA is better. Paired by "
+        "prompt; each interval is for one row."
     )
     return table(caption, rows)
 
 
 def ablation_table(summary: Summary, compared: Comparison) -> Table | None:
-    """What each part of the loop is worth."""
+    """How much each part of the loop contributes."""
     last, ablated = summary.last, summary.of_role("ablation")
     if not ablated or last is None:
         return None
@@ -202,13 +202,13 @@ def ablation_table(summary: Summary, compared: Comparison) -> Table | None:
         rows.append(Row(cells, strong=one is last))
     caption = (
         f"E_v J(v) of {last.name} minus that of the same loop without one part, paired by prompt: above 0 the part "
-        "helps. One training each: another seed may differ by more than these intervals."
+        "helps. Each was trained once: another seed may differ by more than these intervals."
     )
     return table(caption, rows)
 
 
 def feasibility_tables(summary: Summary, compared: Comparison) -> dict[str, tuple[Table | None, Table | None]]:
-    """By system: asked for what can be had, and for more; in groups, and each condition by itself."""
+    """By system: a table of its groups of requests, within reach and beyond, and one of each condition."""
     return {
         name: (_groups(summary, measured), _conditions(summary.objectives, measured))
         for name, measured in compared.feasibility.items()
@@ -216,7 +216,7 @@ def feasibility_tables(summary: Summary, compared: Comparison) -> dict[str, tupl
 
 
 def _groups(summary: Summary, measured: Feasibility) -> Table | None:
-    """A row a group of requests."""
+    """One row for each group of requests."""
     targets = measured.asked_for == "targets"
     first, second = summary.objectives[:2]
     rows = []
@@ -233,7 +233,7 @@ def _groups(summary: Summary, measured: Feasibility) -> Table | None:
                 cells[f"off in {name}, points"] = cell(group.distance[name])
                 cells[f"change in {name}"] = cell(more.distance[name] if more else None, sign=True)
         else:
-            cells[f"{second} goes on to follow, points"] = cell(group.follows)
+            cells[f"{second} follows, points"] = cell(group.follows)
             cells["regret, points"] = cell(group.regret, 2)
         rows.append(Row(cells))
     if targets:
@@ -241,19 +241,19 @@ def _groups(summary: Summary, measured: Feasibility) -> Table | None:
             f"As annotated: {first} as high as the best annotated answers near each target; beyond: that share of the "
             "way from there to the top of the scale. Off: the distance of an answer's reward from what was asked"
             f"{', true' if measured.measure == 'true' else ', by the reward model'}. Change: against the annotated "
-            "target that asks for the same of the rest, paired by prompt."
+            "target that asks for the same in all else, paired by prompt."
         )
     else:
         margin = any(group.name.startswith(MARGIN) for group in measured.groups)
         caption = (
-            f"Follows: how far {second} moves with the angle over the arc, and beyond it from the trained end to the "
-            "farthest angle; above 0 it obeys. "
-            f"{'Margin: directions that training had around the arc and nobody asks for. ' if margin else ''}"
+            f"Follows: how far {second} moves with the angle; beyond the arc, from the trained end to the farthest "
+            "angle. Above 0 it obeys. "
+            f"{'Margin: directions around the arc that training had and no user asks for. ' if margin else ''}"
             "Regret: what asking for v loses against the best other angle."
         )
     caption += (
         f" {degenerate_rule(measured.rule)} "
-        f"{measured.prompts:,} prompts, {measured.samples} to each in each condition; intervals over prompts."
+        f"{measured.prompts:,} prompts, {measured.samples} answers to each in each condition; intervals over prompts."
     )
     return table(caption, rows)
 
@@ -276,9 +276,9 @@ def _conditions(names: Sequence[str], measured: Feasibility) -> Table | None:
         asked = {f"{name} asked": Cell(number(row.asked[name])) for name in names}
         cells = {
             **(asked if row.angle is None else {"angle": Cell(degrees(row.angle))}),
-            "of the group": word(_signed(row.group)),
+            "group": word(_signed(row.group)),
             **_shares(row.degenerate),
             **{f"{name} given{whose}": cell(row.rewards[name]) for name in names},
         }
         rows.append(Row(cells, strong=row is worst))
-    return table("Each condition by itself; the one with the most degenerate answers is set bold.", rows)
+    return table("Each condition by itself; the one with the most degenerate answers is in bold.", rows)

@@ -11,9 +11,9 @@ from dpalign.paper.direction import arithmetic
 
 
 def dial_data(summary: Summary) -> dict[str, Any] | None:
-    """Everything that page.js reads, plain JSON; None where no answer was given for a direction.
+    """Everything that page.js reads, as plain JSON; None if no answer has a direction.
 
-    Of several answers to one prompt under one condition the first is shown: none is picked for its beauty.
+    Of several answers to one prompt under one condition the first is shown: none is hand-picked.
     """
     order = [one.name for one in in_order(summary)]
     steered = [name for name in order[::-1] if any(a.system == name and a.direction for a in summary.answers)]
@@ -44,7 +44,7 @@ def dial_data(summary: Summary) -> dict[str, Any] | None:
 
 
 def _stops(answers: Sequence[Answer], summary: Summary) -> list[dict[str, Any]]:
-    """The answers along the dial: one an evaluation direction, in their order."""
+    """The answers along the dial: at most one for each evaluation direction, in their order."""
     stops: dict[int, dict[str, Any]] = {}
     for answer in answers:
         weights = answer.direction

@@ -1,6 +1,6 @@
-"""From a matplotlib figure to files, and to SVG that a page can hold.
+"""Turn matplotlib figures into files, and into SVG inside a page.
 
-Nothing in the output depends on the moment or the machine's settings: equal data give equal bytes.
+The output does not depend on the time or on the machine's settings: equal data give equal bytes.
 """
 
 import io
@@ -59,7 +59,7 @@ _SETTINGS: Final[dict[str, Any]] = {
 
 
 WIDTH: Final = 8.6
-"""Of every figure, in inches. The page scales the drawing; on a phone it scrolls sideways."""
+"""Width of every figure, in inches. The page scales the drawing; on a phone it scrolls sideways."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Plot:
 
 @contextmanager
 def house_style(salt: str = "dpalign") -> Iterator[None]:
-    """Draw, and save, within this; a function that draws has it as its decorator."""
+    """Set the style for drawing and saving. Drawing functions use it as a decorator."""
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": salt}):
         yield
 
@@ -96,11 +96,11 @@ def png(drawn: Canvas, dpi: int = 200) -> bytes:
 
 
 def inline(document: str, prefix: str, label: str, colours: Mapping[str, tuple[str, str]]) -> str:
-    """An SVG document as an element of a page: its own ids, and colours that follow the page's light.
+    """An SVG document as an element of a page, with unique ids and colours for both light and dark.
 
     Args:
         prefix: makes the ids of this figure unique within the page.
-        label: plain words without markup, for those who do not see it.
+        label: plain words without markup, for screen readers.
         colours: name -> (light, dark); the light ones, as drawn, become `var(--name)`.
     """
     element = document[document.index("<svg") :]
@@ -124,8 +124,8 @@ def panels(
     """A figure of small panels, up to four in a line, and their axes.
 
     Args:
-        each: inches a line, with `margin` inches for all.
-        x, y: what the axes of all panels show.
+        each: height of a line of panels, in inches; `margin` is added once.
+        x, y: axis labels for all panels.
         sharey: the panels share one scale.
     """
     columns = min(len(titles), 4)
@@ -142,13 +142,13 @@ def panels(
 
 
 def legend(canvas: Canvas, axes: Axes, columns: int) -> None:
-    """One legend above all axes of a figure."""
+    """Draw one legend above all axes of a figure."""
     handles, labels = axes.get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), columns), borderaxespad=0.2)
 
 
 def names_beside(axes: Axes, names: Sequence[str]) -> NDArray[np.int64]:
-    """Rows for names, from the top; returns where each one lies."""
+    """Label the y axis with names, from the top; returns the place of each."""
     places = np.arange(len(names))[::-1]
     axes.set_yticks(places, names)
     axes.tick_params(axis="y", labelcolor=_LIGHT["ink"])

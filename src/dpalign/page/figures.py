@@ -1,4 +1,4 @@
-"""The figures of the loop itself, drawn from the Summary alone, each once."""
+"""The figures of the loop itself, each drawn once, from the Summary alone."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ def loop_plots(summary: Summary) -> list[Plot]:
 def points_of(
     axes: Axes, one: Measured, look: Look, verbose: str, helpful: str, *, named: bool = True, joined: bool = True
 ) -> None:
-    """A system's points with their intervals; where wanted joined in the order of the dial, or of what was given."""
+    """Draw a system's points with their intervals. `joined` links them along the dial; targets, from left to right."""
     x, y, role = one.rewards(verbose), one.rewards(helpful), one.system.role
     if not one.steered:  # reward targets have no order of their own
         order = np.argsort(values(x))
@@ -74,7 +74,7 @@ def points_of(
 
 
 def reward_space(axes: Axes, summary: Summary, *, measured_from: bool = True) -> None:
-    """The axes of a front; what the run is measured against, and the angles at the ends of the last policy's curve."""
+    """Label the axes of a front; mark what the run is measured against, and the last policy's angles at both ends."""
     helpful, verbose = summary.objectives
     last = summary.last
     if measured_from:
@@ -125,7 +125,7 @@ def front(summary: Summary) -> Plot:
 
 @house_style()
 def gap(summary: Summary) -> Plot:
-    """What the reward model believes of the first and the last policy, beside the truth."""
+    """The reward model's opinion of the first and the last policy, beside the truth."""
     helpful, verbose = summary.objectives
     policies = [one for one in summary.of_role("iteration") if one.steered]
     looks, canvas = looks_of(summary), new_canvas(4.4)
@@ -154,12 +154,12 @@ def gap(summary: Summary) -> Plot:
 
 
 def dial(summary: Summary) -> list[float]:
-    """Where the directions stand on the dial: degrees for two objectives, else their place in the list."""
+    """Where the directions lie on the dial: degrees for two objectives, else their place in the list."""
     if not summary.angled:
         return [float(i + 1) for i in range(len(summary.directions))]
     first, second = summary.objectives
     angles = [math.atan2(v[second], v[first]) for v in summary.directions]
-    return [float(angle) for angle in np.degrees(np.unwrap(angles))]  # round a circle they go on past 180
+    return [float(angle) for angle in np.degrees(np.unwrap(angles))]  # a full circle continues past 180
 
 
 def _set_dial(axes: Axes, at: Sequence[float], angled: bool) -> None:
@@ -181,7 +181,7 @@ def _band(axes: Axes, at: Sequence[float], found: Sequence[Estimate], colour: st
 
 @house_style()
 def control(summary: Summary) -> Plot:
-    """Every objective against the dial, the one that the dial turns first; of three or more each against its weight."""
+    """Every objective against the dial, the second one first; three or more, each against its weight."""
     shown = summary.objectives[::-1] if summary.angled else summary.objectives
     looks, canvas = looks_of(summary), new_canvas(4.1)
     turned = [one.name for one in in_order(summary) if one.system.role in ("soup", "baseline") and one.steered]
@@ -207,8 +207,8 @@ def control(summary: Summary) -> Plot:
         )
     else:
         caption = (
-            "A point is a direction, at its weight of the objective. Look for rewards that rise to the right. The "
-            "other weights change too, so even the best answers do not rise from each to the next. "
+            "Each point is a direction, at its weight of the objective. Look for rewards that rise to the right. The "
+            "other weights change too, so even the best answers do not rise at every step. "
         )
     title = "Control: rewards along the dial" if summary.angled else "Control: each reward along its weight"
     bands = "Bands" if summary.angled else "Bars"
@@ -217,7 +217,7 @@ def control(summary: Summary) -> Plot:
 
 @house_style()
 def words(summary: Summary) -> Plot:
-    """Mean words against the dial, of all but specialists and ablations."""
+    """Mean words against the dial, for all systems except specialists and ablations."""
     at, looks, canvas = dial(summary), looks_of(summary), new_canvas(3.6)
     axes = canvas.subplots()
     for one in shown_on_page(in_order(summary)):
@@ -298,10 +298,9 @@ def leads(summary: Summary) -> Plot:
         axes.plot(at, values(row.leads), color=colour, marker="o", markersize=3, linewidth=1.6)
         _set_dial(axes, at, summary.angled)
     caption = (
-        f"How far {last.name} leads each other system at each direction, with the best of either's "
-        "points. It dominates "
-        f"where the whole band lies above the line. Bands hold for all directions at once ({by_prompt(summary)}, "
-        "in pairs)."
+        f"How far {last.name} leads each other system at each direction, by the best of each one's points. It "
+        "dominates where the whole band lies above the line. Bands are simultaneous for all directions "
+        f"({by_prompt(summary)}, in pairs)."
     )
     return Plot("leads", f"The lead of {last.name}, direction by direction", caption, canvas)
 
@@ -334,8 +333,8 @@ def trust(summary: Summary) -> Plot:
     grid[0].set_ylabel("E$_v$ J(v), reward points")
     legend(canvas, grid[-1], 4)
     caption = (
-        "The reward model's opinion of each iteration, and that of a check which never selected. Opinion that rises "
-        "while the check falls is over-optimised (Goodhart's law). The distance of the lines is a matter of scale. "
+        "The reward model's opinion of each iteration, and that of a check that never selects. If the opinion rises "
+        "and the check falls, the policy is over-optimised (Goodhart's law). The lines' distance is a matter of scale. "
     )
     if any(row.divergence for row in rows.values()):
         caption += (
@@ -347,7 +346,7 @@ def trust(summary: Summary) -> Plot:
 
 
 def _opinions(axes: Axes, summary: Summary, curve: Sequence[Optimised], x: Callable[[Optimised], float | None]) -> None:
-    """The iterations, a line for each that has an opinion of them."""
+    """Draw the iterations: one line for each scorer that scored them all."""
     lines: list[tuple[str, list[Estimate | None], str, str, str]] = [
         ("the reward model, which selects", [row.proxy for row in curve], _INK, "o", "-"),
         ("the truth", [row.truth for row in curve], INKS["front"][0], "s", "-"),
@@ -370,7 +369,7 @@ def _opinions(axes: Axes, summary: Summary, curve: Sequence[Optimised], x: Calla
 
 
 def _beside(axes: Axes, summary: Summary, row: Optimised, x: Callable[[Optimised], float | None]) -> None:
-    """Another system: what the reward model makes of it, joined to what the check does."""
+    """Draw another system: its figure by the reward model, joined to its figure by the check."""
     one, at, check = summary.systems[row.system], x(row), row.truth or row.judge
     if one.system.role in ("control", "specialist") or at is None or check is None:
         return
@@ -388,5 +387,5 @@ def training(summary: Summary) -> Plot:
     for axes, curve in zip(grid, summary.curves, strict=True):
         axes.add_line(Line2D(curve.step, curve.loss, color=_INK, linewidth=1.1))
         axes.autoscale_view()
-    caption = "The loss that each training logged, as its trainer reports it. Losses of unlike methods do not compare."
+    caption = "The loss that each training logged, as its trainer reports it. Losses from two methods do not compare."
     return Plot("training", "Training loss", caption, canvas)

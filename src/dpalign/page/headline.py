@@ -34,7 +34,7 @@ def headline(summary: Summary) -> tuple[str, ...]:
 
 
 def _against_others(summary: Summary, last: Measured) -> list[str]:
-    """Whom the last iteration beats at every direction, and whom not; one sentence."""
+    """Which systems the last iteration beats at every direction, and which it does not; one sentence."""
     unheard = misunderstood(summary)
     rivals = [
         one
@@ -50,9 +50,9 @@ def _against_others(summary: Summary, last: Measured) -> list[str]:
     if those("ahead"):
         clauses.append(f"{last.name} gives users of every direction a higher reward than {those('ahead')}")
     if those("open"):
-        clauses.append(f"that it beats {those('open')} for every direction is not established")
+        clauses.append(f"a lead over {those('open')} at every direction is not established")
     if those("behind"):
-        clauses.append(f"{those('behind')} is ahead of {last.name} for every direction")
+        clauses.append(f"{those('behind')} is ahead of {last.name} at every direction")
     if not clauses:
         return []
     text = "; ".join(clauses)
@@ -61,7 +61,7 @@ def _against_others(summary: Summary, last: Measured) -> list[str]:
 
 
 def _dial(summary: Summary, last: Measured) -> str:
-    """How the second objective follows the angle, or each of several its weight; nothing without either."""
+    """How the second objective follows the angle, or how each of several follows its weight; else empty."""
     figures = last.figures
     if figures.weight_taus:
         return _weights(summary, figures)
@@ -75,12 +75,12 @@ def _dial(summary: Summary, last: Measured) -> str:
         course += f" and from {number(words[0].value, 0)} to {number(words[1].value, 0)} words"
     sure, steps = figures.steps_beyond_doubt, len(figures.drops)
     if sure == steps:
-        return f"Turning its dial from {ends[0]} to {ends[1]}, {name} {verb} at every step, {course}."
+        return f"Along its dial from {ends[0]} to {ends[1]}, {name} {verb} at every step, {course}."
     if figures.span.above_zero:
         return (
-            f"Turning its dial from {ends[0]} to {ends[1]}, {name} {verb} {course}, clearly at {sure} of {steps} steps."
+            f"Along its dial from {ends[0]} to {ends[1]}, {name} {verb} {course}, clearly at {sure} of {steps} steps."
         )
-    return f"That {name} follows its dial is not established ({course} from {ends[0]} to {ends[1]})."
+    return f"It is not established that {name} follows its dial ({course} from {ends[0]} to {ends[1]})."
 
 
 def _weights(summary: Summary, figures: Figures) -> str:
@@ -90,20 +90,20 @@ def _weights(summary: Summary, figures: Figures) -> str:
     missing = [name for name, tau in own.items() if not tau.above_zero]
     if not missing:
         return f"Each reward rises with its own weight (Kendall's tau {shown})."
-    return f"That more weight gives more of it is not established for {listed(missing)} (Kendall's tau {shown})."
+    return f"A rise with its own weight is not established for {listed(missing)} (Kendall's tau {shown})."
 
 
 def _how_good(summary: Summary, last: Measured) -> str:
-    """How near to the best possible, where that is known; else the average reward."""
+    """How near the policy is to the best possible, if that is known; else its average reward."""
     share = last.figures.true_front_share
     if share is not None:
         return f"It reaches {number(100 * share.value)}% of the best trade-offs that are possible on these prompts."
     reached = number(last.figures.objective.value)
-    return f"For what each user wants it earns {reached} points on average over {len(summary.directions)} directions."
+    return f"It earns {reached} points for what each user wants, on average over {len(summary.directions)} directions."
 
 
 def tiles(summary: Summary) -> tuple[Tile, ...]:
-    """The figures of the last iteration that a newcomer asks for, in his words and in the field's."""
+    """The last iteration's main figures, named in plain words and in the field's terms."""
     last = summary.last
     if last is None:
         return ()
@@ -116,7 +116,7 @@ def tiles(summary: Summary) -> tuple[Tile, ...]:
               figures.kendall_tau, digits=2),
         *(_tile(f"how well {name} follows its weight over the directions (Kendall's tau)", taus.get(name), digits=2)
           for name, taus in figures.weight_taus.items()),
-        _tile("points lost by asking for v and not for the best other direction (regret)", figures.regret, digits=2),
+        _tile("points lost by asking for v instead of the best other direction (regret)", figures.regret, digits=2),
     )  # fmt: skip
     return tuple(tile for tile in shown if tile is not None)
 
@@ -129,7 +129,7 @@ def _tile(text: str, figure: Estimate | None, unit: str = "", scale: float = 1, 
 
 
 def asked(summary: Summary) -> str:
-    """What the users' directions ask for: at both ends of a dial, or of each objective."""
+    """What the users' directions ask for: at both ends of a dial, or for each objective."""
     directions = [Preference.from_weights(v, summary.objectives) for v in summary.directions]
     if summary.angled and len(directions) > 1:
         ends = (f"at {degrees(v.angle)} {asks_for(v)}" for v in (directions[0], directions[-1]))
@@ -142,7 +142,7 @@ def asked(summary: Summary) -> str:
 
 
 def scope(summary: Summary) -> str:
-    """Whose rewards, which prompts, what the intervals are over."""
+    """Who scores the rewards, and what the intervals are over."""
     whose = (
         "Rewards are the true ones, computed by rule."
         if summary.measure == "true"
@@ -151,33 +151,31 @@ def scope(summary: Summary) -> str:
     level = f"{100 * summary.intervals.bootstrap.level:.0f}%"
     over = f"{level} intervals resample the {summary.intervals.prompts:,} evaluation prompts"
     if summary.seeds and len(summary.seeds.seeds) > 1:
-        return f"{whose} {over}; where it says so they run over {len(summary.seeds.seeds)} seeds of the whole pipeline."
+        return f"{whose} {over}; where noted, they are over {len(summary.seeds.seeds)} seeds of the whole pipeline."
     return f"{whose} {over} of one training run (seed {summary.seed}). Another seed may differ by more."
 
 
 def left_out(summary: Summary) -> str:
-    """Which figures these directions do not allow, and why; nothing where they allow all."""
+    """Which figures these directions rule out, and why; empty if none."""
     parts = []
     if summary.disputed:
         parts.append(
-            f"Some directions want more {listed(summary.disputed)} and others less, so no side of a front is "
-            "the better "
-            "one. Hypervolume, the share of the true front and the points under a front are left out "
+            f"Some directions want more {listed(summary.disputed)} and others less, so neither side of a "
+            "front is better. Hypervolume, the share of the true front and the points under a front are left out "
             "(evaluation.senses can state a sense)."
         )
     if summary.angled and len(summary.directions) > 1 and not summary.is_dial:
         parts.append(
             f"The weight of {summary.objectives[1]} rises and falls from direction to direction, so control "
-            "by an angle "
-            "is left out."
+            "by an angle is left out."
         )
     return " ".join(parts)
 
 
 def warning(summary: Summary) -> str:
-    """Where the proxy rose and the check fell; over several seeds, in how many of them. Else nothing.
+    """Where the proxy rose and the check fell; over several seeds, in how many of them. Else empty.
 
-    From the first selected iteration to the last; else from one to the next, where that happened first.
+    From the first selected iteration to the last; if not there, the first step between iterations that shows it.
     """
     trust, seeds = summary.trust, summary.seeds
     if trust is None or trust.change is None:
@@ -200,7 +198,7 @@ def warning(summary: Summary) -> str:
         where = f"In {found.warned_in} of {len(found.proxy.values)} seeds, from"
         mean = ", in the mean of all seeds"
     return (
-        f"{where} {found.b} to {found.a} the reward model's E_v J(v) rose while by {check} it fell (by "
+        f"{where} {found.b} to {found.a} E_v J(v) rose for the reward model and fell for {check} (by "
         f"{said(found.proxy, sign=True)} and {said(found.check, sign=True)}{mean}). The policy pleases the reward "
         "model at the expense of what it stands for. Trust an earlier iteration, or a better reward model, more than "
         "the last one."
@@ -208,13 +206,13 @@ def warning(summary: Summary) -> str:
 
 
 def recipe_note(summary: Summary) -> str:
-    """Beside the recipe's text: what of it does not hold for some steps of the comparison."""
+    """A note for the recipe's text: the knobs that some steps of the comparison set differently."""
     names: Sequence[str] = summary.comparison.knobs_set if summary.comparison else ()
-    return f"Some steps of the compared systems set knobs of their own: {listed(names)}." if names else ""
+    return f"Some steps of the compared systems set these knobs differently: {listed(names)}." if names else ""
 
 
 def machine_words(summary: Summary) -> str:
-    """Where the run was made, and by which commit."""
+    """The machine and the commit of the run."""
     machine = summary.machine
     hardware = [
         *([machine.gpu] if machine.gpu else []),

@@ -1,8 +1,8 @@
 """The look of each system, the same in every figure and table, and the order in which the page shows them.
 
-Colours are safe for the colour-blind (after Okabe and Ito): the iterations are steps of one ramp, all
-else differs in marker as well as in colour. Each colour has a light and a dark form; figures are drawn
-in the light one, and the page exchanges it for a variable that knows both.
+Colours are safe for the colour-blind (after Okabe and Ito). The iterations are steps of one ramp. All other systems
+differ in marker as well as in colour. Each colour has a light and a dark form. Figures are drawn in the light one,
+and the page replaces it with a variable that has both.
 """
 
 import math
@@ -57,7 +57,7 @@ _RAMP: Final = (
 
 @dataclass(frozen=True)
 class Look:
-    """A colour by its name on the page, in both its forms, with a marker of matplotlib's."""
+    """A system's colour: its name on the page and both its forms; and its marker in matplotlib."""
 
     name: str
     light: str
@@ -83,7 +83,7 @@ def looks_of(summary: Summary) -> dict[str, Look]:
 
 
 def _seats(role: Role, own: Sequence[Measured]) -> dict[str, int]:
-    """Which look each system of a role has: a family's members the same, known baselines always their own."""
+    """The number of each system's look within its role. A family shares one; known baselines always keep theirs."""
     groups = list(dict.fromkeys(one.system.group for one in own))
     if role != "baseline":
         return {one.name: groups.index(one.system.group) for one in own}
@@ -117,13 +117,13 @@ def trained_for(one: Measured) -> float | None:
 
 
 def label(one: Measured) -> str:
-    """A system's name, short: a specialist's direction as an angle where it has one."""
+    """A system's short name; a specialist of two objectives is named by its angle."""
     angle = trained_for(one)
     return one.name if angle is None else f"{one.system.group} at {degrees(angle)}"
 
 
 def headliners(summary: Summary) -> list[Measured]:
-    """The systems of the loop's own figures: all, or beside a comparison, which has its own, those of the paper."""
+    """The systems in the loop's figures: all, or the paper's only if a comparison has figures of its own."""
     systems = in_order(summary)
     if summary.comparison is None:
         return systems

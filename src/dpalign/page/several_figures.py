@@ -1,4 +1,4 @@
-"""The figures of three objectives or more: every pair of them, and the directions of a policy across all."""
+"""Figures for three objectives or more: every pair of objectives, and a policy's directions across all of them."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -44,15 +44,15 @@ def pairs(summary: Summary) -> Plot:
         if sense
     )
     caption = (
-        "Each point is the mean reward of one condition, in two of the objectives at a time. A line joins the points "
-        "of a system that none of its own beats in these two. The others still count: a point behind the line may be "
-        f"the best for its direction. {f'Better is {better}. ' if better else ''}Crosses are {by_prompt(summary)}."
+        "Each point is the mean reward of one condition, in two of the objectives at a time. A line joins those "
+        "points of a system that none of its others beats in these two. A point behind the line still counts: it may "
+        f"be the best for its direction. {f'Better is {better}. ' if better else ''}Crosses are {by_prompt(summary)}."
     )
     return Plot("pairs", "The trade-offs, two objectives at a time", caption, canvas)
 
 
 def _pair(axes: Axes, summary: Summary, right: str, up: str) -> None:
-    """One panel: the systems of the page, the true front and the reference, in two objectives."""
+    """Draw one panel: the systems of the page, the true front and the reference, in two objectives."""
     looks, named = looks_of(summary), set[str]()
     shown = shown_on_page(in_order(summary)) if summary.comparison else headliners(summary)
     for one in (s for s in shown if s.system.role not in ("control", "ablation")):
@@ -76,7 +76,7 @@ def _pair(axes: Axes, summary: Summary, right: str, up: str) -> None:
 
 
 def _joined(points: Sequence[Weights], summary: Summary, right: str, up: str) -> tuple[list[float], list[float]]:
-    """The points that none of the others beats in two objectives, in order; none where the directions dispute one."""
+    """The points that no other beats in two objectives, in order; empty if the directions dispute one of these."""
     sense = dict(zip(summary.objectives, summary.senses, strict=True))
     sense_2 = np.array([sense[up], sense[right]])
     if not sense_2.all():
@@ -87,7 +87,7 @@ def _joined(points: Sequence[Weights], summary: Summary, right: str, up: str) ->
 
 @house_style()
 def across(summary: Summary, last: Measured) -> Plot:
-    """Parallel coordinates: a line a direction, a panel an objective, which brings out those that weigh it most."""
+    """Parallel coordinates: one line for each direction. Each objective's panel highlights those that weigh it most."""
     names, colour = summary.objectives, looks_of(summary)[last.name].light
     few = max(1, len(last.points) // 4)
     titles = [f"{'against' if s < 0 else 'for'} {name}" for name, s in zip(names, summary.senses, strict=True)]
@@ -111,9 +111,9 @@ def across(summary: Summary, last: Measured) -> Plot:
         axes.tick_params(axis="x", labelsize=8)
         axes.set_xlim(-0.45, len(names) - 0.55)
     caption = (
-        f"Each line is {last.name} asked for one direction: its mean reward in every objective. A panel brings out the "
+        f"Each line is {last.name} asked for one direction: its mean reward in every objective. A panel highlights the "
         f"{few} of {len(last.points)} directions that weigh its objective most, for it or against it. Their lines "
-        "should stand apart there."
+        "should stand out there."
     )
     if summary.true_front:
         caption += " Dashed: the mean of the best answers at these directions."

@@ -30,7 +30,7 @@ from dpalign.runs.progress import spell_seconds
 COUNTED: Final = (
     "Trained tokens include prompts, which DPO reads with each of its two answers; sampled and scored ones do not."
 )
-"""What the ledgers' tokens are of."""
+"""What the ledgers' token counts include."""
 _EXPLAINED: Final = (
     ("SFT, asked to be brief", "the SFT model, asked in words to be brief"),
     ("SFT, asked", "the SFT model given directions, which it never learnt"),
@@ -44,7 +44,7 @@ _EXPLAINED: Final = (
     ("MOC", "a published rival with a dial: reinforcement under directions, from SFT"),
     ("DPA t=0", "the SteerLM model that samples for the first iteration"),
 )
-"""What known systems are, by how their names begin."""
+"""What known systems are, by the start of their names."""
 _ROLES: Final[Mapping[Role, str]] = {
     "baseline": "what users have without DPA",
     "control": "a model that never learnt directions, asked for them",
@@ -63,14 +63,14 @@ def explained(one: Measured) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell says: a figure, and below it in small its interval or a remark."""
+    """A cell: a figure, and below it in small print its interval or a remark."""
 
     text: str
     note: str = ""
     bar: float | None = None
     """A length from 0 to 1, drawn behind the figure."""
     tone: Literal["", "yes", "no", "word"] = ""
-    """yes and no are verdicts; a word is set to the left."""
+    """yes and no are verdicts; a word is aligned left."""
     colour: str = ""
     """The name of a system's colour, for a dot before the text."""
 
@@ -92,12 +92,12 @@ class Table:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The titles."""
+        """The columns' titles."""
         return tuple(self.rows[0].cells)
 
 
 def table(caption: str, rows: Iterable[Row]) -> Table | None:
-    """The rows without the columns that hold no figure; None without rows."""
+    """A table without the columns that hold no figure; None if there are no rows."""
     rows = list(rows)
     if not rows:
         return None
@@ -118,12 +118,12 @@ def cell(estimate: Estimate | None, digits: int = 1, sign: bool = False, scale: 
 
 
 def word(text: str, note: str = "") -> Cell:
-    """Text, set to the left."""
+    """Text, aligned left."""
     return Cell(text, note, tone="word")
 
 
 def count(n: float | None) -> Cell:
-    """A whole number; a dash for none."""
+    """A whole number; a dash for 0 and None."""
     return Cell(whole(n))
 
 
@@ -135,21 +135,21 @@ def verdict(decided: bool | None) -> Cell:
 
 
 def name_of(summary: Summary, name: str, note: str = "") -> Cell:
-    """A system by its name, with its colour where the page shows it."""
+    """A system by its name, with its colour if the page shows it."""
     if name not in summary.systems:
         return word(name, note)
     return Cell(label(summary.systems[name]), note, tone="word", colour=looks_of(summary)[name].name)
 
 
 def ahead(lead: Estimate | None, last: str, other: str) -> str:
-    """Who is ahead by an interval of the lead; nobody where it holds 0."""
+    """The name of the system that is ahead; "not significant" if the interval of the lead contains 0."""
     if lead is None:
         return MISSING
     return last if lead.above_zero else other if lead.below_zero else "not significant"
 
 
 def verdicts_table(summary: Summary) -> Table | None:
-    """The last iteration against every other system: who beats whom, and by how much; over seeds where there are."""
+    """The last iteration against every other system: which wins, and by how much; over seeds if there are several."""
     by_system, last = {one.system: one for one in verdicts(summary)}, summary.last
     if last is None:
         return None
@@ -164,7 +164,7 @@ def verdicts_table(summary: Summary) -> Table | None:
         if one.outcome == "behind":
             outcome = Cell(f"it beats {last.name}", tone="no")
         elif one.system in unheard:
-            outcome = Cell("no claim", "the words made it no briefer", tone="no")
+            outcome = Cell("no claim", "asking in words made it no briefer", tone="no")
         beside = compared.get(one.system)
         lead = one.lead or (beside.objective if beside else None)
         judged = one.lead_by_judge if summary.measure == "judged" else None  # the truth needs no second opinion
@@ -212,7 +212,7 @@ def _figures(figure: Callable[[str], Estimate | None], judge: Estimate | None) -
 
 
 def systems_table(summary: Summary, by: Literal["figures", "judged", "by_judge"] = "figures") -> Table | None:
-    """One row a system: its main figures, those by the reward model where these are true, or those by the judge."""
+    """One row for each system: its main figures; or its figures by the reward model (`judged`) or by the judge."""
     second = summary.objectives[:2][-1]
     steps = f"steps that {second} {turns(summary)}"
     rows = []
@@ -227,7 +227,7 @@ def systems_table(summary: Summary, by: Literal["figures", "judged", "by_judge"]
         named = {"system": name_of(summary, one.name), **cells, steps: sure, "Spearman": spearman}
         rows.append(Row(named, strong=one is summary.last))
     notes = {
-        "system": f"Small figures are intervals over the {summary.intervals.prompts:,} prompts.",
+        "system": f"Small numbers are intervals over the {summary.intervals.prompts:,} prompts.",
         "E_v J(v)": "E_v J is the field's MIP, mean inner product.",
         "by the judge": "The judge is a second reward model, which never selects.",
         "Kendall tau": f"Kendall tau (as in MOC): rank agreement of {second} with the angle within a prompt, averaged.",
@@ -241,7 +241,7 @@ def systems_table(summary: Summary, by: Literal["figures", "judged", "by_judge"]
 
 
 def weights_tables(summary: Summary) -> dict[str, Table | None]:
-    """Of three objectives or more: each reward with its own weight, and the last policy's with the weight of each."""
+    """For three objectives or more: each reward with its own weight, and the last policy's with every weight."""
     steered = [one for one in in_order(summary) if one.figures.weight_taus and one.same_as is None]
     if not steered:
         return {}
@@ -263,7 +263,7 @@ def weights_tables(summary: Summary) -> dict[str, Table | None]:
         "reward rises with the weight. "
     )
     also = (
-        "The directions' weights are correlated, so other weights than the own also have a tau; compare with the true "
+        "The directions' weights are correlated, so a reward also has a tau with other weights. Compare with the true "
         "front, where several directions may have the same best answers."
     )
     return {
@@ -273,7 +273,7 @@ def weights_tables(summary: Summary) -> dict[str, Table | None]:
 
 
 def dominance_tables(summary: Summary) -> dict[str, Table | None]:
-    """The pairs of the last iteration, all other pairs, and the first by the reward model's opinion and the judge."""
+    """The last iteration's pairs, all other pairs, and the last iteration's by the reward model and by the judge."""
     last = summary.last.name if summary.last else None
     parts: dict[str, list[DominanceRow]] = {
         "last": [row for row in summary.dominance if row.a == last],
@@ -294,7 +294,7 @@ def _dominance(summary: Summary, row: DominanceRow) -> Row:
     if row.coverage and row.coverage.inside:
         under = Cell(f"{row.coverage.under} of {row.coverage.inside}")
     if row.coverage and row.coverage.outside:
-        beaten = f"{row.coverage.outside_dominated} of them beaten all the same"
+        beaten = f"{row.coverage.outside_dominated} of them beaten too"
         outside = Cell(str(row.coverage.outside), beaten)
     return Row(
         {
@@ -312,7 +312,7 @@ def _dominance(summary: Summary, row: DominanceRow) -> Row:
 
 
 def length_table(summary: Summary) -> Table | None:
-    """Words and degenerate answers along the dial, as anyone can count them."""
+    """Words and degenerate answers along the dial, counted in the texts."""
     rows = []
     for one in in_order(summary):
         points, length = one.points, one.length
@@ -334,17 +334,17 @@ def length_table(summary: Summary) -> Table | None:
     second, rule = summary.objectives[:2][-1], summary.degenerate_rule
     caption = (
         "Counted in the texts, without any model. Words are split at white space. "
-        f"Kendall tau: rank agreement of words with the angle within a prompt. Steps: those where words go the way of "
-        f"{second}, their own interval clear of zero. A system without a dial stands in the first column; one of "
+        f"Kendall tau: rank agreement of words with the angle within a prompt. Steps: those where words move like "
+        f"{second}, with an interval clear of zero. A system without a dial has the first column only; one told "
         f"reward targets shows its most, middle and fewest words. {degenerate_rule(rule) if rule else ''}"
     )
     return table(caption.strip(), rows)
 
 
 def _conditions_at(summary: Summary, one: Measured) -> dict[str, int | None]:
-    """By its title, the condition that a system has at the first, the middle and the last direction.
+    """Column title -> a system's condition at the first, the middle and the last direction.
 
-    Reward targets stand in the order of their words, the most first. A single condition stands at the first direction.
+    Reward targets are ordered by their words, the most first. A single condition goes to the first direction.
     """
     places = list(dict.fromkeys((0, len(summary.directions) // 2, len(summary.directions) - 1)))
     v = [Preference.from_weights(summary.directions[i], summary.objectives) for i in places]
@@ -376,7 +376,7 @@ def gap_table(summary: Summary) -> Table | None:
 
 
 def sensitivity_table(summary: Summary) -> Table | None:
-    """Hypervolume, and how it and the order of the systems move with the reference."""
+    """Hypervolume, and how it and the systems' ranks change with the reference."""
     references = summary.sensitivity
     shares = [{name: share for name, share in at.shares.items() if share is not None} for at in references]
     known = all(len(own) == len(at.shares) for own, at in zip(shares, references, strict=True))
@@ -399,7 +399,7 @@ def sensitivity_table(summary: Summary) -> Table | None:
     places = ", ".join(f"{name} {number(value)}" for name, value in (summary.reference or {}).items())
     caption = (
         f"The reference ({places}) was fixed beforehand; here each coordinate is also moved, {len(references)} "
-        "references in all. Where the ranks stand still, the choice of reference does not matter."
+        "references in all. Where the ranks do not change, the choice of reference does not matter."
     )
     return table(caption, rows)
 
@@ -431,7 +431,7 @@ def trust_table(summary: Summary) -> Table | None:
 
 
 def optimised_table(summary: Summary) -> Table | None:
-    """E_v J(v) of each system by the reward model, the truth and the judge, and how far from SFT it was reached."""
+    """E_v J(v) of each system by the reward model, the truth and the judge, with its divergence from SFT."""
     found = {row.system: row for row in optimised(summary)}
     rows = []
     for one in in_order(summary):
@@ -450,7 +450,7 @@ def optimised_table(summary: Summary) -> Table | None:
     caption = (
         "E_v J(v) against the KL divergence from SFT: the mean of log pi(y | x, v) - log pi_SFT(y | x) over sampled "
         "answers, in nats an answer. Longer answers diverge more. Mixtures of weights and best of n have no policy of "
-        f"their own to measure. Intervals: {by_prompt_or_seed(summary)}; a divergence's, over the prompts it was "
+        f"their own to measure. Intervals: {by_prompt_or_seed(summary)}; for a divergence, over the prompts it was "
         "measured on."
     )
     return table(caption, rows)
@@ -480,7 +480,7 @@ def rewards_table(summary: Summary) -> Table | None:
                 "head": word(one.head),
                 "scored by": word(one.source),
                 "points": word(
-                    "as it is"
+                    "unchanged"
                     if (one.slope, one.offset) == (1.0, 0.0)
                     else f"{one.slope:.4g} r {'-' if one.offset < 0 else '+'} {abs(one.offset):.4g}"
                 ),
@@ -490,8 +490,8 @@ def rewards_table(summary: Summary) -> Table | None:
         for one in summary.rewards
     ]
     caption = (
-        "Points are an affine map of the raw reward r, the same for the whole run. A fitted one takes the 5th and 95th "
-        "percentile of the annotated answers to 10 and 90 points; rewards beyond them lie outside."
+        "Points are an affine map of the raw reward r, the same for the whole run. A fitted one maps the 5th and 95th "
+        "percentile of the annotated answers to 10 and 90 points; rewards beyond them fall outside."
     )
     return table(caption, rows)
 
@@ -507,8 +507,8 @@ _QUALITY: Final = {
 }
 _QUALITY_NOTE: Final = (
     "Pairs in order: of two answers to one prompt with different labels, how often the better one is scored higher. "
-    "Selection asks nothing else of the reward model. With length: the correlation with the answer's length. Ridge: a "
-    "regression on what an answer looks like, which a model must beat."
+    "Selection needs nothing else from the reward model. With length: the correlation with the answer's length. Ridge: "
+    "a regression on surface features of the answer, which a reward model must beat."
 )
 
 
@@ -542,7 +542,7 @@ def quality_tables(summary: Summary) -> dict[str, Table | None]:
 
 
 def costs_table(summary: Summary) -> Table | None:
-    """What each system took to make, and what it reached for it."""
+    """What it cost to make each system, and what the system reached."""
     rows = []
     for one in in_order(summary):
         cost, sweep = one.cost, one.sweep
@@ -562,9 +562,9 @@ def costs_table(summary: Summary) -> Table | None:
         }
         rows.append(Row(cells, strong=one is summary.last))
     caption = (
-        "What making each system took, its evaluation left out. Stages that systems share count for each, so the rows "
-        f"do not add up. {COUNTED} All settings: with the tuning evaluations that chose among them. Choosing the "
-        "recipe's own knobs, DPA's among them, is not counted."
+        "What it cost to make each system, without its evaluation. Shared stages count for each system, so the rows do "
+        f"not add up. {COUNTED} All settings: with the tuning evaluations that chose among them. Choosing the "
+        "recipe's own knobs, including DPA's, is not counted."
     )
     return table(caption, rows)
 
@@ -573,7 +573,7 @@ _UNITS: Final = {"tokens sampled": "sampled", "answers scored": "scored", "token
 
 
 def stages_table(summary: Summary) -> Table | None:
-    """What each stage took; the bar is its share of the whole time."""
+    """The cost of each stage; the bar is its share of the whole time."""
     stages, seconds = summary.stages, sum(stage.seconds for stage in summary.stages)
     rows = []
     for stage in stages:
@@ -585,7 +585,7 @@ def stages_table(summary: Summary) -> Table | None:
     if stages:
         sums = {title: count(sum(getattr(stage, unit) for stage in stages)) for title, unit in _UNITS.items()}
         empty = dict.fromkeys(("rows in", "rows out", "left out"), Cell(""))
-        total = {"stage": word("together"), "time": Cell(spell_seconds(seconds)), **sums, **empty}
+        total = {"stage": word("total"), "time": Cell(spell_seconds(seconds)), **sums, **empty}
         rows.append(Row(total, strong=True))
     caption = (
         "Time at work, over all resumes of a stage; bars show its share. An answer counts as scored once for each "
@@ -595,7 +595,7 @@ def stages_table(summary: Summary) -> Table | None:
 
 
 def data_table(summary: Summary) -> Table | None:
-    """What was read and kept, and why the rest was not."""
+    """What was read and kept, and why the rest was left out."""
     rows = []
     for one in summary.data_reports:
         kept_but = f"kept, but: {_reasons(one.notes)}" if one.notes else ""
@@ -620,7 +620,7 @@ def _reasons(filtered: Mapping[str, int]) -> str:
 
 
 def seeds_tables(summary: Summary) -> list[Table]:
-    """Figures, steps, pairs and what comparisons add, over seeds; nothing of a single run."""
+    """Figures, steps, pairs and comparisons over seeds; empty for a single run."""
     seeds = summary.seeds
     if seeds is None:
         return []
@@ -704,7 +704,7 @@ def _seed_pairs(summary: Summary, seeds: Seeds) -> Table | None:
             "by the judge": _each(lead.by_judge if lead else None),
         }
         rows.append(Row(cells))
-    return table("Pairs, compared within each seed; each seed's own in brackets.", rows)
+    return table("Pairs, compared within each seed; each seed's own figure in brackets.", rows)
 
 
 def _seed_comparison(summary: Summary, seeds: Seeds) -> Table | None:

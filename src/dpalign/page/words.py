@@ -21,7 +21,7 @@ def said(estimate: Estimate | None, digits: int = 1, sign: bool = False) -> str:
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """With a true minus, never "-0.0"; a dash where there is none."""
+    """A number with a true minus, never "-0.0"; a dash for None."""
     if value is None:
         return MISSING
     text = f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
@@ -31,7 +31,7 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 
 
 def between(low: float | None, high: float | None, digits: int = 1) -> str:
-    """`2.2 to 4.0`; nothing where an end is not known."""
+    """`2.2 to 4.0`; empty if an end is unknown."""
     return f"{number(low, digits)} to {number(high, digits)}" if low is not None and high is not None else ""
 
 
@@ -41,7 +41,7 @@ def probability(p: float) -> str:
 
 
 def whole(n: float | None) -> str:
-    """12,345 up to six figures, then 1.23 M; a dash for nothing."""
+    """12,345 up to six figures, then 1.23 M; a dash for 0 and None."""
     if not n:
         return MISSING
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
@@ -51,7 +51,7 @@ def whole(n: float | None) -> str:
 
 
 def size(bytes_on_disk: float | None) -> str:
-    """3.9 MB; a dash where it is not known."""
+    """3.9 MB; a dash for 0 and None."""
     if not bytes_on_disk:
         return MISSING
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -61,7 +61,7 @@ def size(bytes_on_disk: float | None) -> str:
 
 
 def degrees(angle: float) -> str:
-    """-15 as the dial shows it; a tenth only where there is one."""
+    """An angle as the dial shows it, with the degree sign; a tenth only if it is not 0."""
     rounded = round(angle, 1)
     return number(rounded, 0 if rounded == round(rounded) else 1) + DEGREE
 
@@ -72,7 +72,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def turns(summary: Summary) -> str:
-    """What the second objective is to do as the dial turns from its first direction to its last: it falls or rises."""
+    """Whether the second objective "falls" or "rises", as asked from the dial's first direction to its last."""
     name = summary.objectives[:2][-1]
     return "falls" if summary.directions[-1][name] < summary.directions[0][name] else "rises"
 
@@ -80,19 +80,19 @@ def turns(summary: Summary) -> str:
 def degenerate_rule(rule: Rule) -> str:
     """When an answer counts as degenerate."""
     return (
-        f"Degenerate: cut at the longest allowed length, without a word, with a sentence of {rule.sentence_words} "
-        f"words or more twice, or with over {100 * rule.repetition:g}% of its runs of {rule.run} words repeated."
+        f"Degenerate: cut off at the longest allowed length, empty, a sentence of {rule.sentence_words} words or more "
+        f"repeated, or over {100 * rule.repetition:g}% of its runs of {rule.run} words repeated."
     )
 
 
 def by_prompt(summary: Summary) -> str:
-    """What the intervals of a caption are."""
+    """What kind of intervals a caption has."""
     level = 100 * summary.intervals.bootstrap.level
     return f"{level:.0f}% intervals, by a bootstrap over the {summary.intervals.prompts:,} evaluation prompts"
 
 
 def by_prompt_or_seed(summary: Summary) -> str:
-    """What the intervals are of figures that are shown over seeds where there are several."""
+    """The same, for figures that are shown over seeds if there are several."""
     if summary.seeds is not None and len(summary.seeds.seeds) > 1:
         return f"{100 * summary.seeds.level:.0f}% t-intervals over {len(summary.seeds.seeds)} seeds"
     return by_prompt(summary)

@@ -1,4 +1,4 @@
-"""Write the report of a run: one page that holds all it shows, beside its figures and its Summary as data."""
+"""Write the report of a run: one self-contained page, its figures as SVG, and its Summary as JSON."""
 
 from base64 import b64encode
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ def render_page(summary: Summary, drawings: Mapping[str, tuple[Plot, str]]) -> s
 
 
 def _inlined(plot: Plot, document: str, palette: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """A figure as the template wants it."""
+    """A figure as the template reads it."""
     element = inline(document, plot.name, str(escape(plot.title)), palette)
     return {"name": plot.name, "title": plot.title, "caption": plot.caption, "svg": Markup(element)}
 

@@ -1,4 +1,4 @@
-"""Pairs of a prompt's answers under its directions, for a learner that compares (DPO): better and worse under v.
+"""Pairs of one prompt's answers for DPO: under a direction v, the chosen answer is worth more than the rejected one.
 
 Shapes: V directions, M answers of one prompt.
 """
@@ -24,16 +24,15 @@ class Contrast(NamedTuple):
 
 
 def contrasts(score_VM: Array, allowed_VM: Bools, turned: bool) -> Iterator[Contrast]:
-    """The pairs of one prompt.
+    """Yield the pairs of one prompt.
 
-    Under each direction the best of the allowed answers stands against the worst of them. With `turned` it also stands
-    against the best answers of the prompt's other directions, of which the one that is worth least is taken: the same
-    answer is then chosen under one direction and rejected under another, and only the direction tells which. Answers
-    that are worth the same make no pair.
+    Under each direction the best allowed answer is paired with the worst one. With `turned` it is also paired with
+    another direction's best answer: the one that is worth least under this direction. An answer can then be chosen
+    under one direction and rejected under another, and only the direction tells which. Equal worth makes no pair.
 
     Args:
         score_VM: v . r of each answer under each direction (Eq. 2).
-        allowed_VM: the answers that may serve each direction.
+        allowed_VM: whether an answer may serve a direction.
     """
     best_V = np.where(allowed_VM, score_VM, -np.inf).argmax(axis=1)
     worst_V = np.where(allowed_VM, score_VM, np.inf).argmin(axis=1)

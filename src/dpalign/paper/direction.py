@@ -1,8 +1,8 @@
 """User preferences as directions in reward space (section 2.2), and distributions over them.
 
 A direction is a unit vector v over named objectives. Over two objectives it is an angle in degrees:
-v = (cos a, sin a), and -45 weighs the first objective as much as the second, with a minus. All randomness of the
-package comes from `rng_for`, keyed by the meaning of the draw.
+v = (cos a, sin a). At -45 both weights have the same size, and the second is negative. All randomness of the package
+comes from `rng_for`, keyed by the meaning of the draw.
 
 Shapes: N draws, V evaluation directions, K objectives.
 """
@@ -31,7 +31,7 @@ _POOL = 4096
 def rng_for(*meaning: int | str) -> np.random.Generator:
     """The generator of one draw, named by what it is for: `rng_for(seed, "directions", t, prompt_id)`.
 
-    Equal meanings give equal draws on every machine, whatever the batch, the worker or the resume; 1 and "1" differ.
+    Equal meanings give equal draws on every machine. Batch, worker and resume do not matter. 1 and "1" differ.
     """
     words: list[int | str] = []
     for word in meaning:
@@ -195,7 +195,7 @@ class Sphere:
 
 @dataclass(frozen=True)
 class Simplex:
-    """No objective against another: weights uniform on the simplex (Dirichlet of ones), scaled to unit length."""
+    """No weight is negative: weights uniform on the simplex (Dirichlet of ones), scaled to unit length."""
 
     k: int
 
@@ -268,7 +268,10 @@ def draw_directions(population: Population, n: int, rng: np.random.Generator) ->
 
 
 def ends_in_words(population: "Population", objectives: Sequence[str]) -> tuple[str, ...]:
-    """What the ends of a population ask for: `at -45 degrees: more coverage, less brevity`."""
+    """What a population asks for, such as `at -45 degrees: more coverage, less brevity`.
+
+    One phrase for each end of an arc, for each listed direction, or for a cone's centre; else one for the whole.
+    """
     match population:
         case Arc(low, high) | Grid(of=Arc(low, high)):
             ends = [(f"at {angle:g} degrees", Preference.from_angle(angle, objectives)) for angle in (low, high)]
@@ -290,10 +293,13 @@ def _weights(v_K: Sequence[float]) -> str:
 def evaluation_grid(population: Population, n: int) -> Array:
     """v_VK: n evenly spread directions of P_v, the same at every call.
 
-    - An arc: even angles from its high end to its low end. Ten on the paper's arc are section 3.2's directions, from
-      (1, 0) to (sqrt(2)/2, -sqrt(2)/2). The paper prints a plus there, which contradicts section 3.1.
+    - An arc, or a cone of two objectives: even angles from the high end to the low end. Ten on the paper's arc are
+      section 3.2's directions, from (1, 0) to (sqrt(2)/2, -sqrt(2)/2). The paper prints a plus there, which
+      contradicts section 3.1.
     - A sphere of two objectives: even angles from 0 degrees; a simplex of two: even angles from 0 to 90.
-    - Three or more objectives: the axes, then always the pool's direction farthest from those before it.
+    - Three or more objectives: the first axis, or a cone's centre. Each next one is the pool's direction farthest from
+      those chosen so far. A simplex therefore starts with its axes.
+    - A grid or a list: all its directions; n must be their number.
     """
     if n < 1:
         raise ValueError(f"an evaluation needs at least one direction, not {n}")

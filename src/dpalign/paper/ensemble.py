@@ -1,10 +1,10 @@
-"""Rewards that disagree where the ratings leave room: an ensemble on one backbone, or several reward models.
+"""Ensembles, whose members disagree where the ratings leave room: on one backbone, or as several reward models.
 
-Each member of an ensemble has every head once more, and learns it from a random half of the prompts. Its heads are
+Each member of an ensemble has its own copy of every head, trained on a random half of the prompts. These heads are
 ordinary outputs of the classifier, named HEAD~1, HEAD~2 and so on: any engine scores them, and the records keep them.
-The spread of the members about their mean stands for what the reward model does not know. Half samples spread as much
-as the full one errs: the halving bootstrap (Efron and Tibshirani 1993, section 10). Several reward models that one
-objective averages are members too, with backbones of their own.
+The spread of the members about their mean estimates the reward model's error: half samples spread as much as the full
+sample errs. This is the halving bootstrap (Efron and Tibshirani 1993, section 10). Several reward models that one
+objective averages are members too, each with its own backbone.
 
 Shapes: N answers, H heads, E members, K objectives, V directions.
 """
@@ -22,21 +22,21 @@ from dpalign.paper.objectives import Objective, head_indices, read_objectives
 Array = NDArray[np.float64]
 
 MARK: Final = "~"
-"""Between a head's name and the number of a member."""
+"""Separates a head's name from a member's number."""
 
 
 def with_members(heads: Sequence[str], members: int) -> tuple[str, ...]:
-    """The heads, and after them those of every member."""
+    """The heads, followed by those of every member."""
     return (*heads, *(f"{head}{MARK}{member}" for member in range(1, members + 1) for head in heads))
 
 
 def head_of(name: str) -> str:
-    """The head that a member's head stands beside; another's own name."""
+    """The head that a member's head copies; any other name is returned as it is."""
     return name.rpartition(MARK)[0] or name
 
 
 def masked_labels(labels: Sequence[float | None], prompt: str, members: int, seed: int) -> list[float | None]:
-    """A row's labels, and after them each member's: as they are in its half of the prompts, else None."""
+    """A row's labels, followed by each member's: the same if the prompt is in its half, else None."""
     every = list(labels)
     for member in range(1, members + 1):
         inside = rng_for(seed, "ensemble", member, prompt).random() < 0.5
@@ -45,11 +45,11 @@ def masked_labels(labels: Sequence[float | None], prompt: str, members: int, see
 
 
 def readings(heads: Sequence[str], objectives: Sequence[Objective]) -> list[list[Objective]]:
-    """The objectives as each member reads them; fewer than two where no rewards can disagree.
+    """The objectives as each member reads them; with fewer than two entries there is nothing to compare.
 
-    Members are those of the trained model's ensemble: each reads its own heads, and shares those that have no members.
-    Without an ensemble the rewards `[rewards.NAME]` are members wherever an objective is a mean over several of them:
-    each reads that objective by its own heads, and shares those that it has no part in.
+    The members of the trained model's ensemble read their own heads, and share the heads that have no members.
+    Without an ensemble the rewards `[rewards.NAME]` are the members if an objective is a mean over several of them.
+    Each reads that objective by its own heads, and shares the objectives that it has no part in.
     """
     named = [replace(one, heads=tuple(heads[index] for index in head_indices(one, heads))) for one in objectives]
     known = set(heads)
@@ -66,7 +66,7 @@ def readings(heads: Sequence[str], objectives: Sequence[Objective]) -> list[list
 
 
 def _by_reward(objective: Objective) -> dict[str, Objective]:
-    """A mean over heads REWARD/HEAD as each reward's own mean; empty of heads of no named reward, or with weights."""
+    """Split a mean over heads REWARD/HEAD by reward; empty if the heads have weights, or one names no reward."""
     if objective.weights is not None or not all("/" in head for head in objective.heads):
         return {}
     rewards = dict.fromkeys(head.partition("/")[0] for head in objective.heads)
@@ -77,7 +77,7 @@ def _by_reward(objective: Objective) -> dict[str, Objective]:
 
 
 def member_objectives(reward_NH: Array, heads: Sequence[str], objectives: Sequence[Objective]) -> Array:
-    """reward_NEK: the objectives as each member reads them (`readings`); E is 0 where nobody disagrees."""
+    """reward_NEK: the objectives as each member reads them (`readings`); E is 0 without members."""
     read = [read_objectives(reward_NH, heads, own) for own in readings(heads, objectives)]
     return np.stack(read, axis=1) if read else np.empty((len(reward_NH), 0, len(objectives)))
 

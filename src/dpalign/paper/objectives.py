@@ -64,8 +64,8 @@ def own_name(head: str) -> str:
 def head_indices(objective: Objective, heads: Sequence[str]) -> tuple[int, ...]:
     """Indices of the objective's heads in a list of heads.
 
-    A head of one reward among several is called REWARD/HEAD. Its own name suffices where no other reward has a head of
-    that name; the reward's name suffices where the reward has one head.
+    A head of one reward among several is called REWARD/HEAD. HEAD suffices if no other reward has a head of that name.
+    REWARD suffices if that reward has one head.
 
     Raises:
         ValueError: there is no such head, several go by that name, or the objective names one twice.
@@ -94,7 +94,7 @@ def head_indices(objective: Objective, heads: Sequence[str]) -> tuple[int, ...]:
 
 
 def _meant(name: str, heads: Sequence[str]) -> list[int]:
-    """The heads that go by a name: in full, or by their own, or by their reward's."""
+    """Indices of the heads that a name can mean: as a full name, else as a head's own, else as its reward's."""
     if name in heads:
         return [list(heads).index(name)]
     own = [i for i, head in enumerate(heads) if "/" in head and own_name(head) == name]
@@ -102,7 +102,7 @@ def _meant(name: str, heads: Sequence[str]) -> list[int]:
 
 
 def by_name(table_NG: ArrayLike, names: Sequence[str], heads: Sequence[str]) -> Array:
-    """A table with columns `names` in the order of `heads`, by the heads' own names: (N, H).
+    """Reorder a table's columns from `names` to `heads`, matched by the heads' own names: (N, H).
 
     A head without a column is NaN.
     """

@@ -7,7 +7,7 @@
 - a reward input shows the reward model a chat and an answer, never a direction: `dpa-v1` (released), `world-v1`.
 
 A preference line states the integers round(100 v). Halves round away from zero, and a value within 1e-9 of a half
-counts as a half: Python and Jinja then write the same digits, whatever their last bits.
+counts as a half: Python and Jinja then write the same digits, even if their last bits differ.
 """
 
 import math
@@ -25,7 +25,7 @@ RewardInput = Literal["chat", "dpa-v1", "world-v1"]
 
 
 Level = tuple[float, str]
-"""A part of an arc in words: the second weight, of a direction of length 1, up to which they hold; and the words."""
+"""A part of an arc: the highest second weight of a unit direction that it covers, and its words."""
 
 
 class Message(TypedDict):
@@ -64,7 +64,7 @@ def render_preference(preference: Preference, template: PreferenceTemplate, leve
     `fig1` writes tenths as the figure does (0.8), and hundredths where they are needed (0.97).
 
     Args:
-        levels: of two objectives, what ends the line beside the arithmetic (`levels_of`); none with ().
+        levels: for two objectives, the words that end the line after the arithmetic (`levels_of`); () adds none.
     """
     require_known("preference template", template, PreferenceTemplate)
     line, plus, minus = line_pieces(template)
@@ -80,10 +80,10 @@ def levels_of(words: Sequence[str], low: float, high: float) -> tuple[Level, ...
     """Words for equal parts of an arc, from its low end to its high end.
 
     Args:
-        low, high: degrees of its ends, within -90 and 90.
+        low, high: degrees of the arc's ends, within -90 and 90.
 
     Raises:
-        ValueError: an arc beyond, on which a second weight stands for two angles.
+        ValueError: an arc beyond -90 or 90, where two angles share a second weight.
     """
     if not words:
         return ()
@@ -94,7 +94,7 @@ def levels_of(words: Sequence[str], low: float, high: float) -> tuple[Level, ...
 
 
 def level_words(weight: float, levels: Sequence[Level]) -> str:
-    """The words of the first part that reaches to a second weight; beyond all of them, those of the last."""
+    """The words of the first part that covers a second weight; beyond all parts, the last one's."""
     return next((words for end, words in levels if weight <= end), levels[-1][1])
 
 
@@ -113,7 +113,7 @@ def render_condition(rewards: Mapping[str, float | None], template: ConditionTem
     """The system line that tells SteerLM which rewards (0-100) to reach; missing ones (None, -100) are left out.
 
     `steerlm` states labels l of 0..4, where 20 l + 10 is the reward, clipped and rounded. The others state the
-    rewards as integers. The paper does not say where they stand: here they end a line worded like `dpa-v1`.
+    rewards as integers. The paper does not say where the rewards go: here they end a line worded like `dpa-v1`.
     """
     require_known("condition template", template, ConditionTemplate)
     present = {name: value for name, value in rewards.items() if value is not None and value != MISSING}
@@ -177,7 +177,7 @@ def render_reward_input(messages: Sequence[Message], response: str, template: Re
 
 
 def require_dialogue(messages: Sequence[Message]) -> None:
-    """Raise ValueError unless user and assistant take turns, the user first and last; system messages may stand by."""
+    """Raise ValueError unless user and assistant take turns, the user first and last; system messages are ignored."""
     _dialogue(messages)
 
 

@@ -17,7 +17,7 @@ Index = NDArray[np.int64]
 NO_ONE: Final = -1
 """The index that stands for no candidate."""
 CANCELS: Final = 1e-9
-"""Directions whose mean is no longer than this point to no side."""
+"""Directions cancel if their mean is no longer than this."""
 
 
 def scalarize(reward_BNK: Array, preference_BK: Array) -> Array:
@@ -50,12 +50,12 @@ def pooled_best(
     allowed_BMV: Bools | None = None,
     penalty_BMV: Array | None = None,
 ) -> Index:
-    """index_BV: for each direction of a prompt the best of its pool by v . r, `NO_ONE` where it may have none.
+    """index_BV: the best of a prompt's pool by v . r, for each direction; `NO_ONE` if it gets none.
 
     `allowed_BMV` says which candidates may serve which direction; without it all may serve all.
-    `distinct` keeps no candidate twice. It serves as many directions as it can, with the largest sum of v . r: so the
-    answers to a prompt stand in the order of its directions.
-    `penalty_BMV` is taken off a candidate's score for each direction (not in the paper).
+    `distinct` chooses no candidate twice. It serves the most directions possible, with the largest sum of v . r. The
+    answers to a prompt therefore follow the order of its directions.
+    `penalty_BMV` is subtracted from a candidate's score for each direction (not in the paper).
 
     Raises:
         ValueError: shapes that do not fit; a reward that is NaN or infinite; fewer candidates than `distinct`
@@ -89,11 +89,10 @@ def pooled_best(
 
 
 def hindsight(index_BG: Index, direction_GK: Array, candidates: int) -> Array:
-    """label_BMK: the direction that each candidate serves best; NaN for one that is the best nowhere.
+    """label_BMK: the direction that each candidate serves best (not in the paper); NaN if it is the best nowhere.
 
-    It is the middle of the directions where the candidate is the best: their mean, at length 1. On an arc that is the
-    middle angle of the stretch that it wins. A candidate whose directions cancel has no middle, and so NaN (not in the
-    paper).
+    The label is the mean of the directions where the candidate is the best, at length 1. On an arc that is the middle
+    angle of the stretch that it wins. A candidate whose directions cancel has no such mean and gets NaN.
 
     Args:
         index_BG: the best candidate of each prompt at each direction (`pooled_best`), or `NO_ONE`.
@@ -108,19 +107,19 @@ def hindsight(index_BG: Index, direction_GK: Array, candidates: int) -> Array:
 
 
 def assign(score_VM: Array, name_M: Index) -> Index:
-    """name_V: one candidate a direction, none twice; as many as can be, then with the largest sum of scores.
+    """name_V: one candidate a direction, none twice; first the most directions, then the largest sum of scores.
 
-    Who gets none has `NO_ONE`. A score of -inf says that a candidate may not serve a direction.
+    A direction without a candidate gets `NO_ONE`. A score of -inf means that a candidate may not serve a direction.
     The Hungarian algorithm by shortest augmenting paths (Jonker and Volgenant 1987).
     """
     directions, candidates = score_VM.shape
     score_S = score_VM[np.isfinite(score_VM)]
     nothing = 1.0 + 2.0 * directions * float(np.ptp(score_S)) if score_S.size else 1.0
-    spare_VV = np.full((directions, directions), -score_S.min(initial=0.0) + nothing)  # a place for who gets none
+    spare_VV = np.full((directions, directions), -score_S.min(initial=0.0) + nothing)  # for directions without one
     cost_VC = np.concatenate([-score_VM, spare_VV], axis=1)
     price_C, taken_C = np.zeros(cost_VC.shape[1]), np.full(cost_VC.shape[1], NO_ONE)
     for v in range(directions):
-        # the cheapest way to seat v: each step seats at a place whose holder moves on to the next
+        # the cheapest augmenting path for v: each step takes a column, whose holder moves on to another
         cost_C, before_C = np.full(len(price_C), np.inf), np.full(len(price_C), NO_ONE)
         done_C = np.zeros(len(price_C), dtype=bool)
         mover, place, paid = v, NO_ONE, 0.0
@@ -143,7 +142,7 @@ def assign(score_VM: Array, name_M: Index) -> Index:
 
 
 def members(group_N: Index, groups: int) -> Index:
-    """row_GM: the rows of each group in their own order, filled up with `NO_ONE` to the largest group.
+    """row_GM: the rows of each group in their original order, padded with `NO_ONE` to the largest group.
 
     Args:
         group_N: each row's group, from 0 to `groups` - 1.

@@ -1,4 +1,4 @@
-"""One stage alone, on finished folders wherever they lie: `dpa STAGE`."""
+"""`dpa STAGE`: one stage alone, on finished folders anywhere on the disk."""
 
 import argparse
 import re
@@ -26,7 +26,7 @@ INPUTS: Final = {
     "evaluate": "a finished evaluate folder, of the same policy",
     "pairs": "a finished pairs or contrast folder; for pairwise, a file of rows {prompt, chosen, rejected[, subset]}",
 }
-"""A stage's inputs that are not called after the stage that makes them."""
+"""Help of the inputs that are not named after the stage that makes them."""
 
 ASKED: Final[Mapping[str, dict[str, Any]]] = {
     "t": {"type": int, "metavar": "N", "help": "the iteration; 0 for what comes before the first"},
@@ -36,7 +36,7 @@ ASKED: Final[Mapping[str, dict[str, Any]]] = {
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the stage that the verb names, out of what it declares."""
+    """Add the arguments of the verb's stage, as the stage declares them."""
     stage = STAGES[parser.get_default("verb")]
     parser.epilog = f"{parser.epilog} This stage reads: {', '.join(stage.knob_names())}."
     add_recipe(parser)
@@ -55,7 +55,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
-    """Take the stage; done before with the same inputs and knobs, it is skipped."""
+    """Run the stage; skip it if it is done with the same inputs and knobs."""
     recipe = load(recipe_file(arguments.recipe), overrides)
     require_models(recipe)
     stage, out = STAGES[arguments.verb], Path(arguments.out)
@@ -86,7 +86,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
 
 
 def _named_folder(repeated: str, word: str) -> tuple[str, Path]:
-    """NAME=DIR of an input that may be given any number of times."""
+    """Read NAME=DIR of an input that may be repeated."""
     name, equals, folder = word.partition("=")
     if not equals or not name or not folder:
         raise ValueError(f"--{repeated} {word}: give NAME=DIR")

@@ -43,7 +43,7 @@ from dpalign.train.contract import Contract, read_contract
 
 VERSION: Final = 1
 DIRECTIONS: Final = 7
-"""Even steps over the trained arc where no directions are named: Fig. 5 has 7 points of DPA."""
+"""Even steps over the trained arc if no directions are named. Fig. 5 has 7 points of DPA."""
 OUTPUTS: Final = "outputs.json"
 SYSTEM: Final = "system.json"
 
@@ -54,7 +54,7 @@ class Point:
 
     system: str
     label: str = ""
-    """What tells it from the system's other points; "" for a system of one point."""
+    """Distinguishes it from the system's other points; "" for a system of one point."""
     line: str | None = None
     """The system line that it answers under."""
     weights: dict[str, float] | None = None
@@ -62,9 +62,9 @@ class Point:
     angle: float | None = None
     """Degrees, for two objectives."""
     policy: Checkpoint | None = None
-    """What answers; None where the answers exist."""
+    """The checkpoint that answers; None if the answers exist."""
     outputs: Path | None = None
-    """The file of the answers, where they exist."""
+    """The file of the answers, if they exist."""
 
     @property
     def name(self) -> str:
@@ -72,14 +72,14 @@ class Point:
 
     @property
     def slug(self) -> str:
-        """The name as part of a file's: `dpa@-7.5` is dpa-minus-7_5."""
+        """The name as part of a file name: `dpa@-7.5` is dpa-minus-7_5."""
         text = re.sub(r"(?<![\w])-(?=[\d.])", "minus-", self.name.replace("@", "\0")).replace(".", "_").lower()
         return re.sub(r"[^a-z0-9_-]+", "-", text).strip("-")
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser._negative_number_matcher = re.compile(r"^-[\d.][\d.,+-]*$")  # --angles -15,-30 is a value, no option
+    parser._negative_number_matcher = re.compile(r"^-[\d.][\d.,+-]*$")  # --angles -15,-30 is a value, not an option
     add = parser.add_argument
     text = "a policy folder, stage folder or checkpoint, or NAME=FOLDER; one with a dpa.json is steered"
     add("policies", nargs="*", metavar="POLICY", help=text)
@@ -120,7 +120,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
-    """Do what is not done yet; the text to print at the end.
+    """Do the work that is left; return the text to print.
 
     Raises:
         ValueError: bad input, or a judge that cannot be asked; answers and judgements so far are kept.
@@ -182,7 +182,7 @@ def _judge(arguments: argparse.Namespace, recipe: Recipe) -> Judge | None:
 
 
 def _forecast(out: Path, points: Sequence[Point], instructions: Sequence[str], judge: Judge | None) -> str:
-    """The answers still to sample, and at most how many judgements."""
+    """The answers that are left to sample, and the largest number of judgements."""
     lines = []
     for point in points:
         done = point.outputs is not None or (out / f"outputs-{point.slug}" / OUTPUTS).is_file()
@@ -196,10 +196,10 @@ def _forecast(out: Path, points: Sequence[Point], instructions: Sequence[str], j
 
 
 def points_of(arguments: argparse.Namespace) -> list[Point]:
-    """Every system at every direction of the command line; a system's points from the highest angle down.
+    """Every system of the command line at each of its directions; a system's points from the highest angle down.
 
     Raises:
-        ValueError: none, two of one name, or directions that a policy cannot take.
+        ValueError: no system, two of one name, or directions that a policy cannot take.
     """
     lines: dict[str, list[str]] = {}
     for word in arguments.line:
@@ -291,7 +291,7 @@ def _earlier_points(out: Path) -> list[Point]:
 
 
 def read_instructions(path: Path, limit: int | None = None) -> list[str]:
-    """The column `instruction`, its first `limit` rows.
+    """The first `limit` rows of the column `instruction`.
 
     Raises:
         ValueError: no rows, fewer than `limit`, or an empty instruction.
@@ -305,14 +305,14 @@ def read_instructions(path: Path, limit: int | None = None) -> list[str]:
 
 
 def read_outputs(path: Path, instructions: Sequence[str], *, part: bool = False) -> list[str]:
-    """A system's answers to exactly these instructions. An empty answer is one; a missing one is an error.
+    """A system's answers to exactly these instructions. An empty answer is allowed; a missing one is an error.
 
     Args:
-        part: the instructions are the first of more, so the file may go on after them.
+        part: the instructions are only the benchmark's first, so the file may have more rows.
 
     Raises:
-        ValueError: another number of rows, an instruction that differs (its index and both texts), an answer that is
-            no text, or answers that are all empty.
+        ValueError: the number of rows differs, an instruction differs (names its index and both texts), an answer is
+            no text, or all answers are empty.
     """
     rows = list(read_source(str(path)))
     for i, (row, wanted) in enumerate(zip(rows, instructions, strict=False)):
@@ -360,7 +360,7 @@ def _answer(
         with run.stage(f"outputs-{point.slug}", VERSION, inputs, knobs | own) as work:
             if not work.done:
                 if engines_policy != point.policy:
-                    engine = None  # its memory is free before the next model loads
+                    engine = None  # frees its memory before the next model loads
                     settle_threads(recipe.threads, for_torch=True)
                     with installed():
                         engine, engines_policy = open_engine(recipe, point.policy, alone=True), point.policy
@@ -370,7 +370,7 @@ def _answer(
 
 
 def _sample(work: Work, recipe: Recipe, engine: Any, point: Point, instructions: Sequence[str]) -> None:
-    """One answer to each instruction, by shard; then the file in AlpacaEval's form."""
+    """Sample one answer to each instruction, by shard; then write the file in AlpacaEval's form."""
     size, weights = recipe.sampling.shard, tuple((point.weights or {}).values())
     condition = Condition("plain" if point.weights is None else "direction", weights, point.line)
     for shard in work.shards(-(-len(instructions) // size), "answers/part-{:05d}.parquet"):

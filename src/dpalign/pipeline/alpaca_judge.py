@@ -1,6 +1,6 @@
-"""AlpacaEval's judge: the package `alpaca_eval` asks it, caches what it says and computes the win rates.
+"""AlpacaEval's judge: the package `alpaca_eval` asks it, caches its judgements and computes the win rates.
 
-What that package lacks is added here. Its cache is written whole or not at all. A request that the server
+This module adds what the package lacks. Its cache is written whole or not at all. A request that the server
 refuses is one failed judgement. A judge that only fails is stopped. `df_gamed.csv` is a path, not a download.
 """
 
@@ -34,20 +34,20 @@ OFFICIAL: Final = "weighted_alpaca_eval_gpt4_turbo"
 CHUNK: Final = 16
 """Judgements between two writes of the cache: a kill costs at most these."""
 HOPELESS: Final = 5
-"""Failures without one success that stop a judge: it would be paid for nothing."""
+"""Failures without one success that stop a judge: more of them would cost money for nothing."""
 REFUSED: Final = (400, 413, 422)
 """HTTP status codes that refuse one request, such as a prompt too long. Any other stops the command."""
 CLIENT: Final = {"timeout": 300.0, "max_retries": 6}
-"""Of OpenAI's client: seconds for an answer; tries after 408, 409, 429, 5xx and lost connections."""
+"""Settings of OpenAI's client: seconds for an answer; retries after 408, 409, 429, 5xx and lost connections."""
 RATE_LIMITED: Final = "Max retries reached"
-"""How the package's warning begins when a server refused for its rate limit to the last; it then goes on without."""
+"""How the package's warning begins when its last retry met the rate limit; it then goes on without an answer."""
 FAILURES: Final = ("Error while parsing", "Cannot find any logprobs", "Found ")
 """How the package's warnings about failed judgements begin."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What one judgement is about."""
+    """The texts of one judgement."""
 
     instruction: str
     reference: str
@@ -58,14 +58,14 @@ class Judge:
     """An annotator of the package.
 
     Args:
-        folder: keeps the caches, one file for each point before each judge.
+        folder: keeps the caches, one file for each point and judge.
         annotator: a name of the package's, or a folder with a configs.yaml of that form.
         model: the model to ask for; None keeps the annotator's own.
         url: base of an OpenAI-compatible server; None leaves address and key to the package.
-        key: for `url`; None sends none.
+        key: sent to `url`; None sends none.
         extra: more fields of each request, such as {"chat_template_kwargs": {"enable_thinking": false}}.
         workers: requests to `url` at a time.
-        seed: of the order of the two answers, drawn by instruction.
+        seed: for the order of the two answers, which is drawn for each instruction.
 
     Raises:
         ValueError: the package is not installed, or no such annotator.
@@ -108,12 +108,12 @@ class Judge:
     def preferences(
         self, name: str, slug: str, pairs: Sequence[Pair], log: Callable[[str], None], *, retry_failed: bool = False
     ) -> Array:
-        """Each pair's preference in [1, 2], NaN where the judgement failed: (P,).
+        """Each pair's preference in [1, 2], NaN if the judgement failed: (P,).
 
-        The cache answers what was judged before. It keeps failures too, unless `retry_failed`.
+        Earlier judgements come from the cache; so do failures, unless `retry_failed`.
 
         Raises:
-            ValueError: the judge cannot be asked, or every judgement fails; what was judged is kept.
+            ValueError: the judge cannot be asked, or every judgement fails; earlier judgements are kept.
         """
         judge = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.")
         cache = self.folder / f"{slug}-{judge}-{hash_of(self.identity)[:8]}.json"
@@ -149,7 +149,7 @@ class Judge:
         return np.array(values)
 
     def _ask(self, pairs: Sequence[Pair], reasons: list[str]) -> list[float]:
-        """One chunk's preferences. Where a request is refused, the chunk's pairs are asked one by one."""
+        """One chunk's preferences. If a request is refused, the chunk's pairs are asked one by one."""
         import openai
 
         rows = [{"instruction": p.instruction, "output_1": p.reference, "output_2": p.output} for p in pairs]
@@ -168,11 +168,11 @@ class Judge:
         if any(line.startswith(RATE_LIMITED) for line in warned):
             raise ValueError("the server keeps refusing for its rate limit; wait, or take fewer --workers")
         reasons += [self._redacted(line) for line in warned if line.startswith(FAILURES)]
-        # The cache keeps 10 digits. Fewer here give the same figures before and after a resume.
+        # The cache keeps 10 digits. With 8 here the figures are the same before and after a resume.
         return [math.nan if row["preference"] is None else round(float(row["preference"]), 8) for row in annotated]
 
     def _redacted(self, text: str) -> str:
-        """A server's words without the key, which some repeat, and without a URL's password."""
+        """A server's message without the key, which some servers repeat, and without passwords in URLs."""
         text = without_credentials(text.replace(self._key, "[the key]") if self._key else text)
         return shorten(" ".join(text.split()), 200)
 
@@ -203,7 +203,7 @@ def win_rates(
     """The package's figures of one point: win_rate, standard_error, n_wins, n_draws and so on.
 
     Args:
-        names: of the reference and of the system.
+        names: the reference's and the system's.
         difficulty: AlpacaEval's df_gamed.csv; adds length_controlled_winrate and lc_standard_error.
 
     Raises:
@@ -221,7 +221,7 @@ def win_rates(
             generator_2=names[1],
         )
         one_length = len({len(pair.output) - len(pair.reference) for pair in pairs}) == 1
-        if difficulty is None or one_length:  # the package then fits the baselines' rows alone
+        if difficulty is None or one_length:  # with one length the package would fit only the baselines' rows
             computed = get_winrate(table)
         else:
             try:
@@ -235,9 +235,9 @@ def win_rates(
 
 @contextlib.contextmanager
 def package(warned: list[str] | None = None) -> Iterator[None]:
-    """Use alpaca_eval within this: its bars and log lines stay off the screen, its warnings go to `warned`.
+    """Keep alpaca_eval's bars and log lines off the screen within this context; its warnings go to `warned`.
 
-    Version 0.6.6 imports two functions of pkg_resources, which setuptools 82 no longer has. A stand-in gives them.
+    Version 0.6.6 imports two functions of pkg_resources, which setuptools 82 no longer has. A stand-in provides them.
     """
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: None if warned is None else warned.append(record.getMessage())  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""`dpa run` and `dpa compare`: every step of a recipe that is not done yet, or what they are."""
+"""`dpa run` and `dpa compare`: take every step of a recipe that is not done yet, or list the steps."""
 
 import argparse
 import shlex
@@ -28,7 +28,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
-    """Take every step that is not done yet; or say what they are. Returns the text to print."""
+    """Take every step that is not done yet, or list the steps. Returns the text to print."""
     recipe, compared = load(recipe_file(arguments.recipe), overrides), arguments.verb == "compare"
     folder = arguments.out or Path("runs") / recipe.name
     if arguments.print_recipe:
@@ -46,7 +46,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
 
 
 def next_commands(folder: Path, page: Path) -> str:
-    """Where the page opens, and the commands that come next, as they must be typed here."""
+    """The page's address and the next commands, as the user must type them here."""
     typed = Path(sys.argv[0])
     dpa = "python -m dpalign" if typed.name == "__main__.py" else str(typed) if len(typed.parts) > 1 else "dpa"
     reward = " --reward" if read_golden(folder / "reward") else ""
@@ -55,7 +55,7 @@ def next_commands(folder: Path, page: Path) -> str:
 
 
 def steps_table(recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False) -> str:
-    """The steps of a run, one a line, and what of each is to do."""
+    """The steps of a run, one a line, each done or to do and why; then what this machine lacks."""
     verdicts = runner.dry_run(recipe, folder, until, compared)
     rows = [(step.name, " ".join(filter(None, (step.half, step.condition))), verdict) for step, verdict in verdicts]
     name_width, how_width = (max(len(row[column]) for row in rows) for column in (0, 1))

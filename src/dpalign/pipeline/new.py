@@ -82,7 +82,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     """Write the recipe; returns its path.
 
     Raises:
-        ValueError: a file that is there already, or an answer that makes no recipe.
+        ValueError: the file exists already, or an answer gives no valid recipe.
     """
     if overrides:
         raise ValueError(f"new takes no knobs of a recipe: {' '.join(overrides)}; edit the file that it writes")
@@ -104,13 +104,13 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
 
 
 def wishes(given: Mapping[str, str | None], ask: Callable[[str, Callable[[str], object]], str]) -> Wishes:
-    """The four answers: as given, or asked for.
+    """The four answers: from the command line, or asked for.
 
     Args:
-        ask: takes the name of a question and what reads its answer, which raises ValueError at one that makes no sense.
+        ask: called with a question's name and the function that reads its answer, which raises ValueError at a bad one.
 
     Raises:
-        ValueError: a given answer that makes no sense; says what would.
+        ValueError: a given answer is bad; says what is accepted.
     """
 
     def answer(name: str, read: Callable[[str], _T]) -> _T:
@@ -126,10 +126,10 @@ def wishes(given: Mapping[str, str | None], ask: Callable[[str, Callable[[str], 
 
 
 def write(file: Path, wished: Wishes) -> None:
-    """Write the recipe where no file is.
+    """Write the recipe to a new file.
 
     Raises:
-        ValueError: a file is there, a row of the data cannot be read, or the recipe is refused; nothing is left then.
+        ValueError: the file exists, a row of the data cannot be read, or the recipe is refused; then no file is left.
     """
     text = "\n".join(lines(file.stem, wished)) + "\n"
     try:
@@ -180,10 +180,10 @@ def read_model(words: str) -> str:
 
 
 def read_rewards(words: str) -> list[Reward]:
-    """Rewards as people name them: the models first, then the functions.
+    """Rewards as the user names them: the models first, then the functions.
 
     Raises:
-        ValueError: fewer than two, one that is nothing of the kind, or two of one name.
+        ValueError: fewer than two, one that is no reward, or two of one name.
     """
     rewards: list[Reward] = []
     for part in _parts(words):
@@ -212,7 +212,7 @@ def read_data(words: str) -> list[str]:
     """Files, folders or hub names.
 
     Raises:
-        ValueError: none, or one that is not there.
+        ValueError: no source, or one that does not exist.
     """
     sources = _parts(words)
     if not sources:
@@ -301,7 +301,7 @@ def lines(name: str, wished: Wishes) -> Iterator[str]:
 
 
 def directions(rewards: Sequence[Reward]) -> Iterator[str]:
-    """The table [preference]: a function may be wanted more or less, all else more."""
+    """The table [preference]: users may want more or less of a function, and more of anything else."""
     first, second, *others = (reward.name for reward in rewards)
     both_ways = any(reward.is_function for reward in rewards[1:])
     if not others:
@@ -323,7 +323,7 @@ def directions(rewards: Sequence[Reward]) -> Iterator[str]:
 
 
 def _rows(sources: Sequence[str]) -> int | None:
-    """How many rows some files have; None where one is a folder or on the hub."""
+    """How many rows the files have together; None if one is a folder or on the hub."""
     if not all(Path(source).is_file() for source in sources):
         return None
     counts = {source: sum(1 for _ in read_source(source)) for source in sources}

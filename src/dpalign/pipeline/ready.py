@@ -1,4 +1,4 @@
-"""Whether a run can take all of its steps on this machine: asked before the first, not ten hours in."""
+"""Check that a run can take all its steps on this machine: before the first one, not ten hours later."""
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -24,12 +24,14 @@ TRAIN: Final = ("torch", "transformers", "datasets", "accelerate", "peft", "trl"
 def require_split(recipe: Recipe, todo: Sequence[Step]) -> None:
     """Check that each training's batch divides into micro-batches over its processes.
 
+    Online, it must also divide into the answers to a prompt.
+
     Raises:
-        ValueError: one does not; names the knobs.
+        ValueError: it does not; names the knobs.
     """
     for step, training in _trainings(recipe, todo):
         table, processes = step.stage.training_table, processes_of(recipe, step)
-        one_a_forward = training.packing and recipe.kernels.attention == "sdpa"  # whatever micro_batch says
+        one_a_forward = training.packing and recipe.kernels.attention == "sdpa"  # micro_batch is ignored
         rows = processes * (1 if one_a_forward else training.micro_batch)
         if training.batch % rows:
             raise ValueError(
@@ -46,29 +48,29 @@ def require_split(recipe: Recipe, todo: Sequence[Step]) -> None:
 
 
 def require_machine(recipe: Recipe, todo: Sequence[Step]) -> None:
-    """Check that this machine, or the cluster that the recipe names, has what some steps need.
+    """Check that this machine, or the cluster that the recipe names, has what the steps need.
 
     Raises:
-        ValueError: it has not; lists all that is missing.
+        ValueError: something is missing; lists all of it.
     """
     if missing := list(lacking(recipe, todo)):
         raise ValueError("this machine cannot take every step:\n" + "\n".join(f"- {one}" for one in missing))
     if recipe.cluster.address not in ("", "local") and _engines(todo):
-        with joined(recipe.cluster, recipe.cluster.actors):  # or says what is wrong
+        with joined(recipe.cluster, recipe.cluster.actors):  # raises if something is wrong
             pass
 
 
 def lacking(recipe: Recipe, todo: Sequence[Step]) -> list[str]:
-    """What this machine lacks for some steps: packages and GPUs, each with the knob that asks and the cure."""
+    """What this machine lacks for the steps: a model, packages, GPUs; each with the knob that asks and the cure."""
     packages = [why for package, knob in _packages(recipe, todo) for why in _refusal(require_package, package, knob)]
     return [*_unfetched(recipe, todo), *packages, *_gpus(recipe, todo)]
 
 
 def require_named(recipe: Recipe, todo: Sequence[Step]) -> None:
-    """Check that what some steps read, and no step makes, can be had: files here; models here, or from the hub.
+    """Check that the files and models that steps need and no step makes exist; a model may be on the hub.
 
     Raises:
-        ValueError: something cannot; names the knob.
+        ValueError: one does not; names the knob.
     """
     for knob, file in _files(recipe, todo):
         if not Path(expanded(knob, file)).is_file():
@@ -91,7 +93,7 @@ def require_named(recipe: Recipe, todo: Sequence[Step]) -> None:
 
 
 def _files(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]:
-    """The files that steps after the first read, by the knob that names each."""
+    """The files that reward, judge and pairwise steps read, each with the knob that names it."""
     knobs = {"reward": "reward.probe", "judge": "reward.judge_probe", "pairwise": "reward.pairwise"}
     for step in todo:
         knob = knobs.get(step.stage.name, "")
@@ -100,7 +102,7 @@ def _files(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]:
 
 
 def _loaded(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]:
-    """The models that steps load and no step makes, by the knob that names each."""
+    """The models that steps load and no step makes, each with the knob that names it."""
     for step in todo:
         own, stage = recipe_of(recipe, step), step.stage.name
         if step.stage.trains is not None and stage != "reward" and (name := step.stage.trains(own).checkpoint):
@@ -114,13 +116,13 @@ def _loaded(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]:
 
 
 def _unfetched(recipe: Recipe, todo: Sequence[Step]) -> Iterator[str]:
-    """The model of our own verb, where nobody has called it."""
+    """The model of `dpa smollm2`, if the recipe needs it and it is not there."""
     if any(step.stage.heavy for step in todo) and recipe.model.base == str(PLACE) and not PLACE.exists():
         yield f"model.base is {recipe.model.base}, which is not there; `dpa smollm2` fetches it"
 
 
 def _packages(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]:
-    """Packages, and the knob that asks for each."""
+    """The packages that the steps need, each with the knob that asks for it."""
     if any(step.stage.heavy for step in todo):
         yield from ((package, "training, sampling or scoring") for package in TRAIN)
     engines = _engines(todo)
@@ -138,7 +140,7 @@ def _packages(recipe: Recipe, todo: Sequence[Step]) -> Iterator[tuple[str, str]]
 
 
 def _gpus(recipe: Recipe, todo: Sequence[Step]) -> Iterator[str]:
-    """What is wrong with the number of this machine's GPUs; it is counted only where something asks for GPUs."""
+    """What is wrong with the number of this machine's GPUs. They are counted only if something asks for GPUs."""
     engines, cluster, spread = _engines(todo), recipe.cluster, _spread(recipe, todo)
     on_vllm = [knob for knob in engines if getattr(recipe.engines, knob) == "vllm"]
     kernels = [knob for _, knob in recipe.kernels.packages] if any(_trainings(recipe, todo)) else []
@@ -163,14 +165,14 @@ def _gpus(recipe: Recipe, todo: Sequence[Step]) -> Iterator[str]:
     if not engines:
         return
     if cluster.address == "local":
-        cpus = cluster.actors * cluster.cpus + SPARE_CPUS  # Ray is started with so many, whatever the machine has
+        cpus = cluster.actors * cluster.cpus + SPARE_CPUS  # Ray starts with this number, not the machine's
         yield from _refusal(require_room, [{"CPU": cpus, "GPU": float(gpus)}], cluster, cluster.actors)
     elif not cluster.address and gpus and recipe.engines.tensor_parallel > gpus:
         yield f"engines.tensor_parallel is {recipe.engines.tensor_parallel}, and {shown}; lower it"
 
 
 def _vllm_for_gpus() -> bool:
-    """Whether the installed vLLM is its usual build; the one for CPUs is a package of another name, or version."""
+    """Whether the installed vLLM is its usual build; the one for CPUs has another package name or version."""
     try:
         return "cpu" not in version("vllm")
     except PackageNotFoundError:
@@ -178,7 +180,7 @@ def _vllm_for_gpus() -> bool:
 
 
 def _trainings(recipe: Recipe, steps: Sequence[Step]) -> Iterator[tuple[Step, Training]]:
-    """The steps that train, with the knobs of each; a checkpoint that is named in place of a training is none."""
+    """The steps that train, each with its knobs. A step with a named checkpoint does not train."""
     for step in steps:
         training = step.stage.trains(recipe_of(recipe, step)) if step.stage.trains else None
         if training is not None and not training.checkpoint:

@@ -1,6 +1,6 @@
-"""`dpa reproduce RUN`: make a run again from its own recipe, and say what came out differently.
+"""`dpa reproduce RUN`: make a run again from its own recipe, and list the differences.
 
-It ends with code 0 where all files are identical, with 1 where some differ, and with 2 where it could not be done.
+It ends with code 0 if all files are identical, with 1 if some differ, and with 2 if it could not be done.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
-    """Make the steps again; the differences as text, with code 1 where there are any."""
+    """Make the steps again. Return the differences as text; exit with code 1 if there are any."""
     run: Path = arguments.run.resolve()
     out: Path = (arguments.out or run.with_name(f"{run.name}-reproduced")).resolve()
     if not (run / "recipe.toml").is_file():
@@ -64,14 +64,14 @@ def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of making a stage again."""
+    """How a stage that was made again compares with the first one."""
 
     stage: str
     files: int
     differences: dict[str, str]
-    """What differs, by file, or by what the ledger says."""
+    """What differs, by file; under the ledger's name, its counts."""
     otherwise: tuple[str, ...]
-    """What else was different before: knobs, inputs, code or packages."""
+    """Possible causes: knobs, inputs, code or packages that differ."""
 
     @property
     def identical(self) -> bool:
@@ -90,7 +90,7 @@ def finished(recipe: Recipe, run: Path, until: str | None, compared: bool) -> li
     """The steps to make: all up to `until`, or to the last that the run has finished.
 
     Raises:
-        ValueError: no such step, or one that the run has not finished.
+        ValueError: there is no such step, or the run has not finished it.
     """
     planned = steps_until(recipe, until, compared)
     done = [step for step in planned if (run / step.name / LEDGER).is_file()]
@@ -111,7 +111,7 @@ def make_alone(recipe: Recipe, run: Path, out: Path, step: Step) -> Step:
 
 
 def compare(before: Path, after: Path) -> Verdict:
-    """What differs between a stage and the same one made again; of a report its summary, from which the page is drawn.
+    """What differs between a stage and the same one made again. Of a report only JSON: the page is drawn from it.
 
     Raises:
         ValueError: a ledger or a file that cannot be read.
@@ -132,7 +132,7 @@ def compare(before: Path, after: Path) -> Verdict:
 
 
 def _otherwise(old: Ledger, new: Ledger) -> list[str]:
-    """What two ledgers say was different before their stages were made."""
+    """What was different before the stages were made, by their ledgers."""
     said = changes({"version": old["version"], **old["knobs"]}, {"version": new["version"], **new["knobs"]})
     inputs = {name: (one, new["inputs"].get(name, one)) for name, one in old["inputs"].items()}
     said += [f"input {key} differs" for key, (a, b) in inputs.items() if a["path"] == b["path"] and a != b]
@@ -144,7 +144,7 @@ def _otherwise(old: Ledger, new: Ledger) -> list[str]:
 
 
 def as_text(verdicts: Sequence[Verdict], out: Path) -> str:
-    """A line a stage, below it what differs, and at the end how many stages are identical."""
+    """One line a stage with its differences below, and at the end the number of identical stages."""
     width = max(len(one.stage) for one in verdicts)
     lines = []
     for one in verdicts:

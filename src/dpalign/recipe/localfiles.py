@@ -1,7 +1,7 @@
-"""What a recipe names that lies on this machine: data files, model folders, a function of one's own.
+"""Local files that a recipe names: data files, model folders, Python functions of the user's own.
 
-A stage that reads any of it is done again when it changes, as when an earlier stage's outputs do. What the hub holds
-under a name is taken to stay as it is: NAME@REVISION pins it, and the ledger names its commit.
+A stage that reads one runs again when the file changes, as it does when an earlier stage's outputs change. A name on
+the hub is assumed to keep its content: NAME@REVISION pins it, and the ledger names its commit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,14 +32,14 @@ MODELS: Final = tuple(knobs_naming(Recipe, "model"))
 FUNCTIONS: Final = tuple(knobs_naming(Recipe, "function"))
 TOKENIZER_FILES: Final = ["tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"]
 INSTALLED: Final = {"model.base": "world"}
-"""What a model knob may say that means a part of this package."""
+"""Values of model knobs that mean a part of this package."""
 
 
 def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
-    """The files and folders that some knobs name and that are there, by knob.
+    """The existing files and folders that some knobs name, by knob.
 
     Args:
-        knobs: values by dotted name, such as a stage reads them (`Stage.knobs`).
+        knobs: values by dotted name, as `Stage.knobs` returns them.
     """
     paths: dict[str, Path] = {}
     for knob, value in knobs.items():
@@ -56,7 +56,7 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def hub_commits(knobs: Mapping[str, Any]) -> dict[str, str]:
-    """The commits that the names on the hub in some knobs stand for in its cache, by knob."""
+    """The commits of the hub names in some knobs, read in the hub's cache, by knob."""
     commits: dict[str, str | None] = {}
     for knob, value in knobs.items():
         if knob in SOURCES and not knobs.get("data.world"):
@@ -68,14 +68,15 @@ def hub_commits(knobs: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _names(knob: str, patterns: Sequence[str]) -> bool:
-    """Whether a knob is one of these, of which `*` stands for any key."""
+    """Whether a knob matches one of the patterns; `*` matches any key."""
     return any(fnmatchcase(knob, pattern) for pattern in patterns)
 
 
 def require_models(recipe: Recipe) -> None:
-    """Check that what a recipe names as models, and can be no name on the hub, is there and holds weights of its kind.
+    """Check that the model folders that a recipe names hold weights of the right kind.
 
-    Reward functions are imported, and tried on two tiny questions.
+    A folder may be missing only if its name can be one on the hub. Reward functions are imported, and tried on two tiny
+    questions.
 
     Raises:
         ValueError: naming the knob.
@@ -106,14 +107,14 @@ def require_models(recipe: Recipe) -> None:
 
 
 def require_chat(recipe: Recipe, fetch: bool = False) -> None:
-    """Check that the model's own chat template, where the recipe keeps it, can carry a dial.
+    """Check that the model's own chat template can carry a dial, if the recipe keeps it.
 
     Args:
-        fetch: read a model of the hub too, its tokenizer's files alone; where it cannot be reached, its training says
-            what is wrong.
+        fetch: also check a model of the hub, by its tokenizer's files. If the hub cannot be reached, the training
+            reports what is wrong.
 
     Raises:
-        ValueError: it cannot, or there is no such template.
+        ValueError: it cannot, or there is no template.
     """
     from dpalign.engines.templates import find_own_chat
 
@@ -131,7 +132,7 @@ def require_chat(recipe: Recipe, fetch: bool = False) -> None:
 
 
 def _tokenizer_of(name: str) -> Path | None:
-    """The files of a tokenizer on the hub; None where it cannot be reached."""
+    """The folder of a hub model's tokenizer files; None if they cannot be had."""
     try:
         from huggingface_hub import snapshot_download
 

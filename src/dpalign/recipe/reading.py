@@ -1,7 +1,7 @@
-"""Reading a recipe: a TOML file laid over those it extends, and command-line words such as `--sampling.n 8` over it.
+"""Read a recipe: a TOML file laid over those that it extends, with words such as `--sampling.n 8` laid over both.
 
 This module knows no knob. Every error is a ValueError that names the file, the dotted key, the value and what is
-possible; an unknown key is answered with the nearest known one.
+allowed. For an unknown key it names the nearest known one.
 """
 
 import difflib
@@ -25,9 +25,9 @@ T = TypeVar("T", bound=Table)
 EXTENDS: Final = "extends"
 """The key of a recipe file that names its base; the recipe itself has no such knob."""
 LONGEST: Final = 1 << 20
-"""Characters of a recipe file; the longest that is shipped has 20,000."""
+"""The most characters of a recipe file; the longest shipped one has 20,000."""
 DEEPEST: Final = 16
-"""Tables or lists of a recipe file in each other."""
+"""The most levels of nested tables or lists in a recipe file."""
 SHIPPED: Final = Path(__file__).parent / "shipped"
 """The recipes that are installed with the package."""
 
@@ -36,11 +36,11 @@ def load_table(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """Read a recipe file, laid over the file that it extends, with overrides laid over both.
 
     `extends` names an installed recipe, or a file beside this one; that may extend another. Tables of knobs are laid
-    over each other. A value, a list or a table of names of one's own replaces the base's. `name` is never inherited:
+    over each other. A value, a list or a table of the user's own names replaces the base's. `name` is never inherited:
     two recipes would share a run folder.
 
-    An override is read as its knob's type: TOML syntax (`[0, -45]`, `{n = 8}`, `true`), or a bare string. Of two
-    overrides of one key the later holds.
+    An override is read as its knob's type: TOML syntax (`[0, -45]`, `{n = 8}`, `true`), or a bare string. The later of
+    two overrides of one key wins.
 
     Raises:
         ValueError: a file is missing or not TOML (with the line), files extend each other in a circle, or a key, value
@@ -56,7 +56,7 @@ def load_table(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     for key, text in given:
         _override(cls, mapping, key, text)
         _override(cls, laid, key, text)
-    words = " with " + " ".join(" ".join(overrides).split()) if overrides else ""  # on one line, as the message
+    words = " with " + " ".join(" ".join(overrides).split()) if overrides else ""  # on one line, like the message
 
     def where(key: str) -> str:
         return f"{path if key in dict(given) else _origin(files, key)}{words}"
@@ -70,7 +70,7 @@ def from_mapping(
     """Build `cls` from nested plain tables; `where` is the file that messages name.
 
     Args:
-        layers: what the tables were put together from, for `Table.require_stated`; none stands for the whole.
+        layers: the tables that `mapping` was merged from, for `Table.require_stated`; empty: `mapping` alone.
 
     Raises:
         ValueError: an unknown or missing key, a wrong type, a number out of range, or a contradiction.
@@ -81,10 +81,10 @@ def from_mapping(
 def _build(
     cls: type[T], mapping: Mapping[str, Any], where: Callable[[str], str], layers: Sequence[Mapping[str, Any]]
 ) -> T:
-    """`from_mapping`, where the file to name depends on the key."""
+    """`from_mapping`, but `where` gives the file to name for a key."""
     for key, value in leaves(mapping):
         for moment in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(moment, date | time):  # TOML has them, and no knob takes one
+            if isinstance(moment, date | time):  # TOML has dates and times, and no knob takes one
                 raise ValueError(f"{where(key)}: {key} has the {type(moment).__name__} {moment}; write it in quotes")
     defaults = {
         name: field.get_default(call_default_factory=True, validated_data={})
@@ -104,7 +104,7 @@ def _build(
 
 
 def changed(instance: T, values: Mapping[str, Any]) -> T:
-    """The instance with some leaves set anew: `changed(recipe, {"sampling.n": 8})`.
+    """The instance with some leaves replaced: `changed(recipe, {"sampling.n": 8})`.
 
     Raises:
         ValueError: an unknown key, or a value that is refused.
@@ -134,7 +134,7 @@ def dotted(cls: type[Table], values: Mapping[str, Any], prefix: str = "") -> Ite
 
 
 def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """A recipe file and those that it extends, itself first, with what each says; a base's own name is left out."""
+    """A recipe file and those that it extends, itself first, with their content; a base's own name is left out."""
     files: list[tuple[Path, dict[str, Any]]] = []
     while True:
         own = _read_toml(path)
@@ -176,7 +176,7 @@ def _over_base(cls: type[Table], base: Mapping[str, Any], own: Mapping[str, Any]
 
 
 def _origin(files: Sequence[tuple[Path, Mapping[str, Any]]], key: str) -> Path:
-    """The first file that has a key; for a key that none has, the recipe's own."""
+    """The first file that has a key; the recipe's own file if none has."""
     parts = re.sub(r"\[\d+\]", "", key).split(".")
     for path, own in files:
         here: Any = own
@@ -252,7 +252,7 @@ _EXPECTED: Final = {
     "a list": ("tuple_type", "list_type", "too_long", "too_short"),
     "a table": ("dict_type", "model_type", "model_attributes_type"),
 }
-"""What a value must be, by pydantic's names for what it is not."""
+"""What a value must be, with pydantic's types of the errors that say so."""
 
 
 def _expected(detail: ErrorDetails, field: FieldInfo | None) -> str:
@@ -268,7 +268,7 @@ def _expected(detail: ErrorDetails, field: FieldInfo | None) -> str:
 
 
 def ranges(cls: type[Table], prefix: str = "") -> dict[str, str]:
-    """What may stand for each knob, by its dotted name: a range or the allowed values, where there are any."""
+    """The range or the allowed values of each knob that has any, by its dotted name."""
     allowed: dict[str, str] = {}
     for name, field in cls.model_fields.items():
         if (table := table_of(field.annotation)) is not None:
@@ -295,7 +295,7 @@ def _constraints(annotation: Any) -> Iterator[Any]:
 
 
 def _choices(annotation: Any) -> Iterator[str]:
-    """The values of the Literals inside an annotation: itself, or those that a tuple or a union holds."""
+    """The values of an annotation that is a Literal, or of the Literals inside a tuple or a union."""
     if get_origin(annotation) is Literal:
         yield from map(literal, get_args(annotation))
     else:
@@ -304,7 +304,7 @@ def _choices(annotation: Any) -> Iterator[str]:
 
 
 def unknown(cls: type[Table], dotted: str) -> str:
-    """What to say of a key that no table has: its nearest name, and the names known there."""
+    """The message for an unknown key: the nearest name, and the names known in its table."""
     everywhere = (*field_docs(cls), EXTENDS)
     table, _, name = dotted.rpartition(".")
     if why := _table_at(cls, table).gone.get(name):
@@ -323,7 +323,7 @@ def unknown(cls: type[Table], dotted: str) -> str:
 
 
 def _table_at(cls: type[Table], dotted: str) -> type[Table]:
-    """The table of a dotted name; that of all where there is none."""
+    """The table of a dotted name; `cls` if there is none."""
     table: type[Table] | None = cls
     of_dict: type[Table] | None = None
     for part in filter(None, dotted.split(".")):
@@ -371,7 +371,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _is_deep(value: Any, levels: int) -> bool:
-    """Whether tables or lists lie in each other at more levels than these."""
+    """Whether tables or lists are nested deeper than so many levels."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return levels < 0 or any(_is_deep(one, levels - 1) for one in inner)
 
@@ -402,7 +402,7 @@ def _override(cls: type[Table], mapping: dict[str, Any], key: str, text: str) ->
     table_here = mapping
     for part in parts[:-1]:
         table_here = table_here.setdefault(part, {})
-        if not isinstance(table_here, dict):  # the file itself is wrong here: from_mapping says how
+        if not isinstance(table_here, dict):  # the file itself is wrong here: `_build` reports it
             return
     table_here[parts[-1]] = value
 
@@ -422,7 +422,7 @@ def _kind(cls: type[Table], key: str) -> Any:
 
 
 def _parse_override(kind: Any, text: str) -> Any:
-    """The plain value of an override: TOML where that fits the knob's type, else the bare text."""
+    """The plain value of an override: TOML if that fits the knob's type, else the bare text."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):

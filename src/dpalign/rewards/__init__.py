@@ -1,1 +1,1 @@
-"""The multi-objective reward model of section 2.1: its training, its scores, and how good they are."""
+"""The multi-objective reward model of section 2.1: its training and its scores; other scorers of answers too."""

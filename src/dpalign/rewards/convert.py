@@ -1,4 +1,4 @@
-"""`dpa convert-reward`: a public multi-head reward model as a stock sequence classifier, without its own code.
+"""`dpa convert-reward`: make a public multi-head reward model a stock sequence classifier, without its own code.
 
 The remote code of these models no longer loads on transformers 5. All of them read the last token, so each of their
 heads is a row of a stock classifier's `score.weight`:
@@ -7,7 +7,7 @@ ArmoRM       regression_layer, (K, D). Its gate, which mixes the heads by prompt
 QRM          regression_layer, (K * Q, D): Q quantiles of each head. The mean over them is linear too.
 DPA          the ten heads of section 3.1, in a class of the authors' own.
 
-Weights keep their type. One file's are in memory at a time.
+Weights keep their type, but a QRM's averaged head is float32. One file's weights are in memory at a time.
 
 Shapes: K heads, Q quantiles of each, D the model's width.
 """
@@ -52,11 +52,11 @@ SCORE: Final = "score.weight"
 GATED: Final = "regression_layer"
 """The head of ArmoRM and QRM."""
 DROPPED: Final = re.compile(r"gating\..*|reward_transform_matrix")
-"""What mixes the heads to one score: none of it changes a head."""
+"""Tensors that mix the heads into one score; none changes a head."""
 RELEASED: Final = "MistralForAttributePrediction"
 """The class of the authors' DPA reward model."""
 BACKBONES: Final = {"llama": "Llama", "mistral": "Mistral", "gemma2": "Gemma2"}
-"""How stock classes are called, by model_type; in all of them `model.` is the backbone."""
+"""How the names of stock classes begin, by model_type. In all of them `model.` is the backbone."""
 
 ARMORM: Final = (
     *HEADS,
@@ -66,18 +66,18 @@ ARMORM: Final = (
 HELPSTEER: Final = HEADS[:5]
 
 FLOATS: Final = {"F64", "F32", "F16", "BF16"}
-"""Types of weights, in the words of safetensors."""
+"""Floating-point types of weights, as safetensors names them."""
 
 COPIED: Final = (
     *(TOKENIZER, "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"),
 )
-"""Files that go along as they are; of a model that reads chats, its template too."""
+"""Files copied as they are. The template of a model that reads chats is copied too."""
 GONE: Final = (
     *("auto_map", "_name_or_path", "num_objectives", "num_quantiles", "loss", "torch_dtype"),
     *("attn_implementation", "_attn_implementation"),
 )
-"""Keys of the configuration that only the model's own code reads, or that would ask for more than a stock class."""
+"""Keys of the configuration that only the model's own code reads, or that ask for more than a stock class has."""
 
 Scale = tuple[float, float]
 """(a, b): a score s is a * s + b points of 0 to 100."""
@@ -85,7 +85,7 @@ Scale = tuple[float, float]
 
 @dataclass(frozen=True)
 class Head:
-    """What the scores of a public reward model are."""
+    """The head of a public reward model."""
 
     form: Literal["armorm", "qrm", "dpa"]
     module: str
@@ -100,10 +100,10 @@ class Head:
 
     @property
     def scale(self) -> dict[str, Scale]:
-        """To points of 0 to 100, by head, where it is published.
+        """The published maps to points of 0 to 100, by head.
 
         ArmoRM's HelpSteer heads are (l + 0.5) / 5 for labels l of 0 to 4, by its model card: 100 r is the 20 l + 10
-        of our own labels. Nobody published the scales of its other heads, or of QRM's.
+        of our own labels. The scales of its other heads and of QRM's are unpublished.
         """
         match self.form:
             case "armorm":
@@ -122,7 +122,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
-    """Convert what the command line names; what to tell the user.
+    """Convert what the command line names; return the message for the user.
 
     Raises:
         ValueError: no such folder, none of the known models, or a place that is taken.
@@ -132,7 +132,7 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
 
 
 def convert(source: Path, out: Path) -> tuple[Head, dict[str, Scale]]:
-    """Write the stock classifier; returns its head, and the maps to points that are known.
+    """Write the stock classifier; return its head, and the maps to points that are known.
 
     The folder appears whole or not at all.
 
@@ -170,7 +170,7 @@ def convert(source: Path, out: Path) -> tuple[Head, dict[str, Scale]]:
 
 
 def require_free(out: Path) -> None:
-    """ValueError unless the place is free, and the place beside it where the folder is made."""
+    """Raise ValueError unless the place is free, and the place beside it where the folder is made."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out {out}: stands already; name a new folder, or an empty one")
     if partial_of(out).exists():
@@ -178,7 +178,7 @@ def require_free(out: Path) -> None:
 
 
 def read_source(source: Path) -> dict[str, Any]:
-    """The configuration of a folder with whole safetensors of a known backbone.
+    """Read the configuration of a folder with whole safetensors of a known backbone.
 
     Raises:
         ValueError: there is none, its weights are pickled or quantised, or it is stock already.
@@ -206,10 +206,10 @@ def read_source(source: Path) -> dict[str, Any]:
 
 
 def find_head(source: Path, config: Mapping[str, Any], tensors: Mapping[str, tuple[str, list[int]]]) -> Head:
-    """Which of the known models a checkpoint is, by its tensors (type and shape) and its configuration.
+    """Find which known model a checkpoint is, by its tensors (type and shape) and its configuration.
 
     Raises:
-        ValueError: none; or tensors that this module knows nothing of, or of other shapes than the configuration's.
+        ValueError: no known model, unknown tensors, or shapes that differ from the configuration's.
     """
     other = [name for name in tensors if not name.startswith("model.") and not DROPPED.fullmatch(name)]
     modules = sorted({name.rpartition(".")[0] for name in other if name.endswith(".weight")})
@@ -236,7 +236,7 @@ def find_head(source: Path, config: Mapping[str, Any], tensors: Mapping[str, tup
 
 
 def _names(form: str, heads: int, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The model's own names, else those that its card gives, else numbers."""
+    """Return the model's own names, else those on its card, else numbers."""
     own = label_names(config)
     if len(own) == heads and not all(re.fullmatch(r"LABEL_\d+", name) for name in own):
         return own
@@ -251,7 +251,7 @@ def _names(form: str, heads: int, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _with_bias(source: Path, head: Head) -> dict[str, Scale]:
-    """The maps to points, where a bias is added by the map: a stock classifier's head has none."""
+    """Return the maps to points with the head's bias added: a stock classifier's head has no bias."""
     from safetensors import safe_open
 
     name, scale, biases = f"{head.module}.bias", head.scale, [0.0]
@@ -270,14 +270,14 @@ def _with_bias(source: Path, head: Head) -> dict[str, Scale]:
 
 
 def _score(weight: "Tensor", quantiles: int) -> "Tensor":
-    """The stock head: the model's own rows, or in float32 the mean over the quantiles of each."""
+    """Return the stock head: the model's own rows, or each head's mean over its quantiles in float32."""
     if quantiles == 1:
         return weight
     return weight.double().reshape(-1, quantiles, weight.shape[-1]).mean(dim=1).float()
 
 
 def _write_weights(source: Path, out: Path, head: Head) -> str:
-    """The files as they are divided, with the backbone and the head alone; returns the backbone's commonest type.
+    """Write the backbone and the head alone, in the source's division into files; return the backbone's commonest type.
 
     One file's weights are in memory at a time.
     """
@@ -310,11 +310,11 @@ def _stock(config: Mapping[str, Any]) -> str:
 def _stock_config(
     config: Mapping[str, Any], head: Head, scale: Mapping[str, Scale], pad: int, dtype: str
 ) -> dict[str, Any]:
-    """The configuration without what the model's own code reads, with named heads."""
+    """Return the configuration with named heads, without the keys that only the model's own code reads."""
     kept = {key: value for key, value in config.items() if key not in GONE and not key.startswith("gating_")}
     written = kept | {
         "architectures": [_stock(config)],
-        "dtype": dtype,  # ArmoRM's says float32 of weights in bfloat16
+        "dtype": dtype,  # ArmoRM's says float32, but its weights are bfloat16
         "id2label": {str(i): name for i, name in enumerate(head.names)},
         "label2id": {name: i for i, name in enumerate(head.names)},
         "num_labels": len(head.names),
@@ -325,9 +325,9 @@ def _stock_config(
 
 
 def _pad(source: Path, config: Mapping[str, Any], settings: dict[str, Any]) -> int:
-    """A pad token that ends no text, since a classifier reads the last token that is no padding.
+    """Return a pad token that ends no text, since a classifier reads the last token that is no padding.
 
-    Where the configuration names none, it is the tokenizer's own or its unknown token, and `settings` get it.
+    If the configuration names none, it is the tokenizer's pad or unknown token, and is written to `settings`.
     """
     tokens = special_tokens(source)
     eos = config.get("eos_token_id")
@@ -349,7 +349,7 @@ def _pad(source: Path, config: Mapping[str, Any], settings: dict[str, Any]) -> i
 
 
 def _tokenizer_settings(source: Path, head: Head) -> dict[str, Any]:
-    """tokenizer_config.json without remote code, and without a chat template where the model reads none."""
+    """Read tokenizer_config.json without remote code, and without a chat template if the model reads none."""
     if head.input == "chat" and template_of(source) is None:
         raise ValueError(f"{source}: no chat template, in which these heads read a chat; fetch the tokenizer's files")
     path = source / TOKENIZER_SETTINGS
@@ -361,7 +361,7 @@ def _tokenizer_settings(source: Path, head: Head) -> dict[str, Any]:
 
 
 def _write_template(folder: Path, head: Head) -> None:
-    """A chat template that writes the form of ours which the model reads."""
+    """Write the chat template of our form that the model reads."""
     from transformers import AutoTokenizer
 
     from dpalign.rewards.inputs import template_for
@@ -372,12 +372,12 @@ def _write_template(folder: Path, head: Head) -> None:
 
 
 def table_of(head: Head, scale: Mapping[str, Scale], folder: Path) -> str:
-    """The table for a recipe, and what is not known of it; the folder itself names its heads and their scales."""
+    """Return the table for a recipe, and notes on what is unknown. The folder itself has its heads and their scales."""
     lines = [f"[rewards.{head.form}]", f"model = {json.dumps(str(folder))}", f'input = "{head.input}"']
     lines.append(f"heads: {', '.join(head.names)}")
     if unknown := [name for name in head.names if name not in scale]:
         cure = "a run fits it to its own annotated answers, or give scale = [slope, offset]"
-        lines.append(f"note: nobody published the scale of {', '.join(unknown)}: {cure}")
+        lines.append(f"note: unpublished scale of {', '.join(unknown)}: {cure}")
     if head.names[0] == "LABEL_0":
-        lines.append("note: nobody published what these heads are called; name them in heads, in this order")
+        lines.append("note: the names of these heads are unpublished; name them in heads, in this order")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Python functions as rewards: some to use as they are, and how one of your own is found and called.
+"""Python functions as rewards: some to use as they are, and the code that finds and calls your own.
 
-A reward function takes prompts and responses, two lists of text. It returns a number an answer; with several heads an
-array, a row an answer and a column a head. Name it in a recipe:
+A reward function takes prompts and responses, two lists of text. It returns one number per answer. With several heads
+it returns an array with a row per answer and a column per head. Name it in a recipe:
 
     [rewards.length]
     function = "dpalign.rewards.functions:words"
@@ -32,33 +32,33 @@ Function = Callable[[list[str], list[str]], Any]
 PACKAGE: Final = Path(__file__).resolve().parents[1]
 """Where this package lies."""
 PROBE: Final = (("What is tea?", "Is the sky blue?"), ("A drink made of leaves.", "Yes.\n\n- It is **blue**."))
-"""What a function is tried on before any work: prompts, and an answer to each."""
+"""Prompts with an answer each, on which a function is tried before any work."""
 WORLD_PROBE: Final = (("explain tea and iron.", "name fox."), ("tea is hot. iron is hard.", "fox is red."))
 """The same in the language of the embedded world."""
 LARGEST: Final = 1e12
-"""Beyond it float32 has no room for the square of a reward's deviation, with which scales are fitted."""
+"""The largest size of a reward: far beyond any rating, and float32 still has room for its square."""
 
 
 # --- rewards to use as they are ---
 
 
 def words(prompts: list[str], responses: list[str]) -> list[float]:
-    """How many words an answer has."""
+    """Count the words of each answer."""
     return [float(len(response.split())) for response in responses]
 
 
 def log_words(prompts: list[str], responses: list[str]) -> list[float]:
-    """The natural logarithm of one more than an answer's words, with which raters' verbosity grows evenly."""
+    """Return log(1 + words) of each answer, the natural logarithm: raters' verbosity grows evenly with it."""
     return [math.log1p(len(response.split())) for response in responses]
 
 
 def sentences(prompts: list[str], responses: list[str]) -> list[float]:
-    """How many sentences an answer has. A full stop, a question or exclamation mark or an empty line ends one."""
+    """Count the sentences of each answer. A full stop, question mark, exclamation mark or empty line ends one."""
     return [float(sum(1 for part in _SENTENCE_END.split(r) if _LETTER.search(part))) for r in responses]
 
 
 def markdown_share(prompts: list[str], responses: list[str]) -> list[float]:
-    """The share of an answer's lines that use markdown, 0 to 1: headings, lists, quotes, tables, code, bold text."""
+    """The share of each answer's lines that use markdown, 0 to 1: headings, lists, quotes, tables, code, bold text."""
     return [_markdown_share(response) for response in responses]
 
 
@@ -97,14 +97,14 @@ def _markdown_share(response: str) -> float:
     return marked / len(lines) if lines else 0.0
 
 
-# --- functions of one's own ---
+# --- functions of your own ---
 
 
 def load_function(source: str, named: str) -> Function:
-    """The function at module:function, of a package or of the current folder.
+    """Import the function at module:function, from a package or the current folder.
 
     Args:
-        named: what messages call it.
+        named: its name in messages.
 
     Raises:
         ValueError: there is no such function.
@@ -123,7 +123,7 @@ def load_function(source: str, named: str) -> Function:
 
 
 def module_file(source: str) -> Path:
-    """The file of module:function; an empty path where it cannot be told without importing it."""
+    """Return the file of module:function; an empty path if only an import would find it."""
     _search_current_folder()
     with suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(source.partition(":")[0])
@@ -133,10 +133,10 @@ def module_file(source: str) -> Path:
 
 
 def local_modules(source: str) -> dict[str, Path]:
-    """The files of a function's module and of all local modules that it imports, by the modules' names.
+    """Return the files of a function's module and of all local modules that it imports, by the modules' names.
 
     Imports are read in the files, and nothing is imported. Installed packages, the standard library and this package
-    have versions of their own; what is imported under a name that is made up as it runs is not found.
+    are left out: they have versions of their own. A module whose name is computed at run time is not found.
     """
     _search_current_folder()
     found: dict[str, Path] = {}
@@ -150,7 +150,7 @@ def local_modules(source: str) -> dict[str, Path]:
 
 
 def _on_the_way(name: str) -> dict[str, Path]:
-    """The local files that an import of a module runs: those of its packages, and its own."""
+    """Return the local files that an import of a module runs: its packages' and its own."""
     files: dict[str, Path] = {}
     places: Sequence[str] | None = None
     parts = name.split(".")
@@ -181,7 +181,7 @@ def _is_local(path: Path) -> bool:
 
 
 def _imported(name: str, path: Path) -> list[str]:
-    """The modules that a file imports, wherever in it: also names that may be modules, or something in them."""
+    """Return the modules that a file imports anywhere, also names that may be modules or something in them."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     names: list[str] = []
     try:
@@ -205,11 +205,11 @@ def _search_current_folder() -> None:
 
 
 def call(function: Function, prompts: Sequence[str], responses: Sequence[str], heads: int, named: str) -> Array:
-    """What a function returns: (N, H), of finite numbers or not.
+    """Call a function; return its rewards (N, H), which may be infinite or NaN.
 
     Raises:
-        ValueError: it fails, or returns another shape, no real numbers, or one beyond any rating; an answer that it
-            fails at is shown.
+        ValueError: it fails, or returns another shape, no real numbers, or a number beyond LARGEST. The message shows
+            an answer at which it fails.
     """
     try:
         returned = function(list(prompts), list(responses))
@@ -220,7 +220,7 @@ def call(function: Function, prompts: Sequence[str], responses: Sequence[str], h
         given = np.asarray(returned)
         if given.dtype.kind not in "biufO":
             raise ValueError(f"but {given.dtype}: {str(given.ravel()[:3].tolist())[:80]}")
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+        with np.errstate(over="ignore"):  # a too large number becomes infinite, and callers refuse it
             reward_NH = given.astype(np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{named}: returned no numbers ({error})") from error
@@ -241,7 +241,7 @@ def call(function: Function, prompts: Sequence[str], responses: Sequence[str], h
 
 
 def _fails_at(function: Function, prompts: Sequence[str], responses: Sequence[str]) -> str:
-    """Which answer a function fails at, tried one by one; nothing where none fails alone."""
+    """Name the answer at which a function fails, tried one by one; empty if it fails at none alone."""
     for n, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         try:
             function([prompt], [response])
@@ -254,10 +254,10 @@ def probe(function: Function, heads: int, named: str, *, world: bool = False) ->
     """Try a function on two tiny questions.
 
     Args:
-        world: in the language of the embedded world.
+        world: ask in the language of the embedded world.
 
     Raises:
-        ValueError: it fails, or returns another shape or what is no finite number.
+        ValueError: it fails, or returns another shape or a number that is not finite.
     """
     prompts, responses = WORLD_PROBE if world else PROBE
     reward_NH = call(function, prompts, responses, heads, named)

@@ -1,6 +1,6 @@
-"""Golden scores: what a reward model gives some answers, so that anyone can check his own way of asking it.
+"""Golden scores: a reward model's scores of some answers, so that users can check how they ask it.
 
-The reward stage writes them for each of its models. An export puts them beside the model that they belong to.
+The reward stage writes them for each of its models. An export puts them beside their model.
 """
 
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "golden_scores.json"
 ONLY: Final = "reward"
-"""The name of the one reward of a run that names none."""
+"""The reward's name in a run that names none."""
 _PLAIN: Final = ("What is tea?", ("A drink.", "Tea is a hot drink made of leaves. People like it."), "And coffee?")
 _WORLD: Final = ("explain tea and iron.", ("tea is hot.", "tea is hot. iron is hard and makes ships."), "name fox.")
 
@@ -39,13 +39,13 @@ class GoldenModel:
 
     scores: tuple[GoldenScore, ...]
     dtype: str
-    """That it was scored in."""
+    """The type in which the model was scored."""
     template: str | None
-    """The chat template that writes what the model reads; None where its own does."""
+    """The chat template that writes what the model reads; None if its own does."""
 
 
 def golden_of(scorer: "Scorer", dtype: str) -> dict[str, GoldenModel]:
-    """The golden scores of every model in a scorer, by its reward's name; functions have none."""
+    """Return the golden scores of every model in a scorer, by its reward's name; functions have none."""
     from dpalign.rewards.score import CombinedScorer, ModelScorer
 
     parts = scorer.parts if isinstance(scorer, CombinedScorer) else [(f"[rewards.{ONLY}]", scorer)]
@@ -76,9 +76,9 @@ def _of_model(scorer: "ModelScorer", dtype: str) -> GoldenModel:
 
 
 def departure(measured: GoldenModel, scorer: "Scorer", dtype: str) -> str:
-    """What a scorer gives the golden answers where it differs by more than rounding, in words; empty where it agrees.
+    """Describe the first golden answer that a scorer rates differently, beyond rounding; empty if it agrees on all.
 
-    Heads are compared by name, so that heads in another order differ too.
+    Heads are compared by name, so heads in another order differ too.
     """
     heads = list(scorer.heads)
     found_NH = scorer.score([(one.messages[:-1], one.messages[-1]["content"]) for one in measured.scores])
@@ -95,7 +95,7 @@ def departure(measured: GoldenModel, scorer: "Scorer", dtype: str) -> str:
 
 
 def require_golden(named: str, scorer: "Scorer", measured: GoldenModel | None, dtype: str) -> None:
-    """Refuse a reward model that does not give its own golden scores: it is asked in another form, or is another model.
+    """Refuse a reward model that does not give its own golden scores: the form or the model is another one.
 
     Raises:
         ValueError: names the reward, the answer and both scores.
@@ -108,12 +108,12 @@ def require_golden(named: str, scorer: "Scorer", measured: GoldenModel | None, d
 
 
 def write_golden(folder: Path, models: Mapping[str, GoldenModel]) -> None:
-    """Write the golden scores of a reward stage; none where all its rewards are functions."""
+    """Write the golden scores of a reward stage; an empty object if all its rewards are functions."""
     write_json(folder / FILE, {name: asdict(model) for name, model in models.items()})
 
 
 def read_golden(folder: Path) -> dict[str, GoldenModel]:
-    """The golden scores of a reward stage; empty where it wrote none.
+    """Read the golden scores of a reward stage; empty if it wrote none.
 
     Raises:
         ValueError: the file is damaged.
@@ -122,7 +122,7 @@ def read_golden(folder: Path) -> dict[str, GoldenModel]:
 
 
 def golden_for(folder: Path, name: str) -> GoldenModel | None:
-    """The golden scores of one reward of a reward stage; of a model in a folder of its own, `ONLY` asks for them.
+    """Return the golden scores of one reward of a reward stage; `ONLY` names those in a model's own folder.
 
     Raises:
         ValueError: the file is damaged.
@@ -134,12 +134,12 @@ def golden_for(folder: Path, name: str) -> GoldenModel | None:
 
 
 def write_model_golden(folder: Path, model: GoldenModel) -> None:
-    """Write them beside the model."""
+    """Write the golden scores beside the model."""
     write_json(folder / FILE, asdict(model))
 
 
 def read_model_golden(folder: Path) -> GoldenModel | None:
-    """The golden scores beside a model; None where there are none.
+    """Read the golden scores beside a model; None if there are none.
 
     Raises:
         ValueError: the file is damaged.

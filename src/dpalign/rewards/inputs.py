@@ -1,6 +1,6 @@
-"""What a reward model reads: a chat and an answer as tokens, and the chat template that says so in the model's folder.
+"""The input of a reward model: a chat and an answer as tokens, and the chat template for it in the model's folder.
 
-`dpa-v1` and `world-v1` are our forms (`paper.prompts`); `chat` is the model's own chat template. None shows the
+`dpa-v1` and `world-v1` are our forms (`paper.prompts`); `chat` is the model's own chat template. No form shows the
 direction: it is not in the chat that a user sees.
 """
 
@@ -29,7 +29,7 @@ _PROBE: Final[list[Message]] = [
     {"role": "assistant", "content": "A drink of wombats."},
 ]
 _TAG: Final = re.compile(r"\[/?[A-Z]+\]")
-"""What stands for a turn's mark in our own forms. Their words, such as "User:", are any text's."""
+"""A turn's mark in our own forms. Their words, such as "User:", may be part of any text."""
 _TRIED: Final[Sequence[list[Message]]] = (
     _PROBE[1:],
     [*_PROBE[1:], {"role": "user", "content": "And\ncoffee?"}, {"role": "assistant", "content": "[Another] one."}],
@@ -56,7 +56,7 @@ class InputReader:
         self.takes_system = form == "chat" and self._takes_system()
 
     def ids(self, pair: Pair) -> list[int]:
-        """The tokens of a chat and an answer.
+        """Return the tokens of a chat and an answer.
 
         Raises:
             ValueError: the chat does not alternate, or the template refuses it; see `engines.forged.Guard` too.
@@ -70,14 +70,14 @@ class InputReader:
             return self.guard.ids(self._applied(chat, tokenize=False), held) if held else self._applied(chat)
         text = render_reward_input(messages, answer, self.form)
         ids: list[int] = self.tokenizer(text)["input_ids"]
-        if held:  # with what the tokenizer adds to a text
+        if held:  # keep the tokens that the tokenizer adds to a text
             plain = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             start = next(i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
             ids = [*ids[:start], *self.guard.ids(text, held), *ids[start + len(plain) :]]
         return ids
 
     def key(self, messages: Sequence[Message]) -> str:
-        """What is the same for all answers to a prompt."""
+        """Return a key that all answers to a prompt share."""
         if self.form != "chat":
             return reward_input_frame(messages, self.form)[0]
         return json.dumps([[message["role"], message["content"]] for message in messages])
@@ -97,7 +97,7 @@ class InputReader:
             return False
 
     def _seen(self, messages: Sequence[Message]) -> list[Message]:
-        """The chat as the template takes it: without a place for the system's text, that opens the first turn."""
+        """Return the chat as the template takes it: without a system turn, the system's text opens the first turn."""
         if self.takes_system or not messages or messages[0]["role"] != "system":
             return list(messages)
         system, *others = messages
@@ -146,7 +146,7 @@ _TURNS: Final = """\
 
 
 def reward_chat_template(form: RewardTemplate, opening: str = "") -> str:
-    """A chat template that writes exactly `render_reward_input`, in Jinja.
+    """Return a chat template in Jinja that writes exactly `render_reward_input`.
 
     Args:
         opening: Jinja before all else, such as `{{- bos_token -}}`.
@@ -161,10 +161,10 @@ def reward_chat_template(form: RewardTemplate, opening: str = "") -> str:
 
 
 def template_for(tokenizer: "PreTrainedTokenizerBase", form: RewardInput) -> str | None:
-    """The chat template that belongs into a reward model's folder.
+    """Return the chat template for a reward model's folder; None keeps the tokenizer's own.
 
-    Applied by the tokenizer, it gives the same tokens as `InputReader`, the start of text included. None stands for the
-    tokenizer's own.
+    Applied by the tokenizer, it gives the same tokens as `InputReader`, including the start of text. If none that is
+    tried does so, one with the start of text is returned all the same.
     """
     if form == "chat":
         return None

@@ -1,4 +1,4 @@
-"""The tables [rewards.NAME]: what scores an answer, beside the model of [reward] or in its place."""
+"""The tables [rewards.NAME]: rewards beside the model of [reward], or in its place."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from dpalign.runs.tables import FunctionName, ModelName, Table
 ONE_HEAD: Final = ("score",)
 """The head of a reward that names none."""
 IDENTITY: Final = (1.0, 0.0)
-"""The scale of rewards that are in points of 0-100 already."""
+"""The scale of rewards that are points of 0-100 already."""
 STATED: Final = "reward_scale"
 """The key of a model's configuration that states the maps to points by head."""
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -33,18 +33,18 @@ class RewardTable(Table):
     """The text that the model reads: its own chat template's, or one of ours. `dpa-v1` is the form of the authors'
     released model (section 3.1)."""
     function: FunctionName = ""
-    """A Python function, as module:function. It takes prompts and responses, two lists of text. It returns a number an
-    answer, or an array with a row an answer and a column a head. The current folder is searched too."""
+    """A Python function, as module:function. It takes prompts and responses, two lists of text. It returns one
+    number per answer, or an array with a row per answer and a column per head. The current folder is searched too."""
     trained: bool = False
-    """Train this one: [reward] has its settings, and `heads` of the recipe names its heads."""
+    """Train this reward: [reward] has its settings, and the recipe's `heads` names its heads."""
     heads: tuple[str, ...] = ()
     """Names of its heads, in order. [] takes a local model's own names; else those of the recipe's `heads` for the
     forms dpa-v1 and world-v1, and one head, `score`, for all others."""
     scale: tuple[float, ...] | Literal["fit"] = ()
-    """[slope, offset]: a raw reward r is slope * r + offset points. [] takes what a converted model's folder states by
-    head, and keeps a trained model's rewards and those of the forms dpa-v1 and world-v1. For all others, and with
-    "fit", it is fitted once: of the annotated answers, the 5th and 95th percentile become 10 and 90 points (paper
-    silent). A trained model with little to learn from rates all answers alike: "fit" spreads them."""
+    """[slope, offset]: a raw reward r is slope * r + offset points. [] takes the scales that a converted model's folder
+    states by head. It keeps a trained model's rewards and those of the forms dpa-v1 and world-v1. It fits all others
+    once, as "fit" does: the 5th and 95th percentile of the annotated answers become 10 and 90 points (paper silent).
+    A model trained on little data rates all answers alike: "fit" spreads them."""
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
@@ -78,11 +78,11 @@ class RewardTable(Table):
 
     @property
     def in_points(self) -> bool:
-        """Whether its raw rewards are taken for points of 0-100."""
+        """Whether its raw rewards are taken as points of 0-100."""
         return self.trained or (bool(self.model) and self.input != "chat")
 
     def known_scales(self, trained: Sequence[str]) -> list[Scale | None]:
-        """Each head's map to points; None where it is fitted to the annotated answers.
+        """Return each head's map to points; None if it is fitted to the annotated answers.
 
         Args:
             trained: the heads of the model that is trained.
@@ -95,10 +95,10 @@ class RewardTable(Table):
         return [given or stated.get(head, otherwise) for head in self.own_heads(trained)]
 
     def own_heads(self, trained: Sequence[str]) -> tuple[str, ...]:
-        """Its heads by their own names.
+        """Return its heads by their own names.
 
         Args:
-            trained: those of the model that is trained, its ensemble's among them.
+            trained: the heads of the model that is trained, including its ensemble's.
         """
         if self.trained:
             return tuple(trained)
@@ -107,7 +107,7 @@ class RewardTable(Table):
 
 
 def local_heads(model: str) -> tuple[str, ...]:
-    """The names that a local model's configuration gives its heads; none where it only numbers them."""
+    """Return the names that a local model's configuration gives its heads; none if it only numbers them."""
     if not model or not (Path(model) / CONFIG).is_file():
         return ()
     config = read_object(Path(model) / CONFIG)
@@ -119,10 +119,10 @@ def local_heads(model: str) -> tuple[str, ...]:
 
 
 def local_scales(model: str) -> dict[str, Scale]:
-    """The maps to points that a local model's configuration states by head, as `dpa convert-reward` writes them.
+    """Return the maps to points in a local model's configuration, by head, as `dpa convert-reward` writes them.
 
     Raises:
-        ValueError: one that is no pair of numbers.
+        ValueError: a map is no pair of numbers.
     """
     path = Path(model) / CONFIG
     stated = read_object(path).get(STATED, {}) if model and path.is_file() else {}
@@ -141,7 +141,7 @@ def require_heads(heads: Sequence[str]) -> None:
     """Check the names of one reward's heads.
 
     Raises:
-        ValueError: one that is empty, that has a '/', or that stands twice.
+        ValueError: a name is empty, has a '/', or occurs twice.
     """
     for i, head in enumerate(heads):
         if not head or "/" in head:
@@ -165,7 +165,7 @@ def require_names(rewards: Mapping[str, RewardTable]) -> None:
 
 
 def heads_of(rewards: Mapping[str, RewardTable], trained: Sequence[str]) -> tuple[str, ...]:
-    """The columns of all scores: REWARD/HEAD, or the trained model's own names where no reward is named."""
+    """Return the columns of all scores: REWARD/HEAD, or the trained model's own names if no reward is named."""
     if not rewards:
         return tuple(trained)
     return tuple(f"{name}/{head}" for name, reward in rewards.items() for head in reward.own_heads(trained))

@@ -1,10 +1,9 @@
 """The k-head reward model: regression on observed labels plus a language modelling loss (Eq. 1, section 3.1).
 
-Trained as a subclass of the stock sequence classifier that also has the language model's head; saved as
-the stock class, so that `AutoModelForSequenceClassification`, pipelines and vLLM load the folder without
-this package.
+It trains as a subclass of the stock sequence classifier that also has the language model's head. It is saved as the
+stock class, so that `AutoModelForSequenceClassification`, pipelines and vLLM load the folder without this package.
 
-Optional are a Bradley-Terry term on preference pairs, and a linear probe in place of the training.
+A Bradley-Terry term on preference pairs is optional. So is a linear probe in place of the training.
 
 Shapes: B texts of a batch, N rows, T tokens, H heads, D width, V vocabulary.
 """
@@ -64,15 +63,15 @@ from dpalign.train.trainer import (
 Normalize = Literal["labels", "rows", "heads"]
 
 ERROR_UNIT = 25.0
-"""Points of 0-100 that count as an error of 1: about a rating's standard deviation, which makes the
-regression and the language modelling loss comparable at lm_loss = 1. The paper's weight is unpublished."""
+"""Points of 0-100 that count as an error of 1, about a rating's standard deviation. This makes the regression and the
+language modelling loss comparable at lm_loss = 1. The paper's weight is unpublished."""
 
 COLUMNS: Final = {"input_ids": IDS, "targets": pa.list_(pa.float64()), "prompt_id": pa.string()}
 PAIR_COLUMNS: Final = {**COLUMNS, "beaten_ids": IDS, "beaten_targets": pa.list_(pa.float64())}
 
 PROBE_ROWS = 2048
-"""Rows on whose last hidden states the new head is first fitted by ridge regression: a random head
-without a bias, at the paper's learning rate, would spend the training on reaching the mean rating."""
+"""Most rows for the new head's first fit, a ridge regression on their last hidden states. A random head without a bias,
+at the paper's learning rate, would spend the training on reaching the mean rating."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +79,18 @@ class BradleyTerry:
     """A preference term beside the regression (SMORM, arXiv 2507.07375): a head of its own on the same backbone."""
 
     weight: float
-    """Of the term, beside the regression's 1."""
+    """The term's weight; the regression's is 1."""
     first: Sequence[int]
-    """The heads that the first objective reads: they say which of two rated answers is preferred."""
+    """The heads that the first objective reads: they decide which of two rated answers is preferred."""
     pairs: Sequence[Mapping[str, Any]] = ()
-    """Rows of `rows.PAIRS`, beside the pairs that rated answers make."""
+    """Rows of `rows.PAIRS`, in addition to pairs of rated answers."""
 
 
 def masked_mse(reward_BH: Tensor, target_BH: Tensor, normalize: Normalize) -> Tensor:
     """Squared error of Eq. 1 over observed labels (a missing one is NaN), in units of ERROR_UNIT squared.
 
-    `labels` averages over all observed labels of the batch, `rows` first within each row, `heads` first
-    within each head: they differ in how much a data set with few labels a row counts.
+    `labels` averages over all observed labels of the batch, `rows` first within each row, `heads` first within each
+    head. They differ in the weight of a data set with few labels per row.
     """
     observed_BH = ~target_BH.isnan()
     error_BH = torch.where(observed_BH, (reward_BH - target_BH.nan_to_num()) / ERROR_UNIT, 0.0) ** 2
@@ -106,7 +105,7 @@ def preference_loss(score_B: Tensor, beaten_B: Tensor) -> Tensor:
     """-log sigma of a preferred answer's lead, in units of ERROR_UNIT: the mean over pairs, 0 without any.
 
     Args:
-        beaten_B: the place in the batch of the answer that each was preferred to; -1 for none.
+        beaten_B: the index in the batch of the answer that each text is preferred to; -1 for none.
     """
     preferred_B = beaten_B >= 0
     lead_P = (score_B[preferred_B] - score_B[beaten_B[preferred_B]]) / ERROR_UNIT
@@ -114,11 +113,11 @@ def preference_loss(score_B: Tensor, beaten_B: Tensor) -> Tensor:
 
 
 def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The stock classifier's class, with a forward that computes both losses in one pass of the backbone."""
+    """Subclass the stock classifier with a forward that computes the losses in one pass of the backbone."""
 
     class RewardModel(stock):  # type: ignore[misc, valid-type]
         accepts_loss_kwargs = False  # or the stock Trainer multiplies the loss by the accumulation steps
-        lm_head: nn.Linear | None  # None: the embeddings' weights; no default, which would hide the module itself
+        lm_head: nn.Linear | None  # None: the embeddings' weights. A default here would hide the module
         lm_loss: float
         normalize: Normalize
         bradley_terry: float
@@ -129,7 +128,7 @@ def add_lm_loss(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             attention_mask: Tensor,
             targets: Tensor,
             beaten: Tensor | None = None,
-            **_: Any,  # PEFT passes on what a stock classifier takes
+            **_: Any,  # PEFT also passes a stock classifier's arguments
         ) -> SequenceClassifierOutput:
             hidden_BTD = self.model(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
             last_B = attention_mask.sum(dim=1) - 1
@@ -173,11 +172,11 @@ def train_reward_model(
         lm_loss: weight of the language modelling loss.
         normalize: see `masked_mse`.
         layers: see `load_classifier`.
-        preference: a term on preference pairs beside it; its head is not in the folder.
+        preference: one more term, on preference pairs; its head is not in the folder.
 
     Raises:
-        ValueError: no row fits the context; a row has other than `len(heads)` labels; no pair to learn a preference
-            from.
+        ValueError: no row fits the context; a row does not have `len(heads)` labels; there is no pair to learn a
+            preference from.
     """
     tokenizer, training = context.tokenizer, context.training
     rows = _fitting(context, rated, len(heads), template)
@@ -218,8 +217,8 @@ def probe_reward_model(
 ) -> Outcome:
     """Fit the heads alone, by ridge regression on the backbone as it is; the folder is a stock classifier.
 
-    The last hidden states are kept in `context.resume` as they are read: a run that is killed goes on there. Of several
-    processes the first alone works. No token is trained on; the loss is that of prompts that a fit has not seen.
+    The last hidden states are saved in `context.resume` as they are read, so a killed run resumes there. Only the first
+    of several processes works. No token is trained on. The loss is on prompts that the fit has not seen.
 
     Raises:
         ValueError: see `train_reward_model`.
@@ -280,7 +279,7 @@ def _fitting(context: RunContext, rated: Iterable[Mapping[str, Any]], n_heads: i
 
 
 def _placed(model: PreTrainedModel) -> PreTrainedModel:
-    """The model on this process's GPU, if there is one."""
+    """Move the model to this process's GPU, if there is one."""
     if torch.cuda.is_available():
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     return model
@@ -289,7 +288,7 @@ def _placed(model: PreTrainedModel) -> PreTrainedModel:
 def _under_lora(model: PreTrainedModel, rank: int) -> PeftModel:
     adapted = get_peft_model(model, lora(rank, "SEQ_CLS"))
     for weight in adapted.parameters():
-        if weight.requires_grad:  # of the head, too, which is trained in full
+        if weight.requires_grad:  # also the head's, which is trained in full
             weight.data = weight.data.float()
     return adapted
 
@@ -297,11 +296,11 @@ def _under_lora(model: PreTrainedModel, rank: int) -> PeftModel:
 def load_classifier(
     context: RunContext, heads: Sequence[str], layers: int = 0, *, frozen: bool = False
 ) -> PreTrainedModel:
-    """A causal language model as a stock k-head classifier; its head is random.
+    """Load a causal language model as a stock k-head classifier with a random head.
 
     Args:
-        layers: keep the backbone's first layers alone; 0 keeps all.
-        frozen: it is read and not trained.
+        layers: keep only this many first layers of the backbone; 0 keeps all.
+        frozen: the model is read and not trained.
 
     Raises:
         ValueError: the backbone has fewer layers.
@@ -333,17 +332,17 @@ def _keep_layers(model: PreTrainedModel, layers: int) -> None:
 
 
 def add_losses(model: PreTrainedModel, context: RunContext, *, lm_loss: float, normalize: Normalize = "labels") -> None:
-    """Let a stock classifier compute the losses, beside the language model's head that one of them needs."""
+    """Make a stock classifier compute the losses, and add the language model's head that one of them needs."""
     model.__class__ = add_lm_loss(type(model))
     model.lm_loss, model.normalize, model.lm_head = lm_loss, normalize, None
     if lm_loss and not model.config.tie_word_embeddings:
         model.lm_head = load_model("policy", context).get_output_embeddings()
-    elif lm_loss and not context.training.lora_rank:  # which would take a tied head for one more layer
+    elif lm_loss and not context.training.lora_rank:  # LoRA would treat a tied head as one more layer
         _tie_head(model)
 
 
 def _tie_head(model: PreTrainedModel) -> None:
-    """Give the embeddings' weights a module that reads them out: FSDP and ZeRO gather weights as a module is called."""
+    """Add a head module that shares the embeddings' weights: FSDP and ZeRO gather weights when a module is called."""
     embedding = model.get_input_embeddings()
     (name,) = (name for name, module in model.named_modules() if module is embedding)
     model.lm_head = nn.Linear(embedding.embedding_dim, embedding.num_embeddings, bias=False, device="meta")
@@ -352,7 +351,7 @@ def _tie_head(model: PreTrainedModel) -> None:
 
 
 def _add_preference_head(model: PreTrainedModel, preference: BradleyTerry) -> None:
-    """One more output of the head, which the folder leaves out; it starts as the first objective's reading."""
+    """Add one output to the head, which the folder leaves out. It starts as the mean of the first objective's heads."""
     fitted = model.score.weight.detach()
     model.score = nn.Linear(fitted.shape[1], len(fitted) + 1, bias=False, device=fitted.device, dtype=fitted.dtype)
     model.score.weight.data = torch.cat([fitted, fitted[list(preference.first)].mean(dim=0, keepdim=True)])
@@ -362,9 +361,9 @@ def _add_preference_head(model: PreTrainedModel, preference: BradleyTerry) -> No
 Batch = dict[str, Tensor]
 
 BLOCK = 256
-"""Rows whose last hidden states are kept together."""
+"""Rows whose last hidden states are read and saved together."""
 READ_TOKENS = 16_384
-"""Tokens of a forward that reads hidden states."""
+"""Tokens per forward that reads hidden states."""
 
 
 @torch.no_grad()
@@ -378,10 +377,10 @@ def fit_head(
     """Set the regression head to the ridge solution on the backbone's last hidden states; see `ridge_heads`.
 
     Args:
-        scratch: keep the hidden states there, and take those that are there already.
+        scratch: the folder that keeps the hidden states; states that are there already are not computed again.
 
     Returns:
-        the squared error on prompts that a fit has not seen, in units of ERROR_UNIT squared.
+        The squared error on prompts that the fit has not seen, in units of ERROR_UNIT squared.
     """
     hidden_ND = last_hidden_states(model, rows, collate, name, scratch)
     target_NH = np.array([row["targets"] for row in rows], dtype=float)
@@ -399,9 +398,9 @@ def last_hidden_states(
     name: str,
     scratch: Path | None = None,
 ) -> NDArray[np.float64]:
-    """A stock classifier's last hidden state at each row's end, (N, D): what its head reads.
+    """Return a stock classifier's last hidden state at each row's end, (N, D): the input of its head.
 
-    A prompt is read once for all its answers, where the model allows it.
+    A prompt is read once for all its answers, if the model allows it.
     """
     shares = cannot_share(model) is None
     order = sorted(range(len(rows)), key=lambda n: (rows[n]["prompt_id"] if shares else "", len(rows[n]["input_ids"])))
@@ -437,7 +436,7 @@ def _read(
 
 
 def _save(path: Path, array: NDArray[np.float64]) -> None:
-    """Write beside, then rename: a block is there whole or not at all."""
+    """Write beside, then rename: a block appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
     with naming(path), beside.open("wb") as file:
@@ -453,7 +452,7 @@ def _save(path: Path, array: NDArray[np.float64]) -> None:
 def tokenize_rated(
     rated: Iterable[Mapping[str, Any]], n_heads: int, template: RewardTemplate, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Row]:
-    """Token ids and targets of each rated answer; a missing label is NaN."""
+    """Yield the token ids and targets of each rated answer; a missing label is NaN."""
     reader = InputReader(tokenizer, template, "")
     for row in rated:
         if len(row["labels"]) != n_heads:
@@ -466,7 +465,7 @@ def tokenize_rated(
 def _with_pairs(
     rated: Rows, preference: BradleyTerry, n_heads: int, template: RewardTemplate, context: RunContext
 ) -> Rows:
-    """Rated answers and pairs as rows of one text or two; the second is the answer that the first was preferred to.
+    """Put rated answers and pairs into rows of one text or two; the first text is preferred to the second.
 
     Each rated answer is in one row, so the regression reads it once.
     """
@@ -499,7 +498,7 @@ def _with_pairs(
 def _plain_pairs(
     pairs: Sequence[Mapping[str, Any]], n_heads: int, template: RewardTemplate, context: RunContext
 ) -> Iterator[Row]:
-    """Preference pairs as rows of two texts without labels."""
+    """Yield preference pairs as rows of two texts without labels."""
     nothing = [float("nan")] * n_heads
     reader = InputReader(context.tokenizer, template, "")
     for pair in telling_of_marks(pairs, context, reader.guard):
@@ -509,9 +508,9 @@ def _plain_pairs(
 
 
 def paired(rows: Sequence[Row], first: Sequence[int]) -> list[Row]:
-    """Rated answers in pairs of one prompt where the first objective's labels differ; the others alone.
+    """Pair rated answers to a prompt whose labels of the first objective differ; leave the others single.
 
-    The best meets the worst, the second best the second worst: the clearest pairs. No answer is in two.
+    The best meets the worst, the second best the second worst: the clearest pairs. No answer is in two pairs.
 
     Args:
         first: the heads that the first objective reads.
@@ -535,9 +534,9 @@ def paired(rows: Sequence[Row], first: Sequence[int]) -> list[Row]:
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Row]], Batch]:
-    """Rows as a batch, padded on the right: under causal attention no real token sees the padding.
+    """Return a function that makes a batch of rows, padded on the right.
 
-    The answers that others were preferred to stand behind all first texts.
+    Under causal attention no real token sees the padding. The second texts of pairs come after all first texts.
     """
 
     def collate(rows: Sequence[Row]) -> Batch:

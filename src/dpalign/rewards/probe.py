@@ -1,6 +1,6 @@
 """A linear probe as a file of a few kilobytes: the heads alone, without the backbone whose hidden states they read.
 
-`reward.freeze` fits such heads. The file lets others use them who have the backbone, and no ratings.
+`reward.freeze` fits such heads. With the file, others can use them who have the backbone but no ratings.
 """
 
 import json
@@ -43,7 +43,7 @@ def take_probe(path: Path, model: PreTrainedModel, asked: Probe) -> None:
     """Set a classifier's head to a probe's weights.
 
     Args:
-        asked: what the recipe says of the reward model.
+        asked: the recipe's settings of the reward model.
 
     Raises:
         ValueError: no such file, or one that is no probe; other heads, layers or text; another width.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 PENALTIES: Final = tuple(float(x) for x in 10.0 ** np.arange(-2, 2.1, 0.5))
-"""The choices, as a share of the scaled features' mean square. Under smaller ones a head with few labels grows weights
-that cancel each other: its rewards of other answers stray, and rounding shows."""
+"""The candidates, as a share of the scaled features' mean square. With smaller penalties a head with few labels gets
+weights that cancel each other: its rewards of other answers stray, and rounding errors show."""
 FOLDS: Final = 5
 """Parts of the prompts, each held out once."""
 
@@ -61,7 +61,7 @@ def ridge_heads(hidden_ND: Array, target_NH: Array, prompts: Sequence[str]) -> R
 
 
 def _alike(target_NH: Array) -> Iterator[tuple[list[int], NDArray[np.bool_]]]:
-    """Heads whose labels are on the same rows, and these rows."""
+    """Yield the heads whose labels are on the same rows, and these rows."""
     heads_of: dict[bytes, list[int]] = {}
     for head in range(target_NH.shape[1]):
         observed_N = ~np.isnan(target_NH[:, head])
@@ -72,9 +72,9 @@ def _alike(target_NH: Array) -> Iterator[tuple[list[int], NDArray[np.bool_]]]:
 
 
 def _unseen_errors(x_ND: Array, y_NH: Array, prompts: Sequence[str]) -> Array:
-    """Mean squared error of each penalty and head, whole prompts held out at a time, (P, H).
+    """Return the mean squared error of each penalty and head on held-out prompts, (P, H).
 
-    A prompt's fold follows from its hash. One prompt cannot be held out: the fit is then judged on its own rows.
+    A prompt's fold depends on its hash. A single prompt cannot be held out: the fit is then judged on its own rows.
     """
     unique = sorted(set(prompts), key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
     folds = min(FOLDS, len(unique))
@@ -90,7 +90,7 @@ def _unseen_errors(x_ND: Array, y_NH: Array, prompts: Sequence[str]) -> Array:
 
 
 def ridge_path(x_ND: Array, y_NH: Array) -> Array:
-    """The weights at each of `PENALTIES`, (P, D, H), by the smaller of the two Gram matrices."""
+    """Return the weights at each of `PENALTIES`, (P, D, H), from the smaller of the two Gram matrices."""
     n, d = x_ND.shape
     penalty_P = np.array(PENALTIES) * n * np.square(x_ND).mean()
     value_R, vector_RR = np.linalg.eigh(x_ND.T @ x_ND if n > d else x_ND @ x_ND.T)

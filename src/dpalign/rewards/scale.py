@@ -1,7 +1,7 @@
-"""From raw rewards to points: an affine map a head, fixed for the run.
+"""From raw rewards to points: one affine map per head, fixed for the run.
 
-Fitted maps bring rewards of unlike units to a like spread, so that an angle weighs them alike. What is recorded once
-holds in training, evaluation and use.
+Fitted maps bring rewards in different units to a similar spread, so that an angle weighs them alike. Training,
+evaluation and use share the recorded maps.
 
 Shapes: N answers, H heads.
 """
@@ -24,16 +24,16 @@ FILE: Final = "scales.json"
 """Beside the annotation: {head: [slope, offset]}, for all heads in order."""
 QUANTILES: Final = (0.05, 0.95)
 POINTS: Final = (10.0, 90.0)
-"""What these quantiles of the annotated answers become (paper silent)."""
+"""The points of these quantiles of the annotated answers (paper silent)."""
 STRAYS: Final = 0.05
-"""The largest share of annotated answers outside 0-100 of a model whose rewards are taken for such points."""
+"""The largest share of annotated answers outside 0-100, for a model whose rewards are taken as points."""
 
 
 def fit(reward_N: ArrayLike) -> Scale:
-    """The map that takes the 5th and 95th percentile to 10 and 90 points.
+    """Fit the map that takes the 5th and 95th percentile to 10 and 90 points.
 
     Raises:
-        ValueError: the two are the same.
+        ValueError: the two percentiles are the same.
     """
     low, high = (float(x) for x in np.quantile(np.asarray(reward_N, dtype=np.float64), QUANTILES))
     if not high > low:
@@ -43,31 +43,31 @@ def fit(reward_N: ArrayLike) -> Scale:
 
 
 def to_points(reward_NH: ArrayLike, scales: Sequence[Scale]) -> Array:
-    """Raw rewards in points: (N, H)."""
+    """Convert raw rewards to points: (N, H)."""
     slope_H, offset_H = np.array(scales, dtype=np.float64).reshape(-1, 2).T
     return np.asarray(np.asarray(reward_NH, dtype=np.float64) * slope_H + offset_H)
 
 
 def known_scales(rewards: Mapping[str, RewardTable], trained: Sequence[str]) -> list[Scale | None]:
-    """Each head's map, None where it is to be fitted; in the order of `heads_of`."""
+    """Return each head's map, None if it must be fitted, in the order of `heads_of`."""
     return [scale for reward in rewards.values() for scale in reward.known_scales(trained)]
 
 
 def fitted_scales(rewards: Mapping[str, RewardTable], trained: Sequence[str], raw_NH: Array) -> list[Scale]:
-    """Each head's map, the unknown ones fitted to the annotated answers.
+    """Return each head's map; fit the unknown ones to the annotated answers.
 
     Args:
-        raw_NH: their rewards, raw in the heads without a scale.
+        raw_NH: the annotated answers' rewards, raw in the heads without a scale.
 
     Raises:
-        ValueError: a head has no spread to fit to; or a model's rewards are taken for points of 0-100 and lie outside.
+        ValueError: a head has no spread to fit; or a model's rewards are taken as points of 0-100 and lie outside.
     """
     scales: list[Scale] = []
     for name, reward in rewards.items():
         fitted: dict[str, Scale] = {}
         for head, known in zip(reward.own_heads(trained), reward.known_scales(trained), strict=True):
             reward_N = raw_NH[:, len(scales)]
-            # an ensemble's members are in the units of the head that they stand beside
+            # an ensemble's members share their head's units
             scales.append(known or fitted.get(head_of(head)) or _fitted(name, head, reward_N))
             fitted.setdefault(head, scales[-1])
             if reward.model and known == IDENTITY and not reward.scale:
@@ -101,7 +101,7 @@ def write_scales(folder: Path, heads: Sequence[str], scales: Sequence[Scale]) ->
 
 
 def read_scales(folder: Path, heads: Sequence[str]) -> list[Scale]:
-    """The maps that an annotation recorded, in the order of `heads`.
+    """Read the maps that an annotation recorded, in the order of `heads`.
 
     Raises:
         ValueError: there are none, or they are of other heads.

@@ -46,7 +46,7 @@ class Scorer(Protocol):
 
 
 def require_finite(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Array:
-    """The rewards; a ValueError shows the first answer whose reward is no finite number."""
+    """Return the rewards; raise ValueError with the first answer whose reward is no finite number."""
     bad = np.argwhere(~np.isfinite(rewards_NH))
     if len(bad):
         n, h = bad[0]
@@ -62,7 +62,7 @@ def require_room(rows: Sequence[list[int]], pairs: Sequence[Pair], context: int 
     """Refuse an answer that is too long with its prompt.
 
     Raises:
-        TooLong: it is shown.
+        TooLong: shows the answer.
     """
     for n, ids in enumerate(rows):
         if context is not None and len(ids) > context:
@@ -74,7 +74,7 @@ def require_room(rows: Sequence[list[int]], pairs: Sequence[Pair], context: int 
 
 
 def without_padding(ids: list[int], pad: int | None) -> list[int]:
-    """The tokens up to the last that is no pad token: there a classifier reads its score."""
+    """Cut the pad tokens at the end: a classifier reads its score at the last other token."""
     end = len(ids)
     while end > 1 and ids[end - 1] == pad:
         end -= 1
@@ -82,13 +82,13 @@ def without_padding(ids: list[int], pad: int | None) -> list[int]:
 
 
 def head_names(config: PreTrainedConfig, unnamed: Sequence[str]) -> Sequence[str]:
-    """A classifier's own head names; `unnamed` if it only numbers its heads, as the released model does."""
+    """Return a classifier's own head names; `unnamed` if it only numbers its heads, as the released model does."""
     own = [config.id2label[i] for i in range(config.num_labels)]
     return unnamed if numbered(own) and len(own) == len(unnamed) else own
 
 
 def score_in_float32(model: PreTrainedModel) -> None:
-    """Let a classifier's head compute in float32: bfloat16 rounds a reward of 70 to halves.
+    """Make a classifier's head compute in float32: bfloat16 rounds a reward of 70 to halves.
 
     Training and vLLM have a float32 head too.
     """
@@ -109,11 +109,10 @@ class ModelScorer:
         source: a folder or hub name.
         unnamed: head names for a model that only numbers its heads.
         template: the text that the model reads.
-        batch_tokens: tokens of a forward at most; out of memory, they are halved.
+        batch_tokens: most tokens per forward; halved if memory runs out.
 
     Raises:
-        ValueError: weights that are not all there (`load_whole`); the model should read its own chat template, and has
-            none.
+        ValueError: weights are missing (`load_whole`), or the model should read its own chat template and has none.
     """
 
     def __init__(
@@ -143,7 +142,7 @@ class ModelScorer:
         reason = cannot_share(self.model) if share_prefix else "reward.share_prefix is false"
         self.shares = reason is None
         if share_prefix and reason:
-            log.warning("%s: the prompt is read anew for each answer: %s", source, reason)
+            log.warning("%s: the prompt is read again for each answer: %s", source, reason)
 
     @property
     def heads(self) -> Sequence[str]:
@@ -174,7 +173,7 @@ class ModelScorer:
 
     @torch.inference_mode()
     def _score_apart(self, rows: Sequence[list[int]], tokens: int) -> Array:
-        """Each row whole, in batches sorted by length, of so many tokens at most."""
+        """Score each row whole, in batches sorted by length with at most this many tokens."""
         rewards_NH = np.empty((len(rows), self.model.config.num_labels), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         reads_last = isinstance(self.model, GenericForSequenceClassification)
@@ -190,14 +189,14 @@ class ModelScorer:
         return rewards_NH
 
     def _read_last(self, ids: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
-        """The scores at each row's own last token; under causal attention padding on the right needs no mask."""
+        """Return the scores at each row's last token; under causal attention padding on the right needs no mask."""
         backbone = getattr(self.model, self.model.base_model_prefix)
         hidden_BTD = backbone(input_ids=ids, use_cache=False).last_hidden_state
         scores: torch.Tensor = self.model.score(hidden_BTD[torch.arange(len(ids), device=ids.device), length_B - 1])
         return scores
 
     def _read_whole(self, ids: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
-        """The scores of a model that reads them elsewhere, such as an encoder."""
+        """Return the scores of a model that reads them elsewhere, such as an encoder."""
         mask = torch.arange(ids.shape[1], device=ids.device) < length_B[:, None]
         scores: torch.Tensor = self.model(input_ids=ids, attention_mask=mask.long()).logits
         return scores
@@ -220,7 +219,7 @@ class FunctionScorer:
         """See `Scorer.score`.
 
         Raises:
-            ValueError: the function fails, or returns another shape or what is no finite number.
+            ValueError: the function fails, or returns another shape or a number that is not finite.
         """
         if not pairs:
             return np.empty((0, len(self.heads)), dtype=np.float32)
@@ -233,9 +232,9 @@ class CombinedScorer:
     """Several rewards as one: their heads side by side, in points.
 
     Args:
-        heads: of all, in order.
-        parts: by what messages call each.
-        scales: a map a head; None leaves it raw.
+        heads: the heads of all parts, in order.
+        parts: the scorers, each with its name in messages.
+        scales: one map per head; None leaves the head raw.
     """
 
     def __init__(
@@ -256,7 +255,7 @@ class CombinedScorer:
         return to_points(np.concatenate(columns, axis=1), self.scales).astype(np.float32)
 
     def close(self) -> None:
-        """End the engines of those that have one."""
+        """End the engines of the parts that have one."""
         for _, scorer in self.parts:
             if isinstance(scorer, VllmScorer):
                 scorer.close()

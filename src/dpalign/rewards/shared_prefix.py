@@ -1,8 +1,8 @@
-"""Scoring all answers to a prompt against one reading of it.
+"""Score all answers to a prompt while reading the prompt once.
 
-The reward input has the prompt before the answer: the inputs of a prompt's answers begin alike. Their common prefix is
-one of tokens, not of text, because a tokenizer may merge across the boundary. A forward holds one row without padding:
-prompts, each followed by its answers (`attention.Packed`). N rows, H heads.
+In the reward input the prompt comes before the answer, so the inputs of a prompt's answers begin alike. Their common
+prefix is one of tokens, not of text, because a tokenizer may merge across the boundary. A forward holds one row without
+padding: prompts, each followed by its answers (`attention.Packed`). N rows, H heads.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,7 +18,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from dpalign.engines.attention import Packed, Prefix, reason_not_to_share, sharing_attention
 
 CPU_TOKENS: Final = 768
-"""Tokens of a forward on a CPU at most: larger forwards leave its caches, and are 1.3x slower."""
+"""Most tokens per forward on a CPU: larger forwards do not fit its caches and are 1.3x slower."""
 
 Ids = list[int]
 
@@ -32,7 +32,7 @@ class Group:
 
 
 def groups_of(rows: Sequence[Ids], keys: Sequence[Hashable]) -> list[Group]:
-    """Rows with equal keys, with their longest common prefix; each row keeps at least one token of its own."""
+    """Group rows with equal keys by their longest common prefix; each row keeps at least one token of its own."""
     together: dict[Hashable, list[int]] = {}
     for n, key in enumerate(keys):
         together.setdefault(key, []).append(n)
@@ -41,7 +41,7 @@ def groups_of(rows: Sequence[Ids], keys: Sequence[Hashable]) -> list[Group]:
         members.sort(key=lambda n: len(rows[n]))
         size = 0
         if len(members) > 1:
-            # What the least and the greatest row share, all rows between them share too.
+            # All rows between the least and the greatest share what these two share.
             least, most = min(rows[n] for n in members), max(rows[n] for n in members)
             limit = len(rows[members[0]]) - 1
             size = next((i for i in range(limit) if least[i] != most[i]), limit)
@@ -50,7 +50,7 @@ def groups_of(rows: Sequence[Ids], keys: Sequence[Hashable]) -> list[Group]:
 
 
 def forwards(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[list[Group]]:
-    """The groups of each forward: at most `budget` tokens, or one answer with its prompt.
+    """Yield the groups of each forward: at most `budget` tokens, or one answer with its prompt.
 
     A group that is cut keeps the keys of its prefix for the next forwards.
     """
@@ -82,10 +82,10 @@ def score_shared(
     budget: int,
     head: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Raw rewards of token rows, in their order: (N, H), in float32 on the CPU.
+    """Return the raw rewards of token rows, in their order: (N, H), in float32 on the CPU.
 
     Args:
-        head: what is read from the last hidden states, in place of the model's own head.
+        head: reads the last hidden states in place of the model's own head.
     """
     head = head or model.score
     reward_NH = torch.empty(0)
@@ -117,7 +117,7 @@ def _last_hidden(model: PreTrainedModel, packed: Packed) -> Tensor:
 
 @contextmanager
 def _last_layer_only_at(backbone: PreTrainedModel, last_N: Tensor) -> Iterator[None]:
-    """Run the last layer's MLP at the answers' ends alone: nothing else is read above its attention.
+    """Run the last layer's MLP only at the answers' ends: nothing else is read above its attention.
 
     A last layer without a plain MLP, or with one that chooses among experts, stays as it is.
     """
@@ -144,7 +144,7 @@ def _last_layer_only_at(backbone: PreTrainedModel, last_N: Tensor) -> Iterator[N
 
 @torch.inference_mode()
 def cannot_share(model: PreTrainedModel) -> str | None:
-    """The reason why this classifier must read the prompt anew for each answer; None if it need not."""
+    """Return why this classifier must read the prompt again for each answer; None if it need not."""
     if not isinstance(model, GenericForSequenceClassification):
         return "it does not read its scores from the last token"
 

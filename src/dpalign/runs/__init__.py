@@ -1,1 +1,1 @@
-"""The run folder: what is done is skipped, what was killed goes on."""
+"""The run folder: finished stages are skipped, killed ones go on."""

@@ -1,4 +1,4 @@
-"""How far two files are apart that should be the same: Parquet, JSON and safetensors as numbers, others as bytes.
+"""The difference of two files that should be the same: Parquet, JSON and safetensors by values, others by bytes.
 
 Shapes: N values in a column or tensor.
 """
@@ -21,10 +21,10 @@ _TYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64":
 
 
 def difference(one: Path, two: Path) -> str:
-    """What differs between two files of one name, at most; empty where only times by the clock do.
+    """What differs between two files of one name, and by how much at most; empty if only clock times differ.
 
     Raises:
-        ValueError: a file that cannot be read as what its name says.
+        ValueError: a file cannot be read as its suffix says.
     """
     try:
         match one.suffix:
@@ -55,7 +55,7 @@ def _of_tables(one: pa.Table, two: pa.Table) -> str:
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64] | None:
-    """A column's numbers, those of lists too; None for one of something else."""
+    """A column's numbers, those in lists too; None if it holds anything else."""
     flat = column.combine_chunks()
     while pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type):
         flat = pc.list_flatten(flat)
@@ -86,7 +86,7 @@ def _of_values(one: Any, two: Any) -> str:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of JSON by their path, those by the clock left out."""
+    """The values of JSON by their path, without those of `BY_THE_CLOCK`."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key not in BY_THE_CLOCK:

@@ -1,4 +1,4 @@
-"""The machine: what it is, for the record, and how its threads wait."""
+"""The machine: its description for the record, its threads and memory, its environment variables."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ RECIPES: Final = Path(__file__).parents[1] / "recipe" / "shipped"
 """The recipes that are installed with the package, and the files that they read."""
 
 GPU_DEVICES: Final = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""What a machine with GPUs of NVIDIA or AMD has, or a Windows machine under its Linux."""
+"""Device files of a machine with NVIDIA or AMD GPUs, or of a Windows machine under its Linux."""
 
 WAITING: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -29,32 +29,32 @@ WAITING: Final = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-"""Threads that wait asleep: on a busy machine spinning ones sample several times slower. And no bars of the libraries:
-the stages say themselves how far they are."""
+"""Waiting threads sleep: with spinning ones a busy machine samples several times slower. The libraries show no bars,
+since the stages report their own progress."""
 
 MALLOPT: Final = {-1: 2_000_000_000, -3: 1_000_000_000}
 """glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes."""
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """The environment of a process that is to work with so many threads (0: as many as its libraries like)."""
+    """The environment of a process with this many threads (0: its libraries decide)."""
     variables = {name: os.environ.get(name, value) for name, value in WAITING.items()}
     return variables | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
 def settle_threads(threads: int, for_torch: bool) -> None:
-    """Do the same for this process, before anything imports torch: the environment is read once."""
+    """Set the threads of this process, before anything imports torch: it reads the environment once."""
     os.environ.update(thread_variables(threads))
-    if threads and for_torch:  # told outright: by the environment alone it takes no more threads than cores
+    if threads and for_torch:  # set directly: from the environment alone torch takes no more threads than cores
         import torch
 
         torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:
-    """On a machine without a GPU, have glibc keep what tensors free, for the next ones.
+    """On a machine without a GPU, let glibc keep the memory that tensors free, for the next ones.
 
-    By default it gives large blocks back, and the next are faulted in page by page: a fifth of a training's time.
+    By default it returns large blocks, and the next are faulted in page by page: a fifth of a training's time.
     """
     if platform.libc_ver()[0] == "glibc" and not any(map(os.path.exists, GPU_DEVICES)):
         for option, size in MALLOPT.items():
@@ -62,7 +62,7 @@ def keep_freed_memory() -> None:
 
 
 def take_secret(name: str) -> str | None:
-    """The value of an environment variable, which is gone afterwards: from this process, its children and /proc."""
+    """Read an environment variable and remove it from this process, its later children and /proc; None if unset."""
     value = os.environ.get(name)
     if value is None:
         return None
@@ -82,7 +82,7 @@ def filled(path: str) -> str:
 
 
 def expanded(knob: str, path: str) -> str:
-    """The same, with every variable known.
+    """A path filled in like `filled`, but every variable must be set.
 
     Raises:
         ValueError: the environment has no such variable; the message names the recipe's knob.
@@ -94,7 +94,7 @@ def expanded(knob: str, path: str) -> str:
 
 
 def visible_gpus() -> int:
-    """GPUs that torch may use here. Where there are devices, a process of its own counts them: this one opens none."""
+    """The number of GPUs that torch may use here. If there are any, a separate process counts: this one opens none."""
     if not any(map(os.path.exists, GPU_DEVICES)):
         return 0
     count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
@@ -118,7 +118,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this file belongs to, "-dirty" if it differs; None if it is installed."""
+    """The commit of the checkout that has this file, "-dirty" if it differs; None for an installed package."""
     here = Path(__file__)
     git = ["git", "--no-optional-locks", "-C", str(here.parent)]
     try:

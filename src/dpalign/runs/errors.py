@@ -1,4 +1,4 @@
-"""How a command ends when something is wrong: with a line that says what, not with a traceback."""
+"""End a command that fails with a line that says what is wrong, not with a traceback."""
 
 import contextlib
 import errno
@@ -15,12 +15,12 @@ from dpalign.runs.stopping import RESUME, Stopped
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 """The disk is full, or the user's share of it."""
 FULL_SAID: Final = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter")
-"""What the errors of libraries say of a full disk; the last two are torch's own of a write that failed."""
+"""Parts of library errors that mean a full disk; the last two are torch's for a failed write."""
 
 
 @contextlib.contextmanager
 def plain_errors(who: str) -> Iterator[None]:
-    """End the process at an error that a user can mend with its message and code 2.
+    """End the process with the message and code 2 if a user can fix the error: a ValueError or OSError.
 
     After an interruption the code is 130, after SIGTERM `stopping.RESUME`. Any other error is ours: it keeps its
     traceback.
@@ -28,7 +28,7 @@ def plain_errors(who: str) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output, say `head`, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
@@ -51,7 +51,7 @@ def _said(error: Exception) -> str:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name what was being written when the disk is full: the errors of libraries do not.
+    """Name the path that was being written when the disk is full: library errors do not.
 
     Raises:
         OSError: with the path as its file name.

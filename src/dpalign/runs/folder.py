@@ -1,12 +1,12 @@
-"""The run folder: one process at a time, stage by stage; what is done is skipped (`ledger.py` decides).
+"""The run folder: one process at a time, stage by stage; finished stages are skipped (`ledger.py` decides).
 
-RUN/recipe.toml, environment.json, log.txt     what was asked, where it ran, what happened
+RUN/recipe.toml, environment.json, log.txt     the recipe, the machine, the messages of the run
 RUN/<stage>/...                                a finished stage's outputs, beside its ledger.json
-RUN/<stage>/times.json                         what some stages measured by the clock: no output, in no digest
+RUN/<stage>/times.json                         clock times of some stages: no output, in no digest
 RUN/<stage>.partial/...                        a stage at work, or killed at work: its finished shards are kept
 RUN/.<stage>.dpalign.old/...                   an outdated stage that is being deleted
-RUN/.lock                                      who works in it; by its mark a folder is known as a run
-RUN/<stage>[.partial]/resume/                  trainer checkpoints: no output, gone when the stage is finished
+RUN/.lock                                      the process at work; the lock's mark identifies a run folder
+RUN/<stage>[.partial]/resume/                  trainer checkpoints: no output, deleted when the stage finishes
 """
 
 import contextlib
@@ -58,13 +58,13 @@ from dpalign.runs.stopping import Stopped, asked
 from dpalign.runs.verify import require_intact
 
 OWN: Final = ".own"
-"""The name under which a stage's own process keeps what it counted beside its shards."""
+"""The name of the tally in which a stage's own process keeps its counts beside the shards'."""
 LOCK: Final = ".lock"
 MARK: Final = " dpalign"
 WHOLE: Final = f"{MARK} run"
-"""How a lock's text ends, after the process and the machine that took it last; the second in a run with a recipe."""
+"""Ends of a lock's text, after the process and the machine that took it last. A run with a recipe has WHOLE."""
 OUR_FILES: Final = (LOCK, ".digests.json", "log.txt", "environment.json")
-"""What is written beside a stage taken alone."""
+"""Files that are written beside a stage taken alone."""
 
 
 @dataclass
@@ -78,9 +78,9 @@ class Tally:
     scored: int = 0
     trained: int = 0
     halved: int = 0
-    """How often a batch was out of memory and was done again in halves."""
+    """How often a batch ran out of memory and was halved."""
     warnings: list[str] = field(default_factory=list)
-    """What stops no stage and may spoil a result: in its ledger, and on the report's page."""
+    """Messages that stop no stage but may mean a spoiled result: in its ledger, and on the report's page."""
 
     def add(
         self,
@@ -101,7 +101,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit of a stage's work: write `path` whole, count what it took in `tally`."""
+    """One unit of a stage's work: write `path` whole, and count rows and tokens in `tally`."""
 
     index: int
     path: Path
@@ -116,12 +116,12 @@ def shards(
     world: int = 1,
     log: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Shard]:
-    """The shards of a stage's folder still to be made, in order: those of process `rank` among `world`.
+    """Yield the shards of a stage's folder still to be made, in order: those of process `rank` among `world`.
 
-    A shard is finished when its file stands and its tally is kept, which happens when the next one is asked for.
+    A shard is finished once its file and its tally exist. The tally is written when the caller asks for the next shard.
 
     Args:
-        log: is told of each damaged file.
+        log: called with one line for each damaged file.
     """
     mine = range(rank, count, world)
     todo = unfinished(folder, mine, name, log)
@@ -139,10 +139,10 @@ def shards(
 def unfinished(
     folder: Path, indices: Iterable[int], name: str, log: Callable[[str], None] = lambda _: None
 ) -> list[int]:
-    """Of some of a folder's shards those that are still to be made: also those whose files are not as they were made.
+    """Indices of the shards to make: those without a file or tally, and those whose files are damaged.
 
     Args:
-        log: is told of each damaged file.
+        log: called with one line for each damaged file.
     """
     todo = []
     for index in indices:
@@ -158,7 +158,7 @@ def unfinished(
 
 
 def keep_tally(folder: Path, shard: str, tally: Tally) -> None:
-    """Keep what a shard took, and the digests of its files: it is finished with that, its files on the disk before."""
+    """Write a shard's tally with the digests of its files. This finishes the shard; its files are synced first."""
     assert (folder / shard).is_file(), f"{folder / shard} was not written"
     files = sorted(folder.glob(beside(shard)))
     digests = {path.relative_to(folder).as_posix(): sha256_of(path, sync=True) for path in files}
@@ -168,12 +168,12 @@ def keep_tally(folder: Path, shard: str, tally: Tally) -> None:
 
 
 def beside(name: str) -> str:
-    """A pattern of a shard's file and of those of its name in folders beside its own: of answers, their scores."""
+    """A glob of a shard's file, and of files of its name in folders beside its own: an answer file's scores."""
     return f"*/{Path(name).name}" if "/" in name else name
 
 
 def _digests(tally: Path) -> dict[str, str] | None:
-    """The digests of a shard's files, as its tally keeps them; an earlier version's kept none. None without a tally."""
+    """The digests of a shard's files from its tally; empty for an earlier version's tally. None without a tally."""
     try:
         files: dict[str, str] = dict(json.loads(tally.read_text(encoding="utf-8")).get("files", {}))
         return files
@@ -195,21 +195,21 @@ class Run:
     def __init__(self, folder: Path, lock: int, git_commit: str | None) -> None:
         self.folder = folder
         self.lock = lock
-        """File descriptor; passed on to a stage's own process (`pass_fds`), an orphan of it still holds the folder."""
+        """File descriptor. A stage's own process inherits it (`pass_fds`), so its orphan still holds the folder."""
         self.git_commit = git_commit
         self.packages: dict[str, str] = {}
-        """Their versions on this machine: in every ledger."""
+        """Package versions on this machine: in every ledger."""
         self.hashed = FileHashes()
-        """Of what stages read: each file is hashed once in the life of this process."""
+        """Hashes of the files that stages read: each is hashed once in this process."""
         self.here = threading.Lock()
-        """Held by whatever of several steps side by side works in this very process."""
+        """Held by the one step, of several side by side, that works in this process."""
 
     @classmethod
     def open(cls, folder: Path, recipe_text: str | None, environment: Mapping[str, Any] | None = None) -> Self:
         """Take the folder, and write the recipe and the environment (`describe_environment()`) into it.
 
         Args:
-            recipe_text: None for a stage taken alone: a recipe that stands there is another one's.
+            recipe_text: None for a stage taken alone: a recipe in the folder is another run's, and stays.
 
         Raises:
             ValueError: another process holds the folder; it is no folder, or holds other things than a run.
@@ -239,12 +239,12 @@ class Run:
         self.close()
 
     def log(self, text: str) -> None:
-        """Say a line on stderr and keep it, with the time, in log.txt."""
+        """Write a line to stderr and, with the time, to log.txt."""
         sys.stderr.write(("\r\033[K" if sys.stderr.isatty() else "") + text + "\n")
         self.note(text)
 
     def note(self, text: str) -> None:
-        """Keep a line, with the time, in log.txt."""
+        """Write a line, with the time, to log.txt."""
         path = self.folder / "log.txt"
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(f"{_now()} {text}\n")
@@ -260,11 +260,11 @@ class Run:
         """Decide whether a stage must run; `with run.stage(...) as work: if not work.done: ...` runs it.
 
         Args:
-            figures: whether it reads those of its inputs too.
+            figures: whether it reads the figures of its inputs too.
 
         Raises:
-            ValueError: an input is missing, or is of a stage that is not finished; where the stage must run, an input
-                file that is not as its own stage wrote it.
+            ValueError: an input is missing, or its stage is not finished; if this stage must run, an input file differs
+                from what its own stage wrote.
         """
         stage = Stage(name, version, inputs or {}, knobs or {}, figures)
         digests: dict[str, str | None] = {}
@@ -289,11 +289,11 @@ class Run:
         if reason is None:
             made_with = read_ledger(self.folder / name).get("packages", {})
             if other := other_versions(made_with, self.packages):
-                self.log(f"{name}: kept, though made under other versions: {other}; delete its folder to make it anew")
+                self.log(f"{name}: kept, though made under other versions: {other}; delete its folder to make it again")
         return Work(self, stage, identity, reason)
 
     def stage_at_work(self, name: str) -> "Work":
-        """A stage that the holder of this folder has begun, for the stage's own process: it never finishes it."""
+        """A stage that the holder of this folder has begun, for the stage's own process, which never finishes it."""
         stage = Stage(name, version=0)
         return Work(self, stage, identity_of(stage, {}), "begun by the holder of the folder")
 
@@ -301,8 +301,8 @@ class Run:
 class Work:
     """A stage of an open run: `done`, or to be worked on in `folder` inside a `with`, which finishes it.
 
-    `output` is where it is found once finished; `folder` is that too if it is done, else the partial folder.
-    `tally` counts what no shard counts.
+    `output` is the folder of the finished stage. `folder` is the same if the stage is done, else the partial folder.
+    `tally` counts everything outside shards.
     """
 
     def __init__(self, run: Run, stage: Stage, identity: dict[str, Any], reason: str | None) -> None:
@@ -313,7 +313,7 @@ class Work:
         self.resume = self.folder / "resume"
         self.tally = Tally()
         self.check: Callable[[Tally], None] = lambda total: None
-        """Given all that the stage counted, before its ledger is written; raises ValueError where rows are lost."""
+        """Called with the stage's total before its ledger is written; raises ValueError if rows are lost."""
         self.hub: dict[str, str] = {}
         """The commits of what the stage read from the hub, by knob."""
 
@@ -355,11 +355,11 @@ class Work:
         return shards(self.folder, count, name, log=self.run.log)
 
     def leave_tally(self) -> None:
-        """In a stage's own process, at its end: leave `tally` where the holder of the folder adds it up."""
+        """At the end of a stage's own process, write `tally`; the holder of the folder adds it up."""
         write_json(_tally_path(self.folder, OWN), vars(self.tally))
 
     def require_left(self) -> None:
-        """Check what a stage's own process left when it ended well.
+        """Check the tally and outputs of a stage's own process that ended with code 0.
 
         Raises:
             ValueError: no tally, which it leaves last, or no outputs.
@@ -408,14 +408,14 @@ class Work:
 
 
 class _Clock:
-    """Adds up a stage's seconds over its resumes, noting them every few seconds: a kill loses no more than that."""
+    """Adds up a stage's seconds over its resumes. It saves them every 5 seconds; a kill loses no more."""
 
     def __init__(self, path: Path, identity: dict[str, Any], packages: dict[str, str]) -> None:
         state: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "started": _now()}
         self.path, self.identity, self.before = path, identity, state["seconds"]
         self.started: str = state["started"]
         self.packages: dict[str, str] = state.get("packages", packages)
-        """Their versions when the stage was begun."""
+        """Package versions when the stage was begun."""
         self.began = time.monotonic()
         self._save()
         self.stopped = threading.Event()
@@ -442,7 +442,7 @@ class _Clock:
 
 
 def _total(folder: Path, tally: Tally) -> Tally:
-    """The stage's own tally, that of its own process, and its shards' together."""
+    """The sum of the stage's tally, that of its own process, and its shards'."""
     total = replace(tally, filtered=Counter(tally.filtered))
     for path in sorted((folder / ".stage" / "tallies").rglob("*.json")):
         shard = json.loads(path.read_text(encoding="utf-8"))
@@ -453,7 +453,7 @@ def _total(folder: Path, tally: Tally) -> Tally:
 
 
 def _require_as_made(folder: Path, outputs: Mapping[str, str]) -> None:
-    """Raise ValueError where a shard's file is not what its tally says was made; the next run makes it again."""
+    """Raise ValueError if a shard's file does not have its tally's digest; the next run makes it again."""
     for tally in sorted((folder / ".stage" / "tallies").rglob("*.json")):
         for file, digest in (_digests(tally) or {}).items():
             if Path(file).parts[0] not in SCRATCH and outputs.get(file) != digest:
@@ -471,9 +471,9 @@ Kind = Literal["run", "alone", "no run"]
 
 
 def kind_of(folder: Path) -> Kind:
-    """Whether a folder is a run's, or one in which stages were taken alone: the mark in its lock tells.
+    """Whether a folder is a run, or has stages taken alone: the mark in its lock tells.
 
-    The lock of an earlier version names a process and a machine, and the environment stands beside it.
+    The lock of an earlier version has no mark. It names a process and a machine, with environment.json beside it.
     """
     try:
         text = (folder / LOCK).read_text(encoding="utf-8")
@@ -488,7 +488,7 @@ def kind_of(folder: Path) -> Kind:
 
 
 def _require_ours(folder: Path, alone: bool) -> Kind:
-    """What a folder is. Raise ValueError where it holds what is not ours and could be overwritten.
+    """The kind of a folder; raises ValueError if it holds something that is not ours and could be overwritten.
 
     Args:
         alone: a stage is taken alone in it, which writes `OUR_FILES` and touches nothing else.
@@ -514,14 +514,14 @@ ORPHAN_SECONDS: Final = 10.0
 
 
 def hold(folder: Path, path: Path | None = None, mark: str = MARK) -> int:
-    """Hold a run folder for this process; the kernel lets go of it whenever the process ends, however it ends.
+    """Hold a run folder for this process; the kernel releases it when the process ends, even by a kill.
 
     Args:
         path: the lock's file, if not the folder's own.
-        mark: how its text ends.
+        mark: the end of its text.
 
     Returns:
-        The lock's file descriptor: the folder is held until all that have it have closed it.
+        The lock's file descriptor: the folder is held until all processes that have it close it.
 
     Raises:
         ValueError: another process holds the folder.
@@ -543,7 +543,7 @@ def hold(folder: Path, path: Path | None = None, mark: str = MARK) -> int:
             who = f"a process left by the ended run {pid}" if gone else f"process {pid or '(unknown)'} on {host}"
             what_to_do = "wait for it, end it, or name another folder"
             raise ValueError(f"{folder}: two runs into one folder: {who} is at work in it; {what_to_do}") from None
-    if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):  # removed by who held it
+    if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):  # removed by its holder
         os.close(lock)
         return hold(folder, path, mark)
     text = f"{os.getpid()} {platform.node()}{mark}".encode()

@@ -1,4 +1,4 @@
-"""Names on the model hub: a revision behind an @, and the commit that a name stood for when it was read."""
+"""Names on the model hub: a revision after an @, and the commit of a name when it was read."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Final, Literal
 _NAMED: Final = re.compile(r"(?P<name>(?:\w[\w.-]*/)?\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 NOT_READ: Final = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "consolidated*"]
-"""Weights in other forms than the one that is read."""
+"""Weights in formats that are not read."""
 
 
 def may_be_named(source: str) -> bool:
-    """Whether a text can be a name on the hub: OWNER/NAME, or of the oldest models NAME; with a revision or without."""
+    """Whether a text can be a name on the hub: OWNER/NAME, or NAME for the oldest models; a revision may follow."""
     return _NAMED.fullmatch(source) is not None
 
 
@@ -24,7 +24,7 @@ def revised(source: str) -> tuple[str, str | None]:
 
 
 def local_model(source: str) -> str:
-    """What a model is loaded from: of NAME@REVISION the folder in the hub's cache, fetched first; others as they are.
+    """The source to load a model from: for NAME@REVISION its fetched folder in the hub's cache, else unchanged.
 
     Raises:
         ValueError: the hub has no such revision, or cannot be reached.
@@ -41,7 +41,7 @@ def local_model(source: str) -> str:
 
 
 def commit_of(source: str, kind: Literal["model", "dataset"]) -> str | None:
-    """The commit that a name on the hub stands for in the cache of what was read; None for paths, and where none is."""
+    """The commit of a name on the hub, by the local cache; None for paths, and for names that the cache lacks."""
     name, revision = revised(source)
     if not _NAMED.fullmatch(source) or Path(source).exists():
         return None

@@ -73,7 +73,7 @@ def configuration(config: str) -> Path:
 
 
 def run_command(words: str) -> int:
-    """Run a command, and end it with this process; returns its exit code, `RESUME` where SIGTERM ended it."""
+    """Run a command, and end it with this process; returns its exit code, `RESUME` if SIGTERM ended it."""
     code = wait_for(subprocess.Popen(shlex.split(words)))
     return RESUME if code == -signal.SIGTERM else code if code >= 0 else 128 - code
 

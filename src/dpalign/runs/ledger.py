@@ -1,8 +1,8 @@
-"""The ledger of a stage: what decides whether it is done, and what is kept of it when it is.
+"""The ledger of a stage: it decides whether the stage is done, and records the finished stage.
 
-A stage's fingerprint is the hash of its name, its version, the knobs it read and the digests of its inputs; the
+A stage's fingerprint is the hash of its name, its version, the knobs it read and the digests of its inputs. The
 digest of an input is the hash of its files' hashes, so an upstream stage redone to the same bytes redoes nothing
-below it. Figures that a training leaves beside its model (`FIGURES`) redo the report alone. Nothing else decides: not
+below it. Figures that a training leaves beside its model (`FIGURES`) redo only the report. Nothing else decides: not
 the time, the host, the git commit, versions of packages or the rest of the recipe.
 """
 
@@ -24,14 +24,14 @@ LEDGER: Final = "ledger.json"
 SCRATCH: Final = ("resume", ".stage")
 """Folders of a stage that are no outputs: the trainer's checkpoints, and our own notes on a stage at work."""
 TIMES: Final = "times.json"
-"""What a stage measured by the clock: kept beside its outputs, in no digest, since it differs from run to run."""
+"""Clock times of a stage: kept beside its outputs, in no digest, since they differ from run to run."""
 FIGURES: Final = ("curve.json", "quality.json")
-"""What a training measured of itself: its loss, and how well its model rates. The report shows them."""
+"""Figures of a training: its loss, and how well its model rates. The report shows them."""
 STAGE_NAME: Final = r"[a-z0-9][a-z0-9_-]*"
 
 
 class Ledger(TypedDict):
-    """What a finished stage says about itself."""
+    """The record of a finished stage."""
 
     name: str
     version: int
@@ -47,7 +47,7 @@ class Ledger(TypedDict):
     git_commit: str | None
     started: str
     finished: str
-    packages: NotRequired[dict[str, str]]  # versions; earlier ledgers lack this and what follows
+    packages: NotRequired[dict[str, str]]  # versions; earlier ledgers lack this and the next two
     hub: NotRequired[dict[str, str]]  # by knob, the commit that its name stood for
     warnings: NotRequired[list[str]]
 
@@ -70,7 +70,7 @@ class Stage:
 def plan(folder: Path, stages: Sequence[Stage]) -> dict[str, str]:
     """What a run would do, by stage: "done", or "to do: " and why; touches nothing.
 
-    A stage below one to be redone counts as to do, though it is skipped if that one ends with the same bytes.
+    A stage below a redone one counts as to do, though it is skipped if that one ends with the same bytes.
     """
     folder = folder.resolve()
     hashes = FileHashes(folder)
@@ -118,7 +118,7 @@ def read_ledger(folder: Path) -> Ledger:
 
 
 def identity_of(stage: Stage, digests: Mapping[str, str | None]) -> dict[str, Any]:
-    """What is fingerprinted, as JSON gives it back (lists for tuples); None: an input that is yet to be made."""
+    """The fingerprinted values, as JSON returns them (lists for tuples). Digest None: an input still to be made."""
     identity = {"name": stage.name, "version": stage.version, "knobs": dict(stage.knobs), "inputs": dict(digests)}
     plain: dict[str, Any] = json.loads(_canonical(identity))
     return plain
@@ -130,7 +130,7 @@ def _ledger_identity(ledger: Ledger) -> dict[str, Any]:
 
 
 def identity_at_work(partial: Path) -> dict[str, Any] | None:
-    """What the unfinished work in a partial folder was begun with; None if it does not say."""
+    """The identity with which the work in a partial folder was begun; None if the folder does not say."""
     try:
         state = json.loads((partial / ".stage" / "state.json").read_text(encoding="utf-8"))
         identity: dict[str, Any] = state["identity"]
@@ -154,7 +154,7 @@ def _why_unfinished(output: Path, identity: dict[str, Any]) -> str | None:
         ledger = read_ledger(output)
     except ValueError as error:
         return str(error)
-    # Sizes alone: hashing a whole model again at every run would take minutes.
+    # Compare only sizes: hashing a whole model again at every run would take minutes.
     for file, size in ledger["sizes"].items():
         path = output / file
         if not path.is_file() or path.stat().st_size != size:
@@ -178,9 +178,9 @@ def _why_unfinished(output: Path, identity: dict[str, Any]) -> str | None:
 
 
 def other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Which packages have other versions now, as words; empty where none has.
+    """The packages whose versions changed, or hub names whose commits did, as text; empty if none did.
 
-    They redo no stage by themselves: that would cost many GPU-hours for what is often the same result.
+    A change redoes no stage: that would cost many GPU-hours for what is often the same result.
     """
     both = sorted(before.keys() & now.keys())
     return ", ".join(changes({name: before[name] for name in both}, {name: now[name] for name in both}))
@@ -191,7 +191,7 @@ def partial_of(output: Path) -> Path:
 
 
 def is_of_stage(folder: Path) -> bool:
-    """Whether a folder is a stage's, at work or finished, or empty: we may drop it. A user's own is neither."""
+    """Whether we may delete a folder: it is a stage's, at work or finished, or empty. A user's own is neither."""
     if not folder.is_dir():
         return False
     if (folder / ".stage").is_dir() or not any(folder.iterdir()):
@@ -203,12 +203,12 @@ def is_of_stage(folder: Path) -> bool:
 
 
 def scratch_of(output: Path, kind: str) -> Path:
-    """A hidden name beside `output` that nobody else gives: what lies there is ours to delete."""
+    """A hidden path beside `output` that only we use: we may delete it."""
     return output.with_name(f".{output.name}.dpalign.{kind}")
 
 
 def adopt(output: Path, identity: dict[str, Any]) -> None:
-    """Carry through a renaming that a kill cut short, after the ledger was written."""
+    """Finish a rename that a kill interrupted after the ledger was written, and delete outdated folders."""
     partial = partial_of(output)
     if (partial / LEDGER).is_file() and _why_unfinished(partial, identity) is None:
         into_place(output)
@@ -217,7 +217,7 @@ def adopt(output: Path, identity: dict[str, Any]) -> None:
 
 
 def into_place(output: Path, partial: Path | None = None) -> None:
-    """Rename the finished partial folder to `output`, an outdated one moved away first."""
+    """Rename the finished partial folder to `output`; an outdated `output` is moved away first."""
     partial = partial or partial_of(output)
     for name in SCRATCH:
         shutil.rmtree(partial / name, ignore_errors=True)
@@ -232,7 +232,7 @@ def into_place(output: Path, partial: Path | None = None) -> None:
 
 
 def move_away(folder: Path) -> Path:
-    """Rename a folder before it is deleted: a kill meanwhile leaves no half of it where it would be read."""
+    """Rename a folder before it is deleted, so that a kill leaves no half of it where it would be read."""
     away = scratch_of(folder, "old")
     shutil.rmtree(away, ignore_errors=True)
     if folder.exists():
@@ -263,7 +263,7 @@ def input_digest(folder: Path, value: str | Path, hashes: "FileHashes", figures:
     """The digest of an input: of an earlier stage's outputs by its ledger, or of the files at a path.
 
     Args:
-        figures: with what a stage measured of itself.
+        figures: include `FIGURES`.
     """
     path = (folder / value if isinstance(value, str) else value).resolve()
     stage = _stage_of(folder, value)
@@ -283,13 +283,13 @@ def input_digest(folder: Path, value: str | Path, hashes: "FileHashes", figures:
 
 
 def outputs_as_read(stage: Path, figures: bool = False) -> dict[str, str]:
-    """What an input is of a finished stage's outputs: sha256 by relative path; its figures where they are asked for."""
+    """The outputs of a finished stage that an input consists of: sha256 by relative path; `FIGURES` if `figures`."""
     outputs = read_ledger(stage)["outputs"]
     return {file: sha256 for file, sha256 in outputs.items() if figures or file not in FIGURES}
 
 
 def require_named(stage: Path) -> None:
-    """Raise ValueError where a finished stage's folder has a file that its ledger does not name; hidden ones pass."""
+    """Raise ValueError if a finished stage's folder has a file that its ledger does not name; hidden files pass."""
     try:
         outputs = read_ledger(stage)["outputs"]
     except ValueError:  # a folder that no stage made
@@ -303,7 +303,7 @@ class FileHashes:
     """sha256 of files, kept by inode, size and times so that large ones are read once.
 
     Args:
-        folder: the run that keeps them, for files outside it; None: they end with the process.
+        folder: the run folder that keeps the hashes of files outside it; None keeps them in memory only.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -346,7 +346,7 @@ def write_json(path: Path, value: Any) -> None:
     """`write_text` as indented JSON.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON cannot say; write None for "no such number".
+        ValueError: a number is NaN or infinite, which JSON cannot hold; write None for a missing number.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
@@ -380,7 +380,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush a folder to disk with all that lies in it, but for what another process removes meanwhile."""
+    """Flush a folder and everything in it to disk, except files that another process removes meanwhile."""
     for path in (*folder.rglob("*"), folder):
         with contextlib.suppress(FileNotFoundError):
             sync(path)

@@ -1,4 +1,4 @@
-"""A model's folder as files, read without torch: its weights' headers, its special tokens, what must not lie in it."""
+"""A model's folder as files, read without torch: its weights' headers, its special tokens, files that run code."""
 
 import json
 import math
@@ -21,26 +21,26 @@ _ENDS: Final[Mapping[Kind, tuple[str, ...]]] = {
     "policy": ("ForCausalLM", "LMHeadModel"),
     "reward model": ("ForSequenceClassification",),
 }
-"""How architectures of each kind are called."""
+"""Endings of the architecture names of each kind."""
 
 EMBEDDINGS: Final = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-"""How the names of tensors end that have a row a token, by architecture."""
+"""Endings of the names of tensors with one row per token, by architecture."""
 HEAD: Final = "score.weight"
 """A classifier's head, of shape (labels, width)."""
 PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
-"""Suffixes of files that run code when they are loaded, or may."""
+"""Suffixes of files that may run code when they are loaded."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the headers of a checkpoint's weights say."""
+    """A checkpoint's weights, from their headers."""
 
     files: tuple[str, ...]
     tensors: int
     parameters: int
     bytes: int
     types: tuple[str, ...]
-    """In the words of the format: F32, BF16."""
+    """As the format names them: F32, BF16."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Marks:
     named: Mapping[str, str]
     """Those that a template knows by name, such as eos_token."""
     added: frozenset[str]
-    """Each is one token, wherever it stands in a text."""
+    """Each is one token, anywhere in a text."""
     special: frozenset[str]
     """Those among them that decoding leaves out."""
 
@@ -71,11 +71,11 @@ class Marks:
 
 
 NAMED_TOKENS: Final = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-"""The names under which a chat template is given special tokens."""
+"""The names of the special tokens that a chat template gets."""
 
 
 def require_weights(folder: Path) -> None:
-    """ValueError unless a folder holds a model's configuration and safetensors, all that an index names."""
+    """Raise ValueError unless a folder holds a model's configuration and safetensors, with all files of its index."""
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder}: a checkpoint folder needs config.json and *.safetensors; it holds no weights")
     if (folder / INDEX).is_file():
@@ -118,7 +118,7 @@ def weights_files(folder: Path) -> list[str]:
 
 
 def index_of(folder: Path) -> dict[str, str]:
-    """In which file each tensor of a divided checkpoint lies; empty for an undivided one."""
+    """The file of each tensor in a divided checkpoint; empty for an undivided one."""
     if (folder / WEIGHTS).is_file():
         return {}
     named: dict[str, str] = read_object(folder / INDEX).get("weight_map", {})
@@ -126,7 +126,7 @@ def index_of(folder: Path) -> dict[str, str]:
 
 
 def check_weights(folder: Path) -> Weights:
-    """The weights by their headers, every file whole and every tensor where the index says.
+    """Check that every file is whole and every tensor is where the index says; returns what the headers say.
 
     Raises:
         ValueError: no weights; a file that is no safetensors, cut short or too long; an index that does not fit.
@@ -167,7 +167,7 @@ def require_fit(folder: Path) -> None:
             raise ValueError(f"{folder / CONFIG}: id2label names {len(labels)}, and {name} has {shape[0]} rows; {cure}")
     if not (folder / TOKENIZER).is_file():
         return
-    # A token that was added may lie beyond as long as no text has it: Gemma's soft image token does.
+    # An added token may lie beyond the vocabulary if no text has it, as Gemma's soft image token does.
     ids, own = vocabulary(folder), vocabulary(folder, added=False)
     for token in (*own, *_named_tokens(folder).values()):
         if ids.get(token, 0) >= size:
@@ -178,7 +178,7 @@ def read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
     """A safetensors file's tensors by name: (type, shape). The tensors themselves are not read.
 
     Raises:
-        ValueError: it is none, or its size is not what its header says.
+        ValueError: it is not a safetensors file, or its size is not what its header says.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -191,12 +191,12 @@ def read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
 
 
 def pickles_in(folder: Path) -> list[str]:
-    """Files of the folder that are loaded by running them."""
+    """The names of the folder's files that may run code when they are loaded."""
     return sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in PICKLES)
 
 
 def special_tokens(folder: Path) -> SpecialTokens:
-    """As the tokenizer's files name them; ids by its vocabulary, where that is a tokenizer.json."""
+    """The special tokens that the tokenizer's files name; ids by its tokenizer.json, None without one."""
     named = _named_tokens(folder)
     eos, pad = named.get("eos_token"), named.get("pad_token")
     ids = vocabulary(folder) if (folder / TOKENIZER).is_file() else {}
@@ -225,7 +225,7 @@ def _named_tokens(folder: Path) -> dict[str, str]:
 
 
 def vocabulary(folder: Path, added: bool = True) -> dict[str, int]:
-    """The tokens of a tokenizer.json, those that were added included unless told otherwise."""
+    """The ids of a tokenizer.json's tokens, with its added tokens unless `added` is false."""
     tokenizer = read_object(folder / TOKENIZER)
     tokens = (tokenizer.get("model") or {}).get("vocab") or {}
     ids = dict(tokens) if isinstance(tokens, Mapping) else {token: i for i, (token, *_) in enumerate(tokens)}
@@ -261,7 +261,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a classifier's config.json calls its labels, in order: a reward model's heads."""
+    """The names of a classifier's labels in its config.json, in order: a reward model's heads."""
     named = config.get("id2label") or {}
     try:
         return tuple(str(named[key]) for key in sorted(named, key=int))
@@ -270,7 +270,7 @@ def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _text_of(token: object) -> str | None:
-    """A special token is text, or an object with its content."""
+    """The text of a special token, which is a string or an object with its content."""
     text = token.get("content") if isinstance(token, Mapping) else token
     return text if isinstance(text, str) else None
 

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, elsewhere a line now and then. Both go to stderr."""
+"""The progress of long work: a bar on a terminal, elsewhere a line now and then. Both go to stderr."""
 
 import os
 import sys
@@ -24,17 +24,17 @@ _bars: "Bars | None" = None
 
 
 class Progress:
-    """How far one piece of work is.
+    """The progress of one piece of work.
 
         with Progress("sft: update", total=300) as progress:
             progress.update(264)  # in a pipe: "sft: update 264 of 300, 5 s left"
 
-    A bar disappears when it is closed. Only the first of a training's processes shows any.
+    A bar disappears when it is closed. Of a training's processes only the first shows progress.
 
     Args:
-        what: the work, and what is counted.
-        total: how much there is; None where that is not known.
-        done: how much was done before, by an earlier call.
+        what: names the work and the unit that is counted.
+        total: the amount of work; None if it is not known.
+        done: the amount that an earlier call did.
     """
 
     def __init__(self, what: str, total: int | None = None, done: int = 0) -> None:
@@ -57,7 +57,7 @@ class Progress:
             self.last_line = now
 
     def advance(self, by: int = 1) -> None:
-        """Show that so much more is done."""
+        """Show that `by` more is done."""
         self.update(self.done + by)
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ def _add_bar(what: str, total: int | None, done: int) -> "TaskID":
         if _bars is None:
             text = progress.TextColumn("{task.description} {task.fields[count]}")
             left = progress.TimeRemainingColumn(elapsed_when_finished=True)
-            console = Console(file=sys.stderr)  # this one, also where a library's own words are redirected
+            console = Console(file=sys.stderr)  # this stderr, also while a library's output is redirected
             _bars = progress.Progress(text, progress.BarColumn(), left, console=console, transient=True)
             _bars.start()
             console.show_cursor(True)  # or it stays hidden when the process is killed

@@ -1,10 +1,10 @@
 """A stage whose work is a fixed list of shards: made here in order, or by a pool of Ray actors.
 
 The recipe alone decides what a shard holds: its bytes are the same wherever it is made. On a cluster, an actor opens
-an engine or a scorer once, makes whole shards in a scratch folder of its own, and returns the files' bytes. The driver
-alone writes into the run folder, as a single process would. A killed actor costs the shard at hand; a killed driver
+an engine or a scorer once, makes whole shards in a scratch folder of its own, and returns the files' bytes. Only the
+driver writes into the run folder, as a single process would. A killed actor costs the shard at hand; a killed driver
 costs the shards that it has not yet written, and the next run makes those. Ray Data's own `CheckpointConfig` is not
-used: it matches rows by their id alone, whatever recipe made them.
+used: it matches rows by their id alone, even those of another recipe.
 """
 
 import json
@@ -54,21 +54,21 @@ class ShardWork(Protocol):
         """Write the whole shard, and count its rows and tokens."""
 
     def one_by_one(self, index: int) -> Iterator[str]:
-        """The work of a shard a prompt at a time, without a result: yields each prompt's name before its work."""
+        """Do the work of a shard a prompt at a time, without a result; yields each prompt's name before its work."""
 
     def ids(self, index: int) -> list[Id]:
         """The answers that a shard must hold, in order."""
 
 
 def make_shards(job: "Job", plan: Callable[["Job"], ShardWork]) -> None:
-    """Make the unfinished shards of a stage where the recipe wants them made.
+    """Make the unfinished shards of a stage, here or on the recipe's cluster.
 
     Args:
         plan: a function or class of a module, from which the actors of a cluster import it.
 
     Raises:
-        ValueError: bad input; shards that failed for good (the others are kept); no Ray, or no room for its actors; an
-            answer that is lost or there twice.
+        ValueError: bad input; shards that failed for good (the others are kept); no Ray, or no room for its actors; a
+            lost or duplicate answer.
     """
     work = plan(job)
     todo = unfinished(job.out, range(work.count), work.name, job.work.run.log)
@@ -92,7 +92,7 @@ def make_shards(job: "Job", plan: Callable[["Job"], ShardWork]) -> None:
 
 
 def require_no_others(folder: Path, work: ShardWork) -> None:
-    """Raise ValueError where a file is called like a stage's shards and is none: it would count as an output."""
+    """Raise ValueError if a file is named like a stage's shards but is none: it would count as an output."""
     shards = {Path(work.name.format(index)).name for index in range(work.count)}
     for path in sorted(folder.glob(re.sub(r"\{.*?\}", "*", beside(work.name)))):
         if path.name not in shards:
@@ -113,7 +113,7 @@ RESULT: Final = pa.schema(
         ("contents", pa.list_(pa.large_binary())),
         ("tally", pa.string()),
         ("error", pa.string()),  # "" where the shard was made
-        ("warnings", pa.list_(pa.string())),  # logged by its process since the shard before
+        ("warnings", pa.list_(pa.string())),  # logged by its process since its last shard
     ]
 )
 """The row that an actor returns for a shard."""
@@ -125,7 +125,7 @@ SPARE_CPUS: Final = 2
 def _make_on_cluster(
     job: "Job", plan: Callable[["Job"], ShardWork], work: ShardWork, todo: Sequence[int]
 ) -> dict[int, str]:
-    """Have shards made, and write each as it comes; returns the error of each shard that failed for good."""
+    """Let the cluster make shards, and write each as it comes; returns the error of each shard that failed for good."""
     cluster, log = job.recipe.cluster, job.work.run.log
     actors = min(cluster.actors, len(todo))
     failed: dict[int, str] = {}
@@ -141,7 +141,7 @@ def _make_on_cluster(
             index = row["shard"]
             returned.add(index)
             for warning in row["warnings"]:
-                if warning not in logged:  # once, not once an actor
+                if warning not in logged:  # once, not once per actor
                     log(f"{job.out.stem}: {warning}")
                     logged.add(warning)
             if row["error"]:
@@ -170,7 +170,7 @@ def _results(cluster: Cluster, actors: int, todo: Sequence[int], order: Mapping[
         fn_constructor_kwargs=dict(order),
         batch_size=1,
         batch_format="pyarrow",
-        # One shard at a time an actor: nothing waits in the queue of a dead one. Ray Data restarts actors and retries
+        # One shard at a time per actor: nothing waits in a dead one's queue. Ray Data restarts actors and retries
         # their tasks without end; `Attempts` counts, and gives up a shard that kills its process.
         compute=data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
         num_cpus=cluster.cpus,
@@ -215,7 +215,7 @@ class Attempts:
         return self.count[shard], self.prompt.get(shard, ""), self.error.pop(shard, "")
 
     def try_prompt(self, shard: int, prompt: str) -> None:
-        """An attempt works on one prompt alone; "" when all prompts have passed."""
+        """Keep the prompt that an attempt works on alone; "" when all prompts have passed."""
         self.prompt[shard] = prompt
 
     def fail(self, shard: int, error: str) -> None:
@@ -223,13 +223,13 @@ class Attempts:
         self.error[shard] = error
 
     def finish(self, shard: int) -> None:
-        """A shard is made, or given up."""
+        """Note that a shard is made, or given up."""
         self.starts = 0
         self.prompt.pop(shard, None)
 
 
 class WarningLines(logging.Handler):
-    """Keeps an actor's warnings for the driver: nobody reads the actor's own screen."""
+    """Keeps an actor's warnings for the driver: the actor's own output is not shown."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -283,10 +283,10 @@ class ShardActor:
         return pa.Table.from_pylist([row], schema=RESULT)
 
     def _attempt(self, index: int) -> dict[str, Any]:
-        """The shard, unless earlier attempts show that it cannot be made.
+        """Make the shard, unless earlier attempts show that it cannot be made.
 
         A ValueError is bad input, and final. Any other error ends this process, because its state is unknown: Ray
-        starts it anew, and the attempts are counted.
+        starts it again, and the attempts are counted.
         """
         retries = self.job.recipe.cluster.retries
         count, prompt, reason = self.get(self.attempts.begin.remote(index))
@@ -357,7 +357,7 @@ def joined(cluster: Cluster, actors: int) -> Iterator[Any]:
 
 
 def require_room(machines: Sequence[Mapping[str, float]], cluster: Cluster, actors: int) -> None:
-    """Raise ValueError unless the machines can hold the actors, each on one: Ray itself would wait for ever."""
+    """Raise ValueError unless the machines have room for the actors, each on one machine: Ray would wait for ever."""
     gpus = sum(machine.get("GPU", 0.0) for machine in machines)
     if gpus and not cluster.gpus:
         raise ValueError(

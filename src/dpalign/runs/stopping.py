@@ -1,7 +1,7 @@
-"""Ending when asked to: after SIGTERM, which Slurm sends before it kills, a command ends with a code that says so.
+"""Stop on SIGTERM, which Slurm sends before it kills: the command ends with an exit code of its own.
 
-A stage of shards ends at once: its finished shards are kept. A training ends after the update at hand, of which it
-writes a checkpoint.
+A stage of shards ends at once: its finished shards are kept. A training ends after the current update, and writes a
+checkpoint of it.
 """
 
 import signal
@@ -14,11 +14,11 @@ from typing import Any, Final
 RESUME: Final = 75
 """The exit code after SIGTERM, EX_TEMPFAIL of sysexits.h: the same command goes on where this one ended."""
 INTERRUPTED_SECONDS: Final = 5.0
-"""How long a child may take to end by an interruption, before SIGTERM."""
+"""How long a child may take to end after an interruption, before it gets SIGTERM."""
 
 
 class Stopped(BaseException):
-    """SIGTERM has come. It is no Exception, so that code which goes on after an error does not go on after this."""
+    """SIGTERM has come. It is no Exception, so that code that catches errors and goes on does not catch it."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let SIGTERM wait: work that reads `asked` ends itself, and raises `Stopped` here at the latest."""
+    """Delay SIGTERM: work that reads `asked` ends itself, and `Stopped` is raised after the block at the latest."""
     _state.deferrals += 1
     try:
         yield
@@ -60,7 +60,7 @@ def deferred() -> Iterator[None]:
 
 
 def wait_for(child: "subprocess.Popen[Any]") -> int:
-    """The exit code of a child process, which ends before this one when SIGTERM or an interruption comes."""
+    """Wait for a child process and return its exit code; on SIGTERM or an interruption the child ends first."""
     _state.children.add(child)
     try:
         if _state.asked:
@@ -70,7 +70,7 @@ def wait_for(child: "subprocess.Popen[Any]") -> int:
         if isinstance(error, KeyboardInterrupt):  # at a terminal the child has been interrupted too
             with suppress(subprocess.TimeoutExpired):
                 child.wait(INTERRUPTED_SECONDS)
-        if not _state.asked:  # else it was told: torchrun must not be told twice
+        if not _state.asked:  # else it got SIGTERM: torchrun must not get it twice
             child.terminate()
         child.wait()
         raise
@@ -79,7 +79,7 @@ def wait_for(child: "subprocess.Popen[Any]") -> int:
 
 
 def _stop(*_: object) -> None:
-    if _state.asked:  # said twice, by Slurm and by a parent process; the first is being obeyed
+    if _state.asked:  # sent twice, by Slurm and by a parent process; the first is being handled
         return
     _state.asked = True
     for child in tuple(_state.children):

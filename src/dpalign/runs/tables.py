@@ -1,7 +1,7 @@
 """A table of a recipe: typed knobs with ranges, whose docstrings are their help.
 
-A stage declares its knobs as a `Table` beside the function that reads them; `recipe/` composes them all. Here is what
-every table can do: become plain values, become TOML, be compared with another.
+A stage declares its knobs as a `Table` beside the function that reads them; `recipe/` composes them all. Every
+table can become plain values, become TOML, and be compared with another.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args, get
 from pydantic import BaseModel, ConfigDict, model_validator
 
 MOST: Final = 2**32 - 1
-"""More than any knob can mean, and the largest seed that numpy takes."""
+"""The largest number that a knob may have, and the largest seed that numpy takes."""
 
 
 class Table(BaseModel):
@@ -36,13 +36,13 @@ class Table(BaseModel):
         return self
 
     def require_stated(self, layers: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse what the user must state himself; a table may override it.
+        """Refuse a table without a knob that the user must state; a table may override it.
 
         Args:
-            layers: the plain tables that this one was read from, the later laid over the earlier.
+            layers: the plain tables that this one was read from; later ones override earlier ones.
 
         Raises:
-            ValueError: something is left to a default that says nothing.
+            ValueError: a knob is left to a default that means nothing.
         """
 
     def as_mapping(self) -> dict[str, Any]:
@@ -161,11 +161,11 @@ def _table_lines(
             header = ".".join(_key(part) for part in (*path, name))
             yield from ("", *comment, f"[{header}]")
             inside = {knob.rpartition(".")[2]: text for knob, text in docs.items() if knob.startswith(f"{name}.*.")}
-            if inside and not value:  # a dict of tables that has none yet: what each may say
+            if inside and not value:  # an empty dict of tables: the knobs that each may have
                 yield f"# [{header}.NAME]"
                 yield from (f"# {knob}: {' '.join(text.split())}" for knob, text in inside.items())
             yield from _table_lines(value, (*path, name), documented, docs)
-            if not of_fields:  # the entries of a dict share one help: said once
+            if not of_fields:  # the entries of a dict share one help: written once
                 docs = {}
         else:
             yield from (*comment, f"{_key(name)} = {literal(value)}")

@@ -1,8 +1,8 @@
-"""Whether finished files still hold what was written, by the digests in a stage's ledger.
+"""Check finished files against the digests in their stage's ledger.
 
 A stage hashes its inputs when it starts, since swapped or damaged weights look like others. Within a process a file is
-hashed once (`FileHashes`), and again where its inode, size or one of its times is another. No user can set the time of
-a file's last change back.
+hashed once (`FileHashes`), and again if its inode, size or times have changed. No user can set back the time of a
+file's last change.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ class Fault:
 
 
 def faults(folder: Path, digests: Mapping[str, str], hashes: FileHashes) -> Iterator[Fault]:
-    """The files of a folder that are missing, or of another digest than on record."""
+    """The files of a folder that are missing, or whose digest is not the recorded one."""
     for name, sha256 in digests.items():
         file = folder / name
         if not file.is_file():
@@ -32,12 +32,12 @@ def faults(folder: Path, digests: Mapping[str, str], hashes: FileHashes) -> Iter
 
 
 def stage_at(path: Path) -> Path | None:
-    """The finished stage that a path is, or lies in."""
+    """The finished stage that a path is or lies in; None if there is none."""
     return next((folder for folder in (path, *path.parents) if (folder / LEDGER).is_file()), None)
 
 
 def require_intact(path: Path, hashes: FileHashes) -> None:
-    """Refuse what a finished stage wrote at a path, where it is no longer that; what no stage wrote passes.
+    """Refuse a path whose files are no longer as a finished stage wrote them; files that no stage wrote pass.
 
     Raises:
         ValueError: names the first file that is missing or altered, and the cure.

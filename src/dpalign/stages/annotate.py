@@ -1,6 +1,6 @@
-"""Annotation: the rewards score every original training answer (section 3.1), and fix their scales for the run.
+"""Annotation: score every original training answer with all rewards (section 3.1), and fix their scales for the run.
 
-Where no answers were rated, the originals are plain answers of the model that the loop starts from.
+If the data have no answers, the originals are plain answers of the model that the loop starts from.
 """
 
 from collections import Counter
@@ -47,7 +47,7 @@ RAW: Final = "raw-{:05d}.parquet"
     cost=lambda costs, step: costs.score(*costs.originals, ANNOTATED_SHARD / costs.originals[1]),
 )
 def annotate(job: Job) -> None:
-    """Score all training answers with all rewards, whatever labels they have, and fix the rewards' scales."""
+    """Score all training answers with all rewards, with or without labels, and fix the rewards' scales."""
     if "answers" in job.inputs:
         rows = originals(job)
         write_rows(job.out / ORIGINALS / "rated-00000.parquet", rows, RATED)
@@ -59,10 +59,10 @@ def annotate(job: Job) -> None:
 
 
 def originals(job: Job) -> list[dict[str, Any]]:
-    """The rated answers; where the data have none, finished plain answers, without labels or the hints they had.
+    """The rated answers; if the data have none, the finished plain answers, without labels and without their hints.
 
     Raises:
-        ValueError: no plain answer is finished.
+        ValueError: no plain answer is finished, or the data have no answers and none are given.
     """
     if "answers" not in job.inputs:
         rated = job.inputs["data"] / "train"
@@ -84,7 +84,7 @@ def originals(job: Job) -> list[dict[str, Any]]:
 
 
 def annotating(job: Job) -> "Shards[Scorer]":
-    """The original answers in shards; an answer's `sample` counts those to its prompt."""
+    """The original answers in shards, without HelpSteer's; `sample` numbers the answers to a prompt."""
     earlier: Counter[str] = Counter()
     rows = []
     for row in originals(job):
@@ -98,7 +98,7 @@ def annotating(job: Job) -> "Shards[Scorer]":
 
 
 def settle_scales(job: Job) -> None:
-    """Fit the scales that are not known, write the shards in points, and record all scales."""
+    """Fit the unknown scales, write the raw shards in points, and record all scales."""
     recipe, fits = job.recipe, job.recipe.fits_scales
     paths = sorted(job.work.resume.glob("raw-*.parquet")) if fits else shards(job.out)
     tables = [read_table(path, SCORES) for path in paths]
@@ -107,7 +107,7 @@ def settle_scales(job: Job) -> None:
     write_scales(job.out, recipe.scored_heads, scales)
     if not fits:
         return
-    known = known_scales(recipe.rewards, recipe.reward_heads)  # what has a scale was scored with it
+    known = known_scales(recipe.rewards, recipe.reward_heads)  # heads with a known scale were scored in points
     missing = [IDENTITY if own is not None else scale for own, scale in zip(known, scales, strict=True)]
     field = SCORES.field("rewards")
     for index, table in enumerate(tables):

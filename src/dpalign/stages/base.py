@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class Pretrain(Table):
-    """A base model of one's own, for machines without a hub; used only when model.base is empty."""
+    """A small base model, trained here, for machines without a hub; used only when model.base is empty."""
 
     text: tuple[Literal["world", "data"], ...] = ("world",)
-    """What it reads: `world`, or the run's own training text (`data`)."""
+    """The text it is trained on: the world's (`world`), the run's own training text (`data`), or both."""
     documents: int = Field(150_000, ge=1)
-    """Documents drawn from the world, or read at most (not in the paper)."""
+    """Documents drawn from the world, and the most that are read from the data (not in the paper)."""
     vocabulary: int = Field(1024, ge=1, le=1_000_000)
     """Largest size of the byte-level BPE."""
     split_digits: bool = True
-    """A token a digit, as Mistral's tokenizer has it. A tiny model then reads little more of a direction than its
-    first digit: false makes each number that is met often one token."""
+    """One token a digit, as in Mistral's tokenizer. A tiny model then reads little more of a direction than its first
+    digit. false makes each frequent number one token."""
     hidden: int = Field(128, ge=1, le=65_536)
     """Width of the Mistral architecture."""
     layers: int = Field(4, ge=1, le=1000)
@@ -44,9 +44,9 @@ class Pretrain(Table):
     batch: int = Field(32, ge=1)
     """Documents an update."""
     micro_batch: int = Field(32, ge=1)
-    """Documents a forward: fewer where they are long."""
+    """Documents a forward; give fewer if they are long."""
     steps: int = Field(9000, ge=1)
-    """Updates: below a few thousand, a model of this size does not yet answer what it is asked."""
+    """Updates. Below a few thousand, a model of this size does not yet answer the question."""
 
     @model_validator(mode="after")
     def _updates_are_whole(self) -> Self:
@@ -67,7 +67,7 @@ class Pretrain(Table):
 
     @property
     def training(self) -> Training:
-        """Its training as the others state theirs."""
+        """The same settings as a `Training`."""
         return Training(
             learning_rate=self.learning_rate,
             warmup_steps=self.steps // 20,
@@ -104,7 +104,7 @@ def _pretrain(job: Job) -> "Outcome":
             texts += documents(settings.documents, rng_for(job.recipe.seed, "pretrain"))
         else:
             texts += itertools.islice(_data_texts(job.inputs["data"]), settings.documents)
-    # The tokenizer alone reads the words of later prompts, often, which keeps them short.
+    # Lines of later prompts, repeated for the tokenizer alone, so that they become few tokens.
     words = list(WORDS_TO_COME) * 1000 if "world" in settings.text else []
     template = chat_template(job.recipe.model.chat)
     tokenizer = train_tokenizer([*texts, *words], settings.vocabulary, template, settings.split_digits)

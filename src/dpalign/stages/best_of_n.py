@@ -62,11 +62,11 @@ def choosing(job: Job) -> "Shards[Evaluators]":
 
 
 def best_answers(job: Job, evaluators: "Evaluators", prompts: Sequence[Row], tally: Tally) -> Answers:
-    """CANDIDATES rows and their SCORES rows: for each prompt and direction `evaluation.samples` answers.
+    """CANDIDATES rows and their SCORES rows: `evaluation.samples` answers for each prompt and direction.
 
-    Each is the best by v . r (Eq. 2) of a group of `evaluation.best_of` plain ones; an unfinished one only where its
-    whole group is unfinished. All directions choose from the same groups. All answers drawn are counted as sampled
-    and scored, the kept and the others.
+    Each is the best by v . r (Eq. 2) of a group of `evaluation.best_of` plain answers. An unfinished answer is chosen
+    only if its whole group is unfinished. All directions choose from the same groups. The tally counts all drawn
+    answers as sampled and scored, not only the kept ones.
     """
     engine, scorers = evaluators
     recipe, settings, v_VK = job.recipe, job.recipe.evaluation, evaluation_directions(job.recipe)
@@ -91,7 +91,7 @@ def best_answers(job: Job, evaluators: "Evaluators", prompts: Sequence[Row], tal
 def _chosen(
     reward_NK: Array, finished_N: Bools, v_VK: Array, samples: int, best_of: int
 ) -> Iterator[tuple[int, int, int]]:
-    """(index, direction, sample) of the kept answers: by prompt, direction and sample; a group is a prompt's sample."""
+    """(index, direction, sample) of the kept answers, by prompt, direction and sample; a group gives one sample."""
     for start in range(0, len(reward_NK), samples * best_of):
         best_SV = []
         for group in range(start, start + samples * best_of, best_of):
@@ -104,7 +104,7 @@ def _chosen(
 
 
 def _count_kept(tally: Tally, finished_N: Bools, chosen: Sequence[int]) -> None:
-    """Turn a tally's count of answers drawn into one of answers written; one may be the best for several directions."""
+    """Turn a tally's count of drawn answers into one of written answers; an answer may be written several times."""
     kept = set(chosen)
     cut = sum(not finished for i, finished in enumerate(finished_N) if i not in kept)
     filtered = {UNFINISHED: cut, "not the best": len(finished_N) - len(kept) - cut}

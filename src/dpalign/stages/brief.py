@@ -1,4 +1,4 @@
-"""Merely asked to be brief: a wish in words, which is what users try first."""
+"""A model that is asked in words to be brief, which is what users try first."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def rivals(recipe: "Recipe") -> Iterator[Rival]:
-    """SFT, and DPO where it is compared too, with the wish in their system message."""
+    """SFT, and DPO if it is compared too, with the wish in their system message."""
     yield Rival("sft-brief", System("SFT, asked to be brief"), {"policy": "sft"}, "brief")
     if "dpo" in recipe.compare.systems:
         yield from dpo.rivals(recipe, "brief")

@@ -1,10 +1,10 @@
 """`policy.method = "dpo"`: the policy learns from pairs of scored answers, better and worse under a direction.
 
-Two stages: `contrast` makes the pairs, `prefer` trains on them, from the policy that drew the answers. With
-`policy.dpo.turned` an answer that is chosen under one direction is rejected under another: the pool teaches the dial
-itself. Without it, with two answers a direction, this is a batch form of MO-ODPO.
+Two stages: `contrast` makes the pairs; `prefer` trains on them, from the policy that drew the answers. With
+`policy.dpo.turned` an answer chosen under one direction is rejected under another, so the pairs teach the dial itself.
+Without it, and with two answers a direction, this is a batch form of MO-ODPO.
 
-Shapes: B prompts, M answers of one, V directions.
+Shapes: B prompts, M answers to one prompt, V directions.
 """
 
 from collections import Counter
@@ -37,7 +37,7 @@ class PolicyDPO(Table):
     beta: float = Field(0.1, gt=0)
     """Strength of the pull towards the policy that drew the answers (not in the paper)."""
     betas: tuple[Annotated[float, Field(gt=0)], ...] = (0.1,)
-    """The strengths that a comparison chooses among for MO-ODPO."""
+    """The strengths among which a comparison chooses for MO-ODPO."""
     turned: bool = True
     """Also pair each direction's best answer with another direction's (not in the paper)."""
     training: Training = Training(
@@ -53,7 +53,7 @@ class PolicyDPO(Table):
     ),
     inputs=("candidates", "scores", "data"),
     takes="candidates",
-    law="chooses",  # an answer may stand in several pairs
+    law="chooses",  # an answer may be in several pairs
     heavy=False,
     asks={"t": ()},
 )
@@ -71,7 +71,7 @@ def contrast(job: Job) -> None:
 
 
 def _pairs(job: Job, total: Counter[str]) -> Iterator[pa.Table]:
-    """PAIRS, a shard of candidates at a time; counts what it meets.
+    """PAIRS, one table for each shard of candidates; adds its counts to `total`.
 
     Raises:
         ValueError: no pair is left.
@@ -114,7 +114,7 @@ def _pairs(job: Job, total: Counter[str]) -> Iterator[pa.Table]:
 
 
 def _contrasts(pools: Pools, wanted_BVK: Array, job: Job) -> Iterator[tuple[int, Contrast, float, float]]:
-    """Each prompt's number and a pair of it, its answers as rows of the shard, with what the two are worth."""
+    """(prompt number, pair, chosen score, rejected score); a pair's answers are row numbers of the shard."""
     selection = job.recipe.selection
     penalty_NV = penalties(pools, wanted_BVK, selection.caution)
     finished = np.flatnonzero(pools.finished_N)
@@ -131,7 +131,7 @@ def _contrasts(pools: Pools, wanted_BVK: Array, job: Job) -> Iterator[tuple[int,
 
 
 def _cost(costs: Costs, step: Step) -> Load:
-    """Each direction of a prompt has a pair, or two; the reference reads each once."""
+    """Each direction of a prompt has one or two pairs; the reference reads each pair once."""
     made = costs.steps[str(step.inputs["pairs"])]
     recipe = costs.of_step(made)
     prompts, _, _ = counted(costs, costs.steps[str(made.inputs["candidates"])])

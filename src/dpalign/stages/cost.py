@@ -1,8 +1,8 @@
 """What a stage computes: tokens and FLOPs, from counts of rows and mean lengths.
 
-Sampling reads each prompt once for each condition (or once an answer) and decodes answers; scoring reads a prompt with
-all its answers, the prompt once or once an answer; training costs three forwards a token, or two where only a LoRA
-learns. Recomputed activations are not counted, as MFU has it.
+Sampling reads each prompt once for each condition (or once for each answer), and decodes the answers. Scoring reads
+all answers, and each prompt once (or once for each answer). Training costs three forwards a token, or two if only a
+LoRA learns. As in MFU, recomputed activations are not counted.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from dpalign.stages.stage import Step
 
 FORWARDS: Final = 3.0
-"""Of a trained token: one, and a backward of two."""
+"""For each trained token: one forward, and a backward that costs two."""
 FORWARDS_LORA: Final = 2.0
 """The frozen weights need no gradient of their own."""
 
 
 ORIGINALS: Final = 4
-"""Plain answers a prompt that stand for rated ones where the data have none: as many as UltraFeedback's."""
+"""Plain answers a prompt that replace rated ones if the data have none; UltraFeedback has four too."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many rows there are, and how long: assumed, unless a run has measured it."""
+    """The number of rows and their lengths: assumed, unless a run has measured them."""
 
     prompt: float = 220.0
     """Tokens of a prompt, its system line included."""
@@ -38,17 +38,17 @@ class Sizes:
     rated: float = 4.0
     """Rated answers to each."""
     others: float = 35_000.0
-    """Rated answers besides, which train the reward model alone (HelpSteer)."""
+    """Further rated answers, which only train the reward model (HelpSteer)."""
     chats: float = 200_000.0
     """Chats of SFT (UltraChat)."""
     chat: float = 1200.0
-    """Tokens of one."""
+    """Tokens of a chat."""
     evaluated: float = 2000.0
     """Prompts of the evaluation (section 3.2)."""
     tuning: float = 0.0
     """Prompts that settings are chosen on."""
     text_bytes: float = 2.0
-    """Bytes on disk of a token of text, compressed."""
+    """Compressed bytes on disk for each token of text."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Load:
     scored: float = 0.0
     """Answers scored."""
     read: float = 0.0
-    """Tokens of prompts and answers that sampling and scoring read at once, beside those decoded one by one."""
+    """Tokens of prompts and answers that sampling and scoring read in parallel; decoded tokens are not among them."""
     rows: float = 0.0
     """Rows trained on, each once."""
     trained: float = 0.0
@@ -74,18 +74,18 @@ class Load:
     training: float = 0.0
     """FLOPs."""
     measuring: float = 0.0
-    """FLOPs of the scoring that the first process of a training does while the others wait."""
+    """FLOPs of scoring in the first process of a training, while the other processes wait."""
     fitting: float = 0.0
-    """FLOPs of the scoring that every process does for itself, in float32: the first fit of a reward model's head."""
+    """FLOPs of scoring that every process repeats in float32: the first fit of a reward model's head."""
     decodes: float = 0.0
-    """Steps in which all answers side by side get a token each."""
+    """Decoding steps; each gives one token to every answer of the batch."""
     forwards: float = 0.0
     """Forwards of the whole model that PyTorch launches kernel by kernel; vLLM replays graphs."""
     parts: float = 0.0
-    """Shards of the drawing and scoring, the last one as the share that it fills; 0 where there are none."""
+    """Shards of the sampling and scoring, a partly filled one as a fraction; 0 without shards."""
 
     def __add__(self, other: "Load") -> "Load":
-        """Both, over the same shards."""
+        """The sum of two loads over the same shards."""
         total = Load(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Load)))
         return replace(total, parts=max(self.parts, other.parts))
 
@@ -95,7 +95,7 @@ class Load:
 
 
 def reward_models(recipe: "Recipe") -> int:
-    """The models that score an answer; a Python function is none."""
+    """The number of reward models that score an answer; Python functions do not count."""
     return sum(1 for reward in recipe.rewards.values() if not reward.function) if recipe.rewards else 1
 
 
@@ -106,11 +106,11 @@ def processes(recipe: "Recipe") -> int:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the stages of a recipe cost, told by what they draw, score and train on.
+    """What the stages of a recipe cost, from the answers they draw and score and the rows they train on.
 
     Args:
         of_step: the recipe as a step reads it, with the knobs that the step sets for itself.
-        shared: a prompt is read once for all that follows it, not once an answer.
+        shared: a prompt is read once for all its answers, not once for each.
     """
 
     recipe: "Recipe"
@@ -127,7 +127,7 @@ class Costs:
 
     @property
     def originals(self) -> tuple[float, float]:
-        """The prompts of both halves that have original answers, and how many each has."""
+        """The number of prompts of both halves with original answers, and of answers to each."""
         prompts = 2 * self.sizes.prompts
         if self.recipe.data.answered:
             return prompts, self.sizes.rated
@@ -137,9 +137,9 @@ class Costs:
         """n answers to each prompt under each condition.
 
         Args:
-            shard: prompts of a shard; 0 where the work has none.
-            rows: answers side by side in a training's process, which draws by transformers; 0: as [sampling] and
-                [engines] say.
+            shard: prompts in a shard; 0 without shards.
+            rows: answers decoded side by side by a training, which samples with transformers; 0 takes [sampling] and
+                [engines].
         """
         sizes, model, recipe = self.sizes, self.model, self.recipe
         answers = prompts * conditions * n
@@ -159,11 +159,11 @@ class Costs:
         )
 
     def score(self, prompts: float, answers: float, shard: float = 0.0, models: int | None = None) -> Load:
-        """So many answers to each prompt, by every reward; each model is taken to be as large as the base model.
+        """Scores of `answers` answers to each prompt; each reward model is assumed as large as the base model.
 
         Args:
-            shard: prompts of a shard; 0 where the work has none.
-            models: those that score, if not all rewards.
+            shard: prompts in a shard; 0 without shards.
+            models: the number of models that score; None counts all rewards.
         """
         sizes, model = self.sizes, self.model
         models = reward_models(self.recipe) if models is None else models
@@ -183,10 +183,10 @@ class Costs:
         )
 
     def train(self, step: "Step", rows: float, tokens: float, *, forwards: float = 0.0) -> Load:
-        """Rows of so many tokens, for the step's epochs or updates.
+        """A training on rows of `tokens` tokens, for the step's epochs or updates.
 
         Args:
-            forwards: of a reference model beside it, for each token.
+            forwards: further forwards a token, by a reference model.
         """
         assert step.stage.trains is not None
         training = step.stage.trains(self.of_step(step))
@@ -204,5 +204,5 @@ class Costs:
         return Load(rows=rows, trained=trained, training=flops, forwards=FORWARDS * trained / at_once)
 
     def load(self, step: "Step") -> Load:
-        """What one step computes; what needs no model costs nothing here."""
+        """What one step computes; a step without a model costs nothing here."""
         return step.stage.cost(self, step) if step.stage.cost is not None else Load()

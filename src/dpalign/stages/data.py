@@ -1,4 +1,4 @@
-"""Prompts and ratings: every data set read into the package's own rows, and split by prompt (section 3.1)."""
+"""Prompts and ratings: read every data set into the package's own rows, and split them by prompt (section 3.1)."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dpalign.recipe import Recipe
 
 EVALUATED: Final = ("validation", "tuning")
-"""The splits whose prompts nothing is trained on or sampled for."""
+"""The splits whose prompts are used for no training and no sampling."""
 
 WORLD_FILES: Final = {
     "rows": "ultrafeedback.jsonl",
@@ -47,27 +47,27 @@ WORLD_FILES: Final = {
     "sft": "sft.jsonl",
 }
 OF_THE_PAPER: Final = {"rows": (), "helpsteer": "", "validation": "", "sft": ""}
-"""The paper's data sets, left out where a recipe names rows or prompts of its own."""
+"""The knobs of the paper's data sets, emptied if a recipe names rows or prompts of its own."""
 
 
 class Data(Table):
     """Where prompts and ratings come from. A data set is a local file (.jsonl, .json, .csv, .parquet), a folder, or a
-    name on the hub; NAME:SPLIT names a split, NAME@REVISION a branch, tag or commit."""
+    name on the hub. NAME:SPLIT names a split; NAME@REVISION names a branch, tag or commit."""
 
     world: bool = False
     """Take everything from the embedded world instead."""
     rows: tuple[DataName, ...] = ("openbmb/UltraFeedback",)
     """Prompts with answers, in the forms of docs/data.md: policies are aligned on the prompts, and the reward model
-    learns from the ratings (section 3.1). A recipe that names rows or prompts of its own reads none of the paper's data
-    sets but those that it names too."""
+    learns from the ratings (section 3.1). If a recipe sets `rows` or `prompts`, the paper's data sets are read only
+    where it names them."""
     prompts: tuple[DataName, ...] = ()
-    """Prompts to align on besides; the answers to them, if any, are not read. They suffice where all rewards are given
-    (not in the paper)."""
+    """Further prompts to align on; their answers, if any, are not read. They suffice if all rewards are given (not in
+    the paper)."""
     hints: tuple[str, ...] = ()
-    """What prompts alone are first asked with, such as "Answer in one short sentence.", one original answer each; the
-    answers are kept without it. They give SteerLM answers of many kinds to learn from (not in the paper)."""
+    """Hints for prompts without answers, such as "Answer in one short sentence.": each prompt gets one original answer
+    under each hint, kept without the hint. SteerLM then learns from answers of many kinds (not in the paper)."""
     helpsteer: DataName = "nvidia/HelpSteer"
-    """Rated answers with five attributes 0-4 that train the reward model alone (section 3.1); "" for none."""
+    """Rated answers with five attributes 0-4, which only train the reward model (section 3.1); "" for none."""
     validation: DataName = "HuggingFaceH4/ultrafeedback_binarized:test_prefs"
     """Validation prompts (section 3.1, footnote 3: test_prefs); "" draws them from the rows by hash. The default's
     other splits are not read: all other prompts with rated answers are for training."""
@@ -76,12 +76,12 @@ class Data(Table):
     sft: DataName = "HuggingFaceH4/ultrachat_200k"
     """Chats for SFT (section 3.1), or rows of instruction, input and output, or of prompt and response."""
     scales: dict[str, Scale] = Field(default_factory=dict)
-    """The two ends of a rating's scale, by its column in `rows`, such as `brevity = [0, 4]`: they become 0 and 100.
-    Without them the scale is read from the ratings."""
+    """The two ends of a rating's scale, by its column in `rows`, such as `brevity = [0, 4]`: they become 0 and 100. A
+    scale that is not stated is read from the ratings."""
     helpsteer_scale: Literal["20l+10", "25l"] = "20l+10"
     """HelpSteer's 0-4 to 0-100; the default is the released reward model's."""
     ultrafeedback_scale: Literal["20r-10", "25r-25"] = "20r-10"
-    """UltraFeedback's 1-5 to 0-100 (paper silent; the analogue of the former)."""
+    """UltraFeedback's 1-5 to 0-100 (paper silent; by analogy with `helpsteer_scale`)."""
     overall_scale: Literal["10s-5", "100/9(s-1)"] = "10s-5"
     """UltraFeedback's overall 1-10 to 0-100 (paper silent)."""
     validation_prompts: int = Field(2000, ge=0)
@@ -89,11 +89,11 @@ class Data(Table):
     heldout: float = Field(0.05, ge=0, lt=1)
     """Share of rated prompts kept out of all training, to measure the reward model on (paper silent)."""
     judge: float = Field(0.0, ge=0, lt=1)
-    """Share of prompts whose ratings train the judge alone (paper silent: it has no second model)."""
+    """Share of prompts whose ratings train only the judge (paper silent: it has no second model)."""
     judge_takes: Literal["prompts", "ratings"] = "prompts"
-    """What that share takes from the others: the prompts themselves, or their ratings alone. Then policies are still
-    aligned on the prompts, and their answers stay as original ones without a rating: neither the reward model nor DPO
-    learns what the judge does."""
+    """What the judge's share takes away: the prompts, or only their ratings. With "ratings" policies are still aligned
+    on the prompts, and their answers stay as original answers without a rating. Neither the reward model nor DPO learns
+    from the judge's ratings."""
     tuning: float = Field(0.0, ge=0, lt=1)
     """Share of prompts that settings may be chosen on (paper silent); `dpa compare` needs some."""
 
@@ -128,7 +128,7 @@ class Data(Table):
 
     @property
     def answered(self) -> bool:
-        """Whether prompts to align on have answers; else there are prompts alone."""
+        """Whether the prompts to align on may have answers; else there are only prompts."""
         return self.world or bool(self.rows)
 
     @property
@@ -139,7 +139,7 @@ class Data(Table):
 
 @dataclass
 class Read:
-    """All that the sources hold."""
+    """The content of all sources."""
 
     rated: list[Rated] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
@@ -147,7 +147,7 @@ class Read:
     asked: dict[str, list[Message]] = field(default_factory=dict)
     """The prompts to align on, by id."""
     evaluated: list[Prompt] = field(default_factory=list)
-    """Those of the splits that the recipe names."""
+    """The prompts of the validation and tuning files that the recipe names."""
     reports: list[ReadReport] = field(default_factory=list)
 
 
@@ -160,11 +160,11 @@ class Read:
 def data(job: Job) -> None:
     """Read prompts and ratings, rescale them, join them under the heads, and split them by prompt.
 
-    A table says what was read, kept and left out.
+    The log and `reports.txt` have a table of the rows that were read, kept and left out.
 
     Raises:
         ValueError: a malformed row, a data set that is empty after filtering, no prompt to align on, or an objective
-            without a label that a reward model is to learn.
+            without labels to train a reward model on.
     """
     recipe = job.recipe
     world = job.inputs.get("world")
@@ -180,7 +180,7 @@ def data(job: Job) -> None:
     rated = _without(held_out, read.rated, "rated answers", reports)
     pairs = _without(held_out, read.pairs, "preferences", reports)
     left = _without(held_out, [p for p in prompts if p["split"] not in EVALUATED], "prompts", reports)
-    # A prompt that differs from a held-out one by case or spacing alone has an id of its own, and goes too.
+    # A prompt that differs from a held-out one only by case or spacing has another id, and is dropped too.
     kept = {prompt["prompt_id"] for prompt in left}
     prompts = [prompt for prompt in prompts if prompt["split"] in EVALUATED or prompt["prompt_id"] in kept]
     chats = _without(held_out, read.chats, "chats", reports)
@@ -212,13 +212,14 @@ def _learned_from(
     judged: Set[str],
     reports: Sequence[ReadReport],
 ) -> dict[str, list[Rated]]:
-    """The rated answers by what they are for: training, measuring, the judge.
+    """The rated answers by purpose: "train", "heldout" (to measure reward models on) and "judge".
 
     Raises:
-        ValueError: none for what the recipe trains, or without the labels that it reads.
+        ValueError: there are no training answers, no labels for an objective that a trained model reads, or no held-out
+            answers to measure it on.
     """
     parts: dict[str, list[Rated]] = {
-        # An answer that the judge learns from has no rating for anyone else.
+        # The judge's ratings are hidden from all other trainings.
         "train": [
             {**row, "labels": {}} if row["prompt_id"] in judged else row
             for row in rated
@@ -230,7 +231,7 @@ def _learned_from(
     trained = trained_on(recipe)
     if "train" in trained or recipe.data.answered:
         require_rows(parts["train"], "training answers", reports)
-    for part, objectives in trained.items():  # the stages that train refuse it too, but hours later
+    for part, objectives in trained.items():  # the training stages refuse it too, but hours later
         require_labels(parts[part], objectives, recipe.heads, part)
         if not parts["heldout"]:
             raise ValueError(
@@ -241,17 +242,17 @@ def _learned_from(
 
 
 def trained_on(recipe: "Recipe") -> dict[str, tuple[Objective, ...]]:
-    """The parts of the rated answers that a model is trained on, and what reads them."""
+    """The parts of the rated answers that train a model, and the objectives that read it."""
     parts = {"train": recipe.trained_objectives} if recipe.learns_rewards else {}
     return parts | ({"judge": recipe.judged().objective_list} if recipe.data.judge else {})
 
 
 def _sources(recipe: "Recipe", world: Path | None) -> Data:
-    """The recipe's data, environment variables in paths filled in; or the world's files in its place."""
+    """The recipe's [data] with environment variables in its paths filled in, or with the world's files instead."""
     names = ("helpsteer", "validation", "tuning_prompts", "sft")
     if world is not None:
         files = {name: world / file for name, file in WORLD_FILES.items()}
-        # The world has an empty file for a role without prompts.
+        # The world writes an empty file for a role without prompts.
         empty = {name for name, file in files.items() if file.is_file() and not file.stat().st_size}
         paths: dict[str, Any] = {name: "" if name in empty else str(files[name]) for name in names}
         paths |= {"rows": (str(files["rows"]),), "prompts": ()}
@@ -301,7 +302,7 @@ def _read(sources: Data) -> Read:
 
 
 def _with_rows(report: ReadReport) -> ReadReport:
-    """The report; a ValueError for a source that has nothing at all."""
+    """The report; raises ValueError if its source has no rows."""
     if not report.read and not report.notes:
         raise ValueError(f"{report.file}: no rows in it; fetch it again, or leave it out")
     return report
@@ -312,7 +313,7 @@ def _prompts(asked: Mapping[str, list[Message]], split_of: Mapping[str, str]) ->
 
 
 def _require_scales(stated: Mapping[str, Scale], reports: Sequence[ReadReport]) -> None:
-    """ValueError for a stated scale of nothing, or a rating that two sources have on two scales."""
+    """Raise ValueError if two sources have a rating on different scales, or a stated scale matches no rating."""
     found: dict[str, ReadReport] = {}
     for report in reports:
         for head, (low, high) in report.scales.items():
@@ -331,7 +332,7 @@ def _require_scales(stated: Mapping[str, Scale], reports: Sequence[ReadReport]) 
 
 
 def _without_prompts(sources: Data, reports: Sequence[ReadReport]) -> str:
-    """The error where there is nothing to align on."""
+    """The error message if there are no prompts to align on."""
     if sources.rows or sources.prompts:
         return f"no prompts left to align on; where the rows went:\n{render_reports(reports)}"
     alone = f": data.helpsteer ({sources.helpsteer}) trains the reward model alone" if sources.helpsteer else ""
@@ -342,7 +343,7 @@ def _without_prompts(sources: Data, reports: Sequence[ReadReport]) -> str:
 def _without(
     held_out: Sequence[Sequence[Message]], rows: Sequence[AnyRow], what: str, reports: list[ReadReport]
 ) -> list[AnyRow]:
-    """The rows that answer no held-out prompt; those that do are counted."""
+    """The rows that answer no held-out prompt; a report counts the others."""
     left, dropped = drop_held_out(rows, held_out)
     if dropped.filtered or (rows and what in ("rated answers", "chats")):
         reports.append(replace(dropped, source=f"{dropped.source}: {what}"))
@@ -350,9 +351,9 @@ def _without(
 
 
 def _split(seed: int, sources: Data, read: Read) -> tuple[dict[str, str], set[str]]:
-    """A split for every prompt: validation, tuning, held out for the reward model, the judge's, or a half.
+    """The split of every prompt (validation, tuning, heldout, judge, D1 or D2), and the judge's prompts.
 
-    Also the prompts whose ratings are the judge's: those of its split, or some of the halves.
+    Ratings of the judge's prompts train only the judge. With `judge_takes` "ratings" these prompts are in the halves.
     """
     labelled = {row["prompt_id"] for row in read.rated if row["labels"]}
     shares = {"heldout": sources.heldout, "judge": sources.judge}
@@ -373,7 +374,7 @@ def _split(seed: int, sources: Data, read: Read) -> tuple[dict[str, str], set[st
             if part not in (*HALVES, "judge"):
                 apart.setdefault(part, []).append(key)
         split_of = split_prompts(read.asked, seed, named=apart)
-    # No policy is asked what only the reward model trains on, so it has no halves.
+    # No policy sees the prompts that only train the reward model, so these are not divided into halves.
     others = {row["prompt_id"] for row in read.rated} - read.asked.keys()
     alone = split_prompts(others, seed, shares, only=only) if others else {}
     judged |= {key for key, part in alone.items() if part == "judge"}

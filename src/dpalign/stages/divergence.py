@@ -1,8 +1,9 @@
-"""How far a policy has moved from SFT: the KL divergence, by the answers that its evaluation sampled.
+"""The KL divergence of a policy from SFT, on the answers that its evaluation sampled.
 
 KL(pi || pi_sft) = E[log pi(y | x, v) - log pi_sft(y | x)] over answers y of pi. The mean over sampled answers is its
-Monte Carlo estimate, in nats an answer. The answers were drawn at the evaluation's temperature, so both models are
-taken at it. The policy reads a prompt as it was asked, with its dial; SFT reads it plainly, as it was trained.
+Monte Carlo estimate, in nats an answer. The answers were drawn at the evaluation's temperature, so both models read
+them at that temperature. The policy reads a prompt with its dial, as in the evaluation; SFT reads it without, as it
+was trained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from dpalign.recipe import Recipe
 
 BATCH_TOKENS: Final = 16_384
-"""Tokens of a forward, at most."""
+"""The most tokens in a forward."""
 LEFT_OUT: Final = "to a prompt beyond evaluation.divergence"
-"""The reason in the counts for answers that are not read."""
+"""The reason under which the counts have answers that are not read."""
 
 
 def _cost(costs: Costs, step: Step) -> Load:
-    """Two models read each answer after its prompt, and have logits for its tokens."""
+    """Two models read each prompt and answer, and compute logits for the answer's tokens."""
     recipe, sizes, model = costs.of_step(step), costs.sizes, costs.model
     drawn = costs.load(costs.steps[str(step.inputs["evaluate"])])
     share = min(1.0, recipe.evaluation.divergence / sizes.evaluated) if sizes.evaluated else 0.0
@@ -79,10 +80,10 @@ class Reader:
         self.temperature, self.longest = recipe.evaluation.temperature, recipe.sampling.max_new_tokens
 
     def read(self, rows: Sequence[Row]) -> tuple[list[float], list[int]]:
-        """The log-probability of each answer in nats, and its tokens: the end is one where the answer was not cut."""
+        """Each answer's log-probability in nats and its number of tokens, with the end token unless it was cut."""
         from dpalign.engines.log_probs import log_probs
 
-        # what is no whole answer was cut at the longest length, or is empty and has ended
+        # an unfinished answer was cut at the longest length, or it ended and is empty
         ended = [row["finished"] or row["tokens"] < self.longest for row in rows]
         ids = [
             self.prompts.answered(row["messages"], row["response"], whole)
@@ -95,7 +96,7 @@ class Reader:
 
 
 def _differs(job: Job) -> bool:
-    """Whether other weights than the given policy's drew the answers."""
+    """Whether another policy than the given one drew the answers, by their weights."""
     drew = read_ledger(job.inputs["evaluate"])["inputs"]["policy"]["digest"]
     return drew != input_digest(job.work.run.folder, job.inputs["policy"], FileHashes(job.work.run.folder))
 
@@ -104,13 +105,13 @@ def reading(job: Job) -> Shards[tuple[Reader, Reader]]:
     """The answers to the first prompts by hash, in the shards that they were drawn in.
 
     Raises:
-        ValueError: no prompts are wanted, or another policy than the given one drew the answers.
+        ValueError: `evaluation.divergence` is 0, or another policy than the given one drew the answers.
     """
     recipe, source, count = job.recipe, job.inputs["evaluate"], job.recipe.evaluation.divergence
     if not count:
         raise ValueError("evaluation.divergence is 0; give the number of prompts to measure on, such as 50")
     drew = made_from(source).get("policy")
-    if drew is not None and drew != job.inputs["policy"].resolve() and _differs(job):  # a copied run's is the same
+    if drew is not None and drew != job.inputs["policy"].resolve() and _differs(job):  # a copied run has the same
         raise ValueError(f"{source}: {drew} drew these answers, not {job.inputs['policy']}; give the policy that did")
     files, asked = shards(source / "answers"), Asked(job.inputs["data"])
     names = read_table(source / "answers", CANDIDATES, ["prompt_id"])["prompt_id"].to_pylist()

@@ -25,13 +25,13 @@ class DPO(Table):
     beta: float = Field(0.1, gt=0)
     """Strength of the pull towards SFT."""
     betas: tuple[Annotated[float, Field(gt=0)], ...] = (0.05, 0.1, 0.5)
-    """The strengths that a comparison chooses among."""
+    """The strengths among which a comparison chooses."""
     pairs: Literal["ratings", "candidates"] = "ratings"
-    """Of the data's own ratings, the best answer and one of the others (Zephyr's); or the best and the worst of the
-    run's first candidates by the reward model's first objective."""
+    """What pairs are made of. "ratings": the best answer by the data's own ratings, and a random other one (Zephyr's).
+    "candidates": the best and the worst of the run's first candidates, by the reward model's first objective."""
     prompt: PromptStyle = "own"
     """How chats are written for DPO, trained here or named in `evaluation.dpo`. "zephyr-dpo": as Zephyr's DPO was
-    trained, with an empty system turn where there is no system message. The others are those of `sft.prompt`."""
+    trained, with an empty system turn if there is no system message. For the other values see `sft.prompt`."""
     training: Training = Training(
         optimizer="rmsprop",
         learning_rate=5e-7,
@@ -43,8 +43,7 @@ class DPO(Table):
         packing=False,
         loss_on="answer",
     )
-    """Its training; `batch` counts pairs, and a pair of which either side is longer than `context` is left out, and
-    counted."""
+    """Its training. `batch` counts pairs. A pair with a side longer than `context` is left out and counted."""
 
 
 @stage(
@@ -75,7 +74,7 @@ def dpo(job: Job) -> None:
 
 
 def rivals(recipe: "Recipe", condition: str = "plain") -> Iterator[Rival]:
-    """DPO at each of its strengths; asked plainly, or with a wish in words."""
+    """DPO at each of its strengths, asked plainly or with a wish in words ("brief")."""
     inputs: Mapping[str, str] = {"data": "data"}
     if recipe.dpo.pairs == "candidates":
         inputs = {**inputs, "candidates": "sample-1", "scores": "score-1"}

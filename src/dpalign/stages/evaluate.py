@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     Evaluators = tuple[Engine, Mapping[str, Scorer]]
 
 Answers = tuple[Sequence[Row], Mapping[str, Sequence[Row]]]
-"""CANDIDATES rows, and the SCORES rows that come with them, by the folder that they go to."""
+"""CANDIDATES rows, and the SCORES rows that are known already, by output folder."""
 
 
 class Evaluation(Table):
-    """Section 3.2's validation protocol, and its intervals."""
+    """The validation protocol of section 3.2, and its intervals."""
 
     split: Literal["validation", "tuning"] = "validation"
-    """The prompts: the paper's, or those that knobs may be chosen on."""
+    """The prompts: the paper's ("validation"), or the prompts for choosing knobs ("tuning")."""
     shards: int = Field(1, ge=1)
-    """Cut the prompts into at least this many shards, so that as many GPUs share them; none has more than
-    `sampling.shard`."""
+    """At least this many shards of prompts, so that this many GPUs can share them. A shard has at most `sampling.shard`
+    prompts."""
     directions: int = Field(10, ge=1, le=1000)
     """Even steps over the distribution."""
     samples: int = Field(2, ge=1)
@@ -55,23 +55,23 @@ class Evaluation(Table):
     temperature: float = Field(0.7, ge=0)
     """Sampling temperature."""
     dpo: ModelName = ""
-    """A DPO checkpoint to stand beside the others, a folder or hub name."""
+    """A DPO checkpoint to evaluate beside the other systems: a folder or hub name."""
     brevity: str = "Answer as briefly as you can."
-    """What a model is told, in its system message, when it is merely asked for brevity (not in the paper)."""
+    """The system message of a model that is asked in words to be brief (not in the paper)."""
     best_of: int = Field(16, ge=1)
-    """Answers that the reward model chooses among in best-of-n at inference (not in the paper)."""
+    """Answers among which the reward model chooses in best-of-n at inference (not in the paper)."""
     divergence: int = Field(0, ge=0)
-    """Prompts, the first by hash, on which the KL divergence of every evaluated policy from SFT is measured; 0: none
+    """Measure the KL divergence of every evaluated policy from SFT on this many prompts, the first by hash; 0: on none
     (paper silent)."""
     controls: bool = False
-    """Also ask SFT, and a base model that is a folder, for directions: what an untrained dial does."""
+    """Also ask SFT, and a base model that is a folder, for directions, to show what an untrained dial does."""
     reference: tuple[float, ...] = ()
     """Hypervolume's reference point, by objective; the world derives its own."""
     senses: tuple[int, ...] = ()
-    """Fronts: 1 for an objective of which more is better, -1 for one of which less is. [] reads them off the
-    directions, and leaves hypervolume out where these disagree."""
+    """Fronts: 1 for an objective of which more is better, -1 for one of which less is better. [] derives them from the
+    directions, and leaves hypervolume out if these disagree."""
     bootstrap: int = Field(1000, ge=2, le=100_000)
-    """Resamples of the prompts; `dpa compare` takes more where its pairs cannot be decided with so few."""
+    """Resamples of the prompts; `dpa compare` takes more if so few cannot decide its pairs."""
 
     @model_validator(mode="after")
     def _a_divergence_is_finite(self) -> Self:
@@ -84,7 +84,7 @@ class Evaluation(Table):
 
 
 def protocol(r: "Recipe") -> tuple[object, ...]:
-    """The knobs of section 3.2's protocol, whatever is evaluated."""
+    """The knobs of section 3.2's protocol, for every evaluation."""
     return (
         *(r.seed, r.evaluation.split, r.evaluation.shards, r.evaluation.directions, r.evaluation.samples),
         r.evaluation.temperature,
@@ -143,12 +143,12 @@ def evaluating(job: Job) -> "Shards[Evaluators]":
 def asking(
     job: Job, policy: Checkpoint, prompts: Sequence[Row], conditions: Sequence[Condition], samples: int, purpose: str
 ) -> "Shards[Evaluators]":
-    """A system asked for something, and its answers scored, as shards of prompts.
+    """The answers of a system under some conditions, scored by all scorers, as shards of prompts.
 
     Args:
-        conditions: what each prompt is asked under.
-        samples: answers to each prompt under each of them.
-        purpose: the draws' own, by which their randomness is keyed.
+        conditions: the conditions of each prompt.
+        samples: answers to each prompt under each condition.
+        purpose: keys the randomness of the draws.
     """
     recipe = job.recipe
     key, temperature = (recipe.seed, purpose), recipe.evaluation.temperature
@@ -170,8 +170,8 @@ def evaluated_shards(
     """A system's answers, scored by all scorers, as shards of prompts.
 
     Args:
-        asked: how many answers each prompt gets under each condition, by its index.
-        answers: the answers to some prompts, and those of their scores that it has itself.
+        asked: the number of answers a prompt, by condition index.
+        answers: returns the answers to some prompts, with the scores that it computed itself.
     """
     parts = parts_of(prompts, shard_size(job.recipe, len(prompts)))
 
@@ -187,15 +187,15 @@ def evaluated_shards(
 
 
 def shard_size(recipe: "Recipe", prompts: int) -> int:
-    """Prompts a shard of an evaluation: `sampling.shard`, or fewer where that makes too few shards."""
+    """Prompts in a shard of an evaluation: `sampling.shard`, or fewer if that gives too few shards."""
     return min(recipe.sampling.shard, -(-prompts // recipe.evaluation.shards))
 
 
 def evaluation_prompts(job: Job, reader: "PromptReader") -> list[Row]:
-    """The prompts of the recipe's split that are not too long; those that are, are counted.
+    """The prompts of the recipe's split, without those that are too long; the tally counts these.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no prompt is left.
     """
     split = job.recipe.evaluation.split
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == split]
@@ -205,7 +205,7 @@ def evaluation_prompts(job: Job, reader: "PromptReader") -> list[Row]:
 
 
 def conditions_of(job: Job) -> list[Condition]:
-    """Ten even directions; the baseline's targets, with the highest matching helpfulness; a wish in words; or none."""
+    """The conditions of the job: even directions, SteerLM's reward targets, a wish in words, or plain."""
     recipe = job.recipe
     match job.condition:
         case "directions":
@@ -222,7 +222,7 @@ def conditions_of(job: Job) -> list[Condition]:
 
 
 def open_scorers(job: Job) -> "dict[str, Scorer]":
-    """What scores the answers, by the folder that its scores go to: the run's reward model, and the judge if any."""
+    """The scorers by output folder: "scores" for the run's rewards, "judged" for the judge if there is one."""
     scorers = {"scores": open_scorer(job.recipe, job.inputs["reward"], job.inputs.get("annotate"))}
     if "judge" in job.inputs:
         scorers["judged"] = judge_scorer(job.recipe, job.inputs["judge"], job.inputs.get("annotate"))
@@ -237,10 +237,10 @@ def with_scores(
     tally: Tally,
     known: Mapping[str, Sequence[Row]] | None = None,
 ) -> Iterator[Output]:
-    """A shard's answers, after their scores by all scorers and in the world by the truth.
+    """The scores of a shard's answers by all scorers, and in the world by the truth; then the answers.
 
     Args:
-        shown: the same answers with the chats that users wrote, without the line of a condition.
+        shown: the same answers with the chats as users wrote them, without a condition line.
         known: scores that are known already, by folder.
     """
     scores = dict(known or {})

@@ -1,11 +1,12 @@
-"""Asked for what cannot be had: Table 1's last column, measured (section 2.3).
+"""Requests for what a system cannot give: Table 1's last column, measured (section 2.3).
 
-A SteerLM is asked for the rewards that the paper's rule asks for, and for more helpfulness at the same verbosity
-than any annotated answer near it had: part of the way to the top of the scale, or all of it. A policy that follows
-directions is asked over its whole arc, and beyond both of its ends: a direction asks for no rewards, so there is
-none that it cannot follow, but it may still be one that the policy never saw. Of both: how often is the answer
-degenerate (`degeneracy.py`)? Of the first: how far is it from what was asked? Of the second: does the answer still
-follow the dial, and what is lost by asking there (regret)?
+SteerLM is asked for the rewards of the paper's rule. It is also asked for more helpfulness than any annotated answer
+of similar verbosity had: part of the way to the top of the scale, or all of it. A policy with a dial is asked for
+directions over its whole arc and beyond both ends. A direction states no rewards, so none is out of reach, but the
+policy may never have seen it.
+
+For both systems: how often is an answer degenerate (`degeneracy.py`)? For SteerLM: how far is an answer from the
+target? For the policy: does the answer still follow the dial, and what does asking there lose (regret)?
 
 Shapes: P prompts, V conditions, S samples, K objectives, N annotated answers.
 """
@@ -42,19 +43,20 @@ if TYPE_CHECKING:
 
 
 class Feasibility(Table):
-    """Asked for what cannot be had (section 2.3; Table 1's last column): `dpa compare` measures what the paper says."""
+    """Requests for what a system cannot give (section 2.3; Table 1's last column): `dpa compare` measures the paper's
+    claim."""
 
     prompts: int = Field(200, ge=0)
     """Evaluation prompts, the first by hash; 0 takes all."""
     samples: int = Field(1, ge=1)
     """Answers a prompt and condition."""
     angles: tuple[float, ...] = (15.0, 7.5, 0.0, -15.0, -30.0, -45.0, -52.5, -60.0, -75.0)
-    """Degrees that the last policy is asked for: over its arc, and beyond both ends."""
+    """Angles in degrees that the last policy is asked for, over its arc and beyond both ends."""
     reach: tuple[float, ...] = (0.0, 0.5, 1.0)
-    """SteerLM is asked for the first objective this share of the way from the highest annotated near each target to the
-    top of the scale; 0 asks for section 3.2's targets."""
+    """How far SteerLM's targets raise the first objective: this share of the way from the highest annotated value near
+    each target to the top of the scale. 0 asks for section 3.2's targets."""
     repetition: float = Field(MOST_REPEATED, ge=0, le=1)
-    """Share of an answer's runs of four words that occurred in it before, above which it counts as degenerate."""
+    """An answer is degenerate if more than this share of its runs of four words occurred in it before."""
 
 
 def _cost(costs: Costs, step: Step) -> Load:
@@ -88,7 +90,7 @@ def feasibility(job: Job) -> None:
 
 
 def asking_beyond(job: Job) -> "Shards[Evaluators]":
-    """Every wish, asked of the recipe's number of prompts."""
+    """The answers to `feasibility.prompts` prompts under every wish, as shards."""
     recipe, settings = job.recipe, job.recipe.feasibility
     conditions = [Condition(wish.kind, wish.value, wish.line) for wish in wishes_of(job)]
     policy = asked_policy(job)
@@ -98,7 +100,7 @@ def asking_beyond(job: Job) -> "Shards[Evaluators]":
 
 
 def wishes_of(job: Job) -> list[Wish]:
-    """All conditions, the reachable ones first."""
+    """All conditions: directions from the highest angle down, or targets from the lowest share up."""
     if job.condition == "directions":
         return directions_beyond(job.recipe)
     scored = annotated(job.inputs["data"], job.inputs["annotate"], job.recipe, "both")
@@ -106,10 +108,10 @@ def wishes_of(job: Job) -> list[Wish]:
 
 
 def directions_beyond(recipe: "Recipe") -> list[Wish]:
-    """The recipe's angles, told apart by the arc that users ask for; `read_feasibility` also tells its margin.
+    """A wish for each of the recipe's angles, grouped by the users' arc; `read_feasibility` adds the margin's groups.
 
     Raises:
-        ValueError: the trained directions are no arc, or an angle lies outside -90..90 degrees.
+        ValueError: the users' directions are no arc, an angle lies outside -90..90 degrees, or none is on the arc.
     """
     population = recipe.preference.population(len(recipe.objectives))
     if not isinstance(population, Arc):
@@ -133,9 +135,9 @@ def directions_beyond(recipe: "Recipe") -> list[Wish]:
 
 
 def targets_beyond(recipe: "Recipe", reward_NK: Array) -> list[Wish]:
-    """Section 3.2's targets, and beyond each the recipe's shares of the way to the top of the scale.
+    """For each of section 3.2's targets, a wish at each of the recipe's shares of the way to the top of the scale.
 
-    What counts as asked is what the line states: a template rounds, and cannot state more than its scale has.
+    A wish's value is what its line states: a template rounds, and its scale has a highest value.
     """
     names, template = list(recipe.objectives), recipe.steerlm.template
     highest_VK = reward_targets(recipe, reward_NK, recipe.steerlm.targets, 1.0)
@@ -151,15 +153,15 @@ def targets_beyond(recipe: "Recipe", reward_NK: Array) -> list[Wish]:
             about = {"highest": highest_K[0], "share": share}
             wishes.setdefault(
                 text, Wish("target", value, text, group, tuple(names), about)
-            )  # rounding may make two the same
+            )  # rounding may make two lines the same
     return list(wishes.values())
 
 
 def _optimum(recipe: "Recipe", folder: Path, wishes: Sequence[Wish]) -> Array | None:
-    """The best that faultless answers of the world earn at each direction: (V, K).
+    """The best rewards of the world's faultless answers at each direction: (V, K).
 
-    Within the trained range no answer earns more; beyond its end of most words a padded one may. None of what was
-    asked for targets, and where faults may pay within the range too.
+    Within the trained range no answer earns more. Beyond the range's end of most words a padded answer may. None for
+    targets, and if faults may pay within the range.
     """
     from dpalign.world.language import read_prompt
     from dpalign.world.optimum import faultless_is_best, true_front

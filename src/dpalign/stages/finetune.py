@@ -12,7 +12,10 @@ from dpalign.train.contract import contract_of, write_contract
 
 
 def selected_cost(costs: Costs, step: Step) -> Load:
-    """A training on a prompt's directions, and on the replay (section 3.1). In hindsight as many as win."""
+    """A training on one answer for each direction of a prompt, and on the replay (section 3.1).
+
+    The rule "hindsight" keeps as many answers as win; the estimate ignores this.
+    """
     select = costs.steps[str(step.inputs["chosen"])]
     recipe = costs.of_step(select)
     prompts, _, _ = counted(costs, costs.steps[str(select.inputs["candidates"])])
@@ -33,14 +36,14 @@ def selected_cost(costs: Costs, step: Step) -> Load:
     cost=selected_cost,
 )
 def finetune(job: Job) -> None:
-    """Fine-tune on the selected answers, from SFT; the folder's chat template takes the preference."""
+    """Fine-tune on the selected answers, from SFT; the model's chat template takes the preference."""
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
     train_policy(job, model_folder(job.inputs["start"]), rows, job.recipe.finetune, steered=True)
     write_dial(job)
 
 
 def write_dial(job: Job) -> None:
-    """Leave beside a policy what its directions mean (`train/contract.py`)."""
+    """Write the contract beside a policy: what its directions mean (`train/contract.py`)."""
     from dpalign.train.trainer import first_process
 
     recipe = job.recipe

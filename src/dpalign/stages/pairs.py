@@ -1,7 +1,7 @@
-"""Preference pairs for DPO: of the data's rated answers, as Zephyr's were made, or of the run's own scored candidates.
+"""Preference pairs for DPO, of the data's rated answers, as Zephyr made them, or of the run's own scored candidates.
 
-Of each prompt there is one pair at most. A pair whose two answers score alike says nothing, and is left out. Of answers
-that the data prefer without a rating, the data's own pair is taken.
+A prompt has at most one pair. A pair with equal scores says nothing, and is left out. For a prompt with fewer than two
+rated answers, the data's own preference pair is taken, if any.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ def pairs(job: Job) -> None:
     """Make preference pairs of rated answers, or of scored candidates.
 
     Raises:
-        ValueError: no prompt has; or the pairs are to be made of candidates, and the stage was given none.
+        ValueError: no prompt has a pair; or `dpo.pairs` is "candidates" and the stage has no candidates or scores.
     """
     recipe = job.recipe
     of_ratings = recipe.dpo.pairs == "ratings"
@@ -48,7 +48,7 @@ def pairs(job: Job) -> None:
             few += 1
             continue
         best, other = int(np.argmax(scores)), int(np.argmin(scores))
-        if of_ratings:  # one of the others at random, as Zephyr's were made
+        if of_ratings:  # a random other answer, as in Zephyr's pairs
             others = [i for i in range(len(scores)) if i != best]
             other = others[rng_for(recipe.seed, "rejected", prompt_id).integers(len(others))]
         if scores[best] == scores[other]:
@@ -76,7 +76,7 @@ def pairs(job: Job) -> None:
 
 
 def preferences(data: Path) -> dict[str, dict[str, Any]]:
-    """The first pair that the data themselves have of each prompt."""
+    """The first of the data's own pairs for each prompt."""
     if not (data / "pairs").exists():
         return {}
     first: dict[str, dict[str, Any]] = {}
@@ -89,7 +89,7 @@ def rated_prompts(job: Job) -> Iterator[Answers]:
     """The prompts of D1 and D2 with their rated answers, in the order of the data.
 
     Answers are compared by the overall score if two of the prompt's answers have one, else by the mean label of the
-    heads that the first objective reads: the two are different scales. An answer without that label is left out.
+    heads that the first objective reads. The two have different scales. An answer without the label is left out.
     """
     recipe, data = job.recipe, job.inputs["data"]
     first = recipe.objective_list[0]
@@ -113,7 +113,11 @@ def rated_prompts(job: Job) -> Iterator[Answers]:
 
 
 def candidate_prompts(job: Job) -> Iterator[Answers]:
-    """The sampled prompts with their finished candidates, and without the system line that those were drawn under."""
+    """The sampled prompts with their finished candidates, without the candidates' system lines.
+
+    Raises:
+        ValueError: the stage has no candidates or no scores.
+    """
     missing = {"candidates", "scores"} - job.inputs.keys()
     if missing:
         raise ValueError(

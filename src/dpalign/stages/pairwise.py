@@ -2,8 +2,8 @@
 
 A row is {prompt, chosen, rejected} and may name its subset. Each side is one answer, or a list of them: RewardBench 2
 has one chosen answer against three, and in its subset Ties several chosen ones. All answers are scored on the first
-objective. The row is right where every chosen answer earns more than every rejected one. Where the least chosen answer
-and m rejected ones earn the same, it counts 1/(1 + m): one half in a pair.
+objective. A row is right if every chosen answer earns more than every rejected one. If the lowest chosen answer and
+m rejected ones earn the same, the row counts 1/(1 + m): one half in a pair.
 
 RewardBench 2 scores Ties by right prompts and by margins. The margins are left out here.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ALL: Final = "all"
 RESAMPLES: Final = 1000
-"""Of the rows, for the intervals."""
+"""Resamples of the rows, for the intervals."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def read_pairs(path: Path) -> list[Pair]:
     """Every row of a local file (.jsonl, .jsonl.gz, .json, .parquet).
 
     Raises:
-        ValueError: no such file, no rows, or a row that is cut, lacks a column, or whose prompt or one side is empty,
-            or that has an answer on both sides; the message names the file and the line.
+        ValueError: no such file, or no rows; or a row that is cut, lacks a column, has an empty prompt or side, or has
+            one answer on both sides. The message names the file and the line.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; reward.pairwise names a local file of pairs")
@@ -100,7 +100,7 @@ def accuracy(recipe: "Recipe", scorer: "Scorer", pairs: Sequence[Pair], source: 
     """How often the chosen answer earns more, by subset and over all, with intervals over the rows.
 
     Returns:
-        objective; subsets: name -> {accuracy: Estimate, pairs, ties}, the first of them over all rows.
+        objective; subsets: name -> {accuracy: Estimate, pairs, ties}. The first subset has all rows.
     """
     answers = [(pair.messages, answer) for pair in pairs for answer in pair.answers]
     reward_NK = objective_rewards(scorer.score(answers).tolist(), scorer.heads, recipe.objective_list, source)
@@ -124,7 +124,7 @@ def accuracy(recipe: "Recipe", scorer: "Scorer", pairs: Sequence[Pair], source: 
 
 
 def _right(reward_N: Array, chosen: int) -> float:
-    """1, 0, or a share where the least chosen answer ties with rejected ones."""
+    """1 if right, 0 if wrong, a share if the lowest chosen answer ties with rejected ones."""
     least, rejected_N = reward_N[:chosen].min(), reward_N[chosen:]
     return 0.0 if (rejected_N > least).any() else 1 / (1 + int((rejected_N == least).sum()))
 

@@ -1,11 +1,11 @@
-"""Scored answers on disk as columns of numbers, a shard in memory at a time; their texts stay where they are.
+"""Scored answers on disk as columns of numbers, with one shard in memory at a time; their texts stay on disk.
 
-At the paper's scale an iteration has 2.45 million answers: who they are and what they are worth is a few
-hundred megabytes, what they say several gigabytes. So a choice reads the former alone, unless
-`selection.degenerate` sends it to the texts of a shard.
+At the paper's scale an iteration has 2.45 million answers. Their keys and rewards are a few hundred megabytes, their
+texts several gigabytes. So selection reads only keys and rewards, unless `selection.degenerate` is false: then it also
+reads the texts of a shard.
 
-Shapes: N answers of a shard, B of its prompts, M answers of one, V directions of a prompt, G evenly spread directions,
-C chosen answers, K objectives, E members of an ensemble.
+Shapes: N answers of a shard, B prompts of a shard, M answers to one prompt, V directions of a prompt, G evenly spread
+directions, C chosen answers, K objectives, E members of an ensemble.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,13 +34,13 @@ Bools = NDArray[np.bool_]
 Index = NDArray[np.int64]
 
 KEYS: Final = ("prompt_id", "t", "condition_index", "sample")
-"""What makes an answer this one and no other."""
+"""The columns that identify an answer."""
 ORIGINALS: Final = "originals"
-"""The folder of an annotation that holds its own original answers, where the data have no rated ones."""
+"""The annotation's folder with its own original answers, if the data have no rated ones."""
 ROUNDED: Final = 1e-5
-"""How far a direction on file, in 32 bits, may be from the one it stands for."""
+"""The largest difference of a direction on file, stored in 32 bits, from its exact value."""
 ALL_ROUND: Final = 180.0
-"""Degrees between opposite directions: no two are farther apart."""
+"""Degrees between opposite directions, the largest angle there is."""
 ADVICE: Final = "to choose for other directions among all of a prompt's answers, set selection.reach to 180"
 
 
@@ -51,18 +51,18 @@ class Pools:
     answers: Path
     """The shard of CANDIDATES."""
     prompts: list[str]
-    """The ids of its prompts, in the order in which they come."""
+    """The ids of its prompts, in order of occurrence."""
     prompt_N: Index
-    """Which of them each answer is to."""
+    """The prompt of each answer, as an index into `prompts`."""
     condition_N: Index
     finished_N: Bools
     kind: str
     """direction, target or plain."""
     condition: pa.ChunkedArray
-    """What each was drawn under, as the schema has it."""
+    """The condition of each answer, as stored: a direction or a reward target."""
     reward_NK: Array
     member_NEK: Callable[[], Array]
-    """Reads the rewards as each member of the reward model's ensemble sees them; without one E is 0."""
+    """Reads the objectives by each member (`paper.ensemble.readings`); E is 0 without members."""
 
 
 def scored_pools(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[Pools]:
@@ -105,7 +105,7 @@ def scored_pools(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[P
 
 
 def numbered(ids: pa.ChunkedArray) -> tuple[list[str], Index]:
-    """The distinct ids in the order in which they come, and for each row which of them it has."""
+    """The distinct ids in order of occurrence, and each row's index among them."""
     encoded = ids.combine_chunks().dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
@@ -116,7 +116,7 @@ def objective_rewards(
     objectives: Sequence[Objective],
     source: Path,
 ) -> Array:
-    """Objectives read from rows of rewards (N, K); an error names the file that they came from."""
+    """The objectives of rows of rewards: (N, K); an error names the rewards' file."""
     try:
         if isinstance(rewards, pa.ChunkedArray):
             reward_NH = matrix_of(rewards)
@@ -132,11 +132,11 @@ def _member_rewards(rewards: pa.ChunkedArray, heads: Sequence[str], objectives: 
 
 
 def best_answers(pools: Pools, wanted_BVK: Array, selection: "Selection") -> Index:
-    """row_BV: for each direction of each prompt the row of its best finished answer, `NO_ONE` where it has none.
+    """row_BV: the row of the best finished answer for each direction of each prompt, `NO_ONE` if it has none.
 
     Raises:
-        ValueError: the answers were drawn under other directions, or under other objectives, and `selection.reach`
-            needs theirs.
+        ValueError: the answers were drawn under other directions or other objectives, and `selection.reach` needs the
+            directions.
     """
     row_BM, index_BV = _best_of_pools(pools, wanted_BVK, selection)
     if not row_BM.size:
@@ -145,7 +145,7 @@ def best_answers(pools: Pools, wanted_BVK: Array, selection: "Selection") -> Ind
 
 
 def answers_in_hindsight(pools: Pools, even_GK: Array, selection: "Selection") -> tuple[Index, Array]:
-    """row_C and v_CK: each finished answer that is its prompt's best somewhere, and the direction it serves best.
+    """row_C and v_CK: each finished answer that is its prompt's best somewhere, and the direction that it serves best.
 
     Args:
         even_GK: directions evenly spread over P_v, at which the answers compete.
@@ -161,7 +161,7 @@ def answers_in_hindsight(pools: Pools, even_GK: Array, selection: "Selection") -
 
 
 def _best_of_pools(pools: Pools, wanted_BVK: Array, selection: "Selection") -> tuple[Index, Index]:
-    """row_BM, the finished answers of each prompt, and index_BV, which of them is the best at each direction."""
+    """row_BM, the finished answers of each prompt, and index_BV, the index in row_BM of the best for each direction."""
     prompts, directions = wanted_BVK.shape[:2]
     kept = np.flatnonzero(pools.finished_N)
     member_BM = members(pools.prompt_N[kept], prompts)
@@ -174,13 +174,13 @@ def _best_of_pools(pools: Pools, wanted_BVK: Array, selection: "Selection") -> t
 
 
 def within_reach(pools: Pools, wanted_BVK: Array, reach: float) -> Bools:
-    """Which directions of its prompt each answer may serve: (N, V).
+    """Whether each answer may serve each direction of its prompt: (N, V).
 
-    Those within `reach` degrees of the direction that it was drawn under; at 0 that direction alone, by its number.
-    Answers that were drawn under reward targets or plainly belong to no direction: they may serve all.
+    An answer may serve the directions within `reach` degrees of its own. At 0 it serves only its own direction, by
+    number. Answers drawn under reward targets or plainly have no direction, so they may serve all.
 
     Raises:
-        ValueError: the answers were drawn under other directions than those wanted, at 0; or under other objectives.
+        ValueError: `reach` is 0 and the answers were drawn under other directions; or under other objectives.
     """
     directions = wanted_BVK.shape[1]
     if pools.kind != "direction" or reach >= ALL_ROUND:
@@ -194,7 +194,7 @@ def within_reach(pools: Pools, wanted_BVK: Array, reach: float) -> Bools:
 
 
 def sound_pools(pools: Pools, selection: "Selection") -> tuple[Pools, int]:
-    """The answers without those that `selection.degenerate` leaves out, and how many these are; reads their texts."""
+    """The pools without the answers that `selection.degenerate` excludes, and the number of these; reads the texts."""
     if selection.degenerate:
         return pools, 0
     finished = np.flatnonzero(pools.finished_N)
@@ -206,14 +206,14 @@ def sound_pools(pools: Pools, selection: "Selection") -> tuple[Pools, int]:
 
 
 def penalties(pools: Pools, wanted_BVK: Array, caution: float) -> Array:
-    """Points taken off each answer's v . r, for each direction of its prompt: (N, V). See `value_spread`."""
+    """Points to subtract from each answer's v . r, for each direction of its prompt: (N, V). See `value_spread`."""
     if not caution:
         return np.zeros((len(pools.prompt_N), wanted_BVK.shape[1]))
     return caution * value_spread(pools.member_NEK(), wanted_BVK[pools.prompt_N])
 
 
 def _require_own_directions(pools: Pools, wanted_BVK: Array) -> None:
-    """ValueError unless each answer was drawn under the direction of its number among those wanted."""
+    """Raise ValueError unless each answer's direction is the wanted direction of its number."""
     directions = wanted_BVK.shape[1]
     drawn = np.unique(pools.condition_N)
     if len(drawn) != directions or drawn[-1] >= directions:
@@ -246,10 +246,10 @@ def _drawn_under(pools: Pools, objectives: int) -> Array:
 
 
 def scored_prompts(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator[tuple[str, list[Row], Array]]:
-    """Each prompt's answers, texts and all, with their rewards by objective (M, K), shard by shard.
+    """Each prompt's id, its answers with their texts, and their rewards by objective (M, K), shard by shard.
 
     Raises:
-        ValueError: scores that are not of these answers; a NaN score.
+        ValueError: as `scored_pools`.
     """
     for pools in scored_pools(candidates, scores, recipe):
         rows = list(read_rows(pools.answers, CANDIDATES))
@@ -259,7 +259,7 @@ def scored_prompts(candidates: Path, scores: Path, recipe: "Recipe") -> Iterator
 
 
 def originals_at(data: Path, annotate: Path) -> Path:
-    """Where the original answers lie: the rated ones; or the annotation's own, where the data have none."""
+    """The folder of the original answers: the data's, or the annotation's own if the data have none."""
     own = annotate / ORIGINALS
     return own if own.is_dir() else data / "train"
 
@@ -274,8 +274,11 @@ def annotated(data: Path, annotate: Path, recipe: "Recipe", half: str) -> Iterat
 
 
 def annotation(data: Path, annotate: Path, recipe: "Recipe", half: str) -> tuple[pa.ChunkedArray, Index, Array]:
-    """Of the original answers of a half (or of both): their prompts' ids, their places among all rated rows, and the
-    reward model's rewards by objective."""
+    """The original answers of a half (or of both): prompt ids, row numbers among all rated rows, rewards by objective.
+
+    Raises:
+        ValueError: the annotation is of other data.
+    """
     prompts = read_table(data / "prompts", PROMPTS, ["prompt_id", "split"])
     halves = ("D1", "D2") if half == "both" else (half,)
     theirs = prompts["prompt_id"].filter(pc.is_in(prompts["split"], pa.array(halves)))

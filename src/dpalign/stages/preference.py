@@ -34,27 +34,27 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 DENSE: Final = 181
-"""Directions that stand for all of P_v: on the paper's arc a quarter of a degree apart."""
+"""Directions that represent all of P_v; on the paper's arc they are a quarter of a degree apart."""
 
 
 class Steering(Table):
-    """The directions users may ask for (section 3.1), and how a model reads them."""
+    """The directions that users may ask for (section 3.1), and how a model reads them."""
 
     distribution: Literal["arc", "cone", "sphere", "simplex", "grid", "fixed"] = "arc"
     """P_v: angles uniform on an arc (section 3.1), or another population of users."""
     low: float = -45.0
-    """Arc: degrees of its end of least verbosity (section 3.1)."""
+    """Arc: degrees at the end of least verbosity (section 3.1)."""
     high: float = 0.0
-    """Arc: degrees of its end of most helpfulness (section 3.1)."""
+    """Arc: degrees at the end of most helpfulness (section 3.1)."""
     stratified: bool = False
-    """Arc: one angle from each of the equal slices, in place of independent draws (section 3.1)."""
+    """Arc: draw one angle from each of equal slices, in place of independent draws (section 3.1)."""
     margin: float = Field(0.0, ge=0)
-    """Arc, cone: degrees beyond the ends or the rim that training directions may lie, so that a model has met both
-    sides of what it is asked there. Evaluation and users keep to P_v (not in the paper: 0)."""
+    """Arc, cone: training directions may lie this many degrees beyond the ends or the rim, so that a model has seen
+    both sides of an end. Evaluation and users keep to P_v (not in the paper: 0)."""
     center: tuple[float, ...] = ()
-    """Cone: the direction in its middle, by objective."""
+    """Cone: the direction at its centre, by objective."""
     angle: float = 45.0
-    """Cone: degrees from its centre to its rim."""
+    """Cone: degrees from the centre to the rim."""
     points: int = Field(10, ge=1, le=1000)
     """Grid: evenly spread directions on the arc."""
     listed: tuple[tuple[float, ...], ...] = ()
@@ -64,26 +64,26 @@ class Steering(Table):
     template: Literal["dpa-v1", "fig1", "world-v1"] = "dpa-v1"
     """The system line; the default is the released policy's."""
     levels: tuple[str, ...] = ()
-    """Arc: what equal parts of it, from low to high, are called in words at the end of the line, such as "Answer in one
+    """Arc: words at the end of the line, one text for each of equal parts from low to high, such as "Answer in one
     short sentence.". SteerLM's line has them for equal parts of 0-100 points of the last objective. A small model reads
     words sooner than numbers (not in the paper: none)."""
 
     @property
     def level_ends(self) -> tuple[Level, ...]:
-        """Which directions each of the levels is for.
+        """The levels, each with the end of its part of the arc.
 
         Raises:
-            ValueError: levels of what is no arc within -90 and 90 degrees.
+            ValueError: there are levels, and the distribution is no arc within -90 and 90 degrees.
         """
         if self.levels and self.distribution != "arc":
             raise ValueError(f"levels with a distribution of {self.distribution}: they divide an arc")
         return levels_of(self.levels, self.low, self.high)
 
     def trained(self, objectives: int) -> Population:
-        """What training directions are drawn from: P_v, with the margin around it.
+        """The population of training directions: P_v, with the margin around it.
 
         Raises:
-            ValueError: a margin around what is no arc or cone.
+            ValueError: there is a margin, and the distribution is no arc or cone.
         """
         population = self.population(objectives)
         if not self.margin:
@@ -98,7 +98,7 @@ class Steering(Table):
         )
 
     def population(self, objectives: int) -> Population:
-        """P_v over so many objectives (Eq. 4)."""
+        """P_v over this number of objectives (Eq. 4)."""
         match self.distribution:
             case "arc":
                 return Arc(self.low, self.high, self.stratified)
@@ -115,13 +115,13 @@ class Steering(Table):
 
 
 def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt_id: str) -> Array:
-    """The directions that a prompt is sampled at in iteration t: (V, K); the same wherever they are asked for."""
+    """The directions at which a prompt is sampled in iteration t: (V, K); every call returns the same."""
     rng = rng_for(seed, "directions", t, prompt_id)
     return draw_directions(steering.trained(objectives), steering.directions, rng)
 
 
 def even_directions(steering: Steering, objectives: int) -> Array:
-    """Directions evenly spread over what training directions are drawn from, dense enough for a choice: (G, K)."""
+    """Directions evenly spread over the training population, dense enough for selection: (G, K)."""
     population = steering.trained(objectives)
     match population:
         case Grid(points=points):
@@ -139,11 +139,11 @@ def line(recipe: "Recipe", v_K: Sequence[float] | Array) -> str:
 
 
 def asked_in_words(recipe: "Recipe") -> str:
-    """What the ends of the users' directions ask for."""
+    """What the two ends of P_v ask for, in words."""
     objectives = tuple(recipe.objectives)
     return "; ".join(ends_in_words(recipe.preference.population(len(objectives)), objectives))
 
 
 def evaluation_directions(recipe: "Recipe") -> Array:
-    """The directions that steered systems are evaluated at: (V, K)."""
+    """The directions at which steered systems are evaluated: (V, K)."""
     return evaluation_grid(recipe.preference.population(len(recipe.objectives)), recipe.evaluation.directions)

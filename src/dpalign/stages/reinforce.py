@@ -1,8 +1,8 @@
 """`policy.method = "grpo"`: the policy learns online from its own answers under directions.
 
-A group is n answers to one prompt under one direction v. Each is worth v . r(x, y), less the rewards' own doubt
-(`selection.caution`), and is weighed against the others of its group (GRPO). From SFT, without an iteration of
-rejection sampling before it, this is MOC's setting with GRPO in place of PPO.
+A group is n answers to one prompt under one direction v. An answer is worth v . r(x, y), less a penalty for rewards
+that disagree (`selection.caution`), and is compared with the others of its group (GRPO). From SFT, without an earlier
+iteration of rejection sampling, this is MOC's setting with GRPO in place of PPO.
 """
 
 from collections import Counter
@@ -42,8 +42,8 @@ class PolicyGRPO(Reinforcing):
     """Its training: `steps` counts updates and `batch` answers. `epochs`, `packing`, `loss_on` and `context` are not
     used."""
     reference: Literal["start", "sft"] = "start"
-    """What the divergence is measured from: the policy that the iteration starts from, or SFT, which reads the
-    direction's line too. A LoRA has its start alone."""
+    """The reference of the KL divergence: the policy that the iteration starts from, or SFT, which then reads the
+    direction's line too. A LoRA can only have its start."""
 
     @model_validator(mode="after")
     def _a_lora_diverges_from_its_start(self) -> Self:
@@ -88,10 +88,10 @@ def reinforce(job: Job) -> None:
 
 
 def _train(job: Job) -> None:
-    """Train, and count.
+    """Train, and enter the training in the ledger.
 
     Raises:
-        ValueError: the divergence is to be measured from SFT, and there is none.
+        ValueError: `policy.grpo.reference` is "sft", and no SFT is given.
     """
     from dpalign.engines.tokens import PromptReader, end_ids, generation_config
     from dpalign.train import rl
@@ -117,7 +117,7 @@ def _train(job: Job) -> None:
             temperature=settings.temperature,
             knob="policy.grpo",
         )
-        # A scorer goes to this process's own GPU, which is known from here on, beside the training.
+        # From here on this process's GPU is known. The scorer shares it with the training.
         scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
         reward = rl.directional_reward(scorer.score, worth_by(recipe), reader, recipe.selection.sound)
         count = settings.training.steps * settings.training.batch // settings.samples
@@ -133,7 +133,7 @@ def _train(job: Job) -> None:
 
 
 def worth_by(recipe: "Recipe") -> "Worth":
-    """v . r of answers under directions, less the ensemble's doubt where the recipe says so."""
+    """A function that gives v . r of answers under directions, less the penalty of `selection.caution`."""
     heads, objectives, caution = recipe.scored_heads, recipe.objective_list, recipe.selection.caution
 
     def worth(reward_NH: Array, v_VK: Array) -> Array:
@@ -147,15 +147,15 @@ def worth_by(recipe: "Recipe") -> "Worth":
 
 
 def earlier(recipe: "Recipe", t: int) -> int:
-    """How many earlier iterations learned so from the same half, whose prompts go on where they stopped."""
+    """The number of earlier GRPO iterations on the same half; the order of its prompts continues where they stopped."""
     learned = [s for s in range(1, t) if recipe.policy.at(s) == "grpo"]
     return sum(not recipe.alternate or (t - s) % 2 == 0 for s in learned)
 
 
 def groups_of(recipe: "Recipe", t: int, prompts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What each group of answers is drawn and weighed under: a prompt with a direction of its own, in every round.
+    """Each group's prompt and direction; a prompt gets another direction in every round.
 
-    `messages` is what the policy reads, `asked` what the rewards see, `v` the direction.
+    `messages` is the chat for the policy, `asked` the chat for the rewards, `v` the direction.
     """
     population = recipe.preference.trained(len(recipe.objectives))
     rounds: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The report stage: every evaluated system of a run into one Summary and one page."""
+"""The report stage: puts every evaluated system of a run into one Summary and one page."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ from dpalign.stages.stage import Job, objectives_read, stage
 )
 def report(job: Job) -> None:
     """Measure the systems and write the page."""
-    from dpalign.page.write import write_report  # it draws: matplotlib loads with it
+    from dpalign.page.write import write_report  # loads matplotlib
 
     recipe, inputs, log = job.recipe, job.inputs, job.work.run.log
     reading = Reading(tuple(recipe.scored_heads), tuple(recipe.objective_list))
@@ -50,7 +50,7 @@ def report(job: Job) -> None:
     chance = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
     senses_K = np.array(recipe.evaluation.senses) if recipe.evaluation.senses else senses_of(grid_UK)
 
-    # the systems: each once, in the setting that tuning chose
+    # each system once, in the setting that tuning chose
     evaluated, tuning = evaluations(inputs, job.systems, reading, senses_K)
     systems, tried = compare.choose_settings(evaluated, tuning, grid_UK, chance)
     systems = [with_texts(one, recipe.feasibility.repetition) for one in systems]
@@ -60,7 +60,7 @@ def report(job: Job) -> None:
     if final != chance:
         log(f"report: {final.replicates} bootstrap replicates to decide {len(pairs)} pairs, not {chance.replicates}")
 
-    # what they are measured against
+    # the references: the true front, and the hypervolume's reference point
     front = true_front(systems[0].source, reading, grid_UK) if recipe.data.world else None
     if recipe.data.world and front is None:
         log("report: no true front: some objective has no truth, or a fault may pay (world/optimum.py)")
@@ -70,7 +70,7 @@ def report(job: Job) -> None:
         reference_K = reference_point(systems, front, senses_K, partial(original_rewards, job))
     setting = Setting(reading.names, grid_UK, reference_K, final, senses=recipe.evaluation.senses or None)
 
-    # the figures, and beside them what the ledgers tell
+    # the figures, and facts from the ledgers
     tokens = mean_answer_tokens((sft_of(systems) or systems[0]).source)
     costs = {one.name: lineage.cost([one.source], tokens) for one in systems}
     sweeps = {name: lineage.sweep_cost([tuned.source for _, tuned in own], tokens) for name, own in tried.items()}
@@ -100,7 +100,7 @@ def original_rewards(job: Job) -> Array:
 
 
 def facts(job: Job, systems: Sequence[Rewards], reading: Reading) -> dict[str, Any]:
-    """What the ledgers and the other stages tell: the run, its stages, data, trainings, reward model and answers."""
+    """Facts from ledgers and other stages: the run, its stages, data, trainings, reward model and answers."""
     recipe, inputs, stages = job.recipe, job.inputs, list(lineage.lineage(one.source for one in systems))
     resamples = min(200, recipe.evaluation.bootstrap)
     return {
@@ -121,7 +121,7 @@ def facts(job: Job, systems: Sequence[Rewards], reading: Reading) -> dict[str, A
 
 
 def reward_facts(job: Job) -> Iterator[RewardFacts]:
-    """What scored each head, in the order of the heads; nothing of a model without a name."""
+    """The reward behind each head and its scale, in the order of the heads; nothing without [rewards.NAME]."""
     recipe = job.recipe
     scales = iter(scales_of(recipe, job.inputs["annotate"]))
     for name, reward in recipe.rewards.items():
@@ -132,14 +132,14 @@ def reward_facts(job: Job) -> Iterator[RewardFacts]:
 
 
 def comparison_facts(job: Job, systems: Sequence[Rewards], reading: Reading, chance: Bootstrap) -> dict[str, Any]:
-    """What a comparison holds beside figures of rewards: knobs that its steps set, and what feasibility measured."""
+    """Further facts of a comparison: the knobs that its steps set, and the feasibility figures."""
     steering, stages = job.recipe.preference, lineage.lineage(one.source for one in systems)
     users = steering.population(len(reading.names))
     arc = users if isinstance(users, Arc) else None
     measured = {}
     for step, folder in job.inputs.items():
         kind, _, name = step.partition("-")
-        if kind == "feasible":  # the run planned the system with its evaluation
+        if kind == "feasible":  # its evaluation names the system
             system = system_of(job.systems, f"evaluate-{name}", folder)
             measured[system.name] = read_feasibility(folder, reading, arc, steering.margin, chance)
     return {
@@ -154,7 +154,7 @@ def _read(path: Path) -> Any:
 
 
 def population(objectives: int, knobs: Mapping[str, Any]) -> Population:
-    """The users that a stage's knobs state."""
+    """P_v by a stage's knobs."""
     section = "preference."
     mapping = {key.removeprefix(section): value for key, value in knobs.items() if key.startswith(section)}
     return Steering.model_validate_json(json.dumps(mapping)).population(objectives)

@@ -1,4 +1,4 @@
-"""The reward model (sections 2.1 and 3.1) and the judge: their training, and their quality on held-out prompts.
+"""The reward model (sections 2.1 and 3.1) and the judge: their training and their quality on held-out prompts.
 
 Shapes: N answers, H heads, K objectives, F features.
 """
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 RESAMPLES: Final = 1000
-"""Of the held-out prompts, for the intervals of the reward model's quality."""
+"""Resamples of the held-out prompts, for the intervals of the reward model's quality."""
 FEW_PAIRS: Final = 30
-"""Pairs of held-out answers with fewer of which nothing is said of a head."""
+"""A head with fewer pairs of held-out answers gets no warning."""
 HEAD_ROWS: Final = 2048
-"""Rows that the head is first fitted on (`rewards.model.PROBE_ROWS`, which a plan cannot import: it needs torch)."""
+"""Rows of the head's first fit: `rewards.model.PROBE_ROWS`, which a plan cannot import because it needs torch."""
 
 
 class Reward(Table):
@@ -62,21 +62,21 @@ class Reward(Table):
     normalize: Literal["labels", "rows", "heads"] = "labels"
     """How the squared errors of Eq. 1 average: over observed labels, first within rows, or first within heads."""
     bradley_terry: float = Field(0.0, ge=0)
-    """Weight of a Bradley-Terry term on preference pairs, by a head beside the others that the folder leaves out (not
-    in the paper; SMORM, arXiv 2507.07375). Pairs are the data's own, and rated answers to one prompt that the first
-    objective tells apart."""
+    """Weight of a Bradley-Terry term on preference pairs, by a further head that the folder does not keep (not in the
+    paper; SMORM, arXiv 2507.07375). Pairs are the data's own, and rated answers to one prompt with different values of
+    the first objective."""
     layers: int = Field(0, ge=0)
-    """Keep the backbone's first layers alone; 0 keeps all (not in the paper). States of the middle layers often tell
+    """Keep only the backbone's first layers; 0 keeps all (not in the paper). States of the middle layers often tell
     more about an answer than the last, and cost less; best with `freeze`, or `lm_loss` 0."""
     freeze: bool = False
-    """Fit the heads alone, by ridge regression on the last hidden states of the backbone as it is (not in the paper).
+    """Fit only the heads, by ridge regression on the last hidden states of the unchanged backbone (not in the paper).
     The penalty is chosen on prompts that a fit has not seen. Of `training` only `context` counts."""
     ensemble: int = Field(0, ge=0, le=64)
-    """Members, each with every head once more, learned from a random half of the prompts (not in the paper; 8 suffice).
-    All share its backbone. Their spread says what the ratings leave open: see `selection.caution`."""
+    """Members of an ensemble (not in the paper; 8 suffice). Each has a copy of every head, learned from a random half
+    of the prompts. All share one backbone. Their spread shows what the ratings leave open: see `selection.caution`."""
     probe: DataName = ""
-    """A file of heads that `freeze` fitted on this backbone, a run's reward/probe.safetensors: they are taken as they
-    are, and no rating is needed (not in the paper)."""
+    """A file of heads that `freeze` fitted on this backbone: a run's reward/probe.safetensors. They are used unchanged,
+    so no ratings are needed (not in the paper)."""
     judge_probe: DataName = ""
     """The same for the judge, from ratings of other prompts."""
     training: Training = Training(epochs=1.0, packing=False, micro_batch=8)
@@ -84,12 +84,12 @@ class Reward(Table):
     score_tokens: int = Field(16_384, ge=1)
     """Tokens a scoring batch, padding included."""
     share_prefix: bool = True
-    """Read a prompt once for all its answers, where the model allows it: the same scores but for rounding, so that a
-    change redoes nothing."""
+    """Read a prompt once for all its answers, if the model allows it. Scores differ only by rounding, so a change
+    redoes nothing."""
     pairwise: str = ""
-    """A local file of rows {prompt, chosen, rejected[, subset]} in RewardBench's form, on which to count how often the
-    chosen answer is rated higher on the first objective; "" for none (not in the paper). Lists of answers, as
-    RewardBench 2 has them: each chosen one must beat all rejected ones."""
+    """A local file of rows {prompt, chosen, rejected[, subset]} in RewardBench's form, to count how often the first
+    objective rates the chosen answer higher; "" for none (not in the paper). With lists of answers, as in RewardBench
+    2, each chosen answer must beat all rejected ones."""
 
     @model_validator(mode="after")
     def _a_finished_model_is_named_once(self) -> Self:
@@ -127,18 +127,18 @@ def _reads(r: "Recipe") -> tuple[object, ...]:
 
 
 def _measure_tables(r: "Recipe") -> tuple[str, ...]:
-    """What only the measuring reads. With a Bradley-Terry term the first objective says which answer is preferred."""
+    """The tables that only measure the model. With a Bradley-Terry term the first objective also makes its pairs."""
     return () if r.reward.bradley_terry else ("objectives", "rewards")
 
 
 def _cost(costs: Costs, step: Step, rows: float, *, trained: bool, models: int) -> Load:
-    """A training on rated rows, or a probe that reads each once; then the measuring on held-out prompts.
+    """A training on rated rows, or a probe that reads each row once; then the measurement on held-out prompts.
 
     Args:
         trained: whether a model is trained at all.
-        models: those that are measured.
+        models: the number of measured models.
     """
-    if not costs.recipe.data.rated:  # finished rewards and probes, and nothing to measure them on
+    if not costs.recipe.data.rated:  # finished rewards and probes, with no ratings to measure them on
         return Load()
     each = costs.sizes.rated
     load = costs.score(_held_out(costs) / each, each, models=models)
@@ -153,19 +153,19 @@ def _cost(costs: Costs, step: Step, rows: float, *, trained: bool, models: int) 
 
 
 def _rated(costs: Costs) -> float:
-    """Rated answers that the reward model learns from."""
+    """The number of rated answers that train the reward model."""
     data, answers = costs.recipe.data, 2 * costs.sizes.prompts * costs.sizes.rated + costs.sizes.others
     return answers * (1 - data.judge) if data.judge_takes == "ratings" else answers
 
 
 def _judged(costs: Costs) -> float:
-    """Rated answers that the judge learns from."""
+    """The number of rated answers that train the judge."""
     share = costs.recipe.data.judge
     return share / (1 - share) * _rated(costs)
 
 
 def _held_out(costs: Costs) -> float:
-    """Rated answers that the model is measured on."""
+    """The number of rated answers that measure the model."""
     share = costs.recipe.data.heldout
     return share / (1 - share) * _rated(costs)
 
@@ -182,17 +182,17 @@ def _held_out(costs: Costs) -> float:
     ),
 )
 def reward(job: Job) -> None:
-    """Train the multi-objective reward model; open all rewards, and measure them on held-out prompts."""
+    """Train the multi-objective reward model; load all reward models, and measure them on held-out prompts."""
     from dpalign.train.trainer import first_process
 
-    recipe = on_transformers(job.recipe)  # it trains in this process, and scores few rows
+    recipe = on_transformers(job.recipe)  # training holds the GPU, and few rows are scored
     if recipe.trains_reward:
         _train(job, "train", recipe.seed)
-    if not first_process():  # those that train beside it have no part in what follows
+    if not first_process():  # the other training processes are done
         return
     scorer = models_scorer(recipe, job.out)
     write_golden(job.out, {} if scorer is None else golden_of(scorer, recipe.model.dtype))
-    # Python functions are not measured here: they are rules, and were tried before any work.
+    # Python functions are not measured: they are rules, and were tried before the run began.
     if scorer is not None and (job.inputs["data"] / "heldout").exists():
         figures = measure(recipe, scorer, job.inputs["data"])
         write_json(job.out / "quality.json", figures)
@@ -200,7 +200,7 @@ def reward(job: Job) -> None:
 
 
 def no_better_than_chance(figures: Mapping[str, Any]) -> dict[str, float]:
-    """The heads that put no more than half of the pairs of held-out answers in their labels' order, with the share."""
+    """Heads that order at most half of the pairs of held-out answers as their labels do, with the share of pairs."""
     shares = {}
     for head, measured in figures["heads"].items():
         accuracy = measured["within_prompt_accuracy"]
@@ -254,7 +254,7 @@ def _require_labels(job: Job, part: str) -> None:
 
 
 def _objectives(recipe: "Recipe", part: str) -> tuple[Objective, ...]:
-    """The objectives as far as they read the model that is trained."""
+    """The objectives, with only the heads of the trained model."""
     return recipe.trained_objectives if part == "train" else recipe.judged().objective_list
 
 
@@ -287,7 +287,7 @@ def _fit(job: Job, part: str, seed: int) -> "Outcome":
     preference = None
     if knobs.bradley_terry:
         own = job.inputs["data"] / "pairs"
-        pairs = list(read_rows(own, PAIRS)) if part == "train" and own.exists() else []  # the judge's prompts have none
+        pairs = list(read_rows(own, PAIRS)) if part == "train" and own.exists() else []  # the judge has none
         first = head_indices(_objectives(recipe, part)[0], recipe.heads)
         preference = BradleyTerry(knobs.bradley_terry, first, pairs)
     return train_reward_model(
@@ -307,9 +307,9 @@ def _labelled(job: Job, part: str) -> Iterator[dict[str, Any]]:
 
 
 def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:
-    """Quality on held-out prompts: by head against ratings, by objective too, and in the world against the truth.
+    """The quality on held-out prompts: heads and objectives against ratings, and in the world against the truth.
 
-    Labels meet rewards by the names of their heads; what nobody labels is left out.
+    Rewards are compared with labels of the same head name; heads without labels are left out.
     """
     rows = list(read_rows(data / "heldout", RATED))
     answers = [(row["messages"], row["response"]) for row in rows]
@@ -324,7 +324,7 @@ def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:
     figures["objectives"] = _quality(recipe, rows, read_NK, rated_NK, names)["heads"]
     figures["baseline"] = surface_baseline(recipe, rows, rated_NK, names)
     spread_NK = spread_of(predicted_NH, heads, objectives)
-    if spread_NK is not None:  # does an answer whose members disagree have a larger error?
+    if spread_NK is not None:  # is the error larger where the members disagree?
         figures["spread"] = _quality(recipe, rows, spread_NK, np.abs(read_NK - rated_NK), names)["heads"]
     if recipe.data.world and all_known(objectives, heads, HEADS):
         from dpalign.world.truth import score as true_score
@@ -340,18 +340,18 @@ def measure(recipe: "Recipe", scorer: "Scorer", data: Path) -> dict[str, Any]:
 
 
 def objectives_of(recipe: "Recipe", heads: Sequence[str]) -> list[Objective]:
-    """The objectives that read none but these heads."""
+    """The objectives that read only these heads."""
     read = [Objective(o.name, recipe.heads_read(o)) if recipe.rewards else o for o in recipe.objective_list]
     return [objective for objective in read if not recipe.rewards or {*objective.heads} <= {*heads}]
 
 
 def scaled(recipe: "Recipe", reward_NH: Array, label_NH: Array, heads: Sequence[str]) -> Array:
-    """Raw rewards in points, where a head has labels: of a model whose units are its own, fitted to these answers."""
+    """Rewards in points: those of labelled heads in a model's own units are scaled by a fit to these answers."""
     scales = [IDENTITY] * reward_NH.shape[1]
     for h, head in enumerate(heads):
         reward = recipe.rewards.get(head.partition("/")[0])
         if reward is not None and not reward.in_points and not np.isnan(label_NH[:, h]).all():
-            with suppress(ValueError):  # rewards that are all the same have no figures in any units
+            with suppress(ValueError):  # equal rewards have no figures in any units
                 scales[h] = fit(reward_NH[:, h])
     return to_points(reward_NH, scales)
 
@@ -359,7 +359,7 @@ def scaled(recipe: "Recipe", reward_NH: Array, label_NH: Array, heads: Sequence[
 def _quality(
     recipe: "Recipe", rows: Sequence[dict[str, Any]], predicted_NH: Array, label_NH: Array, names: Sequence[str]
 ) -> dict[str, Any]:
-    """`Quality.to_json` of the columns that have a label."""
+    """`Quality.to_json` of the columns with labels."""
     labelled: list[int] = np.flatnonzero(~np.isnan(label_NH).all(axis=0)).tolist()
     return quality(
         predicted_NH[:, labelled],
@@ -373,7 +373,7 @@ def _quality(
 
 
 def means_of(reward_NH: Array, heads: Sequence[str], objectives: Sequence[Objective]) -> Array:
-    """Objectives read from heads, NaN where a label is missing: (N, K)."""
+    """The means of the objectives' heads, NaN where a label is missing: (N, K)."""
     columns = [reward_NH[:, list(head_indices(o, heads))].mean(axis=1) for o in objectives]
     return np.stack(columns, axis=1) if columns else np.empty((len(reward_NH), 0))
 
@@ -381,9 +381,9 @@ def means_of(reward_NH: Array, heads: Sequence[str], objectives: Sequence[Object
 def surface_baseline(
     recipe: "Recipe", rows: Sequence[dict[str, Any]], label_NK: Array, names: Sequence[str]
 ) -> dict[str, Any]:
-    """What ridge regression on length and punctuation reaches on the same rows, cross-validated by prompt.
+    """The quality of ridge regression on length and punctuation on the same rows, cross-validated by prompt.
 
-    Nothing where fewer than five prompts are held out; an objective with too few labels in a fold is left out.
+    Empty if fewer than five prompts are held out. An objective with too few labels in a fold is left out.
     """
     groups = [row["prompt_id"] for row in rows]
     if len(set(groups)) < 5 or not names:

@@ -1,4 +1,4 @@
-"""A system that is compared with DPA, in one of its settings: what it is, how it is evaluated, which steps make it."""
+"""A system that is compared with DPA, in one of its settings: its name, its evaluation and the steps that make it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,17 +22,17 @@ class Rival:
     """A system in one of its settings. A rival's stage file yields them; `pipeline/` lists those files."""
 
     name: str
-    """Its steps are evaluate-NAME and, where the system has settings to choose among, tune-NAME."""
+    """Its steps are evaluate-NAME and, if the system has several settings, tune-NAME."""
     system: System
     inputs: Mapping[str, str]
-    """What its evaluation reads beside the data and the reward model."""
+    """Inputs of its evaluation beside the data and the reward model."""
     condition: str = ""
     knobs: Mapping[str, Any] = field(default_factory=dict)
-    """Of its evaluation."""
+    """Knobs of its evaluation."""
     steps: tuple[Step, ...] = ()
-    """What makes it, in order."""
+    """The steps that make it, in order."""
     evaluation: Stage | None = None
-    """None for the stage `evaluate`."""
+    """The stage that evaluates it; None for `evaluate`."""
 
 
 def fixed(v_K: Vector) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def spelled(recipe: "Recipe", v_K: Vector) -> str:
 
 
 def grid(recipe: "Recipe", n: int) -> list[Vector]:
-    """n even steps over the population; of a population that is a list, n of its directions."""
+    """n even steps over the population; if that is a list, n of its directions at most."""
     population = recipe.preference.population(len(recipe.objectives))
     if isinstance(population, Grid | Fixed):
         every_VK = evaluation_grid(population, recipe.evaluation.directions)

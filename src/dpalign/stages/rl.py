@@ -28,19 +28,19 @@ Array = NDArray[np.float64]
 
 
 class Reinforcing(Table):
-    """What online learning from groups of answers needs, with one direction or under many."""
+    """The settings of online learning from groups of answers, at one direction or under many."""
 
     beta: float = Field(0.04, ge=0)
     """Weight of the KL divergence from the reference, against a reward of about unit spread."""
     betas: tuple[Annotated[float, Field(ge=0)], ...] = (0.04,)
-    """The weights that a comparison chooses among, at each direction where it has one."""
+    """The weights among which a comparison chooses; for [rl], at each of its directions."""
     samples: int = Field(8, ge=2)
-    """Answers a prompt, which are each other's baseline."""
+    """Answers to a prompt; they are the baseline for each other."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature, without top-k or top-p."""
     training: Training = Training(learning_rate=1e-6, steps=500, batch=64, packing=False, loss_on="answer")
-    """Its training: `steps` counts updates and `batch` answers. `epochs`, `packing` and `loss_on` are not used, nor is
-    `context`: prompts and answers are as long as [sampling] lets them be."""
+    """Its training: `steps` counts updates and `batch` answers. `epochs`, `packing`, `loss_on` and `context` are not
+    used: [sampling] limits the lengths of prompts and answers."""
 
 
 class RL(Reinforcing):
@@ -57,7 +57,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 
 
 def reinforced_cost(costs: Costs, step: Step, settings: Reinforcing) -> Load:
-    """Each update draws answers, scores them, and learns from them beside a reference."""
+    """Each update draws answers, scores them and learns from them; with a beta above 0 a reference reads them too."""
     recipe = costs.of_step(step)
     prompts = settings.training.steps * settings.training.batch / settings.samples
     learned = costs.train(step, 0, costs.row, forwards=1.0 if settings.beta else 0.0)
@@ -104,7 +104,7 @@ def rl(job: Job) -> None:
             algorithm=settings.algorithm,
             temperature=settings.temperature,
         )
-        # A scorer goes to this process's own GPU, which is known from here on, beside the training.
+        # From here on this process's GPU is known. The scorer shares it with the training.
         scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
         reward = scalar_reward(scorer.score, recipe.scored_heads, recipe.objective_list, v_K, reader)
         groups = training.steps * training.batch // settings.samples
@@ -120,7 +120,7 @@ def direction(recipe: "Recipe") -> Array:
     """The one direction of the recipe's population: (K,).
 
     Raises:
-        ValueError: the population is another than one fixed direction over the recipe's objectives.
+        ValueError: the population is not one fixed direction over the recipe's objectives.
     """
     steering = recipe.preference
     if steering.distribution != "fixed" or len(steering.listed) != 1:
@@ -135,7 +135,7 @@ def direction(recipe: "Recipe") -> Array:
 
 
 def count_answers(job: Job, prompts: int, outcome: "Reinforcement", samples: int) -> None:
-    """Enter a training on its own answers in the stage's ledger, and leave its curve; say how many were cut."""
+    """Enter a training on its own answers in the stage's ledger, write its curve, and log the number of cut answers."""
     reached = min(prompts, outcome.scored // samples)
     missed = {"not reached": prompts - reached} if reached < prompts else {}
     tally = job.work.tally
@@ -149,7 +149,7 @@ def count_answers(job: Job, prompts: int, outcome: "Reinforcement", samples: int
 
 
 def rivals(recipe: "Recipe") -> Iterator[Rival]:
-    """A specialist for each direction, at each weight of its divergence."""
+    """A specialist for each direction and each weight of the divergence."""
     family = recipe.rl.algorithm.upper()
     for i, v_K in enumerate(grid(recipe, recipe.rl.directions), start=1):
         for j, beta in enumerate(recipe.rl.betas, start=1):

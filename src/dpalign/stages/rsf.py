@@ -1,4 +1,4 @@
-"""Scalar rejection sampling at one fixed direction (RAFT): specialists, each about the ceiling of DPA there."""
+"""Scalar rejection sampling at one fixed direction (RAFT): each specialist is about the ceiling of DPA there."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ class RSF(Table):
     """Scalar rejection sampling at one fixed direction (RAFT): about the ceiling of DPA there."""
 
     n: int = Field(16, ge=1)
-    """Answers a prompt, of which the best is kept: as for one of DPA's directions."""
+    """Answers to a prompt; the best is kept, as for one of DPA's directions."""
     prompts: int = Field(0, ge=0)
     """Prompts an iteration; 0 takes the whole half."""
     steps: int = Field(0, ge=0)
@@ -43,7 +43,7 @@ class RSF(Table):
     cost=selected_cost,
 )
 def specialist(job: Job) -> None:
-    """Fine-tune on the answers selected for one fixed direction, from SFT: a model without a dial."""
+    """Fine-tune SFT on the answers selected for one fixed direction: a model without a dial."""
     rows = read_rows(job.inputs["chosen"], CONVERSATIONS)
     recipe = job.recipe
     train_policy(job, model_folder(job.inputs["start"]), rows, recipe.finetune, style=recipe.sft.prompt)
@@ -58,8 +58,8 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
 
 
 def scalar_rejection_sampling(recipe: "Recipe", name: str, v_K: Vector) -> Iterator[Step]:
-    """DPA's loop at one fixed direction, without a dial: as many iterations, the halves in turn, each from SFT."""
-    drawn = {"sampling.n": recipe.rsf.n, "sampling.prompts": recipe.rsf.prompts}  # of SFT, the same for all directions
+    """DPA's loop at one fixed direction, without a dial: the same number of iterations and halves, each from SFT."""
+    drawn = {"sampling.n": recipe.rsf.n, "sampling.prompts": recipe.rsf.prompts}  # SFT's answers at t = 1 serve all
     trained = {"finetune.steps": recipe.rsf.steps} if recipe.rsf.steps else {}
     annotated = {"data": "data", "annotate": "annotate"}
     policy = "sft"

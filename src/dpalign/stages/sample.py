@@ -1,4 +1,4 @@
-"""Sampling: step 1 of section 2.2, before the scoring; under directions, reward targets, or plainly."""
+"""Sampling: step 1 of section 2.2, before the scoring; under directions, reward targets or hints, or plainly."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 FIRST_QUANTILE: Final = 0.9
-"""The helpfulness asked for at t = 1 with each verbosity, as a quantile of the annotated answers' like it."""
+"""The helpfulness of a target at t = 1, as a quantile among annotated answers of similar verbosity."""
 
 
 class Sampling(Table):
     """Rejection sampling (section 3.1)."""
 
     n: int = Field(16, ge=1)
-    """Answers a direction."""
+    """Answers for each direction."""
     first: int = Field(80, ge=1)
-    """Answers a prompt at t=1, over diverse reward targets."""
+    """Answers to a prompt at t=1, over diverse reward targets."""
     first_targets: int = Field(16, ge=1)
-    """Distinct reward targets among them (paper silent: "diverse reward combinations"). Where the
-    annotated answers have fewer that `steerlm.template` can tell apart, all there are share the answers."""
+    """Distinct reward targets among them (paper silent: "diverse reward combinations"). If `steerlm.template` can tell
+    fewer apart in the annotated answers, these share the answers."""
     temperature: float = Field(1.0, ge=0)
     """True sampling: no top-k, no top-p."""
     prompt_tokens: int = Field(1024, ge=1)
-    """A longer prompt is left out, and counted (paper silent)."""
+    """Longest prompt in tokens; a longer one is left out and counted (paper silent)."""
     max_new_tokens: int = Field(2048, ge=1)
-    """Paper silent; the released policy's."""
+    """Longest answer in tokens (paper silent; the released policy's)."""
     prompts: int = Field(0, ge=0)
-    """Prompts an iteration, the first by hash; 0 takes the whole half, as the paper does."""
+    """Prompts in an iteration, the first by hash; 0 takes the whole half, as the paper does."""
     rows: int = Field(256, ge=1)
     """Answers decoded side by side."""
     shard: int = Field(256, ge=1)
-    """Prompts a shard: the unit that a killed run resumes from."""
+    """Prompts in a shard; a killed run resumes at a shard."""
 
     @model_validator(mode="after")
     def _each_target_has_an_answer(self) -> Self:
@@ -71,7 +71,7 @@ class Sampling(Table):
 
 
 def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
-    """Prompts, conditions of each, and answers under each that a sample step draws."""
+    """A sample step's number of prompts, of conditions for each, and of answers under each condition."""
     recipe = costs.of_step(step)
     settings = recipe.sampling
     prompts = costs.sizes.prompts * (2 if step.half == "both" else 1)
@@ -104,32 +104,32 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
     cost=lambda costs, step: costs.draw(*counted(costs, step), shard=costs.of_step(step).sampling.shard),
 )
 def sample(job: Job) -> None:
-    """Draw answers from a policy: at t = 1 under reward targets, later under directions; plainly, or under hints."""
+    """Draw answers from a policy: under reward targets (t = 1), under directions, under hints, or plainly."""
     make_shards(job, drawing)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What answers are asked for: a direction, a reward target, or nothing; as numbers and as a system line.
+    """What answers are conditioned on: a direction, a reward target, or nothing; as numbers and as a system line.
 
-    Under a hint the answers count as plain: what asks for it is forgotten.
+    Answers under a hint count as plain answers.
     """
 
     kind: str
     value: tuple[float, ...]
     line: str | None
     hint: str = ""
-    """Words that follow the user's own."""
+    """Text after the user's message."""
 
 
 PLAIN = Condition("plain", (), None)
 
 
 def asked_policy(job: Job) -> Checkpoint:
-    """The policy that a stage asks; where it asks for directions, in the words that the policy was trained on.
+    """The policy that a stage samples. Under directions its dial must be the recipe's.
 
     Raises:
-        ValueError: a folder without weights, or a policy that was trained on other words.
+        ValueError: a folder without weights, or a policy that was trained with another dial.
     """
     policy = checkpoint_of(job.inputs["policy"])
     if job.condition == "directions":
@@ -141,7 +141,7 @@ def open_engine(recipe: "Recipe", policy: Checkpoint, *, alone: bool = False) ->
     """The engine that the recipe samples with.
 
     Args:
-        alone: no reward model stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
+        alone: no reward model shares the GPU, so vLLM may take all the memory that the recipe grants.
 
     Raises:
         ValueError: vLLM is asked for and cannot start.
@@ -171,7 +171,7 @@ def open_engine(recipe: "Recipe", policy: Checkpoint, *, alone: bool = False) ->
 def start_vllm(
     recipe: "Recipe", folder: str, share: float, *, trust_remote_code: bool, classifies: bool = False
 ) -> "Vllm":
-    """vLLM on a model, with the recipe's limits."""
+    """Start vLLM on a model, with the recipe's limits."""
     from dpalign.engines.vllm_engine import Vllm
 
     return Vllm(
@@ -188,7 +188,7 @@ def start_vllm(
 
 
 def open_reader(recipe: "Recipe", policy: Checkpoint) -> "PromptReader":
-    """What measures prompts as that engine reads them, without its model."""
+    """A reader of prompts as `open_engine`'s engine reads them, without the model's weights."""
     from dpalign.engines.tokens import PromptReader
 
     model = recipe.model
@@ -234,13 +234,13 @@ def drawing(job: Job) -> Shards[Engine]:
 def within_limit(
     job: Job, prompts: Sequence[dict[str, Any]], tokens_of: Callable[[Sequence[Message]], int]
 ) -> list[dict[str, Any]]:
-    """The prompts of at most `sampling.prompt_tokens` tokens; those that are longer are counted in the job's tally.
+    """The prompts of at most `sampling.prompt_tokens` tokens; the job's tally counts the longer ones.
 
     Args:
         tokens_of: the length of a prompt as the policy reads it.
 
     Raises:
-        ValueError: all are longer.
+        ValueError: all prompts are longer.
     """
     limit = job.recipe.sampling.prompt_tokens
     kept = [prompt for prompt in prompts if tokens_of(prompt["messages"]) <= limit]
@@ -252,7 +252,7 @@ def within_limit(
 
 
 def _own_prompts(prompts: Sequence[dict[str, Any]], count: int, seed: int, t: int) -> list[dict[str, Any]]:
-    """The iteration's own prompts: the first `count` in an order keyed by iteration; 0 takes all."""
+    """The prompts of an iteration: the first `count` in an order keyed by t; 0 takes all."""
     order = sorted(prompts, key=lambda prompt: rng_for(seed, "prompts", t, prompt["prompt_id"]).random())
     return order[:count] if count else order
 
@@ -264,20 +264,20 @@ def direction_conditions(recipe: "Recipe", prompt_id: str, t: int) -> list[Condi
 
 
 def target_conditions(job: Job, count: int, quantile: float) -> list[Condition]:
-    """So many reward targets off the annotated answers, or as many distinct ones as there are, which the log says."""
+    """`count` reward targets from the annotated answers, or all distinct ones if there are fewer, with a log line."""
     recipe = job.recipe
     reward_NK = np.array([r_K for _, r_K in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
     targets = reward_targets(recipe, reward_NK, count, quantile).tolist()
     if len(targets) < count:
         job.work.run.log(
             f"{job.out.stem}: {len(targets)} distinct reward targets, not {count}: condition lines of "
-            f"{recipe.steerlm.template!r} state no more of what the annotated answers have"
+            f"{recipe.steerlm.template!r} cannot tell more annotated answers apart"
         )
     return [Condition("target", tuple(r_K), condition_line(recipe, r_K)) for r_K in targets]
 
 
 def shares(answers: int, targets: int) -> list[int]:
-    """So many answers among so many targets, as evenly as can be, the first ones having one more."""
+    """The number of answers for each target, as even as possible; the first targets may have one more."""
     return [answers // targets + (target < answers % targets) for target in range(targets)]
 
 
@@ -293,11 +293,11 @@ def draw(
     tally: Tally,
     first: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """CANDIDATES rows: n answers for each condition of each prompt, a prompt's answers together.
+    """CANDIDATES rows: n answers for each condition of each prompt, grouped by prompt.
 
     Args:
-        n: the same for all conditions, or each one's own.
-        first: the index of the first condition, where others are drawn apart.
+        n: one number for all conditions, or one for each.
+        first: the index of the first condition, if a stage draws conditions in several calls.
     """
     keyed = [(p, c, condition) for p, conditions in asked for c, condition in enumerate(conditions, start=first)]
     requests = [

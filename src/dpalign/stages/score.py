@@ -1,4 +1,4 @@
-"""Scoring: every answer on every head, a shard of answers at a time."""
+"""Scoring: every answer on every head, one shard at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def _cost(costs: Costs, step: Step) -> Load:
 
 
 def scored_by(recipe: "Recipe") -> dict[str, str]:
-    """The steps that a step of a run reads, beside the answers, to score them."""
+    """The steps that a scoring step reads beside the answers."""
     return {"reward": "reward", "data": "data"} | ({"annotate": "annotate"} if recipe.fits_scales else {})
 
 
@@ -53,14 +53,14 @@ def score(job: Job) -> None:
 
 
 def scoring(job: Job) -> "Shards[Scorer]":
-    """The candidates in the shards that they were drawn in."""
+    """The candidates in the shards in which they were drawn."""
     files, asked = shards(job.inputs["candidates"]), Asked(job.inputs["data"])
     open_models = partial(open_scorer, job.recipe, job.inputs["reward"], job.inputs.get("annotate"), alone=True)
     return scores_of(job, len(files), lambda index: asked.shown(list(read_rows(files[index], CANDIDATES))), open_models)
 
 
 class Asked:
-    """The prompts of a run as users wrote them: a candidate's own chat has the line of its condition too."""
+    """The prompts of a run as users wrote them; a candidate's own chat also has its condition line."""
 
     def __init__(self, data: Path) -> None:
         prompts = read_table(data / "prompts", PROMPTS, ["prompt_id", "messages"])
@@ -68,10 +68,10 @@ class Asked:
         self.place = {name: i for i, name in enumerate(prompts["prompt_id"].to_pylist())}
 
     def shown(self, candidates: Sequence[Row]) -> list[Row]:
-        """The candidates with the chats that a reward may see.
+        """The candidates with the chats that rewards may see.
 
         Raises:
-            ValueError: a prompt that the data do not have.
+            ValueError: a prompt is not in the data.
         """
         names = list(dict.fromkeys(row["prompt_id"] for row in candidates))
         if strange := [name for name in names if name not in self.place]:
@@ -81,7 +81,7 @@ class Asked:
 
 
 def shown_as(chats: Mapping[str, Sequence[Message]], rows: Sequence[Row]) -> list[Row]:
-    """Rows with the chats of their prompts, by id."""
+    """The rows, each with its prompt's chat from `chats` (by prompt id) in place of its own."""
     return [row | {"messages": chats[row["prompt_id"]]} for row in rows]
 
 
@@ -96,7 +96,7 @@ def scores_of(
     """A scoring stage as shards of answers.
 
     Args:
-        folder, name: where the scores go, if not into the stage's own files.
+        folder, name: where the scores go, if not to the stage's own folder and file names.
     """
 
     def work(scorer: "Scorer", _: int, answers: Sequence[Row], tally: Tally) -> Iterator[Output]:
@@ -121,12 +121,12 @@ def open_scorer(
     """The scorer of a run: all its rewards in points, or the one model that the reward stage trained.
 
     Args:
-        annotate: the annotation, which holds the scales that were fitted; needed where there are any.
-        alone: no policy stands beside it, so that vLLM may take all the GPU memory that the recipe grants.
-        raw: leave rewards raw whose scale is to be fitted.
+        annotate: the annotation, which holds the fitted scales; needed if any scale is fitted.
+        alone: no policy shares the GPU, so vLLM may take all the memory that the recipe grants.
+        raw: leave rewards raw if their scale is still to be fitted.
 
     Raises:
-        ValueError: a folder without weights or scales; a reward of other heads; vLLM is asked for and cannot start.
+        ValueError: a folder without weights or scales; a reward with other heads; vLLM is chosen and cannot start.
     """
     if not recipe.rewards:
         return model_scorer(recipe, reward_stage, alone=alone)
@@ -142,7 +142,7 @@ def open_scorer(
 
 
 def models_scorer(recipe: "Recipe", reward_stage: Path) -> "Scorer | None":
-    """The reward models of a run, their rewards as they come; None where all rewards are functions."""
+    """A scorer of a run's reward models, with raw rewards; None if all rewards are functions."""
     if not recipe.rewards:
         return model_scorer(recipe, reward_stage)
     from dpalign.rewards.score import CombinedScorer
@@ -160,7 +160,7 @@ def _models(recipe: "Recipe", reward_stage: Path, share: float) -> "Iterator[tup
     """The rewards that are models, by name.
 
     Args:
-        share: of the GPU memory that the recipe grants to vLLM, for all of them.
+        share: all models' share of the GPU memory that the recipe grants to vLLM.
     """
     models = {name: reward for name, reward in recipe.rewards.items() if reward.model or reward.trained}
     for name, reward in models.items():
@@ -177,10 +177,10 @@ def _models(recipe: "Recipe", reward_stage: Path, share: float) -> "Iterator[tup
 
 
 def scales_of(recipe: "Recipe", annotate: Path | None) -> list["Scale"]:
-    """The run's map of each head to points.
+    """The run's map to points for each head.
 
     Raises:
-        ValueError: some are fitted, and there is no annotation that holds them.
+        ValueError: a map is fitted, and no annotation is given.
     """
     known = known_scales(recipe.rewards, recipe.reward_heads)
     if None not in known:
@@ -195,7 +195,7 @@ def scales_of(recipe: "Recipe", annotate: Path | None) -> list["Scale"]:
 
 
 def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scorer":
-    """The scorer on a stage's own model, whatever the recipe names."""
+    """A scorer on the model that a stage trained; [rewards.NAME] is ignored."""
     folder, heads = str(_trained(stage)), recipe.reward_heads
     scorer = _loaded(recipe, folder, heads, recipe.reward.template, 1.0 if alone else 0.25, False)
     require_heads(folder, scorer, heads, named=True)
@@ -204,9 +204,9 @@ def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scor
 
 
 def judge_scorer(recipe: "Recipe", stage: Path, annotate: Path | None = None) -> "Scorer":
-    """The judge, in the columns of the run's rewards: its heads under models' heads of the same names, in like units.
+    """The judge, in the columns of the run's rewards: its heads replace a reward model's heads of the same name.
 
-    Functions rate as they do for the run.
+    All rewards are in comparable units. Functions rate as they do for the run.
     """
     judge = model_scorer(recipe.judged(), stage)
     if not recipe.rewards:
@@ -218,7 +218,8 @@ def judge_scorer(recipe: "Recipe", stage: Path, annotate: Path | None = None) ->
         heads = reward.own_heads(recipe.reward_heads)
         rates = FunctionScorer(reward.function, heads) if reward.function else NamedColumns(judge, heads)
         parts.append((_called(name), rates))
-    # A judge is trained as [reward] is, and has its units. A given model has its own: there a judge rates in points.
+    # The judge is trained as [reward] is, so the trained model's scales fit it. A given model has units of its own: in
+    # its columns the judge's rewards are taken as points.
     same = {name for name, reward in recipe.rewards.items() if not reward.model}
     scales = zip(recipe.scored_heads, scales_of(recipe, annotate), strict=True)
     own = [scale if head.partition("/")[0] in same else None for head, scale in scales]
@@ -227,7 +228,7 @@ def judge_scorer(recipe: "Recipe", stage: Path, annotate: Path | None = None) ->
 
 @dataclass(frozen=True)
 class NamedColumns:
-    """A scorer's rewards under other heads, by the heads' own names; NaN where it has none."""
+    """A scorer's rewards in the columns of other heads, matched by the heads' own names; NaN for a head it lacks."""
 
     scorer: "Scorer"
     heads: Sequence[str]
@@ -245,13 +246,13 @@ def _trained(stage: Path) -> Path:
 
 
 def require_heads(source: str, scorer: "Scorer", heads: Sequence[str], *, named: bool) -> None:
-    """Refuse a reward model of other heads than the recipe's: rewards are kept in the recipe's order, without names.
+    """Refuse a reward model whose heads are not the recipe's: rewards are stored in the recipe's order, without names.
 
     Args:
-        named: the recipe names them; else a model with one head may call it what it likes.
+        named: the recipe names the heads; otherwise the head of a one-head model may have any name.
 
     Raises:
-        ValueError: shows both.
+        ValueError: the heads differ; the message shows both lists.
     """
     if list(scorer.heads) == list(heads) or (not named and len(scorer.heads) == len(heads) == 1):
         return
@@ -267,7 +268,7 @@ def _loaded(
     """A classifier on the engine that the recipe scores with.
 
     Args:
-        share: of the GPU memory that the recipe grants to vLLM; a policy has half, and a judge may stand beside.
+        share: of the GPU memory that the recipe grants to vLLM; a policy has half, and a judge may need some.
     """
     from dpalign.rewards.score import ModelScorer, VllmScorer
 

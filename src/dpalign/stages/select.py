@@ -1,16 +1,15 @@
 """Step 1 of section 2.2 on files: scalarize, keep the best of n for each direction, add the replay.
 
-At t >= 2 the n answers of a direction were drawn under that direction, and its best is kept. At t = 1
-they were drawn under reward targets, so none belongs to a direction: each of the prompt's directions
-takes the best of all of them. So it is for a model without a dial, which answers plainly and learns
-so. `selection.reach` lets answers serve directions near the one they were drawn under, or all of them.
-In hindsight (`selection.rule`) no direction asks: an answer is kept under the one it serves best. An
-answer that was cut at the longest allowed length, or says nothing, is never kept: no rater has seen
-one, and what a reward model makes of it is chance.
+At t >= 2 the n answers of a direction were drawn under that direction, and its best is kept. At t = 1 they were drawn
+under reward targets, so none belongs to a direction: each direction of a prompt takes the best of the whole pool.
+Models without a dial also use the whole pool; they answer and learn without a line. `selection.reach` lets answers
+serve directions near their own, or all directions. With the rule "hindsight" an answer is kept under the direction
+that it serves best. An answer that was cut at the longest allowed length, or is empty, is never kept: no rater has
+seen one, so its reward is chance.
 
-Texts are read for the chosen alone (`pools.py`): what is in memory at once is a shard's numbers.
+Only the texts of chosen answers are read (`pools.py`); memory holds the numbers of one shard.
 
-Shapes: B prompts, M answers a prompt, N answers of a shard, C chosen ones, V directions, K objectives.
+Shapes: B prompts, M answers to a prompt, N answers of a shard, C chosen answers, V directions, K objectives.
 """
 
 import math
@@ -70,35 +69,36 @@ LEFT_OUT: Final = "degenerate, left out"
 COMPARED: Final = "compared"
 
 DEGENERATE_SHARE: Final = 0.1
-"""The share of chosen answers that may be degenerate (`measure/degeneracy.py`) without a warning."""
+"""Above this share of degenerate chosen answers (`measure/degeneracy.py`) the stage warns."""
 EQUAL_SHARE: Final = 0.5
-"""The share of prompts whose answers may all earn the same on an objective without a warning."""
+"""Above this share of prompts whose answers all earn the same on an objective the stage warns."""
 
 
 class Selection(Table):
-    """Which of the scored answers the next policy learns, and under which direction."""
+    """Which scored answers the next policy learns, and under which direction."""
 
     gone = {  # noqa: RUF012  # a class variable of the base
         "pool": 'is gone: write reach = 0.0 for "direction", reach = 180.0 for "prompt"'
     }
 
     rule: Literal["best", "hindsight"] = "best"
-    """best: each drawn direction keeps its best answer (section 2.2, step 1). hindsight: each answer that is the best
-    of its prompt's somewhere on P_v is kept once, under the middle of the directions where it is (not in the paper)."""
+    """best: each drawn direction keeps its best answer (section 2.2, step 1). hindsight: each answer that is its
+    prompt's best somewhere on P_v is kept once, under the middle of the directions where it is the best (not in the
+    paper)."""
     reach: float = Field(0.0, ge=0, le=ALL_ROUND)
-    """Degrees. An answer may serve the directions this near to the one it was drawn under. 0: that one alone (section
-    2.2, step 1). 180: all of its prompt's, whatever it was drawn under."""
+    """Degrees. An answer may serve the directions this near to its own. 0: only its own (section 2.2, step 1). 180: all
+    directions of its prompt."""
     distinct: bool = False
     """No answer is kept for two directions of its prompt (paper silent: at t = 1 it may be)."""
     degenerate: bool = True
-    """Whether an answer that repeats itself may be kept (paper silent: the best is). false reads all texts; under GRPO
-    such an answer then earns the least."""
+    """Whether an answer that repeats itself may be kept (paper silent: the best is). With false all texts are read, and
+    under GRPO such an answer earns the least."""
     caution: float = Field(0.0, ge=0, le=100)
-    """An answer is ranked by v . r less this many standard deviations of v . r over the members of `reward.ensemble`;
-    without one, over the [rewards] that an objective averages. 0 is the paper's rule."""
+    """Rank answers by v . r minus this many standard deviations of v . r over the members of `reward.ensemble`; without
+    an ensemble, over the [rewards] that an objective averages. 0 is the paper's rule."""
 
     def sound(self, text: str) -> bool:
-        """Whether an answer that ended may be learned from."""
+        """Whether a finished answer may be kept: a degenerate one only if `degenerate` is true."""
         return self.degenerate or not faults(text, True, MOST_REPEATED)
 
     @model_validator(mode="after")
@@ -140,7 +140,7 @@ def select(job: Job) -> None:
 
 
 def _warn(job: Job, count: Counter[str]) -> None:
-    """Say what spoils a choice: degenerate answers among the chosen, or an objective that tells no answers apart."""
+    """Warn of degenerate chosen answers, and of an objective that cannot tell answers apart."""
     if count[DEGENERATE] > DEGENERATE_SHARE * count[CHOSEN]:
         job.warn(
             f"{count[DEGENERATE]} of {count[CHOSEN]} chosen answers are degenerate (empty, or they repeat themselves), "
@@ -155,12 +155,16 @@ def _warn(job: Job, count: Counter[str]) -> None:
 
 
 def _equal(objective: str) -> str:
-    """The count of prompts whose answers all earn the same on an objective."""
+    """The key that counts prompts whose answers all earn the same on an objective."""
     return f"equal on {objective}"
 
 
 def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
-    """CONVERSATIONS, a shard of candidates at a time and the replay after them; counts what it meets."""
+    """CONVERSATIONS, one table for each shard of candidates, then the replay; adds its counts to `count`.
+
+    Raises:
+        ValueError: no answer is left.
+    """
     recipe = job.recipe
     prompts = read_table(job.inputs["data"] / "prompts", PROMPTS, ["prompt_id", "messages"])
     place = {name: i for i, name in enumerate(prompts["prompt_id"].to_pylist())}
@@ -190,8 +194,7 @@ def _learned(job: Job, count: Counter[str]) -> Iterator[pa.Table]:
 
 
 def _chosen(recipe: "Recipe", t: int, pools: Pools) -> tuple[Index, Array, int]:
-    """row_C and v_CK: the chosen answers, by prompt, and the direction each is learned under. And how many directions
-    have none."""
+    """row_C and v_CK, the chosen answers by prompt and their directions; and the number of directions without one."""
     preference, objectives = recipe.preference, len(recipe.objectives)
     if recipe.selection.rule == "hindsight":
         return *answers_in_hindsight(pools, even_directions(preference, objectives), recipe.selection), 0
@@ -202,14 +205,14 @@ def _chosen(recipe: "Recipe", t: int, pools: Pools) -> tuple[Index, Array, int]:
 
 
 def _compared(pools: Pools, names: Sequence[str]) -> Counter[str]:
-    """The prompts with several finished answers, and by objective those whose answers all earn the same."""
+    """The numbers of prompts with several finished answers, and by objective of those whose answers earn the same."""
     kept = np.flatnonzero(pools.finished_N)
     row_BM = members(pools.prompt_N[kept], len(pools.prompts))
     row_BM = row_BM[(row_BM != NO_ONE).sum(axis=1) > 1]
     if not len(row_BM):
         return Counter()
     reward_BMK = pools.reward_NK[kept][row_BM]
-    first_B1K = reward_BMK[:, :1]  # `members` fills up a prompt's row at its end
+    first_B1K = reward_BMK[:, :1]  # `members` pads a row at its end
     equal_BK = ((reward_BMK == first_B1K) | (row_BM == NO_ONE)[:, :, None]).all(axis=1)
     counts = {_equal(name): int(total) for name, total in zip(names, equal_BK.sum(axis=0), strict=True)}
     return Counter({COMPARED: len(row_BM), **counts})
@@ -218,12 +221,12 @@ def _compared(pools: Pools, names: Sequence[str]) -> Counter[str]:
 def _selected(
     recipe: "Recipe", pools: Pools, asked: Sequence[Sequence[Message]], row_C: Index, v_CK: Array
 ) -> list[dict[str, Any]]:
-    """The conversations of the chosen answers of a shard, whose texts are read here."""
+    """The conversations of a shard's chosen answers; reads their texts."""
     responses = take_rows(pools.answers, CANDIDATES, ["response"], row_C)["response"].to_pylist()
     rows = []
     for b, v_K, response in zip(pools.prompt_N[row_C].tolist(), v_CK, responses, strict=True):
         messages = list(asked[b])
-        if pools.kind != "plain":  # what answered without a direction learns without one
+        if pools.kind != "plain":  # a model without a dial learns without a line
             messages = with_system_line(messages, line(recipe, v_K), recipe.model.chat)
         rows.append(_conversation(pools.prompts[b], messages, response, "selected"))
     return rows
@@ -232,8 +235,8 @@ def _selected(
 def replay(job: Job, selected: int) -> list[dict[str, Any]]:
     """Original answers of the current half, without a system line, as the recipe's share of all rows (section 3.1).
 
-    The paper does not say which answers: for each of the prompts drawn, the one that the reward model
-    rates highest on the first objective. Prompts are drawn once each until they run out.
+    The paper does not say which answers. Here prompts are drawn at random, all once before any again. Each gives the
+    answer that the reward model rates highest on the first objective.
     """
     recipe = job.recipe
     count = round(selected * recipe.replay / (1 - recipe.replay))

@@ -11,8 +11,8 @@ class SFT(Training):
     """Supervised fine-tuning on chats (section 3.1; Zephyr's)."""
 
     prompt: PromptStyle = "own"
-    """How chats are written for SFT, and for what learns from it without a dial. "own": by [model] chat, or by a
-    checkpoint's own template. "zephyr-sft": with BOS, and an empty system turn where there is no system message, as
+    """How chats are written for SFT, and for models without a dial that start from it. "own": by [model] chat, or by a
+    checkpoint's own template. "zephyr-sft": with BOS, and with an empty system turn if there is no system message, as
     Zephyr's SFT was trained. "zephyr-dpo": the same without BOS."""
 
 

@@ -1,4 +1,4 @@
-"""What drawing and scoring stages do, as shards: prompts or answers in parts, and what a model makes of a part."""
+"""The shards of drawing and scoring stages: a part of the prompts or answers, and what a model makes of it."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,27 +20,27 @@ Models = TypeVar("Models")
 PART: Final = "part-{:05d}.parquet"
 """A shard's file, with a place for its number."""
 ANSWERS: Final = f"answers/{PART}"
-"""A shard of answers whose scores lie in folders beside them."""
+"""A shard of answers; their scores are in folders beside `answers`."""
 
 Output = tuple[str, pa.Schema, Iterable[Row]]
-"""A folder of the stage ("" for its own), and the rows of a shard's file there."""
+"""A folder within the stage's ("" for the stage's own), and the rows of the shard's file there."""
 
 
 @dataclass
 class Shards(Generic[Models]):
-    """A `ShardWork`: each of a stage's shards is what some models make of a part of its prompts or answers."""
+    """A `ShardWork`: each shard holds what the models make of a part of the prompts or answers."""
 
     job: Job
     name: str
     count: int
     part: Callable[[int], Sequence[Row]]
-    """The prompts of a shard, or the answers, those to a prompt together."""
+    """The prompts of a shard, or its answers, grouped by prompt."""
     models: Callable[[], Models]
-    """Loads what works: an engine, scorers."""
+    """Loads the models: an engine, scorers."""
     work: Callable[[Models, int, Sequence[Row], Tally], Iterator[Output]]
-    """What the models make of some of a shard's rows; the file that `name` names comes last."""
+    """Yields what the models make of some of a shard's rows; the file of `name` comes last."""
     asked: Callable[[int], Mapping[int, int]] | None = None
-    """How many answers each prompt of a shard gets under each condition, by its index; None where rows are answers."""
+    """For a shard, the number of answers a prompt by condition index; None if the rows are answers already."""
 
     def open(self) -> None:
         self.opened = self.models()
@@ -67,5 +67,5 @@ class Shards(Generic[Models]):
 
 
 def parts_of(prompts: Sequence[Row], size: int) -> list[Sequence[Row]]:
-    """Prompts in shards of `sampling.shard`."""
+    """The rows in parts of at most `size`."""
     return [prompts[start : start + size] for start in range(0, len(prompts), size)]

@@ -1,8 +1,8 @@
 """The evaluation of rewarded soups (section 2.3): a mixture of the experts for each direction.
 
-The directions are taken one after the other, each process with one mixture at a time on disk and in memory: their
-answers lie in the stage's scratch until all are drawn. Then they are put together by prompt and scored, so that the
-stage's outputs are those of an evaluated policy with a dial.
+The directions are sampled one after the other: a process has one mixture at a time on disk and in memory. The answers
+wait in the stage's scratch until all are drawn. Then they are grouped by prompt and scored, so that the stage's outputs
+have the form of an evaluated policy with a dial.
 
 Shapes: V directions, E experts, K objectives.
 """
@@ -50,19 +50,20 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 DRAWN: Final = "drawn-{:05d}.parquet"
-"""The answers of a part of the prompts for a direction, in the stage's scratch."""
+"""In the stage's scratch: the answers to a part of the prompts at one direction."""
 SWITCHED: Final = "switched-{:03d}.json"
-"""Beside them: the seconds that a switch to a direction took."""
+"""In the stage's scratch: the seconds that the switch to a direction took."""
 
 
 class Soups(Table):
     """Rewarded soups (section 2.3): experts whose weights are mixed for each direction."""
 
     experts: tuple[tuple[float, ...], ...] = ((1.0, 0.0), (0.0, -1.0))
-    """The direction each expert was trained for, in the order of the experts."""
+    """The direction of each expert's training, in the order of the experts."""
     choices: tuple[Literal["axes", "ends"], ...] = ()
-    """Experts that a comparison chooses among: one an objective (axes), or one for each end of the dial. [] takes both,
-    or axes alone where two ends cannot be mixed for every direction, as of three objectives."""
+    """The sets of experts among which a comparison chooses: "axes" has one for each objective, "ends" one for each end
+    of the dial. [] takes both, without those that cannot be mixed for every direction, such as two ends with three
+    objectives."""
 
 
 @stage(
@@ -77,8 +78,8 @@ class Soups(Table):
 def soup(job: Job) -> None:
     """Mix experts for each direction, sample the mixtures on the validation prompts and score their answers.
 
-    `soup.json` says the mixtures' weights, and the bytes of all experts against those of one model; `times.json` the
-    seconds of a switch to each direction.
+    `soup.json` has the mixtures' weights, the bytes of all experts and the bytes of one model. `times.json` has the
+    seconds of the switch to each direction.
     """
     _describe(job)
     make_shards(job, drawing_mixtures)
@@ -98,9 +99,9 @@ class Mixtures:
         self.engine: Engine | None = None
 
     def engine_of(self, v: int) -> Engine:
-        """The engine of a direction's mixture, which is made where the last one was of another."""
+        """The engine of a direction's mixture; mixes the experts first unless this direction was the last one."""
         if self.engine is None or self.mixed != v:
-            self.engine = None  # its memory is given back before the next is read
+            self.engine = None  # frees its memory before the next model is loaded
             resume = self.job.work.resume
             mixture, began = resume / "mixture", time.monotonic()
             shutil.rmtree(mixture, ignore_errors=True)
@@ -115,7 +116,7 @@ class Mixtures:
 
 
 def drawing_mixtures(job: Job) -> Shards[Mixtures]:
-    """The answers for all directions as shards: all parts of the prompts for the first of them, then for the next."""
+    """The answers for all directions as shards: all parts of the prompts at one direction, then at the next."""
     recipe, experts = job.recipe, experts_of(job)
     key, samples, temperature = (recipe.seed, "evaluate"), recipe.evaluation.samples, recipe.evaluation.temperature
     v_VK, w_VE = mixtures_of(recipe)
@@ -124,7 +125,7 @@ def drawing_mixtures(job: Job) -> Shards[Mixtures]:
 
     def work(mixtures: Mixtures, index: int, prompts: Sequence[Row], tally: Tally) -> Iterator[Output]:
         v = index // len(parts)
-        condition = Condition("direction", tuple(v_VK[v].tolist()), None)  # asked of the weights, not of the prompt
+        condition = Condition("direction", tuple(v_VK[v].tolist()), None)  # in the weights, not in the prompt
         asked, engine = [(prompt, [condition]) for prompt in prompts], mixtures.engine_of(v)
         rows = draw(engine, recipe, asked, samples, temperature, key=key, t=job.t, tally=tally, first=v)
         yield "resume", CANDIDATES, rows
@@ -141,12 +142,12 @@ def drawing_mixtures(job: Job) -> Shards[Mixtures]:
 
 
 def scoring_mixtures(job: Job) -> "Shards[Mapping[str, Scorer]]":
-    """The answers for all directions put together and scored, as shards of prompts."""
+    """The answers for all directions, grouped by prompt and scored, as shards of prompts."""
     directions, samples = len(evaluation_directions(job.recipe)), job.recipe.evaluation.samples
     count = len(list(job.inputs["drawn"].glob("drawn-*.parquet"))) // directions
 
     def part(index: int) -> list[Row]:
-        """A prompt's answers together, in the order of direction and sample."""
+        """The answers of a part, by prompt, direction and sample."""
         files = [job.inputs["drawn"] / DRAWN.format(v * count + index) for v in range(directions)]
         drawn = [list(read_rows(file, CANDIDATES)) for file in files]
         starts = range(0, len(drawn[0]), samples)
@@ -159,10 +160,10 @@ def scoring_mixtures(job: Job) -> "Shards[Mapping[str, Scorer]]":
 
 
 def experts_of(job: Job) -> list[Path]:
-    """The experts' checkpoints, in the order of `soups.experts`: expert-1 is its first direction.
+    """The experts' checkpoints, in the order of `soups.experts`: expert-1 has the first direction.
 
     Raises:
-        ValueError: other experts than expert-1 to expert-N for N directions; a folder without weights.
+        ValueError: the inputs are not expert-1 to expert-N for N directions; a folder without weights.
     """
     given = [name for name in job.inputs if name.startswith("expert-")]
     wanted = [f"expert-{e}" for e in range(1, len(job.recipe.soups.experts) + 1)]
@@ -175,7 +176,7 @@ def experts_of(job: Job) -> list[Path]:
 
 
 def mixtures_of(recipe: "Recipe") -> tuple[Array, Array]:
-    """The evaluated directions (V, K), and how much of each expert they take (V, E)."""
+    """The evaluated directions (V, K), and each expert's weight in their mixtures (V, E)."""
     from dpalign.train.mixtures import mixture_weights  # scipy takes a while to import
 
     v_VK = evaluation_directions(recipe)
@@ -201,7 +202,7 @@ def _describe(job: Job) -> None:
 
 
 def rivals(recipe: "Recipe") -> Iterator[Rival]:
-    """The soups of each choice of experts, which are specialists of scalar rejection sampling."""
+    """A soup for each choice of experts; experts are specialists of scalar rejection sampling."""
     for i, choice in enumerate(soups_mixed(recipe), start=1):
         experts = experts_for(recipe, choice)
         steps: list[Step] = []
@@ -216,22 +217,22 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
 
 
 CHOICES: Final = ("axes", "ends")
-"""The choices of experts: one an objective, or one for each end of the dial."""
+"""All values of `soups.choices`."""
 
 
 def soups_mixed(recipe: "Recipe") -> list[str]:
-    """The choices of experts: the recipe's, or where it leaves that open all that serve every direction."""
+    """The recipe's choices of experts; if it names none, all choices that serve every direction."""
     return list(recipe.soups.choices) or [choice for choice in CHOICES if not unserved(recipe, choice)]
 
 
 def experts_for(recipe: "Recipe", choice: str) -> tuple[Vector, ...]:
-    """The directions that the experts of a soup are trained for."""
+    """The directions of the experts for a choice."""
     grid_UK = grid(recipe, recipe.evaluation.directions)
     return axes(grid_UK) if choice == "axes" else (grid_UK[0], grid_UK[-1])
 
 
 def unserved(recipe: "Recipe", choice: str) -> str:
-    """Why the experts cannot be mixed for some evaluation direction; nothing where they serve all."""
+    """Why the experts cannot be mixed for some evaluation direction; "" if they serve all."""
     from dpalign.train.mixtures import spanned
 
     experts = experts_for(recipe, choice)
@@ -244,7 +245,7 @@ def unserved(recipe: "Recipe", choice: str) -> str:
 
 
 def axes(grid_UK: Sequence[Vector]) -> tuple[Vector, ...]:
-    """One direction an objective, more of it or less, as the population has it; both where that disagrees."""
+    """One direction for each objective, with the population's sense (more or less); both if the directions disagree."""
     senses_K = senses_of(np.array(grid_UK)).tolist()
     signs = [(k, sign) for k, sense in enumerate(senses_K) for sign in ((sense,) if sense else (1.0, -1.0))]
     return tuple(tuple(sign if i == k else 0.0 for i in range(len(senses_K))) for k, sign in signs)

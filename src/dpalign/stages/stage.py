@@ -1,7 +1,7 @@
-"""What a stage is: a function that reads finished folders and writes one, and what it says about itself.
+"""A stage: a function that reads finished folders and writes one, with a declaration of what it reads and costs.
 
-A stage's file declares its knobs, what it reads, its function and its cost. `pipeline/steps.py` lists them all,
-and knows their order. Heavy imports wait until a stage runs.
+A stage's file declares its knobs, what it reads, its function and its cost. `pipeline/steps.py` lists all stages in
+order. Heavy imports wait until a stage runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,20 +33,20 @@ class Job:
     inputs: Mapping[str, Path]
     """Finished folders, by the names in `Stage.inputs`; an optional one may be missing."""
     t: int = 0
-    """The iteration, where there is one."""
+    """The iteration; 0 if there is none."""
     half: str = ""
-    """D1, D2, or both: the prompts it may use."""
+    """The prompts it may use: D1, D2 or both."""
     condition: str = ""
-    """What the answers are conditioned on: directions, targets, nothing (plain), or a wish in words (brief)."""
+    """What the answers are conditioned on: directions, targets, hints, nothing (plain), or a wish in words (brief)."""
     systems: Mapping[str, System] = field(default_factory=dict)
-    """What the inputs of a report are, by input."""
+    """For a report: the system that each of its inputs evaluates, by input."""
 
     @property
     def out(self) -> Path:
         return self.work.folder
 
     def warn(self, text: str) -> None:
-        """Say what may spoil the result: in the log, in the ledger and on the report's page."""
+        """Write a warning about the result to the log, the ledger and the report's page."""
         self.work.run.log(f"{self.out.stem}: warning: {text}")
         self.work.tally.warnings.append(text)
 
@@ -56,40 +56,39 @@ Law = Literal["sifts", "chooses", "makes"]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage says about itself; `@stage(reads=...)` above a function of a `Job` makes it one."""
+    """The declaration of a stage. `@stage(reads=...)` above a function of a `Job` makes that function a stage."""
 
     reads: "Reads"
-    """The knobs it reads: leaves, or whole tables. A change of any of them redoes it."""
+    """The knobs it reads, as leaves or whole tables. A change of any of them redoes the stage."""
     reads_under: Mapping[str, "Reads"] = field(default_factory=dict)
-    """The knobs that it reads under one condition alone, beside those."""
+    """More knobs by condition: each set is read only under that condition."""
     reads_figures: bool = False
-    """Also reads what its inputs measured of themselves (`runs.ledger.FIGURES`)."""
+    """It also reads the figures that its inputs measured of themselves (`runs.ledger.FIGURES`)."""
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
-    """Inputs of any number, each under a name of its own: `expert` stands for expert-NAME."""
+    """Inputs that may occur any number of times, each with its own name: `expert` means expert-NAME."""
     asks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """What a step must say beside its inputs (t, half, condition), and the allowed values; empty means any."""
+    """Further options that the stage's verb requires (t, half, condition), with the allowed values; empty means any."""
     version: int = 1
-    """Raised when the code changes what the stage means."""
+    """Raise it when the code changes what the stage means."""
     heavy: bool = True
-    """Needs torch, and runs in a process of its own where the recipe says so."""
+    """It needs torch, and runs in its own process if the recipe says so."""
     several: bool = False
-    """Runs in one process per GPU where the recipe says so."""
+    """It runs in one process per GPU if the recipe says so."""
     trains: "Callable[[Recipe], Training] | None" = None
-    """How it trains a model, where it does."""
+    """The settings of its training; None if it trains no model."""
     measure_tables: "Callable[[Recipe], tuple[str, ...]]" = lambda recipe: ()
-    """Of a training: tables of knobs that it reads to measure its model, and not to train it. A change of these alone
-    keeps the model."""
+    """For a training: tables of knobs that only measure its model. A change of these alone keeps the model."""
     cost: "Cost | None" = None
     """What it computes, for `dpa plan`; None computes nothing worth counting."""
     law: Law = "sifts"
-    """How its counts must add up. sifts: every row in is a row out, or filtered for a reason. chooses: so is every row
-    in, but one may be written more than once, and others be added. makes: no rows come in."""
+    """How its counts must add up. sifts: every row in is a row out, or filtered for a reason. chooses: as sifts, but a
+    row may be written more than once, and other rows may be added. makes: no rows come in."""
     takes: str = ""
-    """The input whose rows are its rows in, every one; "" where rows of several kinds are read."""
+    """The input whose rows are exactly its rows in; "" if it reads rows of several kinds."""
     name: str = ""
-    """That of its function."""
+    """The name of its function."""
     function: Callable[[Job], None] = lambda job: None
 
     def __call__(self, function: Callable[[Job], None]) -> "Stage":
@@ -97,7 +96,7 @@ class Stage:
         return replace(self, name=function.__name__, function=function)
 
     def knobs(self, recipe: "Recipe", condition: str | None = None) -> dict[str, Any]:
-        """The knobs it reads with their values, by dotted name; None: under any condition."""
+        """The knobs that it reads under a condition (None: under any), with their values, by dotted name."""
         values = recipe.as_mapping()
         read: dict[str, Any] = {}
         for pattern in self.knob_names(condition):
@@ -106,17 +105,17 @@ class Stage:
         return read
 
     def knob_names(self, condition: str | None = None) -> list[str]:
-        """The dotted names of the tables and leaves that it reads; None: under any condition."""
+        """The dotted names of the tables and leaves that it reads under a condition (None: under any)."""
         under = [reads for name, reads in self.reads_under.items() if condition in (None, name)]
         names = [str(name) for reads in (self.reads, *under) for name in reads(cast("Recipe", _Name()))]
         return list(dict.fromkeys(names))
 
     def require_conserved(self, total: Tally, source: Path, rows: int | None) -> None:
-        """Check what a stage counted against its law.
+        """Check a stage's counts against its law.
 
         Args:
-            source: the folder that `takes` names.
-            rows: that its own stage wrote; None where no ledger says so.
+            source: the folder of the input `takes`.
+            rows: the rows in that folder by its ledger; None without a ledger.
 
         Raises:
             ValueError: rows were lost, or came from nowhere.
@@ -132,7 +131,7 @@ class Stage:
 
     @property
     def training_table(self) -> str:
-        """The table of the recipe that says how it trains, by dotted name."""
+        """The dotted name of the recipe's table with its training settings."""
         assert self.trains is not None
         return str(self.trains(cast("Recipe", _Name()))).replace("pretrain.training", "pretrain")
 
@@ -151,7 +150,7 @@ class Stage:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """Turn the lack of a package into a ValueError that says how to install it."""
+    """Turn a missing package into a ValueError that says how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -161,7 +160,7 @@ def installed() -> Iterator[None]:
 
 
 def _named(values: Any, pattern: str) -> Iterator[tuple[str, Any]]:
-    """The values of a dotted name, of which `*` stands for every key."""
+    """The values of a dotted name; `*` in it matches every key."""
     first, _, rest = pattern.partition(".")
     for key in values if first == "*" else [first]:
         if rest:
@@ -171,7 +170,7 @@ def _named(values: Any, pattern: str) -> Iterator[tuple[str, Any]]:
 
 
 class _Name:
-    """Stands for a recipe, and gives the dotted name of what is taken from it in place of the value."""
+    """A stand-in for a recipe: each attribute or key gives its dotted name in place of its value."""
 
     def __init__(self, path: str = "") -> None:
         self._path = path
@@ -192,30 +191,30 @@ stage = Stage
 
 @dataclass(frozen=True)
 class Step:
-    """A stage in a run: under which name, on which earlier folders, for which iteration."""
+    """A stage in a run: its name there, its inputs and its iteration."""
 
     name: str
     stage: Stage
     inputs: Mapping[str, str | Path] = field(default_factory=dict)
-    """Names of earlier steps, or paths, by the stage's own names for them."""
+    """Names of earlier steps, or paths, by the names in `Stage.inputs`."""
     t: int = 0
     half: str = ""
     condition: str = ""
     knobs: Mapping[str, Any] = field(default_factory=dict)
-    """Knobs that differ from the recipe's for this step alone, by dotted name."""
+    """Knobs that this step sets for itself, by dotted name."""
     systems: Mapping[str, System] = field(default_factory=dict)
-    """Of a report: what its inputs are, by input."""
+    """For a report: the system that each of its inputs evaluates, by input."""
 
     @property
     def particulars(self) -> dict[str, Any]:
-        """What distinguishes this step from others of its stage, beside its inputs."""
+        """What else distinguishes this step from other steps of its stage, beside inputs and knobs."""
         given = {"t": self.t, "half": self.half, "condition": self.condition}
         systems = {f"step.systems.{name}": list(vars(system).values()) for name, system in self.systems.items()}
         return {f"step.{name}": value for name, value in given.items() if value} | systems
 
 
 def on_transformers(recipe: "Recipe") -> "Recipe":
-    """The recipe without vLLM: for a stage that trains in the same process, and so has taken the GPU."""
+    """The recipe without vLLM, for a stage whose training already holds the GPU in the same process."""
     return recipe.model_copy(update={"engines": recipe.engines.on_transformers()})
 
 
@@ -233,7 +232,7 @@ def chat_read(r: "Recipe") -> tuple[object, ...]:
 
 
 def objectives_read(r: "Recipe") -> tuple[object, ...]:
-    """What an objective is: named readings of heads. How a reward scores is `scorer_read`."""
+    """What defines the objectives: readings of named heads. `scorer_read` has how a reward scores."""
     every = r.rewards["*"]
     return (r.objectives, r.heads, r.reward.ensemble, every.heads, every.model, every.input, every.trained)
 
@@ -247,7 +246,7 @@ def scorer_read(r: "Recipe") -> tuple[object, ...]:
 
 
 def sampler_read(r: "Recipe") -> tuple[object, ...]:
-    """What draws answers, and how long they may be."""
+    """What draws answers, and their longest length."""
     return (
         r.sampling.rows, r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.sampling.shard,
         r.engines.sampling, r.engines.tensor_parallel, *chat_read(r),

@@ -1,4 +1,4 @@
-"""SteerLM: pi_0 on D2, and the baseline on D1 and D2 (sections 2.3, 3.1, 3.2); and the targets it is asked for.
+"""SteerLM: pi_0 on D2, and the baseline on D1 and D2 (sections 2.3, 3.1, 3.2); and its reward targets.
 
 Shapes: N annotated answers, V targets, K objectives.
 """
@@ -35,13 +35,13 @@ class SteerLM(Table):
     """How reward targets are written (paper silent): `steerlm` as its authors' labels 0..4, which cannot tell 40 from
     59; `steerlm-100-v1` as whole points 0..100."""
     targets: int = Field(5, ge=1)
-    """Verbosity values the baseline is asked for (section 3.2); fewer where the annotated answers have fewer that the
-    template can tell apart, such as labels 0..4."""
+    """Number of verbosity values in the baseline's targets (section 3.2); fewer if the template can tell fewer apart in
+    the annotated answers, such as labels 0..4."""
     quantile: float = Field(1.0, gt=0, le=1)
-    """The helpfulness asked for with each: this quantile among the annotated answers nearest in verbosity, or with the
-    same label of it; 1 is section 3.2's "highest corresponding"."""
+    """The helpfulness in each target: this quantile among the annotated answers nearest in verbosity, or with the same
+    verbosity label; 1 is section 3.2's "highest corresponding"."""
     quantiles: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.9, 0.75)
-    """The quantiles that a comparison chooses among."""
+    """The quantiles among which a comparison chooses."""
     training: Training = Training()
     """Its fine-tuning."""
 
@@ -75,7 +75,7 @@ def steerlm(job: Job) -> None:
 
 
 def condition_line(recipe: "Recipe", reward_K: Iterable[float]) -> str:
-    """The line that asks for some rewards, in words too where the preference line has them."""
+    """The system line that asks for some rewards, with the words of `preference.levels` if there are any."""
     rewards = {name: float(r) for name, r in zip(recipe.objectives, reward_K, strict=True)}
     line, levels = render_condition(rewards, recipe.steerlm.template), recipe.preference.levels
     if not levels:
@@ -85,11 +85,11 @@ def condition_line(recipe: "Recipe", reward_K: Iterable[float]) -> str:
 
 
 def reward_targets(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) -> Array:
-    """Reward targets to condition SteerLM on, from annotated answers: (V, K), no two of which have the same line.
+    """Reward targets to condition SteerLM on, from annotated answers: (V, K), no two with the same line.
 
-    The objectives after the first are spread over what the annotated answers have, and the first is the given quantile
-    of theirs among the answers like that in the others: 1.0 is section 3.2's "highest corresponding helpfulness".
-    V is `count`, or less where the condition's template can state fewer.
+    The objectives after the first are spread over their values in the annotated answers. The first objective is its
+    given quantile among the answers with similar other objectives: 1.0 is section 3.2's "highest corresponding
+    helpfulness". V is `count`, or less if the condition's template can state fewer.
     """
     match recipe.steerlm.template:
         case "steerlm":
@@ -101,7 +101,7 @@ def reward_targets(recipe: "Recipe", reward_NK: Array, count: int, quantile: flo
 
 
 def stated(recipe: "Recipe", reward_NK: Array) -> Array:
-    """The rewards that the condition lines of some rewards state."""
+    """The rewards as their condition lines state them, rounded by the template."""
     template = recipe.steerlm.template
     return np.array([stated_reward(value, template) for value in reward_NK.flat]).reshape(reward_NK.shape)
 
@@ -109,9 +109,9 @@ def stated(recipe: "Recipe", reward_NK: Array) -> Array:
 def _of_labels(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) -> Array:
     """Targets of a template that states few labels.
 
-    Over two objectives the second takes the labels that occur, evenly spread where there are more than are asked for,
-    and the first its quantile among the answers that have the label. Over more, it is so with rows of labels, drawn at
-    random where there are more.
+    With two objectives the second takes the labels that occur, evenly spread if more than `count` occur. The first
+    takes its quantile among the answers with that label. With more objectives rows of labels replace labels; if more
+    than `count` occur, they are drawn at random.
     """
     stated_NK = stated(recipe, reward_NK)
     label_LK, of_N = np.unique(stated_NK[:, 1:], axis=0, return_inverse=True)
@@ -127,8 +127,8 @@ def _of_labels(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) 
 def _of_quantiles(recipe: "Recipe", reward_NK: Array, count: int, quantile: float) -> Array:
     """Targets of a template that states any reward.
 
-    Over two objectives the second takes evenly spaced quantiles of the answers' own, and the first its quantile among
-    the answers nearest in the second. Over more, the later objectives are those of answers drawn at random.
+    With two objectives the second takes evenly spaced quantiles of the answers' values. The first takes its quantile
+    among the answers nearest in the second. With more objectives, those after the first are taken from random answers.
     """
     n = len(reward_NK)
     near = max(1, n // (2 * count))
@@ -145,9 +145,9 @@ def _of_quantiles(recipe: "Recipe", reward_NK: Array, count: int, quantile: floa
 
 
 def rivals(recipe: "Recipe") -> Iterator[Rival]:
-    """The baseline at each of its target grids."""
+    """The baseline at each of `steerlm.quantiles`."""
     for i, quantile in enumerate(recipe.steerlm.quantiles, start=1):
-        # A quantile of 1 is no edge: it is the highest there is.
+        # A quantile of 1 is no edge, since none is higher.
         edge = quantile < 1 and at_the_edge(quantile, recipe.steerlm.quantiles)
         system = System("SteerLM, tuned", setting=f"helpfulness at its {quantile:g} quantile", at_edge=edge)
         knobs = {"steerlm.quantile": float(quantile)}

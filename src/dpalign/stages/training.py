@@ -1,4 +1,4 @@
-"""What the training stages share: the model to start from, its tokenizer, the context, and what the ledger counts."""
+"""Shared by the training stages: the start model, its tokenizer, the run context, and the ledger's counts."""
 
 import json
 import os
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 Done = TypeVar("Done", "Outcome", "Reinforcement")
 TRAINED: Final = ".stage/trained.json"
-"""In a stage at work whose model is trained: what the training did."""
+"""In a stage at work: the outcome of its finished training."""
 KEPT_MODEL: Final = ".stage/kept_model"
-"""In a stage at work that has its model from the finished one which it is to replace."""
+"""In a stage at work: marks a model that was kept from the finished stage it replaces."""
 STYLE: Final = "prompt.txt"
-"""Beside the name of a checkpoint that a stage took in place of training: the style that it is asked in."""
+"""Beside the name of a checkpoint that replaces a training: the prompt style for that checkpoint."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model to sample from, and how chats are written for it."""
+    """A model to sample from, and the style of its chats."""
 
     source: str
     """A folder, or a name on the hub."""
@@ -44,10 +44,11 @@ class Checkpoint:
 
 
 def checkpoint_of(stage: Path) -> Checkpoint:
-    """The model that a training stage left, with its style: what a stage trained has that in its chat template.
+    """The model of a training stage, with its style. A model trained here has its style in its chat template ("own").
 
     Raises:
-        ValueError: a folder without weights, or whose weights do not fit it; a style that this version does not know.
+        ValueError: a folder without whole weights, or with weights that do not fit its configuration or tokenizer; an
+            unknown style.
     """
     style: Any = (stage / STYLE).read_text().strip() if (stage / STYLE).is_file() else "own"
     if style not in get_args(PromptStyle):
@@ -59,7 +60,7 @@ def checkpoint_of(stage: Path) -> Checkpoint:
 
 
 def model_folder(stage: Path) -> str:
-    """The model that a training stage left: its folder, or the name of the checkpoint that the recipe names instead.
+    """The model of a training stage: its folder, or the checkpoint that the recipe names instead.
 
     Raises:
         ValueError: a folder without weights, or a revision that the hub does not have.
@@ -73,10 +74,10 @@ def model_folder(stage: Path) -> str:
 
 
 def named_checkpoint(job: Job, training: Training, style: PromptStyle = "own") -> bool:
-    """Whether the recipe names a checkpoint in place of this training; its name is kept where `model_folder` reads it.
+    """Whether the recipe names a checkpoint in place of this training; if so, write its name for `model_folder`.
 
     Args:
-        style: how chats are written for it; kept where `checkpoint_of` reads it.
+        style: how chats are written for it; written for `checkpoint_of`.
 
     Raises:
         ValueError: a folder without weights.
@@ -101,7 +102,7 @@ def policy_tokenizer(
         style: how chats are written for a policy without a dial.
 
     Raises:
-        ValueError: the model's own chat template is kept, and cannot carry a dial; a style that the tokenizer cannot
+        ValueError: the model keeps its own chat template, which cannot carry a dial; a style that the tokenizer cannot
             write.
     """
     from transformers import AutoTokenizer
@@ -130,7 +131,7 @@ def policy_tokenizer(
 def context_of(
     job: Job, start: str, training: Training, tokenizer: "PreTrainedTokenizerBase", seed: int | None = None
 ) -> "RunContext":
-    """What the stage tells its training, with the recipe's seed or another."""
+    """The context of the stage's training, with the recipe's seed or another."""
     from dpalign.train.trainer import RunContext
 
     recipe, name = job.recipe, job.out.stem
@@ -139,7 +140,7 @@ def context_of(
         training=training,
         tokenizer=tokenizer,
         output=job.out / "model",
-        seed=(recipe.seed if seed is None else seed) % (MOST + 1),  # numpy takes no other
+        seed=(recipe.seed if seed is None else seed) % (MOST + 1),  # numpy's largest seed is MOST
         resume=job.work.resume,
         dtype=recipe.model.dtype,
         trust_remote_code=recipe.model.trust_remote_code,
@@ -151,10 +152,10 @@ def context_of(
 
 
 def trained_once(job: Job, what: type[Done], train: Callable[[], Done]) -> Done:
-    """What a training did. Where the stage failed after it, the model that it left is kept, and nothing is trained.
+    """The outcome of a training. If the stage failed after its training, keep that model and train nothing.
 
     Args:
-        train: trains, and leaves the model at `context_of`'s output.
+        train: trains, and writes the model to `context_of`'s output.
     """
     from dpalign.train.trainer import first_process
 
@@ -171,9 +172,9 @@ def trained_once(job: Job, what: type[Done], train: Callable[[], Done]) -> Done:
 
 
 def keep_model(work: Work, measure_tables: Collection[str]) -> None:
-    """Give a stage at work the model of the finished one that it replaces, where only what measures it has changed.
+    """Give a stage at work the model of the finished stage it replaces, if only knobs that measure the model changed.
 
-    All that the finished stage wrote is linked, and what its training counted is counted again.
+    All outputs of the finished stage are linked, and its training's counts are added to the tally.
 
     Args:
         measure_tables: the tables of knobs that training does not read.
@@ -197,7 +198,7 @@ def keep_model(work: Work, measure_tables: Collection[str]) -> None:
     counts = finished["counts"]
     work.tally.add(counts["in"], counts["out"], counts["filtered"], trained=finished["tokens"]["trained"])
     write_text(work.folder / KEPT_MODEL, "")
-    work.run.log(f"{work.stage.name}: its training read nothing of what changed, and its model is kept")
+    work.run.log(f"{work.stage.name}: nothing that its training reads has changed, so its model is kept")
 
 
 def _other_knobs(knobs: Mapping[str, Any], tables: Collection[str]) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def count(job: Job, outcome: "Outcome") -> None:
-    """Enter a training in the stage's ledger, and leave its loss curve."""
+    """Enter a training in the stage's ledger, and write its loss curve."""
     from dpalign.train.trainer import first_process
 
     too_long = {"too long for the context": outcome.too_long} if outcome.too_long else {}
@@ -231,11 +232,11 @@ def train_policy(
     steered: bool = False,
     style: PromptStyle = "own",
 ) -> None:
-    """Train, unless the recipe names a checkpoint.
+    """Train a policy and enter it in the ledger, unless the recipe names a checkpoint.
 
     Args:
         steered: the model's chat template takes a preference.
-        style: how chats are written for a model without a dial, trained or named.
+        style: how chats are written for a model without a dial, trained here or named.
     """
     from dpalign.train.sft import finetune
     from dpalign.train.trainer import Outcome

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "dpa.json"
 DIGESTS: Final = "sha256"
-"""The key under which an export has the digest of every other file; earlier ones have sizes alone (`files`)."""
+"""The key under which an export has the digest of every other file. Earlier exports have only sizes (`files`)."""
 FORMAT: Final = 2
 
 Verbosity = Literal["low", "medium", "high"]
@@ -44,7 +44,7 @@ VERBOSITIES: Final[tuple[Verbosity, ...]] = get_args(Verbosity)
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """What a policy's answers earned on validation prompts, at one direction."""
+    """The mean rewards of a policy's answers to validation prompts, at one direction."""
 
     direction: Preference
     rewards: Mapping[str, float]
@@ -67,7 +67,7 @@ class Length:
     angle: float
     """Degrees."""
     words: float
-    """The mean of its evaluation."""
+    """The mean over the policy's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,16 @@ class RewardRecord:
     source: str
     """A folder or hub name, or module:function; empty for the run's own model."""
     input: RewardInput | None
-    """What a model reads."""
+    """How a model reads a chat and an answer; None for a function."""
     heads: tuple[str, ...]
-    """By their own names."""
+    """The heads' own names."""
     scale: tuple[tuple[float, float], ...]
-    """(slope, offset) a head; empty where nobody has fitted it yet."""
+    """(slope, offset) a head; empty before it is fitted."""
     folder: str | None = None
-    """Inside an export."""
+    """The reward's folder inside an export."""
 
     def to_json(self) -> dict[str, Any]:
-        """Without what is not known."""
+        """The record without its unknown values."""
         content = {
             "name": self.name,
             "kind": self.kind,
@@ -108,11 +108,11 @@ class Contract:
     template: PreferenceTemplate
     chat: ChatStyle
     objectives: Mapping[str, tuple[str, ...]]
-    """The reward heads that each reads, in the order of the preference line; empty where nobody said."""
+    """The reward heads of each objective, in the order of the preference line; no heads if they are unknown."""
     heads: tuple[str, ...] = ()
-    """The reward model's, in order."""
+    """All heads of the reward model, in order."""
     population: Population | None = None
-    """The directions trained on; None where nobody said."""
+    """The directions trained on; None if they are unknown."""
     iteration: int | None = None
     eos: str | None = None
     """What ends an answer, in an export."""
@@ -121,17 +121,17 @@ class Contract:
     reward: str | None = None
     """The folder of the reward model inside an export."""
     reward_template: RewardInput | None = None
-    """How that model reads a chat and an answer; None where nobody said."""
+    """How that model reads a chat and an answer; None if it is unknown."""
     place: Place | None = None
-    """Where the line stands in the model's own chat template (chat "model")."""
+    """Where the model's own chat template puts the line (chat "model")."""
     chat_kwargs: Mapping[str, Switch] = field(default_factory=dict)
     """That template's own arguments, as the policy was trained with them."""
     stop: tuple[str, ...] = ()
     """The tokens that end an answer, the template's own first."""
     verbosity: Mapping[Verbosity, Length] = field(default_factory=dict)
-    """What low, medium and high stand for, in an export of a run; empty where it was not measured."""
+    """The lengths that low, medium and high mean, in an export of a run; empty if not measured."""
     rewards: tuple[RewardRecord, ...] = ()
-    """All rewards, where the recipe names them; their heads are called NAME/HEAD."""
+    """All rewards, if the recipe names them; their heads are called NAME/HEAD."""
     levels: tuple[Level, ...] = ()
     """What the line says in words, beside its arithmetic."""
 
@@ -149,7 +149,7 @@ class Contract:
 
     @property
     def arc(self) -> tuple[float, float] | None:
-        """Degrees of the ends of the trained range, where it is one of angles."""
+        """The ends of the trained range in degrees; None unless they lie on an arc."""
         return arc_of(self.population)
 
     def to_json(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Contract:
 
 
 def arc_of(population: Population | None) -> tuple[float, float] | None:
-    """(low, high) in degrees, of directions on an arc."""
+    """(low, high) in degrees of directions on an arc; None for other directions."""
     match population:
         case Arc(low, high) | Grid(of=Arc(low, high)):
             return low, high
@@ -192,7 +192,7 @@ def contract_of(recipe: "Recipe", iteration: int, scales: Sequence[tuple[float, 
     """The contract of the policy that an iteration of a recipe trains.
 
     Args:
-        scales: of all heads in order, where the recipe names rewards.
+        scales: (slope, offset) of all heads in order, if the recipe names rewards.
     """
     read = {o.name: recipe.heads_read(o) if recipe.rewards else o.heads for o in recipe.objective_list}
     return Contract(
@@ -228,7 +228,7 @@ def read_contract(model: Path) -> Contract | None:
     """The contract beside a policy's weights; None for a model without a dial.
 
     Raises:
-        ValueError: it is damaged, of another format, or names a template that this version does not know.
+        ValueError: the file is damaged, of another format, or names a template that this version does not know.
     """
     path = model / FILE
     if not path.is_file():
@@ -251,10 +251,10 @@ def read_contract(model: Path) -> Contract | None:
 
 
 def require_same_dial(model: Path, recipe: "Recipe") -> None:
-    """Refuse to ask a policy for directions in other words than it was trained on.
+    """Refuse a recipe that asks a policy for directions in another form than it was trained on.
 
     Args:
-        model: a checkpoint's folder; one without a contract has no dial, and is asked as the recipe says.
+        model: a checkpoint's folder. Without a contract it has no dial, and any recipe may ask it.
 
     Raises:
         ValueError: names the file, the knob and both values.
@@ -329,7 +329,7 @@ def lengths_from_json(content: object, names: Sequence[str]) -> dict[Verbosity, 
     """The lengths of low, medium and high over some objectives; empty for None.
 
     Raises:
-        ValueError: a level is missing or unknown, a number is none, or there are not two objectives.
+        ValueError: a level is missing or unknown, a value is no number, or there are not two objectives.
     """
     if content is None:
         return {}

@@ -1,10 +1,10 @@
 """Direct preference optimisation over TRL: the paper's strongest baseline, as Zephyr trained it (section 3.1).
 
-TRL is handed token ids, so that an answer is trained on as SFT trained it and as the sampler reads it. Left to itself
-TRL tokenizes anew, keeps the newline that Zephyr's template writes after an answer, and cuts what is too long.
+TRL gets token ids, so that DPO reads an answer as SFT and the sampler do. By itself TRL would tokenize again, keep the
+newline that Zephyr's template writes after an answer, and cut long rows.
 
 The reference is the model that training starts from. Its log-probabilities are computed once, before the first update,
-so that no second model stands beside the one in training.
+so that memory holds no second model.
 """
 
 import sys
@@ -39,7 +39,7 @@ COLUMNS: Final = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "le
 def tokenize_pairs(
     pairs: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, list[int]]]:
-    """Token ids of each prompt and of its two answers, in TRL's names: those that SFT trains on, each end included."""
+    """Token ids of each prompt and its two answers, under TRL's names: the tokens that SFT trains on, ends included."""
     answers_alone = Training(loss_on="answer")
     for pair in pairs:
         sides = ({"messages": pair["messages"], "response": pair[side]} for side in ("chosen", "rejected"))
@@ -75,11 +75,11 @@ def optimise(
 
     Args:
         pairs: rows of `rows.PAIRS`.
-        beta: strength of the pull towards the start.
+        beta: strength of the pull towards the model that training starts from.
         knob: the table of its settings, for messages.
 
     Raises:
-        ValueError: no pair fits the training's context; or the training packs rows, or has a loss on prompts.
+        ValueError: no pair fits the training's context, or the training packs rows or has a loss on prompts.
     """
     training = context.training
     if training.packing or training.loss_on != "answer":
@@ -103,7 +103,7 @@ def optimise(
 
 
 def dpo_trainer(model: PreTrainedModel, rows: Dataset, beta: float, context: RunContext) -> DPOTrainer:
-    """TRL's DPOTrainer on pairs of token ids, with the log-probabilities of its reference: the model as it comes.
+    """TRL's DPOTrainer on pairs of token ids, with the log-probabilities of its reference, the untrained `model`.
 
     Args:
         rows: of COLUMNS. TRL keeps the log-probabilities beside their file, where the other processes find them.
@@ -127,7 +127,7 @@ def dpo_trainer(model: PreTrainedModel, rows: Dataset, beta: float, context: Run
 
 
 class _Trainer(ByLength, DPOTrainer):  # type: ignore[misc]
-    """TRL's, for pairs that are token ids already, and with progress while the reference reads them."""
+    """TRL's trainer for pairs that are token ids already. It shows progress while the reference reads them."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset

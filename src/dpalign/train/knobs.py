@@ -1,4 +1,4 @@
-"""The knobs of all trainings: what section 3.1 says of fine-tuning, and what computes it."""
+"""The knobs of all trainings: section 3.1's fine-tuning, and the kernels that compute it."""
 
 from importlib.util import find_spec
 from typing import Final, Literal, Self
@@ -12,14 +12,14 @@ ReportTo = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
 class Kernels(Table):
-    """What fine-tuning computes with. Results differ by rounding alone: a change redoes nothing that is done."""
+    """The kernels of fine-tuning. Results differ only by rounding, so a change redoes no finished stage."""
 
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
-    """Attention (paper silent). torch's own needs a mask for packed rows, of the square of `context`. Zephyr's recipe
-    has flash_attention_2, which needs none and takes any `micro_batch` (NVIDIA GPUs; package flash-attn)."""
+    """Attention (paper silent). For packed rows torch's own needs a mask as large as the square of `context`. Zephyr's
+    recipe has flash_attention_2, which needs no mask and takes any `micro_batch` (NVIDIA GPUs; package flash-attn)."""
     liger: bool = False
-    """Liger's fused norms, rotary embeddings and MLPs (paper silent; GPUs; package liger-kernel). The loss is computed
-    in chunks, without all logits in memory, with or without."""
+    """Liger's fused norms, rotary embeddings and MLPs (paper silent; GPUs; package liger-kernel). With or without it,
+    the loss is computed in chunks, so memory never holds all logits."""
 
     @property
     def packages(self) -> list[tuple[str, str]]:
@@ -31,7 +31,7 @@ class Kernels(Table):
         ]
 
     def require(self, on_gpu: bool) -> None:
-        """ValueError where these kernels cannot run here: says what is missing, and what to do."""
+        """Raise ValueError if these kernels cannot run here; it says what is missing, and what to do."""
         for package, knob in self.packages:
             if not on_gpu:
                 raise ValueError(f"{knob} needs a GPU, and this machine has none; leave it at its default")
@@ -41,11 +41,11 @@ class Kernels(Table):
 EXTRAS: Final = {"vllm": "-e '.[vllm]'", "ray": "-e '.[ray]'"} | dict.fromkeys(
     ("torch", "transformers", "datasets", "accelerate", "peft", "trl"), "-e '.[train]'"
 )
-"""What pip is to install for a package that one of our extras has."""
+"""What pip installs for a package of one of our extras."""
 
 
 def require_package(package: str, knob: str) -> None:
-    """ValueError where a package that a knob needs is not installed."""
+    """Raise ValueError if a package that a knob needs is not installed."""
     module = {"flash-attn": "flash_attn", "liger-kernel": "liger_kernel"}.get(package, package)
     if find_spec(module) is None:
         cure = f"pip install {EXTRAS.get(package, package)}"
@@ -58,8 +58,8 @@ class Training(Table):
     checkpoint: ModelName = ""
     """Take this model, a folder or hub name, instead of training one."""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
-    """Section 3.1 has AdamW. Zephyr's DPO was trained with RMSprop: its model card says Adam, its authors that the card
-    is wrong (alignment-handbook, issue 43)."""
+    """Section 3.1 has AdamW. Zephyr's DPO was trained with RMSprop: its model card says Adam, but its authors say
+    that the card is wrong (alignment-handbook, issue 43)."""
     learning_rate: float = Field(1e-5, gt=0, le=1)
     """The optimizer's peak (section 3.1)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -73,8 +73,8 @@ class Training(Table):
     batch: int = Field(64, ge=1)
     """Rows an update, over all processes (section 3.1)."""
     micro_batch: int = Field(1, ge=1)
-    """Rows a forward. Packed rows stand alone without flash-attention, whatever this says: TRL makes one long row of a
-    micro-batch, and its mask grows with the square of that."""
+    """Rows a forward. Without flash-attention a packed row is always alone in its forward: TRL joins a micro-batch into
+    one long row, and its mask grows with the square of that length."""
     context: int = Field(4096, ge=1)
     """Tokens a row (section 3.1); a longer conversation is left out, and counted."""
     packing: bool = True
@@ -82,7 +82,7 @@ class Training(Table):
     loss_on: Literal["text", "answer"] = "text"
     """Section 3.1 optimises the loss "across the text corpus"; "answer" leaves prompts out of it."""
     weight_decay: float = Field(0.0, ge=0, le=1)
-    """The optimizer's (paper silent)."""
+    """The optimizer's weight decay (paper silent)."""
     lora_rank: int = Field(0, ge=0)
     """Train a LoRA of this rank and merge it; 0 trains all weights (section 3.1)."""
     save_every: int = Field(500, ge=1)

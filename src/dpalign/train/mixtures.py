@@ -1,4 +1,4 @@
-"""How much of each expert of a soup a direction takes. No torch here: a plan asks before anything is trained.
+"""The weight of each expert of a soup at a direction. No torch here: a plan needs it before anything is trained.
 
 Shapes: E experts, K objectives.
 """
@@ -13,29 +13,29 @@ from scipy.optimize import linprog, nnls  # type: ignore[import-untyped]
 Array = NDArray[np.float64]
 
 NEAR: Final = 1e-3
-"""How far from what the experts span a direction may lie (0.06 degrees): theirs may be written with few digits."""
+"""How far a direction may lie from the experts' span (0.06 degrees): they may be written with few digits."""
 
 
 def mixture_weights(v_K: Sequence[float] | Array, experts_EK: Sequence[Sequence[float]] | Array) -> Array:
-    """How much of each expert a direction takes: w_E >= 0, of sum 1.
+    """The weight of each expert at a direction: w_E >= 0, of sum 1.
 
     The direction is written as v = sum_e a_e expert_e with a >= 0, and w = a / sum(a). For experts of (1, 0) and
-    (0, -1) that is |v| / sum |v|; for the two ends of an arc it runs from (1, 0) to (0, 1). Of more experts than
-    objectives the smallest such a is taken, which mixes neighbours.
+    (0, -1) that is |v| / sum |v|; for the two ends of an arc it runs from (1, 0) to (0, 1). With more experts than
+    objectives, the a of the smallest sum is taken, which mixes neighbours.
 
     Raises:
-        ValueError: a direction that is no such sum, which no interpolation of these experts can be asked for;
-            directions of another length, zero or not finite.
+        ValueError: the direction is no such sum, so that no interpolation of these experts serves it; or a direction
+            is of another length, zero or not finite.
     """
     nearest_K, unit_EK = spanned(v_K, experts_EK)
     smallest = linprog(np.ones(len(unit_EK)), A_eq=unit_EK.T, b_eq=nearest_K)
     assert smallest.success, smallest.message
-    w_E: Array = (smallest.x / smallest.x.sum()).round(12) + 0.0  # an expert that a rounding error lets in is left out
+    w_E: Array = (smallest.x / smallest.x.sum()).round(12) + 0.0  # drops an expert that only a rounding error lets in
     return w_E
 
 
 def spanned(v_K: Sequence[float] | Array, experts_EK: Sequence[Sequence[float]] | Array) -> tuple[Array, Array]:
-    """A direction as a sum of experts, and the experts, all of unit length; or ValueError where it is none."""
+    """A direction as a sum of experts, and the experts as unit vectors; ValueError if it is no such sum."""
     unit_K = _unit_rows([v_K], "the direction")[0]
     unit_EK = _unit_rows(experts_EK, "the experts' directions")
     if unit_EK.shape[1] != len(unit_K):

@@ -22,7 +22,7 @@ def train_tokenizer(
     at its start and in its middle. Decoding takes that space away.
 
     Args:
-        split_digits: a token a digit, so that any number can be read; else a frequent number is one token.
+        split_digits: one token a digit, so that any number can be read; else a frequent number is one token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Prepend(" ")
@@ -56,7 +56,7 @@ def pretrain(context: RunContext, documents: Sequence[str], *, hidden: int, laye
         heads: attention heads; half as many key-value heads.
 
     Raises:
-        ValueError: no document fits the training's context; a longer one is left out, and counted.
+        ValueError: no document fits the training's context. Longer documents are left out and counted.
     """
     tokenizer, room = context.tokenizer, context.training.context
     set_seed(context.seed)

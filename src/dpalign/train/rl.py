@@ -1,11 +1,11 @@
-"""Reinforcement of v . r(x, y): at one fixed direction, which stands for Table 1's PPO, or under the prompt's own.
+"""Reinforcement learning on v . r(x, y): at one fixed direction, in place of Table 1's PPO, or at each prompt's own.
 
 TRL no longer has PPO. Its online trainers keep PPO's objective (the expected reward of sampled answers, clipped steps,
 a KL divergence from SFT). In place of PPO's value network they use the other answers to the same prompt: GRPO their
-mean and spread, RLOO the mean of all but one. The reward is Eq. 2's v . r(x, y), by a function of ours: of a reward
-model with several heads TRL itself would read the first.
+mean and spread, RLOO the mean of all but one. A function of ours computes the reward, Eq. 2's v . r(x, y). TRL itself
+would read only the first head of a reward model.
 
-Shapes: N answers, H heads, K objectives.
+Shapes: N answers, H heads, K objectives, V directions.
 """
 
 import math
@@ -42,9 +42,9 @@ from dpalign.train.trainer import (
 
 Array = NDArray[np.float64]
 Scores = Callable[[Sequence[tuple[list[Message], str]]], NDArray[np.floating[Any]]]
-"""What a `Scorer` does: the rewards (N, H) of prompts with their answers."""
+"""A `Scorer`'s function: from prompts with their answers to rewards (N, H)."""
 Worth = Callable[[Array, Array], Array]
-"""What answers with rewards (N, H) are worth under directions (V, K), in points: (V, N)."""
+"""From rewards (N, H) and directions (V, K) to what each answer is worth at each direction, in points: (V, N)."""
 Reward = Callable[..., list[float]]
 Config: TypeAlias = GRPOConfig | RLOOConfig
 Prompt = TypeVar("Prompt")
@@ -55,7 +55,7 @@ SPREAD: Final = 25.0
 
 @dataclass(frozen=True)
 class Reinforcement:
-    """What a training did, over all processes and resumes."""
+    """The counts and the curve of a training, over all processes and resumes."""
 
     sampled: int
     """Tokens of the answers, each one's end of text included."""
@@ -71,7 +71,7 @@ class Reinforcement:
 
 
 def prompts_in_order(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """So many prompts in the order they are answered in: all once, then all again in another order."""
+    """Return `count` prompts in the order of training: all once, then all again in another order."""
     rounds = [rng_for(seed, "rl", i).permutation(len(prompts)) for i in range(math.ceil(count / len(prompts)))]
     return [prompts[i] for i in np.concatenate(rounds)[:count]]
 
@@ -83,7 +83,7 @@ def scalar_reward(
     v_K: Array,
     reader: PromptReader,
 ) -> Reward:
-    """Eq. 2 at a fixed direction, of prompts that state none; see `directional_reward`."""
+    """Return Eq. 2 at a fixed direction, for prompts that state none; see `directional_reward`."""
     rated = directional_reward(scores, lambda r_NH, v_VK: v_VK @ read_objectives(r_NH, heads, objectives).T, reader)
 
     def reward(prompts: Sequence[list[Message]], completion_ids: Sequence[list[int]], **_: Any) -> list[float]:
@@ -95,16 +95,16 @@ def scalar_reward(
 def directional_reward(
     scores: Scores, worth: Worth, reader: PromptReader, sound: Callable[[str], bool] = lambda text: True
 ) -> Reward:
-    """Eq. 2 in the form that TRL calls: what each answer is worth under its own direction, in points.
+    """Return Eq. 2 as the function that TRL calls: the reward of each answer at its own direction, in points.
 
-    TRL gives the columns `asked`, the prompts as users wrote them, and `v` beside the answers. An answer is read as the
-    sampling stage reads it. Selection never keeps an empty answer or a cut one. Here each is worth the least that its
-    direction can give on the scale of 0-100, and no more than the worst of the others, those of other processes too.
-    Raters have hardly seen either, so a reward model's score of them is chance; where it likes them, a policy soon
-    writes nothing else.
+    Beside the answers TRL passes the columns `asked`, the prompts as users wrote them, and `v`. An answer is read as
+    the sampling stage reads it. Selection never keeps an empty or a cut answer. Here such an answer gets the least that
+    its direction can give on the scale of 0-100, and no more than the worst of the others, over all processes. Raters
+    have hardly seen such answers, so a reward model scores them by chance. If it likes them, a policy soon writes
+    nothing else.
 
     Args:
-        sound: whether a whole answer earns what it is worth; others earn the least too.
+        sound: whether an answer that is whole gets its own reward; otherwise it gets the least too.
 
     Raises (when called):
         ValueError: a score that is not a finite number; the message shows its answer.
@@ -142,7 +142,7 @@ def configuration(
         knob: the table of the recipe, for messages.
 
     Raises:
-        ValueError: no number of updates, or a batch that holds no whole groups of answers.
+        ValueError: no number of updates, fewer than 2 samples, or a batch that holds no whole groups of answers.
     """
     training = context.training
     if training.steps < 1:
@@ -162,11 +162,11 @@ def configuration(
         "top_k": 0,
         "top_p": 1.0,
         "shuffle_dataset": False,
-        "trust_remote_code": context.trust_remote_code,  # of the reference model, which is the start again
+        "trust_remote_code": context.trust_remote_code,  # for the reference model, which TRL loads itself
     }
     if algorithm == "grpo":
         return GRPOConfig(beta=beta, **shared)
-    # RLOO takes the divergence from a reward in points, where GRPO weighs it against one of unit spread.
+    # RLOO subtracts the divergence from a reward in points. GRPO weighs it against a reward of unit spread.
     return RLOOConfig(beta=beta * SPREAD, normalize_advantages=True, **shared)
 
 
@@ -182,10 +182,10 @@ def reinforce(
     """Train a model on its own answers to the prompts.
 
     Args:
-        prompts: one a group of answers, in order, for all updates.
-        config: by `configuration`.
+        prompts: one for each group of answers, in order, for all updates.
+        config: from `configuration`.
         reward: scores answers; see `scalar_reward`.
-        columns: what the reward is told of each prompt beside it.
+        columns: further values of each prompt, for the reward.
         reference: the model that the divergence is measured from; "" for the start.
         knob: the table of its settings, for messages.
 
@@ -194,7 +194,7 @@ def reinforce(
     """
     set_seed(context.seed)
     model = load_model("policy", context)
-    whole = wants_whole_logits(model)  # asked before LoRA wraps the model, and hides what its forward takes
+    whole = wants_whole_logits(model)  # checked before LoRA wraps the model and hides its signature
     ids = [prompt_ids(context.tokenizer, messages) for messages in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     require_room([repr(messages[-1]["content"][:80]) for messages in prompts], ids, config.max_completion_length, limit)
@@ -213,7 +213,7 @@ def reinforce(
     trainer.whole_logits = whole
     try:
         train(trainer, Rows(asked, len(asked), 0, 0), context)
-    except RuntimeError as error:  # of torch, where a policy's probabilities are no numbers
+    except RuntimeError as error:  # torch's, if a policy's probabilities are not finite
         if "probability tensor contains" not in str(error):
             raise
         lower = f"lower {knob}.training.learning_rate ({context.training.learning_rate:g})"
@@ -222,7 +222,7 @@ def reinforce(
 
 
 class _OwnPrompts:
-    """A mix-in: prompts are read as sampling reads them, where TRL would read special tokens in a user's text."""
+    """A mix-in that reads prompts as sampling does. TRL would read special tokens in a user's text."""
 
     processing_class: Any
 
@@ -232,16 +232,16 @@ class _OwnPrompts:
 
 
 class _ReadTokens:
-    """A mix-in: a micro-batch is read at its own width, where TRL reads all at the width of the longest answer.
+    """A mix-in that reads a micro-batch at its own width. TRL reads all at the width of the longest answer.
 
-    Off a GPU the logits come whole, of the answers' positions. TRL's tiles save a GPU's memory; off one they are
-    computed for every position, of prompts and of padding too.
+    Without a GPU it computes whole logits, only at the answers' positions. TRL's tiles save GPU memory, but
+    without a GPU they cover every position, prompts and padding included.
 
     Shapes: N rows, B of them in a micro-batch, T tokens, S of them for answers, V the vocabulary.
     """
 
     whole_logits = False
-    """Whether logits are to come whole."""
+    """Whether to compute whole logits."""
     temperature: float
 
     def _get_per_token_logps_and_entropies(
@@ -255,7 +255,7 @@ class _ReadTokens:
         compute_aux_loss: bool = False,
         **images: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        if compute_aux_loss or any(given is not None for given in images.values()):  # TRL's own way
+        if compute_aux_loss or any(given is not None for given in images.values()):  # left to TRL
             both = compute_entropy, compute_aux_loss
             return super()._get_per_token_logps_and_entropies(  # type: ignore[misc,no-any-return]
                 model, input_ids, attention_mask, logits_to_keep, batch_size, *both, **images
@@ -292,7 +292,7 @@ class _Rloo(_OwnPrompts, _ReadTokens, RLOOTrainer):  # type: ignore[misc]
 
 
 def _account(state: Any, batch: int) -> Reinforcement:
-    """What the trainer's state kept of each update; its means are over all processes."""
+    """Sum up the trainer's log of each update; its means are over all processes."""
     updates = [
         {"kl": 0.0, **entry, "tokens": entry["completions/mean_length"]}  # without a reference there is no divergence
         for entry in state.log_history

@@ -1,7 +1,7 @@
 """Supervised fine-tuning over TRL: SFT, SteerLM and every policy of the loop (section 3.1).
 
-Packing is best-fit decreasing over all rows at once, and packed conversations do not see each other: TRL
-restarts the position ids at each, and the model runs without a key-value cache, with which attention leaks.
+Packing is best-fit decreasing over all rows at once. Packed conversations do not see each other: TRL restarts the
+position ids at each, and the model runs without a key-value cache, since attention would leak with one.
 """
 
 import sys
@@ -98,7 +98,7 @@ def sft_trainer(model: PreTrainedModel, rows: Dataset | Sequence[Row], context: 
 
 
 class _Trainer(ByLength, SFTTrainer):  # type: ignore[misc]
-    """TRL's, with unpacked rows by length, and rows packed all at once."""
+    """TRL's trainer, but it orders unpacked rows by length, and packs all rows at once."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         if self.args.packing:
@@ -112,9 +112,9 @@ class _Trainer(ByLength, SFTTrainer):  # type: ignore[misc]
 
 
 class _CpuTrainer(_Trainer):
-    """The same loss from whole logits, of the positions where some row has a label.
+    """Computes the same loss from whole logits, only at positions where some row has a label.
 
-    TRL computes logits in tiles, which saves a GPU's memory. Off a GPU it does so for every position.
+    TRL computes logits in tiles, which saves GPU memory. Without a GPU it computes them for every position.
 
     Shapes: B rows of a micro-batch, T tokens, S positions with a label.
     """
@@ -133,10 +133,10 @@ class _CpuTrainer(_Trainer):
 
 
 def packed(rows: Dataset, room: int) -> Dataset:
-    """Token rows in rows of at most `room` tokens, none split, by best-fit decreasing.
+    """Pack token rows into rows of at most `room` tokens by best-fit decreasing, and split none.
 
-    TRL's own trainer packs a thousand at a time, and leaves as many last rows half empty. Rows of a file are packed
-    into a file beside it, by the first of a training's processes alone.
+    TRL's own trainer packs a thousand at a time, and leaves a half-empty row after each thousand. Rows of a file are
+    packed into a file beside it, only by the first of a training's processes.
     """
 
     def pack(file: Path | None = None) -> Dataset:
@@ -153,8 +153,8 @@ def packed(rows: Dataset, room: int) -> Dataset:
 def one_packed_row(training: Training, model: PreTrainedModel) -> Training:
     """The training with one packed row a forward, unless the model's attention knows where each conversation ends.
 
-    TRL lays a micro-batch of packed rows end to end: with a mask, attention costs the square of that length.
-    More forwards are accumulated instead, and the update is the same.
+    TRL joins a micro-batch of packed rows into one row. With a mask, attention costs the square of its length.
+    Instead the training accumulates more forwards; the update is the same.
     """
     if not training.packing or training.micro_batch == 1 or "flash" in model.config._attn_implementation:
         return training

@@ -1,9 +1,8 @@
 """Rewarded soups (section 2.3): experts trained for a direction each, and their weights interpolated for any other.
 
-Whole checkpoints are mixed, tensor by tensor: computed in float32, stored in the experts' own type, and never with
-more in memory than a few copies of one tensor. The paper's soup takes the direction itself for weights, which is no
-interpolation where an objective is to be minimised (v2 <= 0 on section 3.1's arc); `mixtures.mixture_weights` gives
-weights that are.
+Whole checkpoints are mixed, tensor by tensor. The mean is computed in float32 and stored in the experts' own type.
+Memory holds at most a few copies of one tensor. The paper's soup takes the direction itself for weights. That is no
+interpolation if an objective is minimised (v2 <= 0 on section 3.1's arc); `mixtures.mixture_weights` makes one.
 
 Shapes: E experts.
 """
@@ -31,7 +30,7 @@ COPIED: Final = (
     *(CONFIG, "generation_config.json", TEMPLATE, "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 )
-"""What a mixture takes from the first expert, beside the weights."""
+"""Files that a mixture copies from the first expert."""
 
 MIXED: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that are interpolated; tensors of any other must be equal in all experts."""
@@ -48,8 +47,8 @@ ADVICE: Final = "only checkpoints trained from one model go together"
 def mix(experts: Sequence[Path], weights: Sequence[float] | Array, output: Path) -> None:
     """Write the weighted mean of whole checkpoints, itself a plain Hugging Face checkpoint.
 
-    The mean is computed in float32 and stored in the experts' type; an expert of weight 0 is not read, so that
-    weights (1, 0) give the first expert's own. Configuration, tokenizer, chat template and the division into files
+    The mean is computed in float32 and stored in the experts' type. An expert of weight 0 adds nothing, not even NaN,
+    so weights (1, 0) give the first expert's own. Configuration, tokenizer, chat template and the division into files
     are the first expert's.
 
         mix([helpful, brief], mixture_weights((0.8, -0.6), [(1, 0), (0, -1)]), Path("soup"))
@@ -62,7 +61,7 @@ def mix(experts: Sequence[Path], weights: Sequence[float] | Array, output: Path)
     Raises:
         ValueError: weights that are no convex combination; a folder without weights; experts that differ in
             configuration, tokenizer or chat template, or in a tensor's name, shape or type (the message names the
-            file, the key and both values); a weight that is no finite number; `output` stands already.
+            file, the key and both values); a weight that is no finite number; an `output` that exists.
     """
     w_E = _convex(weights, experts)
     if output.exists():
@@ -140,9 +139,9 @@ class Expert:
 
 
 def _write(path: Path, experts: Sequence[Expert], w_E: Sequence[float], file: str) -> None:
-    """One of the mixture's files: the first expert's header, then the mixed tensors, which lie in the same places.
+    """Write one of the mixture's files: the first expert's header, then the mixed tensors in the same places.
 
-    Written out here because the library's own writer wants all of a file's tensors at once. A safetensors file is the
+    The library's own writer is not used, since it wants all of a file's tensors at once. A safetensors file is the
     length of a JSON header in 8 bytes, the header, and the tensors' bytes.
     """
     with path.open("wb") as out:
@@ -180,10 +179,10 @@ def _mixed(experts: Sequence[Expert], w_E: Sequence[float], name: str) -> torch.
 
 
 def require_alike(first: Expert, other: Expert) -> None:
-    """Two checkpoints of one architecture and one tokenizer, whose tensors correspond.
+    """Check that two checkpoints have one architecture, one tokenizer and corresponding tensors.
 
     Raises:
-        ValueError: naming the first file and key in which they differ, and both values.
+        ValueError: names the first file and key in which they differ, and both values.
     """
     settings = [dict(_settings(expert.folder)) for expert in (first, other)]
     for file, key in dict.fromkeys([*settings[0], *settings[1]]):
@@ -203,7 +202,7 @@ def _require_equal(first: Path, other: Path, key: str, value: object, other_valu
 
 
 def _brief(value: object) -> str:
-    """A value for a message: of a long one the beginning, and a hash that tells it from another."""
+    """A value for a message. A long value becomes its beginning, and a hash that tells it from others."""
     if value is None:
         return "missing"
     text = json.dumps(value, ensure_ascii=False)

@@ -70,7 +70,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a stage tells any training, whatever it trains."""
+    """The settings that a stage gives to any training."""
 
     start: str
     """The model to train, a folder or hub name; "" for one from scratch."""
@@ -82,13 +82,13 @@ class RunContext:
     resume: Path
     """Scratch folder: an interrupted training continues from it to the same bytes."""
     dtype: str = "float32"
-    """What the training computes in, and the type of the exported weights."""
+    """The type that the training computes in, and that of the exported weights."""
     trust_remote_code: bool = False
     kernels: Kernels = field(default_factory=Kernels)
     report_to: ReportTo = "none"
     """The tracker that follows the training live."""
     logs: Path | None = None
-    """Folder for TensorBoard's events; without one they go to `resume`, and end with it."""
+    """Folder for TensorBoard's events. Without one they go to `resume`, and are deleted with it."""
     name: str = "training"
     """The stage, as progress and trackers show it."""
 
@@ -98,7 +98,7 @@ class Rows:
     """The rows that fit the context."""
 
     rows: datasets.Dataset
-    """Memory-mapped: however many processes read them, the machine holds them once."""
+    """Memory-mapped: the machine holds them once for all its processes."""
     fitting: int
     """How many there are."""
     too_long: int
@@ -109,7 +109,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training did, its resumes included."""
+    """The counts and the losses of a training, its resumes included."""
 
     rows: int
     too_long: int
@@ -124,7 +124,7 @@ class Outcome:
 IDS: Final = pa.list_(pa.int32())
 """The type of a column of token ids."""
 LOOK_SECONDS: Final = 0.1
-"""Between two looks of a process for what the first is making."""
+"""Between two looks of a process for the file that the first process makes."""
 
 
 def fitting(
@@ -139,15 +139,15 @@ def fitting(
 ) -> Rows:
     """Leave out the rows longer than the context, count them, and keep the others in an Arrow file.
 
-    Of several processes the first alone reads `rows`. A training that resumes finds the file.
+    Only the first of several processes reads `rows`. A training that resumes finds the file.
 
     Args:
         what: a row's name in the message: "pair".
         file: where the rows are kept, in a training's scratch folder.
-        columns: what is kept of each row.
+        columns: the columns to keep, with their types.
         length: tokens that must fit the context.
         tokens: tokens that an epoch reads of the row.
-        knob: what a user raises where no row fits.
+        knob: the error's cure if no row fits: the setting to raise.
 
     Raises:
         ValueError: no row fits.
@@ -180,15 +180,15 @@ def fitting(
 
 
 def telling_of_marks(rows: Iterable[Row], context: RunContext, guard: Guard | None = None) -> Iterator[Row]:
-    """The rows, which are read once; after the last the log has how many hold a chat's marks as text."""
+    """Yield the rows, in one pass; after the last, log how many hold a chat's marks as text."""
     guard = guard or guard_of(context.tokenizer)
     return counting_marks(rows, guard, partial(log.warning, "%s: %s", context.name))
 
 
 def make_once(file: Path, make: Callable[[Path], object]) -> None:
-    """Have a file made by the first of a training's processes, while the others wait.
+    """Let the first of a training's processes make a file, while the others wait.
 
-    They wait for the file and not at a barrier, which would give up after half an hour.
+    They look for the file, since a barrier would give up after half an hour.
 
     Args:
         make: writes the file at the path it is given; it is renamed once it is whole.
@@ -214,17 +214,17 @@ def column_lengths(rows: datasets.Dataset, column: str) -> list[int]:
 def training_dtype(dtype: str, lora_rank: int) -> str:
     """The type of the weights that a training loads: float32, since AdamW's small steps are lost in bfloat16 weights.
 
-    bfloat16 has 8 bits. Next to a weight of 0.02 the nearest others are 1e-4 away, and a step of 1e-5 rounds to none.
-    Under a LoRA the loaded weights stand still and keep their type; the LoRA's own are float32.
+    bfloat16 has 8 bits. Next to a weight of 0.02 the nearest values are 1e-4 away, and a step of 1e-5 rounds to none.
+    Under a LoRA the loaded weights do not change and keep their type; the LoRA's own are float32.
     """
     return dtype if lora_rank else "float32"
 
 
 def load_model(kind: Kind, context: RunContext, frozen: bool = False, **more: Any) -> PreTrainedModel:
-    """The model to train.
+    """Load the model to train.
 
     Args:
-        frozen: it is read and not trained, so that its weights may have any type.
+        frozen: the model is read and not trained, so its weights may have any type.
         more: see `load_whole`.
 
     Raises:
@@ -239,7 +239,7 @@ def load_model(kind: Kind, context: RunContext, frozen: bool = False, **more: An
             trust_remote_code=context.trust_remote_code,
             **more,
         )
-    if model.can_generate():  # what ends an answer, for who samples while training and for who reads the checkpoint
+    if model.can_generate():  # the ends of an answer, for sampling while training and for readers of the checkpoint
         ends = end_ids(context.tokenizer, model.generation_config)
         model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     return model
@@ -266,7 +266,7 @@ def arguments(context: RunContext) -> dict[str, Any]:
     if context.logs:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.logs)
     on_gpu, bf16 = torch.cuda.is_available(), context.dtype == "bfloat16"
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"  # over launch.config's own
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"  # overrides launch.config
     return {
         "output_dir": str(context.resume),
         "run_name": context.name,
@@ -282,14 +282,14 @@ def arguments(context: RunContext) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulate,
         "save_strategy": "steps",
         "save_steps": training.save_every,
-        "save_total_limit": 2,  # of which the older is read where the newer cannot be
+        "save_total_limit": 2,  # the older is read if the newer is damaged
         "seed": context.seed,
         "data_seed": context.seed,
         "disable_tqdm": True,
-        # Each update's loss by itself: a mean over several would depend on where a resumed training started again.
+        # Each update's loss by itself: a mean over several would depend on where a training resumed.
         "logging_strategy": "steps",
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # it would show the mean of other losses in place of a NaN
+        "logging_nan_inf_filter": False,  # the filter would log the mean of other losses in place of a NaN
         "use_cpu": not on_gpu,
         "bf16": bf16,
         CHECKPOINTING: on_gpu,
@@ -308,10 +308,10 @@ def quiet() -> None:
 
 
 def wants_whole_logits(model: PreTrainedModel) -> bool:
-    """Whether a loss does best with whole logits of some positions: off a GPU, if the model can select positions.
+    """Whether a loss should take whole logits of some positions: without a GPU, if the model can select positions.
 
-    TRL computes logits in tiles, which saves a GPU's memory; off one it does so for every position. Models of foreign
-    code may not select.
+    TRL computes logits in tiles, which saves GPU memory. Without a GPU the tiles cover every position. Models with
+    code of their own may be unable to select.
     """
     return "logits_to_keep" in signature(model.forward).parameters and not torch.cuda.is_available()
 
@@ -333,18 +333,18 @@ def lora(rank: int, task: str = "CAUSAL_LM") -> LoraConfig | None:
 
 
 def train(trainer: Trainer, rows: Rows, context: RunContext) -> Outcome:
-    """Carry a training through, leave a plain checkpoint at its output, and drop the training's own checkpoints."""
+    """Train, write a plain checkpoint to the context's output, and delete the training's own checkpoints."""
     model = fit(trainer)
     export(model, context, whole_weights(trainer))
     return finish(trainer, rows)
 
 
 def fit(trainer: Trainer) -> PreTrainedModel:
-    """Train in memory, from the last checkpoint where there is one; the model comes back with its LoRA merged.
+    """Train in memory, from the last checkpoint if there is one; returns the model with its LoRA merged.
 
     Raises:
-        Stopped: SIGTERM has come, and a checkpoint of the update at hand is written.
-        ValueError: a loss that is no finite number; names the stage and the update.
+        Stopped: SIGTERM has come; a checkpoint of the current update is written.
+        ValueError: a loss is not a finite number; names the stage and the update.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(shown := ProgressCallback(trainer.args.run_name))
@@ -363,7 +363,7 @@ def fit(trainer: Trainer) -> PreTrainedModel:
 
 
 def finish(trainer: Trainer, rows: Rows) -> Outcome:
-    """Drop the checkpoints of a training whose model is exported, and say what it did."""
+    """Delete the checkpoints of a training whose model is exported; returns its outcome."""
     wait_for_all()
     if first_process():
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
@@ -387,7 +387,8 @@ def mean_loss(trainer: Trainer) -> float:
 def curve_of(log_history: Sequence[Mapping[str, float]], *more: str) -> Curve:
     """The loss as a curve of at most CURVE_POINTS points: lists of one length by `step`, `loss` and `learning_rate`.
 
-    A point is the mean over equally many updates, up to its step; its learning rate is the last one's.
+    A point is the mean over a fixed number of updates, up to its step; the last point may have fewer. Its learning rate
+    is that of its last update.
 
     Args:
         more: other names of the trainer's log, averaged like the loss: "reward".
@@ -407,7 +408,7 @@ def _figure(number: float) -> float:
 
 
 def last_checkpoint(resume: Path) -> str | None:
-    """The newest checkpoint that an interrupted training left and that can be read, if any."""
+    """The newest readable checkpoint of an interrupted training; None without one."""
     newest_first = sorted(resume.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
     for path in newest_first:
         reason = _damage(path)
@@ -432,7 +433,7 @@ def _damage(checkpoint: Path) -> str | None:
                     pass
             elif path.suffix in (".pt", ".pth", ".bin") and (name := zipfile.ZipFile(path).testzip()):
                 return f"{path.name}: {name} is damaged"
-    except Exception as error:  # whatever its readers make of bytes that are not theirs
+    except Exception as error:  # the readers may raise any error on damaged bytes
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -440,8 +441,8 @@ def _damage(checkpoint: Path) -> str | None:
 class RowsByLength(Sampler[int]):
     """Rows of like length in each update, in an order that depends on the seed and the epoch alone.
 
-    The Trainer's own order (`group_by_length`) is drawn from the process's generator: a training that resumes within
-    its second epoch, or a later one, would go on in another order, and so would another number of processes.
+    The Trainer's own order (`group_by_length`) is drawn from the process's generator. It would differ after a resume
+    within the second epoch or a later one, and with another number of processes.
     """
 
     def __init__(self, trainer: Trainer, lengths: Sequence[int]) -> None:
@@ -458,7 +459,7 @@ class RowsByLength(Sampler[int]):
         yield from self.order(batch, torch.Generator().manual_seed(seed))
 
     def order(self, batch: int, generator: torch.Generator) -> Iterator[int]:
-        """Every row once, by its number.
+        """Yield the index of every row once.
 
         Args:
             batch: rows of an update.
@@ -470,7 +471,7 @@ class FairBatches(RowsByLength):
     """Each update's rows are a random sample; within an update, rows of like length share a forward.
 
     `RowsByLength` sorts fifty updates at a time, from long rows to short ones. A reward model must not learn in that
-    order: the mean label of an update would follow its length, which is what the verbosity head must not mistake.
+    order: the mean label of an update would follow its length, which would mislead the verbosity head.
     """
 
     def order(self, batch: int, generator: torch.Generator) -> Iterator[int]:
@@ -511,7 +512,7 @@ class ProgressCallback(TrainerCallback):
 
 
 class NothingLeft(Exception):
-    """All updates were made before: the last checkpoint is the trained model."""
+    """All updates were made earlier: the last checkpoint is the trained model."""
 
 
 class StopWhereNothingIsLeft(TrainerCallback):
@@ -523,7 +524,7 @@ class StopWhereNothingIsLeft(TrainerCallback):
 
 
 class KeepCheckpoints(TrainerCallback):
-    """Flushes each checkpoint to disk, while the one before it stays. After SIGTERM it has one written, and ends."""
+    """Syncs each checkpoint to disk while the previous one exists. After SIGTERM it saves one and ends the training."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if asked_of_any(args.device):
@@ -534,7 +535,7 @@ class KeepCheckpoints(TrainerCallback):
         sync(Path(args.output_dir))
         if asked_of_any(args.device):
             if first_process():
-                log.warning("ended by SIGTERM after update %d, of which a checkpoint is kept", state.global_step)
+                log.warning("ended by SIGTERM after update %d; its checkpoint is kept", state.global_step)
             raise Stopped
 
 
@@ -570,20 +571,20 @@ def asked_of_any(device: torch.device) -> bool:
 
 
 def first_process() -> bool:
-    """Whether this is the first of a training's processes, which alone writes."""
+    """Whether this is the first of a training's processes, the only one that writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def wait_for_all() -> None:
-    """Let no process of a training go on before all have come here."""
+    """Wait until all processes of a training have come here."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
 def leave_processes() -> None:
-    """End the bond between the processes of a training, once all have come here.
+    """Destroy the process group of a training, once all processes have come here.
 
-    Its threads would outlive their work into the interpreter's end, and there may abort a process that has finished.
+    Its threads would otherwise run while the interpreter ends, and may abort a process that has finished.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -591,11 +592,11 @@ def leave_processes() -> None:
 
 
 def require_spread(trainer: Trainer) -> None:
-    """Check that a training is spread over processes as it was launched.
+    """Check that a training uses the processes and the sharing that it was launched with.
 
     Raises:
-        ValueError: over fewer processes, or without the sharing that its configuration asks for: accelerate does either
-            without a word on a machine without GPUs. Or a LoRA whose model is shared.
+        ValueError: it uses fewer processes, or not the FSDP or DeepSpeed of its configuration: accelerate silently does
+            either on a machine without GPUs. Or a LoRA's model is shared.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if trainer.args.world_size != launched:
@@ -616,8 +617,8 @@ def require_spread(trainer: Trainer) -> None:
 def float32_sums(trainer: Trainer) -> Iterator[None]:
     """Let FSDP2 sum gradients over processes in float32, and round neither rewards nor labels.
 
-    For a bfloat16 training accelerate asks FSDP2 for bfloat16 throughout: weights, sums, inputs and outputs. Here the
-    gathered weights alone are bfloat16. A reward model's head, which is a few vectors, is gathered in float32.
+    For a bfloat16 training accelerate asks FSDP2 for bfloat16 throughout: weights, sums, inputs and outputs. Here
+    only the gathered weights are bfloat16. A reward model's head, which is a few vectors, is gathered in float32.
     """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2 or plugin.mixed_precision_policy is None:
@@ -633,7 +634,7 @@ def float32_sums(trainer: Trainer) -> Iterator[None]:
             shard(head, **options | {"mp_policy": fsdp.MixedPrecisionPolicy()})
         return shard(module, **options)
 
-    fsdp.fully_shard = head_first  # accelerate has one policy for all parts, and looks this up as it shards
+    fsdp.fully_shard = head_first  # accelerate has one policy for all parts, and looks up this name when it shards
     try:
         yield
     finally:
@@ -641,7 +642,7 @@ def float32_sums(trainer: Trainer) -> Iterator[None]:
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
-    """The weights of a model that several processes share, gathered by all of them; None where each holds it whole."""
+    """Gather the weights of a model that several processes share; None if each process holds the whole model."""
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return None
     model = trainer.model if trainer.is_fsdp_enabled else trainer.deepspeed
@@ -650,20 +651,20 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 
 
 def export(model: PreTrainedModel, context: RunContext, state: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Leave a plain checkpoint: safetensors, config, tokenizer and chat template, and nothing else.
+    """Write a plain checkpoint: safetensors, config, tokenizer and chat template, and nothing else.
 
-    Of several processes the first alone writes, and the others wait for it.
+    Only the first of several processes writes; the others wait for it.
 
     Args:
-        state: the weights, where the model holds only a part of them.
+        state: the weights, if the model holds only a part of them.
 
     Raises:
-        ValueError: a weight is no finite number; names the stage and the tensor.
+        ValueError: a weight is not a finite number; names the stage and the tensor.
     """
     output, dtype = context.output, context.dtype
     if first_process():
         weights, stored = model.state_dict() if state is None else state, getattr(torch, dtype)
-        # Gathered, tied weights are copies that nothing else tells from weights of their own.
+        # Gathered, tied weights are copies: only the model's own list tells them from separate weights.
         cast = {
             name: x.to("cpu", stored if x.is_floating_point() else x.dtype)
             for name, x in weights.items()

@@ -1,12 +1,12 @@
 """The training text of the base model, before any alignment.
 
 - Facts.
-- Questions with answers, plainly and as chats: a model that answers in one form alone forgets the other.
-- Answers of a stated length and content: a model that never met numbers from 0 to 100 never learns to follow a
+- Questions with answers, as plain text and as chats: a model that answers in only one form forgets the other.
+- Answers of a stated length and content: a model that never saw numbers from 0 to 100 never learns to follow a
   direction.
 - Reviews that count the merits and faults of an answer.
 
-No direction and no rating on any head is among them.
+The text has no direction, and no rating on any head.
 """
 
 from collections.abc import Iterator
@@ -61,4 +61,4 @@ def review(task: Task, answer: str) -> str:
 
 
 WORDS_TO_COME = ("helpfulness*97 verbosity*-26", "helpfulness 85 verbosity 35", "rate: \nanswer: \nscore:")
-"""Lines of the world's templates: the tokenizer, not the model, is trained on them, to make them few tokens."""
+"""Lines of the world's templates. Only the tokenizer is trained on them, so that they become few tokens."""

@@ -4,12 +4,12 @@ For each thing, an answer without faults and padding earns nothing (left out), t
 (detailed), at a cost in words. For a direction, the best answer to a prompt maximises v . r over these 3^n plans. The
 front averages the best answers over prompts.
 
-One of the plans is the best of all answers as long as no fault pays. No fault pays if every head has a weight of 0 or
-more and verbosity one of 0 or less, as in the paper: dropping a fault then loses nothing. A fault may pay if
-- more words are wanted: padding gives them too;
+One of the plans is the best of all answers unless a fault pays. In the paper none does: dropping a fault loses
+nothing. A fault may pay if
+- more words are wanted: padding adds words too;
 - less of another head is wanted;
-- fewer words are wanted beside correctness or coherence: one empty word has all of both.
-Then `faultless_is_best` is false, and the best plan is no optimum.
+- fewer words are wanted beside correctness or coherence: one empty word has both in full.
+Then `faultless_is_best` is false, and the best plan may not be the optimum.
 
 Shapes: P tasks, N plans, V directions, K objectives, H heads.
 """
@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 VERBOSITY: Final = HEADS.index("helpsteer-verbosity")
 HAD_BY_A_WORD: Final = tuple(HEADS.index(f"helpsteer-{name}") for name in ("correctness", "coherence"))
-"""Heads that an answer of one empty word has in full."""
+"""Heads on which an answer of one empty word earns all points."""
 _TINY: Final = 1e-9
 
 
@@ -90,7 +90,7 @@ def optimal_rewards(
     """True objectives of each task's best plan at each direction: (P, V, K).
 
     Args:
-        heads: of the reward model; those that the objectives read must be among `HEADS`.
+        heads: the reward model's; those that the objectives read must be among `HEADS`.
     """
     best = []
     for task in tasks:

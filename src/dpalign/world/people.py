@@ -1,7 +1,7 @@
 """The people of the world: those who ask, answer and rate.
 
-Tasks come in roles (test, tuning, sft, ...). A set of things belongs to one role by its hash: no two roles share a
-prompt or a composition, whatever the seed. Answers are written in styles of differing care. Raters see the truth
+Tasks come in roles (test, tuning, sft, ...). The hash of a set of things decides its one role: no two roles share a
+prompt or a composition, at any seed. Answers are written in styles of differing care. Raters see the truth
 through noise, and round it to their scale.
 """
 
@@ -79,9 +79,9 @@ RATED_STYLES: Final[Mapping[str, Style]] = {
 }
 """The styles of rated answers.
 
-Some stray, repeat themselves or mistake a thing for another, as small models do: a reward model that never met such
-answers takes all that is true for help, and policies learn to stray. Some are complete in few words: a reward model
-that never met such answers takes length for help."""
+Some stray, repeat themselves or mistake a thing for another, as small models do. A reward model that never saw such
+answers rewards every true statement as help, and policies learn to stray. Some are complete in few words. A reward
+model that never saw such answers rewards length as help."""
 
 
 def write_answer(task: Task, style: Style, rng: np.random.Generator) -> list[Claim | str]:
@@ -119,7 +119,7 @@ def _other(things: Sequence[str], rng: np.random.Generator) -> str:
 def rate(true_reward: float, low: int, high: int, rng: np.random.Generator) -> int:
     """A rater's integer opinion on low..high: the nearest of levels spread evenly over 0-100.
 
-    The ends of the scale stand for the worst and the best: good answers then do not all look alike.
+    The ends of the scale mean 0 and 100, so that good answers do not all look alike.
     """
     opinion = true_reward + rng.normal(0, RATER_NOISE)
     level = np.rint(opinion * (high - low) / 100)

@@ -1,8 +1,9 @@
 """The true rewards of an answer, by rule.
 
-Quality is the share of the task that the answer fulfils: for each thing, weighted by its importance, covering it earns
-(1 - detail weight) and its detail the rest. Each of the four UltraFeedback aspects is that quality, spoiled by a fault
-of its own; the helpfulness objective is their mean, as in the paper. Verbosity is length alone.
+Quality is the share of the task that the answer fulfils. For each thing, weighted by its importance, covering it earns
+(1 - detail weight) and its detail the rest. UltraFeedback's instruction following is that quality. Each of the other
+three aspects is the quality reduced by one kind of fault. The helpfulness objective is the mean of the four, as in the
+paper. Verbosity is length alone.
 """
 
 from collections.abc import Sequence

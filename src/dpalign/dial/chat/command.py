@@ -24,8 +24,8 @@ KEY: Final = "DPA_API_KEY"
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    """The verb's arguments."""
-    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # a question may stand last
+    """Add the verb's arguments."""
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # options may precede the question
     parser._negative_number_matcher = re.compile(r"^-[\d.][^\s]*$")  # --dial -30 is a value, no option
     add = parser.add_argument
     text = "an export, a policy's or a run's folder, unless --url is given; then a question to answer and be done"
@@ -64,7 +64,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Chat until the user leaves.
 
     Raises:
-        ValueError: an option, a folder, a server or a question; says what to do.
+        ValueError: an option, a folder, a server or a question is wrong; says what to do.
     """
     model, question = _checked(arguments, overrides)
     from dpalign.dial.chat import terminal
@@ -86,7 +86,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path | None, str | None]:
-    """The model and the question among the words."""
+    """Check the options; returns the model and the question among the words."""
     if overrides:
         raise ValueError(f"chat takes no knobs of a recipe: {' '.join(overrides)}")
     words = list(arguments.words)
@@ -148,7 +148,7 @@ def open_session(arguments: argparse.Namespace, speaker: "Speaker", screen: "Ter
 
 
 def first_direction(dial: "Dial | None", wish: str | None) -> "Preference | None":
-    """Where the dial stands at first: as wish, or at the first objective alone, or in the middle of an arc without it.
+    """The first direction: the user's wish, else the first objective alone, or the middle of an arc that lacks it.
 
     Raises:
         ValueError: a direction for a model without a dial, or one that it refuses.
@@ -170,7 +170,7 @@ def answer_all(session: "Session", lines: Iterable[str], commands: bool = True) 
     """Answer questions one after the other; only the answers go to stdout.
 
     Raises:
-        ValueError: an empty question, a bad command or a refusal: the questions after it would get other answers.
+        ValueError: an empty question, a bad command or a refusal; after it, later questions would get other answers.
     """
     from dpalign.dial.chat.session import Leave, obey
 
@@ -215,7 +215,7 @@ def converse(session: "Session") -> None:
 
 
 def _greet(session: "Session") -> None:
-    """Who answers, where the dial stands, what to ask and what to type."""
+    """Show who answers, the dial, what to ask and what to type."""
     say, speaker = session.terminal.say, session.speaker
     say(speaker.name, "bold")
     if speaker.about.note:
@@ -234,7 +234,7 @@ def _greet(session: "Session") -> None:
 
 
 def _read(session: "Session") -> str:
-    """A line, with the lines that it goes on in."""
+    """Read a message; a line that ends in a backslash goes on in the next."""
     directions = session.compared or (session.preference,)
     where = " | ".join(map(session.label, directions))
     if session.best_of is not None:

@@ -33,7 +33,7 @@ class Turn:
     ask: Ask
     answer: str = ""
     finish: str = "stopped"
-    """stop, length where it was cut, or stopped by the user."""
+    """stop, length if it was cut, or stopped by the user."""
     rewards: Mapping[str, float] | None = None
     warnings: Sequence[str] = ()
     best_of: BestOf | None = None
@@ -73,8 +73,8 @@ class Turn:
 class Session:
     """One chat.
 
-    Raises (all that asks the speaker):
-        ValueError: the speaker refuses; the chat is as it was before.
+    Raises (all methods that ask the speaker):
+        ValueError: the speaker refuses. Turns and settings stay, but `compared` is used up.
     """
 
     speaker: Speaker
@@ -86,19 +86,19 @@ class Session:
     seed: int = 0
     max_tokens: int | None = None
     best_of: int | None = None
-    """Draw so many answers and take the best; None draws one."""
+    """Draw this many answers and take the best; None draws one."""
     spread: float | None = None
-    """Degrees around the direction at which they are drawn; None: the default."""
+    """Degrees around the direction within which they are drawn; None: the default."""
     scoring: bool = False
     memory: bool = True
-    """A message is read with those before it; off for models that know single questions alone."""
+    """A message is read with those before it; off for models that know only single questions."""
     turns: list[Turn] = field(default_factory=list)
     compared: tuple[Preference, Preference] | None = None
     """The two directions for the next message."""
     last_answers: Sequence[Turn] = ()
     """The answers to the last message: two, where directions were compared."""
     choices: list[Choice] = field(default_factory=list)
-    """Which of two answers the user preferred, by their rewards."""
+    """The user's choices between two answers: the rewards of the preferred one, and of the other."""
     saved: Path | None = None
 
     @property
@@ -119,7 +119,7 @@ class Session:
         self.turns.append(self._answer(question, directions, self.seed, self.turns))
 
     def retry(self) -> None:
-        """Answer the last message again, with the next seed, where the dial stands now."""
+        """Answer the last message again, with the next seed, at the dial's present direction."""
         *before, last = self.turns
         self.turns = [*before, self._answer(last.question, (self.preference,), last.ask.seed + 1, before)]
 
@@ -131,7 +131,7 @@ class Session:
     def _answer(
         self, question: str, directions: Sequence[Preference | None], seed: int, before: Sequence[Turn]
     ) -> Turn:
-        """Draw, show and score an answer at each direction; returns the first, to go on with."""
+        """Draw, show and score an answer at each direction; returns the first turn, which the chat keeps."""
         messages: list[Message] = [*self.messages(before), {"role": "user", "content": question}]
         drawing = (self.temperature, seed, self.max_tokens, self.best_of, self.spread)
         turns = [Turn(Ask(messages, preference, *drawing)) for preference in directions]
@@ -150,7 +150,7 @@ class Session:
         return turns[0]
 
     def _draw(self, turns: Sequence[Turn]) -> None:
-        """Stream the answers: one, two side by side, or in a narrow terminal one after the other."""
+        """Stream the answers: one, two side by side, or two one after the other in a narrow terminal."""
         if len(turns) > 1 and self.terminal.two_columns:
             self.terminal.show(*(self._title(turn, i) for i, turn in enumerate(turns)))
             with closing(self._both(turns)) as pieces:
@@ -228,7 +228,7 @@ class Session:
         self.terminal.show(*tables)
 
     def _title(self, turn: Turn, i: int) -> Text:
-        """The direction over an answer of two."""
+        """The heading over one of two answers: its direction."""
         formula = "" if turn.preference is None else f"  {Dial.formula(turn.preference)}"
         return Text(self.label(turn.preference) + formula, STYLES[i])
 
@@ -239,7 +239,7 @@ class Session:
         return "plain" if preference is None else self.dial.label(preference)
 
     def draw_dial(self) -> None:
-        """Each objective's weight on a scale from -1 to 1, and the direction in words."""
+        """Show each objective's weight on a scale from -1 to 1, and the direction in words."""
         dial, preference = self.the_dial(), self.preference
         table = Table.grid(padding=(0, 2, 0, 0))
         for name in dial.objectives:
@@ -268,7 +268,7 @@ class Session:
         return self.dial
 
     def save(self, path: Path) -> None:
-        """The chat as JSON: the messages as a model reads them, and every turn with how it was drawn.
+        """Write the chat as JSON: the messages as a model reads them, and every turn with how it was drawn.
 
         Raises:
             ValueError: the file exists, and this chat did not write it.
@@ -288,10 +288,10 @@ class Leave(Exception):
 
 
 def obey(session: Session, line: str) -> None:
-    """Do what a line says: a message, or a command that begins with a slash.
+    """Do what a line says: send a message, or obey a command that begins with a slash.
 
     Raises:
-        ValueError: a command that is unknown or cannot be done, or a speaker that refuses; the chat is unchanged.
+        ValueError: the command is unknown or cannot be done, or the speaker refuses; the turns are unchanged.
         Leave: the user wants to go.
     """
     if line.startswith("//"):
@@ -347,7 +347,7 @@ def _compare(session: Session, rest: str) -> None:
 
 
 def _prefer(session: Session, rest: str) -> None:
-    """Learn from a choice, or take one back, and turn the dial to what all choices so far say."""
+    """Learn from a choice, or take one back. Turn the dial to the direction estimated from all choices."""
     dial, word = session.the_dial(), rest.lower()
     if word == "undo":
         if not session.choices:
@@ -399,24 +399,24 @@ def _best(session: Session, rest: str) -> None:
 
 
 def count_of_best(speaker: Speaker, n: str, option: str) -> int:
-    """How many answers the best is chosen from.
+    """Read the number of answers to choose the best from.
 
     Raises:
-        ValueError: no whole number, too many, or no reward model that chooses; names the command or option.
+        ValueError: no whole number, too many, or no reward model to choose; names the command or option.
     """
     require_rewards(speaker, f"{option} {n}")
     return _named(option, n, partial(_whole, least=2, most=speaker.about.max_best_of))
 
 
 def require_rewards(speaker: Speaker, option: str) -> None:
-    """ValueError where no reward model can score."""
+    """Raise ValueError if no reward model can score."""
     if not speaker.about.max_best_of:
         cure = "start with --reward DIR, or with a server that has one"
         raise ValueError(f"{option}: no reward model here: {cure}")
 
 
 def _named(what: str, text: str, read: Callable[[str], _T]) -> _T:
-    """A value as `read` reads it; its errors name the command."""
+    """Read a value with `read`; its errors name the command."""
     try:
         return read(text)
     except ValueError as error:
@@ -449,7 +449,7 @@ def _unless_off(read: Callable[[str], _T]) -> Callable[[str], _T | None]:
 
 
 def _setting(name: str, attribute: str, read: Callable[[str], Any]) -> Callable[[Session, str], None]:
-    """A command that sets one value of the session; alone, it shows it."""
+    """Return a command that sets one value of the session and shows it; without a value it only shows it."""
 
     def do(session: Session, rest: str) -> None:
         if rest:
@@ -513,7 +513,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "/verbosity": Command("[low|medium|high]", "turn to short, medium or long answers; alone: how long", _verbosity),
     "/compare": Command("A B", "answer the last message, or the next, at two directions side by side", _compare),
     "/prefer": Command(
-        "[a|b|undo]", "of two answers, the one you prefer: the dial turns to you; alone: where", _prefer
+        "[a|b|undo]", "say which of two answers you prefer: the dial turns to you; alone: where", _prefer
     ),
     "/best": Command("[N [DEGREES]|off]", "show the best of N answers near the direction, by the reward model", _best),
     "/score": Command("[on|off]", "show the reward model's rewards under each answer", _score),
@@ -532,7 +532,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "/tokens": Command(
         "[N|off]", "the longest answer", _setting("/tokens", "max_tokens", _unless_off(partial(_whole, least=1)))
     ),
-    "/retry": Command("", "answer the last message again, with the next seed, where the dial stands now", _retry),
+    "/retry": Command("", "answer the last message again, with the next seed, at the dial's present direction", _retry),
     "/clear": Command("", "begin a new chat", _clear),
     "/save": Command("FILE", "write the chat to a JSON file", _save),
     "/help": Command("", "these commands", _help),

@@ -33,12 +33,12 @@ _T = TypeVar("_T")
 _Shape = TypeVar("_Shape", bound=BaseModel)
 
 TIMEOUT: Final = 300.0
-"""Seconds without a word from a server."""
+"""Seconds to wait while a server sends nothing."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One answer to draw."""
+    """The answers to draw for one prompt."""
 
     messages: Sequence[Message]
     """The chat, ending with the user's turn; the user's own system message first, if any."""
@@ -49,7 +49,7 @@ class Ask:
     max_tokens: int | None
     """None: as long as the model's context, or the server, allows."""
     best_of: int | None = None
-    """Draw so many answers around the direction, and take the one that the reward model rates best at it."""
+    """Draw this many answers around the direction, and take the one that the reward model rates best at it."""
     spread: float | None = None
     """Degrees around the direction for best_of; None: the default."""
     n: int = 1
@@ -59,7 +59,7 @@ class Ask:
         """The body of a chat completion.
 
         Args:
-            in_template: the direction goes to the chat template, for a server that is none of ours.
+            in_template: hand the direction to the chat template, for a server that is not `dpa serve`.
         """
         body: dict[str, Any] = {
             "model": model,
@@ -84,11 +84,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is new of an answer."""
+    """A new piece of an answer."""
 
     text: str = ""
     finish: str | None = None
-    """At its end: stop, or length where it was cut."""
+    """At its end: stop, or length if it was cut."""
     warnings: Sequence[str] = ()
     choice: BestOf | None = None
     """At the end of an answer that is the best of several: how it was chosen."""
@@ -99,7 +99,7 @@ Pieces = Generator[Piece, None, None]
 
 
 class Speaker(ABC):
-    """Answers one chat; asked from several threads at a time when two directions are compared.
+    """Answers one chat. Several threads ask it at a time when two directions are compared.
 
     Args:
         about: the model, as `GET /v1/dial` describes it.
@@ -109,13 +109,13 @@ class Speaker(ABC):
         self.about, self.name = about, about.model
         known = {name: name for name in get_args(PreferenceTemplate)}
         template = known.get(about.template, "fig1")
-        # it reads and warns; the line itself is written where the model is
+        # this dial only reads and warns; the model's own side writes the line
         dial = Dial(tuple(about.objectives), template, "zephyr", about.population, verbosity=about.verbosity or {})
         self.dial = dial if about.objectives else None
 
     @abstractmethod
     def stream(self, ask: Ask) -> Pieces:
-        """An answer, from a speaker that may be drawing another.
+        """Stream an answer; the speaker may be drawing another one too.
 
         Raises:
             ValueError: the model or the server refuses; says why.
@@ -137,7 +137,7 @@ class Speaker(ABC):
 
 
 class Local(Speaker):
-    """The server's own service, on an event loop in a thread: the same question gets the same answer as over HTTP.
+    """The server's own service, on an event loop in a thread. A question gets the same answer as over HTTP.
 
     Args:
         service: not started yet; closed with the speaker.
@@ -178,13 +178,13 @@ class Local(Speaker):
 
     @asynccontextmanager
     async def placed(self, ask: Ask) -> AsyncIterator["Order"]:
-        """What the service is to answer, with its place in line.
+        """Yield the order for the service, while it holds a place in line.
 
         Raises:
-            ApiError, ValueError: what is wrong with the ask.
+            ApiError, ValueError: says what is wrong with the ask.
         """
         body = ask.body(self.name)
-        wanted = body.pop("max_tokens", None)  # a chat grows: it is cut at the context, where the server refuses
+        wanted = body.pop("max_tokens", None)  # a chat grows: cut at the context, where the server would refuse
         try:
             request = ChatRequest.model_validate(body)
         except ValidationError as error:
@@ -207,7 +207,7 @@ class Local(Speaker):
         self.loop.close()
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of work on the loop; an interruption of the wait ends the work."""
+        """Run work on the loop and return its result. If the wait is interrupted, the work is cancelled."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()
@@ -216,14 +216,14 @@ class Local(Speaker):
 
 
 def open_local(model: Path, limits: Limits, *, threads: int = 0, **options: Any) -> Local:
-    """A model in this process, loaded without a word from its libraries.
+    """Load a model in this process, without progress bars of its libraries.
 
     Args:
         threads: CPU threads; 0 leaves the choice to torch.
         options: see `open_service`.
 
     Raises:
-        ValueError: what is wrong with which folder, or a package that is not installed.
+        ValueError: names the folder and says what is wrong with it, or names a package that is not installed.
     """
     from dpalign.dial.export.source import require_sound
     from dpalign.dial.server.service import open_service
@@ -245,18 +245,18 @@ def open_local(model: Path, limits: Limits, *, threads: int = 0, **options: Any)
 class Remote(Speaker):
     """A server: `dpa serve`, or any that speaks OpenAI's chat completions.
 
-    Ours describes its dial at /v1/dial and takes `preference` in the request. Of others the user names the objectives,
-    and the direction goes in `chat_template_kwargs`, where vLLM's server hands it to the model's own template. There
-    an unknown field at the top would be ignored, and give the plain model in silence.
+    `dpa serve` describes its dial at /v1/dial and takes `preference` in the request. For other servers the user names
+    the objectives, and the direction goes in `chat_template_kwargs`. vLLM's server hands those to the model's own
+    template. It would ignore an unknown field at the top, and silently answer as the plain model.
 
     Args:
         url: the server's base, with or without /v1.
         model: the name to ask for (default: the server's own).
-        objectives: of the model, where the server does not name them.
+        objectives: the model's, if the server does not name them.
         key: sent as a bearer token; messages name the variable `key_name` instead of it.
 
     Raises:
-        ValueError: no server of this kind there, or it refuses the key.
+        ValueError: there is no such server at the URL, or it refuses the key.
     """
 
     def __init__(
@@ -358,7 +358,7 @@ class Remote(Speaker):
         """An open reply of status 200.
 
         Raises:
-            ValueError: the server is unreachable or refuses; never with the key in it.
+            ValueError: the server is unreachable or refuses. The message never holds the key.
         """
         headers = {"Content-Type": "application/json", "User-Agent": "dpalign"}
         if self.key:
@@ -395,7 +395,7 @@ def base_of(url: str, key_name: str) -> str:
     """The base of a server's API, with /v1.
 
     Raises:
-        ValueError: no URL, or one that holds what may be a secret, which no message and no record must show.
+        ValueError: it is no URL, or it may hold a secret, which no message and no record may show.
     """
     if not re.match(r"https?://[^/]", url):
         raise ValueError(f"--url {without_credentials(url)}: give the base of a server, such as http://127.0.0.1:8000")

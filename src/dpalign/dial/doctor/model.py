@@ -1,7 +1,7 @@
-"""A model's folder: is it a sound policy with a dial, or a sound reward model? Nothing in it is run.
+"""Check a model's folder: is it a sound policy with a dial, or a sound reward model? No code in it is run.
 
-Weights are read by their headers, the chat template is rendered in Jinja's sandbox, and the tokenizer is tried where
-the package `tokenizers` is installed.
+Weights are read by their headers, and the chat template is rendered in Jinja's sandbox. The tokenizer is tried if the
+package `tokenizers` is installed. A reward model with golden scores is loaded, to measure them again.
 """
 
 import importlib.util
@@ -44,9 +44,9 @@ from dpalign.runs.verify import faults
 from dpalign.train.contract import DIGESTS, FILE, Contract, RewardRecord, read_contract
 
 DIRECTIONS: Final = 19
-"""At which the template is compared with our own Python."""
+"""Directions at which the template is compared with our own Python."""
 LARGE: Final = 4e9
-"""Bytes of weights that are not run without a GPU."""
+"""Bytes of weights beyond which a model is not run without a GPU."""
 SCORE: Final = "score.weight"
 """A classifier's head, of shape (labels, width)."""
 FETCH: Final = "export the model again, or fetch it again"
@@ -77,7 +77,7 @@ class Folder:
 
 
 def examine(path: Path) -> Iterator[Finding]:
-    """Everything about one folder: a model's own, a finished stage's, a reward model's, or a run's last policy."""
+    """Yield the findings of one folder: a model's own, a finished stage's, a reward model's, or a run's last policy."""
     try:
         if not path.is_dir():
             raise Fault(f"{path}: no such folder", f"hf download {path} --local-dir FOLDER, if it is a name on the hub")
@@ -100,10 +100,10 @@ def examine(path: Path) -> Iterator[Finding]:
 
 
 def _checked(folder: Folder, **checks: Callable[[Folder], str]) -> Iterator[Finding]:
-    """The finding of each check. A check that fails is a finding too, and the others go on.
+    """Yield the finding of each check. A check that fails is a finding too, and the others go on.
 
     Args:
-        checks: each returns what is well, or nothing to say; raises Fault.
+        checks: each returns what is sound, or an empty text; raises Fault.
     """
     for name, check in checks.items():
         try:
@@ -133,7 +133,7 @@ def _weights(folder: Folder) -> str:
 
 
 def _tensors(folder: Folder) -> str:
-    """Names and shapes must be those that the configuration asks for; why they are not compared, else nothing."""
+    """Compare names and shapes with the configuration; return the reason if they cannot be compared."""
     if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers", "accelerate")):
         return "; names not compared: it needs the extra train"
     if "auto_map" in folder.config:
@@ -179,7 +179,7 @@ def _tokens(folder: Folder) -> str:
     elif tokens.pad == tokens.eos:
         consequence = "the score is read at the last token that is no pad" if reward else "fine to ask, not to train"
         pad = f"pad_token is the eos_token: {consequence}"
-    measured = (folder.path / GOLDEN_SCORES).is_file()  # golden scores show what it reads all the same
+    measured = (folder.path / GOLDEN_SCORES).is_file()  # golden scores show what it reads anyway
     if wrong or (pad and reward and not measured):
         raise Fault("; ".join(filter(None, [*wrong, pad])), "repair tokenizer_config.json and config.json")
     if pad:
@@ -239,27 +239,27 @@ def _dial(contract: Contract) -> str:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A policy's chat template beside our own Python."""
+    """Compares a policy's chat template with our own Python."""
 
     contract: Contract
     template: str | None
     marks: Marks
 
     def form(self, folder: Folder) -> golden.Form:
-        """What writes the folder's prompts, as we understand it."""
+        """Return what the folder's prompts depend on, as we understand it."""
         if self.contract.chat != "model":
             return golden.Form({"eos_token": "", **self.marks.named})
         place, source = self.contract.place, str(folder.path)
         own = find_own_chat(self.template, self.marks, self.contract.chat_kwargs, source)
         if own.place == "user" and place != own.place:
             text = f"{FILE} has the line in the {place}'s turn, its chat template in the {own.place}'s"
-            raise Fault(text, f"dpa export {folder.path} --out DIR writes it anew")
+            raise Fault(text, f"dpa export {folder.path} --out DIR writes it again")
         own = replace(own, place=place or own.place)
         return golden.Form(self.marks.named, own)
 
     def check(self, folder: Folder) -> str:
-        """At many directions, plainly, and where it must refuse."""
-        dial, cure = Dial.of(self.contract), f"dpa export {folder.path} --out DIR writes it anew"
+        """Compare prompts at many directions and without one; the template must refuse unknown names."""
+        dial, cure = Dial.of(self.contract), f"dpa export {folder.path} --out DIR writes it again"
         if self.template is None:
             raise Fault(f"no {TEMPLATE}: nothing turns a chat into a prompt", cure)
         form = self.form(folder)
@@ -282,7 +282,7 @@ class Prompts:
         raise Fault("takes a preference, but accepts unknown names", cure, "note")
 
     def check_golden(self, folder: Folder) -> str:
-        """The published prompts against the template and the contract."""
+        """Compare the published prompts with the template and the contract."""
         prompts, dial = golden.read_golden(folder.path), Dial.of(self.contract)
         if not prompts or self.template is None:
             return ""
@@ -314,7 +314,7 @@ def _turn_end(folder: Folder) -> str:
 
 
 def _files(folder: Folder) -> str:
-    """The files that an export lists, by their sizes and digests."""
+    """Compare an export's files with their recorded sizes and digests. A changed card is no fault."""
     contract = read_object(folder.path / FILE)
     sizes = contract.get("files")
     if not isinstance(sizes, dict):
@@ -331,7 +331,7 @@ def _files(folder: Folder) -> str:
     if own := [name for name in other if not name.endswith(".md")]:
         raise Fault(f"other bytes than exported: {listed(own)}", FETCH)
     altered += other
-    return f"all {len(sizes)} as exported{', but for its card' if altered else ''}"
+    return f"all {len(sizes)} as exported{', except its card' if altered else ''}"
 
 
 # --- a reward model ---
@@ -354,12 +354,12 @@ def _reward_template(folder: Folder) -> str:
         written = render(template or "", one.messages, False, bos_token=bos or "")
         if written != one.text:
             text = f"{TEMPLATE} writes {_short(written)}, where the model was scored on {_short(one.text)}"
-            raise Fault(text, "dpa export RUN --reward writes it anew")
+            raise Fault(text, "dpa export RUN --reward writes it again")
     return f"its chat template writes the input of {len(measured.scores)} golden scores"
 
 
 def _scores(folder: Folder) -> str:
-    """The golden scores, measured again as a user would ask: through the folder's own chat template."""
+    """Measure the golden scores again as a user would: through the folder's own chat template."""
     measured = read_model_golden(folder.path)
     if measured is None:
         return ""
@@ -380,7 +380,7 @@ def _scores(folder: Folder) -> str:
 
 
 def _labels(folder: Folder) -> str:
-    """k labels, each with a name, as many as the head has rows."""
+    """Require a named label for each row of the head, and the problem type regression."""
     names = label_names(folder.config)
     headers = [read_header(folder.path / file) for file in weights_files(folder.path)]
     rows = next((header[SCORE][1][0] for header in headers if SCORE in header), None)
@@ -398,7 +398,7 @@ def _labels(folder: Folder) -> str:
 
 
 def heads_read(contract: Contract, record: RewardRecord | None = None) -> list[str]:
-    """The heads that objectives read of a reward, by its own names; of the only one without a record."""
+    """Return the heads of a reward that objectives read, by its own names; without a record, of the only reward."""
     read = dict.fromkeys(head for heads in contract.objectives.values() for head in heads)
     if record is None:
         return list(read)
@@ -406,7 +406,7 @@ def heads_read(contract: Contract, record: RewardRecord | None = None) -> list[s
 
 
 def _reward_beside(folder: Folder, name: str, read: Sequence[str]) -> Iterator[Finding]:
-    """A reward model inside an export: sound, and with the heads that the objectives read."""
+    """Check a reward model inside an export: is it sound, and has it the heads that the objectives read?"""
     path, cure = folder.path / name, "dpa export RUN --reward"
     if not (path / CONFIG).is_file():
         yield Finding("bad", "reward", f"{FILE} names {name}/, which is not there", cure)

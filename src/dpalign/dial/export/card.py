@@ -24,11 +24,11 @@ from dpalign.runs.tables import changes
 from dpalign.train.contract import Contract
 
 _LOCAL: Final = re.compile(r'(?<=")[~./][^"]*/')
-"""A folder of somebody's machine inside a written value: no business of the card's readers."""
+"""A local folder inside a written value; the card leaves it out."""
 
 
 def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden], picture: str | None) -> str:
-    """The whole of README.md, for an export whose other files lie in `folder` already."""
+    """Return the text of README.md; the export's other files must be in `folder` already."""
     contract, recipe = source.contract, source.recipe
     dial = Dial.of(contract)
     example = _example(dial)
@@ -69,7 +69,7 @@ def card_text(folder: Path, source: Source, card: Card, prompts: Sequence[Golden
 
 
 def _rewards(contract: Contract) -> list[tuple[str, ...]]:
-    """Name, what scores, what it reads, and how raw rewards become points; of a model without a name nothing."""
+    """Return a row per named reward: its name, what scores, what it reads, and how raw rewards become points."""
     rows: list[tuple[str, ...]] = []
     for record in contract.rewards:
         source = record.source or "trained with this policy"
@@ -85,7 +85,7 @@ def _map(scale: tuple[float, float]) -> str:
 
 
 def _scored(folder: Path, contract: Contract) -> dict[str, Any] | None:
-    """What the card's scoring snippet needs: the first reward model in the folder, and a golden score of it."""
+    """Return the values of the card's scoring snippet: the folder's first reward model and one of its golden scores."""
     records = [record for record in contract.rewards if record.folder]
     place = records[0].folder if records else contract.reward
     measured = None if place is None else read_model_golden(folder / place)
@@ -102,7 +102,7 @@ def _scored(folder: Path, contract: Contract) -> dict[str, Any] | None:
 
 
 def _example(dial: Dial) -> Preference:
-    """The direction of the usage blocks: the paper's (0.8, -0.6) where it was trained, else one in the middle."""
+    """Return the direction of the usage blocks: the paper's (0.8, -0.6) if trained, else one in the middle."""
     if len(dial.objectives) == 2:
         paper = dial.parse(f"{dial.objectives[0]}=0.8 {dial.objectives[1]}=-0.6")
         if dial.warning(paper) is None:
@@ -112,12 +112,12 @@ def _example(dial: Dial) -> Preference:
 
 
 def changed_knobs(recipe: Recipe) -> list[str]:
-    """The knobs that differ from the paper's, without folders of this machine: `seed 42 -> 1`."""
+    """List the knobs that differ from the paper's, without local folders: `seed 42 -> 1`."""
     return [_LOCAL.sub("", line) for line in changes(Recipe(name=recipe.name).as_mapping(), recipe.as_mapping())]
 
 
 def _datasets(recipe: Recipe | None) -> list[str]:
-    """Data sets of the hub that the recipe reads."""
+    """List the hub data sets that the recipe reads."""
     if recipe is None or recipe.data.world:
         return []
     data = recipe.data
@@ -127,7 +127,7 @@ def _datasets(recipe: Recipe | None) -> list[str]:
 
 
 def _data_row(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """Source, file, rows read, rows kept, and the reasons for the difference."""
+    """Return the source, the file, rows read, rows kept, and the reasons for the difference."""
     reasons = [f"{n:,} {reason}" for reason, n in (report.get("filtered") or {}).items() if n]
     repairs = [f"{n:,} {reason}" for reason, n in (report.get("notes") or {}).items() if n]
     return (

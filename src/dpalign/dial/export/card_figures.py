@@ -1,4 +1,4 @@
-"""The figures of a run's report that an export shows: the only reader of summary.json here."""
+"""The figures of a run's report that an export shows. Only this module reads `Source.summary`."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -13,13 +13,13 @@ PICTURE: Final = "front.png"
 
 
 def measured(source: Source) -> Measured | None:
-    """The policy in the report; None where it has none."""
+    """Return the exported policy's part of the report; None if it has none."""
     policies = source.summary.of_role("iteration") if source.summary is not None else []
     return next((one for one in policies if one.steered and one.system.iteration == source.contract.iteration), None)
 
 
 def front_of(source: Source) -> tuple[FrontPoint, ...]:
-    """The reward model's mean rewards, a point an evaluation direction."""
+    """Return the reward model's mean rewards, one point per evaluation direction."""
     names, policy = source.contract.names, measured(source)
     return tuple(
         FrontPoint(Preference.from_weights(point.direction, names), {name: point.rewards[name].value for name in names})
@@ -42,7 +42,7 @@ def picture_of(source: Source) -> bytes | None:
 
 
 def figures(source: Source) -> dict[str, Any]:
-    """What the card shows of them: a table of rewards by direction, and the cost."""
+    """Return the figures that the card shows: a table of rewards by direction, and the cost."""
     summary, policy, names = source.summary, measured(source), source.contract.names
     if summary is None or policy is None:
         return {"system": None, "columns": (), "points": (), "prompts": 0, "tau": None, "truth": False, "cost": {}}

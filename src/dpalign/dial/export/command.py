@@ -5,7 +5,7 @@ OUT/chat_template.jinja                           takes `preference`, and over t
 OUT/generation_config.json                        samples as the policy was evaluated, without a hidden top-k
 OUT/dpa.json, golden_prompts.json                 the contract, and what the model must read
 OUT/README.md, front.png                          the model card
-OUT/reward/ or OUT/reward/NAME/                   the reward models, where they are asked for, with golden scores
+OUT/reward/ or OUT/reward/NAME/                   the reward models, if requested, with golden scores
 """
 
 import argparse
@@ -51,7 +51,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
-    """Export what the command line names; what to tell the user.
+    """Export what the command line names; return the message for the user.
 
     Raises:
         ValueError: no policy there, no contract, pickled or damaged weights, or a place that is taken.
@@ -84,10 +84,10 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
 
 
 def require_rewards(source: Source, place: Path) -> list[str]:
-    """What to tell of rewards that no folder can hold.
+    """Return a note for each reward that no folder can hold.
 
     Raises:
-        ValueError: a reward model is not there.
+        ValueError: a reward model is missing.
     """
     records = source.contract.rewards
     if not records and not source.rewards:
@@ -106,7 +106,7 @@ def require_rewards(source: Source, place: Path) -> list[str]:
 
 
 def _told(given: argparse.Namespace) -> Contract | None:
-    """The contract in the command line's own words; None where it has none."""
+    """Build the contract that the command line describes; None if it describes none."""
     if given.template is None:
         names = ("objectives", "range", "chat", "reward_template")
         if extra := [name.replace("_", "-") for name in names if getattr(given, name) is not None]:

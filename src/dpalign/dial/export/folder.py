@@ -1,6 +1,6 @@
-"""An export, written: the checkpoint's own files, and what the dial needs beside them.
+"""Write an export: the checkpoint's own files, and what the dial needs beside them.
 
-The folder appears whole or not at all. An earlier export in its place is replaced, anything else is not.
+The folder appears whole or not at all. It replaces an earlier export, and nothing else.
 """
 
 import os
@@ -52,18 +52,18 @@ COPIED: Final = (
     *(CONFIG, INDEX, TOKENIZER, TOKENIZER_SETTINGS, "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"),
 )
-"""Beside the weights, what a folder needs to be served; training_args.bin, a pickle, is not among it."""
+"""Files that serving needs beside the weights. training_args.bin is a pickle and stays behind."""
 TEMPERATURE: Final = 0.7
-"""The paper's evaluation, and the released policy's own; where no recipe tells another."""
+"""Without a recipe: as in the paper's evaluation and the released policy."""
 LONGEST: Final = 2048
-"""Tokens of an answer: the released policy's; where no recipe tells another."""
+"""Tokens per answer without a recipe, as in the released policy."""
 
 
 def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[str]:
-    """Write the folder; returns the names of the checkpoint's files that stayed behind.
+    """Write the folder; return the names of the checkpoint's files that stayed behind.
 
     Raises:
-        ValueError: pickled or damaged weights, no tokenizer, a place that is taken, or another export at work on it; a
+        ValueError: pickled or damaged weights, no tokenizer, a place that is taken or in use by another export, or a
             file that is not as its stage wrote it.
     """
     require_free(out)
@@ -82,7 +82,7 @@ def export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[
 
 
 def _export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list[str]:
-    """The same, while no other export works on this place."""
+    """Write the folder while no other export works on this place."""
     require_free(out)
     partial = scratch_of(out, "partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -118,7 +118,7 @@ def _export(source: Source, out: Path, card: Card, *, with_reward: bool) -> list
 
 
 def require_free(out: Path) -> None:
-    """ValueError unless the place is free, or holds an export that nobody has changed since."""
+    """Raise ValueError unless the place is free, or holds an export without changes since."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -136,7 +136,7 @@ def require_free(out: Path) -> None:
 
 
 def require_safe(model: Path) -> None:
-    """ValueError unless a folder holds whole safetensors of a causal model, with a tokenizer."""
+    """Raise ValueError unless a folder holds whole safetensors of a causal model, with a tokenizer."""
     pickles = pickles_in(model)
     if pickles and not any(model.glob("*.safetensors")):
         raise ValueError(
@@ -152,7 +152,7 @@ def require_safe(model: Path) -> None:
 
 
 def write_card(folder: Path, source: Source, card: Card, prompts: Sequence[golden.Golden]) -> None:
-    """The model card, and the picture of the front where one was measured."""
+    """Write the model card, and the picture of the front if one was measured."""
     from dpalign.dial.export.card import card_text
 
     picture = picture_of(source)
@@ -162,7 +162,7 @@ def write_card(folder: Path, source: Source, card: Card, prompts: Sequence[golde
 
 
 def _copy_policy(source: Source, out: Path) -> golden.Form:
-    """Weights and tokenizer as they are; the template, and settings that must fit it, our own."""
+    """Copy weights and tokenizer as they are; write our own template and the settings that must fit it."""
     model = source.model
     _copy(model, out)
     tokens = special_tokens(model)
@@ -180,7 +180,7 @@ def _copy_policy(source: Source, out: Path) -> golden.Form:
     config = read_object(out / CONFIG)
     settings = read_object(out / TOKENIZER_SETTINGS) if (out / TOKENIZER_SETTINGS).is_file() else {}
     for table in (config, settings):
-        table.pop("auto_map", None)  # it names code that is not brought along
+        table.pop("auto_map", None)  # it names code that is not copied
     settings.pop("chat_template", None)
     config.pop("_name_or_path", None)
     if tokens.pad is None:
@@ -209,10 +209,10 @@ def _end_ids(folder: Path, ends: Iterable[str]) -> list[int]:
 def _generation(
     source: Source, config: dict[str, Any], tokens: SpecialTokens, own_ends: Sequence[int]
 ) -> dict[str, Any]:
-    """How to sample when nobody says: as the policy was evaluated, from the whole distribution."""
+    """Return the default sampling: as the policy was evaluated, from the whole distribution."""
     path, recipe = source.model / GENERATION, source.recipe
     settings = read_object(path) if path.is_file() else {}
-    settings.pop("_from_model_config", None)  # with it, transformers would make the settings again from the config
+    settings.pop("_from_model_config", None)  # with it, transformers would derive the settings from the config
     ends = settings.get("eos_token_id", config.get("eos_token_id"))
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     listed = [*(end for end in own_ends if end not in listed), *listed]
@@ -229,7 +229,7 @@ def _generation(
 
 
 def _copy_rewards(source: Source, contract: Contract, out: Path) -> Contract:
-    """The reward models beside the policy: one in `reward`, several in `reward/NAME`; the contract that says so."""
+    """Copy the reward models: one to `reward`, several to `reward/NAME`; return the contract with these folders."""
     several = len(source.rewards) > 1
     folders = {name: f"{REWARD}/{name}" if several else REWARD for name in source.rewards}
     records = {record.name: record for record in contract.rewards}
@@ -243,13 +243,13 @@ def _copy_rewards(source: Source, contract: Contract, out: Path) -> Contract:
 
 
 def _published(record: RewardRecord) -> RewardRecord:
-    """The record without a folder of this machine."""
+    """Reduce a local folder in the record to its name."""
     own = record.kind == "model" and hub_name(record.source) is None
     return replace(record, source=Path(record.source).name) if own else record
 
 
 def _copy_reward(model: Path, out: Path, form: RewardInput | None, scores: GoldenModel | None) -> None:
-    """A reward model whose chat template writes what it reads, with golden scores where its run measured some."""
+    """Copy a reward model with a chat template that writes what it reads, and its golden scores if the run has some."""
     config = read_object(model / CONFIG)
     require_kind(config, "reward model", model)
     if not config.get("id2label") and not config.get("num_labels"):
@@ -257,8 +257,8 @@ def _copy_reward(model: Path, out: Path, form: RewardInput | None, scores: Golde
     check_weights(model)
     out.mkdir(parents=True)
     _copy(model, out, TEMPLATE)
-    config.pop("auto_map", None)  # it names code that is not brought along
-    write_json(out / CONFIG, config | {"problem_type": "regression"})  # or servers squeeze the scores
+    config.pop("auto_map", None)  # it names code that is not copied
+    write_json(out / CONFIG, config | {"problem_type": "regression"})  # or servers put the scores through an activation
     if form is not None and form != "chat":
         written = scores.template if scores is not None else None
         write_text(out / TEMPLATE, written or reward_chat_template(form, _opening(model)))
@@ -271,7 +271,7 @@ def _copy_reward(model: Path, out: Path, form: RewardInput | None, scores: Golde
 
 
 def _opening(model: Path) -> str:
-    """What the template writes first: the start of text, where the tokenizer adds it to any text by itself."""
+    """Return the template's first line: the start of text, if the tokenizer adds it to any text by itself."""
     if not (model / TOKENIZER).is_file():
         return ""
     tokenizer = read_object(model / TOKENIZER)
@@ -282,7 +282,7 @@ def _opening(model: Path) -> str:
 
 
 def _copy(model: Path, out: Path, *more: str) -> None:
-    """The files that are needed, flushed to disk."""
+    """Copy the needed files and flush them to disk."""
     for name in _needed(model, more):
         with naming(out / name):
             shutil.copyfile(model / name, out / name)
@@ -295,7 +295,7 @@ def _needed(model: Path, more: Sequence[str]) -> Iterator[str]:
 
 
 def _check(folder: Path, prompts: Sequence[golden.Golden], form: golden.Form) -> None:
-    """What was written is what was meant: ours to ensure, so a failure is a fault of this module."""
+    """Assert that the template writes the golden prompts; a failure is a fault of this module."""
     check_weights(folder)
     template = (folder / TEMPLATE).read_text(encoding="utf-8")
     for one in prompts:

@@ -59,16 +59,16 @@ class Source:
     """The folder with its weights."""
     contract: Contract
     form: str | None = None
-    """The released checkpoint that it is."""
+    """Its name in `FORMS`, if it is a released checkpoint."""
     recipe: Recipe | None = None
     summary: "Summary | None" = None
     """The run's report, if it evaluated this very policy."""
     data: Sequence[Mapping[str, Any]] = ()
-    """What the run read of each data file, and what it kept."""
+    """The run's report on each data file: rows read and rows kept."""
     rewards: Mapping[str, Path] = field(default_factory=dict)
     """The folders with the weights of the run's reward models, by name."""
     golden_scores: Mapping[str, GoldenModel] = field(default_factory=dict)
-    """What these gave some answers, by name."""
+    """The golden scores of these reward models, by name."""
     examples: Sequence[Example] = ()
     evaluation: Path | None = None
     """The run's finished evaluation of this very policy."""
@@ -80,7 +80,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Card:
-    """What only its publisher can say of a model."""
+    """What only the publisher can say about a model."""
 
     name: str
     license: str | None
@@ -90,11 +90,11 @@ class Card:
 def find_source(
     path: Path, iteration: int | None = None, form: str | None = None, described: Contract | None = None
 ) -> Source:
-    """The policy at a path: a run folder, a finished stage's, or a checkpoint.
+    """Find the policy at a path: a run folder, a finished stage's, or a checkpoint.
 
     Args:
         iteration: of a run; None takes its last finished policy.
-        form: a name of FORMS, where the user names one.
+        form: a name in FORMS, if the user gives one.
         described: the contract in the user's words, for a folder without one.
 
     Raises:
@@ -125,14 +125,14 @@ def find_source(
 
 
 def find_folders(path: Path, iteration: int | None = None) -> tuple[Path, Path, Path]:
-    """The stage or checkpoint at a path, the folder with its weights, and the folder with its contract.
+    """Return the stage or checkpoint at a path, the folder with its weights, and the folder with its contract.
 
     Args:
         path: a run, for its policy; a finished stage, or the model in it; a checkpoint.
         iteration: of a run; None takes its last finished policy.
 
     Raises:
-        ValueError: a run without that policy, or an iteration of what is no run.
+        ValueError: a run without that policy, or an iteration although the path is no run.
     """
     if is_run(path):
         path = policy_of(path, iteration)
@@ -143,7 +143,7 @@ def find_folders(path: Path, iteration: int | None = None) -> tuple[Path, Path, 
 
 
 def find_model(path: Path) -> tuple[str, Path, Path]:
-    """The model at a path: its name, the folder with its weights, and the folder with its contract.
+    """Return the name of the model at a path, the folder with its weights, and the folder with its contract.
 
     Raises:
         ValueError: there is no model.
@@ -158,10 +158,10 @@ def find_model(path: Path) -> tuple[str, Path, Path]:
 
 
 def require_sound(path: Path) -> None:
-    """Check, before a model is loaded, that its weights fit it and that its template writes its contract's directions.
+    """Check, before a model is loaded, that its weights fit and that its template writes its contract's directions.
 
     Raises:
-        ValueError: what is wrong with which file.
+        ValueError: names the file and the fault.
     """
     _, model, contract_folder = find_model(path)
     require_fit(model)
@@ -203,12 +203,12 @@ def policy_of(run: Path, iteration: int | None) -> Path:
 
 
 def weights_folder(path: Path) -> Path:
-    """Where the weights lie: in the `model` of a finished stage's folder, or there itself."""
+    """Return the folder with the weights: `model` in a finished stage's folder, or the path itself."""
     return path / "model" if (path / "model").is_dir() else path
 
 
 def _model_in(stage: Path) -> tuple[Path, Path]:
-    """The folders of weights and contract: they differ where a checkpoint was taken in place of training."""
+    """Return the folders of weights and contract. They differ if a checkpoint was taken in place of training."""
     folder, taken = weights_folder(stage), stage / "checkpoint.txt"
     if not taken.is_file():
         return folder, folder
@@ -230,7 +230,7 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
         return replace(source, notes=("the run's recipe has changed since this policy was trained: it is left out",))
     evaluation = _evaluation_of(run, stage)
     examples: tuple[Example, ...] = ()
-    if recipe.data.world and evaluation is not None:  # other prompts are somebody's data, and not ours to publish
+    if recipe.data.world and evaluation is not None:  # other prompts belong to others: not ours to publish
         examples = _examples(evaluation, contract.names)
     files = run / "data" / "reports.json"
     summary, note = _summary_of(run, stage)
@@ -250,7 +250,7 @@ def _with_run(source: Source, stage: Path, run: Path) -> Source:
 
 
 def _reward_folders(run: Path, contract: Contract) -> dict[str, Path]:
-    """The reward models of a run: the one that it trained, and those that its recipe names."""
+    """Return the folders of a run's reward models: the one that it trained, and those that its recipe names."""
     own = run / "reward" / "model"
     trained = own if (run / "reward" / LEDGER).is_file() and (own / CONFIG).is_file() else None
     if not contract.rewards:
@@ -264,7 +264,7 @@ def _reward_folders(run: Path, contract: Contract) -> dict[str, Path]:
 
 
 def _given_folder(record: RewardRecord) -> Path | None:
-    """Where a given reward model lies: in a folder, or in the hub's cache."""
+    """Return the folder of a given reward model, local or in the hub's cache; None if it is in neither."""
     if record.kind != "model":
         return None
     if Path(record.source).is_dir():
@@ -282,7 +282,7 @@ def _given_folder(record: RewardRecord) -> Path | None:
 
 
 def _with_scale(run: Path, contract: Contract) -> Iterator[RewardRecord]:
-    """The records of the rewards; what the policy's own lacks, the run's annotation has."""
+    """Yield the reward records; a scale that the policy's contract lacks comes from the run's annotation."""
     for record in contract.rewards:
         if not record.scale and (run / "annotate" / SCALES).is_file():
             heads = [f"{record.name}/{head}" for head in record.heads]
@@ -292,7 +292,7 @@ def _with_scale(run: Path, contract: Contract) -> Iterator[RewardRecord]:
 
 
 def _examples(evaluation: Path, names: Sequence[str]) -> tuple[Example, ...]:
-    """The first questions of an evaluation, each with its first answers at both ends of the dial and in the middle."""
+    """Return an evaluation's first questions, each with its first answers at both ends and the middle of the dial."""
     examples = []
     for rows in _questions(evaluation / "answers"):
         at = sorted(row["condition_index"] for row in rows)
@@ -309,7 +309,7 @@ def _examples(evaluation: Path, names: Sequence[str]) -> tuple[Example, ...]:
 
 
 def _questions(answers: Path) -> Iterator[list[dict[str, Any]]]:
-    """The first answers to each question, a question at a time."""
+    """Yield the first answers to each question, one question at a time."""
     first = (row for row in read_rows(answers, CANDIDATES) if row["sample"] == 0)
     return (list(rows) for _, rows in groupby(first, key=lambda row: row["prompt_id"]))
 
@@ -322,7 +322,7 @@ def _evaluation_of(run: Path, stage: Path) -> Path | None:
 
 
 def _summary_of(run: Path, stage: Path) -> "tuple[Summary | None, str]":
-    """The report, if it is finished and evaluated the policy that lies there now; else why not."""
+    """Return the report if it is finished and evaluates the policy that is there now; else the reason."""
     missing = "the export has no measured front"
     report, evaluation = run / "report", run / f"evaluate-{stage.name}"
     if not (report / "summary.json").is_file() or not (report / LEDGER).is_file():
@@ -342,7 +342,7 @@ def _summary_of(run: Path, stage: Path) -> "tuple[Summary | None, str]":
 
 
 def hub_name(base: str) -> str | None:
-    """A model's or data set's name on the hub, without a revision; None for a path, for the world, and for nothing."""
+    """Return the hub name of a model or data set, without a revision; None for a path, the world or an empty text."""
     base, _ = revised(base)
     parts = base.split("/")
     named = len(parts) == 2 and all(parts) and not base.startswith((".", "~"))

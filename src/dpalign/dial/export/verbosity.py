@@ -1,4 +1,4 @@
-"""OpenAI's `verbosity` as angles: where on the dial a policy's own evaluation found answers of certain lengths."""
+"""OpenAI's `verbosity` as angles of the dial, from the lengths of answers in the policy's own evaluation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,20 +14,20 @@ from dpalign.train.contract import Length, Verbosity
 Array = NDArray[np.float64]
 
 SHARES: Final[Mapping[Verbosity, float]] = {"low": 0.1, "medium": 0.5, "high": 0.9}
-"""How far each level lies from the shortest mean answer of the dial to the longest."""
+"""Each level's place between the dial's shortest mean answer (0) and its longest (1)."""
 LEAST: Final = 1.25
-"""The longest over the shortest; below it the dial does not say how long an answer is."""
+"""The least ratio of the longest mean answer to the shortest; below it the dial does not control length."""
 
 
 def lengths_of(source: Source) -> dict[Verbosity, Length]:
-    """What low, medium and high stand for; empty unless the policy was evaluated, on an arc that changes the length."""
+    """Return what low, medium and high stand for; empty unless an evaluated arc changes the length of answers."""
     if source.evaluation is None or source.contract.arc is None:
         return {}
     return calibrated(*mean_words(source.evaluation))
 
 
 def mean_words(evaluation: Path) -> tuple[Array, Array]:
-    """(angle_V, words_V): the evaluated angles, rising, and the mean number of words of the answers there."""
+    """Return (angle_V, words_V): the evaluated angles in rising order, and the mean words of the answers at each."""
     rows = read_table(evaluation / "answers", CANDIDATES, ["condition", "response"])
     v_NK = matrix_of(rows["condition"])
     words_N = np.array([len(answer.split()) for answer in rows["response"].to_pylist()], dtype=np.float64)
@@ -36,10 +36,10 @@ def mean_words(evaluation: Path) -> tuple[Array, Array]:
 
 
 def calibrated(angle_V: Array, words_V: Array) -> dict[Verbosity, Length]:
-    """Each level's angle, on the way from the shortest mean answer to the longest.
+    """Find each level's angle, on the way from the shortest mean answer to the longest.
 
-    Between two evaluated angles the length is interpolated. Where it dips on the way, it counts as level. So a higher
-    level is never shorter.
+    Lengths between two evaluated angles are interpolated. A dip on the way counts as flat, so a higher level is never
+    shorter.
 
     Args:
         angle_V: rising.

@@ -49,8 +49,8 @@ PAGE_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-"""Of the page's files. The page states the rest of its policy itself, but only a header can forbid frames around it. A
-browser asks each time whether a file has changed: a page of an earlier version never meets this server."""
+"""Headers of the page's files. The page itself states the rest of its policy, but only a header can forbid frames.
+With no-cache a browser always checks for changes, so no page of an earlier version talks to this server."""
 
 
 def create_app(
@@ -60,10 +60,10 @@ def create_app(
     hosts: Collection[str] | None = None,
     origins: Sequence[str] = (),
 ) -> FastAPI:
-    """The app with its middleware.
+    """Return the app with its middleware.
 
     Args:
-        key: asked of clients of /v1 and /metrics.
+        key: clients of /v1 and /metrics must send it; None needs none.
         hosts: see `Guard`.
         origins: sites whose pages may call this server from a browser.
     """
@@ -86,7 +86,7 @@ def create_app(
     service.count = metrics.count
     app.add_middleware(Guard, service=service, metrics=metrics, key=key, hosts=hosts)
     if origins:
-        # outside the guard: a browser asks without the key whether it may call, and reads refusals too
+        # outside the guard: a browser's preflight request has no key, and a page must be able to read refusals
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
         )
@@ -100,7 +100,7 @@ def create_app(
 
 
 async def _in_openais_shape(request: Request, error: Exception) -> Response:
-    """Errors of FastAPI's own; the guard answers all others."""
+    """Answer FastAPI's own errors; the guard answers all others."""
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         what = f"{request.method} {request.url.path}: {error.detail}"
         error = ApiError(error.status_code, what, headers=error.headers)
@@ -109,7 +109,7 @@ async def _in_openais_shape(request: Request, error: Exception) -> Response:
 
 class _PageFiles(StaticFiles):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        whole = [(name, value) for name, value in scope["headers"] if name != b"range"]  # a part of them helps nobody
+        whole = [(name, value) for name, value in scope["headers"] if name != b"range"]  # no client needs a part
         await super().__call__({**scope, "headers": whole}, receive, send)
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
@@ -124,11 +124,11 @@ class _PageFiles(StaticFiles):
 def _add_chat(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=Completion, response_model_exclude_unset=True)
     async def chat(request: ChatRequest, response: Response) -> Any:
-        """Answers to a chat, at a direction if one is asked for."""
+        """Answer a chat, at a direction if the request has one."""
         if request.stream:
             options = request.stream_options
             chunks = _chunks(service, request, with_usage=bool(options and options.include_usage))
-            first = await anext(chunks)  # what fails before it has a status of its own
+            first = await anext(chunks)  # an error before it still gets its own status
             return _EventStream(first, chunks, headers=_warned(first[0]))
         completion = await _completion(service, request)
         response.headers.update(_warned(completion))
@@ -181,7 +181,7 @@ async def _chunks(
 async def _events(
     first: list[Completion], chunks: AsyncGenerator[list[Completion], None]
 ) -> AsyncGenerator[bytes, None]:
-    """Chunks as server-sent events; an error ends them as one more."""
+    """Encode chunks as server-sent events. An error becomes one more event, before [DONE]."""
 
     def encoded(some: list[Completion]) -> bytes:
         return b"".join(
@@ -198,7 +198,7 @@ async def _events(
 
 
 class _EventStream(EventSourceResponse):
-    """Closes the chunks with the response, so that an answer nobody waits for ends at once."""
+    """Closes the chunks with the response, so that an answer stops at once when its client leaves."""
 
     def __init__(
         self, first: list[Completion], chunks: AsyncGenerator[list[Completion], None], headers: dict[str, str]
@@ -222,14 +222,14 @@ def _head(service: Service, kind: str) -> dict[str, Any]:
 
 
 def _direction(order: Order) -> dict[str, Any]:
-    """Fields that OpenAI's completions have not: the direction as it was read, and warnings."""
+    """Return the fields that OpenAI's completions lack: the direction as the server read it, and warnings."""
     v = order.preference
     weights = None if v is None else {name: round(w, 6) + 0.0 for name, w in v.weights.items()}
     return {"preference": weights, "warnings": list(order.warnings)}
 
 
 def _warned(completion: Completion) -> dict[str, str]:
-    """Its warnings as a header."""
+    """Return the completion's warnings as a header."""
     warnings = " | ".join(completion.warnings).encode("ascii", "replace").decode()
     return {"x-dpa-warning": warnings} if warnings else {}
 
@@ -270,7 +270,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
 def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.post("/v1/rewards")
     async def rewards(request: RewardRequest) -> dict[str, dict[str, float]]:
-        """What an answer to a chat earns on each objective."""
+        """Score an answer to a chat on each objective."""
         async with service.scoring.place():
             reward_NK = await service.scores([message.plain() for message in request.messages], [request.response])
         assert service.rewards is not None
@@ -278,7 +278,7 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.post("/v1/taste")
     async def taste(request: TasteRequest) -> TasteReply:
-        """A person's own direction, from choices between answers with known rewards. Nothing is kept."""
+        """Estimate a person's direction from choices between answers with known rewards. Nothing is stored."""
         return service.taste([(choice.preferred, choice.other) for choice in request.choices])
 
     @app.get("/health")
@@ -301,14 +301,14 @@ _WAITING: Final = 2048
 
 
 class Server(uvicorn.Server):
-    """Says where it answers. Told to stop, it takes no new requests and ends the running ones after the grace time."""
+    """Prints its address at startup. At shutdown it refuses new requests, and ends the others after the grace time."""
 
     def __init__(self, app: FastAPI, service: Service, *, access_log: bool = False, log_level: str = "warning") -> None:
         limits = service.limits
         most = room_for(limits.max_connections)
         config = uvicorn.Config(
             app,
-            http=partial(Connection, most=most, seconds=limits.head_seconds),  # type: ignore[arg-type]  # makes one
+            http=partial(Connection, most=most, seconds=limits.head_seconds),  # type: ignore[arg-type]  # a factory
             backlog=BATCH,
             log_level="info" if access_log else log_level,
             access_log=access_log,
@@ -323,12 +323,12 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         for listening in sockets or []:
-            # Connections inherit it. asyncio sets it only on sockets that name their protocol, and these do not.
+            # Connections inherit this option. asyncio sets it only on sockets that name their protocol; these do not.
             # Without it a body waits 40 ms for the acknowledgement of its headers.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await super().startup(sockets)
         for listening in sockets or []:
-            listening.listen(_WAITING)  # BATCH was for the event loop: more may wait outside it
+            listening.listen(_WAITING)  # BATCH bounds only what the event loop accepts at once; more may wait
             host, port = listening.getsockname()[:2]
             sys.stdout.write(f"{self.service.name} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
             sys.stdout.flush()

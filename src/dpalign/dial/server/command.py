@@ -40,11 +40,11 @@ LIMITS: Final = {
     "max_queue": ("N", "requests that wait; others get 429 (default: %(default)s)"),
     "grace": ("SECONDS", "time for running answers when the server is told to stop (default: %(default)g)"),
 }
-"""The limits that have an option: what its value is called, and its help."""
+"""The limits that have an option: the name of its value, and its help."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    """The verb's arguments."""
+    """Add the verb's arguments."""
     add = parser.add_argument
     text = "an export, a finished policy's folder, or a run's folder (its last policy)"
     add("model", type=Path, metavar="MODEL", help=text)
@@ -83,10 +83,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Answer until told to stop.
+    """Serve until the process is told to stop.
 
     Raises:
-        ValueError: an option, a folder or a missing library; says what to do.
+        ValueError: an option or a folder is wrong, or a library is missing; says what to do.
     """
     if overrides:
         raise ValueError(f"serve takes no knobs of a recipe: {' '.join(overrides)}")
@@ -120,7 +120,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         def stop(*_: object) -> None:
             server.should_exit = True
 
-        # until uvicorn listens to the signals, and when it raises them again at its end
+        # for the time before uvicorn handles these signals, and for when it raises them again at its end
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         server.run(sockets=[listening])
@@ -130,7 +130,7 @@ def require_policy(arguments: argparse.Namespace) -> None:
     """Check the model, the name and the sites before anything heavy is imported.
 
     Raises:
-        ValueError: a model without directions, or one whose files do not fit each other; a name or a site that is none.
+        ValueError: the model takes no directions, its files do not fit each other, or the name or a site is invalid.
     """
     from dpalign.dial.export.source import find_model, require_sound
     from dpalign.train.contract import read_contract
@@ -152,7 +152,7 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
     """Load model, dial and reward model.
 
     Raises:
-        ValueError: what is wrong with which folder.
+        ValueError: names the folder, and says what is wrong with it.
     """
     from dpalign.dial.server.service import open_service
 
@@ -166,10 +166,10 @@ def build(arguments: argparse.Namespace, limits: Limits) -> "Service":
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
-    """The limits that the command line sets.
+    """The limits that the command line sets. Other numeric options are checked here too.
 
     Raises:
-        ValueError: one that no server can keep.
+        ValueError: a value is out of its range.
     """
     limits = Limits(**{name: getattr(arguments, name) for name in LIMITS})
     if arguments.rows < limits.max_n:
@@ -186,10 +186,10 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
 
 
 def vllm_of(arguments: argparse.Namespace) -> tuple[Engines, int | None]:
-    """vLLM's options: its share of the GPUs, and the longest prompt with its answer.
+    """vLLM's options: its share of the GPUs, and the most tokens of a prompt with its answer.
 
     Raises:
-        ValueError: another engine answers, or vLLM cannot do it.
+        ValueError: the engine is not vLLM, or a value is out of its range.
     """
     values = {name: getattr(arguments, name) for name in ("tensor_parallel", "gpu_memory", "max_model_len")}
     options = {name: value for name, value in values.items() if value is not None}
@@ -210,7 +210,7 @@ def api_key(file: Path | None) -> str | None:
     """The key that clients must give, from a file or the environment; None where neither has one.
 
     Raises:
-        ValueError: it is empty, or more than a word.
+        ValueError: the file cannot be read, or the key is not one word of ASCII.
     """
     try:
         text = file.read_text(encoding="utf-8") if file is not None else take_secret(KEY)
@@ -226,7 +226,7 @@ def api_key(file: Path | None) -> str | None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before the model is loaded: a port in use is known at once.
+    """Bind a socket to the address. This comes before the model is loaded, so that a port in use fails at once.
 
     Raises:
         ValueError: it cannot be bound.
@@ -245,7 +245,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _is_local(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
+    """Whether only this machine can reach an address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

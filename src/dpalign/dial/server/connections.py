@@ -1,8 +1,8 @@
-"""Open connections: how many there may be, and how long one may take to ask.
+"""Open connections: how many the server allows, and how long a request's head may take.
 
-uvicorn waits for ever for the end of a request's head, and its `limit_concurrency` refuses requests, not connections:
-half-sent heads would hold every file descriptor while honest clients get 503. Here a connection that asks nothing is
-closed in time, and before that where a new one needs its place.
+uvicorn waits for ever for the end of a request's head. Its `limit_concurrency` refuses requests, not connections. So
+half-sent heads would hold every file descriptor while honest clients get 503. Here a connection without a request is
+closed after a time limit, or sooner if a new connection needs its place.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger("dpalign.dial")
 
 BATCH: Final = 32
-"""Connections that the event loop accepts at once. Some batches are open before the first of them can be counted."""
+"""Connections that the event loop accepts at once. Some batches are open before their connections can be counted."""
 RESERVED: Final = 256
-"""Open files that are left to all else: model, libraries, and some batches of connections."""
+"""Open files reserved for everything else: model, libraries, and some batches of connections."""
 
 
 def room_for(connections: int) -> int:
-    """So many connections, or as many as the limit on open files allows; it is raised as far as it may be."""
+    """Return how many of these connections fit the limit on open files; raise the soft limit first if it is too low."""
     try:
         import resource
     except ImportError:  # no such limit here
@@ -40,8 +40,8 @@ class Connection(H11Protocol):
     """A client's connection. Of uvicorn's two parsers only h11 limits the size of a head.
 
     Args:
-        most: open connections of the server.
-        seconds: from a connection's first byte, or its opening, to the end of its request's head.
+        most: open connections that the server allows.
+        seconds: time for a request's head, from the connection's opening or from the first byte after an answer.
         options: uvicorn's own.
     """
 
@@ -49,11 +49,11 @@ class Connection(H11Protocol):
         super().__init__(**options)
         self.most, self.seconds = most, seconds
         self.since = self.loop.time()
-        """When it was opened, got its last answer, or began its present request."""
+        """When it opened, got its last answer, or began its current request; the latest of these."""
 
     @property
     def asks(self) -> bool:
-        """Whether a request of it is being answered."""
+        """Whether one of its requests is being answered."""
         return self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -71,20 +71,20 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def end_if_late(self) -> None:
-        """Close it where its request's head does not come, or nobody reads the end of its answer."""
+        """Close the connection if its request's head is late, or if its client does not read the end of an answer."""
         late = self.loop.time() - self.since > self.seconds
         if late and not self.asks and (self.timeout_keep_alive_task is None or self.transport.is_closing()):
             self._end()
 
     def _make_room(self) -> None:
-        """Close some of those that have waited longest, first those that never asked."""
+        """Close some idle connections: first those without any request so far, the oldest first. If none, this one."""
         others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
         idle = sorted((other for other in others if not other.asks), key=lambda other: (bool(other.cycle), other.since))
-        ended = idle[: 1 + self.most // 16] or [self]  # several: to look for one each time would take long
+        ended = idle[: 1 + self.most // 16] or [self]  # several: a search for each new one would be slow
         log.warning("all %d connections are in use; closed %d that asked nothing", self.most, len(ended))
         for other in ended:
             other._end()
 
     def _end(self) -> None:
         self.connections.discard(self)
-        self.transport.abort()  # to close would wait until its client has read everything
+        self.transport.abort()  # close() would wait until the client has read everything

@@ -1,4 +1,4 @@
-"""What an engine is: it takes a prompt's tokens and streams pieces of the answers. With limits and the reward model.
+"""The engine protocol: an engine takes a prompt's tokens and streams the answers. Also limits and the reward model.
 
 This module is light. torch and transformers are imported when an engine or a reward model is opened.
 
@@ -35,7 +35,7 @@ class Limits:
     """What one server lets its clients ask for. The paper is silent on all of this."""
 
     max_tokens: int = 2048
-    """Tokens per answer; also the default of a request. The released policy's."""
+    """Tokens per answer; also the default of a request. 2048 is the released policy's."""
     max_prompt: int = 0
     """Tokens per prompt; 0: what the model's context holds."""
     max_n: int = 16
@@ -57,12 +57,12 @@ class Limits:
 
     @property
     def max_bodies(self) -> int:
-        """Requests whose bodies are in memory: those that run or wait, and as many scorings."""
+        """Most requests whose bodies are in memory: those that run or wait, and the same number of scorings."""
         return 2 * (self.max_concurrent + self.max_queue)
 
     @property
     def max_connections(self) -> int:
-        """Open connections: those of all bodies, as many that ask nothing, and some more."""
+        """Most open connections: one a body, the same number of idle ones, and some more."""
         return 2 * self.max_bodies + 64
 
     def __post_init__(self) -> None:
@@ -85,28 +85,28 @@ class Sampling:
     top_p: float = 1.0
     """Below 1: draw from the fewest likeliest tokens whose probabilities reach this sum."""
     seed: int = 0
-    """The seed, the answer's index and the token's index decide every draw, whatever else is being answered."""
+    """Each draw depends only on the seed, the answer's index and the token's index, not on other requests."""
     stop: tuple[str, ...] = ()
     """An answer ends before the first of these."""
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What is new in one answer."""
+    """A new piece of one answer."""
 
     index: int
-    """Which of the n."""
+    """Which of the n answers."""
     text: str
-    """Whole characters, and nothing that may turn out to be a stop string."""
+    """Whole characters, without text that may turn out to be a stop string."""
     tokens: int
-    """Drawn since the answer's last delta, the end of text included."""
+    """Tokens drawn since the answer's last delta, the end of text included."""
     finish: Finish | None = None
     report: "BestOf | None" = None
     """How the answer was chosen, if it is the best of several."""
 
 
 async def collect(stream: AsyncGenerator[list[Delta], None], n: int) -> list[Delta]:
-    """The n answers of a stream, each in one piece, when all are whole."""
+    """Read a stream to its end; returns its n answers, each in one piece."""
     answers = [Delta(i, "", 0) for i in range(n)]
     async for deltas in stream:
         for new in deltas:
@@ -147,7 +147,7 @@ class Generator(Protocol):
     async def start(self) -> None: ...
 
     async def close(self) -> None:
-        """End what is running with a `Closing`."""
+        """Stop the engine; running streams end with a `Closing`."""
         ...
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
@@ -160,10 +160,10 @@ class Generator(Protocol):
 
 
 def require_embedded(folder: str, vocabulary: Mapping[str, int], rows: int) -> None:
-    """Check that a model has a row of its embedding for every token of its tokenizer.
+    """Check that a model's embedding has a row for every token of its tokenizer.
 
     Raises:
-        ValueError: a chat with that token would fail, and the answers beside it too.
+        ValueError: it lacks one; a chat with that token would fail, and so would all answers of its batch.
     """
     token = max(vocabulary, key=lambda name: vocabulary[name])
     if vocabulary[token] >= rows:
@@ -174,17 +174,17 @@ def require_embedded(folder: str, vocabulary: Mapping[str, int], rows: int) -> N
 
 
 def require_known(prompt: Sequence[int], rows: int) -> None:
-    """Check a prompt before it joins others, which would fail with it.
+    """Check a prompt before it joins a batch, which would fail with it.
 
     Raises:
-        GenerationError: it has a token that the model's embedding of so many rows lacks.
+        GenerationError: it has a token without a row in the model's embedding.
     """
     if (last := max(prompt, default=0)) >= rows:
         raise GenerationError(f"the prompt has the token {last}, and the model's embedding has {rows} rows")
 
 
 def engine_of(name: str) -> str:
-    """The engine that "auto" stands for: vLLM where it is installed."""
+    """Return the engine's name. "auto" means vLLM if it is installed, else transformers."""
     from importlib.util import find_spec
 
     return name if name != "auto" else "vllm" if find_spec("vllm") else "transformers"
@@ -195,7 +195,7 @@ class ChatTooLong(ValueError):
 
 
 class Rewards:
-    """Reads the objectives of a policy's contract off a scorer; one batch at a time, in its own thread.
+    """Scores answers on the objectives of a policy's contract, one batch at a time, in its own thread.
 
     Raises:
         ValueError: an objective reads a head that the scorer lacks, or the contract names no heads.
@@ -212,10 +212,10 @@ class Rewards:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
 
     async def score(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
-        """What each answer to a chat earns: reward_NK, in points.
+        """Score answers to a chat; returns reward_NK, in points.
 
         Raises:
-            ChatTooLong: a reward model cannot read one of them.
+            ChatTooLong: the chat with one of the answers exceeds a reward model's context.
             ValueError: the chat does not alternate between user and assistant.
         """
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._score, messages, answers)

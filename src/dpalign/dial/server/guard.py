@@ -43,12 +43,12 @@ class Gone(Exception):
 
 
 class Guard:
-    """Answers the requests that no route needs to see, and ends those whose client has left.
+    """Refuses requests that no route needs to see, and ends requests whose client has left.
 
     Args:
-        key: the bearer token for /v1 and /metrics; None asks for none.
-        hosts: names by which a browser may call this server; None takes any. A page of another site cannot read answers
-            through a name of its own that points to this machine.
+        key: the bearer token for /v1 and /metrics; None needs none.
+        hosts: names by which a browser may call this server; None allows any. They keep a page of another site from
+            reading answers through its own name, pointed at this machine.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Guard:
 
 
 def _values(body: bytes) -> int:
-    """About how many values a JSON text has: its commas and brackets outside strings, counted at memory speed."""
+    """Estimate how many values a JSON text has, by its commas and brackets outside strings, at memory speed."""
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
     if (quotes := plain.count(b'"')) > 4 * VALUES:
         return quotes
@@ -156,10 +156,10 @@ def _values(body: bytes) -> int:
 
 
 class _Reply:
-    """Sends a response, and knows how far it got.
+    """Sends a response, and records its status and whether it is complete.
 
     Args:
-        seconds: how long the client may leave what is sent unread; it would keep its place in line for good.
+        seconds: how long the client may leave data unread. Without this limit it would keep its place in line for good.
     """
 
     def __init__(self, send: Send, seconds: float) -> None:
@@ -179,16 +179,16 @@ class _Reply:
 
 
 async def _unless_gone(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, reply: _Reply) -> None:
-    """Answer a request whose body is here; cancel the work when its client leaves.
+    """Answer a request whose body has arrived; cancel the work when its client leaves.
 
     Raises:
-        Gone: it has left.
+        Gone: the client has left.
     """
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
         if not messages:
-            await asyncio.Event().wait()  # nothing more comes: leaving is noticed here
+            await asyncio.Event().wait()  # no more input comes; `left` notices when the client leaves
         return messages.pop()
 
     async def left() -> None:
@@ -256,7 +256,7 @@ def _invalid(error: Mapping[str, Any]) -> ApiError:
 
 
 def _digest(key: str) -> bytes:
-    """Of one length for every key, so that the time of a comparison tells nothing."""
+    """Hash a key to a fixed length, so that the time of a comparison reveals nothing."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 

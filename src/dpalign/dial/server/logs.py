@@ -9,16 +9,16 @@ log = logging.getLogger("dpalign.dial")
 LOGGERS: Final = ("asyncio", "dpalign.dial", "uvicorn.access", "uvicorn.error")
 """The loggers whose lines any client can cause."""
 SECONDS: Final = 1.0
-"""Between two lines of one kind."""
+"""Least time between two lines of one kind."""
 
 Kind = tuple[str, int, object]
 """File, line of code, and the status of a refused request."""
 
 
 class Sparing(logging.Filter):
-    """Lets one line of a kind through each second, and counts the others for `tell`.
+    """Lets through one line of each kind a second, and counts the others for `tell`.
 
-    A request that is answered always has its line.
+    An access line with a status below 400 always passes.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Sparing(logging.Filter):
 
 
 SPARING: Final = Sparing()
-"""Of this process, whose loggers are shared too."""
+"""One for the process, which shares its loggers too."""
 
 
 def spare_the_log() -> None:

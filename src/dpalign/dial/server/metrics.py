@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus's form: GET /metrics."""
+"""The server's metrics in Prometheus's format, for GET /metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter that nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an unread gauge beside each counter
 
 SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 """Bounds of the histograms' buckets."""
@@ -38,7 +38,7 @@ class Metrics:
         self.registry.register(_Gauges(now))
 
     def count(self, what: str, amount: float) -> None:
-        """Work that the service has done; see `Service.count`."""
+        """Count work of the service; see `Service.count`."""
         self.first.observe(amount) if what == "first_token_seconds" else self.work[what].inc(amount)
 
     def text(self) -> bytes:

@@ -62,7 +62,7 @@ class Service:
     """One model behind the API.
 
     Args:
-        temperature: of a request that states none.
+        temperature: the default of a request.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Service:
         self.line = Line(limits.max_concurrent, limits.max_queue)
         self.scoring = Line(4, limits.max_queue)
         self.count: Callable[[str, float], None] = lambda what, amount: None
-        """Told of work done: prompt_tokens, generated_tokens, scored_answers, first_token_seconds."""
+        """Called with each amount of work: prompt_tokens, generated_tokens, scored_answers, first_token_seconds."""
         self.created = int(time())
         self.closing = False
         """The server takes no new requests."""
         self.max_prompt = min(limits.max_prompt or generator.context, generator.context - 1)
         self.max_characters = self.max_prompt * (1 + max(map(len, generator.prompts.tokenizer.get_vocab())))
-        """Of a chat: even the longest tokens, with a space between them, are too many for more."""
+        """Most characters of a chat. More do not fit, even in the longest tokens with a space between them."""
 
     def now(self) -> dict[str, float]:
         load = {f"engine_{name}": value for name, value in self.generator.load.items()}
@@ -105,7 +105,7 @@ class Service:
         )
 
     def taste(self, choices: Sequence[Choice]) -> TasteReply:
-        """A person's direction, as far as choices between answers tell.
+        """Estimate a person's direction from choices between answers.
 
         Raises:
             ApiError: the model takes no directions, or the rewards are of other objectives.
@@ -133,12 +133,12 @@ class Service:
 
     @asynccontextmanager
     async def placed(self, request: ChatRequest) -> AsyncIterator[Order]:
-        """A request's place in line, and its order: checked against the model and the limits.
+        """Check a request against the model and the limits; yield its order while it holds a place in line.
 
-        The prompt is tokenized in its place: all requests share one thread for that.
+        The prompt is tokenized once the request has its place, because all requests share one thread for that.
 
         Raises:
-            ApiError: what is wrong with it; the line is full.
+            ApiError: the request is wrong, or the line is full.
         """
         began = perf_counter()
         preference = self.direction(request)
@@ -157,10 +157,10 @@ class Service:
             yield Order(messages, prompt, sampling, preference, warnings, request.best_of, spread, began)
 
     def direction(self, request: ChatRequest) -> Preference | None:
-        """The direction that a request asks for, in whichever field.
+        """The direction that a request asks for, from any of its fields.
 
         Raises:
-            ApiError: another model's name, two directions, or none that can be read.
+            ApiError: another model's name, two directions, or one that cannot be read.
         """
         name, at, words = request.model.partition("@")
         if name != self.name:
@@ -244,7 +244,7 @@ class Service:
                 yield deltas
 
     async def _stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
-        """What the engine draws, counted."""
+        """Stream the engine's deltas, and count their tokens."""
         self.count("prompt_tokens", len(prompt))
         async with aclosing(self.generator.stream(prompt, sampling)) as stream:
             async for deltas in stream:
@@ -252,7 +252,7 @@ class Service:
                 yield deltas
 
     async def _best(self, order: Order) -> AsyncGenerator[list[Delta], None]:
-        """The best of `best_of` answers around the direction, whole."""
+        """Yield the best of `best_of` answers drawn around the direction, whole."""
         assert order.preference is not None
         assert order.best_of is not None
 
@@ -300,17 +300,17 @@ def open_service(
     temperature: float = 0.7,
     refuse_marks: bool = False,
 ) -> Service:
-    """The model at a path, loaded: an export, a policy's folder or a run's, or one that takes no directions.
+    """Load the model at a path: an export, a policy's folder, a run's folder, or a model that takes no directions.
 
     Args:
-        name: for clients; None takes the folder's.
+        name: the model's name for clients; None takes the folder's.
         rows: answers decoded side by side.
-        reward: see `dial.rewards.open_scorer`; without any, those inside the model's folder; False takes none.
+        reward: see `dial.rewards.open_scorer`; empty loads those inside the model's folder; False loads none.
         engine, dtype, engines, max_model_len: see `open_generator`.
         refuse_marks: see `Prompts`.
 
     Raises:
-        ValueError: what is wrong with which folder.
+        ValueError: names the folder, and says what is wrong with it.
     """
     own, model, contract_folder = find_model(path)
     contract = read_contract(contract_folder)
@@ -374,10 +374,10 @@ def open_rewards(
     template: RewardInput | None = None,
     dtype: str = "auto",
 ) -> Rewards | None:
-    """The rewards of a user's choice, or those of an export; None without either. See `dial.rewards`.
+    """Load the rewards that a user named, else those of an export; None without either. See `dial.rewards`.
 
     Raises:
-        ValueError: one cannot be opened, or an objective reads a head that they lack.
+        ValueError: a reward cannot be opened, or an objective reads a head that the rewards lack.
     """
     scorer = open_scorer(model, contract, reward, template=template, dtype=dtype)
     return None if scorer is None else Rewards(scorer, contract)
@@ -399,7 +399,7 @@ class Line:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """One place, for the time of a `with`.
+        """Hold one place during a `with`.
 
         Raises:
             ApiError: on entering, when the line is full; says when to try again.

@@ -87,7 +87,7 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
 
     def json(self) -> str:
-        """ASCII: whatever a client sent can be shown to it."""
+        """The error as JSON in ASCII, so that any text from a client can be shown to it."""
         kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
         param = None if self.param is None else self.param[:_SHOWN]
         error = {"message": self.message[:_SHOWN], "type": kind, "param": param, "code": self.code}
@@ -114,11 +114,11 @@ _FAULTS: Final = {
     "at least {min_length} long": ("too_short", "string_too_short"),
     "at most {max_length} long": ("too_long", "string_too_long"),
 }
-"""What a value must be, by pydantic's names for what it is not."""
+"""What a value must be, and pydantic's error types that say it is not."""
 
 
 def fault_words(fault: Mapping[str, Any]) -> str:
-    """What is wrong with a field, in our words: pydantic's own name our classes."""
+    """Say what is wrong with a field, in our words: pydantic's own words name our classes."""
     context: Mapping[str, Any] = fault.get("ctx", {})
     match fault["type"]:
         case "missing":
@@ -189,7 +189,7 @@ def _ends_with_the_user(messages: list[ChatMessage]) -> list[ChatMessage]:
     return messages
 
 
-# the first fault is enough: an error for each of many would hold up all other clients
+# stop at the first fault: building an error for each of many would delay all other clients
 Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), AfterValidator(_ends_with_the_user)]
 
 
@@ -259,7 +259,7 @@ class ChatRequest(BaseModel):
                 continue
             if name not in REFUSED:
                 known = [*type(self).model_fields, *IGNORED, *REFUSED]
-                name = name[:_LONGEST]  # looking for the nearest of a long one takes seconds
+                name = name[:_LONGEST]  # a search for the nearest name takes seconds if it is long
                 hint = name_hint(name, known).partition(";")[0]
                 _refuse(f"unknown field {name!r} ({hint})", name, "unknown_field")
             if not _asks_for_nothing(value, REFUSED[name]):
@@ -274,7 +274,7 @@ class ChatRequest(BaseModel):
 
 
 def _asks_for_nothing(value: object, neutral: Sequence[Any]) -> bool:
-    """Whether a field of OpenAI's is null or neutral; false is no 0, and 0.0 is."""
+    """Whether a field of OpenAI's is null or neutral. false does not count as 0; 0.0 does."""
     types = (type(value), int) if isinstance(value, float) else (type(value),)
     return value is None or any(type(nothing) in types and value == nothing for nothing in neutral)
 
@@ -310,7 +310,7 @@ class TasteRequest(BaseModel):
 
 
 class DialReply(BaseModel):
-    """The reply of GET /v1/dial: what a client needs to draw the dial and to ask. Null where it is unknown."""
+    """The reply of GET /v1/dial: what a client needs to draw the dial and to ask. Unknown values are null."""
 
     model: str
     objectives: list[str]
@@ -349,7 +349,7 @@ def _population(trained: Mapping[str, Any] | None, objectives: int) -> Populatio
 
 
 class TasteReply(BaseModel):
-    """The reply of POST /v1/taste: a person's direction, as far as the choices tell."""
+    """The reply of POST /v1/taste: a person's direction, estimated from choices."""
 
     preference: dict[str, float]
     angle: float | None = Field(None, description="Degrees, where the model weighs two objectives")

@@ -35,7 +35,7 @@ class Prompts:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
 
     async def ids(self, messages: Sequence[Message], preference: Mapping[str, float] | None) -> list[int]:
-        """A prompt up to where its answer begins; the template writes the direction and all special tokens.
+        """Token ids of a prompt, up to where its answer begins. The template writes direction and special tokens.
 
         Raises:
             ValueError: the template refuses the chat or the direction, or a message holds a mark.
@@ -74,7 +74,7 @@ class Detokenizer:
     def __init__(self, decode: Callable[[list[int]], str], special: Collection[int] = ()) -> None:
         self.decode, self.special = decode, special
         self.ids: list[int] = []
-        # the text of ids[start:read] is out; it gives the next tokens their surroundings
+        # the text of ids[start:read] is out; it is decoded again, as context of the next tokens
         self.start = self.read = 0
 
     def push(self, token: int) -> str:
@@ -84,7 +84,7 @@ class Detokenizer:
         return self._new(whole=True)
 
     def flush(self) -> str:
-        """What was held back, even if it is no whole character."""
+        """Return the text held back, even if it is no whole character."""
         return self._new(whole=False)
 
     def _new(self, whole: bool) -> str:
@@ -103,7 +103,7 @@ class StopStrings:
         self.held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """What can be shown, and whether a stop string followed it."""
+        """The text that can be shown, and whether a stop string follows it."""
         if not self.stops:
             return text, False
         self.held += text
@@ -126,7 +126,7 @@ class AnswerText:
         self.detokenizer, self.stops = detokenizer, StopStrings(stops)
 
     def push(self, tokens: Sequence[int], last: bool) -> tuple[str, bool]:
-        """What these tokens add, and whether a stop string ended the answer.
+        """The text that these tokens add, and whether a stop string ended the answer.
 
         Args:
             last: no more tokens will come; nothing is held back.

@@ -3,7 +3,7 @@
 Prompts wait in the order they came. They join between two steps, a few at a time, when all their answers have room. An
 answer leaves when it ends, or when its client has left. Between two steps the event loop delivers what was drawn.
 
-A step that fails is tried again for each answer alone: only those that fail alone are given up.
+If a step fails, each of its answers is tried alone. Only answers that fail alone are given up.
 
 Shapes: R rows (answers being decoded), V vocabulary.
 """
@@ -33,7 +33,7 @@ log = logging.getLogger("dpalign.dial")
 JOIN_EVERY: Final = 4
 """Steps between two prefills while others are decoded: a prefill takes about as long as a step."""
 CROWD: Final = 8
-"""A line whose answers would fill one in CROWD of all rows is read at once."""
+"""Waiting prompts join at once if their answers fill at least one in CROWD of all rows."""
 
 
 class _Ticket:
@@ -61,7 +61,7 @@ class _Row:
 
     @property
     def ids(self) -> list[int]:
-        """All tokens so far, for a model that has read none of them."""
+        """Prompt and answer so far, for a model that has read none of it."""
         return [*self.ticket.prompt, *self.drawn]
 
 
@@ -71,12 +71,12 @@ class BatchingGenerator:
     Args:
         folder: a policy folder or hub name.
         rows: answers decoded side by side.
-        prefill_tokens: prompt tokens read in one step. More would hold up those who are being answered. A longer
-            prompt is read alone.
+        prefill_tokens: prompt tokens read in one step. More would delay the answers in progress. A longer prompt is
+            read alone.
 
     Raises:
-        ValueError: weights that are not all there (`load_whole`); layers that keep something else than keys and values;
-            tokens of the tokenizer that the model lacks.
+        ValueError: weights are missing (`load_whole`); a layer keeps something other than keys and values; the
+            tokenizer has tokens that the model lacks.
     """
 
     def __init__(self, folder: str, *, rows: int, dtype: str = "auto", prefill_tokens: int = 4096) -> None:
@@ -97,14 +97,14 @@ class BatchingGenerator:
         self.tickets: deque[_Ticket] = deque()
         self.decoding: list[_Row] = []
         self.failing: list[_Ticket] = []
-        """Those that the last step could not go on with."""
+        """The tickets that failed in the last step."""
         self.steps = self.joined = 0
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoding")
         self.wake = asyncio.Event()
         self.work: asyncio.Task[None] | None = None
         self.closed = False
         self.ended: GenerationError | None = None
-        """Why it decodes no more."""
+        """Why decoding has ended; None before that."""
 
     @property
     def load(self) -> Mapping[str, float]:
@@ -134,8 +134,8 @@ class BatchingGenerator:
 
         Raises:
             ValueError: more answers than rows, or no room for the answer in the context.
-            GenerationError: the model failed on these answers, or for good, or knows no such token; the server is
-                shutting down.
+            GenerationError: the model failed on these answers or for good; it lacks a token of the prompt; or the
+                server is shutting down.
         """
         if not 1 <= sampling.n <= self.rows:
             raise ValueError(f"{sampling.n} answers to a prompt; this server decodes 1 to {self.rows} side by side")
@@ -166,7 +166,7 @@ class BatchingGenerator:
                 self.tickets.remove(ticket)
 
     async def _work(self) -> None:
-        """Decode until closed. Whatever ends it, whoever still waits gets the reason."""
+        """Decode until closed. If decoding ends, every waiting client gets the reason."""
         reason = GenerationError("the engine has died; see the log, and start the server again")
         try:
             while not self.closed:
@@ -183,7 +183,7 @@ class BatchingGenerator:
             self._give_up(reason, self.tickets)
 
     async def _turn(self) -> None:
-        """One step, and the delivery of what it drew."""
+        """Take one step and deliver its deltas."""
         loop = asyncio.get_running_loop()
         newcomers = self._admitted()
         try:
@@ -202,7 +202,7 @@ class BatchingGenerator:
                 ticket.news.set()
 
     async def _tried(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
-        """One step, and where it fails another one that leaves out the answers that fail alone."""
+        """Take one step. If it fails, take another, without the answers that fail alone."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self.thread, self._step, newcomers)
@@ -211,7 +211,7 @@ class BatchingGenerator:
         return await loop.run_in_executor(self.thread, self._step_anew, newcomers)
 
     def _admitted(self) -> list[_Ticket]:
-        """The next tickets in line whose answers all have room; now and then while others are decoded."""
+        """Take the next tickets whose answers all have room. While others decode, wait for JOIN_EVERY or CROWD."""
         newcomers: list[_Ticket] = []
         wanted = sum(ticket.sampling.n for ticket in self.tickets)
         decoding = self._unended
@@ -227,7 +227,7 @@ class BatchingGenerator:
         return newcomers
 
     def _give_up(self, reason: GenerationError, more: Iterable[_Ticket]) -> None:
-        """End every answer that is being decoded, and these."""
+        """Fail every answer that is being decoded, and the tickets of `more`."""
         self._fail(reason, [*(row.ticket for row in self.decoding), *more])
         self.decoding = []
 
@@ -238,9 +238,9 @@ class BatchingGenerator:
 
     @torch.inference_mode()
     def _step(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
-        """Rows read their last token, newcomers join, every row draws its next token, ended rows leave.
+        """Drop ended rows, read the last token of the others, let newcomers join, draw each row's next token.
 
-        It runs in the thread, while the event loop sends what the step before drew.
+        It runs in the thread, while the event loop sends the deltas of the previous step.
         """
         self._keep([i for i, row in enumerate(self.decoding) if not (row.ended or row.ticket.cancelled)])
         logits: list[torch.Tensor] = []
@@ -254,9 +254,9 @@ class BatchingGenerator:
 
     @torch.inference_mode()
     def _step_anew(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
-        """The same step after it failed, whatever the decoder was left with: it reads every answer from its prompt on.
+        """Take a failed step again with an emptied decoder: read every answer from its prompt on.
 
-        Each answer is first read alone. One that fails is left out, with all others of its request.
+        Each answer is first read alone. If it fails, its whole request is left out.
         """
         rows = [row for row in self.decoding if not (row.ended or row.ticket.cancelled)]
         joined = {row.ticket for row in rows}
@@ -280,7 +280,7 @@ class BatchingGenerator:
         )
 
     def _deltas(self, logits: Sequence[torch.Tensor]) -> list[tuple[_Ticket, Delta]]:
-        """The next token of each row, as text."""
+        """Draw the next token of each row; returns them as deltas."""
         if not self.decoding:
             return []
         self.steps += 1
@@ -289,7 +289,7 @@ class BatchingGenerator:
         for row, token in zip(self.decoding, token_R, strict=True):
             try:
                 deltas.append((row.ticket, self._delta(row, token)))
-            except Exception:  # of this row alone: the others have their token already
+            except Exception:  # only this row is at fault: the others have their tokens already
                 log.exception("an answer has no text, and is given up")
                 self.failing.append(row.ticket)
         return deltas
@@ -344,7 +344,7 @@ def draw_rows(
 
 
 def nucleus(logits_RV: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:
-    """The logits, minus infinity for all but the fewest likeliest tokens whose probabilities reach top-p."""
+    """The logits, with minus infinity outside the fewest likeliest tokens whose probabilities reach top-p."""
     sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
     share_RV = torch.softmax(sorted_RV, dim=-1)
     before_RV = share_RV.cumsum(dim=-1) - share_RV

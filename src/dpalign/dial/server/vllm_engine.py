@@ -30,7 +30,7 @@ ENVIRONMENT: Final = {
 """vLLM reads these when it is imported; a value that is set already stays."""
 
 _CPU_CACHE: Final = 1 << 30
-"""Bytes of keys and values without a GPU, where vLLM's own default takes nearly all memory."""
+"""Bytes of keys and values without a GPU. vLLM's own default takes nearly all memory there."""
 
 
 class VllmGenerator:
@@ -43,8 +43,8 @@ class VllmGenerator:
         max_model_len: tokens of a prompt and its answer; None: what the model's context holds.
 
     Raises:
-        ValueError: vLLM is not installed, does not fit this machine, or cannot start with this model; a folder whose
-            tensors are not all there.
+        ValueError: vLLM is not installed, does not fit this machine, or cannot start with this model; or the folder
+            lacks tensors.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class VllmGenerator:
             "max_model_len": max_model_len,
             "tensor_parallel_size": settings.tensor_parallel,
             "enable_prefix_caching": True,
-            "generation_config": "vllm",  # or a folder's own top_k would cut the distribution
+            "generation_config": "vllm",  # otherwise the folder's own top_k would cut the distribution
             "trust_remote_code": False,
             "disable_log_stats": True,
         }
         if torch.cuda.is_available():
             arguments["gpu_memory_utilization"] = settings.gpu_memory
-        else:  # its CPU engine dies where the prefill of a seeded request is split
+        else:  # vLLM's CPU engine dies if the prefill of a seeded request is split
             context = max_model_len or int(getattr(config, "max_position_embeddings", 0) or 4096)
             arguments |= {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK}
             arguments |= {"kv_cache_memory_bytes": _CPU_CACHE, "max_num_batched_tokens": max(context, 4096)}
@@ -142,7 +142,7 @@ class VllmGenerator:
                         return
         except GenerationError:
             raise
-        except Exception as error:  # the request was checked before: what fails is the engine
+        except Exception as error:  # the request was checked before, so the engine has failed
             raise GenerationError("vLLM could not go on; see the server's log") from error
 
 
@@ -154,7 +154,7 @@ class _VllmAnswer:
     finished: bool = False
 
     def delta(self, new: Any) -> Delta | None:
-        """What is new in it; None where a stop string that vLLM does not see has ended it before."""
+        """The new piece; None if a stop string that vLLM does not see has ended the answer already."""
         if self.finished:
             return None
         reasons: dict[str | None, Finish | None] = {None: None, "stop": "stop", "length": "length"}

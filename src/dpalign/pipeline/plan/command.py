@@ -25,9 +25,9 @@ NUMBER: Final = re.compile(r"[\d.,e+-]*( [kMGT])?|\?|\d+ (s|min|h \d+ min)")
 
 
 LARGEST: Final = 1e15
-"""The most that a count or a price can be taken to be."""
+"""The largest count or price that is accepted."""
 WIDTH: Final = 100
-"""Columns that a line may fill."""
+"""The most columns of a line."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
 
 
 def _prices(words: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
-    """The price of a GPU-hour of each kind: PRICE words are of all kinds, KIND=PRICE words of one."""
+    """The price of a GPU-hour by kind: a word PRICE sets all kinds, a word KIND=PRICE one."""
     prices: dict[str, float] = {}
     for word in words:
         kind, _, number = word.rpartition("=")
@@ -103,7 +103,7 @@ def _numbers(option: str, words: Sequence[str], known: type) -> dict[str, float]
 
 
 def _number(option: str, word: str, number: str, form: str) -> float:
-    """The number of a word, from 0 to what sums and products of such numbers have room for."""
+    """The number of a word, from 0 to LARGEST: sums and products of such numbers stay finite."""
     try:
         value = float(number)
     except ValueError:
@@ -114,7 +114,7 @@ def _number(option: str, word: str, number: str, form: str) -> float:
 
 
 def as_json(plan: Plan, prices: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The plan's figures; a figure that nothing tells is null."""
+    """The plan's figures; an unknown figure is null."""
     return {
         "recipe": plan.recipe.name,
         "model": asdict(plan.model) | {"parameters": plan.model.parameters},
@@ -153,7 +153,7 @@ def _costs(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _counted(plan: Plan, hours: float) -> float | None:
-    """Hours by FLOPs; none of a model that is too small for that."""
+    """Hours by FLOPs; None if the model is too small for that."""
     return hours if plan.counts_hours else None
 
 
@@ -172,7 +172,7 @@ def costs_of(plan: Plan, prices: Mapping[str, float]) -> dict[str, float]:
 
 
 def idle(plan: Plan) -> dict[str, list[str]]:
-    """The steps that leave GPUs idle, by what would change it."""
+    """The steps that leave GPUs idle, by the cure."""
     cures: dict[str, list[str]] = {}
     for step in plan.steps:
         if cure := plan.spreads[step.name].cure:
@@ -227,7 +227,7 @@ def head(plan: Plan) -> str:
 
 
 def table(plan: Plan) -> str:
-    """Steps with what they compute, on how many GPUs, and the hours that pass; those without a model are left out."""
+    """What each step computes, on how many GPUs, and the hours that pass; steps without a model are left out."""
     counted = plan.gpus if plan.counts_hours else ()
     heads = ["step", "sampled", "scored", "trained", "FLOPs"]
     heads += ["GPUs"] if counted else []
@@ -257,7 +257,7 @@ def table(plan: Plan) -> str:
 
 
 def _cells(plan: Plan, title: str, names: Sequence[str]) -> list[str]:
-    """A row of the table: the sums of some steps; of all of them, the hours until the last is taken."""
+    """A row of the table: the sums of some steps. For all steps the measured hours are those until the last ends."""
     load = sum((plan.loads[name] for name in names), Load())
     counted = plan.gpus if plan.counts_hours else ()
     cells = [title, *(_short(x) for x in (load.sampled, load.scored, load.trained))]
@@ -275,7 +275,7 @@ def _cells(plan: Plan, title: str, names: Sequence[str]) -> list[str]:
 
 
 def totals(plan: Plan, prices: Mapping[str, float]) -> str:
-    """For each kind the hours that pass, the share that GPUs work, and the price; then what is idle, and why."""
+    """For each kind of GPU the hours that pass, the share at work and the price; then the idle steps and the cure."""
     lines = []
     wanted = asked(plan.recipe)
     if plan.gpus and wanted > plan.count:
@@ -325,7 +325,7 @@ def memory_table(plan: Plan) -> str:
 
 
 def _fit(least: int | None, count: int) -> str:
-    """Whether what needs at least so many GPUs fits."""
+    """Whether work that needs `least` GPUs fits `count`."""
     if least is None:
         return "no"
     return "yes" if least == 1 else f"{'yes' if least <= count else 'no'}: on {least}"
@@ -344,12 +344,12 @@ def disk_table(plan: Plan) -> str:
 
 
 def _wrapped(line: str) -> str:
-    """A sentence in lines of the width."""
+    """A sentence wrapped to WIDTH."""
     return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns: the first and words to the left, numbers to the right."""
+    """Align the columns: words to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     right = [all(NUMBER.fullmatch(row[column]) for row in rows[1:]) for column in range(len(widths))]
     lines = []
@@ -360,7 +360,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _short(number: float) -> str:
-    """A count with three digits and a letter; nothing for none."""
+    """A count with three digits and a letter; empty for 0."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {letter}"

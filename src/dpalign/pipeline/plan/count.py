@@ -26,7 +26,7 @@ class Efficiency:
     sampling: float = 0.4
     scoring: float = 0.5
     training: float = 0.25
-    """What the paper's 60 A6000-hours come to, if they are its training (docs/plan.md)."""
+    """The share that the paper's 60 A6000-hours imply, if they are its training (docs/plan.md)."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Plan:
     rates: Rates | None = None
     run: str = ""
     taken: Mapping[str, float] = field(default_factory=dict)
-    """Hours of each step by what the run took."""
+    """Hours of each step, from the times of the run."""
 
     @property
     def counts_hours(self) -> bool:
-        """Whether FLOPs tell the hours: not of a small model."""
+        """Whether hours follow from FLOPs: not for a small model."""
         return self.model.parameters >= SMALLEST
 
     def hours(self, load: Load, gpu: Gpu) -> float:
-        """GPU-hours: FLOPs at the assumed efficiency, and no less than a GPU's memory and its launches allow."""
+        """GPU-hours: FLOPs at the assumed efficiency, and no less than memory bandwidth and kernel launches allow."""
         peak = gpu.peak(self.recipe.model.dtype)
         sampling = load.sampling / (peak * self.efficiency.sampling)
         seconds = max(sampling, self.streaming(load, gpu))
@@ -82,21 +82,21 @@ class Plan:
         return (self.hours(load, gpu) - one) / self.spreads[name].speed + one
 
     def wall(self, gpu: Gpu) -> float:
-        """Hours of all steps, one after the other: those side by side would share the GPUs."""
+        """Hours of all steps, one after the other: steps side by side would share the GPUs."""
         return sum(self.elapsed(step.name, gpu) for step in self.steps)
 
     def peak_hours(self, load: Load, gpu: Gpu) -> float:
-        """GPU-hours at 100% of the peak: a count, and nobody's rate."""
+        """GPU-hours at 100% of the peak, which no run reaches."""
         return load.flops / gpu.peak(self.recipe.model.dtype) / HOUR
 
     def measured_hours(self, load: Load) -> float:
-        """Hours at the run's own rates; NaN where it has none of them."""
+        """Hours at the run's own rates; NaN if a rate is not known."""
         assert self.rates is not None
         return self.rates.hours(load)
 
     @property
     def measured_wall(self) -> float:
-        """Hours of all steps by what the run took, `jobs` of them side by side; NaN where it does not tell."""
+        """Hours of all steps, from the times of the run, `jobs` of them side by side; NaN if a step's are unknown."""
         return elapsed(self.steps, self.taken, self.recipe.jobs)
 
     @property
@@ -130,8 +130,8 @@ def make(
     """Count what a recipe costs.
 
     Args:
-        count: the GPUs that there are; None takes those that the recipe asks for.
-        shared: a prompt is read once for all that follows it, not once an answer.
+        count: the number of GPUs; None takes what the recipe asks for.
+        shared: a prompt is read once for all its answers, not once an answer.
 
     Raises:
         ValueError: an unknown model, a run without finished stages, or a count or share out of range.
@@ -160,7 +160,7 @@ def make(
 
 
 def sizes_of(recipe: Recipe) -> Sizes:
-    """What is assumed of a recipe's data before it is read."""
+    """The sizes that are assumed of a recipe's data before it is read."""
     sizes = Sizes(evaluated=float(recipe.data.validation_prompts))
     if recipe.data.world:
         world, kept = recipe.world, 1 - recipe.data.heldout - recipe.data.judge

@@ -1,9 +1,9 @@
-"""GPUs by their data sheets, the model that a recipe starts from, and what must be held in memory and on disk.
+"""GPUs by their data sheets, the model that a recipe starts from, and the memory and disk that its steps need.
 
 Memory and disk are estimates by formula, in bytes. Training holds weights, gradients and the optimizer's state in
-float32, as it is done here (`training_dtype`), a LoRA's model in its own type, and with recomputed activations the
-inputs of every layer and the inside of one. TRL computes the losses of its trainers without all logits (`kernels/`);
-the reward model and the base model from scratch hold them in float32.
+float32 (`training_dtype`), and a LoRA's model in its own type. Activations are recomputed: it holds the inputs of every
+layer and the inside of one. TRL computes the losses of its trainers without all logits (`kernels/`); the reward model
+and the base model from scratch hold them in float32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,22 +23,22 @@ from dpalign.train.knobs import Training
 
 GIB: Final = 2**30
 USABLE: Final = 0.9
-"""Of a GPU's memory; the rest is the libraries' and fragments."""
+"""Share of a GPU's memory; libraries and fragments take the rest."""
 GROUPS: Final = (1, 2, 4, 8, 16, 32, 64)
 WIDTHS: Final = {"bfloat16": 2, "float32": 4}
 LOGITS: Final = 3
-"""Float32 numbers a logit in training: it, its log-softmax and a gradient."""
+"""Float32 numbers a logit in training: the logit, its log-softmax and a gradient."""
 DRAWN_LOGIT: Final = 3 * 8
-"""Bytes a logit in the transformers engine's draws: in float64 it, its probability and their sum."""
+"""Bytes a logit when the transformers engine draws: the logit, its probability and their running sum, in float64."""
 READ_TOKENS: Final = 16_384
-"""Tokens of a forward that the reward model's head is first fitted on (`rewards.model.READ_TOKENS`)."""
+"""Tokens of a forward in the first fit of the reward model's head (`rewards.model.READ_TOKENS`)."""
 LAUNCH: Final = 8e-4
-"""Seconds of a layer's forward at least, where PyTorch launches it kernel by kernel: assumed of any GPU. (7B models are
-known to decode at about 40 forwards a second in transformers, however fast the GPU.)"""
+"""The least seconds of a layer's forward that PyTorch launches kernel by kernel, assumed for any GPU. (7B models are
+known to decode at about 40 forwards a second in transformers, on a GPU of any speed.)"""
 TOKEN_BYTES: Final = 2 * 4
-"""On disk, of a token that is trained on: its id, and its label."""
+"""Bytes on disk of a token that is trained on: its id and its label."""
 STATES: Final = {"adamw": 2, "rmsprop": 1}
-"""Numbers a weight that an optimizer keeps."""
+"""Numbers that an optimizer keeps for each weight."""
 TRAININGS: Final = {
     "base": "base model",
     "reward": "reward model",
@@ -50,9 +50,9 @@ TRAININGS: Final = {
     "prefer": "policy (DPO)",
     "reinforce": "policy (GRPO)",
 }
-"""The kinds of steps whose memory is told, and what they train."""
+"""The trainings in the table of memory: the stage, and what it trains."""
 SCORE_BYTES: Final = 50
-"""Of a scored answer: its rewards on all heads, and who it is."""
+"""Bytes on disk of a scored answer: its rewards on all heads, and its ids."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Gpu:
     launch: float = LAUNCH
 
     def peak(self, dtype: str) -> float:
-        """Products of a recipe's `model.dtype`, a second."""
+        """The peak of products a second in a recipe's `model.dtype`."""
         return 1e12 * (self.tflops if dtype == "bfloat16" else self.float32)
 
 
@@ -130,35 +130,35 @@ class Need:
     model: float
     """Weights, and in training gradients and the optimizer's state: what several GPUs can divide."""
     beside: float
-    """Activations, or keys and values: of each GPU in training; divided, too, in sampling and scoring."""
+    """Activations, or keys and values: each GPU's own in training, divided in sampling and scoring."""
     divides: bool = False
     """Whether `beside` is divided with the model (tensor parallel)."""
     note: str = ""
     logits: float = 0.0
-    """Of each GPU."""
+    """On each GPU."""
     gradients: float = 0.0
-    """Whole ones, of each GPU: FSDP2 adds up an update's micro-batches before it divides them."""
+    """Undivided gradients on each GPU: FSDP2 adds up an update's micro-batches before it divides them."""
     room: float = 0.0
-    """Memory of a GPU below which vLLM's shares of it hold no engine."""
+    """The least memory of a GPU in which vLLM's shares hold their engines."""
     undivided: bool = False
     """Whether one GPU must hold it all."""
 
     def on(self, gpus: int) -> float:
-        """Bytes of each of so many."""
+        """Bytes on each of so many GPUs."""
         parts = 1 if self.undivided else gpus
         beside = self.beside / parts if self.divides else self.beside
         return self.model / parts + beside + self.logits + self.gradients
 
     def fits(self, gpu: Gpu, gpus: int) -> bool:
-        """Whether so many hold it."""
+        """Whether so many GPUs hold it."""
         return self.on(gpus) <= USABLE * gpu.gib * GIB and self.room / gpus <= gpu.gib * GIB
 
     def least(self, gpu: Gpu) -> int | None:
-        """The fewest GPUs that hold it; None: not even the most counted."""
+        """The fewest GPUs that hold it; None if not even the largest of GROUPS does."""
         return next((n for n in ((1,) if self.undivided else GROUPS) if self.fits(gpu, n)), None)
 
     def verdict(self, gpu: Gpu, gpus: int) -> str:
-        """Whether it fits on so many, and how."""
+        """Whether it fits on so many GPUs, and how."""
         least = self.least(gpu)
         if least is None:
             return "no: one must hold it" if self.undivided else f"no: more than {GROUPS[-1]}"
@@ -192,7 +192,7 @@ def needs(recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Ste
 
 
 def _sampling(recipe: Recipe, model: Architecture, sizes: Sizes) -> Need:
-    """A policy with the keys and values of the answers at work; vLLM takes all that it may, and needs one of them."""
+    """A policy with the keys and values of its answers. vLLM takes all that it may, and needs those of one answer."""
     width, settings = WIDTHS[recipe.model.dtype], recipe.sampling
     weights, longest = float(model.parameters * width), settings.prompt_tokens + settings.max_new_tokens
     if recipe.engines.sampling == "vllm":
@@ -229,14 +229,14 @@ def _scoring(recipe: Recipe, model: Architecture) -> Need:
 
 
 def _evaluating(recipe: Recipe, model: Architecture, sizes: Sizes, *, judge: bool) -> Need:
-    """The policy, the rewards and the judge, all loaded. vLLM gives a policy half, a scorer a quarter of its memory."""
+    """The policy, the rewards and the judge, all loaded. A policy has half of vLLM's memory, the rewards a quarter."""
     width, engines, scorers = WIDTHS[recipe.model.dtype], recipe.engines, reward_models(recipe) + judge
     weights = float(model.parameters * width)
     drawing, scoring = _sampling(recipe, model, sizes), _read(recipe, model, recipe.reward.score_tokens, width)
     shares = ((0.5, engines.sampling), (0.25 / max(1, reward_models(recipe)), engines.scoring))
     granted = [share * engines.gpu_memory for share, engine in shares if engine == "vllm"]
     room = 0.0
-    if granted:  # the smallest share must hold an engine, and what is left the models of transformers
+    if granted:  # the smallest share must hold an engine, and the rest the models of transformers
         room = (weights + drawing.beside) / granted[-1]
         if engines.sampling != engines.scoring:
             others = scorers * weights + scoring if engines.sampling == "vllm" else drawing.on(1)
@@ -258,7 +258,7 @@ def _evaluating(recipe: Recipe, model: Architecture, sizes: Sizes, *, judge: boo
 
 
 def _reinforced(need: Need, recipe: Recipe, online: Reinforcing, model: Architecture, sizes: Sizes) -> Need:
-    """A training beside which stand the model that it diverges from, the reward model, and what its sampling keeps."""
+    """A training with its reference model, the reward models, and the keys and values of its sampling beside it."""
     width, training = WIDTHS[recipe.model.dtype], online.training
     reference = 0.0 if training.lora_rank or not online.beta else float(WIDTHS["float32"] * model.parameters)
     rows = max(1, training.batch // processes(recipe))
@@ -271,12 +271,12 @@ def _reinforced(need: Need, recipe: Recipe, online: Reinforcing, model: Architec
 
 
 def _shared(recipe: Recipe) -> str:
-    """The configuration by which a training's processes share a model; "" where each has its own."""
+    """The configuration by which a training's processes share a model; "" if each has its own."""
     return recipe.launch.config if recipe.launcher == "accelerate" else ""
 
 
 def _fitted(recipe: Recipe, model: Architecture) -> Need:
-    """The first fit of the reward model's head: each process holds the whole model, before any is divided."""
+    """The first fit of the reward model's head: each process holds the whole model, before it is divided."""
     training = recipe.reward.training
     width = WIDTHS[recipe.model.dtype if training.lora_rank or recipe.reward.freeze else "float32"]
     note = f"{width} bytes a weight, whole in each process; {READ_TOKENS} tokens at once"
@@ -302,7 +302,7 @@ def _trained(kind: str, training: Training, recipe: Recipe, model: Architecture)
     upcast = kind == "base" or (kind == "reward" and recipe.reward.lm_loss > 0)
     logits = float(tokens * model.vocabulary * LOGITS * WIDTHS["float32"]) if upcast else 0.0
     config = _shared(recipe)
-    if config in ("fsdp2", "zero3"):  # two layers are gathered at a time, and what reads tokens in and out
+    if config in ("fsdp2", "zero3"):  # two layers are gathered at a time, and the embeddings
         gathered = 2 * model.linear / model.layers + model.embedding * (1 if model.tied else 2)
         activations += gathered * width
     forwards = training.batch // (micro * processes(recipe))
@@ -322,21 +322,21 @@ def _learned(training: Training, model: Architecture) -> int:
 def disk(
     recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Step], loads: Mapping[str, Load]
 ) -> dict[str, float]:
-    """Bytes that a run leaves, by what they are, and what it needs besides while it trains.
+    """Bytes that a run leaves, by kind, and those that it needs only while it trains.
 
-    A LoRA is merged at the end: the model that it leaves is whole, and only its checkpoints are small.
+    A LoRA is merged at the end: its model is whole, and only its checkpoints are small.
     """
     width = WIDTHS[recipe.model.dtype]
     weights = float(model.parameters * width)
     trained = [step for step in steps if loads[step.name].trained]
     row = (sizes.prompt + sizes.answer) * sizes.text_bytes
     trainings = [step.stage.trains(recipe_of(recipe, step)) for step in trained if step.stage.trains is not None]
-    # What a training resumes from: the weights that learn, and the optimizer's state, in float32. Two are kept while a
-    # third is written.
+    # A checkpoint holds the weights that learn and the optimizer's state, in float32. Two are kept while a third is
+    # written.
     checkpoints = [_learned(t, model) * WIDTHS["float32"] * (1 + STATES[t.optimizer]) for t in trainings]
     answers = sum(loads[step.name].answers for step in steps)
     scored = sum(loads[step.name].scored for step in steps)
-    # The rows of a training as tokens, and once more packed.
+    # A training keeps its rows as tokens, and a second time if it packs them.
     tokens = [
         loads[step.name].rows
         * (sizes.chat if step.stage.name == "sft" else sizes.prompt + sizes.answer)
@@ -359,8 +359,8 @@ def disk(
 
 
 def host(recipe: Recipe, model: Architecture, steps: Sequence[Step], loads: Mapping[str, Load]) -> dict[str, float]:
-    """Bytes of the machine's own memory, by kind of work: each process of a training loads the whole model there before
-    it is divided, and each actor its own. Rows lie in files that are mapped, not held."""
+    """Bytes of host memory, by kind of work. Each process of a training loads the whole model there before it is
+    divided, and each actor its own. Rows are in mapped files and take none."""
     width, held = WIDTHS[recipe.model.dtype], dict[str, float]()
     actors = recipe.cluster.actors if recipe.cluster.address else 1
     held["sampling, scoring"] = float(actors * model.parameters * width)

@@ -19,12 +19,12 @@ from dpalign.stages.stage import Step
 
 HOUR: Final = 3600.0
 UNITS: Final = ("sampled", "scored", "trained")
-"""What a step's length is measured in: the first that it has."""
+"""The units of a step's length; the first that a step has counts."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Per second, on the machine that made the run; 0 where it has not got so far."""
+    """Rates per second on the machine that made the run; 0 if it has not got so far."""
 
     sampling: float = 0.0
     """Tokens of answers drawn."""
@@ -34,7 +34,7 @@ class Rates:
     """Tokens trained on."""
 
     def hours(self, load: Load) -> float:
-        """Hours at these rates; NaN where one is not known."""
+        """Hours at these rates; NaN if one is not known."""
         parts = ((load.sampled, self.sampling), (load.scored, self.scoring), (load.trained, self.training))
         return sum(units / (rate or math.nan) for units, rate in parts if units) / HOUR
 
@@ -44,7 +44,7 @@ KINDS: Final = {
     "scoring": (("score",), "scored"),
     "training": (("reward", "judge", "sft", "steerlm", "policy"), "trained"),
 }
-"""How the loop's own steps begin, and what their ledgers count."""
+"""For each rate: how the names of the loop's own steps begin, and the unit that their ledgers count."""
 
 
 def ledgers_of(run: Path) -> dict[str, Ledger]:
@@ -66,10 +66,10 @@ def hours_of(
     ledgers: Mapping[str, Ledger],
     rates: Rates,
 ) -> dict[str, float]:
-    """Hours of each step: a step that the run took with the same knobs takes what it took there.
+    """Hours of each step. A step that the run took with the same knobs has its hours there.
 
-    Others take the hours of their stage there, by the tokens or answers of both; without such a stage they go at the
-    run's rates. NaN where the run tells nothing.
+    The others scale the hours of the run's steps of the same stage by tokens or answers. Without such steps they go at
+    the run's rates. NaN if the run does not tell.
     """
     hours = {}
     for step in steps:
@@ -124,9 +124,9 @@ def measure(run: Path, ledgers: Mapping[str, Ledger], assumed: Sizes) -> tuple[S
 
 
 def _of_data(data: Path, sizes: Sizes) -> Sizes:
-    """Rows by what they are for."""
+    """The sizes with the numbers of rows in a run's data."""
     splits = read_table(data / "prompts", PROMPTS, ["split"])["split"].to_pylist()
-    rated = data / "train"  # prompts alone have none
+    rated = data / "train"  # a run on prompts alone has none
     sources = read_table(rated, RATED, ["source"])["source"] if rated.exists() else pa.chunked_array([[]], pa.string())
     others = int(pc.sum(pc.equal(sources, "helpsteer")).as_py() or 0)
     prompts = (splits.count("D1") + splits.count("D2")) / 2
@@ -143,7 +143,7 @@ def _of_data(data: Path, sizes: Sizes) -> Sizes:
 
 
 def _of_answers(shard: Path, ledgers: Sequence[Ledger], sizes: Sizes) -> Sizes:
-    """Tokens of answers as they were counted; of prompts by their letters, at as many a token as the answers have."""
+    """The sizes with mean tokens: of answers as counted, of prompts by letters at the answers' tokens a letter."""
     rows = sum(ledger["counts"]["out"] for ledger in ledgers)
     tokens = sum(ledger["tokens"]["sampled"] for ledger in ledgers)
     written = sum(sum(ledger["sizes"].values()) for ledger in ledgers)
@@ -159,5 +159,5 @@ def _tokens_a_letter(shard: Path) -> float:
 
 
 def _letters(messages: pa.ChunkedArray) -> int:
-    """Of all messages' contents."""
+    """The number of letters in all messages' contents."""
     return int(pc.sum(pc.utf8_length(pc.struct_field(pc.list_flatten(messages), "content"))).as_py() or 0)

@@ -1,7 +1,7 @@
-"""On how many GPUs a step runs, and the knob that would give it more.
+"""How many GPUs a step runs on, and the knob that would give it more.
 
-A training runs in `processes`, a GPU each. What draws and scores runs in one process, or in the actors of [cluster],
-each of which makes whole shards (docs/scale.md).
+A training runs in `processes`, a GPU each. Drawing and scoring run in one process, or in the actors of [cluster]; each
+actor makes whole shards (docs/scale.md).
 """
 
 import math
@@ -23,7 +23,7 @@ class Spread:
     gpus: int
     """GPUs that work on it."""
     speed: float
-    """How many times faster than on one: less than `gpus` where some wait for the last shards."""
+    """How many times faster than on one GPU: less than `gpus` if some wait for the last shards."""
     cure: str = ""
     """Why GPUs are idle, and what to set."""
 
@@ -36,7 +36,7 @@ def asked(recipe: Recipe) -> int:
 
 
 def spread(recipe: Recipe, step: Step, load: Load, count: int) -> Spread:
-    """How a step that computes this is spread over so many GPUs."""
+    """How a step with this load is spread over so many GPUs."""
     if count == 1 or not load.flops:
         return Spread(1, 1)
     if step.stage.several:

@@ -1,5 +1,5 @@
-// The address holds what another needs to see the same: directions, how many answers each is the best of, question,
-// seed, temperature. Never a key.
+// The address restores what a reader sees: directions, best of how many answers, question, seed, temperature. It never
+// holds a key.
 
 import { angleOf, ofAngle, unit } from "./direction.js";
 
@@ -16,7 +16,7 @@ export function writeAddress({ dial, sides, best, question, settings, defaults }
   for (const [name, value] of Object.entries(kept)) {
     if (value !== undefined && value !== usual[name]) found.set(name, value);
   }
-  // not location.hash: turning the dial is no step to go back to
+  // not location.hash: a turn of the dial must add no step to the history
   history.replaceState(null, "", `#${found}`);
 }
 
@@ -25,7 +25,7 @@ function written(dial, side) {
   return dial.objectives.map((name, k) => `${name}:${Number(dial.weights[side][k].toFixed(3))}`).join(",");
 }
 
-// What the address says and this model understands; all else is left as it is.
+// Take from the address what this model understands; leave everything else as it is.
 export function readAddress(dial) {
   const found = new URLSearchParams(location.hash.slice(1));
   const number = (name, least, most = Infinity) => {

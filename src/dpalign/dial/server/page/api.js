@@ -1,4 +1,4 @@
-// The server: what it can be asked, its key, its errors, and answers piece by piece.
+// The server's API: requests, the key, errors, and streamed answers.
 
 const KEY = "dpalign-key";
 
@@ -57,7 +57,7 @@ export async function rewards(messages, response, signal) {
 // A person's direction, from choices between answers: [{preferred, other}], by their rewards.
 export const taste = async (choices) => (await call("v1/taste", { choices })).json();
 
-// An answer: {text}, {warnings}, {chosen} (of the best of several: how) and {finish} as they come.
+// Yields the parts of an answer as they come: {text}, {warnings}, {chosen} (how the best of several was chosen), {finish}.
 export async function* chat(body, signal) {
   const response = await call("v1/chat/completions", { ...body, stream: true }, signal);
   const header = response.headers.get("x-dpa-warning"); // the same in ASCII, for servers that send no field

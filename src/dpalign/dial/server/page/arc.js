@@ -1,4 +1,4 @@
-// The arc: the directions of two objectives where they lie, with a handle for each side.
+// The arc: the directions of two objectives on a circle, with a handle for each side.
 
 import { at, clamp, degrees, set, shape, SIDES } from "./draw.js";
 import { angleOf, near, within } from "./direction.js";
@@ -25,7 +25,7 @@ export class Arc {
       const label = shape(handle, "text", { class: "angle" });
       this.handles[side] = { handle, arrow, knob, letter, label };
       handle.addEventListener("keydown", (event) => this.onKey(side, event));
-      // the handle in use lies on top; it is the other that moves, for a moved element loses the focus
+      // the handle in use lies on top: the other element is moved, because a moved element loses the focus
       handle.addEventListener("focus", () => {
         const other = this.handles[SIDES.find((one) => one !== side)].handle;
         if (handle.nextElementSibling === other) svg.insertBefore(other, handle);
@@ -34,7 +34,7 @@ export class Arc {
     this.listen(svg);
   }
 
-  // The part of the circle that is drawn: the trained range and somewhat more, or all of it where that is not enough.
+  // The part of the circle to draw: the trained range and a little more, or the whole circle if a side is outside.
   view() {
     const [low, high] = this.dial.arc ? [this.dial.arc[0] - 30, this.dial.arc[1] + 30] : [-90, 90];
     const middle = (low + high) / 2;
@@ -104,7 +104,7 @@ export class Arc {
     this.grip.setAttribute("d", `M${path(curve(low, high))}`);
   }
 
-  // What the two ways of the plane mean: the first objective to the right, the second upwards.
+  // The two axes: the first objective to the right, the second upwards.
   drawAxes(box) {
     const [first, second] = this.dial.objectives;
     shape(this.face, "text", { class: "axis", x: 5, y: -4 }, `${first} \u2192`);
@@ -122,7 +122,7 @@ export class Arc {
       else handle.setAttribute("hidden", "");
       const [x, y] = on(angles[side]);
       const [hx, hy] = on(angles[side], RADIUS - 7);
-      // labels that would cover each other stand apart, each on its own side
+      // labels that would overlap move apart
       const apart = close ? (angles[side] > angles[side === "A" ? "B" : "A"] || (angles.A === angles.B && side === "A") ? 5 : -5) : 0;
       const [tx, ty] = on(angles[side] + apart, RADIUS + 11);
       set(arrow, { x2: hx, y2: hy });
@@ -140,7 +140,7 @@ export class Arc {
     }
   }
 
-  // Where the reader's own direction lies by their choices so far, and around it where it may lie.
+  // The reader's own direction, estimated from their choices, with its uncertainty.
   drawOwn([low, high]) {
     this.own.replaceChildren();
     if (!this.dial.own) return;

@@ -1,12 +1,12 @@
-// The dial: where both sides stand, in numbers and words; an arc over two objectives, sliders over more.
-// A direction is kept as weights in the order of the objectives; over two they lie on the circle.
+// The dial: both sides' directions in numbers and words; an arc for two objectives, sliders for more.
+// A direction is a list of weights in the order of the objectives.
 
 import { Arc } from "./arc.js";
 import { at, clamp, degrees, element, number, SIDES } from "./draw.js";
 import { among, angleOf, arithmetic, ofAngle, senses, towards, unit, withWeight, within } from "./direction.js";
 
 export class Dial {
-  // contract: what /v1/dial says; changed(settled) is called at every turn, settled once a turn has ended
+  // contract: the reply of /v1/dial; changed(settled) is called at every turn, with settled = true at its end
   constructor(contract, changed) {
     this.objectives = contract.objectives;
     this.arc = contract.arc;
@@ -40,7 +40,7 @@ export class Dial {
     return angleOf(this.weights[side]);
   }
 
-  // What a request carries.
+  // The direction as a request's fields.
   preference(side) {
     const v = this.direction(side);
     return Object.fromEntries(this.objectives.map((name, k) => [name, Number(v[k].toFixed(6))]));
@@ -113,7 +113,7 @@ export class Dial {
     this.readings[side] = { whole, formula, levels, warning, input };
   }
 
-  // A button for each length of answers that is on record: OpenAI's low, medium and high.
+  // A button for each measured length of answers: OpenAI's low, medium and high.
   buildLengths(side) {
     const names = { low: "short", medium: "medium", high: "long" };
     return this.lengths.map(([level, { angle, words }]) => {
@@ -141,12 +141,11 @@ export class Dial {
   }
 }
 
-// A weight for each of more than two objectives, for each side. They have length 1 together: as one is moved, the others
-// give way.
+// Sliders for three objectives or more, for each side. The weights keep length 1: moving one scales the others.
 class Sliders {
   constructor(dial) {
     this.dial = dial;
-    this.held = null; // the weights as a hand took hold of a slider: back at its place, all are as they were
+    this.held = null; // the weights when the drag began: a slider moved back restores them all
     at("sliders").hidden = false;
     this.inputs = {};
     for (const side of SIDES) {
@@ -183,9 +182,9 @@ class Sliders {
   }
 }
 
-// How many answers are drawn for each that is shown: the server's best_of, where it has a reward model to choose.
+// How many answers the server draws for each one shown (best_of). It needs a reward model to choose.
 export class Best {
-  // contract: what /v1/dial says; changed() is called when another number is chosen
+  // contract: the reply of /v1/dial; changed() is called when another number is chosen
   constructor(contract, changed) {
     this.most = contract.max_best_of || 1;
     this.box = at("best");
@@ -208,7 +207,7 @@ export class Best {
     return Number(this.box.value);
   }
 
-  // An address may name a number that is not offered; more than the server draws are as many as it draws.
+  // An address may name a number that is not offered. The server's maximum is the limit.
   set n(wanted) {
     const n = clamp(Math.round(wanted), 1, this.most);
     this.offer(n);

@@ -2,7 +2,7 @@
 
 import { MINUS, number } from "./draw.js";
 
-// Scaled to length 1; null for what is no direction (all zero, or not finite).
+// Scaled to length 1; null if all weights are zero or one is not finite.
 export function unit(weights) {
   const largest = Math.max(...weights.map(Math.abs));
   if (!(largest > 0) || !Number.isFinite(largest)) return null;
@@ -31,9 +31,9 @@ export function senses(objectives, arc, trained) {
 // --- three objectives or more; trained is their distribution as dpa.json has it, null where it is unknown ---
 
 const dot = (a, b) => a.reduce((sum, w, k) => sum + w * b[k], 0);
-const RIM = 0.01; // degrees that a start lies within a cone's rim: a request carries rounded weights
+const RIM = 0.01; // degrees inside the cone's rim: a request carries rounded weights
 
-// Where a side starts: as near to an objective alone as the trained directions reach.
+// A side's start: the trained direction nearest to one objective alone.
 export function towards(k, count, trained) {
   if (trained?.distribution === "fixed") return unit(trained.listed[k % trained.listed.length]);
   const axis = Array.from({ length: count }, (_, i) => (i === k % count ? 1 : 0));
@@ -52,7 +52,7 @@ export function among(v, trained) {
   return trained?.distribution !== "simplex" || v.every((w) => w >= -1e-6);
 }
 
-// One weight set anew and the others in their ratio, so that all have length 1. Without others it stays as it is.
+// Set one weight and scale the others so that the length is 1. If all others are zero nothing changes.
 export function withWeight(weights, k, value) {
   const others = Math.hypot(...weights.filter((_, i) => i !== k));
   const share = others > 0 ? Math.sqrt(Math.max(0, 1 - value * value)) / others : 0;

@@ -1,4 +1,4 @@
-// The model's measured front: mean rewards at every direction it was evaluated at, and where A and B stand on it.
+// The model's measured front: mean rewards at each evaluated direction, with A and B on it.
 
 import { at, degrees, number, shape } from "./draw.js";
 import { angleOf, near, unit } from "./direction.js";
@@ -21,7 +21,7 @@ export class Front {
     at("front").hidden = !this.known;
   }
 
-  // Where a direction stands: between its measured neighbours, or at the nearest one; null beyond those measured.
+  // A direction's place: between its measured neighbours, or at the nearest one; null outside the measured range.
   place(v) {
     if (!this.angled) {
       const closeness = this.points.map((point) => point.v.reduce((sum, w, k) => sum + w * v[k], 0));
@@ -44,7 +44,7 @@ export class Front {
     svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     const [x, y] = this.scales(svg);
     const pen = (points) => points.map(([first, second], i) => `${i ? "L" : "M"}${x(second).toFixed(1)},${y(first).toFixed(1)}`).join("");
-    // only along an arc are neighbouring directions neighbouring points
+    // directions have neighbours only along an arc
     if (this.angled) shape(svg, "path", { class: "curve", d: pen(this.points.map((point) => point.at)) });
     for (const point of this.points) {
       const dot = shape(svg, "circle", { class: "measured", cx: x(point.at[1]), cy: y(point.at[0]), r: 2.6 });

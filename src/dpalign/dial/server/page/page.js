@@ -22,7 +22,7 @@ const two = () => at("two").getAttribute("aria-pressed") === "true";
 const sides = () => (two() && contract.objectives.length ? SIDES : ["A"]);
 const numberIn = (id) => (at(id).value.trim() === "" ? undefined : at(id).valueAsNumber);
 
-// --- what the page knows of the model ---
+// --- the model ---
 
 async function open() {
   try {
@@ -62,7 +62,7 @@ function turned(settled) {
   drawn();
   remember();
   clearTimeout(followed);
-  // only the last turn is answered again, once the hand rests
+  // answer only the last turn again, once the dial rests
   if (settled && at("follow").checked && turns.length) followed = setTimeout(again, 300);
 }
 
@@ -100,7 +100,7 @@ function restore() {
   at("max-tokens").value = found.max ?? "";
   at("system").value = found.system ?? "";
   if (found.system) at("settings").open = true;
-  at("question").value = found.question ?? at("question").value; // what was typed while the page opened stays
+  at("question").value = found.question ?? at("question").value; // keep what was typed while the page opened
   for (const side of SIDES) if (found.weights[side]) dial.weights[side] = found.weights[side];
   best.n = found.best ?? 1;
   mode(found.sides !== 1);
@@ -137,7 +137,7 @@ async function ask(question) {
 }
 
 async function again() {
-  if (!turns.length || at("send").disabled) return; // where the dial points nowhere, nothing can be asked
+  if (!turns.length || at("send").disabled) return; // no direction, no question
   asking?.abort();
   const last = turns.pop();
   last.remove();
@@ -194,7 +194,7 @@ async function write(turn, side, signal) {
 
 // --- a person's own direction: which of two answers do you prefer? ---
 
-// The next question is answered at the two directions between which a choice says most.
+// The next question is answered at the two directions whose comparison is most informative.
 function learned(next) {
   quiet();
   if (!two() || !next) return;

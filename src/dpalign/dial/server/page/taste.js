@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { at } from "./draw.js";
 
-const ENOUGH = 12; // more choices tell little more (docs/results.md)
+const ENOUGH = 12; // more choices add little (docs/results.md)
 
 export class Taste {
   // dial shows the estimate; learned(next) hears which two directions to compare next, failed(error) what went wrong
@@ -11,19 +11,19 @@ export class Taste {
     Object.assign(this, { dial, learned, failed });
     this.scored = contract.rewards !== false;
     this.choices = []; // {turn, side, preferred, other}
-    this.found = null; // what they tell: the server's reply
-    this.turn = null; // the last one that was asked of
+    this.found = null; // the server's estimate
+    this.turn = null; // the turn whose answers are being compared
     at("taste-forget").addEventListener("click", () => this.learn([]));
   }
 
-  // Ask of a turn's two answers which is preferred; null asks of none.
+  // Ask which of a turn's two answers is preferred; null asks nothing.
   ask(turn) {
     this.turn = turn?.comparable(this.scored) ? turn : null;
     if (this.turn && this.scored) turn.offer((side) => this.choose(turn, side));
     this.draw();
   }
 
-  // The preferred side; the same once more takes the choice back.
+  // Choose a side; choosing it again takes the choice back.
   choose(turn, side) {
     const others = this.choices.filter((one) => one.turn !== turn);
     const taken = this.chosen(turn) === side;
@@ -34,7 +34,7 @@ export class Taste {
     return this.choices.find((one) => one.turn === turn)?.side ?? null;
   }
 
-  // A turn that is answered anew no longer counts.
+  // A turn that is answered again no longer counts.
   drop(turn) {
     if (this.turn === turn) this.turn = null;
     if (this.chosen(turn)) this.learn(this.choices.filter((one) => one.turn !== turn));

@@ -14,7 +14,7 @@ export class Turn {
     at("turns").append(this.section);
   }
 
-  // What a side said; a side that was not asked then knows the other one's answer.
+  // A side's answer; a side that was not asked has the other one's.
   answer(side) {
     return (this.cards[side] ?? this.cards[SIDES.find((other) => this.cards[other])]).text;
   }
@@ -26,7 +26,7 @@ export class Turn {
     return cards[0].text.trim() !== cards[1].text.trim();
   }
 
-  // Ask which is preferred; chosen(side) is told.
+  // Ask which is preferred; chosen(side) is called.
   offer(chosen) {
     for (const [side, card] of Object.entries(this.cards)) {
       card.prefer.hidden = false;
@@ -84,7 +84,7 @@ class Card {
     this.text = "";
   }
 
-  // Empty again, for an answer at the direction that the dial stands at, or for the best of several.
+  // Empty the card for a new answer at the dial's direction, or for the best of several.
   begin(dial, best) {
     this.text = "";
     this.v = dial.direction(this.side);
@@ -127,7 +127,7 @@ class Card {
     this.problem.hidden = !text;
   }
 
-  // How the best of several was chosen: the server scored it already.
+  // How the best of several was chosen. The server has already scored it.
   choose({ drawn, drawn_at, rewards, mean_value }) {
     this.score(rewards);
     const { objectives, angled, signs } = this.dial;
@@ -191,7 +191,7 @@ export async function fill(card, body, signal, scored) {
   return null;
 }
 
-// The rewards of an answer, while it is written and once it is whole; one request at a time.
+// Score an answer while it is written and once it is complete; one request at a time.
 class Scoring {
   constructor(card, asked, signal, scored) {
     Object.assign(this, { card, asked, signal, scored, at: performance.now(), under: null });
