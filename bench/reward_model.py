@@ -38,8 +38,9 @@ from dpalign.rewards.scale import fit as fit_scale
 from dpalign.rewards.scale import to_points
 from dpalign.rewards.score import ModelScorer
 from dpalign.rows import Message, prompt_id, user_prompt
+from dpalign.train.dataset import FairBatches, RowsByLength
 from dpalign.train.knobs import Training
-from dpalign.train.trainer import FairBatches, RowsByLength, RunContext
+from dpalign.train.trainer import RunContext
 from harness import say
 
 Array = NDArray[np.float64]

@@ -52,7 +52,8 @@ class Load:
 def rows(quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder, server(policy(Path(folder))) as (host, port):
         check(host, port)
-        crowd = asyncio.run(load(host, port, CLIENTS, 5 if quick else 60))
+        seconds = 5 if quick else 60
+        crowd = asyncio.run(load(host, port, CLIENTS, seconds))
         latency = np.percentile(crowd.latency, [50, 95, 100])
         first = np.percentile(crowd.first, [50, 95])
         told = (
@@ -61,7 +62,7 @@ def rows(quick: bool) -> Iterator[Row]:
         )
         for error in crowd.errors[:5]:
             say(f"error: {error}")
-        name = f"{CLIENTS} streaming clients for {crowd.seconds:.0f} s"
+        name = f"{CLIENTS} streaming clients for {seconds} s"
         failed = float(len(crowd.errors))
         yield Row(
             f"serve: {name}: failed requests",

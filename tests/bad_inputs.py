@@ -184,6 +184,7 @@ _GZIP: Final = gzip.compress(rows().encode(), mtime=0)
 _DEEP: Final = "[" * 200_000 + "]" * 200_000
 _GOOD: Final = "--data.rows good.jsonl"
 _WIT: Final = "--data.scales {wit=[0,4]}"
+_STRAY: Final = "".join(rows(40, wit=wit) for wit in range(1, 6)) + rows(1, wit=8)
 
 DATA: Final = [
     _data("a gzip cut short", "m.jsonl.gz", _GZIP[: len(_GZIP) // 2], "m.jsonl.gz", "not a whole gzip file"),
@@ -238,6 +239,7 @@ DATA: Final = [
     _row("unknown columns", {"a": 1}, "columns a"),
     _row("a rating in words", {"prompt": "a", "response": "b", "wit": "low"}, "wit is 'low'", more=_WIT),
     _row("a rating off its scale", {"prompt": "a", "response": "b", "wit": 9}, "wit is 9", more=_WIT),
+    _data("a rating of 8 among 1 to 5", "m.jsonl", _STRAY, "m.jsonl, line 201", "wit is 8", "[data.scales] wit"),
     _row("a rating of 400 digits", {"prompt": "a", "response": "b", "wit": 10**400}, "wit is 1000", more=_WIT),
     _data("empty prompts alone", "m.jsonl", '{"prompt": " ", "response": "b"}\n', "m.jsonl", "1 empty prompt"),
     _data("a single prompt", "m.jsonl", rows(1), "1 prompts"),
@@ -374,6 +376,15 @@ def _model(
     return [Bad(f"model: {name} ({use})", words or USES[use], said, make=make) for use in uses.split()]
 
 
+def _listed(*directions: list[int], asked: str = "") -> Bad:
+    """A yardstick that lists other directions than are asked for, or a single one."""
+    words, spoil = (
+        f"steerability m --prompts q.jsonl --out s {asked}",
+        edit("dpa.json", distribution="fixed", listed=directions),
+    )
+    return Bad(words, words, (asked or "m",), {"q.jsonl": rows(2)}, lambda folder: write_model(folder / "m", spoil))
+
+
 _NO_JSON: Final = replace("config.json", b"{")
 _TOO_MANY: Final = edit("tokenizer.json", model={"vocab": VOCABULARY | {"c": 5}})
 _CLASSIFIER: Final = (
@@ -407,6 +418,8 @@ MODELS: Final = [
     *_model("export", "a classifier", lambda _: None, "m/config.json", "ForSequenceClassification", **CLASSIFIER),
     *_model("run", "a label too many", lambda _: None, "id2label names 3", words=_CLASSIFIER, **CLASSIFIER | _THREE),
     *_model("run", "labels by letters", lambda _: None, "m: ", "id2label", words=_CLASSIFIER, **CLASSIFIER | _LETTERS),
+    _listed([1, 0], [1, -1], asked="--directions 3"),
+    _listed([1, -1]),
 ]  # fmt: skip
 
 

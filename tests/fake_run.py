@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpalign.measure.beyond import TRAINED, Wish, figures
 from dpalign.measure.bootstrap import Bootstrap
+from dpalign.measure.feasibility import TRAINED, Wish, figures
 from dpalign.measure.points import Rewards
 from dpalign.measure.summary import Summary
 from dpalign.measure.system import System
@@ -211,7 +211,7 @@ class World:
             ("judged", true_PVSK - np.array([0.0, 1.0])),
         ):
             write_rows(work.folder / folder / "part-00000.parquet", scored(rows, reward_PVSK), SCORES)
-        work.tally.add(len(rows), len(rows), scored=len(rows))
+        work.tally.add(len(rows), len(rows), scored=len(rows) * (1 + ("judge" in step.inputs)))
         work.tally.sampled += sum(row["tokens"] for row in rows)
         if step.stage.name == "soup":
             write_json(work.folder / TIMES, {"switch_seconds": {"0": 0.1, "1": 0.14}})

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from dpalign.rewards import model as reward_model
+from dpalign.runs.environment import first_process
 from dpalign.runs.launch import configuration
 from dpalign.train.knobs import Training
-from dpalign.train.trainer import first_process, leave_processes
+from dpalign.train.trainer import leave_processes
 from tiny import changed
 from trainings import HEADS, rated, run
 

@@ -15,6 +15,7 @@ from dpalign.measure.paper_curves import FIG_5
 from dpalign.paper.direction import rng_for
 from dpalign.pipeline import alpaca
 from dpalign.pipeline.alpaca import read_instructions, read_outputs
+from dpalign.pipeline.shipped import recipe_file
 from dpalign.runs.ledger import read_ledger
 from dpalign.train.contract import contract_of, write_contract
 
@@ -136,7 +137,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny") / "policy-1"
     tiny.write_model(folder / "model", tiny.tokenizer(), tied=False, scale=0.4)
-    write_contract(folder / "model", contract_of(recipe.load(cli.recipe_file("world")), 1))
+    write_contract(folder / "model", contract_of(recipe.load(recipe_file("world")), 1))
     return folder
 
 

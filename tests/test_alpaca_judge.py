@@ -18,7 +18,7 @@ import pytest
 import judge_server
 from dpalign import cli
 from dpalign.paper.direction import rng_for
-from dpalign.pipeline.alpaca_judge import CHUNK, CLIENT, Pair, package, win_rates
+from dpalign.pipeline.alpaca_judge import CLIENT, HOPELESS, Pair, package, win_rates
 from judge_server import Reply, completion
 
 QUESTIONS = tuple(f"name thing {i}." for i in range(20))
@@ -106,11 +106,11 @@ def test_answers_are_judged_once_and_shown(
 
 
 def test_a_kill_costs_at_most_one_chunk(words: list[str], out: Path) -> None:
-    """Killed with -9 while the judge holds back its 18th answer: the first 16 are kept, and 2 are asked again."""
+    """Killed with -9 while the judge holds back its 7th answer: the first 5 are kept, and 2 are asked again."""
     held, reached = threading.Event(), threading.Event()
 
     def hold(number: int, body: Mapping[str, Any]) -> Reply | None:
-        if number != CHUNK + 1:
+        if number != HOPELESS + 1:
             return None
         reached.set()
         return Reply(judge_server.shorter(body), wait_for=held)
@@ -155,9 +155,19 @@ def test_failed_judgements_are_counted_and_asked_again_only_when_told_to(words: 
 def test_a_judge_that_only_fails_is_stopped(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with judge_server.serving(lambda number, body: Reply(completion({"A": -0.1}))) as server:
         assert "--retry-failed" in refused(capsys, words, server.url)
-        assert len(server.requests) == CHUNK
+        assert len(server.requests) == 5
         assert "--retry-failed" in refused(capsys, words, server.url)
-        assert len(server.requests) == CHUNK
+        assert len(server.requests) == 5
+
+
+def test_answers_equal_to_the_references_put_off_no_stop(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three of the first five are equal, and cost no request: the judge still gets five before it is stopped."""
+    write(tmp_path / "answers.json", ["r" * 20] * 3 + ["s" * (10 + i) for i in range(17)], "g")
+    with judge_server.serving(lambda number, body: Reply(completion({"A": -0.1}))) as server:
+        assert "--retry-failed" in refused(capsys, words, server.url)
+        assert len(server.requests) == 5
 
 
 def test_a_lost_judge_ends_the_command_and_the_key_is_written_nowhere(
@@ -165,10 +175,10 @@ def test_a_lost_judge_ends_the_command_and_the_key_is_written_nowhere(
 ) -> None:
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     lost = Reply({"error": {"message": "bad key sk-very-secret"}}, 401)
-    with judge_server.serving(lambda number, body: lost if number == CHUNK + 1 else None) as server:
+    with judge_server.serving(lambda number, body: lost if number == HOPELESS + 1 else None) as server:
         message = refused(capsys, words, server.url, "--api-key-env", "MY_KEY", "--workers", "1")
         assert "401" in message
-        assert "16 of 20" in message
+        assert "5 of 20" in message
         assert "secret" not in message
         assert "MY_KEY" not in os.environ  # nor in what a worker inherits
         monkeypatch.setenv("MY_KEY", "sk-very-secret")
@@ -190,13 +200,13 @@ def test_a_judge_that_refuses_for_its_rate_limit_ends_the_command(
     monkeypatch.setitem(CLIENT, "max_retries", 0)
     monkeypatch.setattr(openai.time, "sleep", lambda seconds: None)
     busy = Reply({"error": {"message": "Rate limit reached"}}, 429)
-    with judge_server.serving(lambda number, body: busy if number >= CHUNK + 1 else None) as server:
+    with judge_server.serving(lambda number, body: busy if number >= HOPELESS + 1 else None) as server:
         message = refused(capsys, words, server.url, "--workers", "1")
         assert "rate limit" in message
-        assert "16 of 20" in message
+        assert "5 of 20" in message
     with judge_server.serving() as server:
         run(words, server.url)
-        assert len(server.requests) == 4
+        assert len(server.requests) == 15
     assert summary(out)["points"][0]["judged"] == 20
 
 

@@ -155,6 +155,15 @@ def test_before_the_first_message_compare_waits_for_it_and_the_first_answer_goes
     assert [turn.answer for turn in session.turns] == ["tea? at 0 seed 0", "iron? at 0 seed 0"]
 
 
+def test_after_a_refused_message_the_next_is_still_answered_at_two_directions() -> None:
+    speaker = Parrot()
+    _, session = chat("/compare -45 0", "fail", "tea?", "iron?", speaker=speaker)
+    assert [turn.answer for turn in session.turns] == ["tea? at -45 seed 0", "iron? at 0 seed 0"]
+    assert [turn.question for turn in session.last_answers] == ["iron?"]
+    assert sum(ask.messages[-1]["content"] == "tea?" for ask in speaker.requests) == 2
+    assert session.compared is None
+
+
 def test_scores_show_the_value_of_an_answer_to_its_user() -> None:
     screen, session = chat("/dial -45", "/score on", "tea?", "/score off", "iron?")
     # 80 * 0.7071 - 18 * 0.7071 = 43.8: "tea? at -45 seed 0" has 18 characters
@@ -202,7 +211,8 @@ def test_a_stopped_answer_stays_and_the_chat_goes_on() -> None:
         ("/dial 0*helpfulness", "zero"),
         ("/verbosity low", "no lengths of answers are on record for this model; give a preference"),
         ("/compare -45", "give two directions"),
-        ("/seed -1", "give a whole number from 0 up"),
+        (f"/seed {2**63}", f"/seed {2**63}: give a whole number from {-(2**63)} to {2**63 - 1}"),
+        ("/tokens 0", "give a whole number from 1 up"),
         ("/temperature hot", "give a number from 0 to 2"),
         ("/retry", "nothing to answer again"),
         ("/save", "name a file"),

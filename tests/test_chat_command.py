@@ -224,6 +224,34 @@ def test_a_pipe_is_turns_or_one_question(capsys: pytest.CaptureFixture[str], mon
     assert len(model.requests[1]["messages"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("word", "seeds"),
+    [
+        ("0", [0]),
+        ("-5", [-5]),
+        ("+7", [7]),
+        ("1_000", [1000]),
+        ("9007199254740993", [9007199254740993]),
+        (str(2**63 - 1), [2**63 - 1]),
+        (str(2**63), []),
+        (str(-(2**63)), [-(2**63)]),
+        (str(-(2**63) - 1), []),
+        ("2.0", []),
+        ("few", []),
+    ],
+)
+def test_a_seed_typed_in_the_chat_is_read_like_that_of_the_command_line(
+    word: str, seeds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as model:
+        for words, lines in (((), f"/seed {word}\nexplain tea.\n"), (("--seed", word, "explain tea."), "")):
+            monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+            with contextlib.nullcontext() if seeds else pytest.raises(SystemExit):
+                cli.main(["chat", "--url", model.url, *words])
+            assert [body["seed"] for body in model.requests] == seeds
+            model.requests.clear()
+
+
 def test_a_model_here_answers_as_its_own_template_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers", reason="a model here needs the extra train")
     import tiny

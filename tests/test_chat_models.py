@@ -24,14 +24,14 @@ from transformers import (
 import tiny
 from conftest import MICRO
 from dpalign import Policy, cli
-from dpalign.chat import base_text, render_chat, with_system_line
+from dpalign.chat import OwnChat, base_text, render_chat, with_system_line
 from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.doctor.model import examine
 from dpalign.dial.server.text import Prompts
-from dpalign.engines import templates
 from dpalign.engines.engine import Request
-from dpalign.engines.templates import find_own_chat, render
+from dpalign.engines.sandbox import TODAY, render
+from dpalign.engines.templates import find_own_chat
 from dpalign.engines.tokens import PromptReader, chat_text, continued, end_ids, keep_own_chat, marks_of, turn_of
 from dpalign.engines.transformers_engine import TransformersEngine
 from dpalign.paper.direction import Preference
@@ -214,7 +214,7 @@ def one_day(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.utils import chat_template_utils
 
     class Clock:
-        now = staticmethod(lambda: templates.TODAY)
+        now = staticmethod(lambda: TODAY)
 
     monkeypatch.setattr(chat_template_utils, "datetime", Clock, raising=True)
     chat_template_utils._compile_jinja_template.cache_clear()
@@ -335,7 +335,7 @@ def test_the_line_can_stand_before_the_users_words_where_a_template_has_a_system
 )
 def test_white_space_around_the_models_own_text_stays(base: str) -> None:
     for opening in ("", "<|channel|>"):
-        own = templates.OwnChat(base, opening=opening)
+        own = OwnChat(base, opening=opening)
         wrapped = own.template()
         assert render(wrapped, [ASK]) == render(base, [ASK]) + opening
         assert render(wrapped, [ASK], False) == render(base, [ASK], False)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpalign import __version__, cli
+from dpalign.pipeline.shipped import recipe_file
 from dpalign.pipeline.steps import STAGES
 from dpalign.recipe import load
 from dpalign.runs.ledger import read_ledger
@@ -97,6 +98,10 @@ def test_the_help_of_a_stage_is_made_of_what_it_reads(
             "sample PAPER --out a/sample --policy p --data d --t 1 --half D1 --condition targets",
             ["--condition targets", "--annotate DIR"],
         ),
+        (
+            "sample PAPER --out a/sample --policy p --data d --t 0 --half both --condition hints",
+            ["--condition hints", "data.hints"],
+        ),
         ("data PAPER --out PHOTOS/data --world gone", ["stage data, input world", "gone is missing"]),
         (
             "sample PAPER --policy p --data d --out o --t=1 --half=D1 --condition=directions --sampling.n=0",
@@ -152,11 +157,11 @@ def test_the_demo_ends_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_an_installed_recipe_is_found_by_its_name_and_a_file_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cli.recipe_file("world") == Path(cli.__file__).parent / "recipe" / "shipped" / "world.toml"
+    assert recipe_file("world") == Path(cli.__file__).parent / "recipe" / "shipped" / "world.toml"
     monkeypatch.chdir(tmp_path)
-    assert cli.recipe_file("mine.toml") == Path("mine.toml")
+    assert recipe_file("mine.toml") == Path("mine.toml")
     Path("world").write_text("")
-    assert cli.recipe_file("world") == Path("world")
+    assert recipe_file("world") == Path("world")
 
 
 def test_knobs_may_stand_anywhere_among_a_verbs_own_words() -> None:
@@ -237,7 +242,7 @@ def test_a_run_up_to_a_step_can_be_asked_for(tmp_path: Path, capsys: pytest.Capt
     command = ["run", "world", "--out", str(run), "--until", "data", *FEW]
     cli.main(command)
     assert capsys.readouterr().out == f"{run}\n"
-    assert load(run / "recipe.toml") == load(cli.recipe_file("world"), FEW)
+    assert load(run / "recipe.toml") == load(recipe_file("world"), FEW)
     assert json.loads((run / "environment.json").read_text())["packages"]["numpy"]
     cli.main([*command, "--dry-run"])
     assert [row.split() for row in capsys.readouterr().out.splitlines()[1:3]] == [["world", "done"], ["data", "done"]]

@@ -170,7 +170,7 @@ def test_words_that_are_no_direction_are_refused_with_an_example(words: str, sai
     [
         (Arc(), [0.0, -45.0, -45.0000005, 315.0], [0.01, -45.1, 180.0], "-45 to 0 degrees"),
         (Arc(0.0, 360.0), [0.0, 90.0, -90.0], [], ""),
-        (Grid(Arc(), 4), [-10.0], [10.0], "-45 to 0 degrees"),
+        (Grid(-45, 0, 4), [-10.0], [10.0], "-45 to 0 degrees"),
         (Cone((1.0, 0.0), 20.0), [20.0, -20.0, 0.0], [20.1], "within 20 degrees of helpfulness=1.00 verbosity=0.00"),
         (Simplex(2), [0.0, 45.0, 90.0], [-1.0, 91.0], "weights of 0 and above"),
         (Fixed(((1.0, 0.0), (1.0, -1.0))), [0.0, -45.0], [-20.0], "2 fixed ones"),
@@ -246,7 +246,7 @@ def test_a_direction_over_other_objectives_is_refused() -> None:
         THREE.line(DIAL.parse("-30"))
 
 
-POPULATIONS = [Arc(-60.0, 10.0), Grid(Arc(-30.0, 0.0), 4), Cone((0.8, -0.6), 30.0), Fixed(((1.0, 0.0),)), Sphere(2)]
+POPULATIONS = [Arc(-60.0, 10.0), Grid(-30.0, 0.0, 4), Cone((0.8, -0.6), 30.0), Fixed(((1.0, 0.0),)), Sphere(2)]
 
 
 @pytest.mark.parametrize("population", [*POPULATIONS, Simplex(2), None])

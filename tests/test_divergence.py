@@ -79,6 +79,25 @@ def test_what_exceeds_the_context_is_refused() -> None:
         of_coin([([0, 1, 2], [0, 0, 0, 0])])
 
 
+def test_memory_that_is_short_for_the_longest_row_is_refused_without_reading_the_others_again() -> None:
+    read: list[int] = []
+
+    class Small(Coin):
+        """A coin with room for rows of 3 tokens."""
+
+        def __call__(self, input_ids: torch.Tensor, logits_to_keep: int, **more: Any) -> Any:
+            read.append(input_ids.shape[1])
+            if input_ids.shape[1] > 3:
+                raise MemoryError
+            return super().__call__(input_ids, logits_to_keep, **more)
+
+    model: Any = Small()
+    rows = [([0], [0, 1]), ([0], [0, 1]), ([0, 1], [0, 1, 2])]
+    with pytest.raises(ValueError, match="coin: 5 tokens a forward"):
+        log_probs(model, rows, temperature=1.0, batch_tokens=5, source="coin")
+    assert read == [3, 3, 5]
+
+
 def alone(model: PreTrainedModel, prompt: list[int], answer: list[int], temperature: float) -> float:
     """One row without padding, all its logits read."""
     with torch.inference_mode():

@@ -10,6 +10,7 @@ from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.control import (
     angles,
     control,
+    dial_angles,
     following,
     following_lead,
     is_dial,
@@ -23,6 +24,7 @@ from dpalign.measure.control import (
 )
 from dpalign.measure.points import Rewards
 from dpalign.measure.system import System
+from dpalign.paper.direction import Arc, evaluation_grid
 
 FEW = Bootstrap(replicates=200)
 
@@ -72,6 +74,28 @@ def test_a_dial_that_starts_above_0_is_obeyed_by_falling_all_the_way() -> None:
     found = control(dial(np.array([[60.0, 50.0, 45.0]]), arc(30, 0, -30)), FEW)
     assert (found.span.value, found.kendall_tau.value) == (15, 1)
     assert [drop.value for drop in found.drops] == [10, 5]
+
+
+@pytest.mark.parametrize("ends", [(-45, 0), (-90, 90), (100, 170), (190, 260), (95, 265), (-265, -95)])
+def test_a_policy_that_obeys_has_positive_figures_on_any_arc(ends: tuple[float, float]) -> None:
+    """Verbosity is 50 plus 40 times its weight: what the direction asks for."""
+    directions_VK = evaluation_grid(Arc(*ends), 6)
+    obedient = dial(50 + 40 * directions_VK[None, :, 1].repeat(2, axis=0), directions_VK)
+    found, told = control(obedient, FEW), following(obedient, dial_angles(directions_VK), FEW)
+    assert found.kendall_tau.value == told.kendall_tau.value == told.kendall_tau_common.value == 1
+    assert found.spearman == told.spearman == pytest.approx(1)
+    assert found.steps_beyond_doubt == 5
+    whole = 40 * np.ptp(directions_VK[:, 1])
+    assert (found.span.value, told.span.value) == pytest.approx((whole, whole))
+    degrees = ends[1] - ends[0]
+    assert found.slope.value == pytest.approx(whole / degrees, rel=0.3)  # a sine is no line
+
+
+def test_the_dial_is_the_angle_itself_where_more_of_the_first_objective_is_wanted() -> None:
+    within = evaluation_grid(Arc(-90, 90), 37)
+    assert dial_angles(within).tolist() == angles(within).tolist()
+    assert dial_angles(arc(170, 130, 100)) == pytest.approx([10, 50, 80])
+    assert dial_angles(arc(265, 180, 95)) == pytest.approx([-85, 0, 85])
 
 
 def test_words_follow_the_dial_as_rewards_do_and_the_last_direction_is_a_share_of_the_first() -> None:

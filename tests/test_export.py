@@ -21,8 +21,11 @@ from dpalign.dial.doctor.model import examine
 from dpalign.dial.export import folder
 from dpalign.dial.export.source import find_folders, find_model, find_source
 from dpalign.dial.export.verbosity import calibrated, lengths_of
-from dpalign.dial.server.service import open_rewards
+from dpalign.dial.rewards import open_scorer
+from dpalign.dial.server.engine import Rewards
 from dpalign.paper.direction import Preference, Sphere, draw_directions, rng_for
+from dpalign.pipeline.shipped import recipe_file
+from dpalign.recipe import load
 from dpalign.rows import CANDIDATES, HEADS, Message, read_rows, write_rows
 from dpalign.runs.ledger import LEDGER, hash_of, output_files, scratch_of, sha256_of
 from dpalign.runs.modelfolder import check_weights, special_tokens
@@ -205,7 +208,7 @@ def test_a_card_names_no_folder_of_the_machine_it_was_made_on(from_run: Path, mi
 
     assert str(micro_run) not in (from_run / "README.md").read_text()
     overrides = ["--data.helpsteer", "/home/me/secret/h.jsonl", "--model.base", "~/m/x"]
-    given = load(cli.recipe_file("world"), overrides)
+    given = load(recipe_file("world"), overrides)
     lines = changed_knobs(given)
     assert 'data.helpsteer "nvidia/HelpSteer" -> "h.jsonl"' in lines
     assert any(line.startswith("model.base") and line.endswith('-> "x"') for line in lines)
@@ -238,6 +241,16 @@ def test_an_iteration_of_a_run_can_be_chosen(
     assert "no finished policy of iteration 0; finished: 1, 2" in said
     said = refused(capsys, micro_run / "policy-1", tmp_path / "none", "--iteration", "1")
     assert "is no run folder" in said
+
+
+def test_the_card_says_what_trained_the_policy_at_each_iteration(micro_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(micro_run, tmp_path / "run"))
+    (run / "recipe.toml").write_text(load(run / "recipe.toml", ["--policy.method", '["rsf", "grpo"]']).to_toml())
+    rows = re.findall(
+        r"^\| (\d) \| `(\w+)` \| (.+) \|$", (export(run, tmp_path / "mine") / "README.md").read_text(), re.M
+    )
+    assert [row[:2] for row in rows] == [("1", "rsf"), ("2", "grpo")]
+    assert rows[0][2] != rows[1][2]
 
 
 def test_a_report_of_an_earlier_policy_is_not_taken_for_this_ones(
@@ -368,9 +381,9 @@ def test_a_reward_model_beside_such_a_checkpoint_must_be_told_which_heads_are_re
     assert told is not None
     assert told.objectives == {"helpfulness": ("helpsteer-helpfulness", "9"), "verbosity": ("helpsteer-verbosity",)}
     assert (told.heads, told.reward, told.reward_template) == (HEADS, "reward", "world-v1")
-    rewards = open_rewards(tmp_path / "out", told)
-    assert rewards is not None
-    reward_NK = asyncio.run(rewards.score([{"role": "user", "content": "explain tea."}], ["tea warms."]))
+    scorer = open_scorer(tmp_path / "out", told, dtype="auto")
+    assert scorer is not None
+    reward_NK = asyncio.run(Rewards(scorer, told).score([{"role": "user", "content": "explain tea."}], ["tea warms."]))
     assert reward_NK.shape == (1, 2)
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from dpalign import cli
 from dpalign.dial.doctor.model import examine
 from dpalign.dial.rewards import open_scorer
-from dpalign.engines.templates import render
+from dpalign.engines.sandbox import render
 from dpalign.paper.prompts import RewardTemplate, render_reward_input
 from dpalign.rewards.golden import GoldenModel, GoldenScore, read_model_golden, write_model_golden
 from dpalign.rewards.inputs import InputReader, reward_chat_template, template_for

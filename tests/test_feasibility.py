@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from conftest import MICRO
-from dpalign.measure.beyond import (
+from dpalign.measure.bootstrap import Bootstrap
+from dpalign.measure.control import following, regret
+from dpalign.measure.degeneracy import degenerate_share, faults, repetition
+from dpalign.measure.feasibility import (
     AS_ANNOTATED,
     TRAINED,
     Wish,
@@ -20,9 +23,6 @@ from dpalign.measure.beyond import (
     reachable,
     trained_on,
 )
-from dpalign.measure.bootstrap import Bootstrap
-from dpalign.measure.control import following, regret
-from dpalign.measure.degeneracy import degenerate_share, faults, repetition
 from dpalign.measure.points import Rewards
 from dpalign.measure.system import System
 from dpalign.pipeline.runner import take

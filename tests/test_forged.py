@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTo
 import tiny
 from dpalign.chat import ChatStyle, chat_template
 from dpalign.engines.forged import Guard
-from dpalign.engines.templates import find_marks, render
+from dpalign.engines.sandbox import render
+from dpalign.engines.templates import find_marks
 from dpalign.engines.tokens import (
     chat_text,
     counting_marks,

@@ -12,6 +12,7 @@ from prompt_toolkit.output import DummyOutput
 
 from dpalign import Policy, RunResult, cli
 from dpalign.pipeline import new
+from dpalign.pipeline.shipped import recipe_file
 from dpalign.recipe import load
 from dpalign.runs.tables import leaves
 
@@ -41,7 +42,7 @@ def test_four_options_make_a_short_recipe_that_loads_and_whose_steps_are_known(
     assert (recipe.name, recipe.model.base, recipe.model.chat, recipe.sft.checkpoint) == ("mine", MODEL, "model", MODEL)
     assert list(recipe.rewards) == list(recipe.objectives) == ["quality", "words"]
     assert recipe.rewards["words"].function == "dpalign.rewards.functions:words"
-    assert recipe.finetune.lora_rank == load(cli.recipe_file(new.BASE)).finetune.lora_rank > 0
+    assert recipe.finetune.lora_rank == load(recipe_file(new.BASE)).finetune.lora_rank > 0
     assert (recipe.preference.low, recipe.preference.high, recipe.data.prompts) == (-45, 45, (str(prompts),))
     capsys.readouterr()
     cli.main(["run", str(file), "--dry-run"])
@@ -83,7 +84,7 @@ def test_a_base_model_without_a_chat_template_is_fine_tuned_on_chats_first(promp
 
 
 def test_the_base_of_a_new_recipe_is_as_this_says() -> None:
-    assert load(cli.recipe_file(new.BASE)).data.validation_prompts == new.VALIDATION
+    assert load(recipe_file(new.BASE)).data.validation_prompts == new.VALIDATION
 
 
 def test_the_rewards_that_come_with_the_package_are_there() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from dpalign import cli
 from dpalign.data.forms import EXAMPLES, form_of, read_example
-from dpalign.data.own import read_own, read_prompts, to_points, usual_scale
+from dpalign.data.own import points_on, read_own, read_prompts, usual_scale
 from dpalign.data.ratings import Rescaling
 from dpalign.data.sources import Row
 from dpalign.rows import CONVERSATIONS, PAIRS, PROMPTS, RATED, prompt_id, read_rows, user_prompt
@@ -344,6 +344,39 @@ def test_a_rating_far_beyond_the_scale_of_all_others_is_refused_unless_its_scale
     assert read_own(few, Rescaling(), {}).reports[0].scales == {"wit": (1, 40)}
 
 
+def wits(folder: Path, name: str, counts: dict[int, int]) -> str:
+    """A file with so many ratings of each value, the lowest first."""
+    values = [value for value, count in sorted(counts.items()) for _ in range(count)]
+    rows = [{"prompt": ask(i), "response": "So.", "wit": value} for i, value in enumerate(values)]
+    return write_jsonl(folder / f"{name}.jsonl", rows)
+
+
+def test_a_rating_beyond_the_scale_of_all_others_is_refused_though_a_wider_usual_scale_has_it(tmp_path: Path) -> None:
+    path = wits(tmp_path, "eight", {1: 50, 2: 50, 3: 50, 5: 49, 8: 1})
+    with pytest.raises(ValueError, match=r"eight\.jsonl, line 200: wit is 8, and 199 of 200 .*\[data.scales\] wit = "):
+        read_own(path, Rescaling(), {})
+    assert read_own(path, Rescaling(), {"wit": (1, 10)}).reports[0].scales == {"wit": (1, 10)}
+    six = wits(tmp_path, "six", {0: 100, 1: 300, 4: 2})
+    with pytest.raises(ValueError, match=r"six\.jsonl, line 401: wit is 4, and 400 of 402 ratings are 0 to 1"):
+        read_own(six, Rescaling(), {})
+
+
+@pytest.mark.parametrize(
+    ("counts", "scale"),
+    [
+        ({1: 500, 2: 300, 3: 100, 5: 85, 8: 15}, (1, 10)),  # 1.5% of the ratings are high: too many for mistakes
+        ({1: 500, 2: 300, 3: 100, 5: 95, 6: 3, 8: 2}, (1, 10)),  # 0.5%, and they begin right above 5: a thin end
+        ({0: 600, 1: 395, 2: 4, 3: 1}, (0, 4)),
+        ({1: 995, 2: 5}, (1, 5)),  # a single value below is no scale
+        ({1: 3, 2: 300, 3: 300, 4: 300, 0: 2}, (0, 4)),  # 1 to 5 is no narrower than 0 to 4
+    ],
+)
+def test_a_column_of_mostly_low_ratings_keeps_its_scale(
+    tmp_path: Path, counts: dict[int, int], scale: tuple[int, int]
+) -> None:
+    assert read_own(wits(tmp_path, "low", counts), Rescaling(), {}).reports[0].scales == {"wit": scale}
+
+
 def test_one_rating_on_two_scales_is_refused_unless_its_scale_is_stated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -468,7 +501,7 @@ def test_a_scale_that_is_not_stated_is_the_usual_one_or_from_the_least_to_the_gr
     ratings: list[float], scale: tuple[float, float]
 ) -> None:
     assert usual_scale(ratings) == scale
-    assert to_points(scale[1], scale) == 100.0
+    assert points_on(scale[1], scale) == 100.0
 
 
 def test_a_column_of_text_or_of_one_value_is_no_rating(tmp_path: Path) -> None:

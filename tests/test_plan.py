@@ -16,12 +16,14 @@ import pytest
 from dpalign import cli
 from dpalign.engines.architecture import KNOWN, read_architecture
 from dpalign.engines.knobs import WORLD_BASE
-from dpalign.pipeline.plan.command import text
+from dpalign.pipeline.plan.command import plan_text
 from dpalign.pipeline.plan.count import Efficiency, Plan, make
 from dpalign.pipeline.plan.hardware import GIB, GPUS, READ_TOKENS, Need, architecture_of, needs
 from dpalign.pipeline.plan.measured import elapsed
+from dpalign.pipeline.shipped import recipe_file
 from dpalign.recipe import Recipe, changed, load
 from dpalign.rows import HEADS
+from dpalign.runs.environment import shipped
 from dpalign.runs.ledger import read_ledger
 from dpalign.stages.cost import Sizes
 from dpalign.stages.reward import HEAD_ROWS
@@ -42,7 +44,7 @@ SPREAD += ["--evaluation.shards", "8"]
 
 def on_eight(*words: str, alone: bool = False, **asked: Any) -> Plan:
     """The plan of recipes/paper.toml on eight A100: with eight actors of vLLM, or one process of transformers."""
-    recipe = load(cli.recipe_file("paper"), [*(ALONE if alone else SPREAD), *words])
+    recipe = load(recipe_file("paper"), [*(ALONE if alone else SPREAD), *words])
     return make(recipe, **{"gpus": [A100], "count": 8, **asked})
 
 
@@ -109,6 +111,14 @@ def test_a_comparison_counts_its_contenders_by_the_knobs_of_their_steps() -> Non
     assert plan.loads["feasible-policy-4"].answers == 200 * 9
 
 
+def test_a_judge_scores_only_the_answers_that_best_of_n_keeps() -> None:
+    """The reward model scores 2 x 16 answers to each of 2,000 prompts; the judge 2 at each of 10 directions."""
+    plan = make(changed(PAPER, {"data.judge": 0.2}), compared=True)
+    assert plan.loads["evaluate-sft-best-of-n"].answers == 2000 * 2 * 16
+    assert plan.loads["evaluate-sft-best-of-n"].scored == 2000 * (2 * 16 + 10 * 2)
+    assert plan.loads["evaluate-sft"].scored == 2000 * (2 + 2)
+
+
 def test_checkpoints_that_are_taken_cost_nothing() -> None:
     recipe = changed(PAPER, {"sft.checkpoint": "HuggingFaceH4/mistral-7b-sft-beta"})
     assert make(recipe).loads["sft"].flops == 0
@@ -150,7 +160,7 @@ def test_a_folders_model_has_as_many_parameters_as_its_weights() -> None:
 
 def test_a_model_that_cannot_be_counted_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model.base 'mistralai/Mistral' .*\(nearest: 'mistralai/Mistral-7B-v0.1'"):
-        architecture_of(load(cli.recipe_file("paper"), ["--model.base", "mistralai/Mistral"]))
+        architecture_of(load(recipe_file("paper"), ["--model.base", "mistralai/Mistral"]))
     (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
     with pytest.raises(ValueError, match=r"config.json: no key 'vocab_size'; only decoders"):
         read_architecture(tmp_path)
@@ -164,7 +174,7 @@ def test_a_7b_model_trains_on_four_a6000_or_one_h200_and_its_lora_on_one_of_eith
     assert policy.verdict(A6000, 1) == "no: 4 by FSDP or ZeRO-3, or a LoRA"
     assert policy.verdict(A6000, 4) == "yes: 4 by FSDP or ZeRO-3"
     assert policy.verdict(H200, 1) == "yes"
-    recipe = load(cli.recipe_file("paper"), ["--finetune.lora_rank", "16"])
+    recipe = load(recipe_file("paper"), ["--finetune.lora_rank", "16"])
     lora = {need.what: need for need in make(recipe).needs}["training, policy"]
     assert lora.verdict(A6000, 1) == "yes"
     sampling = {need.what: need for need in needs(PAPER, architecture_of(PAPER), Sizes(), [])}["sampling"]
@@ -189,31 +199,29 @@ def test_memory_is_told_of_what_the_run_trains() -> None:
 def test_a_lora_leaves_whole_models_and_needs_room_for_adapters_alone() -> None:
     """Of 7.24e9 weights, a checkpoint has 12 bytes each (AdamW); of a rank of 16, 41,943,040 learn."""
     ranks = [f"--{training}.lora_rank" for training in ("reward.training", "sft", "steerlm.training", "finetune")]
-    whole = make(load(cli.recipe_file("paper"))).disk
+    whole = make(load(recipe_file("paper"))).disk
     room, seven = "while training (three checkpoints)", 7_241_732_096
     assert whole[room] == 3 * 12 * seven
-    some = make(load(cli.recipe_file("paper"), ["--finetune.lora_rank", "16"])).disk
+    some = make(load(recipe_file("paper"), ["--finetune.lora_rank", "16"])).disk
     assert some[room] == 3 * 12 * seven  # SteerLM learns in full
-    small = make(load(cli.recipe_file("paper"), [word for rank in ranks for word in (rank, "16")])).disk
+    small = make(load(recipe_file("paper"), [word for rank in ranks for word in (rank, "16")])).disk
     assert small[room] == 3 * 12 * 41_943_040
     assert {**small, room: 0.0} == {**whole, room: 0.0}
     (models,) = (size for name, size in small.items() if name.endswith("trained models"))
     assert models == 8 * 2 * seven  # reward model, judge, two SteerLMs, four policies, in bfloat16; SFT is taken
-    root = make(load(cli.recipe_file("paper"), ["--finetune.optimizer", "rmsprop"])).disk
+    root = make(load(recipe_file("paper"), ["--finetune.optimizer", "rmsprop"])).disk
     assert root[room] == 3 * 12 * seven  # the others keep AdamW's two numbers
 
 
 def test_pairs_take_disk_once_however_many_trainings_share_them() -> None:
     """Each of 32,000 prompts has five directions, and two pairs for each: a prompt and two answers."""
-    learner = make(load(cli.recipe_file("paper"), ["--policy.method", '["rsf", "dpo"]', "--iterations", "2"]))
+    learner = make(load(recipe_file("paper"), ["--policy.method", '["rsf", "dpo"]', "--iterations", "2"]))
     sizes, chosen = learner.sizes, learner.loads["policy-2"].rows
     pair = (sizes.prompt + 2 * sizes.answer) * sizes.text_bytes
     assert chosen == 32_000 * 5 * 2 * 2
     assert learner.disk["pairs"] == pytest.approx(chosen / 2 * pair)
     rival = {
-        betas: make(
-            load(cli.recipe_file("paper"), ["--dpo.betas", betas, "--compare.systems", '["dpo"]']), compared=True
-        )
+        betas: make(load(recipe_file("paper"), ["--dpo.betas", betas, "--compare.systems", '["dpo"]']), compared=True)
         for betas in ("[0.1]", "[0.1, 0.5]")
     }
     assert rival["[0.1]"].disk["pairs"] == rival["[0.1, 0.5]"].disk["pairs"] > 0
@@ -222,14 +230,14 @@ def test_pairs_take_disk_once_however_many_trainings_share_them() -> None:
 def test_sampling_takes_no_less_than_its_memory_allows() -> None:
     """One answer at a time, an H200 reads 14.5 GB of weights a token: 3.0 ms at 4,800 GB/s, whatever it computes."""
     words = ["--engines.sampling", "vllm", "--sampling.rows", "1", "--iterations", "1"]
-    recipe = load(cli.recipe_file("paper"), words)
+    recipe = load(recipe_file("paper"), words)
     plan = make(recipe, gpus=[H200], assumed={"prompts": 1.0})
     assert plan.hours(plan.loads["sample-1"], H200) * 3600 == pytest.approx(80 * 300 * 3.0e-3, rel=0.03)
 
 
 def test_transformers_decodes_no_faster_than_it_launches_32_layers() -> None:
     """25.6 ms a token on the fastest GPU, where its memory would allow 4.3 ms."""
-    recipe = load(cli.recipe_file("paper"), [*ALONE, "--sampling.rows", "1", "--iterations", "1"])
+    recipe = load(recipe_file("paper"), [*ALONE, "--sampling.rows", "1", "--iterations", "1"])
     plan = make(recipe, gpus=[H100], assumed={"prompts": 1.0})
     assert plan.hours(plan.loads["sample-1"], H100) * 3600 == pytest.approx(80 * 300 * 32 * 0.8e-3)
 
@@ -304,9 +312,9 @@ def test_reinforcement_decodes_few_answers_side_by_side() -> None:
 
 
 def test_the_gpus_are_those_that_the_recipe_asks_for() -> None:
-    paper = load(cli.recipe_file("paper"), SPREAD)
-    assert make(paper).count == make(load(cli.recipe_file("paper"), ALONE)).count == 8
-    assert make(load(cli.recipe_file("one-gpu"))).count == 1
+    paper = load(recipe_file("paper"), SPREAD)
+    assert make(paper).count == make(load(recipe_file("paper"), ALONE)).count == 8
+    assert make(load(recipe_file("one-gpu"))).count == 1
     assert make(changed(paper, {"cluster.actors": 16})).count == 16
     assert max(spread.gpus for spread in make(paper, count=4).spreads.values()) == 4
 
@@ -370,6 +378,24 @@ def test_an_evaluation_holds_the_policy_the_rewards_and_the_judge() -> None:
     assert (vllm.least(A100), vllm.least(A6000)) == (1, 2)
 
 
+def test_a_judge_has_a_share_of_vllm_of_its_own() -> None:
+    """Two rewards share a quarter of 90% of a GPU, the judge has another: 0.45 of 0.9 is left to the policy."""
+    rewards = {"own": {"trained": True}, "other": {"model": "some/model", "heads": HEADS}}
+    objectives = {name: [f"own/{head}"] for name, head in (("help", HEADS[0]), ("words", HEADS[-1]))}
+    mixed = {"engines.scoring": "vllm", "rewards": rewards, "objectives": objectives, "data.judge": 0.1}
+    plan = make(changed(load(recipe_file("paper"), ALONE), mixed | {"sampling.rows": 1024}))
+    policy = need(plan, "sampling").on(1)
+    assert need(plan, "evaluation").room == pytest.approx(policy / (0.9 - 2 * 0.1125 - 0.225))
+
+
+def test_rewards_of_functions_alone_take_no_share_of_vllm() -> None:
+    rewards = {name: {"function": "test_rewards:length", "scale": [1.0, 0.0]} for name in ("a", "b")}
+    objectives = {name: [f"{name}/score"] for name in rewards}
+    knobs = {"rewards": rewards, "objectives": objectives, "engines.scoring": "vllm", "data.judge": 0.0}
+    plan = make(changed(load(recipe_file("paper"), ALONE), knobs))
+    assert need(plan, "evaluation").room == 0
+
+
 def test_every_process_holds_the_whole_reward_model_while_its_head_is_fitted() -> None:
     """4 bytes a weight, and 16,384 tokens of 45,056 numbers: more than a GPU of 24 GB, however many there are."""
     fitted = need(on_eight(), "fit of the reward head")
@@ -391,9 +417,9 @@ def test_rows_lie_on_disk_as_tokens_and_once_more_packed() -> None:
 @pytest.mark.parametrize("words", [ALONE, SPREAD])
 @pytest.mark.parametrize("kinds", [["A100"], ["A6000", "H100"]])
 def test_the_paper_is_printed_in_a_hundred_columns(words: list[str], kinds: list[str]) -> None:
-    recipe = load(cli.recipe_file("paper"), words)
+    recipe = load(recipe_file("paper"), words)
     plan = make(recipe, gpus=[GPUS[kind] for kind in kinds], compared=True)
-    assert max(map(len, text(plan, dict.fromkeys(kinds, 2.5)).splitlines())) <= 100
+    assert max(map(len, plan_text(plan, dict.fromkeys(kinds, 2.5)).splitlines())) <= 100
 
 
 def test_steps_side_by_side_take_the_time_of_the_longest_chain() -> None:
@@ -405,9 +431,9 @@ def test_steps_side_by_side_take_the_time_of_the_longest_chain() -> None:
     assert math.isnan(elapsed(steps, hours | {"b": math.nan}, 2))
 
 
-@pytest.mark.parametrize("name", cli.shipped())
+@pytest.mark.parametrize("name", shipped())
 def test_every_installed_recipe_is_planned(name: str) -> None:
-    table = text(make(load(cli.recipe_file(name)), gpus=[A6000, GPUS["cpu"]], count=2))
+    table = plan_text(make(load(recipe_file(name)), gpus=[A6000, GPUS["cpu"]], count=2))
     assert [word for word in ("sample-1", "policy-1", "GiB", "--mfu") if word not in table] == []
 
 
@@ -460,8 +486,8 @@ def test_a_run_tells_its_lengths_and_rates(micro_run: Path) -> None:
     scored = sum(ledger["tokens"]["scored"] for ledger in ledgers) / sum(ledger["seconds"] for ledger in ledgers)
     assert plan.rates is not None
     assert plan.rates.scoring == pytest.approx(scored)
-    assert plan.measured_hours(plan.loads["score-1"]) == pytest.approx(plan.loads["score-1"].scored / scored / 3600)
-    assert "as measured" in text(plan)
+    assert plan.rates.hours(plan.loads["score-1"]) == pytest.approx(plan.loads["score-1"].scored / scored / 3600)
+    assert "as measured" in plan_text(plan)
     assert Efficiency().training == 0.25
 
 

@@ -32,8 +32,7 @@ POPULATIONS: list[Population] = [
     Sphere(4),
     Simplex(2),
     Simplex(3),
-    Grid(Arc(), 10),
-    Grid(Simplex(3), 7),
+    Grid(-45, 0, 10),
     Fixed(((3.0, -4.0), (1.0, 0.0))),
 ]
 
@@ -152,7 +151,7 @@ def test_the_sphere_favours_no_side_and_the_simplex_is_uniform_over_weights() ->
 
 
 def test_a_prompts_directions_from_a_list_differ_until_the_list_is_used_up() -> None:
-    grid = Grid(Arc(), 5)
+    grid = Grid(-45, 0, 5)
     for seed in range(10):
         angle_N = angles(draw_directions(grid, 7, rng_for(seed))).round(6) + 0.0
         assert sorted(angle_N[:5]) == [-45, -33.75, -22.5, -11.25, 0]
@@ -165,6 +164,12 @@ def test_two_objective_grids_are_even_angles() -> None:
     assert angles(evaluation_grid(Simplex(2), 4)) == pytest.approx([0, 30, 60, 90])
     assert angles(evaluation_grid(Cone((2.0, -2.0), 10.0), 3)) == pytest.approx([-35, -45, -55])
     assert evaluation_grid(Fixed(((3.0, -4.0), (2.0, 0.0))), 2).tolist() == [[0.6, -0.8], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("center", [(2.0, -2.0), (1.0, 2.0, 2.0)])
+def test_a_cones_only_evaluation_direction_is_its_centre(center: tuple[float, ...]) -> None:
+    length = math.sqrt(sum(w * w for w in center))
+    assert evaluation_grid(Cone(center, 10.0), 1)[0] == pytest.approx([w / length for w in center])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,8 @@ def test_the_grid_of_a_simplex_starts_with_its_corners() -> None:
         (lambda: Cone((1.0, 0.0), 0), "cone.angle is 0 degrees"),
         (lambda: Sphere(1), "sphere over 1 objectives"),
         (lambda: Simplex(0), "simplex over 0 objectives"),
-        (lambda: Grid(Arc(), 0), "grid.points is 0"),
+        (lambda: Grid(-45, 0, 0), "grid.points is 0"),
+        (lambda: Grid(0, -45, 3), "it needs low < high"),
         (lambda: Fixed(()), "lists no directions"),
         (lambda: Fixed(((1.0, 0.0), (1.0,))), "rows of one length"),
         (lambda: Fixed(((1.0, 0.0), (math.nan, 1.0))), "direction 1 is \\[nan, 1.0\\]"),

@@ -31,7 +31,7 @@ from dpalign.data.ratings import ANSWERS, Rescaling, read_rated
 from dpalign.data.sources import Row
 from dpalign.data.union import split_prompts
 from dpalign.dial.dial import Dial
-from dpalign.engines.templates import render
+from dpalign.engines.sandbox import render
 from dpalign.paper.direction import Arc, Cone, Preference, Simplex, Sphere, draw_directions, evaluation_grid, rng_for
 from dpalign.paper.prompts import parse_condition, render_condition, render_preference, stated_reward
 from dpalign.paper.selection import NO_ONE, best_of_n, hindsight, pooled_best

@@ -2,15 +2,19 @@
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,8 +28,8 @@ from dpalign.rows import CANDIDATES, HEADS, PROMPTS, prompt_id, read_rows, user_
 from dpalign.runs import folder as runs
 from dpalign.runs.knobs import Cluster
 from dpalign.runs.ledger import read_ledger
-from dpalign.runs.shards import Attempts, joined, reconcile, require_room
-from dpalign.stages.stage import Step
+from dpalign.runs.shards import Attempts, ShardActor, joined, reconcile, require_cluster_room
+from dpalign.stages.stage import Job, Step
 from dpalign.world.language import THINGS
 from test_scoring import write_classifier
 
@@ -216,6 +220,31 @@ def test_a_shard_that_kills_its_process_is_told_from_one_that_was_killed_once() 
     assert attempts.begin(8) == (1, "", "")
 
 
+@pytest.mark.parametrize("function", ["drawing", "closed"])
+def test_an_actor_leaves_no_file_behind_whether_its_engine_opens_or_not(
+    tmp_path: Path, data: Path, tiny_folder: Path, alone: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda value: value))
+    monkeypatch.setattr("dpalign.runs.shards.settle_threads", lambda *_, **__: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    counted = Attempts(actors=1, retries=0)
+    attempts = SimpleNamespace(
+        **{name: SimpleNamespace(remote=getattr(counted, name)) for name in ("start_process", "begin", "finish")}
+    )
+    work: Any = None  # as the driver sends it
+    step, inputs = ray_work.STEP, {"policy": tiny_folder, "data": data}
+    job = Job(recipe.load(MICRO, SMALL), work, inputs, step.t, step.half, step.condition)
+    actor = ShardActor(job, step.name, getattr(ray_work, function), attempts)
+    made = [actor(pa.table({"shard": [index]})).to_pylist()[0] for index in (1, 2)]
+    logging.getLogger("dpalign").removeHandler(actor.warnings)
+    assert [row["files"] for row in made] == (
+        [[], []] if function == "closed" else [["part-00001.parquet"], ["part-00002.parquet"]]
+    )
+    for row in made:
+        assert row["contents"] == [(alone / file).read_bytes() for file in row["files"]]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_actors_that_die_without_end_are_stopped_unless_work_gets_done() -> None:
     attempts = Attempts(actors=1, retries=0)
     assert [attempts.start_process() for _ in range(4)] == [""] * 4  # once, and for each attempt at a shard that kills
@@ -237,10 +266,10 @@ def test_actors_that_die_without_end_are_stopped_unless_work_gets_done() -> None
 def test_actors_that_do_not_fit_the_cluster_are_refused(
     machines: list[tuple[float, float]], gpus: float, actors: int, told: str
 ) -> None:
-    require_room([{"CPU": 8.0, "GPU": 1.0}] * 4, Cluster(address="auto", gpus=1.0), actors=4)
+    require_cluster_room([{"CPU": 8.0, "GPU": 1.0}] * 4, Cluster(address="auto", gpus=1.0), actors=4)
     resources = [{"CPU": cpu} | ({"GPU": gpu} if gpu else {}) for cpu, gpu in machines]
     with pytest.raises(ValueError, match=told):
-        require_room(resources, Cluster(address="auto", gpus=gpus), actors)
+        require_cluster_room(resources, Cluster(address="auto", gpus=gpus), actors)
 
 
 def test_an_engine_over_several_gpus_wants_as_many_for_its_actor() -> None:

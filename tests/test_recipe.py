@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from conftest import RECIPES
-from dpalign.cli import shipped
 from dpalign.data.union import split_prompts
 from dpalign.pipeline.runner import execute
 from dpalign.pipeline.steps import steps
 from dpalign.recipe import Recipe, changed, from_mapping, load
 from dpalign.rows import HALVES
+from dpalign.runs.environment import shipped
 from dpalign.runs.tables import changes, field_docs
 from dpalign.stages.annotate import ANNOTATED_SHARD
 from dpalign.stages.evaluate import shard_size
@@ -317,6 +317,7 @@ def test_changes_are_told_knob_by_knob() -> None:
     new = {"steerlm": {"epochs": 3, "lr": 1e-05}, "seed": 1.0, "added": "x", "same": [1, 2]}
     assert changes(old, new) == ["steerlm.epochs 2 -> 3", "seed 1 -> 1.0", "gone [1, 2] is gone", 'added "x" is new']
     assert changes(old, old) == []
+    assert changes({"switches": {}}, {"switches": {"think": True}}) == ["switches.think true is new"]
 
 
 def test_a_stage_reads_its_knobs_flat() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import fake_run
 from dpalign.measure.bootstrap import Estimate
-from dpalign.measure.lineage import cost, footprint, lineage, made_from, objectives_read
+from dpalign.measure.lineage import cost, footprint, lineage, made_from, objectives_read, sweep_cost
 from dpalign.measure.seeds import combine_seeds
 from dpalign.measure.summary import Summary, TrustChange, misunderstood, verdicts
 from dpalign.measure.trust import optimised
@@ -232,6 +232,13 @@ def test_a_sweep_costs_every_setting_its_evaluation_and_the_reward_model(summary
     assert sweep.trained_tokens == 4_000_000  # SFT, two policies, the reward model
     assert sweep.scored_responses == 2 * PROMPTS * 2
     assert summary.systems["DPA t=2"].sweep is None
+
+
+def test_an_answer_that_the_judge_scored_too_counts_once_in_a_sweep(run: Path) -> None:
+    folder = run / "evaluate-dpo-2"
+    tokens, sweep = read_ledger(folder)["tokens"], sweep_cost([folder], 10.0)
+    assert tokens["scored"] == 2 * PROMPTS * 2
+    assert (sweep.scored_responses, sweep.scored_tokens) == (PROMPTS * 2, tokens["sampled"])
 
 
 def test_footprints_and_objectives_without_ledgers_are_unknown(tmp_path: Path) -> None:

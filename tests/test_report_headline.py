@@ -7,8 +7,8 @@ from dpalign.measure.seeds import DominanceOverSeeds, Seeds, over_seeds
 from dpalign.measure.summary import DominanceRow, Figures, Intervals, Measured, Point, Summary, verdicts
 from dpalign.measure.system import System
 from dpalign.page.headline import headline, tiles
-from dpalign.page.words import degrees, listed, number, probability, said, whole
-from dpalign.paper.direction import arithmetic
+from dpalign.page.words import degrees, number, probability, said, whole
+from dpalign.paper.direction import arithmetic, listed
 
 LEADS = {"SFT": Estimate(3.0, 2.2, 3.9), "DPO": Estimate(0.5, -0.2, 1.2)}
 

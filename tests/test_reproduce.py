@@ -117,20 +117,54 @@ def test_json_differs_by_values_and_not_by_the_clock(tmp_path: Path) -> None:
     assert difference(tmp_path / "one.json", tmp_path / "two.json") == ""
 
 
-def test_weights_differ_by_tensors_in_bfloat16_too(tmp_path: Path) -> None:
-    def written(name: str, high: int) -> Path:
-        """One float32 tensor, and one of two bfloat16 numbers: 1.0 and the one with these upper bits."""
-        floats, halves = np.float32([1, 2]).tobytes(), np.uint16([0x3F80, high]).tobytes()
-        header = {
-            "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
-            "b": {"dtype": "BF16", "shape": [2], "data_offsets": [8, 12]},
-        }
-        text = json.dumps(header).encode()
-        (tmp_path / name).write_bytes(len(text).to_bytes(8, "little") + text + floats + halves)
-        return tmp_path / name
+def safetensors(path: Path, **tensors: tuple[str, list[int], bytes]) -> Path:
+    """A file of tensors, each with its type, shape and bytes."""
+    header, start = {}, 0
+    for name, (kind, shape, content) in tensors.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, start + len(content)]}
+        start += len(content)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(content for *_, content in tensors.values()))
+    return path
 
-    one, two = written("one.safetensors", 0x4000), written("two.safetensors", 0x4040)  # 2.0 and 3.0
-    assert difference(one, two) == "1 of 2 tensors, by at most 1"
+
+def test_weights_differ_by_their_numbers_in_bfloat16_too(tmp_path: Path) -> None:
+    """One float32 tensor, and one of two bfloat16 numbers: 1.0, and 2.0 or 3.0."""
+    files = [
+        safetensors(
+            tmp_path / f"{high}.safetensors",
+            a=("F32", [2], np.float32([1, 2]).tobytes()),
+            b=("BF16", [2], np.uint16([0x3F80, high]).tobytes()),
+        )
+        for high in (0x4000, 0x4040)
+    ]
+    assert difference(*files) == "1 of 2 tensors, by at most 1"
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        (("I16", [2], [1, 256]), ("I16", [2], [1, 259]), "1 of 1 tensors, by at most 3"),
+        (("I16", [2, 3], [0] * 6), ("I16", [3, 2], [0] * 6), "1 tensors for 1, or other shapes or types"),
+        (("I16", [2], [0, 1]), ("F16", [2], [0, 1]), "1 tensors for 1, or other shapes or types"),
+        (("F8_E4M3", [4], [0, 1]), ("F8_E4M3", [4], [0, 2]), "1 of 1 tensors"),
+    ],
+)
+def test_tensors_differ_by_shape_type_and_number(one: tuple, two: tuple, said: str, tmp_path: Path) -> None:
+    files = [
+        safetensors(tmp_path / f"{n}.safetensors", a=(kind, shape, np.int16(numbers).tobytes()))
+        for n, (kind, shape, numbers) in enumerate((one, two))
+    ]
+    assert difference(*files) == said
+
+
+@pytest.mark.parametrize(("one", "two"), [([], {}), ({"a": []}, {}), ({"a": {}}, {"a": []}), ({"a": 1}, {"a": True})])
+def test_json_differs_by_what_is_empty_and_by_type(one: object, two: object, tmp_path: Path) -> None:
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path, content in zip(files, (one, two), strict=True):
+        path.write_text(json.dumps(content))
+    assert difference(*files) != ""
+    assert difference(files[0], files[0]) == ""
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

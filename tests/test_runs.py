@@ -21,7 +21,7 @@ from conftest import wait_until
 from dpalign.engines.memory import in_halves
 from dpalign.rows import write_table
 from dpalign.runs import folder as runs
-from dpalign.runs import ledger, progress
+from dpalign.runs import ledger, lock, progress
 from dpalign.runs.errors import naming, plain_errors
 from dpalign.stages.shards import Shards
 
@@ -130,6 +130,17 @@ def test_a_changed_knob_redoes_its_stage_and_those_that_read_what_came_of_it(tmp
         "report": None,  # the counts came out the same
     }
     assert (run / "sample" / "d1" / "part.txt").read_text() == "answers of [trained 3 epochs on tell me\n]"
+
+
+@pytest.mark.parametrize(("old", "new"), [({}, {"a": {}}), ({"a": {}}, {})])
+def test_a_knob_of_nothing_that_comes_or_goes_is_named(
+    old: dict[str, Any], new: dict[str, Any], tmp_path: Path
+) -> None:
+    for knobs in (old, new):
+        with runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run, run.stage("sft", 1, knobs=knobs) as work:
+            if not work.done:
+                runs.write_text(work.folder / "weights", "w")
+    assert work.reason == ("a {} is new" if new else "a {} is gone")
 
 
 def test_a_raised_version_redoes_a_stage_but_the_same_bytes_redo_nothing_below(tmp_path: Path, prompts: Path) -> None:
@@ -374,14 +385,16 @@ def test_a_shard_and_its_folder_are_on_the_disk_before_its_tally(
     fsync = os.fsync
 
     def noted(descriptor: int) -> None:
-        synced.append(os.path.relpath(os.path.realpath(f"/proc/self/fd/{descriptor}"), tmp_path))
+        synced.append(os.path.relpath(os.path.realpath(f"/proc/self/fd/{descriptor}"), work.folder))
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", noted)
-    for shard in runs.shards(tmp_path, 1, "answers/part-{}.txt"):
-        for name in ("answers", "scores"):
-            (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / shard.path.name).write_text("x")
+    with runs.Run.open(tmp_path / "run", "", ENVIRONMENT) as run, run.stage("best", 1) as work:
+        monkeypatch.setattr(os, "fsync", noted)
+        for shard in work.shards(1, "answers/part-{}.txt"):
+            for name in ("answers", "scores"):
+                (work.folder / name).mkdir(exist_ok=True)
+                (work.folder / name / shard.path.name).write_text("x")
+        monkeypatch.undo()
     *before, tally = synced
     assert set(before) == {"answers", "answers/part-0.txt", "scores", "scores/part-0.txt"}
     assert max(map(before.index, ("answers/part-0.txt", "scores/part-0.txt"))) < before.index("answers")
@@ -459,14 +472,6 @@ def test_a_folder_with_a_lock_of_somebody_else_is_no_run(tmp_path: Path, prompts
     assert (folder / ".lock").read_text() == text
 
 
-def test_a_run_of_an_earlier_version_is_known_by_its_lock_and_its_environment(tmp_path: Path, prompts: Path) -> None:
-    run = tmp_path / "run"
-    pipeline(run, prompts)
-    (run / ".lock").write_text("1234 my-host")
-    assert pipeline(run, prompts) == {"sft": None, "sample": None, "report": None}
-    assert runs.kind_of(run) == "run"
-
-
 def test_a_folder_in_which_a_stage_was_taken_alone_becomes_a_run_only_where_nothing_else_lies(
     tmp_path: Path, prompts: Path
 ) -> None:
@@ -482,7 +487,7 @@ def test_a_folder_in_which_a_stage_was_taken_alone_becomes_a_run_only_where_noth
     (tmp_path / "home" / "recipe.toml").unlink()
     assert pipeline(tmp_path / "home", prompts)["sample"] == "new"
     runs.Run.open(tmp_path / "home", None, ENVIRONMENT).close()
-    assert runs.kind_of(tmp_path / "home") == "run"  # and stays one when a stage is taken alone in it
+    assert lock.kind_of(tmp_path / "home") == "run"  # and stays one when a stage is taken alone in it
 
 
 @pytest.mark.parametrize("name", ["environment.json", "log.txt", ".lock", ".digests.json"])
@@ -591,7 +596,7 @@ def test_a_worker_left_by_a_killed_run_is_waited_for(tmp_path: Path, monkeypatch
     began = time.monotonic()
     runs.Run.open(folder, "", ENVIRONMENT).close()
     assert 0.3 < time.monotonic() - began < 8.0
-    monkeypatch.setattr(runs, "ORPHAN_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "ORPHAN_SECONDS", 0.2)
     subprocess.run([sys.executable, "-c", code, folder, "2"], check=True)
     with pytest.raises(ValueError, match=r"a process left by the ended run \d+ is at work in it"):
         runs.Run.open(folder, "", ENVIRONMENT)
@@ -614,18 +619,6 @@ def test_an_input_that_is_not_there_is_named(tmp_path: Path, prompts: Path) -> N
     prompts.write_text("a file")
     with pytest.raises(ValueError, match="a file, where a run folder was asked for; name another place"):
         runs.Run.open(prompts, "", ENVIRONMENT)
-
-
-def test_several_processes_share_a_stages_shards_without_overlap(tmp_path: Path) -> None:
-    made = []
-    for rank in range(2):
-        for shard in runs.shards(tmp_path, 5, "d/{}.txt", rank, world=2):
-            shard.path.write_text("x")
-            made.append(shard.index)
-    assert made == [0, 2, 4, 1, 3]
-    assert list(runs.shards(tmp_path, 5, "d/{}.txt")) == []
-    (tmp_path / "d" / "3.txt").unlink()
-    assert [shard.index for shard in runs.shards(tmp_path, 4, "d/{}.txt") if shard.path.write_text("x")] == [3]
 
 
 def test_progress_in_a_pipe_is_a_line_every_ten_seconds_with_the_time_left(

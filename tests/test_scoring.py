@@ -16,7 +16,8 @@ from transformers import (
 
 from dpalign.engines.memory import halvings
 from dpalign.recipe import Recipe, changed
-from dpalign.rewards.score import FunctionScorer, ModelScorer, TooLong
+from dpalign.rewards.inputs import TooLong
+from dpalign.rewards.score import FunctionScorer, ModelScorer
 from dpalign.rows import user_prompt
 from dpalign.stages.score import model_scorer, open_scorer, scored_rows
 

@@ -10,8 +10,9 @@ import pytest
 
 import tiny
 from dpalign.dial.doctor.model import examine
-from dpalign.engines import templates
-from dpalign.engines.templates import Unbounded, find_own_chat, render
+from dpalign.engines import sandbox
+from dpalign.engines.sandbox import Unbounded, render
+from dpalign.engines.templates import find_own_chat
 from dpalign.engines.tokens import PromptReader
 from dpalign.rows import Message
 from dpalign.runs.modelfolder import Marks, require_weights, weights_files
@@ -41,6 +42,41 @@ BOMBS = {
     "replacing": "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x | replace('a', n.x) %}"
                  "{% endfor %}",
     "joining": "{{ (['a' * 99999] * 99999) | join }}",
+    "an indent": "{{ ('a\n' * 20000) | indent(9999) }}",
+    "a text as an indent": "{{ ('a\n' * 20000) | indent('b' * 9999) }}",
+    "wrapped words": "{{ ('a' * 20000) | wordwrap(1, wrapstring='b' * 9999) }}",
+    "tabs": "{{ ('\t' * 20000).expandtabs(9999) }}",
+    "replacing by name": "{{ ('a' * 20000) | replace(new='b' * 9999, old='a') }}",
+    "many widths": "{{ ('{0:9999}' * 20000).format(1) }}",
+    "many widths of a filter": "{{ ('%9999d' * 20000) | format(*([1] * 20000)) }}",
+    "a width from a value": "{{ '{0:{1}}'.format(1, '99999999') }}",
+    "many fields": "{{ ('{0}' * 20000).format('a' * 9999) }}",
+    "JSON's indent": "{{ [1] | tojson(indent=99999999) }}",
+    "JSON's separators": "{{ ([1] * 20000) | tojson(separators=['b' * 9999, ':']) }}",
+    "a separator": "{{ ([1] * 20000) | join('b' * 9999) }}",
+    "a method's separator": "{{ ('b' * 9999).join('a' * 20000) }}",
+    "a separator of what is read once": "{{ range(20000) | map('string') | join('b' * 9999) }}",
+    "one text many times": "{{ range(20000) | map(attribute='no') | map('default', 'b' * 9999) | list }}",
+    "letters as texts": "{{ ('a' * 20000).translate({97: 'b' * 9999}) }}",
+    "bytes": "{{ 'a'.encode() * 10 ** 9 }}",
+    "bytes of a number": "{{ (1).to_bytes(10 ** 9, 'big') }}",
+    "a rounding": "{{ 5 | round(10 ** 9, 'floor') }}",
+    "links": "{{ ('a.com ' * 20000) | urlize(target='b' * 9999) }}",
+    "lists in lists": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
+                      "{{ n.x }}",
+    "equal lists in lists": "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set n.x = (n.x, n.x) %}"
+                            "{% set n.y = (n.y, n.y) %}{% endfor %}{{ n.x == n.y }}",
+    "dicts in dicts": "{% set n = namespace(x=1) %}{% for i in range(60) %}{% set n.x = {'a': n.x, 'b': n.x} %}"
+                      "{% endfor %}{{ n.x | tojson }}",
+    "namespaces": "{% set n = namespace(x=1) %}{% for i in range(60) %}{% set n.x = namespace(a=n.x, b=n.x) %}"
+                  "{% endfor %}{{ n.x }}",
+    "many long texts": "{% set a = 'a' * 9999999 %}{% set b %}{% for i in range(9999) %}{{ (a ~ i)[:1] }}{% endfor %}"
+                       "{% endset %}",
+    "many long ends": "{% set a = 'a' * 9999999 %}{% set b %}{% for i in range(9999) %}{{ a[i:] }}{% endfor %}"
+                      "{% endset %}",
+    "a search from the right": "{{ ('a' * 9999999).rfind('b' + 'a' * 4999999) }}",
+    "a date": "{{ strftime_now('%9999999Y' * 999999) }}",
+    "another's method": "{{ dict.update(messages[0], {'content': 'no'}) }}",
     "brackets": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "blocks in blocks": "{% for i in [1] %}" * 30 + "{% endfor %}" * 30,
     "no division": "{{ 1 // 0 }}",
@@ -49,7 +85,7 @@ BOMBS = {
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +26,7 @@ pytest.importorskip("fastapi", reason="needs the extra dpalign[serve]")
 pytest.importorskip("openai", reason="needs the extra dpalign[dev]")
 
 import httpx2
+import numpy as np
 import openai
 
 import api_server
@@ -34,7 +35,7 @@ from conftest import MICRO
 from dpalign.cli import main, parser_of
 from dpalign.dial.server.command import LOCAL_NAMES, api_key, build, limits_of, vllm_of
 from dpalign.dial.server.connections import room_for
-from dpalign.dial.server.engine import Limits
+from dpalign.dial.server.engine import Closing, Limits, Sampling, collect
 from dpalign.dial.server.guard import Guard
 from dpalign.dial.server.metrics import Metrics
 from dpalign.dial.server.service import open_generator
@@ -382,6 +383,94 @@ def test_bad_options_are_said_in_one_line(folder: Path, tmp_path: Path, capsys: 
             assert said in capsys.readouterr().err
 
 
+def stand_in_for_vllm(monkeypatch: pytest.MonkeyPatch, engine: Any, asked: dict[str, Any]) -> None:
+    """An engine in vLLM's place, on a machine that seems to have a GPU; `asked` keeps what vLLM is started with."""
+    from dpalign.dial.server import vllm_engine
+
+    for name, module in {
+        "vllm": SimpleNamespace(SamplingParams=SimpleNamespace),
+        "vllm.sampling_params": SimpleNamespace(RequestOutputKind=SimpleNamespace(DELTA="delta")),
+        "vllm.engine.arg_utils": SimpleNamespace(AsyncEngineArgs=lambda **fields: asked.update(fields)),
+        "vllm.v1.engine.async_llm": SimpleNamespace(AsyncLLM=SimpleNamespace(from_engine_args=lambda _: engine)),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(vllm_engine, "require_vllm", lambda _: None)
+    monkeypatch.setattr(vllm_engine.torch.cuda, "is_available", lambda: True)
+
+
+class StandIn:
+    """Answers as vLLM does: answer i of a request is drawn by its seed + i, and a shutdown tells no stream of itself.
+
+    Args:
+        tokens: so many per answer, in one output; then the request ends, or hangs if `hangs`.
+    """
+
+    def __init__(self, tokens: int = 12, hangs: bool = False) -> None:
+        self.model_config = SimpleNamespace(max_model_len=256)
+        self.tokens, self.hangs = tokens, hangs
+        self.running = 0
+        self.running_at_shutdown: int | None = None
+
+    async def generate(self, prompt: Any, params: Any, request: str) -> AsyncIterator[Any]:
+        self.running += 1
+        try:
+            answers = []
+            for i in range(params.n):
+                ids = np.random.default_rng(params.seed + i).integers(40, 140, self.tokens).tolist()
+                finish = None if self.hangs else "length"
+                answers.append(SimpleNamespace(index=i, token_ids=ids, finish_reason=finish))
+            yield SimpleNamespace(outputs=answers)
+            await asyncio.Event().wait()
+        finally:
+            self.running -= 1
+
+    def shutdown(self) -> None:
+        self.running_at_shutdown = self.running
+
+
+def test_requests_of_neighbouring_seeds_share_no_answer_from_vllm(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_vllm(monkeypatch, StandIn(), {})
+
+    async def texts(n: int, seed: int) -> list[str]:
+        generator = open_generator(folder, engine="vllm", rows=16)
+        answers = await collect(generator.stream([1, 2, 3], Sampling(12, n=n, seed=seed, temperature=1.0)), n)
+        await generator.close()
+        return [answer.text for answer in answers]
+
+    drawn = [asyncio.run(texts(4, seed)) for seed in (-1, 0, 1, 2, 3)]
+    assert len({text for answers in drawn for text in answers}) == 20
+    assert asyncio.run(texts(4, 1)) == drawn[2]
+    assert asyncio.run(texts(1, 1)) == drawn[2][:1]
+
+
+def test_streams_from_vllm_end_with_closing_when_the_engine_closes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that wait for vLLM, one whose client reads slowly, and one that comes too late."""
+    engine = StandIn(hangs=True)
+    stand_in_for_vllm(monkeypatch, engine, {})
+
+    async def closed() -> int:
+        generator = open_generator(folder, engine="vllm", rows=16)
+        streams = [generator.stream([1, 2, 3], Sampling(12, n=2, seed=seed)) for seed in range(3)]
+        for stream in streams:
+            assert await anext(stream)
+        waiting = [asyncio.ensure_future(collect(stream, 2)) for stream in streams[:2]]
+        await asyncio.sleep(0.05)
+        await generator.close()
+        late = generator.stream([1, 2, 3], Sampling(12))
+        ends = await asyncio.gather(*waiting, anext(streams[2]), anext(late), return_exceptions=True)
+        await generator.close()  # a server does so too, if its grace is over
+        return sum(isinstance(end, Closing) for end in ends)
+
+    assert asyncio.run(asyncio.wait_for(closed(), 10)) == 4
+    assert engine.running_at_shutdown is not None
+    assert engine.running_at_shutdown <= 1  # only the slow client's
+    assert engine.running == 0
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -395,19 +484,9 @@ def test_bad_options_are_said_in_one_line(folder: Path, tmp_path: Path, capsys: 
 def test_vllm_is_told_of_gpus_memory_and_the_longest_context(
     folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: dict[str, object]
 ) -> None:
-    """A vLLM that only keeps what it is asked stands in for the real one, on a machine that seems to have a GPU."""
-    from dpalign.dial.server import vllm_engine
-
     asked: dict[str, Any] = {}
     length = words[-1] if words else 256
-    engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=length))
-    for name, module in {
-        "vllm.engine.arg_utils": SimpleNamespace(AsyncEngineArgs=lambda **fields: asked.update(fields)),
-        "vllm.v1.engine.async_llm": SimpleNamespace(AsyncLLM=SimpleNamespace(from_engine_args=lambda _: engine)),
-    }.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(vllm_engine, "require_vllm", lambda _: None)
-    monkeypatch.setattr(vllm_engine.torch.cuda, "is_available", lambda: True)
+    stand_in_for_vllm(monkeypatch, SimpleNamespace(model_config=SimpleNamespace(max_model_len=length)), asked)
     arguments = parser_of("serve").parse_args([str(folder), "--engine", "vllm", "--rows", "16", *words])
     engines, longest = vllm_of(arguments)
     generator = open_generator(folder, engine="vllm", rows=16, engines=engines, max_model_len=longest)

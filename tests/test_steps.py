@@ -9,9 +9,9 @@ import pytest
 from conftest import MICRO, RECIPES
 from dpalign.pipeline.command import steps_table
 from dpalign.pipeline.runner import execute
-from dpalign.pipeline.shipped import shipped
 from dpalign.pipeline.steps import knobs_of, recipe_of, rivals_of, steps
 from dpalign.recipe import Recipe, changed, load
+from dpalign.runs.environment import shipped
 from dpalign.stages.dpo import dpo
 from dpalign.stages.rival import spelled
 from dpalign.stages.stage import Step
@@ -75,6 +75,17 @@ def test_every_step_reads_only_what_an_earlier_one_wrote_and_what_its_stage_know
             assert key.startswith(tuple(f"{kind}-" for kind in step.stage.repeated)), step.name
         done.add(step.name)
     assert step.name == "report"
+
+
+@pytest.mark.parametrize("compared", [False, True])
+@pytest.mark.parametrize("name", shipped())
+def test_every_step_can_be_taken_alone_by_its_verb(name: str, compared: bool) -> None:
+    asked = [
+        (step.name, getattr(step, what), allowed)
+        for step in steps(named(name), compared)
+        for what, allowed in step.stage.asks.items()
+    ]
+    assert [(step, value) for step, value, allowed in asked if allowed and value not in allowed] == []
 
 
 def test_the_halves_take_turns_and_sampling_uses_the_last_policy() -> None:
@@ -180,6 +191,14 @@ def test_settings_are_chosen_on_the_tuning_prompts_and_shown_on_the_validation_p
             assert knob(shown, "evaluation.split") == "validation"
             assert shown.inputs == step.inputs
     assert [knob(planned[f"dpo-{i}"], "dpo.beta") for i in (1, 2, 3)] == [0.05, 0.1, 0.5]
+
+
+def test_a_judge_scores_the_answers_that_are_shown_and_no_tuning_answers() -> None:
+    planned = plan(changed(SHORT, {"data.judge": 0.1}), compared=True)
+    evaluated = {name: step.inputs for name, step in planned.items() if name.startswith(("evaluate-", "tune-"))}
+    assert {name for name, inputs in evaluated.items() if "judge" not in inputs} == {
+        name for name in evaluated if name.startswith("tune-")
+    }
 
 
 def test_a_specialist_takes_turns_starts_from_sft_and_knows_one_direction() -> None:

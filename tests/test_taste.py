@@ -12,7 +12,7 @@ import pytest
 import fake_run
 from dpalign.cli import main
 from dpalign.dial.dial import Dial
-from dpalign.dial.taste import Estimate, TakenBack, ask, next_directions, pairs_of, taste_of
+from dpalign.dial.taste import Estimate, TakenBack, ask, pairs_of
 from dpalign.measure.taste import Taste
 from dpalign.paper.direction import Arc, Fixed, Population, Preference, Simplex, Sphere, draw_directions, rng_for
 from dpalign.train.contract import Contract, FrontPoint, write_contract
@@ -116,14 +116,16 @@ def dial() -> Dial:
 
 def test_the_next_two_directions_are_those_whose_answers_divide_the_people_left() -> None:
     brief = [({"helpfulness": 70.0, "verbosity": 32.0}, {"helpfulness": 85.0, "verbosity": 47.0})] * 4
-    taste = taste_of(dial(), brief)
-    pair = next_directions(dial(), taste)
+    pair = Estimate.of(dial(), brief).next
     assert pair is not None
+    taste = Taste.of_anyone(Arc())
+    for _ in brief:
+        taste = taste.after(np.array([-15.0, -15.0]))
     first, second = (dict(zip((0, -9, -18, -27, -36, -45), FRONT, strict=True))[round(one.angle)] for one in pair)
     gain_K = first - second
     assert taste.information(gain_K[None])[0] >= taste.information((FRONT[0] - FRONT[1])[None])[0]
     with pytest.raises(ValueError, match=r"choice 0.*beauty.*helpfulness, verbosity"):
-        taste_of(dial(), [({"beauty": 1.0}, {"beauty": 2.0})])
+        Estimate.of(dial(), [({"beauty": 1.0}, {"beauty": 2.0})])
 
 
 def test_without_a_measured_front_the_next_directions_still_lie_about_the_estimate() -> None:
@@ -139,7 +141,7 @@ def test_without_a_measured_front_the_next_directions_still_lie_about_the_estima
 
 def test_which_of_the_next_two_stands_left_changes() -> None:
     brief = ({"helpfulness": 70.0, "verbosity": 32.0}, {"helpfulness": 85.0, "verbosity": 47.0})
-    pairs = [next_directions(dial(), taste_of(dial(), [brief] * n)) for n in range(12)]
+    pairs = [Estimate.of(dial(), [brief] * n).next for n in range(12)]
     assert {pair is not None and pair[0].angle > pair[1].angle for pair in pairs} == {True, False}
 
 

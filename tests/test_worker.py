@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from conftest import running, wait_until
-from dpalign.cli import recipe_file
 from dpalign.pipeline import runner
+from dpalign.pipeline.shipped import recipe_file
 from dpalign.pipeline.steps import knobs_of, processes_of, steps
 from dpalign.recipe import Recipe, changed, load
 from dpalign.runs import environment
 from dpalign.runs import folder as runs
 from dpalign.runs.ledger import read_ledger
-from dpalign.runs.stopping import Stopped, asked, deferred, stoppable
+from dpalign.runs.stopping import Stopped, deferred, stop_requested, stoppable
 from dpalign.stages.data import data
 from dpalign.stages.stage import Job, Step
 from dpalign.stages.world import world as world_stage
@@ -51,7 +51,7 @@ worker.main(*sys.argv[1:])
 RUNS = """
 import sys
 from pathlib import Path
-from dpalign.cli import recipe_file
+from dpalign.pipeline.shipped import recipe_file
 from dpalign.pipeline.runner import take_apart
 from dpalign.recipe import load
 from dpalign.runs.errors import plain_errors
@@ -216,11 +216,11 @@ def test_work_that_defers_sigterm_ends_itself_and_at_its_end_at_the_latest() -> 
     def work() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # said twice, it counts once
-        seen.append(asked())
+        seen.append(stop_requested())
 
     with pytest.raises(Stopped), stoppable(), deferred():
         work()
-    assert (seen, asked()) == ([True], False)
+    assert (seen, stop_requested()) == ([True], False)
     with pytest.raises(Stopped), stoppable():
         work()
     assert seen == [True]

@@ -17,8 +17,7 @@ from typing import Final, NoReturn
 
 from dpalign import __doc__ as what_this_is
 from dpalign import __version__
-from dpalign.pipeline.shipped import recipe_file as recipe_file
-from dpalign.pipeline.shipped import shipped
+from dpalign.runs.environment import shipped
 from dpalign.runs.errors import plain_errors
 
 KNOBS_NOTE: Final = (

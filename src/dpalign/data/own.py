@@ -144,7 +144,7 @@ def _read(name: str, split: str | None, scales: Scales) -> tuple[OwnData, list[E
     for example, ratings_A in rows:
         asked, before = example.messages[-1]["content"], len(own.rated)
         for answer, ratings in zip(example.answers, ratings_A, strict=True):
-            points = {head: to_points(ratings[head], scale) for head, scale in report.scales.items() if head in ratings}
+            points = {head: points_on(ratings[head], scale) for head, scale in report.scales.items() if head in ratings}
             if report.keeps(asked, answer):
                 own.rated.append(rated(example.messages, answer, "rows", points))
                 if report.scales and not points:
@@ -200,20 +200,27 @@ def _read_scales(
 
 
 def _require_no_stray(head: str, scale: Scale, ratings_N: Sequence[Mapping[str, float]], places: Sequence[str]) -> None:
-    """Refuse a rating outside the usual scale of nearly all others: a 40 among 1 to 5 would stretch the scale.
+    """Refuse a rating outside the usual scale of nearly all others: a 40 or an 8 among 1 to 5 would stretch the scale.
 
-    A stray that fits a wider usual scale passes: an 8 among 1 to 5 gives 1 to 10.
+    A column of a usual scale may be nearly constant, or have a thin upper end: several values that begin right above
+    a narrower scale. Neither is refused.
 
     Args:
         scale: the one read from all ratings.
         places: the file and row of each answer.
     """
-    if scale in USUAL or not all(ratings.get(head, 0.0).is_integer() for ratings in ratings_N):
+    if not all(ratings.get(head, 0.0).is_integer() for ratings in ratings_N):
         return
     numbers = [(ratings[head], place) for ratings, place in zip(ratings_N, places, strict=True) if head in ratings]
+    usual = scale in USUAL
     for low, high in USUAL:
+        if usual and high - low >= scale[1] - scale[0]:
+            continue
         strays = [(number, place) for number, place in numbers if not low <= number <= high]
-        if len(strays) <= STRAYS * len(numbers):
+        beyond = {number for number, _ in strays}
+        constant = len({number for number, _ in numbers} - beyond) == 1
+        thin_end = high + 1 in beyond and len(beyond) > 1
+        if len(strays) <= STRAYS * len(numbers) and not (usual and (constant or thin_end)):
             number, place = strays[0]
             raise ValueError(
                 f"{place}: {head} is {number:g}, and {len(numbers) - len(strays)} of {len(numbers)} ratings are "
@@ -251,8 +258,8 @@ def usual_scale(numbers: Sequence[float]) -> Scale:
     return low, high
 
 
-def to_points(rating: float, scale: Scale) -> float:
-    """A rating in points of 0-100."""
+def points_on(rating: float, scale: Scale) -> float:
+    """A rating in points: the ends of its scale are 0 and 100."""
     return 100 * (rating - scale[0]) / (scale[1] - scale[0])
 
 

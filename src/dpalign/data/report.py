@@ -75,9 +75,9 @@ def render_reports(reports: Iterable[ReadReport]) -> str:
     """The reports as one plain table; each line ends with the reasons, the most frequent first."""
     rows = [("source", "file", "read", "kept", "filtered")]
     for r in reports:
-        rows.append((r.source, Path(r.file).name, f"{r.read:,}", f"{r.kept:,}", _reasons(r.filtered)))
+        rows.append((r.source, Path(r.file).name, f"{r.read:,}", f"{r.kept:,}", reasons(r.filtered) or "-"))
         if r.notes:
-            rows.append(("", "", "", "", f"kept, but: {_reasons(r.notes)}"))
+            rows.append(("", "", "", "", f"kept, but: {reasons(r.notes)}"))
         if r.scales:
             scales = ", ".join(f"{head} {low:g} to {high:g}" for head, (low, high) in r.scales.items())
             rows.append(("", "", "", "", f"to 0-100: {scales}"))
@@ -96,6 +96,7 @@ def require_rows(rows: Sequence[Any], what: str, reports: Iterable[ReadReport]) 
         raise ValueError(f"no {what} left after filtering; where the rows went:\n{render_reports(reports)}")
 
 
-def _reasons(counts: Mapping[str, int]) -> str:
+def reasons(counts: Mapping[str, int]) -> str:
+    """Each reason with its count, the most frequent first; empty if there are none."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count:,} {reason}" for reason, count in ordered) or "-"
+    return ", ".join(f"{count:,} {reason}" for reason, count in ordered if count)

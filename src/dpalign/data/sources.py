@@ -22,7 +22,7 @@ from dpalign.rows import Message
 from dpalign.runs.hub import revised
 
 SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-FILES: Final = f"a file ends in {', '.join(SUFFIXES)}"
+FILES: Final = f"file ends in {', '.join(SUFFIXES)}"
 SAVED: Final = "state.json"
 """The file that `datasets` writes into a data set saved to disk; for several splits it writes `SAVED_SPLITS`."""
 SAVED_SPLITS: Final = "dataset_dict.json"
@@ -143,7 +143,7 @@ def require_there(source: str) -> None:
         if not path.is_file():
             raise ValueError(f"{name}: no such file")
     elif path.is_file():
-        raise ValueError(f"{name}: a file of a kind that is not read; {FILES}")
+        raise ValueError(f"{name}: a file of a kind that is not read; a {FILES}")
     elif name.startswith((".", "/", "~")) and not path.exists():
         raise ValueError(f"{name}: no such file or folder")
 
@@ -305,7 +305,7 @@ def _dataset_rows(name: str, split: str | None) -> Iterator[Row]:
     saved = (Path(name) / SAVED).is_file()
     if not saved and (split is None or not re.fullmatch(r"\w+", split)):
         raise ValueError(
-            f"{name}: split is {split!r}, expected the name of one split, such as {name}:train (a local {FILES[2:]})"
+            f"{name}: split is {split!r}, expected the name of one split, such as {name}:train (a local {FILES})"
         )
     try:
         import datasets

@@ -156,7 +156,7 @@ class Dial:
     def trained(self) -> str:
         """The trained directions in a few words; empty if they are not on record."""
         match self.population:
-            case Arc(low, high) | Grid(of=Arc(low, high)):
+            case Arc(low, high) | Grid(low, high):
                 return f"{low:g} to {high:g} degrees"
             case Cone(center, angle):
                 middle = Preference.from_vector(center, self.objectives)
@@ -276,7 +276,7 @@ class Dial:
 def _holds(population: Population | None, preference: Preference) -> bool:
     """Whether a direction is among the trained ones; True if they are unknown."""
     match population:
-        case Arc(low, high) | Grid(of=Arc(low, high)):
+        case Arc(low, high) | Grid(low, high):
             return (preference.angle - low + _CLOSE) % 360 <= high - low + 2 * _CLOSE
         case Cone(center, angle):
             cosine = float(Preference.from_vector(center, preference.objectives).v_K @ preference.v_K)

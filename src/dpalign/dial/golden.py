@@ -14,8 +14,8 @@ import numpy as np
 
 from dpalign.chat import ChatStyle, OwnChat, render_chat
 from dpalign.dial.dial import Dial
-from dpalign.engines.templates import render
-from dpalign.paper.direction import Arc, Fixed, Preference, evaluation_grid
+from dpalign.engines.sandbox import render
+from dpalign.paper.direction import Arc, Preference, even_or_all
 from dpalign.rows import Message
 from dpalign.runs.folder import write_json
 
@@ -81,14 +81,8 @@ def expected(dial: Dial, chat: Sequence[Message], preference: Preference | None,
 
 def shown_directions(dial: Dial, n: int) -> list[Preference]:
     """Return even steps over the trained directions with both ends; the single objectives if none are on record."""
-    if dial.arc is not None:
-        v_VK = evaluation_grid(Arc(*dial.arc), n)
-    elif dial.population is None:
-        v_VK = np.eye(len(dial.objectives))
-    elif isinstance(dial.population, Fixed):
-        v_VK = np.array(dial.population.directions)
-    else:
-        v_VK = evaluation_grid(dial.population, max(n, len(dial.objectives)))
+    trained = dial.population if dial.arc is None else Arc(*dial.arc)
+    v_VK = np.eye(len(dial.objectives)) if trained is None else even_or_all(trained, max(n, len(dial.objectives)))
     return [Preference.from_vector(v_K.tolist(), dial.objectives) for v_K in v_VK]
 
 

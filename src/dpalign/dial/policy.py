@@ -18,8 +18,9 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeAlias, TypeVar, cast, overload
 
+from dpalign.dial import TEMPERATURE
 from dpalign.dial.best_of import BestOf
 from dpalign.dial.chat.speakers import Ask, Local, open_local
 from dpalign.dial.export.source import find_source
@@ -39,9 +40,6 @@ Direction: TypeAlias = Mapping[str, float] | str | Preference
 """Weights by objective, the paper's arithmetic as text, or a `Preference`."""
 
 _T = TypeVar("_T")
-
-TEMPERATURE: Final = 0.7
-"""As in section 3.2."""
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ user names it: a downloaded folder must not choose which code runs here.
 """
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dpalign.paper.prompts import RewardInput
+from dpalign.rewards.knobs import FUNCTION_NAME
 from dpalign.runs.hub import local_model
 from dpalign.runs.modelfolder import CONFIG, require_fit
 from dpalign.train.contract import Contract, RewardRecord
@@ -24,7 +24,6 @@ BATCH_TOKENS: Final = 8192
 """Tokens per forward pass of a reward model, padding included."""
 OWN_MODULE: Final = "dpalign.rewards.functions:"
 """Prefix of the package's own reward functions, which run without being named by the user."""
-_FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def open_scorer(
@@ -106,7 +105,7 @@ def _what(record: RewardRecord) -> str:
 def _opened(source: str, heads: Sequence[str], form: RewardInput | None, dtype: str) -> "Scorer":
     from dpalign.rewards.score import FunctionScorer, ModelScorer
 
-    if _FUNCTION.fullmatch(source) and not Path(source).exists():
+    if FUNCTION_NAME.fullmatch(source) and not Path(source).exists():
         return FunctionScorer(source, heads)
     if form is None:
         raise ValueError(f"{source}: nobody said how this reward model reads a chat; give --reward-template")

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dpalign.data.own import EVALUATED_SPLITS, read_prompts
+from dpalign.dial import TEMPERATURE
 from dpalign.dial.chat.speakers import Ask, Remote, Speaker, base_of, open_local
 from dpalign.dial.dial import Dial
-from dpalign.dial.export.source import find_model
-from dpalign.dial.server.engine import Limits
+from dpalign.dial.export.source import find_model, weights_folder
+from dpalign.dial.server.engine import Limits, require_ranges
 from dpalign.measure.answers import with_texts
 from dpalign.measure.bootstrap import Bootstrap
 from dpalign.measure.points import Rewards
@@ -30,11 +31,11 @@ from dpalign.measure.reading import Reading, read_rewards
 from dpalign.measure.record import rounded
 from dpalign.measure.steerability import Steerability, steerability
 from dpalign.measure.system import System
-from dpalign.page.words import degrees, number, said
-from dpalign.paper.direction import Preference, Sphere, evaluation_grid, rng_for
+from dpalign.page.words import direction, number, said
+from dpalign.paper.direction import Preference, Sphere, even_or_all, rng_for
 from dpalign.paper.objectives import Objective, head_indices
 from dpalign.rows import CANDIDATES, SCORES, Message, matrix_of, read_table, write_rows
-from dpalign.runs.environment import take_secret
+from dpalign.runs.environment import API_KEY, take_secret
 from dpalign.runs.folder import Run, Shard
 from dpalign.runs.ledger import write_text
 from dpalign.stages.feasibility import Feasibility
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 SHARD: Final = 8
 """Prompts per shard."""
-KEY: Final = "DPA_API_KEY"
+DIRECTIONS: Final = 10
+"""Even steps of a range, as in section 3.2."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,16 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--prompts", required=True, metavar="FILE", help=text)
     add("--limit", type=int, metavar="N", help="only the first N prompts")
     add("--out", type=Path, required=True, metavar="DIR", help="output folder; the same command resumes in it")
-    add("--directions", type=int, default=10, metavar="N", help="even steps of the range (default: %(default)s)")
+    text = f"even steps of the range (default: {DIRECTIONS}; of a grid or a list always all its directions)"
+    add("--directions", type=int, metavar="N", help=text)
     add("--samples", type=int, default=1, metavar="N", help="answers a prompt and direction (default: %(default)s)")
-    add("--temperature", type=float, default=0.7, metavar="T", help="default: %(default)s, as in section 3.2")
+    add("--temperature", type=float, default=TEMPERATURE, metavar="T", help="default: %(default)s, as in section 3.2")
     add("--max-tokens", type=int, default=512, metavar="N", help="the longest answer (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     add("--workers", type=int, default=32, metavar="N", help="answers drawn at a time (default: %(default)s)")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of a folder's weights")
     text = "the environment variable with the server's key (default: %(default)s)"
-    add("--api-key-env", default=KEY, metavar="VARIABLE", help=text)
+    add("--api-key-env", default=API_KEY, metavar="VARIABLE", help=text)
 
 
 def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
@@ -133,15 +136,14 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least {least}")
-    if not 0 <= arguments.temperature <= 2:
-        raise ValueError(f"--temperature {arguments.temperature}: 0 to 2")
+    require_ranges({"temperature": arguments.temperature})
 
 
 def open_yardstick(arguments: argparse.Namespace) -> Yardstick:
     """Open the yardstick that the command line names.
 
     Raises:
-        ValueError: no contract, no rewards, or a head is missing in the rewards.
+        ValueError: no contract, no rewards, a head is missing in the rewards, or not all directions of a list.
     """
     from dpalign.dial.rewards import open_scorer
     from dpalign.stages.stage import installed
@@ -152,6 +154,12 @@ def open_yardstick(arguments: argparse.Namespace) -> Yardstick:
     contract = read_contract(contract_folder)
     if contract is None:
         raise ValueError(f"{contract_folder / FILE}: no such file: {path} is no yardstick; name one with --by")
+    names, n = contract.names, arguments.directions
+    grid_VK = even_or_all(contract.population or Sphere(len(names)), n or DIRECTIONS)
+    if n not in (None, len(grid_VK)):
+        raise ValueError(f"--directions {n}: {path} lists {len(grid_VK)} directions; leave it out to take them all")
+    if len(grid_VK) < 2:
+        raise ValueError(f"{path}: lists 1 direction, and steering turns between at least 2; name another with --by")
     with installed():
         scorer = open_scorer(model, contract, arguments.reward, dtype=arguments.dtype)
     if scorer is None:
@@ -159,8 +167,6 @@ def open_yardstick(arguments: argparse.Namespace) -> Yardstick:
     objectives = [Objective(name, heads) for name, heads in contract.objectives.items()]
     for objective in objectives:
         head_indices(objective, scorer.heads)
-    names = contract.names
-    grid_VK = evaluation_grid(contract.population or Sphere(len(names)), arguments.directions)
     directions = tuple(Preference.from_vector(v_K, names) for v_K in grid_VK.tolist())
     return Yardstick(Dial.of(contract), scorer, Reading(tuple(scorer.heads), tuple(objectives)), directions)
 
@@ -168,14 +174,20 @@ def open_yardstick(arguments: argparse.Namespace) -> Yardstick:
 # --- the answers ---
 
 
+def _reward_folders(given: Sequence[str]) -> dict[str, Path]:
+    """Return the local folders among the user's rewards (DIR or NAME=DIR), to be hashed."""
+    named = {word: Path(word if Path(word).is_dir() else word.partition("=")[2] or word) for word in given}
+    return {f"--reward {word}": weights_folder(folder) for word, folder in named.items() if folder.is_dir()}
+
+
 def _answers(
     run: Run, arguments: argparse.Namespace, yardstick: Yardstick, prompts: Mapping[str, Sequence[Message]]
 ) -> tuple[Path, str]:
     """Draw and score the answers; return their folder, and how the model got the direction."""
-    knobs = {name: getattr(arguments, name) for name in ("directions", "samples", "temperature", "max_tokens", "seed")}
-    knobs |= {"prompted": arguments.prompted, "reward": arguments.reward, "url": arguments.url}
-    knobs |= {"served": arguments.served, "prompts": list(prompts)}
-    inputs = {"model": arguments.model, "by": arguments.by}
+    read = ("samples", "temperature", "max_tokens", "seed", "dtype", "prompted", "reward", "url", "served")
+    knobs = {name: getattr(arguments, name) for name in read}
+    knobs |= {"directions": len(yardstick.directions), "prompts": list(prompts)}
+    inputs = {"model": arguments.model, "by": arguments.by, **_reward_folders(arguments.reward)}
     with run.stage(
         "answers", VERSION, {name: path.resolve() for name, path in inputs.items() if path is not None}, knobs
     ) as work:
@@ -303,23 +315,18 @@ def table_of(measures: Steerability) -> str:
         ("tau (control)", said(figures.kendall_tau, 2)),
         (f"span of {names[-1]}, points", said(figures.span)),
         ("regret", said(figures.regret)),
-        ("miscalibration, 0 to 1", said(measures.miscalibration, 2)),
+        ("miscalibration, 0 if even", said(measures.miscalibration, 2)),
         ("words at the last direction over the first", said(length.last_to_first if length else None, 2)),
     ]
     lines = [f"{measures.model}, asked by {measures.how}", "", "| figure | value (95%) |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", f"| direction | {' | '.join(names)} | v . r | words | degenerate |", "|---" * (len(names) + 4) + "|"]
     for point, worth in zip(measured.points, figures.objective_by_direction, strict=True):
-        at = degrees(point.angle) if point.angle is not None else _weights(point.direction or {})
         cells = [said(point.rewards[name]) for name in names] + [said(worth), said(point.words, 0)]
         share = "" if point.degenerate is None else f"{number(100 * point.degenerate.value, 0)}%"
-        lines.append(f"| {at} | {' | '.join(cells)} | {share} |")
+        lines.append(f"| {direction(point)} | {' | '.join(cells)} | {share} |")
     if measures.side_effects:
         lines += ["", "| side effect on | first | last | change |", "|---|---|---|---|"]
         for head in measures.side_effects:
             lines.append(f"| {head.head} | {said(head.first)} | {said(head.last)} | {said(head.change, sign=True)} |")
     return "\n".join(lines) + "\n"
-
-
-def _weights(weights: dict[str, float]) -> str:
-    return ", ".join(f"{name} {number(w, 2)}" for name, w in weights.items())

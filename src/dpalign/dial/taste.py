@@ -54,12 +54,12 @@ class Estimate:
         Raises:
             ValueError: rewards that are not those of the dial's objectives.
         """
-        taste = taste_of(dial, choices)
+        taste = _taste_of(dial, choices)
         direction = Preference.from_vector(taste.v_K, dial.objectives)
         return cls(direction, taste.within(), next_directions(dial, taste), estimate_in_words(dial, taste))
 
 
-def taste_of(dial: Dial, choices: Iterable[Choice] = ()) -> Taste:
+def _taste_of(dial: Dial, choices: Iterable[Choice] = ()) -> Taste:
     """Return the posterior of a person's direction on a dial, given their choices.
 
     Raises:
@@ -222,7 +222,7 @@ def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
         say_pair(screen, rows[first]["messages"][-1]["content"], (answers[first], answers[second]))
         return _read(screen)
 
-    taste = ask(pairs, taste_of(dial), arguments.choices, choose, arguments.seed)
+    taste = ask(pairs, _taste_of(dial), arguments.choices, choose, arguments.seed)
     if not taste.choices:
         return "nothing was chosen"
     wish = ",".join(f"{name}={w:.3g}" for name, w in zip(dial.objectives, taste.v_K.tolist(), strict=True))

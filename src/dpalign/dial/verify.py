@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from dpalign.page.words import size
-from dpalign.runs.ledger import LEDGER, FileHashes, output_files, read_ledger
+from dpalign.runs.ledger import LEDGER, FileHashes, output_files, read_ledger, sha256_of
 from dpalign.runs.modelfolder import read_object, walk
 from dpalign.runs.progress import Progress
-from dpalign.runs.verify import faults
+from dpalign.runs.verify import Fault, faults
 from dpalign.train.contract import DIGESTS, FILE
 
 WRONG: Final = 2
@@ -35,7 +35,7 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
     count, folders = 0, checked_folders(given.folder)
     with Progress("hashing the files of folder", len(folders)) as progress:
         for folder in folders:
-            wrong = list(stage_faults(folder) if (folder / LEDGER).is_file() else export_faults(folder))
+            wrong = list(stage_faults(folder) if (folder / LEDGER).is_file() else _export_faults(folder))
             found = f"{len(wrong)} wrong" if wrong else summary(folder)
             lines += [f"{folder.name}: {found}", *wrong]
             count += len(wrong)
@@ -79,21 +79,27 @@ def stage_faults(stage: Path) -> Iterator[str]:
             yield f"  {stage / name}: unknown to {LEDGER}; move it away"
 
 
-def export_faults(export: Path) -> Iterator[str]:
-    """Yield one line per fault in an export's files. Old exports record sizes but no digests."""
-    contract = read_object(export / FILE)
-    sizes: dict[str, int] = contract["files"]
-    digests: dict[str, str] = contract.get(DIGESTS) or {}
-    wrong = {fault.file: fault.what for fault in faults(export, digests, FileHashes())}
-    for name in sizes.keys() - digests.keys():
-        if not (file := export / name).is_file() or file.stat().st_size != sizes[name]:
-            wrong[file] = "altered" if file.is_file() else "missing"
-    for file, what in sorted(wrong.items()):
-        yield f"  {file}: {what} since it was exported; export it or fetch it again"
+def _export_faults(export: Path) -> Iterator[str]:
+    """Yield one line per fault in an export's files, with the cure."""
+    for fault in changed_files(export):
+        yield f"  {fault.file}: {fault.what} since it was exported; export it or fetch it again"
+    known = {*read_object(export / FILE)["files"], FILE}
     for file in walk(export):
         inside = file.relative_to(export)
-        if inside.as_posix() not in {*sizes, FILE} and not any(part.startswith(".") for part in inside.parts):
+        if inside.as_posix() not in known and not any(part.startswith(".") for part in inside.parts):
             yield f"  {file}: unknown to {FILE}; move it away"
+
+
+def changed_files(export: Path) -> Iterator[Fault]:
+    """The files of an export that are missing, or of another size or digest. Old exports record no digests."""
+    contract = read_object(export / FILE)
+    digests = contract.get(DIGESTS) or {}
+    for name, bytes_ in sorted(contract["files"].items()):
+        file = export / name
+        if not file.is_file():
+            yield Fault(file, "missing")
+        elif file.stat().st_size != bytes_ or (name in digests and sha256_of(file) != digests[name]):
+            yield Fault(file, "altered")
 
 
 def summary(folder: Path) -> str:

@@ -44,7 +44,6 @@ def _function(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
     sharing: Sharing | None = None,

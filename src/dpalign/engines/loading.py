@@ -20,14 +20,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from dpalign.runs.modelfolder import ADAPTER, CONFIG, Kind, require_kind
+from dpalign.runs.modelfolder import ADAPTER, CONFIG, HEAD, Kind, require_kind
 
 AUTO: Final[Mapping[Kind, Any]] = {
     "policy": AutoModelForCausalLM,
     "reward model": AutoModelForSequenceClassification,
 }
-HEAD: Final = frozenset({"score.weight"})
-"""Tensors that a model may lack before it becomes a classifier."""
 SHOWN: Final = 3
 """Tensors that a message names at most."""
 
@@ -63,7 +61,7 @@ def load_whole(
     except SafetensorError as error:
         raise ValueError(f"{source}: a weights file is damaged ({error}); fetch or write the folder again") from error
     loaded: PreTrainedModel = model
-    for fault in _faults(loaded, report, HEAD if new_head else frozenset(), kind):
+    for fault in _faults(loaded, report, {HEAD} if new_head else set(), kind):
         raise ValueError(f"{source}: {fault}")
     return loaded
 

@@ -29,7 +29,8 @@ def log_probs(
     Args:
         rows: each the tokens of a prompt, at least one, and the tokens of its answer.
         temperature: above 0; logits are divided by it.
-        batch_tokens: the most tokens in a forward; a longer row is read alone. Halved if memory runs out.
+        batch_tokens: the most tokens in a forward; a longer row is read alone. Halved if memory runs out, down to the
+            longest row.
         source: the model's name, for messages.
 
     Raises:
@@ -40,7 +41,7 @@ def log_probs(
     if context is not None and longest > context:
         raise ValueError(f"{source}: a prompt and its answer are {longest} tokens long, and its context is {context}")
     read = partial(_in_batches, model, rows, temperature)
-    found_N, _ = in_halves(read, batch_tokens, f"{source}: {{}} tokens a forward")
+    found_N, _ = in_halves(read, batch_tokens, f"{source}: {{}} tokens a forward", least=longest)
     if not np.isfinite(found_N).all():
         raise ValueError(f"{source}: the log-probability of an answer is no finite number; {BROKEN}")
     return found_N

@@ -3,53 +3,22 @@
 Rendering finds the place of the dial's line, the text between a prompt and its answer, the end of an answer, and the
 marks that separate turns. A template that cannot carry a dial is refused by name.
 
-A template comes with its model, and anybody may have written it. It is rendered in Jinja's sandbox, and stopped if it
-takes too long or grows without end.
+A template comes with its model, and anybody may have written it: `sandbox.py` bounds what it may do.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cache, lru_cache, wraps
-from time import monotonic
-from typing import Any, Final
-
-from jinja2 import Template, TemplateError, meta, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
+from typing import Final
 
 from dpalign.chat import OwnChat, Place, Switch, base_text
+from dpalign.engines.sandbox import Unbounded, render, variables
 from dpalign.paper.direction import name_hint
 from dpalign.rows import Message
 from dpalign.runs.modelfolder import NAMED_TOKENS, Marks
 
-TODAY: Final = datetime(2024, 7, 26)
-"""The date that a template gets as today's: the default of Llama's own."""
 _OURS: Final = ("messages", "tools", "documents", "add_generation_prompt", "preference", "angle", *NAMED_TOKENS)
 """Arguments of a chat template that are no switches."""
-
-SECONDS: Final = 5.0
-"""The most time that a template may take to write a chat; real ones take milliseconds."""
-MOST: Final = 10_000_000
-"""The most characters of a text, and items of a list, that a template may make."""
-WIDEST: Final = 10_000
-"""The largest width that a template may pad a text to, and the most bits of a whole number that it may make."""
-GROWING: Final = frozenset(
-    {"batch", "center", "expandtabs", "format", "indent", "join", "ljust", "replace", "rjust", "slice", "wordwrap"}
-    | {"zfill"}
-)
-"""Filters and string methods whose result may be far longer than their arguments."""
-REFUSALS: Final = (
-    *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
-    *(ArithmeticError, RecursionError, MemoryError, SyntaxError),
-)
-"""Errors that rendering raises if the template or the chat is wrong."""
 
 _SYSTEM: Final[Message] = {"role": "system", "content": "Zsystem 1."}
 _ASK: Final[Message] = {"role": "user", "content": "Zquestion 2."}
@@ -61,10 +30,6 @@ _BLOCK: Final = re.compile(r"<(\w+)>\s*</\1>")
 
 Write = Callable[[Sequence[Message], bool], str]
 """A chat as text, with or without the opening of an answer; ValueError if the template refuses the chat."""
-
-
-class Unbounded(ValueError):
-    """A chat template goes on for too long, or makes too long a text."""
 
 
 @dataclass(frozen=True)
@@ -86,27 +51,6 @@ class Turn:
         marks = re.findall(r"</?\w+>|\S+", self.lead)
         lead = "" if marks and marks[-1] in answer else self.lead
         return lead + answer.removeprefix(self.lead).removesuffix(self.end[: -len(self.end.lstrip())]) + self.end
-
-
-def render(template: str, messages: Sequence[Message], ask: bool = True, /, **given: Any) -> str:
-    """A chat as `apply_chat_template(messages, add_generation_prompt=ask, **given)` writes it.
-
-    Args:
-        given: the direction, switches, and special tokens by name, if the template reads them.
-
-    Raises:
-        ValueError: the template refuses the chat or an argument, or is not Jinja.
-        Unbounded: it takes more than SECONDS, or writes too much.
-    """
-    begun = _ends.set(monotonic() + SECONDS)
-    try:
-        return _compiled(template).render(messages=list(messages), add_generation_prompt=ask, **given)
-    except Unbounded:
-        raise
-    except REFUSALS as error:
-        raise ValueError(f"the chat template says: {error}") from error
-    finally:
-        _ends.reset(begun)
 
 
 def find_own_chat(
@@ -242,158 +186,8 @@ def _place(write: Write, asked: Place | None) -> Place:
 
 
 def _require_read(base: str, switches: Mapping[str, Switch]) -> None:
-    try:
-        read = meta.find_undeclared_variables(_environment().parse(base))
-    except (TemplateError, RecursionError) as error:
-        raise ValueError(f"it is no Jinja ({error})") from error
-    known = sorted(name for name in read if name not in (*_OURS, *_environment().globals))
+    known = sorted(variables(base) - {*_OURS})
     for name in switches:
         if name not in known:
             hint = name_hint(name, known) if known else "it has no switches"
             raise ValueError(f"model.chat_kwargs has {name!r}, which it does not read; {hint}")
-
-
-@lru_cache(maxsize=32)
-def _compiled(template: str) -> Template:
-    return _environment().from_string(template)
-
-
-_ends: ContextVar[float] = ContextVar("_ends", default=float("inf"))
-"""The time by which the current rendering must end."""
-
-
-@cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja, set up as transformers sets it up, with bounds."""
-    environment = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": TODAY.strftime}
-    environment.filters["tojson"] = lambda value, **how: json.dumps(value, **{"ensure_ascii": False, **how})
-    environment.filters |= {name: _modest(name, environment.filters[name]) for name in GROWING & {*environment.filters}}
-    del environment.globals["lipsum"]  # writes texts of any length
-    return environment
-
-
-class _Bounded(ImmutableSandboxedEnvironment):
-    """Stops a template in a loop, a macro or a join when its time is over or its result is too long."""
-
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
-
-    def _generate(self, source: nodes.Template, *rest: Any, **named: Any) -> str:
-        bounded: nodes.Template = _Bounds().visit(source)
-        bounded.set_environment(self)
-        return super()._generate(bounded, *rest, **named)
-
-    def call(self, context: Context, called: Any, /, *given: Any, **named: Any) -> Any:
-        self.goes_on()
-        method = getattr(called, "__wrapped__", called)  # the sandbox wraps str.format
-        if isinstance(getattr(method, "__self__", None), str) and method.__name__ in GROWING:
-            _require_modest(method.__name__, (method.__self__, *given), named)
-        return super().call(context, called, *given, **named)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        self.goes_on()
-        size = 0
-        match operator, left, right:
-            case "*" | "**", int(), int():
-                bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-                size = MOST + 1 if bits > WIDEST else 0
-            case "*", (str() | list() | tuple()), int():
-                size = len(left) * right
-            case "*", int(), (str() | list() | tuple()):
-                size = left * len(right)
-            case "+", (str() | list() | tuple()), (str() | list() | tuple()):
-                size = len(left) + len(right)
-            case "%", str(), _:
-                _require_modest("format", (left, right), {})
-        _require_size(size)
-        return super().call_binop(context, operator, left, right)
-
-    def goes_on(self) -> bool:
-        """True while there is time; raises Unbounded afterwards."""
-        if monotonic() > _ends.get():
-            raise Unbounded(f"the chat template writes one chat for more than {SECONDS:g} seconds: it may never end")
-        return True
-
-    def joined(self, *parts: Any) -> str:
-        """The result of `~` for values."""
-        self.goes_on()
-        return self.concat(map(str, parts))
-
-    @staticmethod
-    def concat(parts: Iterable[str]) -> str:
-        """Join the texts that a template, a macro or a block writes."""
-        kept, size = [], 0
-        for part in parts:
-            size += len(part)
-            _require_size(size)
-            kept.append(part)
-        return "".join(kept)
-
-
-class _Bounds(NodeTransformer):
-    """Puts the checks of `_Bounded` into a template's tree."""
-
-    def visit_For(self, node: nodes.For) -> nodes.For:
-        self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_asks("goes_on")))
-        if node.test is not None:
-            node.test = nodes.And(_asks("goes_on"), node.test)
-        return node
-
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
-        self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_asks("goes_on")))
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:
-        self.generic_visit(node)
-        return _asks("joined", node.nodes)
-
-
-def _asks(method: str, given: Sequence[nodes.Expr] = ()) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(method), list(given), [], None, None)
-
-
-def _modest(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter with a check of its arguments before it runs."""
-
-    @wraps(run)
-    def bounded(*given: Any, **named: Any) -> Any:
-        _require_modest(name, given, named)
-        return run(*given, **named)
-
-    return bounded
-
-
-def _require_modest(name: str, given: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Raise Unbounded if a function of GROWING would make too long a text of its arguments."""
-    if any(isinstance(value, int) and value > WIDEST for value in (*given, *named.values())):
-        _require_size(MOST + 1)
-    texts = [value for value in (*given, *named.values()) if isinstance(value, str)]
-    if name == "replace" and len(texts) > 2:
-        _require_size(len(texts[0]) + texts[0].count(texts[1]) * len(texts[2]))
-    if name == "join":
-        lists = [value for value in given if isinstance(value, list | tuple)]
-        _require_size(sum(len(part) for value in lists for part in value if isinstance(part, str)))
-        _require_size(sum(map(len, texts)) * sum(map(len, lists)))
-    if name == "format" and texts and re.search(r"\d{5}|\*", texts[0]):
-        _require_size(MOST + 1)
-
-
-def _require_size(size: int) -> None:
-    if size > MOST:
-        raise Unbounded(f"the chat template makes a text, a list or a number of more than {MOST} parts")
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
-
-
-class _Generation(Extension):
-    """transformers' own tag around the assistant's text; it writes its content."""
-
-    tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from dpalign.chat import OwnChat, Place, PromptStyle, Switch, styled_template
 from dpalign.engines.engine import Answer
 from dpalign.engines.forged import Guard
-from dpalign.engines.templates import REFUSALS, Turn, Unbounded, find_marks, find_own_chat, find_turn, render
+from dpalign.engines.sandbox import REFUSALS, Unbounded, render
+from dpalign.engines.templates import Turn, find_marks, find_own_chat, find_turn
 from dpalign.paper.prompts import Level, PreferenceTemplate
 from dpalign.rows import Message
 from dpalign.runs.modelfolder import Marks
@@ -49,9 +50,7 @@ def keep_own_chat(
     Raises:
         ValueError: the template cannot carry a dial.
     """
-    template: Any = tokenizer.chat_template
-    template = template.get("default") if isinstance(template, dict) else template
-    own = find_own_chat(template, marks_of(tokenizer), switches, source, place)
+    own = find_own_chat(_template_of(tokenizer), marks_of(tokenizer), switches, source, place)
     tokenizer.chat_template = own.template(preference_template, objectives, levels)
     return own
 
@@ -141,8 +140,12 @@ def guard_of(tokenizer: PreTrainedTokenizerBase, tags: frozenset[str] | None = N
     Raises:
         Unbounded: the chat template does not end.
     """
-    template = tokenizer.chat_template
-    return _guard(tokenizer, template.get("default") if isinstance(template, dict) else template, tags)
+    return _guard(tokenizer, _template_of(tokenizer), tags)
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    template: Any = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
 
 
 @lru_cache(maxsize=16)
@@ -208,8 +211,8 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None)
             stop = tokenizer.convert_tokens_to_ids(turn_of(tokenizer).stop)
         except Unbounded:
             raise
-        except ValueError:  # somebody else's template, which is used as it is
-            stop = tokenizer.eos_token_id
+        except ValueError:
+            pass  # somebody else's template, which is used as it is
     return [token for token in dict.fromkeys([stop, tokenizer.eos_token_id, *listed]) if token is not None]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate, replicate_means
-from dpalign.measure.control import angles, following, following_lead, is_dial
+from dpalign.measure.control import dial_angles, following, following_lead, is_dial
 from dpalign.measure.hypervolume import hypervolume_share
 from dpalign.measure.lineage import condition_of, footprint, objectives_read, unasked_twin
 from dpalign.measure.objective import expected_objective, objective_difference, reach
@@ -155,7 +155,7 @@ def told_by(members: Sequence[Rewards], setting: Setting) -> Told:
         return Told("reward targets", rewards, targets_VK[:, 1] if several else None)
     else:
         by = "words alone" if condition_of(folder) == "brief" else "nothing"
-    return Told(by, rewards, angles(rewards.directions_VK) if is_dial(rewards.directions_VK) else None)
+    return Told(by, rewards, dial_angles(rewards.directions_VK) if is_dial(rewards.directions_VK) else None)
 
 
 def _together(members: Sequence[Rewards]) -> Rewards:
@@ -242,10 +242,7 @@ def choose_settings(
     tried: Tried = {}
     for system, names in by_name.items():
         if len(names) == 1:
-            only = rewards[names[0]]
-            # nothing was chosen; only a soup keeps its setting, which names its experts
-            kept = only.system if only.system.role == "soup" else replace(only.system, setting="")
-            shown.append(replace(only, system=kept))
+            shown.append(rewards[names[0]])
             continue
         missing = next((name for name in names if name not in tuning), None)
         if missing is not None:

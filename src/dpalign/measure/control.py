@@ -1,10 +1,11 @@
 """Control: does the answer follow the dial?
 
 The dial is the direction's angle in degrees (two objectives). It turns the second objective: verbosity in the
-paper. Between -90 and 90 degrees, all figures are positive if the policy obeys: on the paper's arc verbosity falls
-as the angle goes from 0 to -45. Directions are no dial if the weight of the second objective both rises and falls,
-as on a whole circle. The words of the answers are measured in the same way (`length`). With three objectives or
-more there is no dial: each mean reward is compared with each weight (`weight_taus`).
+paper. All figures are positive if the policy obeys: on the paper's arc verbosity falls as the angle goes from 0 to
+-45. Beyond 90 or -90 degrees the second weight goes back as the angle goes on, so the angle is mirrored there
+(`dial_angles`). Directions are no dial if the weight of the second objective both rises and falls, as on a whole
+circle or on an arc across 90 degrees. The words of the answers are measured in the same way (`length`). With three
+objectives or more there is no dial: each mean reward is compared with each weight (`weight_taus`).
 
 Shapes: R replicates, P prompts, V directions (in the order of the dial), K = 2 objectives unless said otherwise.
 """
@@ -34,7 +35,7 @@ class Control:
     constant_prompts: int
     """Prompts whose verbosity is the same at every direction; they have no ranks and count as tau 0."""
     slope: Estimate
-    """Reward points a degree, by least squares through the means."""
+    """Reward points a degree of `dial_angles`, by least squares through the means."""
     span: Estimate
     """Reward points between the first and the last direction."""
     drops: tuple[Estimate, ...]
@@ -50,6 +51,14 @@ class Control:
 def angles(directions_V2: Array) -> Array:
     """The angle of each direction, in degrees: (V,)."""
     return np.degrees(np.arctan2(directions_V2[:, 1], directions_V2[:, 0]))
+
+
+def dial_angles(directions_V2: Array) -> Array:
+    """The angle of each direction, mirrored into -90..90 degrees, where it rises with the second weight: (V,).
+
+    130 degrees count as 50, for example. On an arc across 90 degrees, two angles with one second weight count as one.
+    """
+    return angles(np.stack([np.abs(directions_V2[:, 0]), directions_V2[:, 1]], axis=1))
 
 
 def is_dial(directions_VK: Array | None) -> TypeGuard[Array]:
@@ -100,11 +109,11 @@ def length(system: Rewards, bootstrap: Bootstrap) -> Length | None:
 
 def _turned(directions_V2: Array, figure_PV: Array, bootstrap: Bootstrap) -> Control:
     """How a figure of each prompt's answers follows the dial."""
-    angle_V = angles(directions_V2)
+    angle_V = dial_angles(directions_V2)
     mean_V = figure_PV.mean(axis=0)
     mean_RV = bootstrap.weights(len(figure_PV)) @ figure_PV
     tau_P, constant_P = kendall_tau_b(angle_V, figure_PV)
-    way = _way(directions_V2)
+    way = way_of(directions_V2)
     drop_V, drop_RV = way * np.diff(mean_V), way * np.diff(mean_RV, axis=1)
     drops = tuple(bootstrap.interval(drop, drop_RV[:, v]) for v, drop in enumerate(drop_V))
     return Control(
@@ -118,7 +127,7 @@ def _turned(directions_V2: Array, figure_PV: Array, bootstrap: Bootstrap) -> Con
     )
 
 
-def _way(directions_V2: Array) -> float:
+def way_of(directions_V2: Array) -> float:
     """Where the second objective should go from the dial's first direction to its last: 1 up, -1 down."""
     return float(np.sign(directions_V2[-1, 1] - directions_V2[0, 1]))
 
@@ -252,7 +261,7 @@ def span_share(system: Rewards, reference: Rewards, bootstrap: Bootstrap) -> Est
     """
     require_same_prompts([system, reference])
     assert system.directions_VK is not None, system.name
-    way = _way(system.directions_VK)
+    way = way_of(system.directions_VK)
     own_P, whole_P = (way * (one.mean_PVK[:, -1, 1] - one.mean_PVK[:, 0, 1]) for one in (system, reference))
     weight_RP = bootstrap.weights(len(system.prompt_ids))
     whole_R = weight_RP @ whole_P

@@ -140,7 +140,8 @@ def cost(folders: Sequence[Path], answer_tokens: float) -> Cost:
 def sweep_cost(folders: Sequence[Path], answer_tokens: float) -> Cost:
     """The cost to make all settings of a system and to choose among them.
 
-    Includes the settings' tuning evaluations, and the reward model that chose.
+    Includes the settings' tuning evaluations, and the reward model that chose. A judge's scores are left out: it never
+    chooses.
     """
     evaluated = [Made(folder, read_ledger(folder)) for folder in folders if (folder / LEDGER).is_file()]
     roots = [stage for folder in folders for stage in made_from(folder).values()]
@@ -149,18 +150,22 @@ def sweep_cost(folders: Sequence[Path], answer_tokens: float) -> Cost:
 
 
 def _sum(made: Sequence[Made], answer_tokens: float) -> Cost:
-    sampled, scored, trained = (
-        sum(one.ledger["tokens"][unit] for one in made) for unit in ("sampled", "scored", "trained")
-    )
+    sampled, trained = (sum(one.ledger["tokens"][unit] for one in made) for unit in ("sampled", "trained"))
     read = sum(_scored_tokens(one, answer_tokens) for one in made)
     return Cost(
         sampled_tokens=sampled,
-        scored_responses=scored,
+        scored_responses=sum(map(_scored_responses, made)),
         scored_tokens=round(read),
         trained_tokens=trained,
         total_tokens=round(sampled + read + trained),
         seconds=sum(one.ledger["seconds"] for one in made),
     )
+
+
+def _scored_responses(made: Made) -> int:
+    """The answers that a stage scored, without the judge's scores: it scores the answers that an evaluation keeps."""
+    scored = made.ledger["tokens"]["scored"]
+    return scored - made.ledger["counts"]["out"] if scored and "judge" in made.ledger["inputs"] else scored
 
 
 def _scored_tokens(made: Made, answer_tokens: float) -> float:

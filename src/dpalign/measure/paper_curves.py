@@ -8,10 +8,6 @@ Turbo, judged by GPT-4 Turbo. Another judge or reference gives another scale.
 
 from typing import Final
 
-import numpy as np
-
-from dpalign.measure.bootstrap import Array
-
 FIG_4: Final[dict[str, tuple[tuple[float, float], ...]]] = {
     "SFT": ((50.0, 66.9),),
     "DPO": ((56.7, 75.2),),
@@ -41,10 +37,3 @@ FIG_5: Final[dict[str, tuple[tuple[float, float], ...]]] = {
     "DPO": ((1445, 11.0),),
 }
 """(average length in characters, win rate in %) on AlpacaEval 2; DPA is the fourth iteration, DPO is Zephyr-beta."""
-
-
-def fig_4_points(name: str) -> Array:
-    """A curve's points as (helpfulness, verbosity), the order of our objectives: (V, 2)."""
-    if name not in FIG_4:
-        raise ValueError(f"Fig. 4 has no curve {name!r}; it has {', '.join(FIG_4)}")
-    return np.array(FIG_4[name])[:, ::-1]

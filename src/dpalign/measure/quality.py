@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dpalign.measure.bootstrap import Array, Estimate
 
+LEVEL: Final = 0.95  # of the intervals
 _CHUNK: Final = 500_000  # weights at a time, to bound memory
 _FLAT: Final = 1e-12  # relative covariance that counts as 0: rounding leaves a little in a constant column
 
@@ -62,12 +63,11 @@ class Quality:
     heads: tuple[HeadQuality, ...]
     resamples: int
     seed: int
-    confidence: float
 
     def to_json(self) -> dict[str, Any]:
         """Head name -> its figures; undefined ones are null."""
         heads = {head.name: asdict(head) for head in self.heads}
-        return {"heads": heads, "resamples": self.resamples, "seed": self.seed, "confidence": self.confidence}
+        return {"heads": heads, "resamples": self.resamples, "seed": self.seed, "confidence": LEVEL}
 
 
 def quality(
@@ -79,7 +79,6 @@ def quality(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> Quality:
     """Compare predictions with labels; the columns may be heads or objectives, under any names.
 
@@ -110,9 +109,9 @@ def quality(
     for column, name in enumerate(names):
         has = ~np.isnan(label_NH[:, column])
         _, prompt_N = np.unique(ids_N[has], return_inverse=True)
-        bootstrap = _Bootstrap(prompt_N, resamples, seed, confidence)
+        bootstrap = _Bootstrap(prompt_N, resamples, seed)
         heads.append(_head(name, predicted_NH[has, column], label_NH[has, column], length_N[has], bootstrap))
-    return Quality(tuple(heads), resamples, seed, confidence)
+    return Quality(tuple(heads), resamples, seed)
 
 
 def _head(name: str, predicted_N: Array, label_N: Array, length_N: Array, bootstrap: "_Bootstrap") -> HeadQuality:
@@ -139,10 +138,9 @@ def _head(name: str, predicted_N: Array, label_N: Array, length_N: Array, bootst
 class _Bootstrap:
     """Resampled prompts, as weights: how often each was drawn. The same draws serve every figure of a head."""
 
-    def __init__(self, prompt_N: NDArray[np.intp], resamples: int, seed: int, confidence: float) -> None:
+    def __init__(self, prompt_N: NDArray[np.intp], resamples: int, seed: int) -> None:
         self.prompt_N = prompt_N
         self.prompts = int(prompt_N.max()) + 1 if len(prompt_N) else 0
-        self.confidence = confidence
         p = max(1, self.prompts)
         draws_BP = np.random.default_rng(seed % 2**32).multinomial(p, np.full(p, 1 / p), size=resamples)
         self.weight_BP = draws_BP[:, : self.prompts].astype(np.float32)
@@ -167,8 +165,7 @@ class _Bootstrap:
         drawn_B = drawn_B[np.isfinite(drawn_B)]  # a resample may hold one prompt alone, and no variance
         if not len(drawn_B):
             return Estimate(value)
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(drawn_B, [tail, 1 - tail])
+        low, high = np.quantile(drawn_B, [(1 - LEVEL) / 2, 1 - (1 - LEVEL) / 2])
         return Estimate(value, float(low), float(high))
 
 

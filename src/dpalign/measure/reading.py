@@ -14,7 +14,7 @@ import numpy as np
 from dpalign.measure.bootstrap import Array
 from dpalign.measure.points import Rewards
 from dpalign.measure.system import BESIDE_THE_LOOP, System, policy_at
-from dpalign.paper.direction import Preference, arithmetic
+from dpalign.paper.direction import Preference, arithmetic, listed
 from dpalign.paper.ensemble import spread_of
 from dpalign.paper.objectives import Objective, all_known, by_name, read_objectives
 from dpalign.rows import CANDIDATES, HEADS, SCORES, matrix_of, read_table
@@ -145,10 +145,8 @@ def evaluations(
         system = system_of(planned, step, folder)
         if (folder / "soup.json").is_file():
             experts_EK = json.loads((folder / "soup.json").read_text(encoding="utf-8"))["experts"]
-            *others, last = (
-                arithmetic(dict(zip(reading.names, v_K, strict=True)), senses_K.tolist()) for v_K in experts_EK
-            )
-            system = replace(system, setting=" and ".join([", ".join(others), last] if others else [last]))
+            experts = [arithmetic(dict(zip(reading.names, v_K, strict=True)), senses_K.tolist()) for v_K in experts_EK]
+            system = replace(system, setting=listed(experts))
         evaluated.append((name, read_rewards(folder, system, reading)))
         if f"tune-{name}" in inputs:
             tuning[name] = read_rewards(inputs[f"tune-{name}"], system, reading, truth=False)

@@ -6,6 +6,7 @@ Shapes: U evaluation directions, K objectives.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from dpalign.measure.reading import Reading, answer_rows
 from dpalign.measure.system import System
 from dpalign.paper.objectives import all_known
 from dpalign.rows import HEADS
+
+REFERENCE_SHIFTS: Final = (-5.0, 0.0, 5.0)
+"""Reward points by which the sensitivity table moves each coordinate of the reference."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +31,6 @@ class Setting:
     reference_K: Array | None
     """Hypervolume's reference, in reward points: fixed before any DPA run. None leaves hypervolume out."""
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    reference_shifts: tuple[float, ...] = (-5.0, 0.0, 5.0)
-    """Reward points by which the sensitivity table moves each coordinate of the reference."""
     senses: tuple[int, ...] | None = None
     """+1 for an objective to maximise, -1 for one to minimise; None: read from the directions."""
 
@@ -79,16 +81,21 @@ def reference_point(
     return np.asarray(np.where(senses_K > 0, low_K, high_K))
 
 
-def true_front(folder: Path, reading: Reading, grid_UK: Array) -> Rewards | None:
-    """The rewards of the world's best answers to the prompts of an evaluate folder.
+def true_front(folder: Path, reading: Reading, grid_UK: Array, inner_IK: Array | None = None) -> Rewards | None:
+    """The rewards of the world's best faultless answers to the prompts of an evaluate folder.
 
-    None if these are unknown: an objective reads a head without a truth, or a fault may pay.
+    None if an objective reads a head without a truth, or if a fault may pay.
+
+    Args:
+        inner_IK: the directions at which no fault may pay; None: at all of them.
     """
     from dpalign.world.language import read_prompt
     from dpalign.world.optimum import faultless_is_best, optimal_rewards
 
     objectives, heads = reading.objectives, reading.heads
-    if not all_known(objectives, heads, HEADS) or not faultless_is_best(grid_UK, objectives, heads):
+    if not all_known(objectives, heads, HEADS):
+        return None
+    if not faultless_is_best(grid_UK if inner_IK is None else inner_IK, objectives, heads):
         return None
     prompts = {row["prompt_id"]: row["messages"] for row in answer_rows(folder, ["prompt_id", "messages"])}
     tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]

@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 
 from dpalign.measure.bootstrap import Array, Bootstrap, Estimate
-from dpalign.measure.control import angles, is_dial
-from dpalign.measure.points import Rewards
+from dpalign.measure.control import dial_angles, is_dial, way_of
+from dpalign.measure.points import Rewards, senses_of
 from dpalign.measure.record import Record
 from dpalign.measure.setting import Setting
 from dpalign.measure.summarize import summarize
@@ -66,10 +66,9 @@ def steerability(
         about: the values of `how` and `model`.
     """
     assert rewards.directions_VK is not None
-    setting = Setting(tuple(objectives), rewards.directions_VK, None, bootstrap)
-    if not setting.disputed:
-        reference_K = np.where(setting.senses_K > 0, *REFERENCE)
-        setting = Setting(tuple(objectives), rewards.directions_VK, reference_K, bootstrap)
+    senses_K = senses_of(rewards.directions_VK)
+    reference_K = np.where(senses_K > 0, *REFERENCE) if senses_K.all() else None
+    setting = Setting(tuple(objectives), rewards.directions_VK, reference_K, bootstrap)
     return Steerability(
         summary=summarize([rewards], setting, pairs=[]),
         miscalibration=miscalibration(rewards, bootstrap),
@@ -88,23 +87,24 @@ def miscalibration(rewards: Rewards, bootstrap: Bootstrap) -> Estimate | None:
     """The mean over directions of |delivered share - asked share| of the dial's way.
 
     At a third of the arc, a calibrated model gives a third of the second objective's change from the first direction
-    to the last. A dial that turns evenly has 0. A model that jumps at one end has up to 0.5. An overshoot between the
-    ends can exceed 1.
+    to the last. A dial that turns evenly has 0. A model that jumps at one end has up to 0.5. A change against the way
+    that was asked counts as negative, so a dial that turns evenly the wrong way has 1. An overshoot between the ends
+    can exceed 1.
 
-    None without a dial of three directions, or if some resample changes in the other direction or not at all.
+    None without a dial of three directions, or if the change has another sign in some resample, or is 0.
     """
     directions_VK = rewards.directions_VK
     if not is_dial(directions_VK) or len(directions_VK) < 3:
         return None
-    angle_V = angles(directions_VK)
+    angle_V, way = dial_angles(directions_VK), way_of(directions_VK)
     asked_V = (angle_V - angle_V[0]) / (angle_V[-1] - angle_V[0])
     second_PV = rewards.mean_PVK[:, :, 1]
     mean_V, mean_RV = second_PV.mean(axis=0), bootstrap.weights(len(second_PV)) @ second_PV
     span, span_R = mean_V[-1] - mean_V[0], mean_RV[:, -1] - mean_RV[:, 0]
     if span == 0 or not (np.sign(span_R) == np.sign(span)).all():
         return None  # the sign of the change is uncertain: no share of it is defined
-    away = np.abs((mean_V - mean_V[0]) / span - asked_V).mean()
-    away_R = np.abs((mean_RV - mean_RV[:, :1]) / span_R[:, None] - asked_V).mean(axis=1)
+    away = np.abs(way * (mean_V - mean_V[0]) / abs(span) - asked_V).mean()
+    away_R = np.abs(way * (mean_RV - mean_RV[:, :1]) / np.abs(span_R[:, None]) - asked_V).mean(axis=1)
     return bootstrap.interval(float(away), away_R)
 
 

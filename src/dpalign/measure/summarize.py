@@ -14,7 +14,7 @@ from dpalign.measure.front import coverage
 from dpalign.measure.hypervolume import hypervolume_estimate, hypervolume_share, nearby_references, sensitivity
 from dpalign.measure.objective import expected_objective, objective_by_direction, objective_lead
 from dpalign.measure.points import Rewards, by_condition, by_judge, by_truth, opinion_gap, points, require_same_prompts
-from dpalign.measure.setting import Setting
+from dpalign.measure.setting import REFERENCE_SHIFTS, Setting
 from dpalign.measure.summary import (
     Cost,
     DominanceRow,
@@ -52,7 +52,7 @@ def summarize(
     measured = [rewards.measured for rewards in systems]
     front = true_front if truth_known else None
     reference_K = setting.reference_K
-    references_MK = [] if reference_K is None else nearby_references(reference_K, setting.reference_shifts)
+    references_MK = [] if reference_K is None else nearby_references(reference_K, REFERENCE_SHIFTS)
     return Summary(
         objectives=setting.objectives,
         senses=tuple(setting.senses_K.tolist()),

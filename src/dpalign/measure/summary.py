@@ -8,15 +8,15 @@ degenerate answers are counted in the texts. Intervals are by prompt; only `seed
 Angles are in degrees, rewards in points: 0-100 for the package's own reward model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from dpalign.measure.beyond import Feasibility, Rule
 from dpalign.measure.bootstrap import Bootstrap, Estimate
 from dpalign.measure.control import FollowingLead, Length
+from dpalign.measure.feasibility import Feasibility, Rule
 from dpalign.measure.front import Coverage
 from dpalign.measure.hypervolume import AtReference
 from dpalign.measure.quality import HeadQuality
@@ -110,6 +110,11 @@ class Measured(Record):
     def name(self) -> str:
         """The system's name."""
         return self.system.name
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is a copy of another system, which the page shows in its place."""
+        return self.same_as is not None
 
     @property
     def steered(self) -> bool:
@@ -480,7 +485,7 @@ def verdicts(summary: Summary) -> list[Verdict]:
     last = summary.last
     if last is None:
         return []
-    shown = [one for one in summary.systems.values() if one is not last and one.same_as is None]
+    shown = [one for one in summary.systems.values() if one is not last and not one.is_copy]
     return [_verdict(summary, last.name, one.name) for one in shown if one.system.role != "ablation"]
 
 
@@ -519,8 +524,3 @@ def misunderstood(summary: Summary) -> dict[str, BriefWish]:
     if seeds is not None and len(seeds.seeds) > 1:
         return {name: wish for name, wish in wishes.items() if seeds.understood_in.get(name, 0) < len(seeds.seeds)}
     return {name: wish for name, wish in wishes.items() if not wish.change.below_zero}
-
-
-def shown_on_page(systems: Sequence[Measured]) -> list[Measured]:
-    """Systems without those that are copies of another."""
-    return [one for one in systems if one.same_as is None]

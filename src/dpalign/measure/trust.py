@@ -75,7 +75,7 @@ class Optimised:
 
 def optimised(summary: Summary) -> list[Optimised]:
     """Every iteration, and every system whose divergence from SFT is known, but no copies; over seeds if several."""
-    shown = [one for one in summary.systems.values() if one.same_as is None]
+    shown = [one for one in summary.systems.values() if not one.is_copy]
     rows = [_optimised(summary, one) for one in shown]
     kept = {one.name for one in shown if one.system.role == "iteration"}
     return [row for row in rows if row.divergence or row.system in kept]

@@ -6,10 +6,10 @@ from typing import Any, Final, Literal
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from dpalign.measure.beyond import Feasibility
 from dpalign.measure.bootstrap import Estimate
+from dpalign.measure.feasibility import Feasibility
 from dpalign.measure.paper_curves import FIG_4
-from dpalign.measure.summary import Comparison, Measured, Summary, shown_on_page
+from dpalign.measure.summary import Comparison, Measured, Summary
 from dpalign.page.drawing import Plot, arms, house_style, legend, names_beside, new_canvas, values
 from dpalign.page.figures import points_of, reward_space
 from dpalign.page.looks import FRONT_LINE, INKS, Look, in_order, label, looks_of, trained_for
@@ -46,7 +46,7 @@ def fig_4(summary: Summary, compared: Comparison) -> Plot:
     """The paper's Fig. 4 with every system."""
     helpful, verbose = summary.objectives
     looks, canvas = looks_of(summary), new_canvas(6.0)
-    shown = [s for s in shown_on_page(in_order(summary)) if s.system.role not in ("control", "ablation")]
+    shown = [s for s in in_order(summary) if not s.is_copy and s.system.role not in ("control", "ablation")]
     families = list(dict.fromkeys(s.system.family for s in shown if s.system.role == "specialist"))
     axes = canvas.subplots()
     paper = compared.paper_curves and (helpful, verbose) == ("helpfulness", "verbosity")
@@ -104,9 +104,9 @@ def tokens(summary: Summary) -> Plot:
     axes = canvas.subplots()
     shown = [
         (one, one.cost.total_tokens / 1e6, one.figures.hypervolume)
-        for one in shown_on_page(in_order(summary))
-        if one.system.role not in ("control", "ablation") and one.cost and one.cost.total_tokens
-        and one.figures.hypervolume
+        for one in in_order(summary)
+        if not one.is_copy and one.system.role not in ("control", "ablation")
+        and one.cost and one.cost.total_tokens and one.figures.hypervolume
     ]  # fmt: skip
     iterated = [(x, volume) for one, x, volume in shown if one.system.role == "iteration"]
     axes.plot([x for x, _ in iterated], [v.value for _, v in iterated], color=_MUTED, linewidth=0.8, zorder=1)
@@ -157,7 +157,7 @@ def _cost_point(axes: Axes, one: Measured, x: float, volume: Estimate, look: Loo
 def control_range(summary: Summary) -> Plot:
     """The range of the second objective, from one end of the dial or of the targets to the other."""
     objective, falls, looks = summary.objectives[1], turns(summary) == "falls", looks_of(summary)
-    shown = shown_on_page(in_order(summary))
+    shown = [one for one in in_order(summary) if not one.is_copy]
     shown = [s for s in shown if len(s.points) > 1 and s.system.role in ("baseline", "soup", "iteration")]
     rows = [
         (label(s), _ends(s.rewards(objective), s.steered, falls), looks[s.name].light, looks[s.name].marker)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Final
 
-from dpalign.measure.beyond import MARGIN, Feasibility, reachable, trained_on
 from dpalign.measure.control import COMMON
 from dpalign.measure.degeneracy import Degenerate
+from dpalign.measure.feasibility import MARGIN, Feasibility, reachable, trained_on
 from dpalign.measure.summary import Comparison, Measured, Summary, TableRow, misunderstood
+from dpalign.page.cells import DASH, Cell, Row, Table, ahead, cell, name_of, table, verdict, word
 from dpalign.page.looks import in_order, looks_of, trained_for
-from dpalign.page.tables import DASH, Cell, Row, Table, ahead, cell, name_of, table, verdict, word
-from dpalign.page.words import MINUS, MISSING, degenerate_rule, degrees, listed, number, size
+from dpalign.page.words import MINUS, MISSING, degenerate_rule, degrees, number, size
+from dpalign.paper.direction import listed
 
 PAPER_TABLE_1: Final = {
     "PPO": "no, no, yes, yes",
@@ -28,7 +29,7 @@ def wishes_table(summary: Summary, compared: Comparison) -> Table | None:
     unheard = misunderstood(summary)
     rows = []
     for name, wish in compared.wishes.items():
-        if summary.systems[name].same_as is None:
+        if not summary.systems[name].is_copy:
             cells = {
                 "system": name_of(summary, name),
                 f"{wish.objective}, unasked": cell(wish.unasked),
@@ -147,7 +148,7 @@ def tuning_table(summary: Summary, compared: Comparison) -> Table | None:
                 "": Cell("chosen", edge, tone="yes") if one.chosen else DASH,
             }
             rows.append(Row(cells, strong=one.chosen))
-    others = [one for one in summary.of_role("baseline", "soup", "specialist") if one.same_as is None]
+    others = [one for one in summary.of_role("baseline", "soup", "specialist") if not one.is_copy]
     fixed = dict.fromkeys(one.system.group for one in others if one.name not in compared.tuning)
     caption = (
         "The best setting by the reward model on the tuning prompts stands for its system everywhere. Neither the "

@@ -1,13 +1,12 @@
 """What the dial of the page shows: real answers, by prompt, system and direction."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from dpalign.measure.summary import Answer, Summary, Weights
 from dpalign.page.looks import in_order, looks_of
 from dpalign.page.words import degrees
-from dpalign.paper.direction import arithmetic
+from dpalign.paper.direction import angle_of, arithmetic
 
 
 def dial_data(summary: Summary) -> dict[str, Any] | None:
@@ -51,7 +50,7 @@ def _stops(answers: Sequence[Answer], summary: Summary) -> list[dict[str, Any]]:
         assert weights is not None
         nearest = _nearest(weights, summary.directions)
         if nearest not in stops:
-            angle = math.degrees(math.atan2(*list(weights.values())[::-1])) if summary.angled else None
+            angle = angle_of(list(weights.values())) if summary.angled else None
             stops[nearest] = {
                 **_shown(answer),
                 "index": nearest,

@@ -87,11 +87,11 @@ def svg(drawn: Canvas, salt: str) -> str:
     return out.getvalue()
 
 
-def png(drawn: Canvas, dpi: int = 200) -> bytes:
+def png(drawn: Canvas) -> bytes:
     """The figure as a PNG image."""
     out = io.BytesIO()
     with house_style():
-        drawn.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+        drawn.savefig(out, format="png", dpi=200, metadata={"Software": None})
     return out.getvalue()
 
 

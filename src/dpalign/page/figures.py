@@ -1,6 +1,5 @@
 """The figures of the loop itself, each drawn once, from the Summary alone."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -9,12 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from dpalign.measure.bootstrap import Estimate
-from dpalign.measure.summary import Measured, Summary, shown_on_page
+from dpalign.measure.summary import Measured, Summary
 from dpalign.measure.system import Role
 from dpalign.measure.trust import Optimised, optimised
 from dpalign.page.drawing import Plot, arms, house_style, legend, names_beside, new_canvas, panels, values
 from dpalign.page.looks import FRONT_LINE, INKS, Look, headliners, in_order, label, looks_of
 from dpalign.page.words import DEGREE, MINUS, by_prompt, by_prompt_or_seed, degrees, turns
+from dpalign.paper.direction import angle_of
 
 _INK, _MUTED, _SURFACE = (INKS[name][0] for name in ("ink", "muted", "surface"))
 _LINES: Final[dict[Role, str]] = {"iteration": "-", "soup": "-.", "ablation": "--"}
@@ -153,13 +153,12 @@ def gap(summary: Summary) -> Plot:
 # --- along the dial ---
 
 
-def dial(summary: Summary) -> list[float]:
+def dial_positions(summary: Summary) -> list[float]:
     """Where the directions lie on the dial: degrees for two objectives, else their place in the list."""
     if not summary.angled:
         return [float(i + 1) for i in range(len(summary.directions))]
-    first, second = summary.objectives
-    angles = [math.atan2(v[second], v[first]) for v in summary.directions]
-    return [float(angle) for angle in np.degrees(np.unwrap(angles))]  # a full circle continues past 180
+    angles = [angle_of([v[name] for name in summary.objectives]) for v in summary.directions]
+    return [float(angle) for angle in np.unwrap(angles, period=360)]  # a full circle continues past 180
 
 
 def _set_dial(axes: Axes, at: Sequence[float], angled: bool) -> None:
@@ -188,7 +187,7 @@ def control(summary: Summary) -> Plot:
     names = {one.name for one in headliners(summary)} | set(turned)
     grid = canvas.subplots(1, len(shown), squeeze=False)[0]
     for axes, objective_name in zip(grid, shown, strict=True):
-        at = dial(summary) if summary.angled else [v[objective_name] for v in summary.directions]
+        at = dial_positions(summary) if summary.angled else [v[objective_name] for v in summary.directions]
         if summary.true_front:
             best = FRONT_LINE if summary.angled else {**FRONT_LINE, "linestyle": "", "marker": "_", "markersize": 7}
             axes.plot(at, [point[objective_name] for point in summary.true_front], **best, label="true front")
@@ -218,10 +217,10 @@ def control(summary: Summary) -> Plot:
 @house_style()
 def words(summary: Summary) -> Plot:
     """Mean words against the dial, for all systems except specialists and ablations."""
-    at, looks, canvas = dial(summary), looks_of(summary), new_canvas(3.6)
+    at, looks, canvas = dial_positions(summary), looks_of(summary), new_canvas(3.6)
     axes = canvas.subplots()
-    for one in shown_on_page(in_order(summary)):
-        if one.system.role not in ("specialist", "ablation"):
+    for one in in_order(summary):
+        if not one.is_copy and one.system.role not in ("specialist", "ablation"):
             _against_dial(axes, one, looks[one.name], [point.words for point in one.points if point.words], at)
     axes.set(ylabel="mean words", xlabel=_dial_name(summary.angled))
     axes.set_ylim(bottom=0)
@@ -286,7 +285,7 @@ def objective(summary: Summary) -> Plot:
 @house_style()
 def leads(summary: Summary) -> Plot:
     """The last iteration against every other system, a small panel each."""
-    last, at, looks = summary.last, dial(summary), looks_of(summary)
+    last, at, looks = summary.last, dial_positions(summary), looks_of(summary)
     assert last is not None
     rows = [row for row in summary.dominance if row.a == last.name]
     titles = [f"over {label(summary.systems[row.b])}" for row in rows]

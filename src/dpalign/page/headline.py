@@ -11,8 +11,8 @@ from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.seeds import ChangeOverSeeds
 from dpalign.measure.summary import Figures, Measured, Summary, TrustChange, misunderstood, verdicts
 from dpalign.page.looks import label
-from dpalign.page.words import MISSING, between, degrees, listed, number, said, turns
-from dpalign.paper.direction import Preference, asks_for
+from dpalign.page.words import MISSING, between, degrees, number, said, turns
+from dpalign.paper.direction import Preference, asks_for, listed
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _tile(text: str, figure: Estimate | None, unit: str = "", scale: float = 1, 
     return Tile(text, number(value, digits) + unit, between(low, high, digits))
 
 
-def asked(summary: Summary) -> str:
+def users_ask_for(summary: Summary) -> str:
     """What the users' directions ask for: at both ends of a dial, or for each objective."""
     directions = [Preference.from_weights(v, summary.objectives) for v in summary.directions]
     if summary.angled and len(directions) > 1:

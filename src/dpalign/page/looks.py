@@ -5,7 +5,6 @@ differ in marker as well as in colour. Each colour has a light and a dark form. 
 and the page replaces it with a variable that has both.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, get_args
@@ -13,6 +12,7 @@ from typing import Any, Final, get_args
 from dpalign.measure.summary import Measured, Summary
 from dpalign.measure.system import Role
 from dpalign.page.words import degrees
+from dpalign.paper.direction import angle_of
 
 INKS: Final = {
     "ink": ("#1c2026", "#eceae6"),
@@ -113,7 +113,7 @@ def _mixed(stops: Sequence[tuple[int, int, int]], at: float) -> str:
 def trained_for(one: Measured) -> float | None:
     """The angle in degrees that a specialist of two objectives was trained for."""
     direction = one.system.direction
-    return math.degrees(math.atan2(direction[1], direction[0])) if direction and len(direction) == 2 else None
+    return angle_of(direction) if direction and len(direction) == 2 else None
 
 
 def label(one: Measured) -> str:

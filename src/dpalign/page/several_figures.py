@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from dpalign.measure.front import front_knots
-from dpalign.measure.summary import Measured, Summary, Weights, shown_on_page
+from dpalign.measure.summary import Measured, Summary, Weights
 from dpalign.page.drawing import Plot, house_style, legend, new_canvas, panels, values
 from dpalign.page.figures import points_of
 from dpalign.page.looks import FRONT_LINE, INKS, headliners, in_order, looks_of
@@ -54,7 +54,7 @@ def pairs(summary: Summary) -> Plot:
 def _pair(axes: Axes, summary: Summary, right: str, up: str) -> None:
     """Draw one panel: the systems of the page, the true front and the reference, in two objectives."""
     looks, named = looks_of(summary), set[str]()
-    shown = shown_on_page(in_order(summary)) if summary.comparison else headliners(summary)
+    shown = [one for one in in_order(summary) if not one.is_copy] if summary.comparison else headliners(summary)
     for one in (s for s in shown if s.system.role not in ("control", "ablation")):
         look = looks[one.name]
         points_of(axes, one, look, right, up, named=one.system.group not in named, joined=False)

@@ -1,29 +1,20 @@
-"""The tables of the page, as data that the template lays out: a row is a mapping of column titles to cells."""
+"""The tables of a run, as data that the template lays out."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Final, Literal
 
+from dpalign.data.report import reasons
 from dpalign.measure.bootstrap import Estimate
 from dpalign.measure.quality import HeadQuality
 from dpalign.measure.seeds import BY_JUDGE, OverSeeds, Seeds
 from dpalign.measure.summary import DominanceRow, Figures, Measured, Summary, misunderstood, verdicts
 from dpalign.measure.system import Role
 from dpalign.measure.trust import optimised
-from dpalign.page.looks import in_order, label, looks_of
-from dpalign.page.words import (
-    MISSING,
-    between,
-    by_prompt_or_seed,
-    degenerate_rule,
-    degrees,
-    number,
-    probability,
-    turns,
-    whole,
-)
+from dpalign.page.cells import DASH, Cell, Row, Table, ahead, cell, count, name_of, table, verdict, word
+from dpalign.page.looks import in_order, label
+from dpalign.page.words import MISSING, by_prompt_or_seed, degenerate_rule, degrees, number, probability, turns
 from dpalign.paper.direction import Preference
 from dpalign.runs.progress import spell_seconds
 
@@ -59,93 +50,6 @@ def explained(one: Measured) -> str:
     """What a system is, in one line."""
     known = next((text for start, text in _EXPLAINED if one.name.startswith(start)), None)
     return known if known and one.system.role not in ("specialist", "ablation") else _ROLES[one.system.role]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell: a figure, and below it in small print its interval or a remark."""
-
-    text: str
-    note: str = ""
-    bar: float | None = None
-    """A length from 0 to 1, drawn behind the figure."""
-    tone: Literal["", "yes", "no", "word"] = ""
-    """yes and no are verdicts; a word is aligned left."""
-    colour: str = ""
-    """The name of a system's colour, for a dot before the text."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row's cells by the titles of their columns; the first names the row."""
-
-    cells: Mapping[str, Cell]
-    strong: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows that share their columns."""
-
-    caption: str
-    rows: tuple[Row, ...]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns' titles."""
-        return tuple(self.rows[0].cells)
-
-
-def table(caption: str, rows: Iterable[Row]) -> Table | None:
-    """A table without the columns that hold no figure; None if there are no rows."""
-    rows = list(rows)
-    if not rows:
-        return None
-    first, *others = rows[0].cells
-    kept = [first, *(title for title in others if any(row.cells[title].text != MISSING for row in rows))]
-    return Table(caption, tuple(Row({title: row.cells[title] for title in kept}, row.strong) for row in rows))
-
-
-DASH: Final = Cell(MISSING)
-
-
-def cell(estimate: Estimate | None, digits: int = 1, sign: bool = False, scale: float = 1) -> Cell:
-    """A figure with its interval below it."""
-    if estimate is None:
-        return DASH
-    value, low, high = (None if x is None else scale * x for x in (estimate.value, estimate.low, estimate.high))
-    return Cell(number(value, digits, sign), between(low, high, digits))
-
-
-def word(text: str, note: str = "") -> Cell:
-    """Text, aligned left."""
-    return Cell(text, note, tone="word")
-
-
-def count(n: float | None) -> Cell:
-    """A whole number; a dash for 0 and None."""
-    return Cell(whole(n))
-
-
-def verdict(decided: bool | None) -> Cell:
-    """Whether a claim is established."""
-    if decided is None:
-        return DASH
-    return Cell("established", tone="yes") if decided else Cell("not established", tone="no")
-
-
-def name_of(summary: Summary, name: str, note: str = "") -> Cell:
-    """A system by its name, with its colour if the page shows it."""
-    if name not in summary.systems:
-        return word(name, note)
-    return Cell(label(summary.systems[name]), note, tone="word", colour=looks_of(summary)[name].name)
-
-
-def ahead(lead: Estimate | None, last: str, other: str) -> str:
-    """The name of the system that is ahead; "not significant" if the interval of the lead contains 0."""
-    if lead is None:
-        return MISSING
-    return last if lead.above_zero else other if lead.below_zero else "not significant"
 
 
 def verdicts_table(summary: Summary) -> Table | None:
@@ -242,7 +146,7 @@ def systems_table(summary: Summary, by: Literal["figures", "judged", "by_judge"]
 
 def weights_tables(summary: Summary) -> dict[str, Table | None]:
     """For three objectives or more: each reward with its own weight, and the last policy's with every weight."""
-    steered = [one for one in in_order(summary) if one.figures.weight_taus and one.same_as is None]
+    steered = [one for one in in_order(summary) if one.figures.weight_taus and not one.is_copy]
     if not steered:
         return {}
     names, ceiling, last = summary.objectives, summary.true_front_weight_taus, summary.last
@@ -316,7 +220,7 @@ def length_table(summary: Summary) -> Table | None:
     rows = []
     for one in in_order(summary):
         points, length = one.points, one.length
-        if points[0].words is None or one.same_as is not None:
+        if points[0].words is None or one.is_copy:
             continue
         shown = {title: None if v is None else points[v] for title, v in _conditions_at(summary, one).items()}
         cells = {
@@ -546,7 +450,7 @@ def costs_table(summary: Summary) -> Table | None:
     rows = []
     for one in in_order(summary):
         cost, sweep = one.cost, one.sweep
-        if not (cost and cost.total_tokens) or one.same_as is not None:
+        if not (cost and cost.total_tokens) or one.is_copy:
             continue
         cells = {
             "system": name_of(summary, one.name, one.system.setting),
@@ -580,7 +484,7 @@ def stages_table(summary: Summary) -> Table | None:
         time = Cell(spell_seconds(stage.seconds), bar=stage.seconds / seconds if seconds else 0.0)
         units = {title: count(getattr(stage, unit)) for title, unit in _UNITS.items()}
         kept = {"rows in": count(stage.rows_in), "rows out": count(stage.rows_out)}
-        left_out = word(_reasons(stage.filtered) or MISSING)
+        left_out = word(reasons(stage.filtered) or MISSING)
         rows.append(Row({"stage": word(stage.name), "time": time, **units, **kept, "left out": left_out}))
     if stages:
         sums = {title: count(sum(getattr(stage, unit) for stage in stages)) for title, unit in _UNITS.items()}
@@ -598,22 +502,17 @@ def data_table(summary: Summary) -> Table | None:
     """What was read and kept, and why the rest was left out."""
     rows = []
     for one in summary.data_reports:
-        kept_but = f"kept, but: {_reasons(one.notes)}" if one.notes else ""
+        kept_but = f"kept, but: {reasons(one.notes)}" if one.notes else ""
         cells = {
             "source": word(one.source),
             "file": word(one.file),
             "read": Cell(f"{one.read:,}"),
             "kept": Cell(f"{one.kept:,}", bar=one.kept / one.read if one.read else 0.0),
-            "filtered, and why": word(_reasons(one.filtered) or "none", kept_but),
+            "filtered, and why": word(reasons(one.filtered) or "none", kept_but),
         }
         rows.append(Row(cells))
     caption = "Every row that was read is counted: kept, or filtered for the reason given. Bars show the share kept."
     return table(caption, rows)
-
-
-def _reasons(filtered: Mapping[str, int]) -> str:
-    ordered = sorted(filtered.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{n:,} {reason}" for reason, n in ordered if n)
 
 
 # --- over seeds of the whole pipeline ---

@@ -1,11 +1,10 @@
 """Figures as words: one way to write each kind of number."""
 
-from collections.abc import Sequence
 from typing import Final
 
-from dpalign.measure.beyond import Rule
 from dpalign.measure.bootstrap import Estimate
-from dpalign.measure.summary import Summary
+from dpalign.measure.feasibility import Rule
+from dpalign.measure.summary import Point, Summary
 
 MINUS: Final = "\N{MINUS SIGN}"
 MISSING: Final = "\N{EN DASH}"
@@ -66,9 +65,11 @@ def degrees(angle: float) -> str:
     return number(rounded, 0 if rounded == round(rounded) else 1) + DEGREE
 
 
-def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def direction(point: Point) -> str:
+    """An angle, or the weights by objective of a direction without one."""
+    if point.angle is not None:
+        return degrees(point.angle)
+    return ", ".join(f"{name} {number(w, 2)}" for name, w in (point.direction or {}).items())
 
 
 def turns(summary: Summary) -> str:

@@ -16,14 +16,15 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+NAME: Final = r"[A-Za-z][A-Za-z0-9_-]*"
+"""An objective's name, as a regular expression."""
 _POOL = 4096
 """Size of the pool from which evenly spread directions of three or more objectives are chosen."""
 
@@ -53,7 +54,7 @@ def check_objective_names(names: Sequence[str]) -> None:
     if not names:
         raise ValueError("no objectives are named; name at least one")
     for name in names:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise ValueError(f"objective {name!r}: a name is a letter, then letters, digits, '_' or '-'")
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -116,7 +117,7 @@ class Preference:
         """Degrees from the first objective towards the second, in (-180, 180]; two objectives only."""
         if len(self.v) != 2:
             raise ValueError(f"a direction of {len(self.v)} objectives has no single angle; read its weights")
-        return math.degrees(math.atan2(self.v[1], self.v[0]))
+        return angle_of(self.v)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -127,14 +128,20 @@ class Preference:
         return np.array(self.v)
 
 
+def angle_of(v: Sequence[float]) -> float:
+    """Degrees of a direction of two objectives, from the first towards the second, in (-180, 180]."""
+    return math.degrees(math.atan2(v[1], v[0]))
+
+
 def asks_for(preference: Preference) -> str:
     """What a direction asks for, in words: `more coverage, less brevity`."""
     weights = [(name, round(w, 6)) for name, w in preference.weights.items()]
     parts = [("more", [name for name, w in weights if w > 0]), ("less", [name for name, w in weights if w < 0])]
-    return ", ".join(f"{word} {_and(names)}" for word, names in parts if names)
+    return ", ".join(f"{word} {listed(names)}" for word, names in parts if names)
 
 
-def _and(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -205,12 +212,14 @@ class Simplex:
 
 @dataclass(frozen=True)
 class Grid:
-    """The evenly spread directions of another population, all equally likely."""
+    """The evenly spread directions of an arc with both ends, all equally likely."""
 
-    of: Arc | Cone | Sphere | Simplex
+    low: float
+    high: float
     points: int
 
     def __post_init__(self) -> None:
+        Arc(self.low, self.high)  # refuses ends that bound no arc
         if self.points < 1:
             raise ValueError(f"grid.points is {self.points}; give at least 1")
 
@@ -232,14 +241,12 @@ Population = Arc | Cone | Sphere | Simplex | Grid | Fixed
 def objective_count(population: Population) -> int:
     """K, the number of objectives that the population's directions weigh."""
     match population:
-        case Arc():
+        case Arc() | Grid():
             return 2
         case Cone(center=center):
             return len(center)
         case Sphere(k=k) | Simplex(k=k):
             return k
-        case Grid(of=of):
-            return objective_count(of)
         case Fixed(directions=directions):
             return len(directions[0])
 
@@ -267,22 +274,22 @@ def draw_directions(population: Population, n: int, rng: np.random.Generator) ->
             return v_VK[np.concatenate(order)[:n] if order else []]
 
 
-def ends_in_words(population: "Population", objectives: Sequence[str]) -> tuple[str, ...]:
+def ends_in_words(population: Population, objectives: Sequence[str]) -> tuple[str, ...]:
     """What a population asks for, such as `at -45 degrees: more coverage, less brevity`.
 
     One phrase for each end of an arc, for each listed direction, or for a cone's centre; else one for the whole.
     """
     match population:
-        case Arc(low, high) | Grid(of=Arc(low, high)):
+        case Arc(low, high) | Grid(low, high):
             ends = [(f"at {angle:g} degrees", Preference.from_angle(angle, objectives)) for angle in (low, high)]
         case Fixed(directions):
             ends = [(_weights(v_K), Preference.from_vector(v_K, objectives)) for v_K in directions]
         case Cone(center, angle):
             ends = [(f"within {angle:g} degrees of {_weights(center)}", Preference.from_vector(center, objectives))]
         case Simplex():
-            return (f"any mix of more {_and(objectives)}",)
+            return (f"any mix of more {listed(objectives)}",)
         case _:
-            return (f"any mix of more or less {_and(objectives)}",)
+            return (f"any mix of more or less {listed(objectives)}",)
     return tuple(f"{place}: {asks_for(preference)}" for place, preference in ends)
 
 
@@ -295,7 +302,7 @@ def evaluation_grid(population: Population, n: int) -> Array:
 
     - An arc, or a cone of two objectives: even angles from the high end to the low end. Ten on the paper's arc are
       section 3.2's directions, from (1, 0) to (sqrt(2)/2, -sqrt(2)/2). The paper prints a plus there, which
-      contradicts section 3.1.
+      contradicts section 3.1. One direction is an arc's high end, or a cone's centre.
     - A sphere of two objectives: even angles from 0 degrees; a simplex of two: even angles from 0 to 90.
     - Three or more objectives: the first axis, or a cone's centre. Each next one is the pool's direction farthest from
       those chosen so far. A simplex therefore starts with its axes.
@@ -306,7 +313,7 @@ def evaluation_grid(population: Population, n: int) -> Array:
     match population:
         case Arc(low, high):
             return _on_circle(np.linspace(high, low, n))
-        case Cone((x, y), angle):
+        case Cone((x, y), angle) if n > 1:
             middle = math.degrees(math.atan2(y, x))
             return _on_circle(np.linspace(middle + angle, middle - angle, n))
         case Sphere(2):
@@ -324,10 +331,15 @@ def evaluation_grid(population: Population, n: int) -> Array:
             return v_VK
 
 
+def even_or_all(population: Population, n: int) -> Array:
+    """`evaluation_grid` of n directions, but all directions of a grid or a list, however many."""
+    return evaluation_grid(population, len(_listed(population)) if isinstance(population, Grid | Fixed) else n)
+
+
 def _listed(population: Grid | Fixed) -> Array:
     match population:
-        case Grid(of, points):
-            return evaluation_grid(of, points)
+        case Grid(low, high, points):
+            return evaluation_grid(Arc(low, high), points)
         case Fixed(directions):
             return _unit_rows(directions, "fixed.directions")
 

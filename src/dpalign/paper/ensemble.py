@@ -84,9 +84,10 @@ def member_objectives(reward_NH: Array, heads: Sequence[str], objectives: Sequen
 
 def spread_of(reward_NH: Array, heads: Sequence[str], objectives: Sequence[Objective]) -> Array | None:
     """The standard deviation of each objective over the members: (N, K); None with fewer than two."""
-    if not objectives or len(readings(heads, objectives)) < 2:
+    if not objectives:
         return None
-    return np.asarray(member_objectives(reward_NH, heads, objectives).std(axis=1, ddof=1))
+    member_NEK = member_objectives(reward_NH, heads, objectives)
+    return np.asarray(member_NEK.std(axis=1, ddof=1)) if member_NEK.shape[1] > 1 else None
 
 
 def value_spread(member_NEK: Array, v_NVK: Array) -> Array:

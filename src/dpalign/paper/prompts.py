@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypedDict, get_args
 
-from dpalign.paper.direction import Preference, check_objective_names, name_hint
+from dpalign.paper.direction import NAME, Preference, check_objective_names, name_hint
 
 PreferenceTemplate = Literal["dpa-v1", "fig1", "world-v1"]
 ConditionTemplate = Literal["steerlm", "steerlm-100-v1", "world-v1"]
@@ -50,11 +50,10 @@ _RATE = (
 HALF: Final = 0.5 + 1e-9
 """Added before rounding down, in Python and in Jinja alike."""
 
-_NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 _CONDITION_LINES: Final = {
-    "steerlm": re.compile(rf".*{_ATTRIBUTES}({_NAME}:[0-4](?:,{_NAME}:[0-4])*)(?![\w:.]).*", re.DOTALL),
-    "steerlm-100-v1": re.compile(rf".*{_POINTS}({_NAME}:\d+(?:,{_NAME}:\d+)*)(?![\w:.]).*", re.DOTALL),
-    "world-v1": re.compile(rf"\s*({_NAME} \d+(?: {_NAME} \d+)*)\s*"),
+    "steerlm": re.compile(rf".*{_ATTRIBUTES}({NAME}:[0-4](?:,{NAME}:[0-4])*)(?![\w:.]).*", re.DOTALL),
+    "steerlm-100-v1": re.compile(rf".*{_POINTS}({NAME}:\d+(?:,{NAME}:\d+)*)(?![\w:.]).*", re.DOTALL),
+    "world-v1": re.compile(rf"\s*({NAME} \d+(?: {NAME} \d+)*)\s*"),
 }
 
 
@@ -160,14 +159,14 @@ def reward_input_frame(messages: Sequence[Message], template: RewardTemplate) ->
     System messages are left out: the released form has no place for them, and they would show the direction.
     """
     require_known("reward template", template, RewardTemplate)
-    turns = _dialogue(messages)
+    turns = dialogue(messages)
     match template:
         case "dpa-v1":
-            dialogue = "".join(f"\n\n{role.capitalize()}: {content}" for role, content in turns)
-            return f"{_RATE}{dialogue}\n\nAssistant: ", " [/INST]"
+            chat = "".join(f"\n\n{role.capitalize()}: {content}" for role, content in turns)
+            return f"{_RATE}{chat}\n\nAssistant: ", " [/INST]"
         case "world-v1":
-            dialogue = "".join(f"{'rate' if role == 'user' else 'answer'}: {content}\n" for role, content in turns)
-            return f"{dialogue}answer: ", "\nscore:"
+            chat = "".join(f"{'rate' if role == 'user' else 'answer'}: {content}\n" for role, content in turns)
+            return f"{chat}answer: ", "\nscore:"
 
 
 def render_reward_input(messages: Sequence[Message], response: str, template: RewardTemplate) -> str:
@@ -176,13 +175,12 @@ def render_reward_input(messages: Sequence[Message], response: str, template: Re
     return before + response + after
 
 
-def require_dialogue(messages: Sequence[Message]) -> None:
-    """Raise ValueError unless user and assistant take turns, the user first and last; system messages are ignored."""
-    _dialogue(messages)
+def dialogue(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """(role, content) of the turns without system messages.
 
-
-def _dialogue(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """(role, content) of the turns without system messages; they alternate, and the user has the first and the last."""
+    Raises:
+        ValueError: user and assistant do not take turns, or the user has not the first and the last.
+    """
     turns: list[tuple[str, str]] = [
         (message["role"], message["content"]) for message in messages if message["role"] != "system"
     ]

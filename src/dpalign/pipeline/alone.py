@@ -70,18 +70,20 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     inputs = {name: path.resolve() for name, path in folders.items() if path is not None}
     for repeated in stage.repeated:
         inputs |= dict(_named_folder(repeated, word) for word in getattr(arguments, repeated))
-    asked = {name: getattr(arguments, name) for name in stage.asks}
-    if not 0 <= asked.get("t", 0) <= ITERATIONS:
-        raise ValueError(f"--t {asked['t']}: an iteration, 0 to {ITERATIONS}")
-    if asked.get("condition") == "targets" and "annotate" not in inputs:
+    options = {name: getattr(arguments, name) for name in stage.asks}
+    if not 0 <= options.get("t", 0) <= ITERATIONS:
+        raise ValueError(f"--t {options['t']}: an iteration, 0 to {ITERATIONS}")
+    if options.get("condition") == "targets" and "annotate" not in inputs:
         raise ValueError(
             "--condition targets needs --annotate DIR: targets are drawn from the rewards of rated answers"
         )
+    if options.get("condition") == "hints" and not recipe.data.hints:
+        raise ValueError("--condition hints: data.hints is empty; write the hints to answer under")
     for name, path in inputs.items():
         if not path.exists():
             raise ValueError(f"stage {out.name}, input {name}: {path} is missing; name a finished folder")
     with stoppable(), Run.open(out.parent, recipe_text=None) as opened:
-        runner.take(recipe, opened, Step(out.name, stage, inputs, **asked))
+        runner.take(recipe, opened, Step(out.name, stage, inputs, **options))
     return str(out)
 
 

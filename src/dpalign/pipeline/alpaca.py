@@ -42,7 +42,7 @@ from dpalign.stages.training import Checkpoint, checkpoint_of
 from dpalign.train.contract import Contract, read_contract
 
 VERSION: Final = 1
-DIRECTIONS: Final = 7
+EVEN_STEPS: Final = 7
 """Even steps over the trained arc if no directions are named. Fig. 5 has 7 points of DPA."""
 OUTPUTS: Final = "outputs.json"
 SYSTEM: Final = "system.json"
@@ -260,7 +260,7 @@ def _directions(
     if not angles and not weights:
         if contract.arc is None or len(names) != 2:
             raise ValueError(f"its directions are of {', '.join(names)} and of no arc; give them with --weights")
-        grid_VK = evaluation_grid(Arc(*contract.arc), DIRECTIONS)
+        grid_VK = evaluation_grid(Arc(*contract.arc), EVEN_STEPS)
         angles = [round(Preference.from_vector(v_K, names).angle, 6) + 0.0 for v_K in grid_VK.tolist()]
     directions = [(f"{angle:g}", Preference.from_angle(angle, names)) for angle in angles]
     return directions + [(",".join(f"{w:g}" for w in v_K), Preference.from_vector(v_K, names)) for v_K in weights]

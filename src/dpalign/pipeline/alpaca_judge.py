@@ -122,11 +122,14 @@ class Judge:
         self._annotator.load_(cache)
         self._annotator.is_store_missing_annotations = not (retry_failed and cache.is_file())
         values: list[float] = []
+        asked: list[float] = []  # without the answers equal to the reference's, which cost no request
         reasons: list[str] = []
         with Progress(f"{name}: judgement", len(pairs)) as progress:
-            for start in range(0, len(pairs), CHUNK):
+            while (start := len(values)) < len(pairs):
+                # until its first success a judge is asked for no more than it may fail
+                size = HOPELESS - len(asked) if all(map(math.isnan, asked)) else CHUNK
                 try:
-                    values += self._ask(pairs[start : start + CHUNK], reasons)
+                    values += self._ask(pairs[start : start + size], reasons)
                 except ValueError as error:
                     kept = f"{start} of {len(pairs)} judgements are kept; the same command resumes"
                     raise ValueError(f"{name}: {self.name}: {error} ({kept})") from None

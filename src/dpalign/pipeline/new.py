@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeVar, cast
 
 from dpalign.data.sources import read_source
 from dpalign.recipe import load
+from dpalign.rewards.knobs import FUNCTION_NAME
 from dpalign.runs.hub import may_be_named
 from dpalign.runs.modelfolder import template_of
 from dpalign.runs.tables import literal
@@ -38,7 +39,6 @@ QUESTIONS: Final = {
     "machine": f"Which machine? {', '.join(MACHINES)}.",
 }
 
-_FUNCTION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
@@ -78,14 +78,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "What is not given is asked for, on a terminal. No file is overwritten."
 
 
-def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
+def execute(arguments: argparse.Namespace, _: Sequence[str]) -> str:
     """Write the recipe; returns its path.
 
     Raises:
         ValueError: the file exists already, or an answer gives no valid recipe.
     """
-    if overrides:
-        raise ValueError(f"new takes no knobs of a recipe: {' '.join(overrides)}; edit the file that it writes")
     file: Path = arguments.file
     if file.suffix != ".toml":
         raise ValueError(f"{file}: a recipe's file ends in .toml")
@@ -191,7 +189,7 @@ def read_rewards(words: str) -> list[Reward]:
         if not equals:
             name, source = "", part
         source = f"dpalign.rewards.functions:{source}" if source in FUNCTIONS else source
-        is_function = bool(_FUNCTION.fullmatch(source)) and not Path(source).exists()
+        is_function = bool(FUNCTION_NAME.fullmatch(source)) and not Path(source).exists()
         if not is_function and not _is_model(source):
             raise ValueError(
                 f"reward {source!r}: no folder, no hub name such as Skywork/Skywork-Reward-V2-Qwen3-0.6B, no "

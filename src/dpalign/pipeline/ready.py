@@ -13,7 +13,9 @@ from dpalign.runs.environment import expanded, visible_gpus
 from dpalign.runs.hub import revised
 from dpalign.runs.launch import configuration
 from dpalign.runs.modelfolder import CONFIG
-from dpalign.runs.shards import SPARE_CPUS, joined, require_room
+from dpalign.runs.shards import SPARE_CPUS, joined, require_cluster_room
+from dpalign.stages.cost import rows_a_forward
+from dpalign.stages.rl import online
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training, require_package
 
@@ -31,19 +33,18 @@ def require_split(recipe: Recipe, todo: Sequence[Step]) -> None:
     """
     for step, training in _trainings(recipe, todo):
         table, processes = step.stage.training_table, processes_of(recipe, step)
-        one_a_forward = training.packing and recipe.kernels.attention == "sdpa"  # micro_batch is ignored
-        rows = processes * (1 if one_a_forward else training.micro_batch)
+        rows = processes * rows_a_forward(recipe, training)
         if training.batch % rows:
             raise ValueError(
                 f"{table}.batch is {training.batch}, and {processes} processes with {table}.micro_batch "
                 f"{training.micro_batch} take {rows} rows at once; make batch a multiple of {rows}"
             )
-        online = {"rl": recipe.rl, "reinforce": recipe.policy.grpo}.get(step.stage.name)
-        if online and training.batch % online.samples:
+        settings = online(recipe, step.stage.name)
+        if settings and training.batch % settings.samples:
             raise ValueError(
                 f"{table}.batch is {training.batch}, and an answer is weighed against "
-                f"{table.removesuffix('.training')}.samples {online.samples} to its prompt; make batch a multiple of "
-                f"{online.samples}"
+                f"{table.removesuffix('.training')}.samples {settings.samples} to its prompt; make batch a multiple of "
+                f"{settings.samples}"
             )
 
 
@@ -166,7 +167,7 @@ def _gpus(recipe: Recipe, todo: Sequence[Step]) -> Iterator[str]:
         return
     if cluster.address == "local":
         cpus = cluster.actors * cluster.cpus + SPARE_CPUS  # Ray starts with this number, not the machine's
-        yield from _refusal(require_room, [{"CPU": cpus, "GPU": float(gpus)}], cluster, cluster.actors)
+        yield from _refusal(require_cluster_room, [{"CPU": cpus, "GPU": float(gpus)}], cluster, cluster.actors)
     elif not cluster.address and gpus and recipe.engines.tensor_parallel > gpus:
         yield f"engines.tensor_parallel is {recipe.engines.tensor_parallel}, and {shown}; lower it"
 

@@ -23,7 +23,7 @@ from dpalign.runs import ledger
 from dpalign.runs.environment import thread_variables
 from dpalign.runs.errors import naming
 from dpalign.runs.progress import AS_LINES
-from dpalign.runs.stopping import RESUME, Stopped, asked, wait_for
+from dpalign.runs.stopping import RESUME, Stopped, stop_requested, wait_for
 from dpalign.stages.preference import asked_in_words
 from dpalign.stages.stage import Job, Step
 from dpalign.stages.training import keep_model
@@ -88,7 +88,7 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
 
     With several jobs, heavy steps always run in a process of their own, and the others take turns here.
     """
-    if asked():
+    if stop_requested():
         raise Stopped
     knobs = knobs_of(recipe, step)
     inputs = {**local_files(knobs), **step.inputs}
@@ -105,7 +105,7 @@ def take(recipe: Recipe, run: runs.Run, step: Step) -> None:
         if step.stage.heavy and (recipe.launcher != "inprocess" or recipe.jobs > 1):
             take_apart(recipe, work, step)
         else:
-            with run.here:
+            with run.in_process:
                 perform(recipe, work, step)
         work.hub = hub_commits(knobs)
 

@@ -1,14 +1,9 @@
-"""The recipes that are installed with the package, and the argument RECIPE of a command line."""
+"""The argument RECIPE of a command line."""
 
 import argparse
 from pathlib import Path
 
-from dpalign.runs.environment import RECIPES
-
-
-def shipped() -> list[str]:
-    """The names of the recipes that are installed."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+from dpalign.runs.environment import RECIPES, shipped
 
 
 def recipe_file(name: str) -> Path:

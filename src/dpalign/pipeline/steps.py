@@ -1,4 +1,4 @@
-"""The list of steps: the loop of sections 2.2 and 3.1, then the comparison.
+"""The list of steps: the loop of sections 2.2 and 3.1 (`loop`, `rejection_sampling`), then the comparison.
 
 The whole list is made before anything runs: `--dry-run` shows it, and a killed run finds its place in it.
 
@@ -21,7 +21,7 @@ from dpalign.stages import best_of_n, brief, dpo, rl, rsf, soup, steerlm
 from dpalign.stages.annotate import annotate
 from dpalign.stages.base import base
 from dpalign.stages.contrast import contrast, prefer
-from dpalign.stages.cost import ORIGINALS, processes
+from dpalign.stages.cost import ORIGINALS_EACH, processes
 from dpalign.stages.data import data
 from dpalign.stages.divergence import divergence
 from dpalign.stages.evaluate import evaluate
@@ -38,6 +38,176 @@ from dpalign.stages.select import select
 from dpalign.stages.sft import sft
 from dpalign.stages.stage import Stage, Step
 from dpalign.stages.world import world
+
+ANNOTATED: Final = {"data": "data", "annotate": "annotate"}
+
+
+def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
+    """Every step of an experiment, in order.
+
+    Args:
+        compared: with every other system that the recipe compares.
+
+    Raises:
+        ValueError: an unknown system, a missing model, no ratings to train the reward model on, or a comparison that
+            would fail after its trainings.
+    """
+    for name in recipe.compare.systems:
+        if name not in RIVALS:
+            raise ValueError(f"compare.systems has {name!r}; {name_hint(name, list(RIVALS))}")
+    require_models(recipe)
+    require_chat(recipe)
+    recipe.require_evaluable()
+    if not recipe.data.rated and recipe.learns_rewards:
+        raise ValueError(
+            "the data have no rated answers, on which [reward] could be trained; name some in [data], or give all "
+            "rewards, each in a table [rewards.NAME]"
+        )
+    own_steps = [*preparation(recipe), *loop(recipe)]
+    own_steps.append(Step("steerlm", steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half="both"))
+    evaluated: list[tuple[Step, System | None]] = list(evaluations(recipe, compared))
+    if compared:
+        rivals = rivals_of(recipe)
+        require_comparable(recipe, rivals)
+        own_steps += [step for rival in rivals for step in rival.steps]
+        evaluated += comparison(recipe, rivals)
+        for name in recipe.compare.ablations:
+            steps_of_loop, last = ablation(recipe, name, ABLATIONS[name])
+            own_steps += steps_of_loop
+            evaluated.append(last)
+        evaluated += [(step, None) for step in asked_beyond(recipe)]
+    if recipe.evaluation.divergence:
+        evaluated += [(step, None) for step in divergences([step for step, _ in evaluated])]
+    if recipe.reward.pairwise:
+        file = Path(expanded("reward.pairwise", recipe.reward.pairwise)).absolute()
+        evaluated.append((Step("pairwise", pairwise, {"reward": "reward", "pairs": file, **scales(recipe)}), None))
+    inputs = scored(recipe) | {step.name: step.name for step, _ in evaluated}
+    systems = {step.name: system for step, system in evaluated if system is not None}
+    page = Step("report", report, inputs, systems=systems)
+    return without_repeats(recipe, [*own_steps, *(step for step, _ in evaluated), page])
+
+
+def scored(recipe: Recipe) -> dict[str, str]:
+    """What every evaluation reads beside the system itself."""
+    return {"reward": "reward"} | ANNOTATED | ({"judge": "judge"} if recipe.has_judge else {})
+
+
+def preparation(recipe: Recipe) -> Iterator[Step]:
+    """Data, reward model and SFT: what all systems start from."""
+    files = {}
+    if recipe.data.world:
+        files = {"world": "world"}
+        yield Step("world", world)
+    yield Step("data", data, files)
+    start = {}
+    if not recipe.model.base:
+        start = {"base": "base"}
+        yield Step("base", base, {"data": "data"})
+    yield Step("reward", reward, {"data": "data"} | start)
+    if recipe.has_judge:
+        yield Step("judge", judge, {"data": "data"} | start)
+    scored = Step("annotate", annotate, {"data": "data", "reward": "reward"})
+    started = Step("sft", sft, {"data": "data"} | start)
+    if recipe.data.answered:
+        yield from (scored, started)
+        return
+    # There are no original answers: SFT's own take their place, plain or under hints. SteerLM learns from them, and
+    # scales are fitted to them.
+    own = {"sampling.n": 1 if recipe.data.hints else ORIGINALS_EACH, "sampling.prompts": 2 * recipe.sampling.prompts}
+    condition = "hints" if recipe.data.hints else "plain"
+    yield started
+    yield Step("originals", sample, {"policy": "sft", "data": "data"}, half="both", condition=condition, knobs=own)
+    yield replace(scored, inputs={**scored.inputs, "answers": "originals"})
+
+
+def loop(recipe: Recipe) -> Iterator[Step]:
+    """The iterations of section 2.2, from the SteerLM that samples for the first (section 3.1)."""
+    policy = "sft"
+    if _first(recipe) == 0:
+        # SFT knows no directions, so a SteerLM on D2 alone answers for diverse rewards (section 3.1).
+        policy, half = "steerlm-d2", "D2" if recipe.alternate else "D1"
+        yield Step(policy, steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half=half)
+    for t in range(1, recipe.iterations + 1):
+        half = "D2" if recipe.alternate and t % 2 == 0 else "D1"
+        learner = LEARNERS[recipe.policy.at(t)]  # the paper's is rejection_sampling
+        yield from learner(recipe, t, half, policy)
+        policy = f"policy-{t}"
+
+
+def rejection_sampling(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
+    """An iteration of the paper: sample the last policy, score, select the best, and fine-tune SFT on them."""
+    condition = "targets" if t == 1 else "directions"
+    candidates, scores = f"sample-{t}", f"score-{t}"
+    yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, condition)
+    yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
+    yield Step(f"select-{t}", select, {"candidates": candidates, "scores": scores} | ANNOTATED, t, half)
+    start = "sft" if recipe.restart or t == 1 else policy
+    yield Step(f"policy-{t}", finetune, {"start": start, "chosen": f"select-{t}"} | scales(recipe), t)
+
+
+def conditional_dpo(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
+    """The last policy learns from pairs of its own answers under directions."""
+    candidates, scores, pairs = f"sample-{t}", f"score-{t}", f"contrast-{t}"
+    yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, "directions")
+    yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
+    yield Step(pairs, contrast, {"candidates": candidates, "scores": scores, "data": "data"}, t)
+    yield Step(f"policy-{t}", prefer, {"start": policy, "pairs": pairs} | scales(recipe), t)
+
+
+def reinforcement(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
+    """The last policy learns online, from the answers that it gives during training."""
+    reference = {"sft": "sft"} if recipe.policy.grpo.reference == "sft" else {}
+    inputs = {"start": policy} | scored_by(recipe) | reference
+    yield Step(f"policy-{t}", reinforce, inputs, t, half)
+
+
+LEARNERS: Final = {"rsf": rejection_sampling, "dpo": conditional_dpo, "grpo": reinforcement}
+"""The steps of an iteration by `policy.method`."""
+
+
+def _first(recipe: Recipe) -> int:
+    """The t of the loop's first policy: 0 for a SteerLM that samples for rsf; 1 if the first method starts from SFT."""
+    return 0 if recipe.policy.at(1) == "rsf" else 1
+
+
+def scales(recipe: Recipe) -> dict[str, str]:
+    """The input from which a policy's contract reads fitted scales: the annotation, if any scale is fitted."""
+    return {"annotate": "annotate"} if recipe.fits_scales else {}
+
+
+def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, System]]:
+    """The evaluations that every run has: the policies of all iterations, SteerLM, SFT and what [evaluation] adds."""
+    shared = scored(recipe)
+
+    def evaluated(name: str, policy: str | Path, condition: str, system: System) -> tuple[Step, System]:
+        inputs = {"policy": policy} | shared
+        return Step(f"evaluate-{name}", evaluate, inputs, system.iteration or 0, condition=condition), system
+
+    for t in range(_first(recipe), recipe.iterations + 1):
+        policy, condition = (f"policy-{t}", "directions") if t else ("steerlm-d2", "targets")
+        yield evaluated(policy, policy, condition, policy_at(t))
+    yield evaluated("steerlm", "steerlm", "targets", BESIDE_THE_LOOP["steerlm"])
+    yield evaluated("sft", "sft", "plain", BESIDE_THE_LOOP["sft"])
+    if recipe.evaluation.dpo:
+        # If this run trains DPO too, the given checkpoint needs a name of its own.
+        own = compared and "dpo" in recipe.compare.systems
+        system = System(f"DPO, {Path(recipe.evaluation.dpo).name}" if own else "DPO")
+        yield Step("evaluate-dpo", evaluate, shared, condition="plain"), system
+    if recipe.evaluation.controls:
+        yield evaluated("sft-asked", "sft", "directions", BESIDE_THE_LOOP["sft-asked"])
+        start = Path(recipe.model.source).absolute() if recipe.model.base else "base"
+        same = recipe.sft.checkpoint and recipe.sft.checkpoint == recipe.model.source  # SFT is the base model itself
+        if not same and (start == "base" or Path(start).is_dir()):  # a name on the hub is no folder to read from
+            yield evaluated("base-asked", start, "directions", BESIDE_THE_LOOP["base-asked"])
+
+
+def divergences(evaluated: Iterable[Step]) -> Iterator[Step]:
+    """Steps that measure each evaluated policy's divergence from SFT; soups and best of n are no policies."""
+    for step in evaluated:
+        kind, _, name = step.name.partition("-")
+        if kind == "evaluate" and step.stage is evaluate and "policy" in step.inputs:
+            inputs = {"policy": step.inputs["policy"], "sft": "sft", "evaluate": step.name, "data": "data"}
+            yield Step(f"divergence-{name}", divergence, inputs)
 
 
 @dataclass(frozen=True)
@@ -91,177 +261,6 @@ ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """The knobs of each ablation of the loop."""
 
-ANNOTATED: Final = {"data": "data", "annotate": "annotate"}
-
-
-def steps(recipe: Recipe, compared: bool = False) -> list[Step]:
-    """Every step of an experiment, in order.
-
-    Args:
-        compared: with every other system that the recipe compares.
-
-    Raises:
-        ValueError: an unknown system, a missing model, no ratings to train the reward model on, or a comparison that
-            would fail after its trainings.
-    """
-    for name in recipe.compare.systems:
-        if name not in RIVALS:
-            raise ValueError(f"compare.systems has {name!r}; {name_hint(name, list(RIVALS))}")
-    require_models(recipe)
-    require_chat(recipe)
-    recipe.require_evaluable()
-    if not recipe.data.rated and recipe.learns_rewards:
-        raise ValueError(
-            "the data have no rated answers, on which [reward] could be trained; name some in [data], or give all "
-            "rewards, each in a table [rewards.NAME]"
-        )
-    own_steps = [*preparation(recipe), *loop(recipe)]
-    own_steps.append(Step("steerlm", steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half="both"))
-    evaluated: list[tuple[Step, System | None]] = list(evaluations(recipe, compared))
-    if compared:
-        require_comparable(recipe)
-        rivals = rivals_of(recipe)
-        own_steps += [step for rival in rivals for step in rival.steps]
-        evaluated += comparison(recipe, rivals)
-        for name in recipe.compare.ablations:
-            steps_of_loop, last = ablation(recipe, name, ABLATIONS[name])
-            own_steps += steps_of_loop
-            evaluated.append(last)
-        evaluated += [(step, None) for step in asked_beyond(recipe)]
-    if recipe.evaluation.divergence:
-        evaluated += [(step, None) for step in divergences([step for step, _ in evaluated])]
-    if recipe.reward.pairwise:
-        file = Path(expanded("reward.pairwise", recipe.reward.pairwise)).absolute()
-        asked: dict[str, str | Path] = {"reward": "reward", "pairs": file}
-        asked |= scales(recipe)
-        evaluated.append((Step("pairwise", pairwise, asked), None))
-    inputs = scored(recipe) | {step.name: step.name for step, _ in evaluated}
-    systems = {step.name: system for step, system in evaluated if system is not None}
-    page = Step("report", report, inputs, systems=systems)
-    return without_repeats(recipe, [*own_steps, *(step for step, _ in evaluated), page])
-
-
-def scored(recipe: Recipe) -> dict[str, str]:
-    """What every evaluation reads beside the system itself."""
-    return {"reward": "reward"} | ANNOTATED | ({"judge": "judge"} if recipe.has_judge else {})
-
-
-def preparation(recipe: Recipe) -> Iterator[Step]:
-    """Data, reward model and SFT: what all systems start from."""
-    files = {}
-    if recipe.data.world:
-        files = {"world": "world"}
-        yield Step("world", world)
-    yield Step("data", data, files)
-    start = {}
-    if not recipe.model.base:
-        start = {"base": "base"}
-        yield Step("base", base, {"data": "data"})
-    yield Step("reward", reward, {"data": "data"} | start)
-    if recipe.has_judge:
-        yield Step("judge", judge, {"data": "data"} | start)
-    scored = Step("annotate", annotate, {"data": "data", "reward": "reward"})
-    started = Step("sft", sft, {"data": "data"} | start)
-    if recipe.data.answered:
-        yield from (scored, started)
-        return
-    # There are no original answers: SFT's own take their place, plain or under hints. SteerLM learns from them, and
-    # scales are fitted to them.
-    own = {"sampling.n": 1 if recipe.data.hints else ORIGINALS, "sampling.prompts": 2 * recipe.sampling.prompts}
-    condition = "hints" if recipe.data.hints else "plain"
-    yield started
-    yield Step("originals", sample, {"policy": "sft", "data": "data"}, half="both", condition=condition, knobs=own)
-    yield replace(scored, inputs={**scored.inputs, "answers": "originals"})
-
-
-def loop(recipe: Recipe) -> Iterator[Step]:
-    """The iterations of section 2.2, from the SteerLM that samples for the first (section 3.1)."""
-    policy = "sft"
-    if _first(recipe) == 0:
-        # SFT knows no directions, so a SteerLM on D2 alone answers for diverse rewards (section 3.1).
-        policy, half = "steerlm-d2", "D2" if recipe.alternate else "D1"
-        yield Step(policy, steerlm.steerlm, {"sft": "sft"} | ANNOTATED, half=half)
-    for t in range(1, recipe.iterations + 1):
-        half = "D2" if recipe.alternate and t % 2 == 0 else "D1"
-        yield from LEARNERS[recipe.policy.at(t)](recipe, t, half, policy)
-        policy = f"policy-{t}"
-
-
-def _first(recipe: Recipe) -> int:
-    """The t of the loop's first policy: 0 for a SteerLM that samples for rsf; 1 if the first method starts from SFT."""
-    return 0 if recipe.policy.at(1) == "rsf" else 1
-
-
-def rejection_sampling(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
-    """An iteration of the paper: sample the last policy, score, select the best, and fine-tune SFT on them."""
-    condition = "targets" if t == 1 else "directions"
-    candidates, scores = f"sample-{t}", f"score-{t}"
-    yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, condition)
-    yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
-    yield Step(f"select-{t}", select, {"candidates": candidates, "scores": scores} | ANNOTATED, t, half)
-    start = "sft" if recipe.restart or t == 1 else policy
-    yield Step(f"policy-{t}", finetune, {"start": start, "chosen": f"select-{t}"} | scales(recipe), t)
-
-
-def conditional_dpo(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
-    """The last policy learns from pairs of its own answers under directions."""
-    candidates, scores, pairs = f"sample-{t}", f"score-{t}", f"contrast-{t}"
-    yield Step(candidates, sample, {"policy": policy} | ANNOTATED, t, half, "directions")
-    yield Step(scores, score, scored_by(recipe) | {"candidates": candidates}, t)
-    yield Step(pairs, contrast, {"candidates": candidates, "scores": scores, "data": "data"}, t)
-    yield Step(f"policy-{t}", prefer, {"start": policy, "pairs": pairs} | scales(recipe), t)
-
-
-def reinforcement(recipe: Recipe, t: int, half: str, policy: str) -> Iterator[Step]:
-    """The last policy learns online, from the answers that it gives during training."""
-    reference = {"sft": "sft"} if recipe.policy.grpo.reference == "sft" else {}
-    inputs = {"start": policy} | scored_by(recipe) | reference
-    yield Step(f"policy-{t}", reinforce, inputs, t, half)
-
-
-LEARNERS: Final = {"rsf": rejection_sampling, "dpo": conditional_dpo, "grpo": reinforcement}
-"""The steps of an iteration by `policy.method`."""
-
-
-def scales(recipe: Recipe) -> dict[str, str]:
-    """The input from which a policy's contract reads fitted scales: the annotation, if any scale is fitted."""
-    return {"annotate": "annotate"} if recipe.fits_scales else {}
-
-
-def evaluations(recipe: Recipe, compared: bool = False) -> Iterator[tuple[Step, System]]:
-    """The evaluations that every run has: the policies of all iterations, SteerLM, SFT and what [evaluation] adds."""
-    shared = scored(recipe)
-
-    def evaluated(name: str, policy: str | Path, condition: str, system: System) -> tuple[Step, System]:
-        inputs = {"policy": policy} | shared
-        return Step(f"evaluate-{name}", evaluate, inputs, system.iteration or 0, condition=condition), system
-
-    for t in range(_first(recipe), recipe.iterations + 1):
-        policy, condition = (f"policy-{t}", "directions") if t else ("steerlm-d2", "targets")
-        yield evaluated(policy, policy, condition, policy_at(t))
-    yield evaluated("steerlm", "steerlm", "targets", BESIDE_THE_LOOP["steerlm"])
-    yield evaluated("sft", "sft", "plain", BESIDE_THE_LOOP["sft"])
-    if recipe.evaluation.dpo:
-        # If this run trains DPO too, the given checkpoint needs a name of its own.
-        own = compared and "dpo" in recipe.compare.systems
-        system = System(f"DPO, {Path(recipe.evaluation.dpo).name}" if own else "DPO")
-        yield Step("evaluate-dpo", evaluate, shared, condition="plain"), system
-    if recipe.evaluation.controls:
-        yield evaluated("sft-asked", "sft", "directions", BESIDE_THE_LOOP["sft-asked"])
-        start = Path(recipe.model.source).absolute() if recipe.model.base else "base"
-        same = recipe.sft.checkpoint and recipe.sft.checkpoint == recipe.model.source  # SFT is the base model itself
-        if not same and (start == "base" or Path(start).is_dir()):  # a name on the hub is no folder to read from
-            yield evaluated("base-asked", start, "directions", BESIDE_THE_LOOP["base-asked"])
-
-
-def divergences(evaluated: Iterable[Step]) -> Iterator[Step]:
-    """Steps that measure each evaluated policy's divergence from SFT; soups and best of n are no policies."""
-    for step in evaluated:
-        kind, _, name = step.name.partition("-")
-        if kind == "evaluate" and step.stage is evaluate and "policy" in step.inputs:
-            inputs = {"policy": step.inputs["policy"], "sft": "sft", "evaluate": step.name, "data": "data"}
-            yield Step(f"divergence-{name}", divergence, inputs)
-
 
 def rivals_of(recipe: Recipe) -> list[Rival]:
     """All systems that the recipe compares with DPA, each in all of its settings."""
@@ -286,7 +285,8 @@ def comparison(recipe: Recipe, rivals: Sequence[Rival]) -> Iterator[tuple[Step, 
         )
         if system.name in several:
             knobs = {**rival.knobs, "evaluation.split": "tuning"}
-            yield replace(step, name=f"tune-{rival.name}", knobs=knobs), system
+            own = {name: path for name, path in step.inputs.items() if name != "judge"}  # it never chooses
+            yield replace(step, name=f"tune-{rival.name}", inputs=own, knobs=knobs), system
         elif system.role != "soup":  # nothing was chosen; a soup's setting names its experts
             system = replace(system, setting="")
         yield step, system
@@ -331,7 +331,7 @@ def ablation(recipe: Recipe, name: str, knobs: Mapping[str, Any]) -> tuple[list[
     return own_steps, (Step(f"evaluate-{prefix}-policy", evaluate, policy, last, condition="directions"), system)
 
 
-def require_comparable(recipe: Recipe) -> None:
+def require_comparable(recipe: Recipe, rivals: Sequence[Rival]) -> None:
     """Refuse a comparison that would fail after all trainings.
 
     Raises:
@@ -345,7 +345,7 @@ def require_comparable(recipe: Recipe) -> None:
         raise ValueError('dpo.pairs is "ratings", and the data have no rated answers; set it to "candidates"')
     if recipe.preference.distribution == "arc":
         directions_beyond(recipe)  # raises if the angles are wrong
-    several = sorted(tuned(rivals_of(recipe)))
+    several = sorted(tuned(rivals))
     held_out = recipe.world.tuning_prompts if recipe.data.world else recipe.data.tuning_prompts or recipe.data.tuning
     if several and not held_out:
         cure = (

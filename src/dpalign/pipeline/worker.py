@@ -17,9 +17,11 @@ from pathlib import Path
 from dpalign.pipeline.runner import order_of, perform, step_of
 from dpalign.pipeline.steps import processes_of
 from dpalign.recipe import Recipe, from_mapping
+from dpalign.runs.environment import first_process
 from dpalign.runs.errors import plain_errors
-from dpalign.runs.folder import Run, holder
+from dpalign.runs.folder import Run
 from dpalign.runs.launch import LAUNCHED, launch
+from dpalign.runs.lock import holder
 from dpalign.runs.stopping import RESUME, Stopped, stoppable
 
 WATCH_SECONDS = 0.5
@@ -57,7 +59,7 @@ def main(run_folder: str, name: str) -> None:
             if processes > 1:  # at once: the others stop too, and nothing may wait for them here
                 os._exit(RESUME)
             raise
-        if os.environ.get("RANK", "0") == "0":
+        if first_process():
             work.leave_tally()
         if processes > 1:
             from dpalign.train.trainer import leave_processes

@@ -43,7 +43,7 @@ __all__ = ["Compare", "Recipe", "changed", "dotted", "from_mapping", "load"]
 
 ITERATIONS: Final = 100
 """The most that a recipe may have: all steps of a run are listed before the first."""
-DIRECTIONS: Final = ("distribution", "low", "high", "center", "listed")
+DIRECTION_KNOBS: Final = ("distribution", "low", "high", "center", "listed")
 """Knobs of [preference]. A recipe with objectives of its own must state one of them."""
 
 
@@ -303,7 +303,7 @@ class Recipe(Table):
         """
         if list(self.objectives) == [objective.name for objective in PAPER_OBJECTIVES]:
             return
-        directed = [i for i, layer in enumerate(layers) if {*DIRECTIONS} & {*_table(layer, "preference")}]
+        directed = [i for i, layer in enumerate(layers) if {*DIRECTION_KNOBS} & {*_table(layer, "preference")}]
         if max(directed, default=-1) >= _objectives_stated(layers):
             return
         first, *others = self.objectives

@@ -4,7 +4,7 @@ A stage that reads one runs again when the file changes, as it does when an earl
 the hub is assumed to keep its content: NAME@REVISION pins it, and the ledger names its commit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -44,8 +44,7 @@ def local_files(knobs: Mapping[str, Any]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for knob, value in knobs.items():
         if knob in SOURCES and not knobs.get("data.world"):
-            named = {knob: value} if isinstance(value, str) else {f"{knob}[{i}]": one for i, one in enumerate(value)}
-            paths |= {key: Path(parted(filled(source))[0]) for key, source in named.items()}
+            paths |= {key: Path(source) for key, source in _sources(knob, value)}
         elif _names(knob, FUNCTIONS):
             paths[knob] = module_file(value)
             others = local_modules(value) if value else {}
@@ -60,11 +59,16 @@ def hub_commits(knobs: Mapping[str, Any]) -> dict[str, str]:
     commits: dict[str, str | None] = {}
     for knob, value in knobs.items():
         if knob in SOURCES and not knobs.get("data.world"):
-            named = {knob: value} if isinstance(value, str) else {f"{knob}[{i}]": one for i, one in enumerate(value)}
-            commits |= {key: commit_of(parted(filled(source))[0], "dataset") for key, source in named.items()}
+            commits |= {key: commit_of(source, "dataset") for key, source in _sources(knob, value)}
         elif _names(knob, MODELS):
             commits[knob] = commit_of(value, "model")
     return {knob: commit for knob, commit in commits.items() if commit is not None}
+
+
+def _sources(knob: str, value: str | Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The data sources that a knob names, each under a key of its own."""
+    named = {knob: value} if isinstance(value, str) else {f"{knob}[{i}]": one for i, one in enumerate(value)}
+    yield from ((key, parted(filled(source))[0]) for key, source in named.items())
 
 
 def _names(knob: str, patterns: Sequence[str]) -> bool:

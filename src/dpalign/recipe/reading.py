@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from dpalign.runs.environment import RECIPES, shipped
 from dpalign.runs.tables import Table, field_docs, leaves, literal, table_of, tables_of
 
 T = TypeVar("T", bound=Table)
@@ -28,8 +29,6 @@ LONGEST: Final = 1 << 20
 """The most characters of a recipe file; the longest shipped one has 20,000."""
 DEEPEST: Final = 16
 """The most levels of nested tables or lists in a recipe file."""
-SHIPPED: Final = Path(__file__).parent / "shipped"
-"""The recipes that are installed with the package."""
 
 
 def load_table(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
@@ -51,11 +50,11 @@ def load_table(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     for _, own in reversed(files):
         mapping = _over_base(cls, mapping, own)
     mapping = deepcopy(mapping)
-    given = list(_override_pairs(overrides))
+    given = [(key, _override(cls, key, text)) for key, text in _override_pairs(overrides)]
     laid: dict[str, Any] = {}
-    for key, text in given:
-        _override(cls, mapping, key, text)
-        _override(cls, laid, key, text)
+    for key, value in given:
+        _put(mapping, key, value)
+        _put(laid, key, value)
     words = " with " + " ".join(" ".join(overrides).split()) if overrides else ""  # on one line, like the message
 
     def where(key: str) -> str:
@@ -64,24 +63,24 @@ def load_table(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     return _build(cls, mapping, where, [*(own for _, own in reversed(files)), laid])
 
 
-def from_mapping(
-    cls: type[T], mapping: Mapping[str, Any], where: str = "recipe", layers: Sequence[Mapping[str, Any]] = ()
-) -> T:
-    """Build `cls` from nested plain tables; `where` is the file that messages name.
-
-    Args:
-        layers: the tables that `mapping` was merged from, for `Table.require_stated`; empty: `mapping` alone.
+def from_mapping(cls: type[T], mapping: Mapping[str, Any]) -> T:
+    """Build `cls` from nested plain tables.
 
     Raises:
         ValueError: an unknown or missing key, a wrong type, a number out of range, or a contradiction.
     """
-    return _build(cls, mapping, lambda _: where, layers or [mapping])
+    return _build(cls, mapping, lambda _: "recipe", [mapping])
 
 
 def _build(
     cls: type[T], mapping: Mapping[str, Any], where: Callable[[str], str], layers: Sequence[Mapping[str, Any]]
 ) -> T:
-    """`from_mapping`, but `where` gives the file to name for a key."""
+    """Build `cls` from nested plain tables.
+
+    Args:
+        where: gives the file that a message names for a key.
+        layers: the tables that `mapping` was merged from, for `Table.require_stated`.
+    """
     for key, value in leaves(mapping):
         for moment in value if isinstance(value, list | tuple) else [value]:
             if isinstance(moment, date | time):  # TOML has dates and times, and no knob takes one
@@ -152,12 +151,12 @@ def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def _base(path: Path, name: object) -> Path:
     """The file that `extends` names."""
-    names = ", ".join(sorted(recipe.stem for recipe in SHIPPED.glob("*.toml")))
+    names = ", ".join(shipped())
     if not isinstance(name, str) or not name:
         raise ValueError(
             f"{path}: {EXTENDS} must be the name of an installed recipe ({names}) or a path, got {literal(name)}"
         )
-    beside, installed = path.parent / name, SHIPPED / f"{name}.toml"
+    beside, installed = path.parent / name, RECIPES / f"{name}.toml"
     if beside.is_file():
         return beside
     if "/" in name or not installed.is_file():
@@ -391,20 +390,29 @@ def _override_pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield key, text
 
 
-def _override(cls: type[Table], mapping: dict[str, Any], key: str, text: str) -> None:
-    """Put one override into the nested tables of `mapping`, read as its knob's type."""
+def _override(cls: type[Table], key: str, text: str) -> Any:
+    """The plain value of an override: TOML if that fits the knob's type, else the bare text."""
     try:
         kind = _kind(cls, key)
     except ValueError as error:
         raise ValueError(f"command line: {error}") from None
-    parts = key.split(".")
-    value = _parse_override(kind, text)
-    table_here = mapping
-    for part in parts[:-1]:
-        table_here = table_here.setdefault(part, {})
-        if not isinstance(table_here, dict):  # the file itself is wrong here: `_build` reports it
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    if set(parsed) != {"value"}:
+        return text
+    return parsed["value"] if _fits(kind, parsed["value"]) or not _fits(kind, text) else text
+
+
+def _put(mapping: dict[str, Any], key: str, value: Any) -> None:
+    """Put the value of a dotted key into nested tables."""
+    *parents, leaf = key.split(".")
+    for part in parents:
+        mapping = mapping.setdefault(part, {})
+        if not isinstance(mapping, dict):  # the file itself is wrong here: `_build` reports it
             return
-    table_here[parts[-1]] = value
+    mapping[leaf] = value
 
 
 def _kind(cls: type[Table], key: str) -> Any:
@@ -419,17 +427,6 @@ def _kind(cls: type[Table], key: str) -> Any:
         else:
             raise ValueError(unknown(cls, ".".join(parts[: depth + 1])))
     return kind
-
-
-def _parse_override(kind: Any, text: str) -> Any:
-    """The plain value of an override: TOML if that fits the knob's type, else the bare text."""
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    if set(parsed) != {"value"}:
-        return text
-    return parsed["value"] if _fits(kind, parsed["value"]) or not _fits(kind, text) else text
 
 
 def _fits(kind: Any, value: Any) -> bool:

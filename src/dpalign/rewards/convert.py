@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dpalign.paper.prompts import RewardInput
-from dpalign.rewards.knobs import STATED
+from dpalign.rewards.knobs import STATED, Scale, numbered
 from dpalign.rows import HEADS
 from dpalign.runs.ledger import partial_of, write_json, write_text
 from dpalign.runs.modelfolder import (
     CONFIG,
+    HEAD,
     INDEX,
     TEMPLATE,
     TOKENIZER,
@@ -36,9 +37,9 @@ from dpalign.runs.modelfolder import (
     WEIGHTS,
     check_weights,
     label_names,
-    pickles_in,
     read_header,
     read_object,
+    require_unpickled,
     special_tokens,
     template_of,
     vocabulary,
@@ -48,7 +49,6 @@ from dpalign.runs.modelfolder import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCORE: Final = "score.weight"
 GATED: Final = "regression_layer"
 """The head of ArmoRM and QRM."""
 DROPPED: Final = re.compile(r"gating\..*|reward_transform_matrix")
@@ -78,9 +78,6 @@ GONE: Final = (
     *("attn_implementation", "_attn_implementation"),
 )
 """Keys of the configuration that only the model's own code reads, or that ask for more than a stock class has."""
-
-Scale = tuple[float, float]
-"""(a, b): a score s is a * s + b points of 0 to 100."""
 
 
 @dataclass(frozen=True)
@@ -187,12 +184,7 @@ def read_source(source: Path) -> dict[str, Any]:
         name = str(source)
         fetch = f"hf download {name} --local-dir FOLDER" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         raise ValueError(f"{name}: no such folder" + (f"; fetch a model of the hub first: {fetch}" if fetch else ""))
-    pickles = pickles_in(source)
-    if pickles and not any(source.glob("*.safetensors")):
-        raise ValueError(
-            f"{source / pickles[0]}: pickled weights, which run code when they are loaded; fetch or save the model as "
-            "safetensors (save_pretrained does)"
-        )
+    require_unpickled(source)
     types = check_weights(source).types
     config = read_object(source / CONFIG)
     if "quantization_config" in config or not set(types) & FLOATS:
@@ -238,7 +230,7 @@ def find_head(source: Path, config: Mapping[str, Any], tensors: Mapping[str, tup
 def _names(form: str, heads: int, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the model's own names, else those on its card, else numbers."""
     own = label_names(config)
-    if len(own) == heads and not all(re.fullmatch(r"LABEL_\d+", name) for name in own):
+    if len(own) == heads and not numbered(own):
         return own
     match form, heads:
         case (("armorm" | "qrm"), 19):
@@ -292,8 +284,8 @@ def _write_weights(source: Path, out: Path, head: Head) -> str:
         for weight in kept.values():
             sizes[str(weight.dtype).removeprefix("torch.")] += weight.nbytes
         if f"{head.module}.weight" in weights:
-            kept[SCORE] = _score(weights[f"{head.module}.weight"], head.quantiles)
-            sizes[""] += kept[SCORE].nbytes
+            kept[HEAD] = _score(weights[f"{head.module}.weight"], head.quantiles)
+            sizes[""] += kept[HEAD].nbytes
         if kept:
             save_file(kept, out / file, metadata={"format": "pt"})
         index |= dict.fromkeys(kept, file)
@@ -378,6 +370,6 @@ def table_of(head: Head, scale: Mapping[str, Scale], folder: Path) -> str:
     if unknown := [name for name in head.names if name not in scale]:
         cure = "a run fits it to its own annotated answers, or give scale = [slope, offset]"
         lines.append(f"note: unpublished scale of {', '.join(unknown)}: {cure}")
-    if head.names[0] == "LABEL_0":
+    if numbered(head.names):
         lines.append("note: the names of these heads are unpublished; name them in heads, in this order")
     return "\n".join(lines)

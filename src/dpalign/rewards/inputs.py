@@ -37,6 +37,10 @@ _TRIED: Final[Sequence[list[Message]]] = (
 """Chats with an answer on which a template is compared with our own Python."""
 
 
+class TooLong(ValueError):
+    """A chat with its answer exceeds the reward model's context."""
+
+
 class InputReader:
     """Turns a chat and an answer into the tokens that a reward model reads.
 

@@ -17,8 +17,9 @@ IDENTITY: Final = (1.0, 0.0)
 """The scale of rewards that are points of 0-100 already."""
 STATED: Final = "reward_scale"
 """The key of a model's configuration that states the maps to points by head."""
+FUNCTION_NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""module:function."""
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_FUNCTION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 Scale = tuple[float, float]
 """(slope, offset): the points of a raw reward r are slope * r + offset."""
@@ -54,7 +55,7 @@ class RewardTable(Table):
                 f"gives {' and '.join(given) or 'nothing to score with'}; give exactly one of model, function and "
                 "trained = true"
             )
-        if self.function and not _FUNCTION.fullmatch(self.function):
+        if self.function and not FUNCTION_NAME.fullmatch(self.function):
             raise ValueError(f"function is {self.function!r}; write it as module:function")
         if self.trained and self.heads:
             raise ValueError("has heads and trained = true; name a trained model's heads in the recipe's own `heads`")

@@ -36,27 +36,21 @@ from dpalign.rewards.probe import FILE as PROBE_FILE
 from dpalign.rewards.probe import Probe, take_probe, write_probe
 from dpalign.rewards.ridge import ridge_heads
 from dpalign.rewards.shared_prefix import cannot_share, score_shared
+from dpalign.runs.environment import first_process
 from dpalign.runs.errors import naming
 from dpalign.runs.progress import Progress
+from dpalign.train.dataset import IDS, ByLength, FairBatches, Row, Rows, column_lengths, store_fitting
 from dpalign.train.trainer import (
-    IDS,
-    ByLength,
-    FairBatches,
     Outcome,
-    Row,
-    Rows,
     RunContext,
     arguments,
-    column_lengths,
     export,
     finish,
-    first_process,
     fit,
-    fitting,
     last_checkpoint,
     load_model,
+    logging_marks,
     lora,
-    telling_of_marks,
     whole_weights,
 )
 
@@ -184,7 +178,7 @@ def train_reward_model(
     model, collate = load_classifier(context, heads, layers), collator(tokenizer)
     stock = type(model)
     if last_checkpoint(context.resume) is None:
-        probed = rows.rows.select(range(0, rows.fitting, -(-rows.fitting // PROBE_ROWS)))
+        probed = rows.rows.select(range(0, len(rows.rows), -(-len(rows.rows) // PROBE_ROWS)))
         fit_head(_placed(model), list(probed), collate, context.name)
     add_losses(model, context, lm_loss=lm_loss, normalize=normalize)
     if preference:
@@ -224,7 +218,7 @@ def probe_reward_model(
         ValueError: see `train_reward_model`.
     """
     rows = _fitting(context, rated, len(heads), template)
-    outcome = Outcome(rows.fitting, rows.too_long, 0, 0, 0.0, {"step": [], "loss": [], "learning_rate": []})
+    outcome = Outcome(len(rows.rows), rows.too_long, 0, 0, 0.0, {"step": [], "loss": [], "learning_rate": []})
     if not first_process():
         return outcome
     set_seed(context.seed)
@@ -267,8 +261,8 @@ def _length(row: Row) -> int:
 
 
 def _fitting(context: RunContext, rated: Iterable[Mapping[str, Any]], n_heads: int, template: RewardTemplate) -> Rows:
-    told = telling_of_marks(rated, context, InputReader(context.tokenizer, template, "").guard)
-    return fitting(
+    told = logging_marks(rated, context, InputReader(context.tokenizer, template, "").guard)
+    return store_fitting(
         tokenize_rated(told, n_heads, template, context.tokenizer),
         "rated row",
         context.training.context,
@@ -482,7 +476,7 @@ def _with_pairs(
             )
         yield from rows
 
-    both = fitting(
+    both = store_fitting(
         units(),
         "preference pair",
         context.training.context,
@@ -501,7 +495,7 @@ def _plain_pairs(
     """Yield preference pairs as rows of two texts without labels."""
     nothing = [float("nan")] * n_heads
     reader = InputReader(context.tokenizer, template, "")
-    for pair in telling_of_marks(pairs, context, reader.guard):
+    for pair in logging_marks(pairs, context, reader.guard):
         chosen, rejected = (reader.ids((pair["messages"], pair[side])) for side in ("chosen", "rejected"))
         row = {"input_ids": chosen, "targets": nothing, "prompt_id": pair["prompt_id"]}
         yield row | {"beaten_ids": rejected, "beaten_targets": nothing}

@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from dpalign.runs.modelfolder import HEAD
+
 FILE: Final = "probe.safetensors"
-WEIGHT: Final = "score.weight"
 KEY: Final = "probe"
 
 
@@ -36,7 +37,7 @@ class Probe:
 def write_probe(path: Path, model: PreTrainedModel, probe: Probe) -> None:
     """Write a classifier's head, in float32."""
     weight = model.score.weight.detach().float().cpu().contiguous()
-    save_file({WEIGHT: weight}, path, metadata={KEY: json.dumps(asdict(probe))})
+    save_file({HEAD: weight}, path, metadata={KEY: json.dumps(asdict(probe))})
 
 
 def take_probe(path: Path, model: PreTrainedModel, asked: Probe) -> None:
@@ -51,7 +52,7 @@ def take_probe(path: Path, model: PreTrainedModel, asked: Probe) -> None:
     try:
         with safe_open(path, "pt") as file:
             found = json.loads((file.metadata() or {})[KEY])
-            weight_HD = file.get_tensor(WEIGHT)
+            weight_HD = file.get_tensor(HEAD)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: no linear probe can be read from it ({error}); give a {FILE} of a reward") from error
     for name, value in json.loads(json.dumps(asdict(asked))).items():

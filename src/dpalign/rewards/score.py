@@ -19,7 +19,7 @@ from dpalign.engines.memory import in_halves
 from dpalign.engines.vllm_engine import Vllm, show_progress
 from dpalign.paper.prompts import RewardInput
 from dpalign.rewards.functions import call, load_function
-from dpalign.rewards.inputs import InputReader
+from dpalign.rewards.inputs import InputReader, TooLong
 from dpalign.rewards.inputs import Pair as Pair
 from dpalign.rewards.knobs import IDENTITY, Scale, numbered
 from dpalign.rewards.scale import to_points
@@ -29,10 +29,6 @@ from dpalign.rows import prompt_id
 log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
-
-
-class TooLong(ValueError):
-    """A chat with its answer exceeds the reward model's context."""
 
 
 class Scorer(Protocol):
@@ -58,7 +54,7 @@ def require_finite(rewards_NH: Array, pairs: Sequence[Pair], source: str) -> Arr
     return rewards_NH
 
 
-def require_room(rows: Sequence[list[int]], pairs: Sequence[Pair], context: int | None, source: str) -> None:
+def require_in_context(rows: Sequence[list[int]], pairs: Sequence[Pair], context: int | None, source: str) -> None:
     """Refuse an answer that is too long with its prompt.
 
     Raises:
@@ -156,7 +152,7 @@ class ModelScorer:
             ValueError: a reward is no finite number; its answer is shown.
         """
         rows = [without_padding(self.reader.ids(pair), self.pad) for pair in pairs]
-        require_room(rows, pairs, self.context, self.source)
+        require_in_context(rows, pairs, self.context, self.source)
         if not rows:
             return np.empty((0, self.model.config.num_labels), dtype=np.float32)
         keys = [self.reader.key(messages) for messages, _ in pairs] if self.shares else []
@@ -286,7 +282,7 @@ class VllmScorer:
         """
         pad = self.vllm.config.pad_token_id
         rows = [without_padding(self.reader.ids(pair), pad) for pair in pairs]
-        require_room(rows, pairs, self.vllm.context, f"{self.source} on vLLM")
+        require_in_context(rows, pairs, self.vllm.context, f"{self.source} on vLLM")
         rewards_NH = np.empty((len(rows), self.vllm.config.num_labels), dtype=np.float32)
         if rows:
             inputs = [{"prompt_token_ids": ids} for ids in rows]

@@ -4,7 +4,8 @@ Shapes: N values in a column or tensor.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 
 BY_THE_CLOCK: Final = frozenset({"seconds", "switch_seconds", "machine"})
 """Keys of JSON whose values differ from run to run."""
-_TYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
-"""The number types of safetensors files, as numpy has them."""
+_TYPES: Final = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"},
+    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"},
+}
+"""The number types of safetensors files, as numpy has them; others are compared as bytes."""
 
 
 def difference(one: Path, two: Path) -> str:
@@ -66,16 +70,21 @@ def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64] | None:
 def _at_most(one: NDArray[np.float64] | None, two: NDArray[np.float64] | None) -> str:
     if one is None or two is None or len(one) != len(two):
         return ""
-    apart_N = np.where(np.isnan(one) & np.isnan(two), 0.0, np.abs(one - two))
-    return f", by at most {apart_N.max(initial=0.0):.3g}"
+    return f", by at most {_apart(one, two):.3g}"
+
+
+def _apart(one_N: NDArray[np.float64], two_N: NDArray[np.float64]) -> float:
+    """The largest distance between two numbers of one place."""
+    return float(np.where(np.isnan(one_N) & np.isnan(two_N), 0.0, np.abs(one_N - two_N)).max(initial=0.0))
 
 
 def _of_values(one: Any, two: Any) -> str:
     first, second = dict(_leaves(one)), dict(_leaves(two))
+    missing = object()
     keys = [
         key
         for key in dict.fromkeys([*first, *second])
-        if (key in first, first.get(key)) != (key in second, second.get(key))
+        if repr(first.get(key, missing)) != repr(second.get(key, missing))  # `True == 1 == 1.0`
     ]
     if not keys:
         return ""
@@ -86,39 +95,50 @@ def _of_values(one: Any, two: Any) -> str:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of JSON by their path, without those of `BY_THE_CLOCK`."""
+    """The values of JSON by their path, without those of `BY_THE_CLOCK`; an empty list or object is a value."""
     if isinstance(value, Mapping):
+        value = {key: inner for key, inner in value.items() if key not in BY_THE_CLOCK}
+    if isinstance(value, dict) and value:
         for key, inner in value.items():
-            if key not in BY_THE_CLOCK:
-                yield from _leaves(inner, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list):
+            yield from _leaves(inner, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list) and value:
         for place, inner in enumerate(value):
             yield from _leaves(inner, f"{path}[{place}]")
     else:
         yield path, value
 
 
-def _of_tensors(one: Mapping[str, NDArray[Any]], two: Mapping[str, NDArray[Any]]) -> str:
-    if one.keys() != two.keys() or any(one[name].shape != two[name].shape for name in one):
-        return f"{len(two)} tensors for {len(one)}, or other shapes"
-    apart = {
-        name: np.abs(one[name].astype(np.float64) - two[name].astype(np.float64)).max(initial=0.0)
-        for name in one
-        if not np.array_equal(one[name], two[name])
-    }
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor of a safetensors file: its type, shape and bytes."""
+
+    kind: str
+    shape: Sequence[int]
+    content: NDArray[np.uint8]
+
+    def numbers(self) -> NDArray[np.float64]:
+        array = self.content.view(_TYPES[self.kind])
+        if self.kind == "BF16":  # numpy has none: its bits are the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float64)
+
+
+def _of_tensors(one: Mapping[str, _Tensor], two: Mapping[str, _Tensor]) -> str:
+    forms = [{name: (tensor.kind, tensor.shape) for name, tensor in tensors.items()} for tensors in (one, two)]
+    if forms[0] != forms[1]:
+        return f"{len(two)} tensors for {len(one)}, or other shapes or types"
+    apart = [name for name in one if not np.array_equal(one[name].content, two[name].content)]
     if not apart:
         return "the same tensors in other bytes"
-    return f"{len(apart)} of {len(one)} tensors, by at most {max(apart.values()):.3g}"
+    numbers = [(one[name].numbers(), two[name].numbers()) for name in apart if one[name].kind in _TYPES]
+    by = f", by at most {max(_apart(*pair) for pair in numbers):.3g}" if numbers else ""
+    return f"{len(apart)} of {len(one)} tensors{by}"
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The tensors of a safetensors file, one after another; numpy has no bfloat16, which becomes float32."""
+def _tensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
     content = np.memmap(path, dtype=np.uint8, mode="r")
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     for name, entry in json.loads(content[8:start].tobytes()).items():
         if name != "__metadata__":
             low, high = entry["data_offsets"]
-            array = content[start + low : start + high].view(_TYPES.get(entry["dtype"], "u1"))
-            if entry["dtype"] == "BF16":
-                array = (array.astype(np.uint32) << 16).view(np.float32)
-            yield name, array
+            yield name, _Tensor(entry["dtype"], entry["shape"], content[start + low : start + high])

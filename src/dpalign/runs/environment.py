@@ -20,6 +20,9 @@ PACKAGES: Final = (
 RECIPES: Final = Path(__file__).parents[1] / "recipe" / "shipped"
 """The recipes that are installed with the package, and the files that they read."""
 
+API_KEY: Final = "DPA_API_KEY"
+"""The environment variable with a server's key."""
+
 GPU_DEVICES: Final = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Device files of a machine with NVIDIA or AMD GPUs, or of a Windows machine under its Linux."""
 
@@ -36,6 +39,11 @@ MALLOPT: Final = {-1: 2_000_000_000, -3: 1_000_000_000}
 """glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes."""
 
 
+def shipped() -> list[str]:
+    """The names of the recipes that are installed."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
 def thread_variables(threads: int) -> dict[str, str]:
     """The environment of a process with this many threads (0: its libraries decide)."""
     variables = {name: os.environ.get(name, value) for name, value in WAITING.items()}
@@ -49,6 +57,11 @@ def settle_threads(threads: int, for_torch: bool) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def first_process() -> bool:
+    """Whether this is the first of a training's processes, the only one that writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def keep_freed_memory() -> None:

@@ -10,22 +10,19 @@ RUN/<stage>[.partial]/resume/                  trainer checkpoints: no output, d
 """
 
 import contextlib
-import fcntl
 import json
 import os
-import platform
-import re
 import shutil
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from dpalign.runs.environment import describe_environment
 from dpalign.runs.errors import naming
@@ -53,18 +50,13 @@ from dpalign.runs.ledger import (
 )
 from dpalign.runs.ledger import write_json as write_json
 from dpalign.runs.ledger import write_text as write_text
+from dpalign.runs.lock import MARK, WHOLE, hold, require_ours
 from dpalign.runs.progress import Progress, spell_seconds
-from dpalign.runs.stopping import Stopped, asked
+from dpalign.runs.stopping import Stopped, stop_requested
 from dpalign.runs.verify import require_intact
 
 OWN: Final = ".own"
 """The name of the tally in which a stage's own process keeps its counts beside the shards'."""
-LOCK: Final = ".lock"
-MARK: Final = " dpalign"
-WHOLE: Final = f"{MARK} run"
-"""Ends of a lock's text, after the process and the machine that took it last. A run with a recipe has WHOLE."""
-OUR_FILES: Final = (LOCK, ".digests.json", "log.txt", "environment.json")
-"""Files that are written beside a stage taken alone."""
 
 
 @dataclass
@@ -108,44 +100,14 @@ class Shard:
     tally: Tally
 
 
-def shards(
-    folder: Path,
-    count: int,
-    name: str = "part-{:05d}.parquet",
-    rank: int = 0,
-    world: int = 1,
-    log: Callable[[str], None] = lambda _: None,
-) -> Iterator[Shard]:
-    """Yield the shards of a stage's folder still to be made, in order: those of process `rank` among `world`.
-
-    A shard is finished once its file and its tally exist. The tally is written when the caller asks for the next shard.
-
-    Args:
-        log: called with one line for each damaged file.
-    """
-    mine = range(rank, count, world)
-    todo = unfinished(folder, mine, name, log)
-    with Progress(f"{folder.stem}: shard", len(mine), len(mine) - len(todo)) as progress:
-        for index in todo:
-            shard = Shard(index, folder / name.format(index), Tally())
-            shard.path.parent.mkdir(parents=True, exist_ok=True)
-            yield shard
-            keep_tally(folder, name.format(index), shard.tally)
-            progress.advance()
-            if asked():
-                raise Stopped
-
-
-def unfinished(
-    folder: Path, indices: Iterable[int], name: str, log: Callable[[str], None] = lambda _: None
-) -> list[int]:
+def unfinished(folder: Path, count: int, name: str, log: Callable[[str], None]) -> list[int]:
     """Indices of the shards to make: those without a file or tally, and those whose files are damaged.
 
     Args:
         log: called with one line for each damaged file.
     """
     todo = []
-    for index in indices:
+    for index in range(count):
         shard = name.format(index)
         made = _digests(_tally_path(folder, shard))
         damaged = [file for file, digest in (made or {}).items() if not _is_file_of(folder / file, digest)]
@@ -201,8 +163,8 @@ class Run:
         """Package versions on this machine: in every ledger."""
         self.hashed = FileHashes()
         """Hashes of the files that stages read: each is hashed once in this process."""
-        self.here = threading.Lock()
-        """Held by the one step, of several side by side, that works in this process."""
+        self.in_process = threading.Lock()
+        """A lock, held by the one step, of several side by side, that works in this process."""
 
     @classmethod
     def open(cls, folder: Path, recipe_text: str | None, environment: Mapping[str, Any] | None = None) -> Self:
@@ -216,7 +178,7 @@ class Run:
         """
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: a file, where a run folder was asked for; name another place")
-        kind = _require_ours(folder, alone=recipe_text is None)
+        kind = require_ours(folder, alone=recipe_text is None)
         folder.mkdir(parents=True, exist_ok=True)
         run_folder = folder.resolve()
         lock = hold(run_folder, mark=WHOLE if recipe_text is not None or kind == "run" else MARK)
@@ -268,7 +230,7 @@ class Run:
         """
         stage = Stage(name, version, inputs or {}, knobs or {}, figures)
         digests: dict[str, str | None] = {}
-        with self.here:
+        with self.in_process:
             hashes = FileHashes(self.folder)
             for key, value in stage.inputs.items():
                 try:
@@ -350,9 +312,25 @@ class Work:
                 f"{self.stage.name}: stopped after {spell_seconds(self.clock.seconds)} ({type(error).__name__})"
             )
 
-    def shards(self, count: int, name: str = "part-{:05d}.parquet") -> Iterator[Shard]:
-        """The shards still to be made, with a line of progress; see `shards`."""
-        return shards(self.folder, count, name, log=self.run.log)
+    def shards(self, count: int, name: str, todo: Sequence[int] | None = None) -> Iterator[Shard]:
+        """Yield the shards still to be made, in order, with a line of progress.
+
+        A shard is finished once its file and its tally exist. Its tally is written when the caller asks for the next.
+
+        Args:
+            todo: their indices, if `unfinished` has looked at the files; reading them all takes a while.
+        """
+        if todo is None:
+            todo = unfinished(self.folder, count, name, self.run.log)
+        with Progress(f"{self.folder.stem}: shard", count, count - len(todo)) as progress:
+            for index in todo:
+                shard = Shard(index, self.folder / name.format(index), Tally())
+                shard.path.parent.mkdir(parents=True, exist_ok=True)
+                yield shard
+                keep_tally(self.folder, name.format(index), shard.tally)
+                progress.advance()
+                if stop_requested():
+                    raise Stopped
 
     def leave_tally(self) -> None:
         """At the end of a stage's own process, write `tally`; the holder of the folder adds it up."""
@@ -462,119 +440,3 @@ def _require_as_made(folder: Path, outputs: Mapping[str, str]) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-# Whose folder it is
-
-
-Kind = Literal["run", "alone", "no run"]
-
-
-def kind_of(folder: Path) -> Kind:
-    """Whether a folder is a run, or has stages taken alone: the mark in its lock tells.
-
-    The lock of an earlier version has no mark. It names a process and a machine, with environment.json beside it.
-    """
-    try:
-        text = (folder / LOCK).read_text(encoding="utf-8")
-        if MARK in text:
-            return "run" if WHOLE in text else "alone"
-        facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        if re.fullmatch(r"\d+ \S*", text) and "git_commit" in facts:
-            return "run" if (folder / "recipe.toml").is_file() else "alone"
-    except (OSError, ValueError, TypeError):
-        pass
-    return "no run"
-
-
-def _require_ours(folder: Path, alone: bool) -> Kind:
-    """The kind of a folder; raises ValueError if it holds something that is not ours and could be overwritten.
-
-    Args:
-        alone: a stage is taken alone in it, which writes `OUR_FILES` and touches nothing else.
-    """
-    kind = kind_of(folder)
-    if not folder.exists() or kind == "run" or (alone and kind == "alone"):
-        return kind
-    left = [path for path in sorted(folder.iterdir()) if path.name != LOCK or path.stat().st_size]
-    if kind == "alone":
-        left = [path for path in left if path.name not in OUR_FILES and not is_of_stage(path)]
-    if left and not alone:
-        raise ValueError(f"{folder}: holds other things than a run, which could be overwritten; name another place")
-    for path in left:
-        if path.name in OUR_FILES:
-            raise ValueError(f"{path}: no run wrote it, and it would be overwritten; name a place in another folder")
-    return kind
-
-
-# One process at a time
-
-ORPHAN_SECONDS: Final = 10.0
-"""How long a new run waits for the worker processes of a killed one to end."""
-
-
-def hold(folder: Path, path: Path | None = None, mark: str = MARK) -> int:
-    """Hold a run folder for this process; the kernel releases it when the process ends, even by a kill.
-
-    Args:
-        path: the lock's file, if not the folder's own.
-        mark: the end of its text.
-
-    Returns:
-        The lock's file descriptor: the folder is held until all processes that have it close it.
-
-    Raises:
-        ValueError: another process holds the folder.
-    """
-    path = path or folder / LOCK
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    patience = time.monotonic() + ORPHAN_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            pid, host = _holder(lock)
-            gone = pid is not None and host == platform.node() and not _alive(pid)
-            if gone and time.monotonic() < patience:  # killed: its worker processes end a little later
-                time.sleep(0.2)
-                continue
-            os.close(lock)
-            who = f"a process left by the ended run {pid}" if gone else f"process {pid or '(unknown)'} on {host}"
-            what_to_do = "wait for it, end it, or name another folder"
-            raise ValueError(f"{folder}: two runs into one folder: {who} is at work in it; {what_to_do}") from None
-    if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):  # removed by its holder
-        os.close(lock)
-        return hold(folder, path, mark)
-    text = f"{os.getpid()} {platform.node()}{mark}".encode()
-    os.pwrite(lock, text, 0)  # before the old text goes: a kill must not leave a run without its mark
-    os.ftruncate(lock, len(text))
-    return lock
-
-
-def holder(folder: Path) -> int | None:
-    """The process that took the folder last; None if none ever did."""
-    path = folder / LOCK
-    if not path.is_file():
-        return None
-    lock = os.open(path, os.O_RDONLY)
-    try:
-        return _holder(lock)[0]
-    finally:
-        os.close(lock)
-
-
-def _holder(lock: int) -> tuple[int | None, str]:
-    """The process that took the lock last, and its machine; None, "" before the first."""
-    pid, _, host = os.pread(lock, 1000, 0).decode().partition(MARK)[0].partition(" ")
-    return (int(pid) if pid.isdecimal() else None), host
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -131,19 +131,24 @@ def check_weights(folder: Path) -> Weights:
     Raises:
         ValueError: no weights; a file that is no safetensors, cut short or too long; an index that does not fit.
     """
-    files = weights_files(folder)
-    headers = {file: read_header(folder / file) for file in files}
+    headers = _headers(folder)
     tensors = [tensor for header in headers.values() for tensor in header.values()]
+    return Weights(
+        tuple(headers),
+        len(tensors),
+        sum(math.prod(shape) for _, shape in tensors),
+        sum((folder / file).stat().st_size for file in headers),
+        tuple(sorted({kind for kind, _ in tensors})),
+    )
+
+
+def _headers(folder: Path) -> dict[str, dict[str, tuple[str, list[int]]]]:
+    """The headers of a checkpoint's weights, by file; see `check_weights`."""
+    headers = {file: read_header(folder / file) for file in weights_files(folder)}
     for name, file in index_of(folder).items():
         if name not in headers[file]:
             raise ValueError(f"{folder / INDEX}: says that {file} holds {name}; it does not")
-    return Weights(
-        tuple(files),
-        len(tensors),
-        sum(math.prod(shape) for _, shape in tensors),
-        sum((folder / file).stat().st_size for file in files),
-        tuple(sorted({kind for kind, _ in tensors})),
-    )
+    return headers
 
 
 def require_fit(folder: Path) -> None:
@@ -152,10 +157,8 @@ def require_fit(folder: Path) -> None:
     Raises:
         ValueError: names the file, both sizes and the cure.
     """
-    check_weights(folder)
+    tensors = {name: shape for header in _headers(folder).values() for name, (_, shape) in header.items()}
     config = read_object(folder / CONFIG)
-    headers = [read_header(folder / file) for file in weights_files(folder)]
-    tensors = {name: shape for header in headers for name, (_, shape) in header.items()}
     size, labels = config.get("vocab_size"), label_names(config)
     if not isinstance(size, int):  # a model of several parts, each with a configuration of its own
         return
@@ -195,12 +198,22 @@ def pickles_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in PICKLES)
 
 
+def require_unpickled(folder: Path) -> None:
+    """Raise ValueError if all weights of a folder are pickled."""
+    pickles = pickles_in(folder)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder / pickles[0]}: pickled weights, which run code when they are loaded; fetch or save the model as "
+            "safetensors (save_pretrained does)"
+        )
+
+
 def special_tokens(folder: Path) -> SpecialTokens:
     """The special tokens that the tokenizer's files name; ids by its tokenizer.json, None without one."""
     named = _named_tokens(folder)
     eos, pad = named.get("eos_token"), named.get("pad_token")
     ids = vocabulary(folder) if (folder / TOKENIZER).is_file() else {}
-    return SpecialTokens(eos, pad, ids.get(eos or ""), ids.get(pad or ""), _text_of(named.get("bos_token")))
+    return SpecialTokens(eos, pad, ids.get(eos or ""), ids.get(pad or ""), named.get("bos_token"))
 
 
 def read_marks(folder: Path) -> Marks:

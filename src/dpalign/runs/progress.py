@@ -6,6 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Self
 
+from dpalign.runs.environment import first_process
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
@@ -39,7 +41,7 @@ class Progress:
 
     def __init__(self, what: str, total: int | None = None, done: int = 0) -> None:
         self.what, self.total, self.start, self.done = what, total, done, done
-        self.silent = os.environ.get("RANK", "0") != "0" or SILENT.items() <= os.environ.items()
+        self.silent = not first_process() or SILENT.items() <= os.environ.items()
         self.began = self.last_line = time.monotonic()
         on_terminal = sys.stderr.isatty() and not AS_LINES.items() <= os.environ.items()
         self.bar = _add_bar(what, total, done) if on_terminal and not self.silent else None

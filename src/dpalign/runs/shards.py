@@ -71,17 +71,12 @@ def make_shards(job: "Job", plan: Callable[["Job"], ShardWork]) -> None:
             lost or duplicate answer.
     """
     work = plan(job)
-    todo = unfinished(job.out, range(work.count), work.name, job.work.run.log)
-    if not job.recipe.cluster.address:
-        if todo:
-            work.open()
-        for shard in job.work.shards(work.count, work.name):
+    todo = unfinished(job.out, work.count, work.name, job.work.run.log)
+    if todo and not job.recipe.cluster.address:
+        work.open()
+        for shard in job.work.shards(work.count, work.name, todo):
             work.make(shard)
-        require_no_others(job.out, work)
-        reconcile(job.out, work)
-        return
-    failed = _make_on_cluster(job, plan, work, todo) if todo else {}
-    if failed:
+    elif failed := _make_on_cluster(job, plan, work, todo) if todo else {}:
         first = min(failed)
         raise ValueError(
             f"{len(failed)} of {work.count} shards failed, the others are kept; the first, "
@@ -262,10 +257,11 @@ class ShardActor:
                 raise ValueError(error)
             settle_threads(job.recipe.threads, for_torch=True)
             keep_freed_memory()
-            folder = Path(tempfile.mkdtemp(prefix="dpalign-"))
-            self.job = replace(job, work=Run(folder, lock=-1, git_commit=None).stage_at_work(stage))
-            self.work = plan(self.job)
-            self.work.open()
+            with tempfile.TemporaryDirectory(prefix="dpalign-") as folder:
+                self.scratch = Path(folder)
+                self.job = replace(job, work=Run(self.scratch, lock=-1, git_commit=None).stage_at_work(stage))
+                self.work = plan(self.job)
+                self.work.open()
         except Exception as error:  # Ray would restart a failing actor for ever: each shard returns the error instead
             self.broken = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
@@ -274,10 +270,14 @@ class ShardActor:
         (index,) = block["shard"].to_pylist()
         row: dict[str, Any] = {"shard": index, "files": [], "contents": [], "tally": "", "error": self.broken}
         if not self.broken:
+            # There for one task: nobody may be asked to remove it at the actor's end.
+            self.scratch.mkdir(mode=0o700)
             try:
                 row |= self._attempt(index)
             except ValueError as error:
                 row["error"] = str(error)
+            finally:
+                shutil.rmtree(self.scratch)
         row["warnings"] = self.warnings.take()
         self.get(self.attempts.finish.remote(index))
         return pa.Table.from_pylist([row], schema=RESULT)
@@ -308,18 +308,17 @@ class ShardActor:
             raise
         except Exception as error:
             self.get(self.attempts.fail.remote(index, f"{type(error).__name__}: {error}"))
+            shutil.rmtree(self.scratch, ignore_errors=True)
             os._exit(1)
 
     def _make(self, index: int) -> dict[str, Any]:
         out = self.job.out
-        shutil.rmtree(out, ignore_errors=True)
         shard = Shard(index, out / self.work.name.format(index), Tally())
         shard.path.parent.mkdir(parents=True)
         self.work.make(shard)
         paths = sorted((p for p in out.rglob("*") if p.is_file()), key=lambda p: (p == shard.path, p))
         files = [path.relative_to(out).as_posix() for path in paths]
         contents = [path.read_bytes() for path in paths]
-        shutil.rmtree(out)
         return {"files": files, "contents": contents, "tally": json.dumps(vars(shard.tally))}
 
 
@@ -349,14 +348,14 @@ def joined(cluster: Cluster, actors: int) -> Iterator[Any]:
                 '`ray start --head`, or set "local"'
             ) from error
     try:
-        require_room([node["Resources"] for node in ray.nodes() if node["Alive"]], cluster, actors)
+        require_cluster_room([node["Resources"] for node in ray.nodes() if node["Alive"]], cluster, actors)
         yield ray
     finally:
         if own:
             ray.shutdown()
 
 
-def require_room(machines: Sequence[Mapping[str, float]], cluster: Cluster, actors: int) -> None:
+def require_cluster_room(machines: Sequence[Mapping[str, float]], cluster: Cluster, actors: int) -> None:
     """Raise ValueError unless the machines have room for the actors, each on one machine: Ray would wait for ever."""
     gpus = sum(machine.get("GPU", 0.0) for machine in machines)
     if gpus and not cluster.gpus:

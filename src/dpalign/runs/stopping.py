@@ -23,7 +23,7 @@ class Stopped(BaseException):
 
 @dataclass
 class _State:
-    asked: bool = False
+    requested: bool = False
     deferrals: int = 0
     children: set["subprocess.Popen[Any]"] = field(default_factory=set)
 
@@ -31,9 +31,9 @@ class _State:
 _state = _State()
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether SIGTERM has come."""
-    return _state.asked
+    return _state.requested
 
 
 @contextmanager
@@ -44,18 +44,18 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-        _state.asked = False
+        _state.requested = False
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Delay SIGTERM: work that reads `asked` ends itself, and `Stopped` is raised after the block at the latest."""
+    """Delay SIGTERM: work that asks `stop_requested` ends itself, or `Stopped` is raised after the block."""
     _state.deferrals += 1
     try:
         yield
     finally:
         _state.deferrals -= 1
-    if _state.asked:
+    if _state.requested:
         raise Stopped
 
 
@@ -63,14 +63,14 @@ def wait_for(child: "subprocess.Popen[Any]") -> int:
     """Wait for a child process and return its exit code; on SIGTERM or an interruption the child ends first."""
     _state.children.add(child)
     try:
-        if _state.asked:
+        if _state.requested:
             child.terminate()
         return child.wait()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):  # at a terminal the child has been interrupted too
             with suppress(subprocess.TimeoutExpired):
                 child.wait(INTERRUPTED_SECONDS)
-        if not _state.asked:  # else it got SIGTERM: torchrun must not get it twice
+        if not _state.requested:  # else it got SIGTERM: torchrun must not get it twice
             child.terminate()
         child.wait()
         raise
@@ -79,9 +79,9 @@ def wait_for(child: "subprocess.Popen[Any]") -> int:
 
 
 def _stop(*_: object) -> None:
-    if _state.asked:  # sent twice, by Slurm and by a parent process; the first is being handled
+    if _state.requested:  # sent twice, by Slurm and by a parent process; the first is being handled
         return
-    _state.asked = True
+    _state.requested = True
     for child in tuple(_state.children):
         child.terminate()
     if not _state.deferrals:

@@ -97,28 +97,29 @@ def field_docs(cls: type[Table], prefix: str = "") -> dict[str, str]:
     docs: dict[str, str] = {}
     for name, field in cls.model_fields.items():
         docs[prefix + name] = field.description or ""
-        inner, inside = field.annotation, f"{prefix}{name}."
-        if get_origin(inner) is dict:
-            inner, inside = get_args(inner)[1], f"{prefix}{name}.*."
-        if (table := table_of(inner)) is not None:
-            docs |= field_docs(table, inside)
+        if (inner := table_of(field.annotation)) is not None:
+            docs |= field_docs(inner, f"{prefix}{name}.")
+        if (inner := tables_of(field.annotation)) is not None:
+            docs |= field_docs(inner, f"{prefix}{name}.*.")
     return docs
 
 
-def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested plain tables by their dotted names."""
+def leaves(table: Mapping[str, Any], prefix: str = "", empty: bool = False) -> Iterator[tuple[str, Any]]:
+    """The values of nested plain tables by their dotted names; also the empty tables if `empty`."""
     for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and (value or not empty):
+            yield from leaves(value, f"{prefix}{name}.", empty)
         else:
             yield prefix + name, value
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two plain tables: `["steerlm.epochs 2 -> 3", "seed 1 is new"]`."""
-    before, after = dict(leaves(old)), dict(leaves(new))
+    before, after = dict(leaves(old, empty=True)), dict(leaves(new, empty=True))
     differences = []
     for key in dict.fromkeys([*before, *after]):
+        if any(other.startswith(f"{key}.") for other in (*before, *after)):
+            continue  # a table that is empty on one side: its knobs on the other say so
         if key not in before:
             differences.append(f"{key} {literal(after[key])} is new")
         elif key not in after:

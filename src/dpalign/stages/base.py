@@ -12,7 +12,7 @@ from dpalign.paper.direction import rng_for
 from dpalign.rows import CONVERSATIONS, RATED, read_rows
 from dpalign.runs.tables import Table
 from dpalign.stages.stage import Job, model_read, stage
-from dpalign.stages.training import context_of, count, trained_once
+from dpalign.stages.training import context_of, record_training
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ class Pretrain(Table):
 )
 def base(job: Job) -> None:
     """Train a small base model from scratch, on the world's text or on the run's own."""
-    from dpalign.train.trainer import Outcome
-
-    count(job, trained_once(job, Outcome, lambda: _pretrain(job)))
+    record_training(job, lambda: _pretrain(job))
 
 
 def _pretrain(job: Job) -> "Outcome":

@@ -15,6 +15,7 @@ from dpalign.paper.selection import pooled_best
 from dpalign.rows import UNFINISHED
 from dpalign.runs.folder import Tally
 from dpalign.runs.shards import make_shards
+from dpalign.stages.cost import Costs, Load
 from dpalign.stages.evaluate import Answers, evaluated_shards, evaluation_cost, evaluation_prompts, protocol
 from dpalign.stages.pools import objective_rewards
 from dpalign.stages.preference import evaluation_directions
@@ -22,7 +23,7 @@ from dpalign.stages.rival import Rival
 from dpalign.stages.sample import PLAIN, draw, open_reader
 from dpalign.stages.score import scored_rows
 from dpalign.stages.shards import Row, Shards
-from dpalign.stages.stage import Job, stage
+from dpalign.stages.stage import Job, Step, stage
 from dpalign.stages.training import checkpoint_of
 
 if TYPE_CHECKING:
@@ -39,14 +40,18 @@ def rivals(recipe: "Recipe") -> Iterator[Rival]:
     yield Rival("sft-best-of-n", system, {"policy": "sft"}, "best-of-n", evaluation=best_of_n)
 
 
+def _cost(costs: Costs, step: Step) -> Load:
+    asked = costs.of_step(step).evaluation
+    drawn = asked.samples * asked.best_of
+    return evaluation_cost(costs, step, 1, drawn, judged=asked.directions * asked.samples)  # the judge sees the choice
+
+
 @stage(
     reads=lambda r: (*protocol(r), r.evaluation.best_of),
     inputs=("policy", "data", "reward"),
     optional=("judge", "annotate"),
     law="chooses",  # an answer may be the best for several directions
-    cost=lambda costs, step: evaluation_cost(
-        costs, step, 1, costs.recipe.evaluation.samples * costs.recipe.evaluation.best_of
-    ),
+    cost=_cost,
 )
 def best_of_n(job: Job) -> None:
     """Let the reward model choose among a system's plain answers for each direction, and score its choice."""
@@ -58,10 +63,10 @@ def choosing(job: Job) -> "Shards[Evaluators]":
     policy, directions = checkpoint_of(job.inputs["policy"]), len(evaluation_directions(job.recipe))
     prompts = evaluation_prompts(job, open_reader(job.recipe, policy))
     asked = dict.fromkeys(range(directions), job.recipe.evaluation.samples)
-    return evaluated_shards(job, policy, prompts, asked, partial(best_answers, job))
+    return evaluated_shards(job, policy, prompts, asked, partial(best_of_groups, job))
 
 
-def best_answers(job: Job, evaluators: "Evaluators", prompts: Sequence[Row], tally: Tally) -> Answers:
+def best_of_groups(job: Job, evaluators: "Evaluators", prompts: Sequence[Row], tally: Tally) -> Answers:
     """CANDIDATES rows and their SCORES rows: `evaluation.samples` answers for each prompt and direction.
 
     Each is the best by v . r (Eq. 2) of a group of `evaluation.best_of` plain answers. An unfinished answer is chosen

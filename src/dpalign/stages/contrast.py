@@ -27,7 +27,7 @@ from dpalign.stages.preference import directions_of, line
 from dpalign.stages.sample import counted
 from dpalign.stages.select import DEGENERATE
 from dpalign.stages.stage import Job, Step, chat_read, model_read, objectives_read, stage
-from dpalign.stages.training import context_of, count, model_folder, named_checkpoint, policy_tokenizer, trained_once
+from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer, record_training
 from dpalign.train.knobs import Training
 
 
@@ -166,5 +166,5 @@ def prefer(job: Job) -> None:
         return optimise(context, read_rows(job.inputs["pairs"], PAIRS), settings.beta, "policy.dpo.training")
 
     if not named_checkpoint(job, settings.training):
-        count(job, trained_once(job, Outcome, train))
+        record_training(job, train)
     write_dial(job)

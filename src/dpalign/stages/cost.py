@@ -14,14 +14,13 @@ from dpalign.engines.architecture import Architecture
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
     from dpalign.stages.stage import Step
+    from dpalign.train.knobs import Training
 
 FORWARDS: Final = 3.0
 """For each trained token: one forward, and a backward that costs two."""
 FORWARDS_LORA: Final = 2.0
 """The frozen weights need no gradient of their own."""
-
-
-ORIGINALS: Final = 4
+ORIGINALS_EACH: Final = 4
 """Plain answers a prompt that replace rated ones if the data have none; UltraFeedback has four too."""
 
 
@@ -104,6 +103,11 @@ def processes(recipe: "Recipe") -> int:
     return recipe.processes if recipe.launcher in ("torchrun", "accelerate") else 1
 
 
+def rows_a_forward(recipe: "Recipe", training: "Training") -> int:
+    """The rows of a training's forward: a packed row is alone in it without flash-attention, whatever `micro_batch`."""
+    return 1 if training.packing and recipe.kernels.attention == "sdpa" else training.micro_batch
+
+
 @dataclass(frozen=True)
 class Costs:
     """What the stages of a recipe cost, from the answers they draw and score and the rows they train on.
@@ -131,7 +135,7 @@ class Costs:
         prompts = 2 * self.sizes.prompts
         if self.recipe.data.answered:
             return prompts, self.sizes.rated
-        return min(prompts, 2 * self.recipe.sampling.prompts or prompts), len(self.recipe.data.hints) or ORIGINALS
+        return min(prompts, 2 * self.recipe.sampling.prompts or prompts), len(self.recipe.data.hints) or ORIGINALS_EACH
 
     def draw(self, prompts: float, conditions: float, n: float, shard: float = 0.0, rows: float = 0.0) -> Load:
         """n answers to each prompt under each condition.

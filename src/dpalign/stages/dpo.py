@@ -12,7 +12,7 @@ from dpalign.runs.tables import Table
 from dpalign.stages.pairs import pairs
 from dpalign.stages.rival import Rival, at_the_edge
 from dpalign.stages.stage import Job, Step, chat_read, model_read, stage
-from dpalign.stages.training import context_of, count, model_folder, named_checkpoint, policy_tokenizer, trained_once
+from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer, record_training
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def dpo(job: Job) -> None:
         return optimise(context, read_rows(job.inputs["pairs"], PAIRS), settings.beta)
 
     if not named_checkpoint(job, settings.training, settings.prompt):
-        count(job, trained_once(job, Outcome, train))
+        record_training(job, train)
 
 
 def rivals(recipe: "Recipe", condition: str = "plain") -> Iterator[Rival]:

@@ -93,14 +93,21 @@ def protocol(r: "Recipe") -> tuple[object, ...]:
     )
 
 
-def evaluation_cost(costs: Costs, step: Step, conditions: float, samples: float, at_most: float = 0.0) -> Load:
-    """Answers to the evaluation's prompts (`at_most` of them, if above 0), scored by the reward model and the judge."""
+def evaluation_cost(
+    costs: Costs, step: Step, conditions: float, samples: float, at_most: float = 0.0, judged: float = 0.0
+) -> Load:
+    """Answers to the evaluation's prompts (`at_most` of them, if above 0), scored by the reward model and the judge.
+
+    Args:
+        judged: answers to each prompt that the judge scores; 0 takes all.
+    """
     tuning = costs.of_step(step).evaluation.split == "tuning"
     prompts = costs.sizes.tuning if tuning else costs.sizes.evaluated
     prompts = min(prompts, at_most or prompts)
     shard = shard_size(costs.of_step(step), math.ceil(prompts)) if prompts else 0
-    load = costs.draw(prompts, conditions, samples, shard) + costs.score(prompts, conditions * samples, shard)
-    return load + costs.score(prompts, conditions * samples, shard, models=1) if "judge" in step.inputs else load
+    answers = conditions * samples
+    load = costs.draw(prompts, conditions, samples, shard) + costs.score(prompts, answers, shard)
+    return load + costs.score(prompts, judged or answers, shard, models=1) if "judge" in step.inputs else load
 
 
 def _cost(costs: Costs, step: Step) -> Load:
@@ -201,7 +208,7 @@ def evaluation_prompts(job: Job, reader: "PromptReader") -> list[Row]:
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == split]
     if not prompts:
         raise ValueError(f"no {split} prompts to evaluate on; hold some out with data.tuning")
-    return within_limit(job, prompts, reader.prompt_tokens)
+    return within_limit(job, prompts, reader)
 
 
 def conditions_of(job: Job) -> list[Condition]:

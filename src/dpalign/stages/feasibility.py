@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from dpalign.measure.beyond import AS_ANNOTATED, TRAINED, Wish, figures, read_answers
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.degeneracy import MOST_REPEATED
+from dpalign.measure.feasibility import AS_ANNOTATED, TRAINED, Wish, figures, read_answers
 from dpalign.measure.reading import Reading
+from dpalign.measure.setting import true_front
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.prompts import parse_condition, render_condition
-from dpalign.rows import CANDIDATES, read_table
 from dpalign.runs.folder import write_json
 from dpalign.runs.shards import make_shards
 from dpalign.runs.tables import Table
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.evaluate import asking, evaluation_cost, evaluation_prompts
-from dpalign.stages.pools import annotated
+from dpalign.stages.pools import annotation
 from dpalign.stages.preference import line
 from dpalign.stages.sample import Condition, asked_policy, open_reader
 from dpalign.stages.shards import Shards
@@ -84,7 +84,7 @@ def feasibility(job: Job) -> None:
     reading = Reading(tuple(recipe.scored_heads), tuple(recipe.objective_list))
     system, fault_PVS = read_answers(job.out, reading, wishes, recipe.feasibility.repetition)
     bootstrap = Bootstrap(seed=recipe.seed, replicates=recipe.evaluation.bootstrap)
-    optimum_VK = _optimum(recipe, job.out, wishes) if system.true_reward_PVSK is not None else None
+    optimum_VK = _optimum(reading, job.out, wishes) if system.true_reward_PVSK is not None else None
     outcome = figures(system, fault_PVS, wishes, recipe.feasibility.repetition, bootstrap, optimum_VK)
     write_json(job.out / "feasibility.json", outcome.model_dump(mode="json"))
 
@@ -103,8 +103,8 @@ def wishes_of(job: Job) -> list[Wish]:
     """All conditions: directions from the highest angle down, or targets from the lowest share up."""
     if job.condition == "directions":
         return directions_beyond(job.recipe)
-    scored = annotated(job.inputs["data"], job.inputs["annotate"], job.recipe, "both")
-    return targets_beyond(job.recipe, np.array([reward_K for _, reward_K in scored]))
+    *_, reward_NK = annotation(job.inputs["data"], job.inputs["annotate"], job.recipe, "both")
+    return targets_beyond(job.recipe, reward_NK)
 
 
 def directions_beyond(recipe: "Recipe") -> list[Wish]:
@@ -157,21 +157,15 @@ def targets_beyond(recipe: "Recipe", reward_NK: Array) -> list[Wish]:
     return list(wishes.values())
 
 
-def _optimum(recipe: "Recipe", folder: Path, wishes: Sequence[Wish]) -> Array | None:
+def _optimum(reading: Reading, folder: Path, wishes: Sequence[Wish]) -> Array | None:
     """The best rewards of the world's faultless answers at each direction: (V, K).
 
     Within the trained range no answer earns more. Beyond the range's end of most words a padded answer may. None for
     targets, and if faults may pay within the range.
     """
-    from dpalign.world.language import read_prompt
-    from dpalign.world.optimum import faultless_is_best, true_front
-
-    objectives, heads = recipe.objective_list, recipe.scored_heads
-    trained = np.array([wish.value for wish in wishes if wish.group == TRAINED])
-    if wishes[0].kind != "direction" or not faultless_is_best(trained, objectives, heads):
+    if wishes[0].kind != "direction":
         return None
-
-    rows = read_table(folder / "answers", CANDIDATES, ["prompt_id", "messages"])
-    prompts = dict(zip(rows["prompt_id"].to_pylist(), rows["messages"].to_pylist(), strict=True))
-    tasks = [read_prompt(messages[-1]["content"]) for messages in prompts.values()]
-    return true_front(tasks, np.array([wish.value for wish in wishes]), objectives, heads)
+    asked_VK = np.array([wish.value for wish in wishes])
+    trained_IK = np.array([wish.value for wish in wishes if wish.group == TRAINED])
+    front = true_front(folder, reading, asked_VK, trained_IK)
+    return None if front is None else front.point_VK

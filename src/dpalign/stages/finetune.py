@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from dpalign.rows import CONVERSATIONS, read_rows
+from dpalign.runs.environment import first_process
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.sample import counted, open_reader
 from dpalign.stages.score import scales_of
@@ -44,8 +45,6 @@ def finetune(job: Job) -> None:
 
 def write_dial(job: Job) -> None:
     """Write the contract beside a policy: what its directions mean (`train/contract.py`)."""
-    from dpalign.train.trainer import first_process
-
     recipe = job.recipe
     if not first_process():
         return

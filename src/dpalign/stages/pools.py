@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dpalign.paper.ensemble import member_objectives, value_spread
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.paper.selection import NO_ONE, hindsight, members, pooled_best
-from dpalign.rows import CANDIDATES, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards, take_rows
+from dpalign.rows import CANDIDATES, HALVES, PROMPTS, RATED, SCORES, matrix_of, read_rows, read_table, shards, take_rows
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -280,7 +280,7 @@ def annotation(data: Path, annotate: Path, recipe: "Recipe", half: str) -> tuple
         ValueError: the annotation is of other data.
     """
     prompts = read_table(data / "prompts", PROMPTS, ["prompt_id", "split"])
-    halves = ("D1", "D2") if half == "both" else (half,)
+    halves = HALVES if half == "both" else (half,)
     theirs = prompts["prompt_id"].filter(pc.is_in(prompts["split"], pa.array(halves)))
     rated = read_table(originals_at(data, annotate), RATED, ["prompt_id", "source"])
     place_N = np.flatnonzero(pc.not_equal(rated["source"], "helpsteer").to_numpy())

@@ -23,6 +23,7 @@ from dpalign.paper.direction import (
     draw_directions,
     ends_in_words,
     evaluation_grid,
+    even_or_all,
     rng_for,
 )
 from dpalign.paper.prompts import Level, levels_of, render_preference
@@ -109,7 +110,7 @@ class Steering(Table):
             case "simplex":
                 return Simplex(objectives)
             case "grid":
-                return Grid(Arc(self.low, self.high), self.points)
+                return Grid(self.low, self.high, self.points)
             case "fixed":
                 return Fixed(self.listed)
 
@@ -122,14 +123,7 @@ def directions_of(steering: Steering, objectives: int, seed: int, t: int, prompt
 
 def even_directions(steering: Steering, objectives: int) -> Array:
     """Directions evenly spread over the training population, dense enough for selection: (G, K)."""
-    population = steering.trained(objectives)
-    match population:
-        case Grid(points=points):
-            return evaluation_grid(population, points)
-        case Fixed(directions):
-            return evaluation_grid(population, len(directions))
-        case _:
-            return evaluation_grid(population, DENSE)
+    return even_or_all(steering.trained(objectives), DENSE)
 
 
 def line(recipe: "Recipe", v_K: Sequence[float] | Array) -> str:

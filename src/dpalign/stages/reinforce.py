@@ -17,20 +17,20 @@ from dpalign.chat import with_system_line
 from dpalign.paper.direction import draw_directions, rng_for
 from dpalign.paper.ensemble import member_objectives, value_spread
 from dpalign.paper.objectives import read_objectives
-from dpalign.rows import PROMPTS, read_rows
-from dpalign.stages.cost import Costs, Load
+from dpalign.rows import HALVES
 from dpalign.stages.finetune import write_dial
 from dpalign.stages.preference import line
-from dpalign.stages.rl import Reinforcing, count_answers, reinforced_cost
-from dpalign.stages.sample import within_limit
-from dpalign.stages.score import open_scorer
-from dpalign.stages.stage import D1_D2, Job, Step, chat_read, model_read, objectives_read, on_transformers, stage
-from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer, trained_once
+from dpalign.stages.rl import Reinforcing, learn_online, reinforced_cost
+from dpalign.stages.shards import Row
+from dpalign.stages.stage import Job, chat_read, model_read, objectives_read, stage
+from dpalign.stages.training import model_folder, named_checkpoint
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
+    from dpalign.engines.tokens import PromptReader
     from dpalign.recipe import Recipe
-    from dpalign.train.rl import Reinforcement, Worth
+    from dpalign.stages.rl import Lesson
+    from dpalign.train.rl import Scores, Worth
 
 Array = NDArray[np.float64]
 
@@ -55,10 +55,6 @@ class PolicyGRPO(Reinforcing):
         return self
 
 
-def _cost(costs: Costs, step: Step) -> Load:
-    return reinforced_cost(costs, step, costs.of_step(step).policy.grpo)
-
-
 @stage(
     reads=lambda r: (
         *(
@@ -76,9 +72,9 @@ def _cost(costs: Costs, step: Step) -> Load:
     inputs=("start", "data", "reward"),
     optional=("annotate", "sft"),
     several=True,
-    asks={"t": (), "half": D1_D2},
+    asks={"t": (), "half": HALVES},
     trains=lambda r: r.policy.grpo.training,
-    cost=_cost,
+    cost=lambda costs, step: reinforced_cost(costs, step, costs.of_step(step).policy.grpo),
 )
 def reinforce(job: Job) -> None:
     """Train the policy on its own answers under directions (GRPO), from the last policy."""
@@ -93,43 +89,21 @@ def _train(job: Job) -> None:
     Raises:
         ValueError: `policy.grpo.reference` is "sft", and no SFT is given.
     """
-    from dpalign.engines.tokens import PromptReader, end_ids, generation_config
-    from dpalign.train import rl
-    from dpalign.train.trainer import first_process
+    from dpalign.train.rl import directional_reward, prompts_in_order
 
     recipe, settings = job.recipe, job.recipe.policy.grpo
     if settings.reference == "sft" and "sft" not in job.inputs:
         raise ValueError('policy.grpo.reference is "sft", and no SFT is given; name its folder: --sft DIR')
     reference = model_folder(job.inputs["sft"]) if settings.reference == "sft" else ""
-    start = model_folder(job.inputs["start"])
-    tokenizer = policy_tokenizer(start, recipe, steered=True)
-    context = context_of(job, start, settings.training, tokenizer)
-    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] == job.half]
-    reader = PromptReader(tokenizer, end_ids(tokenizer, generation_config(start)))
-    fitting = within_limit(job, prompts, reader.prompt_tokens)
 
-    def train() -> "Reinforcement":
-        config = rl.configuration(
-            context,
-            samples=settings.samples,
-            max_new_tokens=recipe.sampling.max_new_tokens,
-            beta=settings.beta,
-            temperature=settings.temperature,
-            knob="policy.grpo",
-        )
-        # From here on this process's GPU is known. The scorer shares it with the training.
-        scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
-        reward = rl.directional_reward(scorer.score, worth_by(recipe), reader, recipe.selection.sound)
-        count = settings.training.steps * settings.training.batch // settings.samples
+    def lesson(prompts: Sequence[Row], count: int, scores: "Scores", reader: "PromptReader") -> "Lesson":
         reached = count * earlier(recipe, job.t)
-        order = rl.prompts_in_order(fitting, reached + count, recipe.seed)[reached:]
+        order = prompts_in_order(prompts, reached + count, recipe.seed)[reached:]
         groups = list(groups_of(recipe, job.t, order))
-        asked = [group.pop("messages") for group in groups]
-        return rl.reinforce(context, asked, config, reward, groups, reference, "policy.grpo")
+        chats = [group.pop("messages") for group in groups]
+        return chats, directional_reward(scores, worth_by(recipe), reader, recipe.selection.sound), groups
 
-    outcome = trained_once(job, rl.Reinforcement, train)
-    if first_process():
-        count_answers(job, len(fitting), outcome, settings.samples)
+    learn_online(job, settings, lesson, steered=True, reference=reference, knob="policy.grpo")
 
 
 def worth_by(recipe: "Recipe") -> "Worth":

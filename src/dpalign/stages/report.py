@@ -11,9 +11,9 @@ import numpy as np
 from dpalign.measure import comparison as compare
 from dpalign.measure import lineage
 from dpalign.measure.answers import reward_quality, shown_answers, with_texts
-from dpalign.measure.beyond import Rule, read_feasibility
 from dpalign.measure.bootstrap import Array, Bootstrap
 from dpalign.measure.divergence import divergences
+from dpalign.measure.feasibility import Rule, read_feasibility
 from dpalign.measure.points import Rewards, senses_of
 from dpalign.measure.reading import Reading, evaluations, mean_answer_tokens, system_of
 from dpalign.measure.record import rounded
@@ -22,7 +22,7 @@ from dpalign.measure.summarize import claims, summarize
 from dpalign.measure.summary import DataReport, Pairwise, RewardFacts
 from dpalign.measure.trust import trust
 from dpalign.paper.direction import Arc, Population, evaluation_grid
-from dpalign.stages.pools import annotated
+from dpalign.stages.pools import annotation
 from dpalign.stages.preference import Steering
 from dpalign.stages.score import scales_of
 from dpalign.stages.stage import Job, objectives_read, stage
@@ -96,7 +96,7 @@ def report(job: Job) -> None:
 
 def original_rewards(job: Job) -> Array:
     """The rewards of the original answers: (N, K)."""
-    return np.array([r_K for _, r_K in annotated(job.inputs["data"], job.inputs["annotate"], job.recipe, "both")])
+    return annotation(job.inputs["data"], job.inputs["annotate"], job.recipe, "both")[2]
 
 
 def facts(job: Job, systems: Sequence[Rewards], reading: Reading) -> dict[str, Any]:

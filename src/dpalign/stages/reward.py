@@ -22,14 +22,14 @@ from dpalign.rewards.golden import golden_of, write_golden
 from dpalign.rewards.knobs import IDENTITY
 from dpalign.rewards.scale import fit, to_points
 from dpalign.rows import HEADS, PAIRS, RATED, read_rows
-from dpalign.runs.environment import expanded
+from dpalign.runs.environment import expanded, first_process
 from dpalign.runs.folder import write_json
 from dpalign.runs.hub import local_model
 from dpalign.runs.tables import DataName, Table
 from dpalign.stages.cost import Costs, Load, reward_models
 from dpalign.stages.score import model_scorer, models_scorer
 from dpalign.stages.stage import Job, Step, model_read, objectives_read, on_transformers, stage
-from dpalign.stages.training import KEPT_MODEL, context_of, count, trained_once
+from dpalign.stages.training import KEPT_MODEL, context_of, record_training
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
@@ -183,8 +183,6 @@ def _held_out(costs: Costs) -> float:
 )
 def reward(job: Job) -> None:
     """Train the multi-objective reward model; load all reward models, and measure them on held-out prompts."""
-    from dpalign.train.trainer import first_process
-
     recipe = on_transformers(job.recipe)  # training holds the GPU, and few rows are scored
     if recipe.trains_reward:
         _train(job, "train", recipe.seed)
@@ -229,8 +227,6 @@ def _warn(job: Job, figures: Mapping[str, Any]) -> None:
 )
 def judge(job: Job) -> None:
     """Train a second reward model on disjoint prompts: it judges and never selects."""
-    from dpalign.train.trainer import first_process
-
     recipe = on_transformers(job.recipe).judged()
     _train(job, "judge", recipe.seed + 1)
     if first_process() and (job.inputs["data"] / "heldout").exists():
@@ -240,11 +236,9 @@ def judge(job: Job) -> None:
 
 
 def _train(job: Job, part: str, seed: int) -> None:
-    from dpalign.train.trainer import Outcome
-
     _require_labels(job, part)
     if not (job.out / KEPT_MODEL).is_file():
-        count(job, trained_once(job, Outcome, lambda: _fit(job, part, seed)))
+        record_training(job, lambda: _fit(job, part, seed))
 
 
 def _require_labels(job: Job, part: str) -> None:

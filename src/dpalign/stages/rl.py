@@ -1,7 +1,7 @@
 """Online reinforcement learning of one scalar reward at one fixed direction: Table 1's row PPO."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,20 +9,25 @@ from pydantic import Field
 
 from dpalign.measure.system import System
 from dpalign.paper.direction import evaluation_grid
-from dpalign.rows import HALVES, PROMPTS, read_rows
+from dpalign.rows import HALVES, PROMPTS, Message, read_rows
+from dpalign.runs.environment import first_process
 from dpalign.runs.folder import write_json
 from dpalign.runs.tables import Table
 from dpalign.stages.cost import Costs, Load, processes
 from dpalign.stages.rival import Rival, at_the_edge, fixed, grid, spelled
 from dpalign.stages.sample import within_limit
 from dpalign.stages.score import open_scorer, scored_by
+from dpalign.stages.shards import Row
 from dpalign.stages.stage import Job, Step, chat_read, model_read, objectives_read, on_transformers, stage
 from dpalign.stages.training import context_of, model_folder, named_checkpoint, policy_tokenizer, trained_once
 from dpalign.train.knobs import Training
 
 if TYPE_CHECKING:
+    from dpalign.engines.tokens import PromptReader
     from dpalign.recipe import Recipe
-    from dpalign.train.rl import Reinforcement
+    from dpalign.train.rl import Reinforcement, Reward, Scores
+
+    Lesson = tuple[Sequence[list[Message]], Reward, Sequence[Mapping[str, Any]]]
 
 Array = NDArray[np.float64]
 
@@ -52,8 +57,9 @@ class RL(Reinforcing):
     """Even steps over P_v; a comparison trains a specialist for each."""
 
 
-def _cost(costs: Costs, step: Step) -> Load:
-    return reinforced_cost(costs, step, costs.of_step(step).rl)
+def online(recipe: "Recipe", stage: str) -> Reinforcing | None:
+    """The settings of a stage that learns online; None for any other stage."""
+    return {"rl": recipe.rl, "reinforce": recipe.policy.grpo}.get(stage)
 
 
 def reinforced_cost(costs: Costs, step: Step, settings: Reinforcing) -> Load:
@@ -76,24 +82,53 @@ def reinforced_cost(costs: Costs, step: Step, settings: Reinforcing) -> Load:
     several=True,
     version=2,
     trains=lambda r: r.rl.training,
-    cost=_cost,
+    cost=lambda costs, step: reinforced_cost(costs, step, costs.of_step(step).rl),
 )
 def rl(job: Job) -> None:
     """Train a policy by reinforcement at one fixed direction, from SFT."""
-    from dpalign.engines.tokens import PromptReader, end_ids, generation_config
-    from dpalign.train.rl import Reinforcement, configuration, prompts_in_order, reinforce, scalar_reward
-    from dpalign.train.trainer import first_process
+    from dpalign.train.rl import prompts_in_order, scalar_reward
 
-    recipe, settings, training = job.recipe, job.recipe.rl, job.recipe.rl.training
-    if named_checkpoint(job, training):
+    recipe, settings = job.recipe, job.recipe.rl
+    if named_checkpoint(job, settings.training):
         return
     v_K = direction(recipe)
+
+    def lesson(prompts: Sequence[Row], groups: int, scores: "Scores", reader: "PromptReader") -> "Lesson":
+        order = prompts_in_order([prompt["messages"] for prompt in prompts], groups, recipe.seed)
+        return order, scalar_reward(scores, recipe.scored_heads, recipe.objective_list, v_K, reader), ()
+
+    learn_online(job, settings, lesson, algorithm=settings.algorithm)
+
+
+def learn_online(
+    job: Job,
+    settings: Reinforcing,
+    lesson: "Callable[[Sequence[Row], int, Scores, PromptReader], Lesson]",
+    *,
+    algorithm: Literal["grpo", "rloo"] = "grpo",
+    steered: bool = False,
+    reference: str = "",
+    knob: str = "rl",
+) -> None:
+    """Train the start model on its own answers to the prompts of the job's half, or of both without one.
+
+    Args:
+        lesson: from the prompts, the number of groups, a scorer's function and the reader of answers: the chat of each
+            group, the reward, and further columns for the reward.
+        steered: chats state directions.
+        reference, knob: see `train.rl.reinforce`.
+    """
+    from dpalign.engines.tokens import PromptReader, end_ids, generation_config
+    from dpalign.train.rl import Reinforcement, configuration, reinforce
+
+    recipe, training = job.recipe, settings.training
     start = model_folder(job.inputs["start"])
-    tokenizer = policy_tokenizer(start, recipe, style=recipe.sft.prompt)
+    tokenizer = policy_tokenizer(start, recipe, steered, "own" if steered else recipe.sft.prompt)
     context = context_of(job, start, training, tokenizer)
-    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in HALVES]
+    halves = (job.half,) if job.half else HALVES
+    prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in halves]
     reader = PromptReader(tokenizer, end_ids(tokenizer, generation_config(start)))
-    fitting = within_limit(job, prompts, reader.prompt_tokens)
+    fitting = within_limit(job, prompts, reader)
 
     def train() -> Reinforcement:
         config = configuration(
@@ -101,15 +136,15 @@ def rl(job: Job) -> None:
             samples=settings.samples,
             max_new_tokens=recipe.sampling.max_new_tokens,
             beta=settings.beta,
-            algorithm=settings.algorithm,
+            algorithm=algorithm,
             temperature=settings.temperature,
+            knob=knob,
         )
         # From here on this process's GPU is known. The scorer shares it with the training.
         scorer = open_scorer(on_transformers(recipe), job.inputs["reward"], job.inputs.get("annotate"))
-        reward = scalar_reward(scorer.score, recipe.scored_heads, recipe.objective_list, v_K, reader)
         groups = training.steps * training.batch // settings.samples
-        order = prompts_in_order([prompt["messages"] for prompt in fitting], groups, recipe.seed)
-        return reinforce(context, order, config, reward)
+        chats, reward, columns = lesson(fitting, groups, scorer.score, reader)
+        return reinforce(context, chats, config, reward, columns, reference, knob)
 
     outcome = trained_once(job, Reinforcement, train)
     if first_process():

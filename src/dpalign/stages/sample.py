@@ -1,6 +1,6 @@
 """Sampling: step 1 of section 2.2, before the scoring; under directions, reward targets or hints, or plainly."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,15 @@ from pydantic import Field, model_validator
 from dpalign.chat import with_system_line
 from dpalign.engines.engine import Engine, Request
 from dpalign.paper.direction import rng_for
-from dpalign.rows import CANDIDATES, PROMPTS, Message, read_rows
+from dpalign.rows import CANDIDATES, HALVES, PROMPTS, Message, read_rows
 from dpalign.runs.folder import Tally
 from dpalign.runs.shards import make_shards
 from dpalign.runs.tables import Table
 from dpalign.stages.cost import Costs
-from dpalign.stages.pools import annotated
+from dpalign.stages.pools import annotation
 from dpalign.stages.preference import directions_of, line
 from dpalign.stages.shards import PART, Output, Row, Shards, parts_of
-from dpalign.stages.stage import D1_D2, Job, Step, model_read, objectives_read, sampler_read, stage
+from dpalign.stages.stage import Job, Step, model_read, objectives_read, sampler_read, stage
 from dpalign.stages.steerlm import condition_line, reward_targets
 from dpalign.stages.training import Checkpoint, checkpoint_of
 from dpalign.train.contract import require_same_dial
@@ -100,7 +100,7 @@ def counted(costs: Costs, step: Step) -> tuple[float, float, float]:
     },
     inputs=("policy", "data"),
     optional=("annotate",),
-    asks={"t": (), "half": (*D1_D2, "both"), "condition": ("directions", "targets", "plain")},
+    asks={"t": (), "half": (*HALVES, "both"), "condition": ("directions", "targets", "plain", "hints")},
     cost=lambda costs, step: costs.draw(*counted(costs, step), shard=costs.of_step(step).sampling.shard),
 )
 def sample(job: Job) -> None:
@@ -205,9 +205,9 @@ def drawing(job: Job) -> Shards[Engine]:
     """A sampling stage as shards of prompts."""
     recipe, settings, t = job.recipe, job.recipe.sampling, job.t
     policy = asked_policy(job)
-    halves = D1_D2 if job.half == "both" else (job.half,)
+    halves = HALVES if job.half == "both" else (job.half,)
     prompts = [p for p in read_rows(job.inputs["data"] / "prompts", PROMPTS) if p["split"] in halves]
-    prompts = within_limit(job, prompts, open_reader(recipe, policy).prompt_tokens)
+    prompts = within_limit(job, prompts, open_reader(recipe, policy))
     parts = parts_of(_own_prompts(prompts, settings.prompts, recipe.seed, t), settings.shard)
     match job.condition:
         case "targets":
@@ -231,19 +231,14 @@ def drawing(job: Job) -> Shards[Engine]:
     return Shards(job, PART, len(parts), parts.__getitem__, models, work, lambda _: dict(enumerate(n)))
 
 
-def within_limit(
-    job: Job, prompts: Sequence[dict[str, Any]], tokens_of: Callable[[Sequence[Message]], int]
-) -> list[dict[str, Any]]:
+def within_limit(job: Job, prompts: Sequence[dict[str, Any]], reader: "PromptReader") -> list[dict[str, Any]]:
     """The prompts of at most `sampling.prompt_tokens` tokens; the job's tally counts the longer ones.
-
-    Args:
-        tokens_of: the length of a prompt as the policy reads it.
 
     Raises:
         ValueError: all prompts are longer.
     """
     limit = job.recipe.sampling.prompt_tokens
-    kept = [prompt for prompt in prompts if tokens_of(prompt["messages"]) <= limit]
+    kept = [prompt for prompt in prompts if reader.prompt_tokens(prompt["messages"]) <= limit]
     if not kept:
         raise ValueError(f"none of {len(prompts)} prompts is at most {limit} tokens long; raise sampling.prompt_tokens")
     if long := len(prompts) - len(kept):
@@ -266,7 +261,7 @@ def direction_conditions(recipe: "Recipe", prompt_id: str, t: int) -> list[Condi
 def target_conditions(job: Job, count: int, quantile: float) -> list[Condition]:
     """`count` reward targets from the annotated answers, or all distinct ones if there are fewer, with a log line."""
     recipe = job.recipe
-    reward_NK = np.array([r_K for _, r_K in annotated(job.inputs["data"], job.inputs["annotate"], recipe, "both")])
+    *_, reward_NK = annotation(job.inputs["data"], job.inputs["annotate"], recipe, "both")
     targets = reward_targets(recipe, reward_NK, count, quantile).tolist()
     if len(targets) < count:
         job.work.run.log(

@@ -14,13 +14,13 @@ from dpalign.rewards.scale import known_scales, read_scales
 from dpalign.rows import CANDIDATES, PROMPTS, SCORES, Message, read_rows, read_table, shards
 from dpalign.runs.folder import Tally
 from dpalign.runs.hub import local_model
-from dpalign.runs.modelfolder import require_fit, require_weights
 from dpalign.runs.shards import make_shards
 from dpalign.stages.cost import Costs, Load
 from dpalign.stages.pools import KEYS
 from dpalign.stages.sample import counted, start_vllm
 from dpalign.stages.shards import PART, Output, Row, Shards
 from dpalign.stages.stage import Job, Step, model_read, scorer_read, stage
+from dpalign.stages.training import checkpoint_of
 
 if TYPE_CHECKING:
     from dpalign.paper.prompts import RewardInput
@@ -167,7 +167,7 @@ def _models(recipe: "Recipe", reward_stage: Path, share: float) -> "Iterator[tup
         heads = reward.own_heads(recipe.reward_heads)
         trusted = bool(reward.model) and recipe.model.trust_remote_code
         form = reward.input if reward.model else recipe.reward.template
-        source = local_model(reward.model) if reward.model else str(_trained(reward_stage))
+        source = local_model(reward.model) if reward.model else checkpoint_of(reward_stage).source
         scorer = _loaded(recipe, source, heads, form, share / len(models), trusted)
         require_heads(_called(name), scorer, heads, named=bool(reward.heads) or reward.trained)
         require_golden(_called(name), scorer, golden_for(reward_stage, name), recipe.model.dtype)
@@ -196,7 +196,7 @@ def scales_of(recipe: "Recipe", annotate: Path | None) -> list["Scale"]:
 
 def model_scorer(recipe: "Recipe", stage: Path, *, alone: bool = False) -> "Scorer":
     """A scorer on the model that a stage trained; [rewards.NAME] is ignored."""
-    folder, heads = str(_trained(stage)), recipe.reward_heads
+    folder, heads = checkpoint_of(stage).source, recipe.reward_heads
     scorer = _loaded(recipe, folder, heads, recipe.reward.template, 1.0 if alone else 0.25, False)
     require_heads(folder, scorer, heads, named=True)
     require_golden(folder, scorer, golden_for(stage, ONLY), recipe.model.dtype)
@@ -236,13 +236,6 @@ class NamedColumns:
     def score(self, pairs: "Sequence[Pair]") -> "Array":
         """See `Scorer.score`."""
         return by_name(self.scorer.score(pairs), self.scorer.heads, self.heads).astype(np.float32)
-
-
-def _trained(stage: Path) -> Path:
-    folder = stage / "model" if (stage / "model").is_dir() else stage
-    require_weights(folder)
-    require_fit(folder)
-    return folder
 
 
 def require_heads(source: str, scorer: "Scorer", heads: Sequence[str], *, named: bool) -> None:

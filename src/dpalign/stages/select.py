@@ -29,6 +29,7 @@ from dpalign.paper.selection import NO_ONE, best_of_n, members
 from dpalign.rows import (
     CANDIDATES,
     CONVERSATIONS,
+    HALVES,
     PROMPTS,
     RATED,
     UNFINISHED,
@@ -50,7 +51,7 @@ from dpalign.stages.pools import (
     sound_pools,
 )
 from dpalign.stages.preference import directions_of, even_directions, line
-from dpalign.stages.stage import D1_D2, Job, objectives_read, stage
+from dpalign.stages.stage import Job, objectives_read, stage
 
 if TYPE_CHECKING:
     from dpalign.recipe import Recipe
@@ -121,7 +122,7 @@ class Selection(Table):
     takes="candidates",
     law="chooses",  # an answer may be the best for several directions, and replayed ones are added
     heavy=False,
-    asks={"t": (), "half": D1_D2},
+    asks={"t": (), "half": HALVES},
 )
 def select(job: Job) -> None:
     """Keep the best answer for each direction, and replay original ones."""

@@ -84,7 +84,7 @@ def soup(job: Job) -> None:
     _describe(job)
     make_shards(job, drawing_mixtures)
     make_shards(replace(job, inputs={**job.inputs, "drawn": job.work.resume}), scoring_mixtures)
-    switches = [json.loads(path.read_text()) for path in sorted(job.work.resume.glob("switched-*.json"))]
+    switches = [json.loads(path.read_text("utf-8")) for path in sorted(job.work.resume.glob("switched-*.json"))]
     write_json(
         job.out / TIMES, {"switch_seconds": {str(switch["direction"]): switch["seconds"] for switch in switches}}
     )

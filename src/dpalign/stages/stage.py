@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dpalign.measure.system import System
 from dpalign.runs.environment import keep_freed_memory, settle_threads
@@ -251,6 +251,3 @@ def sampler_read(r: "Recipe") -> tuple[object, ...]:
         r.sampling.rows, r.sampling.max_new_tokens, r.sampling.prompt_tokens, r.sampling.shard,
         r.engines.sampling, r.engines.tensor_parallel, *chat_read(r),
     )  # fmt: skip
-
-
-D1_D2: Final = ("D1", "D2")

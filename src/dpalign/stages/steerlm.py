@@ -15,6 +15,7 @@ from dpalign.chat import with_system_line
 from dpalign.measure.system import System
 from dpalign.paper.direction import rng_for
 from dpalign.paper.prompts import render_condition, stated_reward
+from dpalign.rows import HALVES
 from dpalign.runs.tables import Table
 from dpalign.stages.pools import annotated
 from dpalign.stages.rival import Rival, at_the_edge
@@ -53,7 +54,7 @@ class SteerLM(Table):
     ),
     inputs=("sft", "data", "annotate"),
     several=True,
-    asks={"half": ("D1", "D2", "both")},
+    asks={"half": (*HALVES, "both")},
     trains=lambda r: r.steerlm.training,
     cost=lambda costs, step: costs.train(
         step, (1.0 if step.half == "both" else 0.5) * math.prod(costs.originals), costs.row

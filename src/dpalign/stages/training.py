@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from dpalign.chat import PromptStyle, chat_template, styled_template
+from dpalign.runs.environment import first_process
 from dpalign.runs.folder import Work, write_json, write_text
 from dpalign.runs.hub import local_model
 from dpalign.runs.ledger import read_ledger
@@ -50,7 +51,7 @@ def checkpoint_of(stage: Path) -> Checkpoint:
         ValueError: a folder without whole weights, or with weights that do not fit its configuration or tokenizer; an
             unknown style.
     """
-    style: Any = (stage / STYLE).read_text().strip() if (stage / STYLE).is_file() else "own"
+    style: Any = (stage / STYLE).read_text(encoding="utf-8").strip() if (stage / STYLE).is_file() else "own"
     if style not in get_args(PromptStyle):
         raise ValueError(f"{stage / STYLE}: {style!r} is no prompt style; known: {', '.join(get_args(PromptStyle))}")
     source = model_folder(stage)
@@ -67,7 +68,7 @@ def model_folder(stage: Path) -> str:
     """
     name = stage / "checkpoint.txt"
     if name.is_file():
-        return local_model(name.read_text().strip())
+        return local_model(name.read_text(encoding="utf-8").strip())
     folder = stage / "model" if (stage / "model").is_dir() else stage
     require_weights(folder)
     return str(folder)
@@ -86,9 +87,9 @@ def named_checkpoint(job: Job, training: Training, style: PromptStyle = "own") -
         return False
     if Path(training.checkpoint).exists():
         require_weights(Path(training.checkpoint))
-    (job.out / "checkpoint.txt").write_text(training.checkpoint + "\n")
+    (job.out / "checkpoint.txt").write_text(training.checkpoint + "\n", encoding="utf-8")
     if style != "own":
-        (job.out / STYLE).write_text(style + "\n")
+        (job.out / STYLE).write_text(style + "\n", encoding="utf-8")
     return True
 
 
@@ -157,8 +158,6 @@ def trained_once(job: Job, what: type[Done], train: Callable[[], Done]) -> Done:
     Args:
         train: trains, and writes the model to `context_of`'s output.
     """
-    from dpalign.train.trainer import first_process
-
     note = job.out / TRAINED
     if note.is_file():
         require_weights(job.out / "model")
@@ -214,10 +213,11 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def count(job: Job, outcome: "Outcome") -> None:
-    """Enter a training in the stage's ledger, and write its loss curve."""
-    from dpalign.train.trainer import first_process
+def record_training(job: Job, train: "Callable[[], Outcome]") -> None:
+    """Train once, enter the training in the stage's ledger, and write its loss curve."""
+    from dpalign.train.trainer import Outcome
 
+    outcome = trained_once(job, Outcome, train)
     too_long = {"too long for the context": outcome.too_long} if outcome.too_long else {}
     job.work.tally.add(outcome.rows + outcome.too_long, outcome.rows, too_long, trained=outcome.tokens)
     if first_process():
@@ -239,12 +239,11 @@ def train_policy(
         style: how chats are written for a model without a dial, trained here or named.
     """
     from dpalign.train.sft import finetune
-    from dpalign.train.trainer import Outcome
 
-    def train() -> Outcome:
+    def train() -> "Outcome":
         source = local_model(start)
         tokenizer = policy_tokenizer(source, job.recipe, steered, style)
         return finetune(context_of(job, source, training, tokenizer), rows)
 
     if not named_checkpoint(job, training, style):
-        count(job, trained_once(job, Outcome, train))
+        record_training(job, train)

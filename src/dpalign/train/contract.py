@@ -182,7 +182,7 @@ class Contract:
 def arc_of(population: Population | None) -> tuple[float, float] | None:
     """(low, high) in degrees of directions on an arc; None for other directions."""
     match population:
-        case Arc(low, high) | Grid(of=Arc(low, high)):
+        case Arc(low, high) | Grid(low, high):
             return low, high
         case _:
             return None
@@ -370,10 +370,8 @@ def population_to_json(population: Population | None) -> dict[str, Any]:
             return {"distribution": None, "range": None}
         case Arc(low, high):
             return {"distribution": "arc", "range": [low, high]}
-        case Grid(Arc(low, high), points):
+        case Grid(low, high, points):
             return {"distribution": "grid", "range": [low, high], "points": points}
-        case Grid(_, points):
-            raise ValueError(f"{FILE} can hold a grid on an arc only, not these {points} directions")
         case Cone(center, angle):
             return {"distribution": "cone", "range": None, "center": list(center), "angle": angle}
         case Fixed(directions):
@@ -396,7 +394,7 @@ def population_from_json(content: Mapping[str, Any], k: int) -> Population | Non
         case {"distribution": "arc", "range": [low, high]}:
             return Arc(float(low), float(high))
         case {"distribution": "grid", "range": [low, high], "points": points}:
-            return Grid(Arc(float(low), float(high)), int(points))
+            return Grid(float(low), float(high), int(points))
         case {"distribution": "cone", "center": [*center], "angle": angle}:
             return Cone(tuple(map(float, center)), float(angle))
         case {"distribution": "fixed", "listed": [*directions]}:

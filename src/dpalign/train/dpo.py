@@ -17,21 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from dpalign.runs.progress import Progress
+from dpalign.train.dataset import IDS, ByLength, Row, store_fitting
 from dpalign.train.knobs import Training
 from dpalign.train.sft import IGNORED, tokenize
-from dpalign.train.trainer import (
-    IDS,
-    ByLength,
-    Outcome,
-    Row,
-    RunContext,
-    arguments,
-    fitting,
-    load_model,
-    lora,
-    telling_of_marks,
-    train,
-)
+from dpalign.train.trainer import Outcome, RunContext, arguments, load_model, logging_marks, lora, train
 
 COLUMNS: Final = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "length": pa.int32()}
 
@@ -87,8 +76,8 @@ def optimise(
             f"DPO compares whole answers, a pair a row: {knob} needs packing = false and loss_on = "
             f'"answer", not {str(training.packing).lower()} and "{training.loss_on}"'
         )
-    rows = fitting(
-        by_length(telling_of_marks(pairs, context), context.tokenizer),
+    rows = store_fitting(
+        by_length(logging_marks(pairs, context), context.tokenizer),
         "pair",
         training.context,
         context.resume / "pairs.arrow",

@@ -6,9 +6,10 @@ from dataclasses import replace
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
+from dpalign.train.dataset import store_fitting
 from dpalign.train.knobs import Kernels
 from dpalign.train.sft import COLUMNS, sft_trainer
-from dpalign.train.trainer import Outcome, RunContext, fitting, train
+from dpalign.train.trainer import Outcome, RunContext, train
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 
@@ -78,7 +79,7 @@ def pretrain(context: RunContext, documents: Sequence[str], *, hidden: int, laye
     )
     encoded = ([*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in documents)
     labelled = ({"input_ids": ids, "labels": ids} for ids in encoded)
-    rows = fitting(labelled, "document", room, context.resume / "rows.arrow", COLUMNS, knob="pretrain.context")
+    rows = store_fitting(labelled, "document", room, context.resume / "rows.arrow", COLUMNS, knob="pretrain.context")
     trainer = sft_trainer(model, rows.rows, replace(context, dtype="float32", kernels=Kernels()))
     # Stored at half the size; later trainings load it as float32.
     return train(trainer, rows, replace(context, dtype="bfloat16"))

@@ -28,9 +28,9 @@ from dpalign.engines.tokens import PromptReader, prompt_ids
 from dpalign.paper.direction import rng_for
 from dpalign.paper.objectives import Objective, read_objectives
 from dpalign.rows import Message
+from dpalign.train.dataset import Rows
 from dpalign.train.trainer import (
     Curve,
-    Rows,
     RunContext,
     arguments,
     curve_of,
@@ -199,20 +199,20 @@ def reinforce(
     limit = getattr(model.config, "max_position_embeddings", None)
     require_room([repr(messages[-1]["content"][:80]) for messages in prompts], ids, config.max_completion_length, limit)
     beside = columns or [{}] * len(prompts)
-    asked = Dataset.from_list([{"prompt": prompt, **more} for prompt, more in zip(prompts, beside, strict=True)])
+    dataset = Dataset.from_list([{"prompt": prompt, **more} for prompt, more in zip(prompts, beside, strict=True)])
     if reference:
         model.config._name_or_path = reference  # where TRL loads its reference from
     trainer = (_Grpo if isinstance(config, GRPOConfig) else _Rloo)(
         model=model,
         reward_funcs=reward,
         args=config,
-        train_dataset=asked,
+        train_dataset=dataset,
         processing_class=context.tokenizer,
         peft_config=lora(context.training.lora_rank),
     )
     trainer.whole_logits = whole
     try:
-        train(trainer, Rows(asked, len(asked), 0, 0), context)
+        train(trainer, Rows(dataset, 0, 0), context)
     except RuntimeError as error:  # torch's, if a policy's probabilities are not finite
         if "probability tensor contains" not in str(error):
             raise

@@ -18,19 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from dpalign.engines.tokens import row_ids, turn_of
+from dpalign.train.dataset import IDS, ByLength, Row, make_once, store_fitting
 from dpalign.train.knobs import Training
 from dpalign.train.trainer import (
-    IDS,
-    ByLength,
     Outcome,
-    Row,
     RunContext,
     arguments,
-    fitting,
     load_model,
+    logging_marks,
     lora,
-    make_once,
-    telling_of_marks,
     train,
     wants_whole_logits,
 )
@@ -68,8 +64,8 @@ def finetune(context: RunContext, conversations: Iterable[Mapping[str, Any]]) ->
     """
     context.kernels.require(torch.cuda.is_available())
     tokenizer, training = context.tokenizer, context.training
-    tokenized = tokenize(telling_of_marks(conversations, context), tokenizer, training)
-    rows = fitting(tokenized, "conversation", training.context, context.resume / "rows.arrow", COLUMNS)
+    tokenized = tokenize(logging_marks(conversations, context), tokenizer, training)
+    rows = store_fitting(tokenized, "conversation", training.context, context.resume / "rows.arrow", COLUMNS)
     set_seed(context.seed)
     attention = context.kernels.attention
     model = load_model("policy", context, attn_implementation=attention)

@@ -1,8 +1,9 @@
 """Rewarded soups (section 2.3): experts trained for a direction each, and their weights interpolated for any other.
 
-Whole checkpoints are mixed, tensor by tensor. The mean is computed in float32 and stored in the experts' own type.
-Memory holds at most a few copies of one tensor. The paper's soup takes the direction itself for weights. That is no
-interpolation if an objective is minimised (v2 <= 0 on section 3.1's arc); `mixtures.mixture_weights` makes one.
+Whole checkpoints are mixed, tensor by tensor. The mean is computed in float32 (in float64 for float64 experts) and
+stored in the experts' own type. Memory holds at most a few copies of one tensor. The paper's soup takes the direction
+itself for weights. That is no interpolation if an objective is minimised (v2 <= 0 on section 3.1's arc);
+`mixtures.mixture_weights` makes one.
 
 Shapes: E experts.
 """
@@ -47,9 +48,8 @@ ADVICE: Final = "only checkpoints trained from one model go together"
 def mix(experts: Sequence[Path], weights: Sequence[float] | Array, output: Path) -> None:
     """Write the weighted mean of whole checkpoints, itself a plain Hugging Face checkpoint.
 
-    The mean is computed in float32 and stored in the experts' type. An expert of weight 0 adds nothing, not even NaN,
-    so weights (1, 0) give the first expert's own. Configuration, tokenizer, chat template and the division into files
-    are the first expert's.
+    An expert of weight 0 adds nothing, not even NaN, so weights (1, 0) give the first expert's own. Configuration,
+    tokenizer, chat template and the division into files are the first expert's.
 
         mix([helpful, brief], mixture_weights((0.8, -0.6), [(1, 0), (0, -1)]), Path("soup"))
 

@@ -1,6 +1,7 @@
 """The skeleton of every training: context, arguments, resuming, progress, processes, the loss curve and the export.
 
-A training builds its data set and its trainer (SFT, DPO, GRPO, the reward model's), and hands both to `train`.
+A training builds its rows (`dataset.py`) and its trainer (SFT, DPO, GRPO, the reward model's), and hands both to
+`train`.
 """
 
 import json
@@ -8,26 +9,21 @@ import logging
 import math
 import os
 import shutil
-import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import datasets
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from torch.distributed import fsdp
-from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -39,19 +35,18 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging as transformers_logging
 
 from dpalign.engines.forged import Guard
 from dpalign.engines.loading import load_whole
 from dpalign.engines.tokens import counting_marks, end_ids, guard_of
-from dpalign.paper.direction import rng_for
+from dpalign.runs.environment import first_process
 from dpalign.runs.errors import naming
-from dpalign.runs.folder import write_json
 from dpalign.runs.ledger import sync, sync_tree
 from dpalign.runs.modelfolder import Kind
 from dpalign.runs.progress import Progress
-from dpalign.runs.stopping import Stopped, asked, deferred
+from dpalign.runs.stopping import Stopped, deferred, stop_requested
+from dpalign.train.dataset import Row, Rows
 from dpalign.train.knobs import Kernels, ReportTo, Training, require_package
 
 log = logging.getLogger(__name__)
@@ -65,7 +60,6 @@ CHECKPOINTING: Final = (
 CURVE_POINTS: Final = 200
 """A loss curve has at most this many points."""
 Curve = dict[str, list[float]]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,20 +88,6 @@ class RunContext:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows that fit the context."""
-
-    rows: datasets.Dataset
-    """Memory-mapped: the machine holds them once for all its processes."""
-    fitting: int
-    """How many there are."""
-    too_long: int
-    """How many rows did not fit, and were left out."""
-    tokens: int
-    """Tokens of one epoch."""
-
-
-@dataclass(frozen=True)
 class Outcome:
     """The counts and the losses of a training, its resumes included."""
 
@@ -121,94 +101,10 @@ class Outcome:
     """See `curve_of`."""
 
 
-IDS: Final = pa.list_(pa.int32())
-"""The type of a column of token ids."""
-LOOK_SECONDS: Final = 0.1
-"""Between two looks of a process for the file that the first process makes."""
-
-
-def fitting(
-    rows: Iterable[Row],
-    what: str,
-    context: int,
-    file: Path,
-    columns: Mapping[str, pa.DataType],
-    length: Callable[[Row], int] = lambda row: len(row["input_ids"]),
-    tokens: Callable[[Row], int] = lambda row: len(row["input_ids"]),
-    knob: str = "its training's context",
-) -> Rows:
-    """Leave out the rows longer than the context, count them, and keep the others in an Arrow file.
-
-    Only the first of several processes reads `rows`. A training that resumes finds the file.
-
-    Args:
-        what: a row's name in the message: "pair".
-        file: where the rows are kept, in a training's scratch folder.
-        columns: the columns to keep, with their types.
-        length: tokens that must fit the context.
-        tokens: tokens that an epoch reads of the row.
-        knob: the error's cure if no row fits: the setting to raise.
-
-    Raises:
-        ValueError: no row fits.
-    """
-    counts = {"fitting": 0, "too_long": 0, "tokens": 0}
-
-    def short() -> Iterator[dict[str, Any]]:
-        for row in rows:
-            if length(row) > context:
-                counts["too_long"] += 1
-                continue
-            counts["fitting"] += 1
-            counts["tokens"] += tokens(row)
-            yield {name: row[name] for name in columns}
-
-    def write(beside: Path) -> None:
-        kept, schema = short(), pa.schema(list(columns.items()))
-        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-            while batch := list(islice(kept, 1000)):
-                stream.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-        if not counts["fitting"]:
-            raise ValueError(
-                f"no {what} of {counts['too_long']} fits a context of {context} tokens; raise {knob}, or check the data"
-            )
-        write_json(file.with_suffix(".json"), counts)
-
-    make_once(file, write)
-    counts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-    return Rows(datasets.Dataset.from_file(str(file)), **counts)
-
-
-def telling_of_marks(rows: Iterable[Row], context: RunContext, guard: Guard | None = None) -> Iterator[Row]:
+def logging_marks(rows: Iterable[Row], context: RunContext, guard: Guard | None = None) -> Iterator[Row]:
     """Yield the rows, in one pass; after the last, log how many hold a chat's marks as text."""
     guard = guard or guard_of(context.tokenizer)
     return counting_marks(rows, guard, partial(log.warning, "%s: %s", context.name))
-
-
-def make_once(file: Path, make: Callable[[Path], object]) -> None:
-    """Let the first of a training's processes make a file, while the others wait.
-
-    They look for the file, since a barrier would give up after half an hour.
-
-    Args:
-        make: writes the file at the path it is given; it is renamed once it is whole.
-    """
-    if first_process() and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}.partial")
-        with naming(file):
-            make(beside)
-            sync(beside)
-        beside.rename(file)
-        sync(file.parent)
-    while not file.exists():
-        time.sleep(LOOK_SECONDS)
-
-
-def column_lengths(rows: datasets.Dataset, column: str) -> list[int]:
-    """How long each row's list is, without reading the lists."""
-    lengths: list[int] = pc.list_value_length(rows.with_format("arrow")[:][column]).to_pylist()
-    return lengths
 
 
 def training_dtype(dtype: str, lora_rank: int) -> str:
@@ -369,7 +265,7 @@ def finish(trainer: Trainer, rows: Rows) -> Outcome:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     state = trainer.state
     return Outcome(
-        rows=rows.fitting,
+        rows=len(rows.rows),
         too_long=rows.too_long,
         tokens=math.ceil((state.epoch or 0.0) * rows.tokens),
         updates=state.global_step,
@@ -422,7 +318,7 @@ def last_checkpoint(resume: Path) -> str | None:
 def _damage(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be read; None if it can. The Trainer writes its own state last."""
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         names = [path.name for path in checkpoint.rglob("*")]
         for part in ("model", "optim", "rng_state"):
             if not any(part in name for name in names):
@@ -436,60 +332,6 @@ def _damage(checkpoint: Path) -> str | None:
     except Exception as error:  # the readers may raise any error on damaged bytes
         return f"{type(error).__name__}: {error}"
     return None
-
-
-class RowsByLength(Sampler[int]):
-    """Rows of like length in each update, in an order that depends on the seed and the epoch alone.
-
-    The Trainer's own order (`group_by_length`) is drawn from the process's generator. It would differ after a resume
-    within the second epoch or a later one, and with another number of processes.
-    """
-
-    def __init__(self, trainer: Trainer, lengths: Sequence[int]) -> None:
-        self.trainer, self.lengths = trainer, lengths
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        args = self.trainer.args
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        epoch = int(self.trainer.state.epoch or 0)
-        seed = int(rng_for(args.data_seed, "order of rows", epoch).integers(2**62))
-        yield from self.order(batch, torch.Generator().manual_seed(seed))
-
-    def order(self, batch: int, generator: torch.Generator) -> Iterator[int]:
-        """Yield the index of every row once.
-
-        Args:
-            batch: rows of an update.
-        """
-        yield from get_length_grouped_indices(self.lengths, batch, generator=generator)
-
-
-class FairBatches(RowsByLength):
-    """Each update's rows are a random sample; within an update, rows of like length share a forward.
-
-    `RowsByLength` sorts fifty updates at a time, from long rows to short ones. A reward model must not learn in that
-    order: the mean label of an update would follow its length, which would mislead the verbosity head.
-    """
-
-    def order(self, batch: int, generator: torch.Generator) -> Iterator[int]:
-        shuffled: list[int] = torch.randperm(len(self), generator=generator).tolist()
-        for start in range(0, len(shuffled), batch):
-            yield from sorted(shuffled[start : start + batch], key=lambda i: self.lengths[i], reverse=True)
-
-
-class ByLength(Trainer):
-    """A mix-in: the trainer reads its rows in the order of its sampler."""
-
-    sampler: type[RowsByLength] = RowsByLength
-
-    def _get_train_sampler(self, _: datasets.Dataset | None = None) -> Sampler[int]:
-        return self.sampler(self, self.row_lengths())
-
-    def row_lengths(self) -> list[int]:
-        return column_lengths(self.train_dataset, "input_ids")
 
 
 class ProgressCallback(TrainerCallback):
@@ -564,15 +406,10 @@ class StopAtNoNumber(TrainerCallback):
 def asked_of_any(device: torch.device) -> bool:
     """Whether SIGTERM has come to any of a training's processes: all of them must write the same checkpoint."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return asked()
-    any_asked = torch.tensor([int(asked())], device=device)
+        return stop_requested()
+    any_asked = torch.tensor([int(stop_requested())], device=device)
     torch.distributed.all_reduce(any_asked, torch.distributed.ReduceOp.MAX)
     return bool(any_asked.item())
-
-
-def first_process() -> bool:
-    """Whether this is the first of a training's processes, the only one that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def wait_for_all() -> None:
@@ -586,8 +423,8 @@ def leave_processes() -> None:
 
     Its threads would otherwise run while the interpreter ends, and may abort a process that has finished.
     """
+    wait_for_all()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

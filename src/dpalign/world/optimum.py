@@ -71,16 +71,6 @@ def best_answer(
     return say(plans(task)[_best(reward_NH, direction_K[None], objectives, heads)[0][0]])
 
 
-def true_front(
-    tasks: Sequence[Task],
-    directions_VK: Array,
-    objectives: Sequence[Objective] = PAPER_OBJECTIVES,
-    heads: Sequence[str] = HEADS,
-) -> Array:
-    """Mean true objectives of the best plans at each direction: (V, K)."""
-    return np.asarray(optimal_rewards(tasks, directions_VK, objectives, heads).mean(axis=0))
-
-
 def optimal_rewards(
     tasks: Sequence[Task],
     directions_VK: Array,

@@ -20,7 +20,7 @@ WORDS_AT_FULL_VERBOSITY = 28
 
 
 @dataclass(frozen=True)
-class Reading:
+class Counts:
     """A careful reader's counts of an answer to a task; every share lies in 0..1."""
 
     quality: float  # of the task, weighted
@@ -41,7 +41,7 @@ class Reading:
         return 25 * self.quality * (1 + (1 - self.wrong) + (1 - self.padding) + (1 - self.repeated))
 
 
-def read(task: Task, answer: str) -> Reading:
+def read(task: Task, answer: str) -> Counts:
     """Count the merits and faults of an answer."""
     covered: set[str] = set()
     detailed: set[str] = set()
@@ -68,7 +68,7 @@ def read(task: Task, answer: str) -> Reading:
         w * ((1 - detail) * (thing in covered) + detail * (thing in detailed))
         for thing, w in zip(task.things, task.weights, strict=True)
     )
-    return Reading(
+    return Counts(
         quality=quality,
         wrong=wrong / max(1, claims),
         padding=padding / max(1, words),

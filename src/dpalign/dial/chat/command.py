@@ -2,15 +2,15 @@
 
 import argparse
 import contextlib
-import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, get_args
 
+from dpalign.dial import TEMPERATURE
 from dpalign.paper.prompts import RewardInput
-from dpalign.runs.environment import take_secret
+from dpalign.runs.environment import API_KEY, take_secret
 
 if TYPE_CHECKING:
     from dpalign.dial.chat.session import Session
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from dpalign.dial.chat.terminal import Terminal
     from dpalign.dial.dial import Dial
     from dpalign.paper.direction import Preference
-
-KEY: Final = "DPA_API_KEY"
-"""The environment variable with a server's key."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +43,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--reward-template", choices=get_args(RewardInput), help=text)
     add("--system", metavar="TEXT", help="the system message before the chat")
     text = "0 takes the likeliest word each time (default: %(default)s, as in section 3.2)"
-    add("--temperature", type=float, default=0.7, metavar="T", help=text)
+    add("--temperature", type=float, default=TEMPERATURE, metavar="T", help=text)
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same answer (default: %(default)s)")
     add("--max-tokens", type=int, metavar="N", help="the longest answer (default: 2048, as far as the context goes)")
     text = "each message stands alone, as it always does for models of the small world: they know no second question"
@@ -57,16 +54,16 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=text)
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 leaves the choice to torch")
     text = "the environment variable with the server's key (default: %(default)s)"
-    add("--api-key-env", default=KEY, metavar="VARIABLE", help=text)
+    add("--api-key-env", default=API_KEY, metavar="VARIABLE", help=text)
 
 
-def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+def execute(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """Chat until the user leaves.
 
     Raises:
         ValueError: an option, a folder, a server or a question is wrong; says what to do.
     """
-    model, question = _checked(arguments, overrides)
+    model, question = _checked(arguments)
     from dpalign.dial.chat import terminal
 
     quiet = question is not None or arguments.once or not sys.stdin.isatty() or not sys.stdout.isatty()
@@ -85,10 +82,10 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             converse(session)
 
 
-def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path | None, str | None]:
+def _checked(arguments: argparse.Namespace) -> tuple[Path | None, str | None]:
     """Check the options; returns the model and the question among the words."""
-    if overrides:
-        raise ValueError(f"chat takes no knobs of a recipe: {' '.join(overrides)}")
+    from dpalign.dial.server.engine import require_ranges
+
     words = list(arguments.words)
     if arguments.url is None and not words:
         raise ValueError("name a MODEL folder, or a server with --url")
@@ -99,14 +96,7 @@ def _checked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[P
         raise ValueError("--model and --objectives go with --url: a folder's own dpa.json tells them")
     if arguments.url is not None and arguments.reward:
         raise ValueError("--reward goes with a MODEL folder: a server scores with its own")
-    if not 0 <= arguments.temperature <= 2 or math.isnan(arguments.temperature):
-        raise ValueError(f"--temperature {arguments.temperature}: 0 to 2")
-    if arguments.max_tokens is not None and arguments.max_tokens < 1:
-        raise ValueError(f"--max-tokens {arguments.max_tokens}: at least 1")
-    if arguments.threads < 0:
-        raise ValueError(f"--threads {arguments.threads}: at least 0")
-    if not -(2**63) <= arguments.seed < 2**63:
-        raise ValueError(f"--seed {arguments.seed}: a number of at most 63 bits")
+    require_ranges(vars(arguments))
     if words and not words[0].strip():
         raise ValueError("an empty question")
     return model, words[0] if words else None

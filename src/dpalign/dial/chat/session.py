@@ -13,10 +13,12 @@ from typing import Any, Final, TypeVar
 from rich.table import Table
 from rich.text import Text
 
+from dpalign.dial import TEMPERATURE
 from dpalign.dial.best_of import SPREAD, BestOf
 from dpalign.dial.chat.speakers import Ask, Piece, Speaker
 from dpalign.dial.chat.terminal import STYLES, Terminal
 from dpalign.dial.dial import Dial
+from dpalign.dial.server.engine import RANGES
 from dpalign.dial.taste import KEYS, Choice, Estimate, made
 from dpalign.page.words import degrees, number
 from dpalign.paper.direction import Preference, name_hint
@@ -24,6 +26,7 @@ from dpalign.rows import Message
 from dpalign.runs.ledger import write_json
 
 _T = TypeVar("_T")
+_N = TypeVar("_N", int, float)
 
 
 @dataclass
@@ -74,14 +77,14 @@ class Session:
     """One chat.
 
     Raises (all methods that ask the speaker):
-        ValueError: the speaker refuses. Turns and settings stay, but `compared` is used up.
+        ValueError: the speaker refuses. The chat stays as it was.
     """
 
     speaker: Speaker
     terminal: Terminal
     preference: Preference | None = None
     system: str | None = None
-    temperature: float = 0.7
+    temperature: float = TEMPERATURE
     """Section 3.2's."""
     seed: int = 0
     max_tokens: int | None = None
@@ -115,8 +118,9 @@ class Session:
 
     def ask(self, question: str) -> None:
         """Answer the next message: at the direction of the dial, or side by side at two."""
-        directions, self.compared = self.compared or (self.preference,), None
+        directions = self.compared or (self.preference,)
         self.turns.append(self._answer(question, directions, self.seed, self.turns))
+        self.compared = None
 
     def retry(self) -> None:
         """Answer the last message again, with the next seed, at the dial's present direction."""
@@ -388,7 +392,7 @@ def _best(session: Session, rest: str) -> None:
         session.best_of = session.spread = None
     elif rest:
         n, _, spread = rest.partition(" ")
-        within = None if not spread else _named(f"/best {n}", spread.strip(), partial(_number, most=180))
+        within = None if not spread else _named(f"/best {n}", spread.strip(), partial(_number, float, (0, 180)))
         session.best_of, session.spread = count_of_best(session.speaker, n, "/best"), within
     if session.best_of is None:
         session.terminal.say("one answer is drawn", "dim")
@@ -405,7 +409,7 @@ def count_of_best(speaker: Speaker, n: str, option: str) -> int:
         ValueError: no whole number, too many, or no reward model to choose; names the command or option.
     """
     require_rewards(speaker, f"{option} {n}")
-    return _named(option, n, partial(_whole, least=2, most=speaker.about.max_best_of))
+    return _named(option, n, partial(_number, int, (2, speaker.about.max_best_of)))
 
 
 def require_rewards(speaker: Speaker, option: str) -> None:
@@ -423,19 +427,17 @@ def _named(what: str, text: str, read: Callable[[str], _T]) -> _T:
         raise ValueError(f"{what} {text}: {error}") from None
 
 
-def _number(text: str, *, least: float = 0, most: float = math.inf, kind: str = "a number") -> float:
-    limits = f"from {least:g}" + (f" to {most:g}" if math.isfinite(most) else " up")
+def _number(kind: type[_N], limits: tuple[float, float], text: str) -> _N:
+    """Read a number; an int never goes through a float, which would round it."""
+    least, most = limits
     try:
-        value = float(text)
+        value: _N | None = kind(text)
     except ValueError:
-        value = math.nan
-    if not least <= value <= most or math.isinf(value):
-        raise ValueError(f"give {kind} {limits}")
+        value = None
+    if value is None or not least <= value <= most:
+        noun = "whole number" if kind is int else "number"
+        raise ValueError(f"give a {noun} from {least}" + (" up" if most == math.inf else f" to {most}"))
     return value
-
-
-def _whole(text: str, *, least: float = 0, most: float = math.inf) -> int:
-    return int(_number(text if text.isdecimal() else "", least=least, most=most, kind="a whole number"))
 
 
 def _switch(text: str) -> bool:
@@ -523,14 +525,18 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "/memory": Command(
         "[on|off]", "whether a message is read with those before it", _setting("/memory", "memory", _switch)
     ),
-    "/seed": Command("[N]", "the same seed gives the same answer", _setting("/seed", "seed", _whole)),
+    "/seed": Command(
+        "[N]", "the same seed gives the same answer", _setting("/seed", "seed", partial(_number, int, RANGES["seed"]))
+    ),
     "/temperature": Command(
         "[T]",
         "0 takes the likeliest word each time",
-        _setting("/temperature", "temperature", partial(_number, most=2)),
+        _setting("/temperature", "temperature", partial(_number, float, RANGES["temperature"])),
     ),
     "/tokens": Command(
-        "[N|off]", "the longest answer", _setting("/tokens", "max_tokens", _unless_off(partial(_whole, least=1)))
+        "[N|off]",
+        "the longest answer",
+        _setting("/tokens", "max_tokens", _unless_off(partial(_number, int, RANGES["max_tokens"]))),
     ),
     "/retry": Command("", "answer the last message again, with the next seed, at the dial's present direction", _retry),
     "/clear": Command("", "begin a new chat", _clear),

@@ -15,16 +15,19 @@ from dpalign.dial import golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.doctor import Finding, Level
 from dpalign.dial.export.source import find_model
-from dpalign.engines.templates import find_own_chat, render
-from dpalign.page.words import listed, size
+from dpalign.dial.verify import changed_files
+from dpalign.engines.sandbox import render
+from dpalign.engines.templates import find_own_chat
+from dpalign.page.words import size
+from dpalign.paper.direction import listed
 from dpalign.paper.objectives import own_name
 from dpalign.rewards.golden import FILE as GOLDEN_SCORES
 from dpalign.rewards.golden import departure, read_model_golden
 from dpalign.rewards.knobs import numbered
-from dpalign.runs.ledger import FileHashes
 from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
+    HEAD,
     TEMPLATE,
     TOKENIZER,
     Marks,
@@ -37,22 +40,18 @@ from dpalign.runs.modelfolder import (
     special_tokens,
     template_of,
     vocabulary,
-    walk,
     weights_files,
 )
-from dpalign.runs.verify import faults
-from dpalign.train.contract import DIGESTS, FILE, Contract, RewardRecord, read_contract
+from dpalign.train.contract import FILE, Contract, RewardRecord, read_contract
 
 DIRECTIONS: Final = 19
 """Directions at which the template is compared with our own Python."""
 LARGE: Final = 4e9
 """Bytes of weights beyond which a model is not run without a GPU."""
-SCORE: Final = "score.weight"
-"""A classifier's head, of shape (labels, width)."""
 FETCH: Final = "export the model again, or fetch it again"
 
 
-class Fault(Exception):
+class Failure(Exception):
     """A check that fails: what is wrong, and its cure."""
 
     def __init__(self, text: str, cure: str = "", level: Level = "bad") -> None:
@@ -80,11 +79,13 @@ def examine(path: Path) -> Iterator[Finding]:
     """Yield the findings of one folder: a model's own, a finished stage's, a reward model's, or a run's last policy."""
     try:
         if not path.is_dir():
-            raise Fault(f"{path}: no such folder", f"hf download {path} --local-dir FOLDER, if it is a name on the hub")
+            raise Failure(
+                f"{path}: no such folder", f"hf download {path} --local-dir FOLDER, if it is a name on the hub"
+            )
         _, model, _ = find_model(path)
         folder = Folder(model, read_object(model / CONFIG))
-    except Fault as fault:
-        yield Finding(fault.level, "folder", fault.text, fault.cure)
+    except Failure as failure:
+        yield Finding(failure.level, "folder", failure.text, failure.cure)
     except ValueError as error:
         cure = f"name the folder of the weights; {FETCH}; or let a run finish: dpa run RECIPE"
         yield Finding("bad", "folder", str(error), cure)
@@ -103,13 +104,13 @@ def _checked(folder: Folder, **checks: Callable[[Folder], str]) -> Iterator[Find
     """Yield the finding of each check. A check that fails is a finding too, and the others go on.
 
     Args:
-        checks: each returns what is sound, or an empty text; raises Fault.
+        checks: each returns what is sound, or an empty text; raises Failure.
     """
     for name, check in checks.items():
         try:
             text = check(folder)
-        except Fault as fault:
-            yield Finding(fault.level, name, fault.text, fault.cure)
+        except Failure as failure:
+            yield Finding(failure.level, name, failure.text, failure.cure)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             yield Finding("bad", name, reason, FETCH)
@@ -126,7 +127,7 @@ def _weights(folder: Folder) -> str:
         weights = check_weights(folder.path)
     except ValueError as error:
         cure = "save it as safetensors: save_pretrained does" if pickles_in(folder.path) else FETCH
-        raise Fault(str(error), cure) from error
+        raise Failure(str(error), cure) from error
     files = weights.files[0] if len(weights.files) == 1 else f"{len(weights.files)} files"
     text = f"{weights.parameters:,} parameters, {'/'.join(weights.types)}, {size(weights.bytes)} in {files}, whole"
     return text + _tensors(folder)
@@ -144,14 +145,14 @@ def _tensors(folder: Folder) -> str:
         require_tensors("policy" if folder.is_a("ForCausalLM") else "reward model", str(folder.path))
     except Exception as error:  # of any kind, where transformers cannot read the configuration
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise Fault(reason.removeprefix(f"{folder.path}: "), FETCH) from error
+        raise Failure(reason.removeprefix(f"{folder.path}: "), FETCH) from error
     return ""
 
 
 def _pickles(folder: Folder) -> str:
     if names := pickles_in(folder.path):
         cure = f"rm {' '.join(str(folder.path / name) for name in names)}"
-        raise Fault(f"{listed(names)}: files that run code when they are loaded; nothing needs them", cure)
+        raise Failure(f"{listed(names)}: files that run code when they are loaded; nothing needs them", cure)
     return ""
 
 
@@ -181,9 +182,9 @@ def _tokens(folder: Folder) -> str:
         pad = f"pad_token is the eos_token: {consequence}"
     measured = (folder.path / GOLDEN_SCORES).is_file()  # golden scores show what it reads anyway
     if wrong or (pad and reward and not measured):
-        raise Fault("; ".join(filter(None, [*wrong, pad])), "repair tokenizer_config.json and config.json")
+        raise Failure("; ".join(filter(None, [*wrong, pad])), "repair tokenizer_config.json and config.json")
     if pad:
-        raise Fault(f"an answer ends with {tokens.eos!r}; {pad}", level="note")
+        raise Failure(f"an answer ends with {tokens.eos!r}; {pad}", level="note")
     return f"an answer ends with {tokens.eos!r}, pad {tokens.pad!r}"
 
 
@@ -220,11 +221,11 @@ def _policy(folder: Folder) -> Iterator[Finding]:
 def _sampling(folder: Folder) -> str:
     settings = folder.generation
     if not settings.get("do_sample"):
-        raise Fault("answers greedily by default; an export samples as it was evaluated", level="note")
+        raise Failure("answers greedily by default; an export samples as it was evaluated", level="note")
     if settings.get("top_k") != 0:
         top_k = settings.get("top_k", "not set, which means 50")
         cure = f'"top_k": 0 in {folder.path / GENERATION}'
-        raise Fault(f"top_k is {top_k}: fewer tokens to draw from than in training", cure, "note")
+        raise Failure(f"top_k is {top_k}: fewer tokens to draw from than in training", cure, "note")
     return ""
 
 
@@ -253,7 +254,7 @@ class Prompts:
         own = find_own_chat(self.template, self.marks, self.contract.chat_kwargs, source)
         if own.place == "user" and place != own.place:
             text = f"{FILE} has the line in the {place}'s turn, its chat template in the {own.place}'s"
-            raise Fault(text, f"dpa export {folder.path} --out DIR writes it again")
+            raise Failure(text, f"dpa export {folder.path} --out DIR writes it again")
         own = replace(own, place=place or own.place)
         return golden.Form(self.marks.named, own)
 
@@ -261,7 +262,7 @@ class Prompts:
         """Compare prompts at many directions and without one; the template must refuse unknown names."""
         dial, cure = Dial.of(self.contract), f"dpa export {folder.path} --out DIR writes it again"
         if self.template is None:
-            raise Fault(f"no {TEMPLATE}: nothing turns a chat into a prompt", cure)
+            raise Failure(f"no {TEMPLATE}: nothing turns a chat into a prompt", cure)
         form = self.form(folder)
         directions = [None, *golden.shown_directions(dial, DIRECTIONS)]
         for chat, v in product(golden.chats(dial.chat), directions):
@@ -271,7 +272,7 @@ class Prompts:
             if written != meant:
                 where = "without a preference" if v is None else f"at {v.weights}"
                 text = f"{where} it writes {_short(written)}, where the model was trained on {_short(meant)}"
-                raise Fault(text, cure)
+                raise Failure(text, cure)
         try:
             unknown = {self.contract.names[0]: 1.0, "no such": 1.0}
             render(self.template, golden.chats(dial.chat)[0], preference=unknown, **form.tokens)
@@ -279,7 +280,7 @@ class Prompts:
             angle = " and angle" if len(self.contract.objectives) == 2 else ""
             right = f"{len(directions)} directions give the prompts of {FILE}"
             return f"takes preference{angle}, refuses unknown names; {right}"
-        raise Fault("takes a preference, but accepts unknown names", cure, "note")
+        raise Failure("takes a preference, but accepts unknown names", cure, "note")
 
     def check_golden(self, folder: Folder) -> str:
         """Compare the published prompts with the template and the contract."""
@@ -291,14 +292,14 @@ class Prompts:
             written = render(self.template, one.messages, preference=one.preference, **form.tokens)
             if not written == one.text == golden.expected(dial, one.messages, dial.read(one.preference), form):
                 text = f"{golden.FILE} has {_short(one.text)}, the template writes {_short(written)}"
-                raise Fault(text, "export the policy again: dpa export")
+                raise Failure(text, "export the policy again: dpa export")
         return f"{len(prompts)} golden prompts, all as the template writes them"
 
 
 def _turn_end(folder: Folder) -> str:
     """The end of a turn must be one token: the model learnt to stop at it."""
     if not (folder.path / TOKENIZER).is_file() or importlib.util.find_spec("tokenizers") is None:
-        raise Fault("not tried: it needs tokenizer.json, and the package tokenizers", level="note")
+        raise Failure("not tried: it needs tokenizer.json, and the package tokenizers", level="note")
     from tokenizers import Tokenizer
 
     known, tokenizer = vocabulary(folder.path), Tokenizer.from_file(str(folder.path / TOKENIZER))
@@ -306,32 +307,24 @@ def _turn_end(folder: Folder) -> str:
     ends = list(dict.fromkeys([*(contract.stop if contract else ()), special_tokens(folder.path).eos or ""]))
     for end in ends:
         if tokenizer.encode(end, add_special_tokens=False).ids != [known.get(end)]:
-            raise Fault(f"{end!r} in a prompt is not the one token {known.get(end)}", "repair tokenizer.json")
+            raise Failure(f"{end!r} in a prompt is not the one token {known.get(end)}", "repair tokenizer.json")
         if stops and known[end] not in stops:
             cure = f'"eos_token_id" in {folder.path / GENERATION}'
-            raise Fault(f"an answer ends with {end!r}, at which {GENERATION} does not stop", cure)
+            raise Failure(f"an answer ends with {end!r}, at which {GENERATION} does not stop", cure)
     return f"{listed([repr(end) for end in ends])} in a prompt is one token"
 
 
 def _files(folder: Folder) -> str:
-    """Compare an export's files with their recorded sizes and digests. A changed card is no fault."""
-    contract = read_object(folder.path / FILE)
-    sizes = contract.get("files")
+    """Compare an export's files with their recorded sizes and digests. An altered card is no fault."""
+    sizes = read_object(folder.path / FILE).get("files")
     if not isinstance(sizes, dict):
         return ""
-    here = {path.relative_to(folder.path).as_posix(): path.stat().st_size for path in walk(folder.path)}
-    if missing := sorted(set(sizes) - set(here)):
-        raise Fault(f"missing since the export: {listed(missing)}", FETCH)
-    altered = sorted(name for name, bytes_ in sizes.items() if here[name] != bytes_)
-    if own := [name for name in altered if not name.endswith(".md")]:
-        raise Fault(f"another size than exported: {listed(own)}", FETCH)
-    digests: dict[str, str] = contract.get(DIGESTS) or {}
-    same = {name: sha256 for name, sha256 in digests.items() if name not in altered}
-    other = [fault.file.relative_to(folder.path).as_posix() for fault in faults(folder.path, same, FileHashes())]
-    if own := [name for name in other if not name.endswith(".md")]:
-        raise Fault(f"other bytes than exported: {listed(own)}", FETCH)
-    altered += other
-    return f"all {len(sizes)} as exported{', except its card' if altered else ''}"
+    changed = list(changed_files(folder.path))
+    for what in ("missing", "altered"):
+        names = [fault.file.relative_to(folder.path).as_posix() for fault in changed if fault.what == what]
+        if own := [name for name in names if what == "missing" or not name.endswith(".md")]:
+            raise Failure(f"{what} since the export: {listed(own)}", FETCH)
+    return f"all {len(sizes)} as exported{', except its card' if changed else ''}"
 
 
 # --- a reward model ---
@@ -354,7 +347,7 @@ def _reward_template(folder: Folder) -> str:
         written = render(template or "", one.messages, False, bos_token=bos or "")
         if written != one.text:
             text = f"{TEMPLATE} writes {_short(written)}, where the model was scored on {_short(one.text)}"
-            raise Fault(text, "dpa export RUN --reward writes it again")
+            raise Failure(text, "dpa export RUN --reward writes it again")
     return f"its chat template writes the input of {len(measured.scores)} golden scores"
 
 
@@ -364,18 +357,18 @@ def _scores(folder: Folder) -> str:
     if measured is None:
         return ""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        raise Fault("golden scores not measured again: it needs torch and transformers", level="note")
+        raise Failure("golden scores not measured again: it needs torch and transformers", level="note")
     import torch
 
     weights = check_weights(folder.path)
     if weights.bytes > LARGE and not torch.cuda.is_available():
-        raise Fault(f"golden scores not measured again: {size(weights.bytes)} without a GPU", level="note")
+        raise Failure(f"golden scores not measured again: {size(weights.bytes)} without a GPU", level="note")
     from dpalign.rewards.score import ModelScorer
 
     heads = list(measured.scores[0].scores)
     scorer = ModelScorer(str(folder.path), heads, template="chat", batch_tokens=4096, dtype=measured.dtype)
     if difference := departure(measured, scorer, measured.dtype):
-        raise Fault(difference, FETCH)
+        raise Failure(difference, FETCH)
     return f"{len(measured.scores)} golden scores measured again"
 
 
@@ -383,17 +376,17 @@ def _labels(folder: Folder) -> str:
     """Require a named label for each row of the head, and the problem type regression."""
     names = label_names(folder.config)
     headers = [read_header(folder.path / file) for file in weights_files(folder.path)]
-    rows = next((header[SCORE][1][0] for header in headers if SCORE in header), None)
+    rows = next((header[HEAD][1][0] for header in headers if HEAD in header), None)
     cure = "train it with dpa reward, or set id2label and problem_type in config.json"
     if not names:
-        raise Fault("no id2label: what the scores mean is not on record", cure)
+        raise Failure("no id2label: what the scores mean is not on record", cure)
     if rows is not None and rows != len(names):
-        raise Fault(f"{len(names)} names for {rows} scores", cure)
+        raise Failure(f"{len(names)} names for {rows} scores", cure)
     if (kind := folder.config.get("problem_type")) != "regression":
         text = f"problem_type is {kind!r}: servers would squeeze the scores through an activation"
-        raise Fault(text, '"problem_type": "regression" in config.json')
+        raise Failure(text, '"problem_type": "regression" in config.json')
     if all(name.startswith("LABEL_") for name in names):
-        raise Fault(f"{len(names)} scores without names; objectives name them by number", level="note")
+        raise Failure(f"{len(names)} scores without names; objectives name them by number", level="note")
     return f"{len(names)}: {', '.join(names)}"
 
 
@@ -412,13 +405,13 @@ def _reward_beside(folder: Folder, name: str, read: Sequence[str]) -> Iterator[F
         yield Finding("bad", "reward", f"{FILE} names {name}/, which is not there", cure)
         return
     config = read_object(path / CONFIG)
-    faults = [finding for finding in _reward_model(Folder(path, config)) if finding.level != "ok"]
-    yield from (Finding(one.level, f"reward: {one.check}", one.text, one.cure) for one in faults)
+    unsound = [finding for finding in _reward_model(Folder(path, config)) if finding.level != "ok"]
+    yield from (Finding(one.level, f"reward: {one.check}", one.text, one.cure) for one in unsound)
     heads = label_names(config)
     lacking = [] if numbered(heads) else [head for head in read if head not in heads]
     if lacking:
         yield Finding("bad", "reward", f"has no head {listed(lacking)}, which the objectives read", cure)
-    elif all(one.level != "bad" for one in faults):
+    elif all(one.level != "bad" for one in unsound):
         golden_scores = "" if read_model_golden(path) is None else ", as its golden scores say"
         yield Finding("ok", "reward", f"a sound reward model of {max(1, len(heads))} heads in {name}/{golden_scores}")
 

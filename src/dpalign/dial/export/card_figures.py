@@ -1,11 +1,10 @@
 """The figures of a run's report that an export shows. Only this module reads `Source.summary`."""
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 from dpalign.dial.export.source import Source
-from dpalign.measure.summary import Cost, Measured, Point
-from dpalign.page.words import degrees, number, said
+from dpalign.measure.summary import Cost, Measured
+from dpalign.page.words import direction, number, said
 from dpalign.paper.direction import Preference
 from dpalign.train.contract import FrontPoint
 
@@ -50,7 +49,7 @@ def figures(source: Source) -> dict[str, Any]:
     tables = [(True, "by the reward model"), (False, "true")] if truth else [(True, "")]
     columns = [f"{name}, {whose}" if whose else name for _, whose in tables for name in names]
     points = [
-        (_direction(point, names), [said(point.by(name, judged=judged)) for judged, _ in tables for name in names])
+        (direction(point), [said(point.by(name, judged=judged)) for judged, _ in tables for name in names])
         for point in policy.points
     ]
     spent = policy.cost or Cost()
@@ -69,9 +68,3 @@ def figures(source: Source) -> dict[str, Any]:
         "truth": truth,
         "cost": {what: n for what, n in cost.items() if n},
     }
-
-
-def _direction(point: Point, names: Sequence[str]) -> str:
-    if point.angle is not None:
-        return degrees(point.angle)
-    return ", ".join(f"{name} {number((point.direction or {}).get(name), 2)}" for name in names)

@@ -71,7 +71,7 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
         name = records[0].name if records else ONLY
         source = replace(source, rewards={name: weights_folder(given.reward_model)}, golden_scores={})
     elif given.reward:
-        source = replace(source, notes=(*source.notes, *require_rewards(source, given.source)))
+        source = replace(source, notes=(*source.notes, *notes_on_rewards(source, given.source)))
     mute = [name for name, heads in source.contract.objectives.items() if not heads]
     if mute and (given.reward or given.reward_model is not None):
         raise ValueError(f"nobody said which reward heads {mute[0]!r} reads; give --objectives {mute[0]}=HEAD,...")
@@ -83,7 +83,7 @@ def execute(given: argparse.Namespace, _: Sequence[str]) -> str:
     return "\n".join(said + ([f"note: left behind: {', '.join(left_out)}"] if left_out else []))
 
 
-def require_rewards(source: Source, place: Path) -> list[str]:
+def notes_on_rewards(source: Source, place: Path) -> list[str]:
     """Return a note for each reward that no folder can hold.
 
     Raises:

@@ -12,18 +12,19 @@ from typing import Any, Final
 
 from dpalign import __version__
 from dpalign.chat import chat_template
-from dpalign.dial import golden
+from dpalign.dial import TEMPERATURE, golden
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import PICTURE, front_of, picture_of
 from dpalign.dial.export.source import Card, Source, hub_name
 from dpalign.dial.export.verbosity import lengths_of
-from dpalign.engines.templates import find_own_chat, render
+from dpalign.engines.sandbox import render
+from dpalign.engines.templates import find_own_chat
 from dpalign.paper.prompts import RewardInput
 from dpalign.rewards.golden import ONLY, GoldenModel, write_model_golden
 from dpalign.rewards.inputs import reward_chat_template
 from dpalign.runs.errors import naming
-from dpalign.runs.folder import hold
 from dpalign.runs.ledger import FileHashes, into_place, scratch_of, sha256_of, sync, write_json, write_text
+from dpalign.runs.lock import hold
 from dpalign.runs.modelfolder import (
     CONFIG,
     GENERATION,
@@ -33,10 +34,10 @@ from dpalign.runs.modelfolder import (
     TOKENIZER_SETTINGS,
     SpecialTokens,
     check_weights,
-    pickles_in,
     read_marks,
     read_object,
     require_kind,
+    require_unpickled,
     special_tokens,
     template_of,
     vocabulary,
@@ -53,8 +54,6 @@ COPIED: Final = (
     *("added_tokens.json", "vocab.json", "merges.txt", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"),
 )
 """Files that serving needs beside the weights. training_args.bin is a pickle and stays behind."""
-TEMPERATURE: Final = 0.7
-"""Without a recipe: as in the paper's evaluation and the released policy."""
 LONGEST: Final = 2048
 """Tokens per answer without a recipe, as in the released policy."""
 
@@ -137,12 +136,7 @@ def require_free(out: Path) -> None:
 
 def require_safe(model: Path) -> None:
     """Raise ValueError unless a folder holds whole safetensors of a causal model, with a tokenizer."""
-    pickles = pickles_in(model)
-    if pickles and not any(model.glob("*.safetensors")):
-        raise ValueError(
-            f"{model / pickles[0]}: pickled weights, which run code when they are loaded; save the model as "
-            "safetensors (save_pretrained does) and export that"
-        )
+    require_unpickled(model)
     check_weights(model)
     architectures = read_object(model / CONFIG).get("architectures") or []
     if not any(str(name).endswith("ForCausalLM") for name in architectures):

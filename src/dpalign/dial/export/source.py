@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dpalign.dial.dial import Dial
 from dpalign.dial.golden import chats, shown_directions
-from dpalign.engines.templates import render
+from dpalign.engines.sandbox import render
 from dpalign.paper.direction import Arc, Preference
 from dpalign.paper.objectives import PAPER_OBJECTIVES
 from dpalign.recipe import Recipe, load
@@ -118,9 +118,9 @@ def find_source(
             f"{contract_folder / FILE}: no such file: say what the policy was trained to read, with "
             f"--template, --objectives and --range, or --form {' or '.join(FORMS)}"
         )
-    source = Source(model, contract, form, stages=(stage,) if (stage / LEDGER).is_file() else ())
-    run = stage.resolve().parent
-    at_home = re.fullmatch(r"policy-\d+", stage.name) and (run / "recipe.toml").is_file() and (stage / LEDGER).is_file()
+    finished, run = (stage / LEDGER).is_file(), stage.resolve().parent
+    source = Source(model, contract, form, stages=(stage,) if finished else ())
+    at_home = finished and re.fullmatch(r"policy-\d+", stage.name) and (run / "recipe.toml").is_file()
     return _with_run(source, stage, run) if at_home else source
 
 

@@ -83,7 +83,7 @@ def create_app(
         openapi_url="/v1/openapi.json",
     )
     metrics = Metrics(service.now)
-    service.count = metrics.count
+    service.on_work = metrics.count
     app.add_middleware(Guard, service=service, metrics=metrics, key=key, hosts=hosts)
     if origins:
         # outside the guard: a browser's preflight request has no key, and a page must be able to read refusals

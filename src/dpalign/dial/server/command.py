@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from pydantic import ValidationError
 
-from dpalign.dial.server.engine import Limits, engine_of
+from dpalign.dial import TEMPERATURE
+from dpalign.dial.server.engine import Limits, engine_of, require_ranges
 from dpalign.engines.knobs import Engines
 from dpalign.paper.prompts import RewardInput
-from dpalign.runs.environment import settle_threads, take_secret
+from dpalign.runs.environment import API_KEY, settle_threads, take_secret
 
 if TYPE_CHECKING:
     from dpalign.dial.server.service import Service
 
 log = logging.getLogger("dpalign.dial")
-
-KEY: Final = "DPA_API_KEY"
-"""The environment variable with the API key."""
 
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """Names by which a browser on this machine calls a server that has no key."""
@@ -56,7 +54,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--reward-template", choices=get_args(RewardInput), help=text)
     add("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s, this machine alone)")
     add("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
-    text = f"a file with the key that clients must give (default: the environment variable {KEY}; without either, none)"
+    text = "a file with the key that clients must give "
+    text += f"(default: the environment variable {API_KEY}; without either, none)"
     add("--api-key-file", type=Path, metavar="FILE", help=text)
     text = "a site whose pages may call this server from a browser, such as https://example.org; may be repeated"
     add("--allow-origin", action="append", default=[], metavar="URL", help=text)
@@ -75,21 +74,19 @@ def declare(parser: argparse.ArgumentParser) -> None:
     text = "refuse a message that holds a special token or a turn's tag (default: it is read as plain text)"
     add("--refuse-marks", action="store_true", help=text)
     text = "temperature of a request that states none (default: %(default)s, as in section 3.2)"
-    add("--temperature", type=float, default=0.7, metavar="T", help=text)
+    add("--temperature", type=float, default=TEMPERATURE, metavar="T", help=text)
     for name, (metavar, text) in LIMITS.items():
         default = getattr(Limits, name)
         add(f"--{name.replace('_', '-')}", type=type(default), default=default, metavar=metavar, help=text)
     add("--access-log", action="store_true", help="log a line per request; never a key, a prompt or an answer")
 
 
-def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+def execute(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """Serve until the process is told to stop.
 
     Raises:
         ValueError: an option or a folder is wrong, or a library is missing; says what to do.
     """
-    if overrides:
-        raise ValueError(f"serve takes no knobs of a recipe: {' '.join(overrides)}")
     limits = limits_of(arguments)
     engine = engine_of(arguments.engine)
     vllm_of(arguments)
@@ -176,12 +173,7 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
         raise ValueError(f"--rows {arguments.rows}: fewer than the {limits.max_n} answers of --max-n")
     if not math.isfinite(limits.grace):
         raise ValueError(f"--grace {limits.grace}: a number of seconds")
-    if arguments.threads < 0:
-        raise ValueError(f"--threads {arguments.threads}: at least 0")
-    for name, most in (("temperature", 2), ("port", 65535)):
-        value = getattr(arguments, name)
-        if not 0 <= value <= most:
-            raise ValueError(f"--{name} {value}: 0 to {most}")
+    require_ranges(vars(arguments))
     return limits
 
 
@@ -200,7 +192,7 @@ def vllm_of(arguments: argparse.Namespace) -> tuple[Engines, int | None]:
     if longest is not None and longest < 2:
         raise ValueError(f"--max-model-len {longest}: at least 2 tokens, one of a prompt and one of its answer")
     try:
-        return Engines(sampling="vllm", **options) if options else Engines(), longest
+        return Engines(sampling="vllm", **options), longest
     except ValidationError as error:
         fault = error.errors()[0]
         raise ValueError(f"{flags[str(fault['loc'][0])]}: {fault['msg']}") from None
@@ -213,14 +205,14 @@ def api_key(file: Path | None) -> str | None:
         ValueError: the file cannot be read, or the key is not one word of ASCII.
     """
     try:
-        text = file.read_text(encoding="utf-8") if file is not None else take_secret(KEY)
+        text = file.read_text(encoding="utf-8") if file is not None else take_secret(API_KEY)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--api-key-file {file}: cannot be read ({error})") from None
     if text is None:
         return None
     key = text.strip()
     if not re.fullmatch(r"[!-~]+", key):
-        where = str(file) if file is not None else KEY
+        where = str(file) if file is not None else API_KEY
         raise ValueError(f"{where}: the key must be one word of ASCII letters, digits and signs")
     return key
 

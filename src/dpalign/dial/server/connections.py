@@ -52,7 +52,7 @@ class Connection(H11Protocol):
         """When it opened, got its last answer, or began its current request; the latest of these."""
 
     @property
-    def asks(self) -> bool:
+    def busy(self) -> bool:
         """Whether one of its requests is being answered."""
         return self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing()
 
@@ -73,13 +73,13 @@ class Connection(H11Protocol):
     def end_if_late(self) -> None:
         """Close the connection if its request's head is late, or if its client does not read the end of an answer."""
         late = self.loop.time() - self.since > self.seconds
-        if late and not self.asks and (self.timeout_keep_alive_task is None or self.transport.is_closing()):
+        if late and not self.busy and (self.timeout_keep_alive_task is None or self.transport.is_closing()):
             self._end()
 
     def _make_room(self) -> None:
         """Close some idle connections: first those without any request so far, the oldest first. If none, this one."""
         others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
-        idle = sorted((other for other in others if not other.asks), key=lambda other: (bool(other.cycle), other.since))
+        idle = sorted((other for other in others if not other.busy), key=lambda other: (bool(other.cycle), other.since))
         ended = idle[: 1 + self.most // 16] or [self]  # several: a search for each new one would be slow
         log.warning("all %d connections are in use; closed %d that asked nothing", self.most, len(ended))
         for other in ended:

@@ -6,16 +6,18 @@ Shapes: N answers, K objectives.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpalign.dial import TEMPERATURE
 from dpalign.paper.objectives import Objective, head_indices, read_objectives
-from dpalign.paper.prompts import require_dialogue
+from dpalign.paper.prompts import dialogue
 from dpalign.rows import Message
 
 if TYPE_CHECKING:
@@ -28,6 +30,29 @@ Array = NDArray[np.float64]
 
 Finish = Literal["stop", "length"]
 """Why an answer ended, in OpenAI's words. "stop": end of text or a stop string. "length": max_tokens."""
+
+
+RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    **dict.fromkeys(("max_tokens", "max_n", "max_body", "max_concurrent"), (1, math.inf)),
+    **dict.fromkeys(("max_prompt", "max_queue", "grace", "threads"), (0, math.inf)),
+    "temperature": (0, 2),
+    "seed": (-(2**63), 2**63 - 1),
+    "port": (0, 65535),
+}
+"""The least and the most of the numeric options of `dpa serve` and `dpa chat`."""
+
+
+def require_ranges(options: Mapping[str, Any]) -> None:
+    """Check the options that have a range; None is not checked.
+
+    Raises:
+        ValueError: names the first option that is out of its range.
+    """
+    for name, (least, most) in RANGES.items():
+        value = options.get(name)
+        if value is not None and not least <= value <= most:
+            allowed = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise ValueError(f"--{name.replace('_', '-')} {value}: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -66,12 +91,7 @@ class Limits:
         return 2 * self.max_bodies + 64
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_n", "max_body", "max_concurrent"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
-        for name in ("max_prompt", "max_queue", "grace"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0")
+        require_ranges(vars(self))
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,7 @@ class Sampling:
 
     max_tokens: int
     n: int = 1
-    temperature: float = 0.7
+    temperature: float = TEMPERATURE
     """0 takes the likeliest token each time. 0.7 is section 3.2's."""
     top_p: float = 1.0
     """Below 1: draw from the fewest likeliest tokens whose probabilities reach this sum."""
@@ -136,7 +156,7 @@ class Generator(Protocol):
 
     @property
     def load(self) -> Mapping[str, float]:
-        """Current work: `rows` decoding, `waiting` prompts, `steps` taken so far."""
+        """Current work by name: `rows`, the answers in work, and what else the engine counts."""
         ...
 
     @property
@@ -190,10 +210,6 @@ def engine_of(name: str) -> str:
     return name if name != "auto" else "vllm" if find_spec("vllm") else "transformers"
 
 
-class ChatTooLong(ValueError):
-    """The reward model's context does not hold the chat and its answer."""
-
-
 class Rewards:
     """Scores answers on the objectives of a policy's contract, one batch at a time, in its own thread.
 
@@ -215,19 +231,14 @@ class Rewards:
         """Score answers to a chat; returns reward_NK, in points.
 
         Raises:
-            ChatTooLong: the chat with one of the answers exceeds a reward model's context.
+            TooLong: the chat with one of the answers exceeds a reward model's context.
             ValueError: the chat does not alternate between user and assistant.
         """
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._score, messages, answers)
 
     def _score(self, messages: Sequence[Message], answers: Sequence[str]) -> Array:
-        from dpalign.rewards.score import TooLong
-
-        require_dialogue(messages)
-        try:
-            reward_NH = self.scorer.score([(messages, answer) for answer in answers])
-        except TooLong as error:
-            raise ChatTooLong(str(error)) from None
+        dialogue(messages)  # raises if the turns are out of order
+        reward_NH = self.scorer.score([(messages, answer) for answer in answers])
         return read_objectives(reward_NH, self.scorer.heads, self.objectives)
 
     def named(self, reward_K: Sequence[float]) -> dict[str, float]:

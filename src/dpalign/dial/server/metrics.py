@@ -38,7 +38,7 @@ class Metrics:
         self.registry.register(_Gauges(now))
 
     def count(self, what: str, amount: float) -> None:
-        """Count work of the service; see `Service.count`."""
+        """Count work of the service; see `Service.on_work`."""
         self.first.observe(amount) if what == "first_token_seconds" else self.work[what].inc(amount)
 
     def text(self) -> bytes:

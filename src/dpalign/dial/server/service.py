@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter, time
 from typing import Any, Literal
 
+from dpalign.dial import TEMPERATURE
 from dpalign.dial.best_of import SPREAD, draw_best
 from dpalign.dial.dial import Dial
 from dpalign.dial.export.card_figures import front_of
@@ -23,7 +24,6 @@ from dpalign.dial.export.verbosity import lengths_of
 from dpalign.dial.rewards import open_scorer
 from dpalign.dial.server.engine import (
     Array,
-    ChatTooLong,
     Delta,
     Generator,
     Limits,
@@ -37,9 +37,10 @@ from dpalign.dial.taste import Choice, Estimate
 from dpalign.engines.knobs import Engines
 from dpalign.paper.direction import Preference
 from dpalign.paper.prompts import RewardInput
+from dpalign.rewards.inputs import TooLong
 from dpalign.rows import Message
 from dpalign.runs.modelfolder import require_weights
-from dpalign.train.contract import FILE, Contract, read_contract
+from dpalign.train.contract import FILE, read_contract
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,13 @@ class Service:
         limits: Limits,
         *,
         rewards: Rewards | None = None,
-        temperature: float = 0.7,
+        temperature: float = TEMPERATURE,
     ) -> None:
         self.name, self.dial, self.generator, self.limits, self.rewards = name, dial, generator, limits, rewards
         self.temperature = temperature
         self.line = Line(limits.max_concurrent, limits.max_queue)
         self.scoring = Line(4, limits.max_queue)
-        self.count: Callable[[str, float], None] = lambda what, amount: None
+        self.on_work: Callable[[str, float], None] = lambda what, amount: None
         """Called with each amount of work: prompt_tokens, generated_tokens, scored_answers, first_token_seconds."""
         self.created = int(time())
         self.closing = False
@@ -239,16 +240,16 @@ class Service:
         async with aclosing(pieces):
             async for deltas in pieces:
                 if first:
-                    self.count("first_token_seconds", perf_counter() - order.began)
+                    self.on_work("first_token_seconds", perf_counter() - order.began)
                     first = False
                 yield deltas
 
     async def _stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[list[Delta], None]:
         """Stream the engine's deltas, and count their tokens."""
-        self.count("prompt_tokens", len(prompt))
+        self.on_work("prompt_tokens", len(prompt))
         async with aclosing(self.generator.stream(prompt, sampling)) as stream:
             async for deltas in stream:
-                self.count("generated_tokens", sum(delta.tokens for delta in deltas))
+                self.on_work("generated_tokens", sum(delta.tokens for delta in deltas))
                 yield deltas
 
     async def _best(self, order: Order) -> AsyncGenerator[list[Delta], None]:
@@ -277,11 +278,11 @@ class Service:
             raise ApiError(404, "no reward model here; start the server with --reward", code="no_reward_model")
         try:
             reward_NK = await self.rewards.score(messages, answers)
-        except ChatTooLong as error:
+        except TooLong as error:
             raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
         except ValueError as error:
             raise ApiError(400, f"the reward model: {error}", param="messages", code="invalid_value") from None
-        self.count("scored_answers", len(answers))
+        self.on_work("scored_answers", len(answers))
         return reward_NK
 
 
@@ -297,7 +298,7 @@ def open_service(
     max_model_len: int | None = None,
     reward: Sequence[str] | Literal[False] = (),
     reward_template: RewardInput | None = None,
-    temperature: float = 0.7,
+    temperature: float = TEMPERATURE,
     refuse_marks: bool = False,
 ) -> Service:
     """Load the model at a path: an export, a policy's folder, a run's folder, or a model that takes no directions.
@@ -325,7 +326,8 @@ def open_service(
             source = find_source(path)
             dial = replace(dial, front=front_of(source), verbosity=lengths_of(source))
         if reward is not False:
-            rewards = open_rewards(model, contract, reward=reward, template=reward_template, dtype=dtype)
+            scorer = open_scorer(model, contract, reward, template=reward_template, dtype=dtype)
+            rewards = None if scorer is None else Rewards(scorer, contract)
     generator = open_generator(
         model, engine=engine, rows=rows, dtype=dtype, engines=engines, max_model_len=max_model_len
     )
@@ -364,23 +366,6 @@ def open_generator(
             from dpalign.dial.server.transformers_engine import BatchingGenerator
 
             return BatchingGenerator(str(model), rows=rows, dtype=dtype)
-
-
-def open_rewards(
-    model: Path,
-    contract: Contract,
-    *,
-    reward: Sequence[str] = (),
-    template: RewardInput | None = None,
-    dtype: str = "auto",
-) -> Rewards | None:
-    """Load the rewards that a user named, else those of an export; None without either. See `dial.rewards`.
-
-    Raises:
-        ValueError: a reward cannot be opened, or an objective reads a head that the rewards lack.
-    """
-    scorer = open_scorer(model, contract, reward, template=template, dtype=dtype)
-    return None if scorer is None else Rewards(scorer, contract)
 
 
 def unknown_model(name: str, known: str, param: str | None = None) -> ApiError:

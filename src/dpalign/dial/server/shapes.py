@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dpalign.dial import TEMPERATURE
 from dpalign.dial.best_of import BestOf
 from dpalign.dial.server.engine import Finish
 from dpalign.paper.direction import Arc, Population, name_hint, objective_count
@@ -321,7 +322,7 @@ class DialReply(BaseModel):
     verbosity: dict[Verbosity, Length] | None = None
     rewards: bool = True
     max_best_of: int = 0
-    temperature: float = 0.7
+    temperature: float = TEMPERATURE
     note: str | None = None
     questions: list[str] = []
 

@@ -208,7 +208,7 @@ class BatchingGenerator:
             return await loop.run_in_executor(self.thread, self._step, newcomers)
         except Exception:
             log.exception("a step failed; each of its answers is tried alone")
-        return await loop.run_in_executor(self.thread, self._step_anew, newcomers)
+        return await loop.run_in_executor(self.thread, self._retry_step, newcomers)
 
     def _admitted(self) -> list[_Ticket]:
         """Take the next tickets whose answers all have room. While others decode, wait for JOIN_EVERY or CROWD."""
@@ -253,7 +253,7 @@ class BatchingGenerator:
         return self._deltas(logits)
 
     @torch.inference_mode()
-    def _step_anew(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
+    def _retry_step(self, newcomers: Sequence[_Ticket]) -> list[tuple[_Ticket, Delta]]:
         """Take a failed step again with an emptied decoder: read every answer from its prompt on.
 
         Each answer is first read alone. If it fails, its whole request is left out.

@@ -5,6 +5,7 @@ transformers engine, and so are the checks before them. The text is made here to
 that the prompt leaves before a first word. vLLM still gets the stop strings, so that it ends its work at them.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -15,12 +16,21 @@ from uuid import uuid4
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from dpalign.dial.server.engine import Delta, Finish, GenerationError, Sampling, require_embedded, require_known
+from dpalign.dial.server.engine import (
+    Closing,
+    Delta,
+    Finish,
+    GenerationError,
+    Sampling,
+    require_embedded,
+    require_known,
+)
 from dpalign.dial.server.text import AnswerText, Detokenizer, Prompts, decoder_of
 from dpalign.engines.knobs import Engines
 from dpalign.engines.loading import require_tensors
 from dpalign.engines.tokens import end_ids, generation_config
 from dpalign.engines.vllm_engine import CPU_BLOCK, require_vllm
+from dpalign.paper.direction import rng_for
 
 ENVIRONMENT: Final = {
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -93,6 +103,9 @@ class VllmGenerator:
         except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(f"{folder}: vLLM cannot start with it: {error}") from error
         self.context = int(self.engine.model_config.max_model_len)
+        self.closed = False
+        self.waits: set[asyncio.Timeout] = set()
+        """A wait for vLLM's next output each; `close` ends them."""
 
     @property
     def load(self) -> Mapping[str, float]:
@@ -106,6 +119,12 @@ class VllmGenerator:
         """The engine's own process runs already."""
 
     async def close(self) -> None:
+        self.closed = True
+        for wait in self.waits:
+            if not wait.expired():
+                wait.reschedule(0)
+        while self.waits:  # a shutdown tells vLLM's streams nothing: they would hang
+            await asyncio.sleep(0.01)
         self.engine.shutdown()
         self.prompts.close()
 
@@ -122,7 +141,7 @@ class VllmGenerator:
             top_p=sampling.top_p,
             top_k=0,
             min_p=0.0,
-            seed=sampling.seed % 2**62,
+            seed=int(rng_for("serve", sampling.seed).integers(2**62)),  # vLLM gives answer i this seed + i
             max_tokens=sampling.max_tokens,
             stop=list(sampling.stop),
             stop_token_ids=self.ends,
@@ -134,16 +153,32 @@ class VllmGenerator:
         ]
         try:
             async with aclosing(outputs):
-                async for output in outputs:
+                while not all(answer.finished for answer in answers):
+                    output = await self._next(outputs)
                     deltas = [delta for new in output.outputs if (delta := answers[new.index].delta(new))]
                     if deltas:
                         yield [replace(delta, index=delta.index + i) for delta in deltas for i in range(copies)]
-                    if all(answer.finished for answer in answers):
-                        return
         except GenerationError:
             raise
-        except Exception as error:  # the request was checked before, so the engine has failed
+        except Exception as error:  # the request was checked before, so the engine is closed or has failed
+            if self.closed:
+                raise Closing from error
             raise GenerationError("vLLM could not go on; see the server's log") from error
+
+    async def _next(self, outputs: AsyncGenerator[Any, None]) -> Any:
+        """vLLM's next output.
+
+        Raises:
+            Closing, TimeoutError: the engine is closed, or is closed before it comes.
+        """
+        if self.closed:
+            raise Closing
+        async with asyncio.timeout(None) as wait:
+            self.waits.add(wait)
+            try:
+                return await anext(outputs)
+            finally:
+                self.waits.discard(wait)
 
 
 @dataclass

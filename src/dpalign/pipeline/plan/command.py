@@ -14,7 +14,7 @@ from dpalign.paper.direction import name_hint
 from dpalign.pipeline.plan.count import Efficiency, Plan, make
 from dpalign.pipeline.plan.hardware import GIB, GPUS, Need
 from dpalign.pipeline.plan.measured import HOUR
-from dpalign.pipeline.plan.spread import asked
+from dpalign.pipeline.plan.spread import gpus_used
 from dpalign.pipeline.shipped import add_recipe, recipe_file
 from dpalign.recipe import load
 from dpalign.runs.progress import spell_seconds
@@ -75,7 +75,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
     if not plan.gpus and plan.rates is None and plan.counts_hours:
         plan = replace(plan, gpus=[GPUS["A6000"]])
     prices = _prices(arguments.price, [gpu.name for gpu in plan.gpus])
-    return json.dumps(as_json(plan, prices), indent=1) if arguments.json else text(plan, prices)
+    return json.dumps(as_json(plan, prices), indent=1) if arguments.json else plan_text(plan, prices)
 
 
 def _prices(words: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
@@ -180,7 +180,7 @@ def idle(plan: Plan) -> dict[str, list[str]]:
     return cures
 
 
-def text(plan: Plan, prices: Mapping[str, float] | None = None) -> str:
+def plan_text(plan: Plan, prices: Mapping[str, float] | None = None) -> str:
     """The plan in a terminal."""
     parts = (
         head(plan),
@@ -277,7 +277,7 @@ def _cells(plan: Plan, title: str, names: Sequence[str]) -> list[str]:
 def totals(plan: Plan, prices: Mapping[str, float]) -> str:
     """For each kind of GPU the hours that pass, the share at work and the price; then the idle steps and the cure."""
     lines = []
-    wanted = asked(plan.recipe)
+    wanted = gpus_used(plan.recipe)
     if plan.gpus and wanted > plan.count:
         lines.append(f"the recipe asks for {wanted} GPUs and would not start on {plan.count}; counted on {plan.count}")
     for gpu in plan.gpus if plan.counts_hours else ():

@@ -8,7 +8,7 @@ from typing import Final
 from dpalign.engines.architecture import Architecture
 from dpalign.pipeline.plan.hardware import WIDTHS, Gpu, Need, architecture_of, disk, host, needs
 from dpalign.pipeline.plan.measured import HOUR, Rates, elapsed, hours_of, ledgers_of, measure
-from dpalign.pipeline.plan.spread import Spread, asked, spread
+from dpalign.pipeline.plan.spread import Spread, gpus_used, spread
 from dpalign.pipeline.steps import recipe_of
 from dpalign.pipeline.steps import steps as steps_of
 from dpalign.recipe import Recipe
@@ -89,19 +89,10 @@ class Plan:
         """GPU-hours at 100% of the peak, which no run reaches."""
         return load.flops / gpu.peak(self.recipe.model.dtype) / HOUR
 
-    def measured_hours(self, load: Load) -> float:
-        """Hours at the run's own rates; NaN if a rate is not known."""
-        assert self.rates is not None
-        return self.rates.hours(load)
-
     @property
     def measured_wall(self) -> float:
         """Hours of all steps, from the times of the run, `jobs` of them side by side; NaN if a step's are unknown."""
         return elapsed(self.steps, self.taken, self.recipe.jobs)
-
-    @property
-    def total(self) -> Load:
-        return sum(self.loads.values(), Load())
 
     @property
     def needs(self) -> list[Need]:
@@ -140,7 +131,7 @@ def make(
     for name, share in asdict(efficiency).items():
         if not 0 < share <= 1:
             raise ValueError(f"--mfu {name}={share:g}: a share of the peak lies above 0 and is at most 1")
-    count = asked(recipe) if count is None else count
+    count = gpus_used(recipe) if count is None else count
     if count < 1:
         raise ValueError(f"--gpus {count}: give at least 1")
     model, sizes, rates = architecture_of(recipe), sizes_of(recipe), None

@@ -16,8 +16,8 @@ from dpalign.paper.direction import name_hint
 from dpalign.pipeline.steps import recipe_of
 from dpalign.recipe import Recipe
 from dpalign.runs.hub import revised
-from dpalign.stages.cost import Load, Sizes, processes, reward_models
-from dpalign.stages.rl import Reinforcing
+from dpalign.stages.cost import Load, Sizes, processes, reward_models, rows_a_forward
+from dpalign.stages.rl import Reinforcing, online
 from dpalign.stages.stage import Step
 from dpalign.train.knobs import Training
 
@@ -32,9 +32,6 @@ DRAWN_LOGIT: Final = 3 * 8
 """Bytes a logit when the transformers engine draws: the logit, its probability and their running sum, in float64."""
 READ_TOKENS: Final = 16_384
 """Tokens of a forward in the first fit of the reward model's head (`rewards.model.READ_TOKENS`)."""
-LAUNCH: Final = 8e-4
-"""The least seconds of a layer's forward that PyTorch launches kernel by kernel, assumed for any GPU. (7B models are
-known to decode at about 40 forwards a second in transformers, on a GPU of any speed.)"""
 TOKEN_BYTES: Final = 2 * 4
 """Bytes on disk of a token that is trained on: its id and its label."""
 STATES: Final = {"adamw": 2, "rmsprop": 1}
@@ -68,8 +65,9 @@ class Gpu:
     """Bandwidth of its memory, 10^9 bytes a second."""
     float32: float
     """Peak of float32 products without TF32, in 10^12 a second."""
-
-    launch: float = LAUNCH
+    launch: float = 8e-4
+    """The least seconds of a layer's forward that PyTorch launches kernel by kernel, assumed for any GPU. (7B models
+    are known to decode at about 40 forwards a second in transformers, on a GPU of any speed.)"""
 
     def peak(self, dtype: str) -> float:
         """The peak of products a second in a recipe's `model.dtype`."""
@@ -186,8 +184,8 @@ def needs(recipe: Recipe, model: Architecture, sizes: Sizes, steps: Sequence[Ste
             if recipe.reward.freeze:
                 continue
         need = _trained(kind, trains(recipe), recipe, model)
-        online = {"rl": recipe.rl, "reinforce": recipe.policy.grpo}.get(kind)
-        needs.append(_reinforced(need, recipe, online, model, sizes) if online else need)
+        settings = online(recipe, kind)
+        needs.append(_reinforced(need, recipe, settings, model, sizes) if settings else need)
     return needs
 
 
@@ -229,27 +227,29 @@ def _scoring(recipe: Recipe, model: Architecture) -> Need:
 
 
 def _evaluating(recipe: Recipe, model: Architecture, sizes: Sizes, *, judge: bool) -> Need:
-    """The policy, the rewards and the judge, all loaded. A policy has half of vLLM's memory, the rewards a quarter."""
-    width, engines, scorers = WIDTHS[recipe.model.dtype], recipe.engines, reward_models(recipe) + judge
+    """The policy, the rewards and the judge, all loaded.
+
+    Under vLLM the policy has half of the granted memory, the rewards a quarter together, and the judge another.
+    """
+    width, rewards = WIDTHS[recipe.model.dtype], reward_models(recipe)
+    by_vllm, scored_by_vllm = recipe.engines.sampling == "vllm", recipe.engines.scoring == "vllm"
     weights = float(model.parameters * width)
     drawing, scoring = _sampling(recipe, model, sizes), _read(recipe, model, recipe.reward.score_tokens, width)
-    shares = ((0.5, engines.sampling), (0.25 / max(1, reward_models(recipe)), engines.scoring))
-    granted = [share * engines.gpu_memory for share, engine in shares if engine == "vllm"]
+    scorers = [0.25 / max(1, rewards)] * rewards + [0.25] * judge
+    shares = [0.5] * by_vllm + scorers * scored_by_vllm
     room = 0.0
-    if granted:  # the smallest share must hold an engine, and the rest the models of transformers
-        room = (weights + drawing.beside) / granted[-1]
-        if engines.sampling != engines.scoring:
-            others = scorers * weights + scoring if engines.sampling == "vllm" else drawing.on(1)
-            taken = granted[0] if engines.sampling == "vllm" else granted[0] * scorers
-            room = max(room, others / max(USABLE - taken, 0.01))
-    names = ["policy", f"{reward_models(recipe)} reward{'s' if reward_models(recipe) > 1 else ''}"]
-    note = " + ".join(filter(None, [*names, "judge" if judge else ""])) + ", all loaded"
-    if len(granted) == 2:
+    if shares:  # the smallest share must hold an engine, and the rest the models of transformers
+        room = (weights + drawing.beside * by_vllm) / (recipe.engines.gpu_memory * min(shares))
+        others = 0.0 if by_vllm else drawing.on(1)
+        others += 0.0 if scored_by_vllm else len(scorers) * weights + scoring
+        room = max(room, others / max(USABLE - recipe.engines.gpu_memory * sum(shares), 0.01))
+    note = f"policy + {rewards} reward{'s' if rewards > 1 else ''}{' + judge' if judge else ''}, all loaded"
+    if by_vllm and scored_by_vllm:
         note += "; vLLM: a half and quarters of a GPU"
     return Need(
         "evaluation",
-        (1 + scorers) * weights,
-        max(drawing.beside, 0.0 if engines.scoring == "vllm" else scoring),
+        (1 + len(scorers)) * weights,
+        max(drawing.beside, 0.0 if scored_by_vllm else scoring),
         divides=True,
         note=note,
         logits=drawing.logits,
@@ -257,10 +257,10 @@ def _evaluating(recipe: Recipe, model: Architecture, sizes: Sizes, *, judge: boo
     )
 
 
-def _reinforced(need: Need, recipe: Recipe, online: Reinforcing, model: Architecture, sizes: Sizes) -> Need:
+def _reinforced(need: Need, recipe: Recipe, settings: Reinforcing, model: Architecture, sizes: Sizes) -> Need:
     """A training with its reference model, the reward models, and the keys and values of its sampling beside it."""
-    width, training = WIDTHS[recipe.model.dtype], online.training
-    reference = 0.0 if training.lora_rank or not online.beta else float(WIDTHS["float32"] * model.parameters)
+    width, training = WIDTHS[recipe.model.dtype], settings.training
+    reference = 0.0 if training.lora_rank or not settings.beta else float(WIDTHS["float32"] * model.parameters)
     rows = max(1, training.batch // processes(recipe))
     beside = need.beside + reward_models(recipe) * model.parameters * width
     beside += model.cache(rows * (sizes.prompt + sizes.answer), width)
@@ -289,8 +289,7 @@ def _trained(kind: str, training: Training, recipe: Recipe, model: Architecture)
     states = 1 + STATES[training.optimizer]  # with the gradient
     trained = WIDTHS["float32"] * (1 + states)
     held = _learned(training, model) * trained + (model.parameters * width if training.lora_rank else 0)
-    alone = training.packing and recipe.kernels.attention == "sdpa"  # packed rows, without flash-attention
-    micro = 1 if alone else training.micro_batch
+    micro = rows_a_forward(recipe, training)
     rows = micro * (2 if kind in ("dpo", "prefer") else 1)
     longest = recipe.sampling.prompt_tokens + recipe.sampling.max_new_tokens
     context = longest if kind in ("rl", "reinforce") else training.context

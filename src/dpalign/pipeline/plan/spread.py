@@ -28,7 +28,7 @@ class Spread:
     """Why GPUs are idle, and what to set."""
 
 
-def asked(recipe: Recipe) -> int:
+def gpus_used(recipe: Recipe) -> int:
     """The GPUs that a recipe uses at once."""
     cluster = recipe.cluster
     actors = math.ceil(cluster.actors * cluster.gpus) if cluster.address else 1
