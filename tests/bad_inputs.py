@@ -95,6 +95,7 @@ KNOBS: Final = [
     _knob("finetune.weight_decay=-1", "finetune.weight_decay is -1", "at least 0"),
     _knob("finetune.learning_rate=1e300", "finetune.learning_rate is 1e+300", "at most 1"),
     _knob("finetune.epochs=1e300", "[finetune]", "epochs is 1e+300"),
+    _knob("policy.grpo.stretch=0.5", "policy.grpo.stretch is 0.5", "at least 1"),
     _knob("threads=-1", "threads is -1", "at least 0"),
     _knob("threads=1000000", "threads is 1000000", "at most 4,096"),
     _knob("sampling.n=1e30", "sampling.n must be an int", "1e+30"),

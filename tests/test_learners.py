@@ -161,6 +161,20 @@ def test_a_group_has_a_direction_of_its_own_in_every_round() -> None:
     assert next(groups_of(recipe, 3, [prompt]))["v"] != first["v"]
 
 
+def test_a_stretched_group_states_its_direction_and_is_ranked_beyond_it() -> None:
+    """Half as far again from the middle of -45 to 0, at -22.5: -45 is ranked at -56.25."""
+    recipe = changed(PAPER, {"model.chat": "world-v1", "preference.template": "world-v1"})
+    prompts = [{"prompt_id": f"p{i}", "messages": user_prompt("explain tea.")} for i in range(20)]
+    plain = list(groups_of(recipe, 2, prompts))
+    wide = list(groups_of(changed(recipe, {"policy.grpo.stretch": 1.5}), 2, prompts))
+    assert [group["messages"] for group in wide] == [group["messages"] for group in plain]
+    angle, ranked = (np.degrees([np.arctan2(*group["v"][::-1]) for group in groups]) for groups in (plain, wide))
+    assert ranked == pytest.approx(-22.5 + 1.5 * (angle + 22.5))
+    assert ranked.min() < -45
+    with pytest.raises(ValueError, match=r"stretch is 1.5, and a preference.distribution of sphere has no middle"):
+        changed(recipe, {"policy.grpo.stretch": 1.5, "preference.distribution": "sphere"})
+
+
 def test_doubt_is_taken_off_what_an_answer_is_worth() -> None:
     """Members that disagree by 10 points of help (a standard deviation of 10/sqrt 2 at weight 1, 0.6 of it at 0.6)."""
     recipe = changed(TWO, {"reward.ensemble": 2, "selection.caution": 2.0})

@@ -18,8 +18,10 @@ from dpalign.paper.direction import (
     Sphere,
     draw_directions,
     evaluation_grid,
+    middle_of,
     objective_count,
     rng_for,
+    stretched,
 )
 
 NAMES = ("helpfulness", "verbosity")
@@ -170,6 +172,19 @@ def test_two_objective_grids_are_even_angles() -> None:
 def test_a_cones_only_evaluation_direction_is_its_centre(center: tuple[float, ...]) -> None:
     length = math.sqrt(sum(w * w for w in center))
     assert evaluation_grid(Cone(center, 10.0), 1)[0] == pytest.approx([w / length for w in center])
+
+
+def test_directions_are_stretched_away_from_the_middle_of_a_cone_and_keep_their_plane() -> None:
+    """10 degrees from the axis become 15; what points at right angles to it keeps its way; the axis stays."""
+    middle_K = middle_of(Cone((0.0, 0.0, 2.0), 20.0))
+    assert middle_K is not None
+    tilt = math.radians(10)
+    v_NK = np.array([[math.sin(tilt), 0.0, math.cos(tilt)], [0.0, -math.sin(tilt), math.cos(tilt)], [0.0, 0.0, 1.0]])
+    wider = math.radians(15)
+    expected = [[math.sin(wider), 0.0, math.cos(wider)], [0.0, -math.sin(wider), math.cos(wider)], [0.0, 0.0, 1.0]]
+    assert stretched(v_NK, middle_K, 1.5) == pytest.approx(np.array(expected), abs=1e-9)
+    assert stretched(v_NK, middle_K, 1.0) == pytest.approx(v_NK)
+    assert middle_of(Sphere(3)) is None
 
 
 @pytest.mark.parametrize(

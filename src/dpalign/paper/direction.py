@@ -274,6 +274,27 @@ def draw_directions(population: Population, n: int, rng: np.random.Generator) ->
             return v_VK[np.concatenate(order)[:n] if order else []]
 
 
+def middle_of(population: Population) -> Array | None:
+    """The direction in the middle of an arc or a cone, (K,); None for a population without a middle."""
+    match population:
+        case Arc(low, high) | Grid(low, high):
+            middle_1K = _on_circle(np.array([(low + high) / 2]))
+        case Cone(center):
+            middle_1K = _unit_rows([center], "cone.center")
+        case _:
+            return None
+    return middle_1K.reshape(-1)
+
+
+def stretched(v_NK: Array, middle_K: Array, factor: float) -> Array:
+    """v_NK: each direction turned away from the middle, to `factor` times its angle there; a half turn at most."""
+    cos_N = np.clip(v_NK @ middle_K, -1.0, 1.0)
+    away_NK = v_NK - cos_N[:, None] * middle_K
+    away_NK /= np.maximum(np.linalg.norm(away_NK, axis=1, keepdims=True), 1e-12)  # the middle itself stays
+    angle_N = np.minimum(factor * np.arccos(cos_N), np.pi)
+    return np.cos(angle_N)[:, None] * middle_K + np.sin(angle_N)[:, None] * away_NK
+
+
 def ends_in_words(population: Population, objectives: Sequence[str]) -> tuple[str, ...]:
     """What a population asks for, such as `at -45 degrees: more coverage, less brevity`.
 

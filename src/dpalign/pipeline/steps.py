@@ -238,7 +238,7 @@ RIVALS: Final[Mapping[str, Any]] = {
     "soups": soup,
     "best-of-n": best_of_n,
     "mo-odpo": OtherLoop("MO-ODPO", "dpo", {"policy.dpo.turned": False, "selection.reach": 0.0}),
-    "moc": OtherLoop("MOC", "grpo"),
+    "moc": OtherLoop("MOC", "grpo", {"policy.grpo.stretch": 1.0}),
 }
 """What `compare.systems` may name, in the order of the page. A new system is a line here and a file in stages/."""
 

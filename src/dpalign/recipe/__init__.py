@@ -367,6 +367,16 @@ class Recipe(Table):
         return self
 
     @model_validator(mode="after")
+    def _a_stretch_has_a_middle(self) -> Self:
+        stretch = self.policy.grpo.stretch
+        if stretch != 1 and self.preference.distribution in ("sphere", "simplex"):
+            raise ValueError(
+                f"policy.grpo.stretch is {stretch:g}, and a preference.distribution of {self.preference.distribution} "
+                "has no middle to turn away from; leave it at 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _processes_have_room(self) -> Self:
         spread = self.engines.tensor_parallel
         if self.cluster.address and spread > 1 and self.cluster.gpus < spread:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from dpalign.chat import with_system_line
-from dpalign.paper.direction import draw_directions, rng_for
+from dpalign.paper.direction import draw_directions, middle_of, rng_for, stretched
 from dpalign.paper.ensemble import member_objectives, value_spread
 from dpalign.paper.objectives import read_objectives
 from dpalign.rows import HALVES
@@ -44,6 +44,10 @@ class PolicyGRPO(Reinforcing):
     reference: Literal["start", "sft"] = "start"
     """The reference of the KL divergence: the policy that the iteration starts from, or SFT, which then reads the
     direction's line too. A LoRA can only have its start."""
+    stretch: float = Field(1.0, ge=1, le=3)
+    """Rank a group's answers by its direction turned away from the middle of P_v, to this multiple of its angle there;
+    the line states the direction itself. v . r is nearly flat around its best answer, so a policy stops short of the
+    dial's ends. 1 is Eq. 2. For arcs, grids and cones; listed directions are ranked as they are."""
 
     @model_validator(mode="after")
     def _a_lora_diverges_from_its_start(self) -> Self:
@@ -129,14 +133,17 @@ def earlier(recipe: "Recipe", t: int) -> int:
 def groups_of(recipe: "Recipe", t: int, prompts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each group's prompt and direction; a prompt gets another direction in every round.
 
-    `messages` is the chat for the policy, `asked` the chat for the rewards, `v` the direction.
+    `messages` is the chat for the policy, `asked` the chat for the rewards, `v` the direction that ranks its answers.
     """
     population = recipe.preference.trained(len(recipe.objectives))
+    middle_K, stretch = middle_of(population), recipe.policy.grpo.stretch
     rounds: Counter[str] = Counter()
     for prompt in prompts:
         name, asked = prompt["prompt_id"], prompt["messages"]
         rng = rng_for(recipe.seed, "groups", t, name, rounds[name])
         rounds[name] += 1
-        v_K = draw_directions(population, 1, rng)[0]
-        messages = with_system_line(asked, line(recipe, v_K), recipe.model.chat)
-        yield {"messages": messages, "asked": asked, "v": v_K.tolist()}
+        v_NK = draw_directions(population, 1, rng)
+        messages = with_system_line(asked, line(recipe, v_NK[0]), recipe.model.chat)
+        if middle_K is not None and stretch != 1:
+            v_NK = stretched(v_NK, middle_K, stretch)
+        yield {"messages": messages, "asked": asked, "v": v_NK[0].tolist()}
