@@ -233,14 +233,13 @@ def test_a_model_without_a_pad_token_gets_one_that_ends_no_text(tmp_path: Path) 
     source, out = tmp_path / "source", tmp_path / "out"
     original = write_original(source, "mistral", 10, gated=False, pad_token_id=None)
     settings = json.loads((source / "tokenizer_config.json").read_text())
-    unknown = next(iter(AutoTokenizer.from_pretrained(source).get_vocab()))
     (source / "tokenizer_config.json").write_text(
-        json.dumps(settings | {"pad_token": settings["eos_token"], "unk_token": unknown})
+        json.dumps(settings | {"pad_token": settings["eos_token"], "unk_token": "<unk>"})
     )
     convert(source, out)
     tokens = AutoTokenizer.from_pretrained(out)
     config = json.loads((out / "config.json").read_text())
-    assert tokens.pad_token == unknown
+    assert tokens.pad_token == "<unk>"
     assert tokens.pad_token_id == config["pad_token_id"] != tokens.eos_token_id
     model = AutoModelForSequenceClassification.from_pretrained(out).eval()
     texts = ["fox is red. tea is hot.", "owl is wise. iron is hard and tea helps people wake."]
