@@ -52,6 +52,21 @@ def outcomes(run: Summary) -> dict[str, str]:
     return {one.system: one.outcome for one in verdicts(run)}
 
 
+def test_a_front_that_goes_beyond_the_best_answers_is_not_said_to_be_a_part_of_them() -> None:
+    """A share above 1: the true front ends with the best answers at the ends of the dial."""
+
+    def sentence(share: float) -> str:
+        run = summary("SFT")
+        last = run.systems["t=1"]
+        figures = last.figures.model_copy(update={"true_front_share": Estimate(share)})
+        systems = {**run.systems, "t=1": last.model_copy(update={"figures": figures})}
+        lines = headline(run.model_copy(update={"systems": systems}))
+        return next(line for line in map(str, lines) if f"{100 * share:.1f}%" in line)
+
+    assert sentence(0.96).replace("96.0", "") == sentence(1.0).replace("100.0", "")
+    assert sentence(1.04).replace("104.0", "") != sentence(1.0).replace("100.0", "")
+
+
 def test_a_policy_that_dominates_one_baseline_is_not_said_to_beat_the_other() -> None:
     run = summary("SFT")
     assert outcomes(run) == {"SFT": "ahead", "DPO": "open"}

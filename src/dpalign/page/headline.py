@@ -97,7 +97,10 @@ def _how_good(summary: Summary, last: Measured) -> str:
     """How near the policy is to the best possible, if that is known; else its average reward."""
     share = last.figures.true_front_share
     if share is not None:
-        return f"It reaches {number(100 * share.value)}% of the best trade-offs that are possible on these prompts."
+        percent = f"{number(100 * share.value)}%"
+        if share.value <= 1:
+            return f"It reaches {percent} of the best trade-offs that are possible on these prompts."
+        return f"Its front has {percent} of the best answers' hypervolume: it goes beyond their end of the dial."
     reached = number(last.figures.objective.value)
     return f"It earns {reached} points for what each user wants, on average over {len(summary.directions)} directions."
 
@@ -110,7 +113,7 @@ def tiles(summary: Summary) -> tuple[Tile, ...]:
     figures, second = last.figures, summary.objectives[-1]
     shown = (
         _tile("average reward for what each user wants (E_v J; also MIP, mean inner product)", figures.objective),
-        _tile("of the best possible trade-offs (share of hypervolume)", figures.true_front_share, "%", 100),
+        _tile("of the hypervolume of the best answers at these directions", figures.true_front_share, "%", 100),
         _tile(f"points that the dial moves {second}, end to end (span)", figures.span),
         _tile("how well one prompt's answers follow the dial; 1 is always (Kendall's tau, as in MOC)",
               figures.kendall_tau, digits=2),

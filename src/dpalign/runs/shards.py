@@ -270,7 +270,7 @@ class ShardActor:
         (index,) = block["shard"].to_pylist()
         row: dict[str, Any] = {"shard": index, "files": [], "contents": [], "tally": "", "error": self.broken}
         if not self.broken:
-            # There for one task: nobody may be asked to remove it at the actor's end.
+            # One folder per task: Ray does not tell an actor when it ends, so nothing could remove a longer-lived one.
             self.scratch.mkdir(mode=0o700)
             try:
                 row |= self._attempt(index)
